@@ -1,0 +1,1 @@
+"""ACT: distribution records, networks by space, observation normaliser."""

@@ -1,0 +1,97 @@
+"""Running statistics that normalise observations, as immutable records.
+
+The statistics are frozen through rollout and update, so that KL(old||new) is 0 before the first step;
+:meth:`Normalizer.absorb` returns the *next* normaliser, and the caller can measure what the change did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and (population) variance of everything absorbed so far, in float64."""
+
+    mean: Tensor
+    variance: Tensor
+    count: int = 0
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...]) -> Moments:
+        """Nothing absorbed yet: mean 0, variance 1."""
+        return cls(torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64))
+
+    def absorb(self, x: Tensor) -> Moments:
+        """Merge the rows of ``x [n, *shape]`` exactly (Chan, Golub and LeVeque 1979, eq. 2.1)."""
+        n, x = len(x), x.to(torch.float64)
+        if n == 0:
+            return self
+        mean, variance = x.mean(0), x.var(0, correction=0)
+        total = self.count + n
+        delta = mean - self.mean
+        scatter = self.variance * self.count + variance * n + delta.square() * (self.count * n / total)
+        return Moments(self.mean + delta * (n / total), scatter / total, total)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalizer:
+    """x -> clip((x - mean) / std, -clip, clip) in float32; the identity until it has absorbed something."""
+
+    moments: Moments
+    clip: float = 10.0
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, ...]) -> Normalizer:
+        """An identity for observations of this shape."""
+        return cls(Moments.of_shape(shape))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise ``x [*B, *shape]``."""
+        if self.moments.count == 0:
+            return x.to(torch.float32)
+        scale = (self.moments.variance + 1e-8).rsqrt()
+        return ((x - self.moments.mean) * scale).clamp(-self.clip, self.clip).to(torch.float32)
+
+    def absorb(self, x: Tensor) -> Normalizer:
+        """The normaliser after seeing the rows of ``x [n, *shape]`` too."""
+        return replace(self, moments=self.moments.absorb(x))
+
+
+@dataclass(frozen=True, eq=False)
+class ReturnScaler:
+    """Divides rewards by the running standard deviation of the discounted return.
+
+    Engstrom et al. 2020, "Implementation Matters in Deep RL", appendix A.2 (reward scaling): the return
+    R_t = gamma R_{t-1} + r_t runs forward in time and restarts with the episode; rewards are not centred.
+    """
+
+    moments: Moments
+    running: Tensor
+    clip: float = 10.0
+
+    @classmethod
+    def for_environments(cls, n: int) -> ReturnScaler:
+        """No rewards seen yet, in ``n`` environments."""
+        return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64))
+
+    def absorb(self, rewards: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> ReturnScaler:
+        """Follow the discounted returns through ``[T, N]`` rewards; rows that are not ``valid`` do not count."""
+        n = rewards.shape[1]
+        running = self.running.clone() if len(self.running) == n else torch.zeros(n, dtype=torch.float64)
+        seen = torch.empty(rewards.shape, dtype=torch.float64)
+        for t, reward in enumerate(rewards.to(torch.float64)):
+            running = torch.where(valid[t], gamma * running + reward, running)
+            seen[t] = running
+            running = running.masked_fill(ended[t], 0.0)
+        return replace(self, moments=self.moments.absorb(seen[valid]), running=running)
+
+    def __call__(self, rewards: Tensor) -> Tensor:
+        """Scaled rewards, float32; unchanged before anything was absorbed."""
+        if self.moments.count == 0:
+            return rewards.to(torch.float32)
+        scaled = rewards * (self.moments.variance + 1e-8).rsqrt()
+        return scaled.clamp(-self.clip, self.clip).to(torch.float32)
