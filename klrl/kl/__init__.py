@@ -1,0 +1,26 @@
+"""MEASURE: exact KL divergence, sample estimators, the drift report."""
+
+from klrl.kl.drift import drift_report
+from klrl.kl.estimators import KLEstimate, estimate_kl
+from klrl.kl.exact import (
+    cross_entropy,
+    entropy,
+    kl_covariance_part,
+    kl_divergence,
+    kl_mean_part,
+    kl_per_dimension,
+    reverse_kl,
+)
+
+__all__ = [
+    "KLEstimate",
+    "cross_entropy",
+    "drift_report",
+    "entropy",
+    "estimate_kl",
+    "kl_covariance_part",
+    "kl_divergence",
+    "kl_mean_part",
+    "kl_per_dimension",
+    "reverse_kl",
+]
