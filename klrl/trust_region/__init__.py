@@ -1,0 +1,30 @@
+"""LIMIT: trust regions, coefficient schedules, natural gradient, line search."""
+
+from klrl.trust_region.change import Change
+from klrl.trust_region.coefficients import Adaptive, Coefficient, Fixed
+from klrl.trust_region.line_search import LineSearch, line_search
+from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
+from klrl.trust_region.natural_gradient import ConjugateGradient, FisherVectorProduct, conjugate_gradient
+from klrl.trust_region.regions import All, Clip, KLConstraint, KLPenalty, TrustRegion
+
+__all__ = [
+    "PARAMETERS",
+    "REGIONS",
+    "Adaptive",
+    "All",
+    "Change",
+    "Clip",
+    "Coefficient",
+    "ConjugateGradient",
+    "FisherVectorProduct",
+    "Fixed",
+    "KLConstraint",
+    "KLPenalty",
+    "LineSearch",
+    "TrustRegion",
+    "conjugate_gradient",
+    "line_search",
+    "region_from_json",
+    "region_from_name",
+    "region_to_json",
+]

@@ -1,0 +1,56 @@
+"""Backtracking line search: the step is shortened until nobody objects, or it is taken back to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from klrl.trust_region.natural_gradient import assign, flatten
+
+
+@dataclass(frozen=True)
+class LineSearch:
+    """Which multiple of the step was taken and why: scale 0 means rejected, parameters as they were."""
+
+    scale: float
+    tries: int
+    reason: str
+    """``"accepted"``, or the objection to the last try."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the parameters moved."""
+        return self.scale > 0.0
+
+
+def line_search(
+    parameters: Sequence[nn.Parameter],
+    step: Tensor,
+    objection: Callable[[], str | None],
+    *,
+    start: Tensor | None = None,
+    shrinking_factor: float = 0.8,
+    max_iter: int = 10,
+) -> LineSearch:
+    """Set the parameters to start + s * step with s = 1, c, c^2, ... until there is no objection.
+
+    Args:
+        parameters: what is moved, in place.
+        step: the full step ``[P]``.
+        objection: looks at the current parameters; ``None`` accepts them, a text says what is wrong.
+        start: where to start from ``[P]``; by default the current parameters.
+        shrinking_factor: c in (0, 1).
+        max_iter: most tries; after them the parameters are ``start`` again, bit for bit.
+    """
+    start = flatten(parameters).detach() if start is None else start
+    reason: str | None = "no tries"
+    for tries in range(max_iter):
+        scale = shrinking_factor**tries
+        assign(parameters, start + scale * step)
+        reason = objection()
+        if reason is None:
+            return LineSearch(scale, tries + 1, "accepted")
+    assign(parameters, start)
+    return LineSearch(0.0, max_iter, str(reason))

@@ -1,0 +1,96 @@
+"""Trust regions by name (command line, config) and as JSON (saved state)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from klrl.trust_region.coefficients import Adaptive, Fixed
+from klrl.trust_region.regions import All, Clip, KLConstraint, KLPenalty, TrustRegion
+
+
+def _early_stop(target_kl: float = 0.01) -> TrustRegion:
+    return KLConstraint(target_kl, on_exit="stop")
+
+
+def _constraint(target_kl: float = 0.01) -> TrustRegion:
+    return KLConstraint(target_kl)
+
+
+def _fixed_penalty(kl_coef: float = 1.0) -> TrustRegion:
+    return KLPenalty(Fixed(kl_coef))
+
+
+def _adaptive_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
+    return KLPenalty(Adaptive(target_kl=target_kl, beta=kl_coef))
+
+
+REGIONS: dict[str, Callable[..., TrustRegion]] = {
+    "none": TrustRegion,
+    "clip": Clip,
+    "early-stop": _early_stop,
+    "constraint": _constraint,
+    "fixed-penalty": _fixed_penalty,
+    "adaptive-penalty": _adaptive_penalty,
+}
+"""What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
+
+PARAMETERS = ("clip_range", "target_kl", "kl_coef")
+"""Every setting that some region reads."""
+
+
+def parameters_of(name: str) -> frozenset[str]:
+    """The settings that the region ``A`` or ``A+B`` reads.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in REGIONS:
+            raise ValueError(f"trust_region = {name!r}; allowed: {', '.join(REGIONS)}, or several joined by '+'")
+    return frozenset().union(*(inspect.signature(REGIONS[part]).parameters for part in parts))
+
+
+def region_from_name(name: str, **settings: float) -> TrustRegion:
+    """Build ``A`` or ``A+B``; each region takes the settings it reads and defaults for the rest.
+
+    Raises:
+        ValueError: an unknown name, or a setting that none of the regions reads.
+    """
+    known = parameters_of(name)
+    for setting, value in settings.items():
+        if setting not in known:
+            raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it, not {name!r}")
+    parts = [
+        REGIONS[part](**{k: v for k, v in settings.items() if k in parameters_of(part)}) for part in name.split("+")
+    ]
+    return parts[0] if len(parts) == 1 else All(*parts)
+
+
+_CLASSES = {cls.__name__: cls for cls in (TrustRegion, Clip, KLConstraint, KLPenalty, All, Fixed, Adaptive)}
+
+
+def region_to_json(region: Any) -> Any:
+    """A region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``."""
+    if isinstance(region, tuple):
+        return [region_to_json(r) for r in region]
+    if type(region).__name__ not in _CLASSES:
+        return region
+    return {"class": type(region).__name__} | {f.name: region_to_json(getattr(region, f.name)) for f in fields(region)}
+
+
+def region_from_json(data: Any) -> Any:
+    """The inverse of :func:`region_to_json`.
+
+    Raises:
+        ValueError: a class that is not one of klrl's.
+    """
+    if not isinstance(data, dict):
+        return data
+    if (name := data.get("class")) not in _CLASSES:
+        raise ValueError(f"saved trust region {name!r} is not known; allowed: {', '.join(_CLASSES)}")
+    values = {k: region_from_json(v) for k, v in data.items() if k != "class"}
+    return All(*map(region_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)

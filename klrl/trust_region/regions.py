@@ -1,0 +1,208 @@
+"""Trust regions: what limits one policy update. Immutable; ``adapt`` returns the region of the next update.
+
+A new region overrides the hooks it needs and nothing else; :data:`klrl.trust_region.names.REGIONS` gives it
+a name on the command line. Every KL here is the mean over states of KL(old||new), exact, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.kl.drift import average
+from klrl.trust_region.change import Change
+from klrl.trust_region.coefficients import Coefficient, Fixed
+from klrl.validation import Positive, validate
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Limits nothing: every hook is neutral. Also the base class of all regions."""
+
+    @property
+    def on_exit(self) -> Literal["stop", "backtrack"] | None:
+        """What to do when ``excess`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
+        return None
+
+    @property
+    def target_kl(self) -> float | None:
+        """The bound or aim for the mean KL(old||new), nats, where there is one."""
+        return None
+
+    @property
+    def clip_range(self) -> float | None:
+        """Half-width of the ratio's clipping interval, where there is one."""
+        return None
+
+    @property
+    def beta(self) -> float | None:
+        """Coefficient of the penalty, where there is one."""
+        return None
+
+    def gain(self, change: Change) -> Tensor:
+        """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
+        return change.ratio * change.advantage
+
+    def penalty(self, change: Change) -> Tensor | float:
+        """What is subtracted from the gain, ``[*B]``."""
+        del change
+        return 0.0
+
+    def excess(self, change: Change) -> float:
+        """How far outside the region the change is; <= 0 inside."""
+        del change
+        return -math.inf
+
+    def step_length(self, curvature: float) -> float:
+        """The multiple of x = F^-1 g to try first, given the curvature x'Fx of the KL; infinite if unlimited."""
+        del curvature
+        return math.inf
+
+    def adapt(self, change: Change) -> Self:
+        """The region for the next update, given what the whole of this one did."""
+        del change
+        return self
+
+
+@dataclass(frozen=True)
+class Clip(TrustRegion):
+    """Removes the incentive to move the ratio out of [1 - clip_range, 1 + clip_range].
+
+    Schulman et al. 2017 (PPO), eq. 7: min(r A, clip(r, 1 - eps, 1 + eps) A). It bounds no divergence.
+    """
+
+    clip_range: Positive = 0.2
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def gain(self, change: Change) -> Tensor:
+        """The smaller of the plain and the clipped surrogate, ``[*B]``."""
+        clipped = change.ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range)
+        return torch.minimum(change.ratio * change.advantage, clipped * change.advantage)
+
+
+@dataclass(frozen=True)
+class KLConstraint(TrustRegion):
+    """Mean KL(old||new) <= target_kl: Schulman et al. 2015 (TRPO), eq. 14.
+
+    ``on_exit="backtrack"`` is a constraint: an update that left the region is pulled back inside.
+    ``on_exit="stop"`` is early stopping: the update ends, and the step that left the region is kept.
+    """
+
+    target_kl: Positive = 0.01
+    on_exit: Literal["stop", "backtrack"] = "backtrack"
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def excess(self, change: Change) -> float:
+        """Mean KL - target_kl, nats."""
+        return average(change.kl) - self.target_kl
+
+    def step_length(self, curvature: float) -> float:
+        """sqrt(2 target_kl / x'Fx): TRPO, appendix C."""
+        return math.sqrt(2.0 * self.target_kl / curvature)
+
+
+@dataclass(frozen=True)
+class KLPenalty(TrustRegion):
+    """Subtracts beta KL(old||new) from the surrogate: Schulman et al. 2017 (PPO), eq. 8."""
+
+    coefficient: Coefficient = field(default_factory=Fixed)
+
+    @property
+    def target_kl(self) -> float | None:
+        """What the coefficient aims at."""
+        return self.coefficient.target_kl
+
+    @property
+    def beta(self) -> float:
+        """The coefficient in force."""
+        return self.coefficient.beta
+
+    def penalty(self, change: Change) -> Tensor:
+        """beta KL(old||new), ``[*B]``."""
+        return self.beta * change.kl
+
+    def step_length(self, curvature: float) -> float:
+        """1 / beta: the maximum of g'x - beta/2 x'Fx along F^-1 g."""
+        del curvature
+        return 1.0 / self.beta
+
+    def adapt(self, change: Change) -> Self:
+        """The coefficient looks once at the KL of the whole update."""
+        return replace(self, coefficient=self.coefficient.update(average(change.kl)))
+
+
+@dataclass(frozen=True, init=False)
+class All(TrustRegion):
+    """Several regions at once: penalties add, the largest excess and the shortest step count.
+
+    At most one of them may redefine the gain.
+    """
+
+    regions: tuple[TrustRegion, ...]
+
+    def __init__(self, *regions: TrustRegion) -> None:
+        if len([r for r in regions if _redefines_gain(r)]) > 1:
+            raise ValueError(f"trust_region = {regions}; allowed: at most one region with a gain of its own (clip)")
+        object.__setattr__(self, "regions", regions)
+
+    @property
+    def on_exit(self) -> Literal["stop", "backtrack"] | None:
+        """To go back inside is the stricter wish and wins."""
+        wishes = {r.on_exit for r in self.regions}
+        return "backtrack" if "backtrack" in wishes else "stop" if "stop" in wishes else None
+
+    @property
+    def target_kl(self) -> float | None:
+        """The smallest."""
+        return self._smallest(lambda r: r.target_kl)
+
+    @property
+    def clip_range(self) -> float | None:
+        """That of the one that clips."""
+        return self._smallest(lambda r: r.clip_range)
+
+    @property
+    def beta(self) -> float | None:
+        """The sum."""
+        betas = [r.beta for r in self.regions if r.beta is not None]
+        return sum(betas) if betas else None
+
+    def gain(self, change: Change) -> Tensor:
+        """That of the one region that has its own."""
+        special = next((r for r in self.regions if _redefines_gain(r)), None)
+        return special.gain(change) if special else super().gain(change)
+
+    def penalty(self, change: Change) -> Tensor | float:
+        """The sum."""
+        return sum((r.penalty(change) for r in self.regions), 0.0)
+
+    def excess(self, change: Change) -> float:
+        """The largest; NaN if one is NaN."""
+        return float(np.max([r.excess(change) for r in self.regions], initial=-math.inf))
+
+    def step_length(self, curvature: float) -> float:
+        """The smallest."""
+        return min((r.step_length(curvature) for r in self.regions), default=math.inf)
+
+    def adapt(self, change: Change) -> All:
+        """Each for itself."""
+        return All(*(r.adapt(change) for r in self.regions))
+
+    def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
+        return min((x for r in self.regions if (x := read(r)) is not None), default=None)
+
+
+def _redefines_gain(region: TrustRegion) -> bool:
+    if isinstance(region, All):
+        return any(_redefines_gain(r) for r in region.regions)
+    return type(region).gain is not TrustRegion.gain
