@@ -1,0 +1,170 @@
+"""Rollouts: a collector steps vector environments and returns time-major batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from klrl.experience.environments import autoreset_mode, reset
+from klrl.policy.distributions import Distribution, stack
+
+T = TypeVar("T", Tensor, Distribution)
+Act = Callable[[Tensor], tuple[Tensor, np.ndarray, Distribution]]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode, as one row of ``episodes.csv``."""
+
+    total_timesteps: int
+    """Environment steps of the whole run when it ended."""
+    episode_return: float
+    """Sum of the environment's own rewards."""
+    length: int
+    env_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """T steps of N environments, time-major ``[T, N, ...]``; observations and rewards as the environment gave them."""
+
+    observations: Tensor
+    """What the policy was given, before normalisation, ``[T, N, *O]``."""
+    actions: Tensor
+    """The policy's actions (before clipping to a box or shifting to a start), ``[T, N, *A]``."""
+    behaviour: Distribution
+    """The distributions the actions were drawn from, ``[T, N]``."""
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    """False for the dummy steps that NEXT_STEP environments take to reset; they count nowhere."""
+    next_observations: Tensor
+    """The observations after the last step, ``[N, *O]``."""
+    final_observations: Tensor
+    """The last observations of truncated episodes, ``[M, *O]``, in the order of ``truncated.nonzero()``."""
+    episodes: tuple[Episode, ...] = ()
+    """The episodes that ended in this batch."""
+
+    @property
+    def ended(self) -> Tensor:
+        """Where an episode ended, ``[T, N]``."""
+        return self.terminated | self.truncated
+
+    @cached_property
+    def n_samples(self) -> int:
+        """Number of valid steps."""
+        return int(self.valid.sum())
+
+    def samples(self, x: T) -> T:
+        """The valid steps of something time-major, ``[T, N, ...] -> [n_samples, ...]``."""
+        if self.n_samples == self.valid.numel():
+            return x.map(_merge) if isinstance(x, Distribution) else _merge(x)
+        return x[self.valid]
+
+    def next_values(self, values: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """V of the state each step led to, ``[T, N]``, given V of the states it left.
+
+        That is the value of the next row, of ``next_observations`` after the last, and of the final
+        observation where an episode was truncated.
+        """
+        following = torch.cat([values[1:], value(self.next_observations).unsqueeze(0)])
+        if len(self.final_observations):
+            following[self.truncated] = value(self.final_observations)
+        return following
+
+
+def _merge(x: Tensor) -> Tensor:
+    return x.flatten(0, 1)
+
+
+class Collector:
+    """Steps vector environments with a policy; episodes go on from one batch to the next."""
+
+    def __init__(self, envs: VectorEnv, seeds: np.random.SeedSequence, total_timesteps: int = 0) -> None:
+        self.envs = envs
+        self.mode = autoreset_mode(envs)
+        self.total_timesteps = total_timesteps
+        self.recent: deque[Episode] = deque(maxlen=100)
+        self._observation = self._checked("observation", reset(envs, seeds))
+        self._resetting = np.zeros(envs.num_envs, dtype=bool)
+        self._returns = np.zeros(envs.num_envs)
+        self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
+
+    def collect(self, act: Act, n_steps: int) -> Batch:
+        """Take ``n_steps`` in every environment.
+
+        Args:
+            act: observations ``[N, *O]`` to (policy's actions, environment's actions, distributions).
+            n_steps: T.
+        """
+        rows: list[tuple[Tensor, Tensor, Distribution, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        finals: list[Tensor] = []
+        episodes: list[Episode] = []
+        for _ in range(n_steps):
+            observation = self._observation
+            action, executed, behaviour = act(observation)
+            valid = ~self._resetting
+            step, reward, terminated, truncated, info = self.envs.step(executed)
+            truncated = truncated & ~terminated
+            self._observation = self._checked("observation", step)
+            self._checked("reward", reward)
+            finals += [self._final(int(i), info) for i in np.flatnonzero(truncated)]
+            episodes += self._count(np.asarray(reward), terminated | truncated, valid)
+            rows.append((observation, action, behaviour, reward, terminated, truncated, valid))
+        return self._batch(rows, finals, episodes)
+
+    def _count(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> list[Episode]:
+        """Follow returns and lengths; the episodes that ended in this step."""
+        self.total_timesteps += int(valid.sum())
+        self._returns[valid] += reward[valid]
+        self._lengths += valid
+        done = [
+            Episode(self.total_timesteps, float(self._returns[i]), int(self._lengths[i]), int(i))
+            for i in np.flatnonzero(ended)
+        ]
+        self._returns[ended] = 0.0
+        self._lengths[ended] = 0
+        self._resetting = ended if self.mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
+        self.recent.extend(done)
+        return done
+
+    def _final(self, i: int, info: dict[str, Any]) -> Tensor:
+        """The last observation of the episode that just ended in environment ``i``."""
+        if self.mode is AutoresetMode.NEXT_STEP:
+            return self._observation[i]
+        return torch.as_tensor(np.asarray(info["final_obs"][i]), dtype=torch.float32)
+
+    def _batch(self, rows: list[Any], finals: list[Tensor], episodes: list[Episode]) -> Batch:
+        observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rows, strict=True)
+        return Batch(
+            observations=torch.stack(observations),
+            actions=torch.stack(actions),
+            behaviour=stack(behaviour),
+            rewards=torch.as_tensor(np.array(rewards), dtype=torch.float32),
+            terminated=torch.as_tensor(np.array(terminated)),
+            truncated=torch.as_tensor(np.array(truncated)),
+            valid=torch.as_tensor(np.array(valid)),
+            next_observations=self._observation,
+            final_observations=torch.stack(finals) if finals else self._observation[:0],
+            episodes=tuple(episodes),
+        )
+
+    def _checked(self, name: str, x: Any) -> Tensor:
+        """A float32 copy; a value that is not finite is refused where it enters."""
+        array = np.array(x, dtype=np.float32)
+        if not np.isfinite(array).all():
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise FloatingPointError(
+                f"{name} of environment {index[0]}, element {list(index[1:])}, is {array[index]} "
+                f"after {self.total_timesteps} steps; allowed: finite numbers"
+            )
+        return torch.from_numpy(array)

@@ -1,0 +1,105 @@
+"""One way in for everything that can be an environment: id, EnvSpec, factory, Env or VectorEnv."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from klrl.policy.networks import check_spaces
+
+EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
+VectorizationMode = Literal["sync", "async"]
+
+
+def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: VectorizationMode = "sync") -> VectorEnv:
+    """A vector environment of ``n_envs`` copies of ``env``, in SAME_STEP autoreset mode.
+
+    A ``VectorEnv`` passes through with its own size and mode (NEXT_STEP or SAME_STEP); one ``Env`` instance
+    becomes a vector of one.
+
+    Raises:
+        ValueError: an unknown id, a missing package, spaces that no network fits, or autoreset switched off.
+    """
+    if isinstance(env, VectorEnv):
+        envs = env
+    else:
+        maker = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization_mode]
+        count = 1 if isinstance(env, gym.Env) else n_envs
+        make = factory(env)
+        try:
+            envs = maker([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+        except (gym.error.Error, ImportError) as error:
+            raise ValueError(f"env = {env_id(env)!r}: {error}") from error
+    try:
+        check_spaces(envs.single_observation_space, envs.single_action_space)
+        autoreset_mode(envs)
+    except ValueError:
+        if envs is not env:
+            envs.close()
+        raise
+    return envs
+
+
+def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[], gym.Env]:
+    """A function that makes one environment (or returns the one instance there is)."""
+    if isinstance(env, gym.Env):
+        return lambda: env
+    if isinstance(env, (str, EnvSpec)):
+        if isinstance(env, str):
+            check_id(env)
+        return lambda: gym.make(env)
+    if callable(env):
+        return env
+    raise ValueError(f"env = {env!r}; allowed: an id, an EnvSpec, a function that makes an Env, an Env or a VectorEnv")
+
+
+def check_id(env: str) -> None:
+    """Refuse an id that Gymnasium does not know, before any environment is made.
+
+    Raises:
+        ValueError: naming the id and the nearest ones.
+    """
+    try:
+        gym.spec(env)
+    except (gym.error.Error, ImportError) as error:
+        near = difflib.get_close_matches(env, gym.registry, n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "allowed: a registered Gymnasium id"
+        detail = " ".join(str(error).split()) if not isinstance(error, gym.error.NameNotFound) else "unknown"
+        raise ValueError(f"env = {env!r}: {detail}; {hint}") from error
+
+
+def env_id(env: EnvLike) -> str | None:
+    """The registered id, where there is one: the key of presets and saved runs."""
+    if isinstance(env, str):
+        return env
+    spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
+    return spec.id if spec is not None else None
+
+
+def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
+    """NEXT_STEP or SAME_STEP, as the environment declares it; Gymnasium's default where it is silent.
+
+    Raises:
+        ValueError: autoreset is off; rollouts could not go on after an episode.
+    """
+    mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
+    if mode is AutoresetMode.DISABLED:
+        raise ValueError(f"autoreset_mode = {mode.value!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
+    return mode
+
+
+def reset(envs: VectorEnv, seeds: np.random.SeedSequence) -> Any:
+    """Reset every environment with an independent stream spawned from ``seeds``; the first observations.
+
+    A foreign ``VectorEnv`` promises to take one seed only and gets one.
+    """
+    streams = [int(s.generate_state(1)[0]) for s in seeds.spawn(envs.num_envs)]
+    own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+    observation, _ = envs.reset(seed=streams if own else streams[0])  # type: ignore[arg-type]
+    return observation
