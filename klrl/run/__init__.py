@@ -1,0 +1,6 @@
+"""KEEP: configuration presets, logging, checkpoints, evaluation, progress."""
+
+from klrl.run.callback import Callback, CallbackList
+from klrl.run.evaluation import Evaluation, evaluate
+
+__all__ = ["Callback", "CallbackList", "Evaluation", "evaluate"]

@@ -1,0 +1,71 @@
+"""Hooks into training, down to the minibatch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klrl.experience import Batch
+
+Metrics = dict[str, float | str]
+"""One update's metrics by name, ``group/name``; all are numbers but ``train/stop_reason``."""
+
+
+class Callback:
+    """Override what you need; the agent is passed to every hook and may be read freely."""
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
+
+    def on_update_start(self, agent: Any, batch: Batch) -> None:
+        """A batch has been collected."""
+
+    def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
+        """A minibatch step was taken; ``metrics`` are its losses as detached tensors."""
+
+    def on_epoch_end(self, agent: Any, epoch: int) -> None:
+        """A pass over the batch is done."""
+
+    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
+        """The update is done and ``metrics`` holds its drift report; ``False`` ends the training."""
+
+    def on_training_end(self, agent: Any) -> None:
+        """After the last update, also when training ends by an exception."""
+
+
+class CallbackList(Callback):
+    """Calls several callbacks in order; training ends if one of them says so."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = tuple(callbacks)
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_training_start(agent, total_timesteps)
+
+    def on_update_start(self, agent: Any, batch: Batch) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_update_start(agent, batch)
+
+    def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_minibatch_end(agent, metrics)
+
+    def on_epoch_end(self, agent: Any, epoch: int) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_epoch_end(agent, epoch)
+
+    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
+        """Pass on to all, then say whether one of them wants to stop."""
+        wishes = [callback.on_update_end(agent, batch, metrics) for callback in self.callbacks]
+        return False if any(wish is False for wish in wishes) else None
+
+    def on_training_end(self, agent: Any) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_training_end(agent)

@@ -1,0 +1,102 @@
+"""Saved state: a directory of safetensors and JSON, written aside and renamed, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STATE, TENSORS = "agent.json", "tensors.safetensors"
+FORMAT = 1
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+    """Write a saved agent; an older one at the same path is replaced, anything else there is refused.
+
+    Raises:
+        FileExistsError: ``path`` exists and is not a saved agent.
+    """
+    path = Path(path)
+    if path.exists() and not (path / STATE).exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"path = {path} exists and is not a saved agent; allowed: a new path, or a saved agent's")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    save_file({name: x.detach().contiguous() for name, x in tensors.items()}, aside / TENSORS)
+    (aside / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
+    for file in aside.iterdir():
+        _sync(file)
+    if path.exists():
+        old = aside.with_name(aside.name + ".old")
+        path.rename(old)
+        aside.rename(path)
+        shutil.rmtree(old)
+    else:
+        aside.rename(path)
+    _sync(path.parent)
+    return path
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write` wrote, or the newest checkpoint of a run directory.
+
+    Raises:
+        FileNotFoundError: nothing saved there.
+        ValueError: saved by a newer klrl, or damaged.
+    """
+    path = Path(path)
+    if not (path / STATE).exists() and (path / "checkpoints").is_dir():
+        path = newest(path) or path
+    if not (path / STATE).exists():
+        raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a directory with {STATE}, or a run's")
+    try:
+        state = json.loads((path / STATE).read_text())
+        tensors = load_file(path / TENSORS)
+    except (json.JSONDecodeError, SafetensorError, OSError) as error:
+        raise ValueError(f"path = {path} is damaged: {error}") from error
+    if state.get("format") != FORMAT:
+        raise ValueError(f"path = {path} has format {state.get('format')}; this klrl reads format {FORMAT}")
+    return tensors, state
+
+
+def step_directory(run_dir: Path, timesteps: int) -> Path:
+    """Where a run keeps its checkpoint after ``timesteps``."""
+    return run_dir / "checkpoints" / f"{timesteps:012d}"
+
+
+def newest(run_dir: str | Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    return max(_complete(Path(run_dir)), default=None)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Keep the newest ``keep`` checkpoints and the best one by training return; delete the others."""
+    complete = _complete(run_dir)
+    best = max(complete, key=_score, default=None)
+    for path in complete[:-keep]:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    return sorted(p.parent for p in (run_dir / "checkpoints").glob(f"[0-9]*/{STATE}"))
+
+
+def _score(path: Path) -> tuple[float, str]:
+    score = json.loads((path / STATE).read_text()).get("ep_rew_mean")
+    return (float("-inf") if score is None else score), path.name
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

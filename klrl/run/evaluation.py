@@ -1,0 +1,55 @@
+"""Run a policy for whole episodes and report its returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from klrl.run.seeding import evaluation_seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted returns and lengths of evaluation episodes."""
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over episodes."""
+        return float(np.std(self.returns))
+
+
+def evaluate(
+    agent: Any, env: gym.Env, n_episodes: int = 20, *, deterministic: bool = True, seed: int = 0
+) -> Evaluation:
+    """Play ``n_episodes`` in one environment with ``agent.predict``; the agent's training state is untouched.
+
+    Args:
+        agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``.
+        env: a single environment, reset with a seed made from ``seed`` and then left to its own stream.
+        n_episodes: whole episodes to play.
+        deterministic: take the mode instead of a sample.
+        seed: run seed; evaluation seeds never coincide with the training environments'.
+    """
+    returns, lengths = [], []
+    observation, _ = env.reset(seed=evaluation_seed(seed))
+    for _ in range(n_episodes):
+        total, length, ended = 0.0, 0, False
+        while not ended:
+            action, _ = agent.predict(observation, deterministic=deterministic)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            total, length, ended = total + float(reward), length + 1, terminated or truncated
+        returns.append(total)
+        lengths.append(length)
+        observation, _ = env.reset()
+    return Evaluation(tuple(returns), tuple(lengths))

@@ -1,0 +1,88 @@
+"""What a person watches: a live panel on a terminal, one plain line per update elsewhere."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from klrl.experience import Batch
+from klrl.run.callback import Callback, Metrics
+
+
+class Progress(Callback):
+    """Steps/s, time left, return, KL now against its target, and what the line search or the clipping did."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._live: Live | None = None
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Open the panel where there is a terminal."""
+        self._total = total_timesteps
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, auto_refresh=False)
+            self._live.start()
+
+    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
+        """Redraw, or print a line."""
+        facts = summary(metrics, self._total)
+        if self._live is None:
+            steps = f"{agent.num_timesteps:>9,}/{self._total:,}"
+            line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
+            self.console.print(line, highlight=False, soft_wrap=True)
+        else:
+            self._live.update(self._panel(agent, facts), refresh=True)
+
+    def on_training_end(self, agent: Any) -> None:
+        """Leave the last panel on the screen."""
+        if self._live is not None:
+            self._live.stop()
+
+    def _panel(self, agent: Any, facts: dict[str, str]) -> Panel:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("steps", ProgressBar(self._total, min(agent.num_timesteps, self._total), width=40))
+        grid.add_row("", f"{agent.num_timesteps:,} of {self._total:,}")
+        for name, value in facts.items():
+            grid.add_row(name, value)
+        return Panel(grid, title=f"{type(agent).__name__}, seed {agent.seed}", expand=False)
+
+
+def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
+    """The few facts worth watching, as text: name to value, in the order of display."""
+
+    def number(name: str) -> float:
+        return float(metrics.get(name, math.nan))
+
+    speed = number("time/fps")
+    left = max(0.0, total_timesteps - number("time/total_timesteps")) / speed if speed > 0 else math.nan
+    facts = {
+        "steps/s": f"{speed:,.0f}",
+        "left": str(timedelta(seconds=round(left))) if math.isfinite(left) else "-",
+        "return": _show(number("rollout/ep_rew_mean"), ".1f"),
+        "KL": f"{number('drift/kl'):.4f}" + _of(number("drift/kl_target"), " of {:g}"),
+        "max KL": f"{number('drift/kl_max'):.3f}",
+    }
+    optional = {
+        "clipped": ("train/clip_fraction", ".0%"),
+        "penalty": ("train/kl_penalty", ".3g"),
+        "line search": ("train/line_search_scale", ".2f"),
+        "explained": ("train/explained_variance", ".2f"),
+    }
+    facts |= {label: _show(number(name), form) for label, (name, form) in optional.items() if name in metrics}
+    reason = str(metrics.get("train/stop_reason", ""))
+    return facts | ({"note": reason} if reason.startswith(("rejected", "stopped")) else {})
+
+
+def _show(x: float, form: str) -> str:
+    return "-" if math.isnan(x) else f"{x:{form}}"
+
+
+def _of(x: float, form: str) -> str:
+    return "" if math.isnan(x) else form.format(x)

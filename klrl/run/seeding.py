@@ -1,0 +1,47 @@
+"""Independent random streams from one run seed (numpy's SeedSequence; the global generators are not touched)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Streams:
+    """One private generator per purpose, so that drawing more for one never changes another."""
+
+    networks: torch.Generator
+    actions: torch.Generator
+    minibatches: torch.Generator
+    predictions: torch.Generator
+
+    @classmethod
+    def from_seed(cls, seed: int) -> Streams:
+        """The streams of a run."""
+        names = [f.name for f in fields(cls)]
+        children = np.random.SeedSequence(seed).spawn(len(names))
+        return cls(*(torch.Generator().manual_seed(int(c.generate_state(1, np.uint64)[0] >> 1)) for c in children))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every generator's state, by name (uint8)."""
+        return {f.name: getattr(self, f.name).get_state() for f in fields(self)}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Continue where :meth:`state` was taken."""
+        for f in fields(self):
+            getattr(self, f.name).set_state(state[f.name])
+
+
+_ENVIRONMENTS, _EVALUATION = 1_000, 1_001
+
+
+def environment_seeds(seed: int, timesteps: int = 0) -> np.random.SeedSequence:
+    """Seeds of the training environments of a run, begun or continued after ``timesteps``."""
+    return np.random.SeedSequence(seed, spawn_key=(_ENVIRONMENTS, timesteps))
+
+
+def evaluation_seed(seed: int) -> int:
+    """Seed of evaluation episodes: never one of the training environments'."""
+    return int(np.random.SeedSequence(seed, spawn_key=(_EVALUATION,)).generate_state(1)[0])
