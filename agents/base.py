@@ -1,0 +1,241 @@
+"""The public face of every agent: learn, predict, save, load, after Stable-Baselines3's protocol."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from klrl.agents import state
+from klrl.agents.config import AgentConfig
+from klrl.agents.core import Core
+from klrl.experience import Collector, EnvLike, make_vector_env
+from klrl.experience.environments import env_id
+from klrl.run import checkpoint
+from klrl.run.callback import Callback, CallbackList, Metrics
+from klrl.run.seeding import environment_seeds
+
+C = TypeVar("C", bound=AgentConfig)
+
+
+class Agent(Core[C], abc.ABC):
+    """An algorithm with a policy, on the environments it learns from.
+
+    Args:
+        env: a Gymnasium id, an ``EnvSpec``, a function that makes an ``Env``, an ``Env`` or a ``VectorEnv``.
+        config: settings; by default the environment's preset where there is one, else the defaults.
+        seed: the run's seed; environments, networks, actions and minibatches get independent streams from it.
+
+    Raises:
+        ValueError: an unknown id, an unsupported space, a setting out of range.
+    """
+
+    def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0) -> None:
+        _check_seed(seed)
+        settings = self.config_class.for_env(env_id(env)) if config is None else config
+        envs = make_vector_env(env, settings.n_envs, settings.vectorization_mode)
+        super().__init__(
+            envs.single_observation_space,
+            envs.single_action_space,
+            cast("C", settings.with_envs(envs.num_envs)),
+            seed,
+        )
+        self._begin(env, envs)
+
+    def _begin(self, env: EnvLike | None, envs: VectorEnv | None) -> None:
+        self._env, self._envs = env, envs
+        self._collector: Collector | None = None
+        self.history: list[Metrics] = []
+
+    # -- learning -------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: Callback | Sequence[Callback] | None = None,
+        *,
+        progress_bar: bool = False,
+        run_dir: str | Path | None = None,
+    ) -> Self:
+        """Run whole updates until ``total_timesteps`` more environment steps are taken.
+
+        Args:
+            total_timesteps: steps over all environments; the learning rate's schedule spans them.
+            callback: one or several :class:`klrl.run.Callback`.
+            progress_bar: show steps/s, time left, return and KL on the terminal.
+            run_dir: a new directory for config, metrics, TensorBoard events and checkpoints; none is written without.
+
+        Raises:
+            ValueError: ``total_timesteps`` is not a positive integer, or there is no environment.
+            FileExistsError: ``run_dir`` is not empty.
+        """
+        if not (isinstance(total_timesteps, int) and total_timesteps > 0):
+            raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
+        callbacks = CallbackList(self._callbacks(callback, progress_bar, run_dir))
+        collector = self._collect()
+        first, last, started = self.num_timesteps, self.num_timesteps + total_timesteps, time.monotonic()
+        callbacks.on_training_start(self, last)
+        try:
+            while self.num_timesteps < last:
+                self.progress_remaining = (last - self.num_timesteps) / total_timesteps
+                batch = collector.collect(self.act, self.config.n_steps)
+                callbacks.on_update_start(self, batch)
+                metrics = self.update(batch, callbacks)
+                speed = (self.num_timesteps - first) / (time.monotonic() - started)
+                metrics = self._rollout_metrics(collector, speed) | metrics
+                self.history.append(metrics)
+                if callbacks.on_update_end(self, batch, metrics) is False:
+                    break
+        finally:
+            callbacks.on_training_end(self)
+        return self
+
+    def _callbacks(
+        self, callback: Callback | Sequence[Callback] | None, progress_bar: bool, run_dir: str | Path | None
+    ) -> list[Callback]:
+        callbacks = [] if callback is None else [callback] if isinstance(callback, Callback) else list(callback)
+        if run_dir is not None:
+            from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
+
+            callbacks.append(RunDirectory(run_dir))
+        if progress_bar:
+            from klrl.run.progress import Progress
+
+            callbacks.append(Progress())
+        return callbacks
+
+    def _collect(self) -> Collector:
+        """The collector of the current environments, made when first needed."""
+        if self._collector is None:
+            if self._envs is None:
+                if self._env is None:
+                    raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
+                self.set_env(self._env)
+            assert self._envs is not None
+            seeds = environment_seeds(self.seed, self.num_timesteps)
+            self._collector = Collector(self._envs, seeds, self.num_timesteps)
+        return self._collector
+
+    def _rollout_metrics(self, collector: Collector, speed: float) -> Metrics:
+        episodes = collector.recent
+        return {
+            "time/total_timesteps": float(self.num_timesteps),
+            "time/fps": speed,
+            "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
+            "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),
+        }
+
+    # -- acting ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions for one observation ``[*O]`` or many ``[n, *O]``, ready for the environment; and ``state`` as given.
+
+        Sampling draws from a stream of its own: predicting never changes the course of training.
+
+        Raises:
+            ValueError: the observation's shape does not fit the observation space.
+        """
+        del episode_start
+        observation = np.asarray(observation)
+        expected = self.observation_space.shape
+        if observation.shape[-len(expected) :] != expected or observation.ndim > len(expected) + 1:
+            raise ValueError(f"observation has shape {observation.shape}; allowed: {expected} or (n, *{expected})")
+        policy = self.distribution(torch.as_tensor(observation, dtype=torch.float32))
+        action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
+        return self.actor.to_environment(action), state
+
+    def set_env(self, env: EnvLike) -> None:
+        """Learn from other environments from now on; their spaces must be the same.
+
+        Raises:
+            ValueError: the spaces differ.
+        """
+        envs = make_vector_env(env, self.config.n_envs, self.config.vectorization_mode)
+        for name in ("observation_space", "action_space"):
+            ours, theirs = getattr(self, name), getattr(envs, f"single_{name}")
+            if ours != theirs:
+                raise ValueError(f"env has {name} {theirs}; allowed: the agent's, {ours}")
+        self.config = self.config.with_envs(envs.num_envs)
+        self._env, self._envs, self._collector = env, envs, None
+
+    # -- keeping --------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """The agent in words of JSON, as in a run's ``config.json``."""
+        return {
+            "agent": type(self).__name__,
+            "env": _describe_env(self._env),
+            "seed": self.seed,
+            "config": self.config.to_json(),
+            "observation_space": str(self.observation_space),
+            "action_space": str(self.action_space),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole state to a directory of safetensors and JSON; an older saved agent there is replaced.
+
+        Raises:
+            FileExistsError: something else is there.
+        """
+        tensors, data = state.dump(self)
+        recent = self._collector.recent if self._collector else ()
+        score = float(np.mean([e.episode_return for e in recent])) if recent else None
+        return checkpoint.write(path, tensors, data | {"env": _describe_env(self._env), "ep_rew_mean": score})
+
+    @classmethod
+    def load(cls, path: str | Path, env: EnvLike | None = None) -> Self:
+        """Read an agent that :meth:`save` wrote, or a run directory's newest checkpoint.
+
+        Without ``env``, learning continues on the registered environment that was saved, if it was one.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged, or another agent's.
+        """
+        tensors, data = checkpoint.read(path)
+        if data["agent"] != cls.__name__:
+            raise ValueError(f"path = {path} holds a {data['agent']}; allowed: a {cls.__name__}")
+        agent = cls.__new__(cls)
+        config = cast("C", cls.config_class.from_json(data["config"]))
+        observations, actions = (state.load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
+        Core.__init__(agent, observations, actions, config, data["seed"])
+        state.restore(agent, tensors, data)
+        agent._begin(_env_from(data["env"]), None)
+        if env is not None:
+            agent.set_env(env)
+        return agent
+
+
+def _describe_env(env: EnvLike | None) -> dict[str, Any] | None:
+    """Id and keyword arguments of a registered environment; other environments cannot be named."""
+    spec = gym.spec(env) if isinstance(env, str) else env if isinstance(env, EnvSpec) else None
+    return None if spec is None else {"id": spec.id, "kwargs": dict(spec.kwargs)}
+
+
+def _env_from(data: dict[str, Any] | None) -> EnvSpec | str | None:
+    """Only the id is trusted, and only if it is registered here."""
+    if data is None or data["id"] not in gym.registry:
+        return None
+    spec = gym.spec(data["id"])
+    spec.kwargs.update(data["kwargs"])
+    return spec
+
+
+def _check_seed(seed: int) -> None:
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed = {seed!r}; allowed: an integer >= 0")

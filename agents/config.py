@@ -1,0 +1,125 @@
+"""What every agent's configuration has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+
+from klrl.experience.environments import VectorizationMode
+from klrl.policy.networks import Activation
+from klrl.run.presets import preset
+from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_from_name, region_to_json
+from klrl.trust_region.names import parameters_of
+from klrl.validation import Finite, Fraction, Positive, PositiveInt, validate
+
+RegionArgument = Annotated[
+    str | TrustRegion,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NAME[+NAME]",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda x: isinstance(x, (str, TrustRegion)),
+        str_from_instance=lambda x: [str(x)],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Settings shared by all agents; names and meaning follow Stable-Baselines3 where it has the setting."""
+
+    trust_region: RegionArgument
+    """What limits the step: none, clip, early-stop, constraint, fixed-penalty, adaptive-penalty, or A+B."""
+    target_kl: Positive | None = None
+    """Bound or aim for an update's mean KL(old||new), nats (constraint, early-stop, adaptive-penalty: 0.01)."""
+    clip_range: Positive | None = None
+    """The ratio is clipped to 1 +- this (clip: 0.2)."""
+    kl_coef: Positive | None = None
+    """Penalty coefficient beta, or its first value (fixed-penalty, adaptive-penalty: 1.0)."""
+
+    n_envs: PositiveInt = 8
+    """Parallel environments."""
+    n_steps: PositiveInt = 256
+    """Steps per environment and update; one batch is n_envs * n_steps."""
+    vectorization_mode: VectorizationMode = "sync"
+    """Environments in this process (sync) or one process each (async)."""
+    gamma: Fraction = 0.99
+    """Discount factor."""
+    gae_lambda: Fraction = 0.95
+    """Decay lambda of generalised advantage estimation."""
+    batch_size: PositiveInt = 64
+    """Minibatch size; at most n_envs * n_steps."""
+    learning_rate: Positive = 3e-4
+    """Adam's step size (TRPO: of the critic)."""
+    learning_rate_schedule: Literal["constant", "linear"] = "linear"
+    """Keep the learning rate, or let it fall linearly to zero over the training."""
+    max_grad_norm: Positive = 0.5
+    """Gradients longer than this are scaled down to it."""
+    normalize_advantage: bool = True
+    """Give the batch's advantages mean 0 and standard deviation 1."""
+    normalize_observations: bool = True
+    """Subtract the running mean of observations and divide by their standard deviation; clip at 10."""
+    scale_rewards: bool = True
+    """Divide rewards by the running standard deviation of the discounted return; clip at 10."""
+    actor_hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
+    """Widths of the policy network's hidden layers."""
+    critic_hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
+    """Widths of the value network's hidden layers."""
+    activation: Activation = "tanh"
+    """Activation function of the hidden layers."""
+    log_std_init: Finite = 0.0
+    """First log standard deviation of Gaussian policies."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.batch_size > self.n_envs * self.n_steps:
+            raise ValueError(
+                f"batch_size = {self.batch_size}; allowed: at most n_envs * n_steps = {self.n_envs * self.n_steps}"
+            )
+        _ = self.region
+
+    @cached_property
+    def region(self) -> TrustRegion:
+        """The trust region training starts with, built from the name and its settings."""
+        settings = {k: v for k in PARAMETERS if (v := getattr(self, k)) is not None}
+        if isinstance(self.trust_region, str):
+            return region_from_name(self.trust_region, **settings)
+        for name, value in settings.items():
+            raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
+        return self.trust_region
+
+    @classmethod
+    def for_env(cls, env_id: str | None, **overrides: Any) -> Self:
+        """The defaults, the environment's preset over them where there is one, ``overrides`` over both.
+
+        A preset's region settings are dropped where ``overrides`` choose a region that does not read them.
+        """
+        settings = dict(preset(cls.algorithm(), env_id))
+        chosen = overrides.get("trust_region")
+        if chosen is not None:
+            reads = parameters_of(chosen) if isinstance(chosen, str) else frozenset()
+            settings = {k: v for k, v in settings.items() if k not in PARAMETERS or k in reads}
+        return cls(**(settings | overrides))
+
+    @classmethod
+    def algorithm(cls) -> str:
+        """The agent's name on the command line and in presets: ``ppo`` for ``PPOConfig``."""
+        return cls.__name__.removesuffix("Config").lower()
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field as plain JSON."""
+        shallow = {f.name: getattr(self, f.name) for f in fields(self)}
+        return shallow | {"trust_region": region_to_json(self.trust_region)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_json`."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**(values | {"trust_region": region_from_json(values["trust_region"])}))
+
+    def with_envs(self, n_envs: int) -> Self:
+        """The same settings for another number of environments (one the user brings has its own)."""
+        return self if n_envs == self.n_envs else replace(self, n_envs=n_envs)

@@ -1,0 +1,249 @@
+"""What all agents share without any environment, file or loop: act(observations) and update(batch) -> metrics."""
+
+from __future__ import annotations
+
+import abc
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from klrl.agents.config import AgentConfig
+from klrl.experience import Batch, gae
+from klrl.kl.drift import drift_report, mean_kl
+from klrl.policy.distributions import Distribution
+from klrl.policy.networks import Critic, make_actor
+from klrl.policy.normalizer import Normalizer, ReturnScaler
+from klrl.run.callback import Callback, Metrics
+from klrl.run.seeding import Streams
+from klrl.trust_region import Change
+
+C = TypeVar("C", bound=AgentConfig)
+
+_PROBES = 256
+_START_KL, _START_RATIO = 1e-6, 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The valid steps of a batch as the update sees them; ``n`` rows."""
+
+    observations: Tensor
+    """Normalised, ``[n, *O]``."""
+    actions: Tensor
+    old: Distribution
+    """The policy before the update at these observations; never overwritten during it."""
+    log_prob: Tensor
+    """log old(a|s), ``[n]``."""
+    advantage: Tensor
+    returns: Tensor
+    """A + V before normalisation of A: what the critic fits, in units of the scaled reward, ``[n]``."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def __getitem__(self, rows: Tensor) -> Samples:
+        return Samples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Fixed states, and what the first policy did there: the origin that ``drift/kl_initial`` measures from."""
+
+    observations: Tensor
+    first: Distribution
+
+
+class Core(abc.ABC, Generic[C]):
+    """A policy, a critic, their statistics, and the frame of an update; subclasses write :meth:`improve`."""
+
+    config_class: ClassVar[type[AgentConfig]]
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
+        assert isinstance(observation_space, gym.spaces.Box)
+        self.observation_space, self.action_space = observation_space, action_space
+        self.config, self.seed = config, seed
+        self.region = config.region
+        self.streams = Streams.from_seed(seed)
+        style: dict[str, Any] = {"activation": config.activation, "generator": self.streams.networks}
+        self.actor = make_actor(
+            observation_space, action_space, config.actor_hidden_sizes, log_std_init=config.log_std_init, **style
+        )
+        self.critic = Critic(observation_space, config.critic_hidden_sizes, **style)
+        self.actor_parameters = list(self.actor.parameters())
+        self.optimizer = self.make_optimizer()
+        self.normalizer = Normalizer.of_shape(observation_space.shape)
+        self.return_scaler = ReturnScaler.for_environments(config.n_envs)
+        self.probe: Probe | None = None
+        self.num_timesteps = 0
+        self.n_updates = 0
+        self.progress_remaining = 1.0
+
+    @abc.abstractmethod
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of what is not moved by a natural gradient."""
+
+    @abc.abstractmethod
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+        """Move the policy inside the trust region and fit the critic; the algorithm of the paper."""
+
+    # -- acting ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def distribution(self, observations: Tensor | np.ndarray) -> Distribution:
+        """The policy's distribution at raw observations ``[*B, *O]``, normalisation included."""
+        return self.actor(self.normalizer(torch.as_tensor(observations)))
+
+    @torch.no_grad()
+    def act(self, observations: Tensor) -> tuple[Tensor, np.ndarray, Distribution]:
+        """Sample one action per raw observation: (policy's actions, environment's actions, distributions)."""
+        distribution = self.distribution(observations)
+        actions = distribution.sample(self.streams.actions)
+        return actions, self.actor.to_environment(actions), distribution
+
+    # -- updating -------------------------------------------------------------------------------
+
+    def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
+        """Learn from one batch that the current policy collected; the metrics with the drift report.
+
+        The observation statistics stay frozen until the policy's change has been measured.
+        """
+        if self.config.scale_rewards:
+            self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
+        samples = self.samples(batch)
+        metrics: Metrics = self._step_zero(batch, samples)
+        metrics["train/explained_variance"] = self._explained_variance(samples)
+        metrics |= self.improve(batch, samples, callback or Callback())
+        self._check_finite()
+        metrics |= self._measure(batch, samples)
+        self.num_timesteps += batch.n_samples
+        self.n_updates += 1
+        return metrics
+
+    @torch.no_grad()
+    def samples(self, batch: Batch) -> Samples:
+        """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
+        observations = self.normalizer(batch.samples(batch.observations))
+        actions = batch.samples(batch.actions)
+        old = self.actor(observations)
+        return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch))
+
+    @torch.no_grad()
+    def advantages(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Advantages (normalised if so configured) and the critic's targets for the valid steps, ``[n]`` each."""
+
+        def value(observations: Tensor) -> Tensor:
+            return self.critic(self.normalizer(observations))
+
+        values = value(batch.observations)
+        next_values = batch.next_values(values, value)
+        rewards = self.return_scaler(batch.rewards) if self.config.scale_rewards else batch.rewards
+        advantage = gae(
+            rewards, values, next_values, batch.terminated, batch.ended, self.config.gamma, self.config.gae_lambda
+        )
+        returns = batch.samples(advantage + values)
+        advantage = batch.samples(advantage)
+        if self.config.normalize_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        return advantage, returns
+
+    def change(self, samples: Samples) -> Change:
+        """From the old policy to the current one on these samples."""
+        new = self.actor(samples.observations)
+        return Change(samples.old, new, new.log_prob(samples.actions) - samples.log_prob, samples.advantage)
+
+    def minibatches(self, samples: Samples) -> Iterator[Samples]:
+        """A pass over the samples in a fresh random order, ``batch_size`` at a time."""
+        order = torch.randperm(len(samples), generator=self.streams.minibatches)
+        for rows in order.split(self.config.batch_size):
+            yield samples[rows]
+
+    def descend(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+        """One optimiser step on the parameters that the loss reaches, with the gradient's norm limited."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+
+    def value_loss(self, samples: Samples) -> Tensor:
+        """E[(V(s) - V_target)^2]."""
+        return (self.critic(samples.observations) - samples.returns).square().mean()
+
+    def anneal(self) -> float:
+        """Set the learning rate for this update and return it."""
+        rate = self.config.learning_rate
+        if self.config.learning_rate_schedule == "linear":
+            rate *= self.progress_remaining
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    # -- measuring ------------------------------------------------------------------------------
+
+    def _step_zero(self, batch: Batch, samples: Samples) -> Metrics:
+        """KL(old||new) = 0 and ratio = 1 before the first step: did the policy that acted and the one updated agree?"""
+        behaviour = batch.samples(batch.behaviour)
+        kl = mean_kl(behaviour, samples.old)
+        ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()
+        error = (ratio - 1.0).abs().max().item()
+        if not (kl <= _START_KL and error <= _START_RATIO):
+            warnings.warn(
+                f"the policy that collected the batch is not the one being updated: KL = {kl:.3g} nats, "
+                f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return {"drift/start_kl": kl, "drift/start_ratio_error": error}
+
+    @torch.no_grad()
+    def _explained_variance(self, samples: Samples) -> float:
+        """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
+        residual = samples.returns - self.critic(samples.observations)
+        return (1.0 - residual.var() / samples.returns.var()).item()
+
+    def _check_finite(self) -> None:
+        for name, module in (("actor", self.actor), ("critic", self.critic)):
+            for key, parameter in module.named_parameters():
+                if not parameter.isfinite().all():
+                    raise FloatingPointError(
+                        f"{name}.{key} is not finite after update {self.n_updates} "
+                        f"at {self.num_timesteps} steps; allowed: finite numbers"
+                    )
+
+    @torch.no_grad()
+    def _measure(self, batch: Batch, samples: Samples) -> Metrics:
+        """The drift report; then, and only then, the next region and the next observation statistics."""
+        change = self.change(samples)
+        metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
+        metrics["train/entropy"] = change.new.entropy().mean().item()
+        metrics |= self._region_metrics()
+        metrics |= self._statistics(batch, change)
+        self.region = self.region.adapt(change)
+        return metrics
+
+    def _region_metrics(self) -> Metrics:
+        named = {"drift/kl_target": self.region.target_kl, "train/kl_penalty": self.region.beta}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def _statistics(self, batch: Batch, change: Change) -> Metrics:
+        """How far the policy is from the first one, and how far the next change of statistics moves it."""
+        observations = batch.samples(batch.observations)
+        if self.probe is None:
+            rows = torch.linspace(0, len(observations) - 1, min(_PROBES, len(observations))).long()
+            self.probe = Probe(observations[rows], change.old[rows])
+        initial = mean_kl(self.probe.first, self.distribution(self.probe.observations))
+        if self.config.normalize_observations:
+            self.normalizer = self.normalizer.absorb(observations)
+            after = self.distribution(observations)
+        else:
+            after = change.new
+        return {
+            "drift/kl_initial": initial,
+            "drift/kl_normalizer": mean_kl(change.new, after),
+            "drift/kl_total": mean_kl(change.old, after),
+        }

@@ -1,0 +1,127 @@
+"""PPO: proximal policy optimisation, with any trust region."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from klrl.agents.base import Agent
+from klrl.agents.config import AgentConfig, RegionArgument
+from klrl.agents.core import Samples
+from klrl.experience import Batch
+from klrl.run.callback import Callback, Metrics
+from klrl.trust_region import Clip
+from klrl.trust_region.line_search import line_search
+from klrl.trust_region.natural_gradient import flatten
+from klrl.validation import NonNegative, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(AgentConfig):
+    """Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; defaults follow Stable-Baselines3."""
+
+    trust_region: RegionArgument = "clip"
+    """What limits the step: none, clip, early-stop, constraint, fixed-penalty, adaptive-penalty, or A+B."""
+    n_epochs: PositiveInt = 10
+    """Passes over the batch."""
+    vf_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    ent_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    recompute_advantages: bool = False
+    """Estimate advantages and value targets anew, with the current critic, before every epoch."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """Where an epoch left the policy: still moving, or stopped at a fraction of the epoch's step."""
+
+    moving: bool = True
+    scale: float = 1.0
+    reason: str = "all epochs done"
+
+
+class PPO(Agent[PPOConfig]):
+    """Algorithm 1 of the PPO paper; the trust region says what keeps the update proximal.
+
+    >>> agent = PPO("CartPole-v1", seed=0).learn(total_timesteps=2048)
+    >>> agent.history[-1]["drift/kl"] >= 0.0
+    True
+    """
+
+    config_class: ClassVar[type[PPOConfig]] = PPOConfig
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """One Adam for actor and critic, which share no parameters."""
+        return torch.optim.Adam(self._parameters(), lr=self.config.learning_rate, eps=1e-5)
+
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+        """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
+        metrics: Metrics = {"train/learning_rate": self.anneal()}
+        losses: dict[str, list[Tensor]] = defaultdict(list)
+        outcome, epochs = _Outcome(), 0
+        for epoch in range(self.config.n_epochs):
+            if epoch > 0 and self.config.recompute_advantages:
+                advantage, returns = self.advantages(batch)
+                samples = replace(samples, advantage=advantage, returns=returns)
+            accepted = flatten(self.actor_parameters).detach()
+            for minibatch in self.minibatches(samples):
+                step = self._step(minibatch) if outcome.moving else self._critic_step(minibatch)
+                for name, value in step.items():
+                    losses[name].append(value)
+                callback.on_minibatch_end(self, step)
+            if outcome.moving:
+                outcome, epochs = self._stay_inside(samples, accepted), epochs + 1
+            callback.on_epoch_end(self, epoch)
+        metrics |= {name: torch.stack(values).mean().item() for name, values in losses.items()}
+        metrics |= {"train/policy_epochs": float(epochs), "train/backtrack_scale": outcome.scale}
+        return metrics | {"train/stop_reason": outcome.reason}
+
+    def _step(self, minibatch: Samples) -> dict[str, Tensor]:
+        """Ascend L(theta) = E[gain - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
+        change = self.change(minibatch)
+        surrogate = (self.region.gain(change) - self.region.penalty(change)).mean()
+        value_loss = self.value_loss(minibatch)
+        entropy = change.new.entropy().mean()
+        loss = -surrogate + self.config.vf_coef * value_loss - self.config.ent_coef * entropy
+        self.descend(loss, self._parameters())
+        clip_range = self.region.clip_range or Clip().clip_range
+        outside = (change.ratio.detach() - 1.0).abs() > clip_range
+        return {
+            "train/policy_gradient_loss": -surrogate.detach(),
+            "train/value_loss": value_loss.detach(),
+            "train/clip_fraction": outside.float().mean(),
+        }
+
+    def _critic_step(self, minibatch: Samples) -> dict[str, Tensor]:
+        """The policy has stopped, the critic has not."""
+        value_loss = self.value_loss(minibatch)
+        self.descend(self.config.vf_coef * value_loss, list(self.critic.parameters()))
+        return {"train/value_loss": value_loss.detach()}
+
+    @torch.no_grad()
+    def _stay_inside(self, samples: Samples, accepted: Tensor) -> _Outcome:
+        """Judge the policy on the whole batch after an epoch that began at ``accepted``."""
+        if self.region.on_exit is None or self._inside(samples):
+            return _Outcome()
+        if self.region.on_exit == "stop":
+            return _Outcome(moving=False, reason="stopped: outside the trust region")
+        half = 0.5 * (flatten(self.actor_parameters) - accepted)
+        search = line_search(
+            self.actor_parameters,
+            half,
+            lambda: None if self._inside(samples) else "outside the trust region",
+            start=accepted,
+            shrinking_factor=0.5,
+        )
+        return _Outcome(moving=False, scale=0.5 * search.scale, reason="stopped: back inside the trust region")
+
+    def _inside(self, samples: Samples) -> bool:
+        return self.region.excess(self.change(samples)) <= 0.0
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [*self.actor_parameters, *self.critic.parameters()]

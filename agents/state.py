@@ -1,0 +1,103 @@
+"""An agent's whole state as tensors and JSON, and back; no pickle on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.agents.core import Core, Probe
+from klrl.policy.normalizer import Moments
+from klrl.trust_region import region_from_json, region_to_json
+
+Tensors = dict[str, Tensor]
+
+
+def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
+    """Everything that determines what the agent does next."""
+    tensors: Tensors = {}
+    for name, module in (("actor", agent.actor), ("critic", agent.critic)):
+        tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
+    for i, slots in agent.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items()}
+    tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
+    tensors |= _dump_moments("normalizer", agent.normalizer.moments)
+    tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
+    tensors["return_scaler.running"] = agent.return_scaler.running
+    if agent.probe is not None:
+        tensors["probe.observations"] = agent.probe.observations
+        tensors |= {f"probe.first.{i}": x for i, x in enumerate(agent.probe.first.parameters)}
+    state: dict[str, Any] = {
+        "agent": type(agent).__name__,
+        "config": agent.config.to_json(),
+        "region": region_to_json(agent.region),
+        "seed": agent.seed,
+        "num_timesteps": agent.num_timesteps,
+        "n_updates": agent.n_updates,
+        "progress_remaining": agent.progress_remaining,
+        "normalizer_count": agent.normalizer.moments.count,
+        "return_scaler_count": agent.return_scaler.moments.count,
+    }
+    for name, space in (("observation_space", agent.observation_space), ("action_space", agent.action_space)):
+        state[name], bounds = _dump_space(space)
+        tensors |= {f"{name}.{k}": v for k, v in bounds.items()}
+    return tensors, state
+
+
+def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
+    """Continue where :func:`dump` was called; the agent was built with the same spaces and config."""
+    agent.actor.load_state_dict(_below("actor", tensors))
+    agent.critic.load_state_dict(_below("critic", tensors))
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in _below("optimizer", tensors).items():
+        i, _, name = key.partition(".")
+        slots.setdefault(int(i), {})[name] = value
+    agent.optimizer.load_state_dict({**agent.optimizer.state_dict(), "state": slots})
+    agent.streams.restore(_below("streams", tensors))
+    agent.normalizer = replace(
+        agent.normalizer, moments=_moments(_below("normalizer", tensors), state["normalizer_count"])
+    )
+    scaler = _below("return_scaler", tensors)
+    agent.return_scaler = replace(
+        agent.return_scaler, moments=_moments(scaler, state["return_scaler_count"]), running=scaler["running"]
+    )
+    if probe := _below("probe", tensors):
+        parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
+        family = type(agent.distribution(probe["observations"][:1]))
+        agent.probe = Probe(probe["observations"], family(*parameters))
+    agent.region = region_from_json(state["region"])
+    agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
+    agent.progress_remaining = state["progress_remaining"]
+
+
+def load_space(name: str, tensors: Tensors, state: dict[str, Any]) -> gym.Space:
+    """A space that :func:`dump` wrote."""
+    data, bounds = state[name], _below(name, tensors)
+    if data["class"] == "Discrete":
+        return gym.spaces.Discrete(data["n"], start=data["start"])
+    low, high = (bounds[k].numpy() for k in ("low", "high"))
+    return gym.spaces.Box(low, high, dtype=np.dtype(data["dtype"]).type)
+
+
+def _dump_space(space: gym.Space) -> tuple[dict[str, Any], Tensors]:
+    if isinstance(space, gym.spaces.Discrete):
+        return {"class": "Discrete", "n": int(space.n), "start": int(space.start)}, {}
+    assert isinstance(space, gym.spaces.Box)
+    bounds = {"low": torch.from_numpy(space.low.copy()), "high": torch.from_numpy(space.high.copy())}
+    return {"class": "Box", "dtype": str(space.dtype)}, bounds
+
+
+def _dump_moments(name: str, moments: Moments) -> Tensors:
+    return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
+
+
+def _moments(tensors: Tensors, count: int) -> Moments:
+    return Moments(tensors["mean"], tensors["variance"], count)
+
+
+def _below(prefix: str, tensors: Tensors) -> Tensors:
+    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}

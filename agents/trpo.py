@@ -1,0 +1,129 @@
+"""TRPO: trust region policy optimisation, with any trust region that knows the length of a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from klrl.agents.base import Agent
+from klrl.agents.config import AgentConfig, RegionArgument
+from klrl.agents.core import Samples
+from klrl.experience import Batch
+from klrl.run.callback import Callback, Metrics
+from klrl.trust_region import Change, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
+from klrl.trust_region.natural_gradient import gradient
+from klrl.validation import Bounds, NonNegative, Positive, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig(AgentConfig):
+    """Schulman et al. 2015, "Trust Region Policy Optimization"; defaults follow sb3-contrib."""
+
+    trust_region: RegionArgument = "constraint"
+    """What limits the step: constraint, early-stop (the same here), fixed-penalty, adaptive-penalty, or A+clip."""
+    batch_size: PositiveInt = 128
+    """The critic's minibatch size; at most n_envs * n_steps."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size for the critic."""
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the critic's learning rate, or let it fall linearly to zero over the training."""
+    cg_max_steps: PositiveInt = 15
+    """Most conjugate gradient steps (Fisher-vector products) per update."""
+    cg_damping: NonNegative = 0.1
+    """Multiple of the identity added to the Fisher matrix."""
+    line_search_shrinking_factor: Annotated[float, Bounds(0.0, 0.999, open_below=True)] = 0.8
+    """What a rejected step is multiplied by."""
+    line_search_max_iter: PositiveInt = 10
+    """Most steps to try before the policy stays where it was."""
+    n_critic_updates: PositiveInt = 10
+    """Passes over the batch that fit the critic."""
+    sub_sampling_factor: PositiveInt = 1
+    """Fisher-vector products use every n-th sample; gradient and line search always use all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.region.step_length(1.0)):
+            raise ValueError(
+                f"trust_region = {self.trust_region!r}; allowed for TRPO: constraint, early-stop, fixed-penalty or "
+                "adaptive-penalty, alone or joined with clip"
+            )
+
+
+class TRPO(Agent[TRPOConfig]):
+    """Natural gradient, then a line search that holds the region's bound on the whole batch.
+
+    >>> agent = TRPO("CartPole-v1", seed=0).learn(total_timesteps=2048)
+    >>> agent.history[-1]["drift/kl"] <= agent.history[-1]["drift/kl_target"]
+    True
+    """
+
+    config_class: ClassVar[type[TRPOConfig]] = TRPOConfig
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Adam for the critic; the policy moves by the natural gradient."""
+        return torch.optim.Adam(self.critic.parameters(), lr=self.config.learning_rate, eps=1e-5)
+
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+        """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
+        config, theta = self.config, self.actor_parameters
+        change = self.change(samples)
+        surrogate = self._surrogate(change)
+        g = gradient(surrogate, theta)
+        F = FisherVectorProduct(self._fisher_kl(samples), theta, config.cg_damping)
+        cg = conjugate_gradient(F, g, max_steps=config.cg_max_steps)
+        x = cg.solution
+        curvature = (x @ F(x)).item()
+        length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
+        search = LineSearch(0.0, 0, cg.reason)
+        if length > 0.0:
+            search = line_search(
+                theta,
+                length * x,
+                lambda: self._objection(samples, surrogate.item()),
+                shrinking_factor=config.line_search_shrinking_factor,
+                max_iter=config.line_search_max_iter,
+            )
+        damping = config.cg_damping * (x @ x).item()
+        return {
+            **self._fit_critic(samples, callback),
+            "train/cg_residual": cg.residual,
+            "train/cg_steps": float(cg.iterations),
+            "train/line_search_scale": search.scale,
+            "train/line_search_tries": float(search.tries),
+            "train/kl_predicted": 0.5 * (search.scale * length) ** 2 * (curvature - damping),
+            "train/stop_reason": search.reason,
+        }
+
+    def _surrogate(self, change: Change) -> Tensor:
+        """L(theta) = E[gain - penalty]; E[r A] for a constraint (TRPO eq. 14)."""
+        return (self.region.gain(change) - self.region.penalty(change)).mean()
+
+    def _fisher_kl(self, samples: Samples) -> Tensor:
+        """Mean KL(old||theta) on every n-th sample; its Hessian is the Fisher matrix."""
+        rows = torch.arange(0, len(samples), self.config.sub_sampling_factor)
+        return self.change(samples[rows]).kl.mean()
+
+    @torch.no_grad()
+    def _objection(self, samples: Samples, before: float) -> str | None:
+        """What is wrong with the current policy, judged on the whole batch."""
+        change = self.change(samples)
+        if not self.region.excess(change) <= 0.0:
+            return "rejected: outside the trust region"
+        if not self._surrogate(change).item() > before:
+            return "rejected: the surrogate does not improve"
+        return None
+
+    def _fit_critic(self, samples: Samples, callback: Callback) -> Metrics:
+        rate, losses = self.anneal(), []
+        for epoch in range(self.config.n_critic_updates):
+            for minibatch in self.minibatches(samples):
+                loss = self.value_loss(minibatch)
+                self.descend(loss, list(self.critic.parameters()))
+                losses.append(loss.detach())
+                callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
+            callback.on_epoch_end(self, epoch)
+        return {"train/learning_rate": rate, "train/value_loss": torch.stack(losses).mean().item()}
