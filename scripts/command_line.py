@@ -1,0 +1,56 @@
+"""What the verbs share: flags from dataclasses (tyro), and bad input as one line with exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from typing import NoReturn, TypeVar, cast
+
+import gymnasium as gym
+import tyro
+
+from klrl.validation import validate
+
+T = TypeVar("T")
+
+
+def fail(prog: str, message: object) -> NoReturn:
+    """Print one line and exit with status 2."""
+    print(f"{prog}: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def bad_input(prog: str) -> Iterator[None]:
+    """Errors raised inside are the user's input: one line, no traceback."""
+    try:
+        yield
+    except (ValueError, FileExistsError, FileNotFoundError, gym.error.Error) as error:
+        fail(prog, error)
+
+
+def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """Read flags into a checked dataclass; tyro's messages become one line."""
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            parsed = cast("T", tyro.cli(cls, args=argv, prog=prog, default=default))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        fail(prog, one_line(messages.getvalue()))
+    with bad_input(prog):
+        validate(parsed)
+    return parsed
+
+
+def one_line(box: str) -> str:
+    """The message of one of tyro's error boxes, with the help of the flag it is about."""
+    rows = [line.strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰"]
+    sections = [" ".join(part.split()) for part in re.split("─{3,}", "\n".join(rows))]
+    text = "; ".join(s for s in sections if s and not s.startswith("For full helptext"))
+    text = re.sub(r"^Error parsing (?!--)\S+: ", "", text)
+    return text.replace("Error parsing ", "").replace("Argument helptext:", "allowed:")

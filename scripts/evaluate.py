@@ -1,0 +1,73 @@
+"""Evaluate a trained agent: ``klrl evaluate runs/demo --episodes 20``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import torch
+import tyro
+
+from klrl.experience.environments import check_id
+from klrl.run import checkpoint, evaluate
+from klrl.run.directory import versions
+from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.train import AGENTS
+from klrl.validation import NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluating:
+    """Play whole episodes with a saved agent and report their undiscounted returns."""
+
+    path: tyro.conf.Positional[Path]
+    """A run directory (its newest checkpoint) or a saved agent."""
+    env: str | None = None
+    """Gymnasium id; by default the environment of the training."""
+    episodes: PositiveInt = 20
+    """Episodes to play."""
+    stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Sample actions instead of taking the most probable one."""
+    seed: NonNegativeInt = 0
+    """Evaluation episodes never share a seed with training."""
+    json: Path | None = None
+    """Also write the result to this file."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl evaluate``."""
+    prog = "klrl evaluate"
+    args = parse(Evaluating, sys.argv[1:] if argv is None else argv, prog)
+    torch.set_num_threads(1)
+    with bad_input(prog):
+        _, saved = checkpoint.read(args.path)
+        agent = AGENTS[saved["agent"].lower()].load(args.path)
+        kwargs = saved["env"]["kwargs"] if saved["env"] and not args.env else {}
+        env_id = args.env or (saved["env"] or {}).get("id")
+        if env_id is None:
+            raise ValueError("env = none, the agent learned from an unregistered environment; allowed: --env ID")
+        check_id(env_id)
+        env = gym.make(env_id, **kwargs)
+        if (env.observation_space, env.action_space) != (agent.observation_space, agent.action_space):
+            raise ValueError(f"env = {env_id}: its spaces differ from the agent's; allowed: {agent.observation_space}")
+    with env:
+        result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
+    how = "stochastic" if args.stochastic else "deterministic"
+    print(
+        f"{saved['agent']} on {env_id} after {agent.num_timesteps:,} steps: "
+        f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
+    )
+    if args.json:
+        record = {
+            "path": str(args.path), "env": env_id, "agent": saved["agent"], "num_timesteps": agent.num_timesteps,
+            "deterministic": not args.stochastic, "seed": args.seed, "mean_return": result.mean,
+            "std_return": result.std, "returns": result.returns, "lengths": result.lengths, "versions": versions(),
+        }  # fmt: skip
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

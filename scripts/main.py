@@ -1,0 +1,37 @@
+"""The ``klrl`` command: hands over to the script of the verb; imports nothing heavy before."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import klrl
+
+VERBS = {
+    "train": "train an agent on a Gymnasium environment and log how far its policy moves",
+    "evaluate": "play episodes with a trained agent and report its return",
+    "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
+}
+
+
+def usage() -> str:
+    """The text of ``klrl --help``."""
+    lines = ["usage: klrl VERB ...    (klrl VERB --help for the options of a verb)", "", "verbs:"]
+    lines += [f"  {verb:<11}{text}" for verb, text in VERBS.items()]
+    lines += ["", "for example:", "  klrl train ppo --env CartPole-v1 --total-timesteps 50000 --run-dir runs/demo"]
+    return "\n".join([*lines, "  klrl evaluate runs/demo --episodes 20", "  tensorboard --logdir runs"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl VERB ...``."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"klrl {klrl.__version__}")
+        sys.exit(0)
+    if words[0] not in VERBS:
+        print(f"klrl: verb = {words[0]!r}; allowed: {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    import_module(f"klrl.scripts.{words[0]}").main(words[1:])

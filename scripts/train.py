@@ -1,0 +1,134 @@
+"""Train an agent: ``klrl train ppo --env CartPole-v1``, or ``python scripts/train.py ppo --env CartPole-v1``."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+import tyro
+from rich.console import Console
+
+from klrl.agents import PPO, TRPO, Agent, AgentConfig
+from klrl.experience.environments import check_id
+from klrl.run import Callback, evaluate
+from klrl.run.directory import RunDirectory, check_new
+from klrl.run.presets import preset
+from klrl.run.progress import Progress
+from klrl.scripts.command_line import bad_input, fail, parse
+from klrl.validation import NonNegativeInt, PositiveInt
+
+AGENTS: dict[str, type[Agent[Any]]] = {"ppo": PPO, "trpo": TRPO}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Train an agent and keep everything about the run in one directory."""
+
+    env: str
+    """Gymnasium id, for example CartPole-v1 or HalfCheetah-v5."""
+    agent: tyro.conf.OmitArgPrefixes[AgentConfig]
+    total_timesteps: PositiveInt = 100_000
+    """Environment steps to train for, over all environments; whole updates are run."""
+    seed: NonNegativeInt = 0
+    """Seed of the run; all its random streams come from it."""
+    run_dir: Path | None = None
+    """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
+    preset: Literal["auto", "none"] = "auto"
+    """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
+    eval_episodes: NonNegativeInt = 20
+    """Deterministic episodes to evaluate at the end."""
+    checkpoint_every: PositiveInt = 100_000
+    """Environment steps between checkpoints; the newest 3 and the best are kept."""
+    torch_threads: PositiveInt = 1
+    """Threads torch may use; small networks are fastest with one."""
+
+
+class StopOnSignal(Callback):
+    """Ends training after the current update on SIGINT or SIGTERM; a second signal ends it at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def on_update_end(self, agent: Any, batch: Any, metrics: Any) -> bool | None:
+        """Stop if a signal came."""
+        return False if self.received else None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl train``."""
+    name, options = _algorithm(sys.argv[1:] if argv is None else argv)
+    prog = f"klrl train {name}"
+    with bad_input(prog):
+        default, applied = _defaults(name, options)
+    training = parse(Training, options, prog, default)
+    run_dir = training.run_dir or _new_name(training.env, name, training.seed)
+    torch.set_num_threads(training.torch_threads)
+    with bad_input(prog):
+        check_id(training.env)
+        check_new(run_dir)
+        agent = AGENTS[name](training.env, training.agent, seed=training.seed)
+
+    console = Console(highlight=False, soft_wrap=True)
+    say = console.print
+    if applied:
+        say(f"preset for {training.env}: " + ", ".join(f"{k} = {v}" for k, v in applied.items()))
+    settings = {"preset": training.env if applied else None}
+    keep = RunDirectory(run_dir, settings, checkpoint_every=training.checkpoint_every)
+    stop = StopOnSignal()
+    agent.learn(training.total_timesteps, [keep, Progress(console), stop])
+    say(f"run directory: {run_dir}\nTensorBoard: tensorboard --logdir {run_dir}")
+    if stop.received:
+        say(f"stopped by {signal.Signals(stop.received).name} after {agent.num_timesteps:,} steps; checkpoint written")
+        sys.exit(128 + stop.received)
+    if training.eval_episodes:
+        with gym.make(training.env) as env:
+            result = evaluate(agent, env, training.eval_episodes, seed=training.seed)
+        say(f"evaluation: mean return {result.mean:.1f} ± {result.std:.1f} over {training.eval_episodes} episodes")
+
+
+def _algorithm(words: list[str]) -> tuple[str, list[str]]:
+    allowed = f"{', '.join(AGENTS)}; klrl train ALGORITHM --help lists the options"
+    if not words:
+        fail("klrl train", f"algorithm missing; allowed: {allowed}")
+    if words[0] in ("-h", "--help"):
+        print(f"usage: klrl train ALGORITHM --env ID [OPTIONS]\n\nalgorithms: {allowed}")
+        sys.exit(0)
+    if words[0] not in AGENTS:
+        fail("klrl train", f"algorithm = {words[0]!r}; allowed: {allowed}")
+    return words[0], words[1:]
+
+
+def _defaults(name: str, options: list[str]) -> tuple[Training, dict[str, Any]]:
+    """The flags' defaults, which depend on the environment and the region, and the preset among them."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--env", nargs="?")
+    first.add_argument("--preset", nargs="?")
+    first.add_argument("--trust-region", "--trust_region", nargs="?")
+    known, _ = first.parse_known_args(options)
+    env = None if known.preset == "none" else known.env
+    region = {} if known.trust_region is None else {"trust_region": known.trust_region}
+    config = AGENTS[name].config_class.for_env(env, **region)
+    applied = {k: getattr(config, k) for k in preset(name, env) if getattr(config, k) is not None}
+    return Training(env=tyro.MISSING, agent=config), applied
+
+
+def _new_name(env: str, agent: str, seed: int) -> Path:
+    return Path("runs") / f"{env.replace('/', '_')}__{agent}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
+
+
+if __name__ == "__main__":
+    main()
