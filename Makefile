@@ -1,0 +1,42 @@
+# Two commands: `make train` and `make test`. Both build .venv from the pinned versions first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+ENV ?= CartPole-v1
+STEPS ?= 50000
+SEED ?= 0
+
+.PHONY: help train test lint clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+train: $(VENV)/klrl  ## train PPO on CartPole-v1 and watch its policy drift (ENV=, STEPS=, SEED= change the task)
+	$(BIN)/klrl train ppo --env $(ENV) --total-timesteps $(STEPS) --seed $(SEED)
+
+test: lint  ## every check: style, types, tests, doctests
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+	  || { echo "PYTHON = $(PYTHON) is $$($(PYTHON) --version 2>&1); allowed: Python 3.11 to 3.14 (make PYTHON=python3.12 ...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/klrl: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/klrl
