@@ -16,6 +16,7 @@ ValueError: discount = 1.5; allowed: a number in [0, 1]
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,7 +32,7 @@ class Bounds:
 
     def __contains__(self, x: float) -> bool:
         above = x > self.lower if self.open_below else x >= self.lower
-        return above and x <= self.upper and math.isfinite(x)
+        return above and x <= self.upper and _is_finite(x)
 
     def __str__(self) -> str:
         if self.upper < math.inf:
@@ -83,8 +84,13 @@ def _fits(value: Any, hint: Any) -> bool:
             return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
     if hint in (int, float):
         number = isinstance(value, int) or (hint is float and isinstance(value, float))
-        return number and not isinstance(value, bool)
+        return number and not isinstance(value, bool) and _is_finite(value)
     return value is None if hint is type(None) else isinstance(value, hint)
+
+
+def _is_finite(x: float) -> bool:
+    """Also false for an integer that no float can hold."""
+    return abs(x) <= sys.float_info.max
 
 
 def _describe(hint: Any) -> str:

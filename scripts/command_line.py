@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import NoReturn, TypeVar, cast
 
@@ -25,11 +26,14 @@ def fail(prog: str, message: object) -> NoReturn:
 
 @contextlib.contextmanager
 def bad_input(prog: str) -> Iterator[None]:
-    """Errors raised inside are the user's input: one line, no traceback."""
-    try:
-        yield
-    except (ValueError, FileExistsError, FileNotFoundError, gym.error.Error) as error:
-        fail(prog, error)
+    """Errors raised inside are the user's input: one line, no traceback, and no warnings before it."""
+    with warnings.catch_warnings(record=True) as notes:
+        try:
+            yield
+        except (ValueError, FileExistsError, FileNotFoundError, gym.error.Error) as error:
+            fail(prog, error)
+    for note in notes:
+        warnings.showwarning(note.message, note.category, note.filename, note.lineno)
 
 
 def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
@@ -49,8 +53,8 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
 
 def one_line(box: str) -> str:
     """The message of one of tyro's error boxes, with the help of the flag it is about."""
-    rows = [line.strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰"]
-    sections = [" ".join(part.split()) for part in re.split("─{3,}", "\n".join(rows))]
+    rows = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
+    sections = [" ".join(part.split()) for part in re.split("[─-]{9,}", "\n".join(rows))]
     text = "; ".join(s for s in sections if s and not s.startswith("For full helptext"))
     text = re.sub(r"^Error parsing (?!--)\S+: ", "", text)
     return text.replace("Error parsing ", "").replace("Argument helptext:", "allowed:")

@@ -35,3 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"klrl: verb = {words[0]!r}; allowed: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
     import_module(f"klrl.scripts.{words[0]}").main(words[1:])
+
+
+if __name__ == "__main__":
+    main()

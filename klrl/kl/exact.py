@@ -111,7 +111,7 @@ def _categorical(p: Categorical, q: Categorical) -> Tensor:
     small = x.abs() < _SERIES
     series = prob_p * _phi_series(torch.where(small, x, 0.0))
     direct = (prob_q - prob_p) - prob_p * torch.where(small, 0.0, x)
-    kl = torch.where(both, torch.where(small, series, direct), prob_q).sum(-1).clamp_min(0.0)
+    kl = torch.where(both, torch.where(small, series, direct), prob_q - prob_p).sum(-1).clamp_min(0.0)
     return kl.masked_fill((possible_p & ~possible_q).any(-1), math.inf)
 
 

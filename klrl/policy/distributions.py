@@ -150,9 +150,9 @@ def as_record(distribution: Distribution | td.Distribution) -> Distribution:
     """Turn a ``torch.distributions`` object into a record; a record passes through.
 
     Batch and event dimensions keep their meaning: a ``Normal`` has one action dimension per batch
-    element, ``Independent(Normal, n)`` makes one action of its last n dimensions. A torch
-    ``Categorical`` is read by what it was built from: its logits are clamped when it was built from
-    probabilities, and a zero would no longer be a zero.
+    element, ``Independent(Normal, n)`` makes one action of its last n dimensions (records keep log_std, so a
+    float32 scale is rounded once more). A torch ``Categorical`` is read by what it was built from: its logits
+    are clamped when it was built from probabilities, and a zero would no longer be a zero.
 
     Raises:
         TypeError: the family has no record.
@@ -161,10 +161,7 @@ def as_record(distribution: Distribution | td.Distribution) -> Distribution:
         case Distribution():
             return distribution
         case td.Categorical():
-            if distribution._param is not distribution.__dict__.get("probs"):
-                return Categorical(distribution.logits)
-            possible = distribution.probs > 0
-            return Categorical(torch.where(possible, distribution.probs, 1.0).log().masked_fill(~possible, -math.inf))
+            return _categorical(distribution)
         case td.Normal():
             return DiagGaussian(distribution.loc.unsqueeze(-1), distribution.scale.log().unsqueeze(-1))
         case td.Independent(base_dist=td.Normal() as base, reinterpreted_batch_ndims=n) if n > 0:
@@ -173,6 +170,17 @@ def as_record(distribution: Distribution | td.Distribution) -> Distribution:
         f"{type(distribution).__name__} has no record; known are Categorical and DiagGaussian, "
         "torch's Categorical, Normal and Independent(Normal, n >= 1)"
     )
+
+
+def _categorical(distribution: td.Categorical) -> Categorical:
+    """By its probabilities if it was made of them; an expanded copy shows that only by its clamped zeros."""
+    if distribution._param is not distribution.__dict__.get("probs"):
+        tiny = torch.finfo(distribution.logits.dtype).tiny
+        clamped = (distribution.probs == 0) & (distribution.logits > math.log(tiny))
+        if not clamped.any():
+            return Categorical(distribution.logits)
+    possible = distribution.probs > 0
+    return Categorical(torch.where(possible, distribution.probs, 1.0).log().masked_fill(~possible, -math.inf))
 
 
 def _check_floating(name: str, x: object) -> None:

@@ -76,7 +76,7 @@ class CategoricalActor(Actor):
 
     def to_environment(self, action: Tensor) -> np.ndarray:
         """Indices shifted to the space's ``start``."""
-        return action.numpy() + self.start
+        return action.detach().numpy() + self.start
 
 
 class GaussianActor(Actor):
@@ -108,7 +108,7 @@ class GaussianActor(Actor):
 
     def to_environment(self, action: Tensor) -> np.ndarray:
         """Clipped to the box, in the space's shape and dtype."""
-        shaped = action.numpy().reshape(*action.shape[:-1], *self.action_space.shape)
+        shaped = action.detach().numpy().reshape(*action.shape[:-1], *self.action_space.shape)
         clipped = np.clip(shaped, self.action_space.low, self.action_space.high)
         return clipped.astype(self.action_space.dtype, copy=False)
 

@@ -81,7 +81,7 @@ class ReturnScaler:
     def absorb(self, rewards: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> ReturnScaler:
         """Follow the discounted returns through ``[T, N]`` rewards; rows that are not ``valid`` do not count."""
         n = rewards.shape[1]
-        running = self.running.clone() if len(self.running) == n else torch.zeros(n, dtype=torch.float64)
+        running = self.running if len(self.running) == n else torch.zeros(n, dtype=torch.float64)
         seen = torch.empty(rewards.shape, dtype=torch.float64)
         for t, reward in enumerate(rewards.to(torch.float64)):
             running = torch.where(valid[t], gamma * running + reward, running)

@@ -1,0 +1,204 @@
+"""Distribution records: sampling, log-probability and entropy against torch.distributions and enumeration."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import distributions as td
+
+from klrl.policy.distributions import Categorical, DiagGaussian, as_record, stack
+
+INF = math.inf
+BATCHES = [(), (4,), (2, 3)]
+
+
+def categorical(*batch, k=5, seed=0):
+    return Categorical(torch.randn(*batch, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+
+def gaussian(*batch, d=3, seed=0):
+    x = torch.randn(2, *batch, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return DiagGaussian(x[0], 0.5 * x[1])
+
+
+def normal(*shape):
+    return td.Normal(*(torch.linspace(low, 3.0, math.prod(shape)).reshape(shape) for low in (-3.0, 0.1)))
+
+
+def oracle(record):
+    """The same distribution as a torch object."""
+    if isinstance(record, Categorical):
+        return td.Categorical(logits=record.logits)
+    return td.Independent(td.Normal(record.mean, record.std), 1)
+
+
+records = pytest.mark.parametrize("make", [categorical, gaussian])
+batches = pytest.mark.parametrize("batch", BATCHES)
+
+
+@records
+@batches
+def test_log_prob_and_entropy_agree_with_torch(make, batch):
+    record = make(*batch)
+    action = record.sample(torch.Generator().manual_seed(1))
+    assert record.batch_shape == batch
+    torch.testing.assert_close(record.log_prob(action), oracle(record).log_prob(action))
+    torch.testing.assert_close(record.entropy(), oracle(record).entropy())
+
+
+@batches
+def test_probabilities_sum_to_one_and_log_probs_are_their_logarithms(batch):
+    p = categorical(*batch)
+    torch.testing.assert_close(p.probs.sum(-1), torch.ones(batch, dtype=torch.float64))
+    torch.testing.assert_close(p.log_probs, p.probs.log())
+
+
+def test_an_action_of_probability_zero_adds_nothing_to_the_entropy_nor_nan_to_its_gradient():
+    logits = torch.tensor([0.0, 0.0, -INF, 0.0, 0.0], requires_grad=True)
+    entropy = Categorical(logits).entropy()
+    entropy.backward()
+    assert entropy.item() == pytest.approx(math.log(4.0))
+    assert logits.grad.isfinite().all()
+    assert Categorical(logits.detach()).log_prob(torch.tensor(2)).item() == -INF
+
+
+@pytest.mark.parametrize("sample_shape", [(), (2, 3)])
+@records
+def test_samples_have_one_action_per_state(make, sample_shape):
+    p = make(*sample_shape)
+    event = () if make is categorical else (3,)
+    assert p.sample().shape == (*sample_shape, *event)
+    assert p.sample().dtype == (torch.int64 if make is categorical else torch.float64)
+
+
+def test_categorical_frequencies_match_the_probabilities_within_four_standard_errors():
+    n, probs = 200_000, torch.tensor([0.5, 0.3, 0.19, 0.01, 0.0])
+    p = Categorical(probs.log().expand(n, 5))
+    frequency = torch.bincount(p.sample(torch.Generator().manual_seed(0)), minlength=5) / n
+    assert ((frequency - probs).abs() <= 4.0 * (probs * (1 - probs) / n).sqrt()).all()
+
+
+def test_gaussian_samples_have_the_mean_and_standard_deviation_asked_for():
+    n, mean, std = 200_000, torch.tensor([-3.0, 10.0]), torch.tensor([0.1, 5.0])
+    x = DiagGaussian(mean.expand(n, 2), std.log().expand(n, 2)).sample(torch.Generator().manual_seed(0))
+    assert ((x.mean(0) - mean).abs() <= 4.0 * std / n**0.5).all()
+    assert ((x.std(0) - std).abs() <= 4.0 * std / (2 * n) ** 0.5).all()  # standard error of a normal's std
+    assert torch.corrcoef(x.T)[0, 1].abs() <= 4.0 / n**0.5
+
+
+@records
+def test_a_generator_makes_samples_repeatable_and_leaves_the_global_one_alone(make):
+    p, before = make(7), torch.get_rng_state()
+    first, second = (p.sample(torch.Generator().manual_seed(5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@records
+@batches
+def test_no_sample_is_more_probable_than_the_mode(make, batch):
+    p = make(*batch)
+    for seed in range(20):
+        sample = p.sample(torch.Generator().manual_seed(seed))
+        assert (p.log_prob(p.mode()) >= p.log_prob(sample)).all()
+
+
+@records
+def test_indexing_reads_the_batch_dimensions_of_every_parameter(make):
+    p = make(4, 3)
+    action = p.sample(torch.Generator().manual_seed(1))
+    torch.testing.assert_close(p[2, 1].log_prob(action[2, 1]), p.log_prob(action)[2, 1])
+    assert p[1:].batch_shape == (3, 3)
+    assert p[torch.tensor([0, 0, 3])].batch_shape == (3, 3)
+
+
+@records
+def test_detached_records_have_the_same_numbers_and_no_graph(make):
+    leaf = make(2).map(lambda x: x.clone().requires_grad_())
+    for kept, cut in zip(leaf.parameters, leaf.detach().parameters, strict=True):
+        assert kept.requires_grad
+        assert not cut.requires_grad
+        assert torch.equal(kept, cut)
+
+
+@records
+def test_stacked_records_can_be_taken_apart_again(make):
+    rows = [make(2, seed=i) for i in range(3)]
+    stacked = stack(rows)
+    assert stacked.batch_shape == (3, 2)
+    for i, row in enumerate(rows):
+        assert all(torch.equal(a, b) for a, b in zip(stacked[i].parameters, row.parameters, strict=True))
+
+
+@records
+def test_records_cannot_be_changed(make):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(make(), dataclasses.fields(make())[0].name, torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "text"),
+    [
+        (lambda: Categorical([0.0, 1.0]), TypeError, "logits must be a floating-point tensor"),
+        (lambda: Categorical(torch.tensor([0, 1])), TypeError, "int64"),
+        (lambda: Categorical(torch.tensor(0.0)), TypeError, "0 dimensions"),
+        (lambda: DiagGaussian(torch.zeros(2), torch.tensor(0.0)), TypeError, "log_std must be"),
+        (lambda: DiagGaussian(torch.zeros(2, dtype=torch.int32), torch.zeros(2)), TypeError, "mean must be"),
+        (lambda: DiagGaussian(torch.zeros(4, 2), torch.zeros(2)), ValueError, r"log_std has shape \[2\], the mean \[4"),
+    ],
+)
+def test_wrong_parameters_are_refused_where_they_enter(build, error, text):
+    with pytest.raises(error, match=text) as caught:
+        build()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_record_passes_through_as_record():
+    assert as_record(p := gaussian(2)) is p
+
+
+@pytest.mark.parametrize(
+    ("distribution", "batch_shape"),
+    [
+        (normal(), ()),
+        (normal(4, 3), (4, 3)),
+        (td.Independent(normal(4, 3), 1), (4,)),
+        (td.Independent(normal(4, 3), 2), ()),
+        (td.Independent(normal(4, 3, 2), 2), (4,)),
+        (td.Categorical(logits=categorical(2).logits), (2,)),
+        (td.Categorical(probs=categorical(2).logits.abs()), (2,)),
+    ],
+)
+def test_torch_distributions_keep_their_batch_shape_and_their_densities(distribution, batch_shape):
+    torch.manual_seed(0)  # torch's sample takes no generator
+    record, action = as_record(distribution), distribution.sample()
+    vector = action if isinstance(record, Categorical) else action.reshape(*batch_shape, -1)
+    assert record.batch_shape == batch_shape
+    torch.testing.assert_close(record.log_prob(vector), distribution.log_prob(action))
+
+
+@pytest.mark.parametrize("look", [lambda p: None, lambda p: p.logits, lambda p: p.entropy()], ids=range(3))
+@pytest.mark.parametrize("expand", [lambda p: p, lambda p: p.expand((3,))], ids=["itself", "expanded"])
+def test_zero_probabilities_of_a_torch_categorical_stay_zero_whatever_was_read_before(look, expand):
+    p = td.Categorical(probs=torch.tensor([0.25, 0.0, 0.75]))
+    look(p)
+    probs = as_record(expand(p)).probs
+    torch.testing.assert_close(probs, torch.tensor([0.25, 0.0, 0.75]).expand_as(probs))
+    assert (probs[..., 1] == 0.0).all()
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        td.Poisson(torch.ones(2)),
+        td.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        td.Independent(td.Categorical(logits=torch.zeros(2, 3)), 1),
+        td.Independent(td.Normal(torch.zeros(2), torch.ones(2)), 0),
+    ],
+    ids=lambda d: type(d).__name__,
+)
+def test_a_family_without_a_record_is_refused_in_one_line(distribution):
+    with pytest.raises(TypeError, match=f"^{type(distribution).__name__} has no record; known are") as error:
+        as_record(distribution)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,225 @@
+"""Fisher-vector products against dense matrices, conjugate gradient against dense solves."""
+
+import math
+
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import distributions as td
+from torch.func import functional_call
+
+from klrl.kl import kl_divergence
+from klrl.policy.networks import make_actor
+from klrl.trust_region import FisherVectorProduct, conjugate_gradient
+from klrl.trust_region.natural_gradient import assign, flatten, gradient
+
+STATES = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SPACES = [Discrete(4), Box(-1.0, 1.0, (2,))]
+policies = pytest.mark.parametrize("space", SPACES, ids=["categorical", "gaussian"])
+
+
+def randn(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_policy(space):
+    """A small policy in float64, moved away from its nearly uniform start."""
+    generator = torch.Generator().manual_seed(0)
+    actor = make_actor(
+        Box(-1.0, 1.0, (3,)), space, (4,), log_std_init=-0.5, activation="tanh", generator=generator
+    ).double()
+    theta = list(actor.parameters())
+    assign(theta, flatten(theta).detach() + 0.3 * randn(sum(p.numel() for p in theta)))
+    return actor, theta
+
+
+def from_vector(actor, theta):
+    """The policy's output tensors as a pure function of one flat parameter vector."""
+    names, shapes = zip(*((n, p.shape) for n, p in actor.named_parameters()), strict=True)
+    parts = theta.split([s.numel() for s in shapes])
+    values = {n: x.view(s) for n, x, s in zip(names, parts, shapes, strict=True)}
+    return functional_call(actor, values, (STATES,)).parameters
+
+
+def to_torch(parameters):
+    if len(parameters) == 1:
+        return td.Categorical(logits=parameters[0])
+    return td.Independent(td.Normal(parameters[0], parameters[1].exp()), 1)
+
+
+def dense_hessian(actor):
+    """The Hessian of torch's mean KL(old||theta) at theta = old."""
+    theta = flatten(actor.parameters()).detach()
+    old = to_torch([x.detach() for x in from_vector(actor, theta)])
+    mean_kl = lambda v: td.kl_divergence(old, to_torch(from_vector(actor, v))).mean()  # noqa: E731
+    return torch.autograd.functional.hessian(mean_kl, theta)
+
+
+def score_covariance(actor):
+    """E[grad log pi grad log pi'] over states and actions: all actions, or the Gaussian's known integrals."""
+    theta = flatten(actor.parameters()).detach()
+    if len(from_vector(actor, theta)) == 1:
+        log_probs = lambda v: to_torch(from_vector(actor, v)).logits  # noqa: E731
+        scores = torch.autograd.functional.jacobian(log_probs, theta)  # [states, actions, P]
+        return torch.einsum("sa,sap,saq->pq", log_probs(theta).exp(), scores, scores) / len(STATES)
+    # log pi has derivatives z / sigma by the mean and z^2 - 1 by log sigma: variances 1 / sigma^2 and 2.
+    J_mean, J_log_std = torch.autograd.functional.jacobian(lambda v: from_vector(actor, v), theta)
+    precision = from_vector(actor, theta)[1].mul(-2).exp()
+    by_mean = torch.einsum("sd,sdp,sdq->pq", precision, J_mean, J_mean)
+    return (by_mean + 2.0 * torch.einsum("sdp,sdq->pq", J_log_std, J_log_std)) / len(STATES)
+
+
+def fisher(actor, theta, damping=0.0):
+    new = actor(STATES)
+    return FisherVectorProduct(kl_divergence(new.detach(), new).mean(), theta, damping)
+
+
+def dense(product, n):
+    return torch.stack([product(e) for e in torch.eye(n, dtype=torch.float64)], -1)
+
+
+@policies
+@pytest.mark.parametrize("oracle", [dense_hessian, score_covariance])
+def test_fisher_vector_products_are_those_of_the_dense_matrix(space, oracle):
+    actor, theta = make_policy(space)
+    F = oracle(actor)
+    torch.testing.assert_close(dense(fisher(actor, theta), len(F)), F, rtol=1e-9, atol=1e-12)
+
+
+@policies
+def test_the_fisher_matrix_is_symmetric_and_positive_semidefinite(space):
+    actor, theta = make_policy(space)
+    F = dense(fisher(actor, theta), flatten(theta).numel())
+    torch.testing.assert_close(F, F.T, rtol=1e-9, atol=1e-13)
+    assert torch.linalg.eigvalsh(F).min() > -1e-12
+
+
+@policies
+def test_damping_adds_a_multiple_of_the_identity(space):
+    actor, theta = make_policy(space)
+    v = randn(flatten(theta).numel())
+    torch.testing.assert_close(fisher(actor, theta, 0.3)(v), fisher(actor, theta)(v) + 0.3 * v)
+
+
+@policies
+def test_half_the_fisher_form_predicts_the_kl_of_a_small_step(space):
+    actor, theta = make_policy(space)
+    old, start, v = actor(STATES).detach(), flatten(theta).detach(), randn(flatten(theta).numel())
+    predicted = 0.5 * v @ fisher(actor, theta)(v)
+    for step in (1e-3, 1e-4):
+        assign(theta, start + step * v)
+        kl = kl_divergence(old, actor(STATES)).mean()
+        assert (kl / step**2).item() == pytest.approx(predicted.item(), rel=30 * step)
+
+
+def test_products_leave_parameters_and_their_gradients_alone():
+    actor, theta = make_policy(SPACES[0])
+    before, product = flatten(theta).detach(), fisher(actor, theta)
+    v = randn(len(before))
+    assert torch.equal(product(v), product(v))
+    assert torch.equal(flatten(theta), before)
+    assert all(p.grad is None for p in theta)
+
+
+def test_float32_products_agree_with_float64():
+    actor, theta = make_policy(SPACES[1])
+    v = randn(flatten(theta).numel())
+    exact = fisher(actor, theta)(v)
+    new = actor.float()(STATES.float())
+    rounded = FisherVectorProduct(kl_divergence(new.detach(), new).mean(), list(actor.parameters()))(v.float())
+    assert (rounded - exact).norm() < 1e-5 * exact.norm()
+
+
+def test_a_parameter_the_objective_ignores_has_gradient_zero():
+    used, unused = (torch.nn.Parameter(randn(2, 2, seed=i)) for i in range(2))
+    g = gradient(used.square().sum(), [unused, used])
+    torch.testing.assert_close(g, torch.cat([torch.zeros(4, dtype=torch.float64), 2 * used.detach().flatten()]))
+
+
+def test_parameters_survive_flattening_and_assigning_to_the_bit():
+    _, theta = make_policy(SPACES[1])
+    saved, copies = flatten(theta).detach(), [p.detach().clone() for p in theta]
+    assign(theta, torch.full_like(saved, math.nan))
+    assign(theta, saved)
+    assert all(torch.equal(p, copy) for p, copy in zip(theta, copies, strict=True))
+
+
+# Conjugate gradient.
+def positive_definite(eigenvalues):
+    n = len(eigenvalues)
+    Q, _ = torch.linalg.qr(randn(n, n))
+    return Q @ torch.diag(torch.tensor(eigenvalues, dtype=torch.float64)) @ Q.T
+
+
+def relative_residual(A, b, x):
+    return ((b - A @ x).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("n", [1, 2, 20, 60])
+def test_conjugate_gradient_solves_the_system(n):
+    A, b = positive_definite([1.0 + 9.0 * i / n for i in range(n)]), randn(n, seed=2)
+    cg = conjugate_gradient(A.mv, b, max_steps=100, tolerance=1e-12)
+    assert cg.reason == "converged"
+    assert cg.residual < 1e-12
+    torch.testing.assert_close(cg.solution, torch.linalg.solve(A, b), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("distinct", [[2.0], [1.0, 5.0], [0.1, 1.0, 30.0]])
+def test_conjugate_gradient_needs_one_step_per_distinct_eigenvalue(distinct):
+    A, b = positive_definite(distinct * 6), randn(6 * len(distinct), seed=2)
+    cg = conjugate_gradient(A.mv, b, max_steps=50, tolerance=1e-9)
+    assert (cg.reason, cg.iterations) == ("converged", len(distinct))
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 10])
+def test_the_residual_is_the_true_one_when_steps_run_out(max_steps):
+    A, b = positive_definite([10.0 ** (i / 5) for i in range(30)]), randn(30, seed=2)
+    cg = conjugate_gradient(A.mv, b, max_steps=max_steps, tolerance=1e-12)
+    assert (cg.reason, cg.iterations) == ("max steps", max_steps)
+    assert cg.residual == pytest.approx(relative_residual(A, b, cg.solution), rel=1e-6)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+def test_it_ends_at_the_first_step_below_the_tolerance(tolerance):
+    A, b = positive_definite([1.0 + i for i in range(30)]), randn(30, seed=2)
+    cg = conjugate_gradient(A.mv, b, max_steps=100, tolerance=tolerance)
+    assert cg.residual < tolerance
+    assert relative_residual(A, b, cg.solution) == pytest.approx(cg.residual, rel=1e-4)
+    shorter = conjugate_gradient(A.mv, b, max_steps=cg.iterations - 1, tolerance=tolerance)
+    assert shorter.residual >= tolerance
+
+
+@pytest.mark.parametrize(
+    ("diagonal", "b", "solution"),
+    [
+        ([-1.0, -1.0], [1.0, 2.0], [0.0, 0.0]),
+        ([0.0, 0.0], [1.0, 2.0], [0.0, 0.0]),
+        ([math.nan, 1.0], [1.0, 2.0], [0.0, 0.0]),
+        # One good step, alpha = b'b / b'Ab = 5/3; then the next direction has negative curvature.
+        ([1.0, -1.0], [2.0, 1.0], [10 / 3, 5 / 3]),
+    ],
+)
+def test_it_stops_where_the_curvature_is_not_positive_and_keeps_what_it_had(diagonal, b, solution):
+    A, b = torch.tensor(diagonal, dtype=torch.float64).diag(), torch.tensor(b, dtype=torch.float64)
+    cg = conjugate_gradient(A.mv, b)
+    assert cg.reason == "curvature not positive"
+    torch.testing.assert_close(cg.solution, torch.tensor(solution, dtype=torch.float64))
+    if not A.isnan().any():
+        assert cg.residual == pytest.approx(relative_residual(A, b, cg.solution))
+
+
+@pytest.mark.parametrize("b", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])
+def test_a_zero_or_broken_right_hand_side_is_reported_without_a_step(b):
+    cg = conjugate_gradient(lambda v: v, torch.tensor(b))
+    assert (cg.reason, cg.iterations) == ("right-hand side is zero or not finite", 0)
+    assert cg.solution.tolist() == [0.0, 0.0]
+    assert math.isnan(cg.residual)
+
+
+@policies
+def test_the_natural_gradient_of_a_policy_solves_the_dense_damped_system(space):
+    actor, theta = make_policy(space)
+    g = randn(flatten(theta).numel(), seed=4)
+    cg = conjugate_gradient(fisher(actor, theta, damping=0.1), g, max_steps=200, tolerance=1e-12)
+    damped = score_covariance(actor) + 0.1 * torch.eye(len(g), dtype=torch.float64)
+    torch.testing.assert_close(cg.solution, torch.linalg.solve(damped, g), rtol=1e-8, atol=1e-10)

@@ -1,0 +1,114 @@
+"""Trust regions by name and as JSON."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from klrl.policy.distributions import Categorical
+from klrl.trust_region import (
+    PARAMETERS,
+    REGIONS,
+    Adaptive,
+    All,
+    Change,
+    Clip,
+    Fixed,
+    KLConstraint,
+    KLPenalty,
+    TrustRegion,
+    region_from_json,
+    region_from_name,
+    region_to_json,
+)
+from klrl.trust_region.names import parameters_of
+
+MEANING = {
+    "none": (TrustRegion(), {}),
+    "clip": (Clip(0.3), {"clip_range": 0.3}),
+    "early-stop": (KLConstraint(0.02, on_exit="stop"), {"target_kl": 0.02}),
+    "constraint": (KLConstraint(0.02, on_exit="backtrack"), {"target_kl": 0.02}),
+    "fixed-penalty": (KLPenalty(Fixed(2.0)), {"kl_coef": 2.0}),
+    "adaptive-penalty": (KLPenalty(Adaptive(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
+}
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_every_name_builds_its_region_with_the_settings_it_reads(name):
+    region, settings = MEANING[name]
+    assert region_from_name(name, **settings) == region
+    assert parameters_of(name) == settings.keys()
+    assert type(region_from_name(name)) is type(region)
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_setting_that_no_chosen_region_reads_is_refused_in_one_line(name):
+    for setting in set(PARAMETERS) - parameters_of(name) | {"clip_rnge"}:
+        with pytest.raises(ValueError, match=f"^{setting} = 0.5; allowed: only with a trust region that reads it"):
+            region_from_name(name, **{setting: 0.5})
+
+
+def test_the_settings_are_those_that_some_region_reads():
+    assert set(PARAMETERS) == set().union(*map(parameters_of, REGIONS))
+
+
+def test_names_joined_by_plus_share_their_settings():
+    region = region_from_name("clip+adaptive-penalty+constraint", clip_range=0.1, target_kl=0.02)
+    assert region == All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02)), KLConstraint(0.02))
+    assert parameters_of("clip+early-stop") == {"clip_range", "target_kl"}
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(REGIONS, 2)), ids="+".join)
+def test_any_two_names_can_be_joined(pair):
+    assert region_from_name("+".join(pair)) == All(*map(region_from_name, pair))
+
+
+@pytest.mark.parametrize("name", ["", "Clip", "clip+", "clip,constraint", "clip + constraint", "trust"])
+def test_an_unknown_name_is_refused_with_all_the_known_ones_in_one_line(name):
+    with pytest.raises(ValueError, match=r"^trust_region = ") as error:
+        region_from_name(name)
+    assert all(known in str(error.value) for known in (repr(name), *REGIONS))
+    assert "\n" not in str(error.value)
+
+
+def test_a_wrong_value_is_refused_by_the_region_that_reads_it():
+    with pytest.raises(ValueError, match=r"^clip_range = -1; allowed: a number > 0$"):
+        region_from_name("clip", clip_range=-1)
+    with pytest.raises(ValueError, match="at most one region with a gain of its own"):
+        region_from_name("clip+clip")
+
+
+SAVED = [
+    *(region for region, _ in MEANING.values()),
+    KLPenalty(Adaptive(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0)),
+    All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02)), All(KLConstraint(0.5, on_exit="stop"), TrustRegion())),
+    All(),
+]
+
+
+@pytest.mark.parametrize("region", SAVED, ids=repr)
+def test_a_region_survives_json(region):
+    text = json.dumps(region_to_json(region))
+    assert region_from_json(json.loads(text)) == region
+
+
+def test_an_adapted_coefficient_survives_json():
+    old, new = Categorical(torch.zeros(3, 2)), Categorical(torch.tensor([[3.0, 0.0]] * 3))
+    far = Change(old, new, torch.zeros(3), torch.zeros(3))
+    region = All(Clip(), KLPenalty(Adaptive(target_kl=0.01))).adapt(far).adapt(far)
+    restored = region_from_json(json.loads(json.dumps(region_to_json(region))))
+    assert restored.beta == region.beta == 4.0
+    assert restored.adapt(far) == region.adapt(far)
+
+
+@pytest.mark.parametrize("data", [{"class": "Nothing"}, {"class": "KLPenalty", "coefficient": {"class": "os"}}, {}])
+def test_a_class_that_is_not_klrls_is_refused(data):
+    with pytest.raises(ValueError, match=r"is not known; allowed: .*Clip") as error:
+        region_from_json(data)
+    assert "\n" not in str(error.value)
+
+
+def test_a_saved_value_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"^clip_range = -0.2"):
+        region_from_json({"class": "Clip", "clip_range": -0.2})

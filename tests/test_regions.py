@@ -1,0 +1,237 @@
+"""Trust regions: each hook against numpy, and the rules by which regions are combined."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from klrl.policy.distributions import Categorical
+from klrl.trust_region import Adaptive, All, Change, Clip, Fixed, KLConstraint, KLPenalty, TrustRegion
+
+N = 50
+
+
+def change(step=0.5, n=N):
+    """A real change of a categorical policy, with actions drawn from the old one, in float64."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, n, 4, generator=g, dtype=torch.float64)
+    old, new = Categorical(x[0]), Categorical(x[0] + step * x[1])
+    action = old.sample(g)
+    advantage = torch.randn(n, generator=g, dtype=torch.float64)
+    return Change(old, new, new.log_prob(action) - old.log_prob(action), advantage)
+
+
+def ratios(log_ratio, advantage):
+    """A change of which only the ratio and the advantage matter."""
+    here = Categorical(torch.zeros(len(log_ratio), 2, dtype=torch.float64))
+    return Change(here, here, log_ratio, advantage)
+
+
+def numpy_kl(c):
+    p, q = (np.exp(z) / np.exp(z).sum(-1, keepdims=True) for z in (c.old.logits.numpy(), c.new.logits.numpy()))
+    return (p * np.log(p / q)).sum(-1), (q * np.log(q / p)).sum(-1)
+
+
+REGIONS = [
+    TrustRegion(),
+    Clip(0.1),
+    KLConstraint(0.02),
+    KLConstraint(0.02, on_exit="stop"),
+    KLPenalty(Fixed(3.0)),
+    KLPenalty(Adaptive(target_kl=0.01)),
+    All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
+    All(),
+]
+every_region = pytest.mark.parametrize("region", REGIONS, ids=repr)
+
+
+def test_a_change_knows_its_ratio_and_both_directions_of_its_kl():
+    c = change()
+    forward, reverse = numpy_kl(c)
+    np.testing.assert_allclose(c.ratio, np.exp(c.log_ratio.numpy()), rtol=1e-12)
+    np.testing.assert_allclose(c.kl, forward, rtol=1e-10)
+    np.testing.assert_allclose(c.kl_reverse, reverse, rtol=1e-10)
+    assert c.kl is c.kl
+
+
+def test_the_plain_trust_region_limits_nothing():
+    c, region = change(), TrustRegion()
+    np.testing.assert_allclose(region.gain(c), np.exp(c.log_ratio.numpy()) * c.advantage.numpy(), rtol=1e-12)
+    assert (region.penalty(c), region.excess(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
+    assert (region.on_exit, region.target_kl, region.clip_range, region.beta) == (None, None, None, None)
+    assert region.adapt(c) is region
+
+
+@every_region
+def test_hooks_are_pure(region):
+    c, before = change(), repr(region)
+    first, second = ((region.gain(c), region.penalty(c), region.excess(c), region.adapt(c)) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(torch.as_tensor(first[1]), torch.as_tensor(second[1]))
+    assert first[2:] == second[2:]
+    assert repr(region) == before
+
+
+@every_region
+def test_regions_cannot_be_changed(region):
+    for f in dataclasses.fields(region):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(region, f.name, 1.0)
+
+
+@every_region
+def test_before_the_first_step_the_gain_is_the_advantage_and_nothing_else_acts(region):
+    c = change(step=0.0)
+    assert torch.equal(region.gain(c), c.advantage)
+    assert not torch.as_tensor(region.penalty(c)).any()
+    assert region.excess(c) < 0.0
+
+
+@every_region
+def test_the_gain_of_every_region_starts_with_the_policy_gradient(region):
+    log_ratio = torch.zeros(N, dtype=torch.float64, requires_grad=True)
+    c = ratios(log_ratio, change().advantage)
+    region.gain(c).sum().backward()
+    torch.testing.assert_close(log_ratio.grad, c.advantage)  # d (r A) / d log r = A at r = 1
+
+
+# Clip.
+@pytest.mark.parametrize("eps", [0.05, 0.2, 0.5, 2.0])
+def test_clip_is_the_smaller_of_the_plain_and_the_clipped_surrogate(eps):
+    c = change(step=1.0)
+    by_hand = []
+    for r, A in zip(np.exp(c.log_ratio.numpy()), c.advantage.numpy(), strict=True):
+        clipped = 1 - eps if r < 1 - eps else 1 + eps if r > 1 + eps else r
+        by_hand.append(min(r * A, clipped * A))
+    np.testing.assert_allclose(Clip(eps).gain(c), by_hand, rtol=1e-12)
+    assert Clip(eps).clip_range == eps
+
+
+def test_the_clipped_gradient_is_zero_exactly_where_the_ratio_is_out_on_the_side_the_advantage_pushes_to():
+    pairs = list(itertools.product([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 3.0], [-2.0, 2.0]))
+    r, A = (np.array(x) for x in zip(*pairs, strict=True))
+    log_ratio = torch.tensor(np.log(r), requires_grad=True)
+    Clip(0.2).gain(ratios(log_ratio, torch.tensor(A))).sum().backward()
+    stopped = ((r > 1.2) & (A > 0)) | ((r < 0.8) & (A < 0))
+    assert stopped.sum() == 4
+    np.testing.assert_allclose(log_ratio.grad, np.where(stopped, 0.0, r * A), rtol=1e-12)
+    assert (log_ratio.grad.numpy()[stopped] == 0.0).all()
+
+
+def test_clip_bounds_no_divergence():
+    assert (Clip().excess(change(9.0)), Clip().step_length(1.0), Clip().on_exit) == (-math.inf, math.inf, None)
+    assert (Clip().target_kl, Clip().beta) == (None, None)
+
+
+# Constraint.
+@pytest.mark.parametrize("on_exit", ["stop", "backtrack"])
+def test_the_excess_of_a_constraint_is_the_mean_kl_minus_its_bound(on_exit):
+    c, region = change(), KLConstraint(0.02, on_exit)
+    assert region.excess(c) == pytest.approx(numpy_kl(c)[0].mean() - 0.02, rel=1e-9)
+    assert region.excess(change(step=1e-3)) < 0 < region.excess(change(step=1.0))
+    assert (region.target_kl, region.on_exit) == (0.02, on_exit)
+
+
+@pytest.mark.parametrize("curvature", [1e-6, 0.3, 50.0])
+def test_the_step_of_a_constraint_uses_the_quadratic_model_up_to_its_bound(curvature):
+    s = KLConstraint(0.02).step_length(curvature)
+    assert 0.5 * s**2 * curvature == pytest.approx(0.02)
+
+
+# Penalty.
+def test_the_penalty_is_beta_times_the_kl_of_every_state():
+    c = change()
+    np.testing.assert_allclose(KLPenalty(Fixed(3.0)).penalty(c), 3.0 * numpy_kl(c)[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0, 20.0])
+def test_the_step_of_a_penalty_maximises_the_penalised_quadratic_model(beta):
+    # x = F^-1 g: the model's gain along s x is s c - beta/2 s^2 c with c = x'Fx = g'x.
+    s, c = KLPenalty(Fixed(beta)).step_length(0.7), 0.7
+    candidates = s * np.linspace(0.5, 1.5, 101)
+    assert np.argmax(candidates * c - beta / 2 * candidates**2 * c) == 50
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0.0, 0.5), (1.0, 2.0)])
+def test_a_penalty_adapts_to_the_mean_kl_of_the_whole_update(step, factor):
+    region = KLPenalty(Adaptive(target_kl=0.01, beta=4.0))
+    adapted = region.adapt(change(step))
+    assert (region.beta, adapted.beta, adapted.target_kl) == (4.0, 4.0 * factor, 0.01)
+    assert KLPenalty(Fixed(4.0)).adapt(change(step)) == KLPenalty(Fixed(4.0))
+    assert KLPenalty(Fixed(4.0)).target_kl is None
+
+
+# All.
+def test_in_all_penalties_add_the_largest_excess_and_the_shortest_step_count():
+    c = change()
+    kl, _ = numpy_kl(c)
+    region = All(KLPenalty(Fixed(2.0)), KLPenalty(Fixed(3.0)), KLConstraint(0.1), KLConstraint(0.02))
+    np.testing.assert_allclose(region.penalty(c), 5.0 * kl, rtol=1e-10)
+    assert region.excess(c) == pytest.approx(kl.mean() - 0.02, rel=1e-9)
+    assert region.beta == 5.0
+    assert region.target_kl == 0.02
+    assert region.step_length(1e-4) == pytest.approx(1 / 3)  # sqrt(2 * 0.02 / 1e-4) = 20 is longer
+    assert region.step_length(1.0) == pytest.approx(0.2)  # sqrt(2 * 0.02)
+
+
+@pytest.mark.parametrize("clip_first", [True, False])
+def test_in_all_the_one_special_gain_is_used_wherever_it_stands(clip_first):
+    c, parts = change(step=1.0), (Clip(0.1), KLConstraint(0.02))
+    region = All(*(parts if clip_first else parts[::-1]))
+    assert torch.equal(region.gain(c), Clip(0.1).gain(c))
+    assert torch.equal(All(region, TrustRegion()).gain(c), Clip(0.1).gain(c))
+    assert region.clip_range == 0.1
+    assert torch.equal(All(KLConstraint()).gain(c), TrustRegion().gain(c))
+
+
+@pytest.mark.parametrize("regions", [(Clip(0.1), Clip(0.2)), (All(Clip(0.1)), KLConstraint(), Clip(0.2))])
+def test_two_gains_are_refused(regions):
+    with pytest.raises(ValueError, match="at most one region with a gain of its own"):
+        All(*regions)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "result"),
+    [((), None), (("stop",), "stop"), (("backtrack", "stop"), "backtrack"), (("stop", "backtrack"), "backtrack")],
+)
+def test_in_all_going_back_is_stricter_than_stopping(wishes, result):
+    assert All(Clip(), *(KLConstraint(0.01, wish) for wish in wishes)).on_exit == result
+
+
+def test_in_all_every_region_adapts_for_itself():
+    slow, fast = Adaptive(target_kl=1e3, beta=1.0), Adaptive(target_kl=1e-6, beta=1.0)
+    region = All(Clip(0.3), KLPenalty(slow), KLPenalty(fast))
+    adapted = region.adapt(change())
+    assert adapted.regions[0] == Clip(0.3)
+    assert [r.beta for r in adapted.regions[1:]] == [0.5, 2.0]
+    assert region.beta == 2.0
+
+
+def test_an_excess_that_is_not_a_number_is_never_taken_for_inside():
+    c = change()
+    broken = dataclasses.replace(c, new=Categorical(torch.full_like(c.new.logits, math.nan)))
+    for region in (KLConstraint(), All(KLConstraint(), Clip()), All(Clip(), KLConstraint())):
+        assert not region.excess(broken) <= 0.0
+
+
+def test_all_of_nothing_limits_nothing():
+    c, region = change(), All()
+    assert torch.equal(region.gain(c), TrustRegion().gain(c))
+    assert (region.penalty(c), region.excess(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
+    assert (region.on_exit, region.target_kl, region.clip_range, region.beta) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: Clip(0.0), "^clip_range = 0.0; allowed: a number > 0$"),
+        (lambda: KLConstraint(math.nan), "^target_kl = nan; allowed: a number > 0$"),
+        (lambda: KLConstraint(0.01, "leave"), "^on_exit = 'leave'; allowed: stop, backtrack$"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
