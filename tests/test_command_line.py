@@ -1,0 +1,181 @@
+"""The klrl command end to end, as a user runs it: real processes, real files, exit statuses."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from klrl.agents import PPO
+from klrl.scripts.main import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--env", "CartPole-v1", "--total-timesteps", "1024", "--eval-episodes", "1"]
+
+
+def klrl(*words, cwd=None):
+    command = [sys.executable, "-m", "klrl.scripts.main", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, tmp_path):
+    """Run klrl in this process, in an empty folder; the one line of its refusal."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1, line
+        return line.strip()
+
+    return run
+
+
+def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
+    program = (
+        "import sys; from klrl.scripts.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'gymnasium', 'numpy'} & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert all(verb in result.stdout for verb in ("train", "evaluate", "benchmark"))
+
+
+@pytest.mark.parametrize("agent", ["ppo", "trpo"])
+def test_every_config_field_is_a_flag_with_a_help_line(agent):
+    from klrl.scripts.train import AGENTS
+
+    text = klrl("train", agent, "--help").stdout
+    words = " ".join(text.replace("│", " ").split())
+    for name in AGENTS[agent].config_class.__dataclass_fields__:
+        flag = "--" + name.replace("_", "-")
+        assert flag in words
+        after = words.split(flag, 1)[1]
+        assert "(default:" in after.split(" --", 1)[0] or f"--no-{name.replace('_', '-')}" in words
+
+
+@pytest.mark.parametrize("agent", ["ppo", "trpo"])
+def test_a_run_leaves_its_files_and_can_be_evaluated(agent, tmp_path):
+    run = klrl("train", agent, *SMALL, "--run-dir", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    assert "preset for CartPole-v1: " in run.stdout
+    assert f"tensorboard --logdir {tmp_path / 'run'}" in run.stdout
+    assert "evaluation: mean return" in run.stdout
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[-1]["time/total_timesteps"]) == 1024
+    assert json.loads((tmp_path / "run/config.json").read_text())["preset"] == "CartPole-v1"
+
+    result = klrl("evaluate", tmp_path / "run", "--episodes", 3, "--json", tmp_path / "result.json")
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert result.returncode == 0
+    assert len(record["returns"]) == 3
+    assert record["mean_return"] == pytest.approx(sum(record["returns"]) / 3)
+    assert f"mean return {record['mean_return']:.1f}" in result.stdout
+
+
+def test_python_scripts_train_is_the_same_as_klrl_train(tmp_path):
+    def rows(directory):
+        with (directory / "metrics.csv").open() as file:
+            return [{k: v for k, v in row.items() if k != "time/fps"} for row in csv.DictReader(file)]
+
+    script = [sys.executable, str(ROOT / "scripts/train.py"), "ppo", *SMALL, "--run-dir", str(tmp_path / "script")]
+    subprocess.run(script, check=True, capture_output=True, cwd=tmp_path, timeout=120)
+    assert klrl("train", "ppo", *SMALL, "--run-dir", tmp_path / "command").returncode == 0
+    assert rows(tmp_path / "script") == rows(tmp_path / "command")
+
+
+def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
+    assert klrl("train", "trpo", *SMALL, "--seed", 5, cwd=tmp_path).returncode == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("CartPole-v1__trpo__5__")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ppo"], "--env"),
+        (["sac"], "algorithm = 'sac'; allowed: ppo, trpo"),
+        (["ppo", "--env", "CartPol-v1"], "env = 'CartPol-v1': unknown; did you mean CartPole-v1"),
+        (["ppo", "--env", "HalfCheetah-v3"], "gymnasium-robotics"),
+        (
+            ["ppo", "--env", "FrozenLake-v1"],
+            "observation space Discrete(16) is not supported; allowed: a",
+        ),
+        (["ppo", *SMALL, "--gamma", "nan"], "gamma = nan; allowed: a number in [0, 1]"),
+        (
+            ["ppo", *SMALL, "--gamma", "high"],
+            "--gamma: could not convert string to float: 'high'; allowed: --gamma FLOAT",
+        ),
+        (["ppo", *SMALL, "--gama", "1"], "--gamma FLOAT"),
+        (["ppo", *SMALL, "--learning-rate", "0"], "learning_rate = 0.0; allowed: a number > 0"),
+        (["ppo", *SMALL, "--total-timesteps", "-5"], "total_timesteps = -5; allowed: an integer >= 1"),
+        (["ppo", *SMALL, "--batch-size", "2000"], "batch_size = 2000; allowed: at most n_envs * n_steps = 1024"),
+        (["ppo", *SMALL, "--trust-region", "clp"], "trust_region = 'clp'; allowed: none, clip"),
+        (["ppo", *SMALL, "--target-kl", "0.1"], "target_kl = 0.1; allowed: only with a trust region that reads it"),
+        (
+            ["ppo", *SMALL, "--trust-region", "constraint", "--target-kl", "-1"],
+            "target_kl = -1.0; allowed: a number > 0",
+        ),
+        (["trpo", *SMALL, "--trust-region", "clip"], "trust_region = 'clip'; allowed for TRPO: constraint"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_written(words, message, refused, tmp_path):
+    assert message in refused("train", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_is_the_only_line_and_the_status_of_the_real_process(tmp_path):
+    result = klrl("train", "ppo", "--env", "HalfCheetah-v3", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stdout == ""
+
+
+def test_a_run_directory_is_never_overwritten(refused, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    line = refused("train", "ppo", *SMALL, "--run-dir", tmp_path)
+    assert "is not empty; allowed: a new or empty directory" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_evaluate_refuses_what_is_no_saved_agent_and_foreign_spaces(refused, tmp_path):
+    assert "no saved agent there" in refused("evaluate", tmp_path)
+    PPO("CartPole-v1").save(tmp_path / "agent")
+    assert "its spaces differ" in refused("evaluate", tmp_path / "agent", "--env", "Acrobot-v1")
+
+
+def test_an_unknown_verb_is_refused(refused):
+    assert "verb = 'fly'; allowed: train, evaluate, benchmark" in refused("fly")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, tmp_path):
+    words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
+    command = [sys.executable, "-m", "klrl.scripts.main", *words]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        wait_for(lambda: (tmp_path / "run/metrics.csv").exists())
+        os.kill(process.pid, number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert f"stopped by {number.name}" in output
+    assert "Traceback" not in output
+    assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)

@@ -1,0 +1,132 @@
+"""The rules of the house that code can check: import arrows, the glossary, no pickle, one top-level name."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from klrl.agents import PPO, TRPO, PPOConfig
+from klrl.trust_region.names import REGIONS
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for room in ("klrl", "agents", "scripts") for path in (ROOT / room).rglob("*.py"))
+SOURCES = [path for path in SOURCES if not path.is_relative_to(ROOT / "klrl/agents")]
+SOURCES = [path for path in SOURCES if not path.is_relative_to(ROOT / "klrl/scripts")]
+
+# A room may import the rooms named here (and itself); nothing below imports anything above.
+ALLOWED = {
+    "klrl.validation": set(),
+    "klrl.policy": {"klrl.validation"},
+    "klrl.kl": {"klrl.policy"},
+    "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation"},
+    "klrl.experience": {"klrl.policy", "klrl.validation"},
+    "klrl.run": {"klrl.experience", "klrl.policy", "klrl.validation"},
+    "klrl.agents": {"klrl.run", "klrl.experience", "klrl.trust_region", "klrl.kl", "klrl.policy", "klrl.validation"},
+    "klrl.scripts": {"klrl.agents", "klrl.run", "klrl.experience", "klrl.trust_region", "klrl.validation"},
+}
+# Heavy packages stay in the rooms that are about them.
+ONLY_IN = {
+    "gymnasium": {"klrl.policy", "klrl.experience", "klrl.run", "klrl.agents", "klrl.scripts"},
+    "tensorboard": {"klrl.run"},
+    "rich": {"klrl.run", "klrl.scripts"},
+    "safetensors": {"klrl.run"},
+    "tyro": {"klrl.agents", "klrl.scripts"},
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(module):
+    return ".".join(module.split(".")[:2])
+
+
+def room_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return room(".".join(parts if parts[0] == "klrl" else ("klrl", *parts)))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    here = room_of(path)
+    rooms = {room(name) for name in imports(path) if name.startswith("klrl.")} - {here}
+    assert rooms <= ALLOWED.get(here, set())
+    for package, allowed in ONLY_IN.items():
+        if any(name.split(".")[0] == package or f".{package}" in name for name in imports(path)):
+            assert here in allowed, f"{package} in {here}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_reads_pickles_or_runs_text_as_code(path):
+    tree = ast.parse(path.read_text())
+    assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
+    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not calls & {"eval", "exec", "torch.load", "torch.save", "yaml.load", "np.load"}
+
+
+def test_the_global_random_generators_are_not_used():
+    for path in SOURCES:
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        forbidden = {
+            "torch.manual_seed",
+            "np.random.seed",
+            "random.seed",
+            "torch.randn",
+            "torch.rand",
+            "np.random.rand",
+        }
+        assert not calls & forbidden, path
+
+
+def glossary():
+    section = (ROOT / "README.md").read_text().split("## Glossary", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| `([a-z]+/[a-z0-9_]+)` \|", section, flags=re.MULTILINE)
+
+
+def test_the_glossary_lists_every_metric_once_and_no_other():
+    assert len(glossary()) == len(set(glossary()))
+    seen = set()
+    for cls in (PPO, TRPO):
+        seen |= set(cls("Pendulum-v1", seed=0).learn(1).history[-1])
+    penalised = PPOConfig(trust_region="adaptive-penalty", n_steps=32)
+    seen |= set(PPO("CartPole-v1", penalised, seed=0).learn(1).history[-1])
+    assert set(glossary()) == seen
+
+
+def test_readme_names_every_trust_region():
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in REGIONS)
+
+
+def test_the_version_is_the_same_everywhere():
+    import klrl
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == klrl.__version__
+    assert f"## {klrl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_package_folder_is_installed():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {room_of(path.parent / "x.py") if path.parent != ROOT / "klrl" else "klrl" for path in SOURCES}
+    assert {re.sub(r"\.x$", "", name) for name in folders} == listed
+
+
+def test_the_agents_folder_refuses_to_be_a_top_level_package():
+    result = subprocess.run([sys.executable, "-c", "import agents"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "from klrl.agents import PPO" in result.stderr
+
+
+def test_import_klrl_is_light():
+    program = "import klrl, sys; assert not {'torch', 'gymnasium', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
