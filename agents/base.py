@@ -8,17 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.experience import Collector, EnvLike, make_vector_env
-from klrl.experience.environments import env_id
+from klrl.experience.environments import describe, described, env_id, size_of
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.seeding import environment_seeds
@@ -40,14 +38,12 @@ class Agent(Core[C], abc.ABC):
 
     def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0) -> None:
         _check_seed(seed)
-        settings = self.config_class.for_env(env_id(env)) if config is None else config
-        envs = make_vector_env(env, settings.n_envs, settings.vectorization_mode)
-        super().__init__(
-            envs.single_observation_space,
-            envs.single_action_space,
-            cast("C", settings.with_envs(envs.num_envs)),
-            seed,
-        )
+        if config is None:
+            given = {"n_envs": n} if (n := size_of(env)) is not None else {}
+            config = cast("C", self.config_class.for_env(env_id(env), **given))
+        envs = make_vector_env(env, config.n_envs, config.vectorization_mode)
+        config = config.with_envs(envs.num_envs)
+        super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
         self._begin(env, envs)
 
     def _begin(self, env: EnvLike | None, envs: VectorEnv | None) -> None:
@@ -77,13 +73,13 @@ class Agent(Core[C], abc.ABC):
             ValueError: ``total_timesteps`` is not a positive integer, or there is no environment.
             FileExistsError: ``run_dir`` is not empty.
         """
-        if not (isinstance(total_timesteps, int) and total_timesteps > 0):
+        if not isinstance(total_timesteps, int) or isinstance(total_timesteps, bool) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
         callbacks = CallbackList(self._callbacks(callback, progress_bar, run_dir))
         collector = self._collect()
         first, last, started = self.num_timesteps, self.num_timesteps + total_timesteps, time.monotonic()
-        callbacks.on_training_start(self, last)
         try:
+            callbacks.on_training_start(self, last)
             while self.num_timesteps < last:
                 self.progress_remaining = (last - self.num_timesteps) / total_timesteps
                 batch = collector.collect(self.act, self.config.n_steps)
@@ -122,6 +118,7 @@ class Agent(Core[C], abc.ABC):
             assert self._envs is not None
             seeds = environment_seeds(self.seed, self.num_timesteps)
             self._collector = Collector(self._envs, seeds, self.num_timesteps)
+            self.return_scaler = self.return_scaler.restarted(self._envs.num_envs)
         return self._collector
 
     def _rollout_metrics(self, collector: Collector, speed: float) -> Metrics:
@@ -153,7 +150,8 @@ class Agent(Core[C], abc.ABC):
         del episode_start
         observation = np.asarray(observation)
         expected = self.observation_space.shape
-        if observation.shape[-len(expected) :] != expected or observation.ndim > len(expected) + 1:
+        many = observation.ndim - len(expected)
+        if many not in (0, 1) or observation.shape[many:] != expected:
             raise ValueError(f"observation has shape {observation.shape}; allowed: {expected} or (n, *{expected})")
         policy = self.distribution(torch.as_tensor(observation, dtype=torch.float32))
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
@@ -173,13 +171,18 @@ class Agent(Core[C], abc.ABC):
         self.config = self.config.with_envs(envs.num_envs)
         self._env, self._envs, self._collector = env, envs, None
 
+    def close(self) -> None:
+        """Close the environments; worker processes end."""
+        if self._envs is not None:
+            self._envs.close()
+
     # -- keeping --------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
         """The agent in words of JSON, as in a run's ``config.json``."""
         return {
             "agent": type(self).__name__,
-            "env": _describe_env(self._env),
+            "env": describe(self._env),
             "seed": self.seed,
             "config": self.config.to_json(),
             "observation_space": str(self.observation_space),
@@ -195,7 +198,7 @@ class Agent(Core[C], abc.ABC):
         tensors, data = state.dump(self)
         recent = self._collector.recent if self._collector else ()
         score = float(np.mean([e.episode_return for e in recent])) if recent else None
-        return checkpoint.write(path, tensors, data | {"env": _describe_env(self._env), "ep_rew_mean": score})
+        return checkpoint.write(path, tensors, data | {"env": describe(self._env), "ep_rew_mean": score})
 
     @classmethod
     def load(cls, path: str | Path, env: EnvLike | None = None) -> Self:
@@ -215,25 +218,10 @@ class Agent(Core[C], abc.ABC):
         observations, actions = (state.load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
-        agent._begin(_env_from(data["env"]), None)
+        agent._begin(described(data["env"]), None)
         if env is not None:
             agent.set_env(env)
         return agent
-
-
-def _describe_env(env: EnvLike | None) -> dict[str, Any] | None:
-    """Id and keyword arguments of a registered environment; other environments cannot be named."""
-    spec = gym.spec(env) if isinstance(env, str) else env if isinstance(env, EnvSpec) else None
-    return None if spec is None else {"id": spec.id, "kwargs": dict(spec.kwargs)}
-
-
-def _env_from(data: dict[str, Any] | None) -> EnvSpec | str | None:
-    """Only the id is trusted, and only if it is registered here."""
-    if data is None or data["id"] not in gym.registry:
-        return None
-    spec = gym.spec(data["id"])
-    spec.kwargs.update(data["kwargs"])
-    return spec
 
 
 def _check_seed(seed: int) -> None:

@@ -95,14 +95,20 @@ class AgentConfig:
     def for_env(cls, env_id: str | None, **overrides: Any) -> Self:
         """The defaults, the environment's preset over them where there is one, ``overrides`` over both.
 
-        A preset's region settings are dropped where ``overrides`` choose a region that does not read them.
+        A preset's region settings are dropped where ``overrides`` choose a region that does not read them, and its
+        minibatches are no larger than the rollout.
         """
         settings = dict(preset(cls.algorithm(), env_id))
         chosen = overrides.get("trust_region")
         if chosen is not None:
             reads = parameters_of(chosen) if isinstance(chosen, str) else frozenset()
             settings = {k: v for k, v in settings.items() if k not in PARAMETERS or k in reads}
-        return cls(**(settings | overrides))
+        settings |= overrides
+        if "batch_size" not in overrides:
+            whole = settings.get("n_envs", cls.n_envs) * settings.get("n_steps", cls.n_steps)
+            if isinstance(whole, int) and whole > 0:
+                settings["batch_size"] = min(settings.get("batch_size", cls.batch_size), whole)
+        return cls(**settings)
 
     @classmethod
     def algorithm(cls) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,14 +113,20 @@ class Core(abc.ABC, Generic[C]):
         """Learn from one batch that the current policy collected; the metrics with the drift report.
 
         The observation statistics stay frozen until the policy's change has been measured.
+
+        Raises:
+            ValueError: the batch has no valid steps.
+            FloatingPointError: a loss or a parameter is not finite any more.
         """
+        if batch.n_samples == 0:
+            raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples = self.samples(batch)
         metrics: Metrics = self._step_zero(batch, samples)
         metrics["train/explained_variance"] = self._explained_variance(samples)
         metrics |= self.improve(batch, samples, callback or Callback())
-        self._check_finite()
+        self._check_finite(metrics)
         metrics |= self._measure(batch, samples)
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
@@ -204,9 +211,10 @@ class Core(abc.ABC, Generic[C]):
     def _explained_variance(self, samples: Samples) -> float:
         """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
         residual = samples.returns - self.critic(samples.observations)
-        return (1.0 - residual.var() / samples.returns.var()).item()
+        total = samples.returns.var(correction=0)
+        return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, metrics: Metrics) -> None:
         for name, module in (("actor", self.actor), ("critic", self.critic)):
             for key, parameter in module.named_parameters():
                 if not parameter.isfinite().all():
@@ -214,6 +222,11 @@ class Core(abc.ABC, Generic[C]):
                         f"{name}.{key} is not finite after update {self.n_updates} "
                         f"at {self.num_timesteps} steps; allowed: finite numbers"
                     )
+        if not math.isfinite(float(metrics["train/value_loss"])):
+            raise FloatingPointError(
+                f"train/value_loss = {metrics['train/value_loss']} in update {self.n_updates} "
+                f"after {self.num_timesteps} steps; allowed: finite numbers"
+            )
 
     @torch.no_grad()
     def _measure(self, batch: Batch, samples: Samples) -> Metrics:

@@ -118,7 +118,8 @@ class PPO(Agent[PPOConfig]):
             start=accepted,
             shrinking_factor=0.5,
         )
-        return _Outcome(moving=False, scale=0.5 * search.scale, reason="stopped: back inside the trust region")
+        reason = "stopped: back inside the trust region" if search.accepted else "stopped: no step stays inside"
+        return _Outcome(moving=False, scale=0.5 * search.scale, reason=reason)
 
     def _inside(self, samples: Samples) -> bool:
         return self.region.excess(self.change(samples)) <= 0.0

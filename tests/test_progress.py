@@ -52,4 +52,4 @@ def test_on_a_terminal_a_panel_is_redrawn():
     text = io.StringIO()
     TRPO("CartPole-v1", seed=0).learn(1024, Progress(Console(file=text, force_terminal=True, width=100)))
     assert "TRPO, seed 0" in text.getvalue()
-    assert "of 0.01" in text.getvalue()
+    assert "of 0.03" in text.getvalue()

@@ -26,8 +26,8 @@ def gae(
     Returns:
         Advantages, ``[T, *B]``, in the units of the rewards.
     """
-    delta = rewards + gamma * next_values * ~terminated - values
-    decay = gamma * lam * ~ended
+    delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
+    decay = torch.full_like(delta, gamma * lam).masked_fill(ended, 0.0)
     advantages = torch.empty_like(delta)
     running = torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):

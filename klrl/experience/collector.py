@@ -141,7 +141,9 @@ class Collector:
         """The last observation of the episode that just ended in environment ``i``."""
         if self.mode is AutoresetMode.NEXT_STEP:
             return self._observation[i]
-        return torch.as_tensor(np.asarray(info["final_obs"][i]), dtype=torch.float32)
+        finals = np.zeros(self._observation.shape)
+        finals[i] = info["final_obs"][i]
+        return self._checked("final observation", finals)[i]
 
     def _batch(self, rows: list[Any], finals: list[Tensor], episodes: list[Episode]) -> Batch:
         observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rows, strict=True)

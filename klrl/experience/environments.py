@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import json
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -65,21 +68,51 @@ def check_id(env: str) -> None:
     Raises:
         ValueError: naming the id and the nearest ones.
     """
+    module, _, name = env.rpartition(":")
     try:
-        gym.spec(env)
+        if module:
+            import_module(module)
+        gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        near = difflib.get_close_matches(env, gym.registry, n=3, cutoff=0.6)
+        near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(near)}?" if near else "allowed: a registered Gymnasium id"
         detail = " ".join(str(error).split()) if not isinstance(error, gym.error.NameNotFound) else "unknown"
         raise ValueError(f"env = {env!r}: {detail}; {hint}") from error
 
 
 def env_id(env: EnvLike) -> str | None:
-    """The registered id, where there is one: the key of presets and saved runs."""
+    """The registered id, where there is one, without a module to import: the key of presets."""
     if isinstance(env, str):
-        return env
+        return env.rpartition(":")[2]
     spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
     return spec.id if spec is not None else None
+
+
+def size_of(env: EnvLike) -> int | None:
+    """How many environments it is; ``None`` where as many are made as one likes."""
+    return env.num_envs if isinstance(env, VectorEnv) else 1 if isinstance(env, gym.Env) else None
+
+
+def describe(env: EnvLike | None) -> dict[str, Any] | None:
+    """An id or ``EnvSpec`` as JSON; ``None`` for what a registered id and plain settings cannot name."""
+    if not isinstance(env, (str, EnvSpec)):
+        return None
+    spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
+    data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": spec.max_episode_steps}
+    try:
+        plain = json.loads(json.dumps(data)) == data
+    except TypeError:
+        plain = False
+    return data if plain and not spec.additional_wrappers else None
+
+
+def described(data: dict[str, Any] | None) -> EnvSpec | None:
+    """The inverse of :func:`describe`, for an id that is registered here; nothing is imported."""
+    if data is None or data["id"] not in gym.registry:
+        return None
+    spec = copy.deepcopy(gym.spec(data["id"]))
+    spec.kwargs, spec.max_episode_steps = data["kwargs"], data["max_episode_steps"]
+    return spec
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:

@@ -76,7 +76,7 @@ class CategoricalActor(Actor):
 
     def to_environment(self, action: Tensor) -> np.ndarray:
         """Indices shifted to the space's ``start``."""
-        return action.detach().numpy() + self.start
+        return np.asarray(action.detach().numpy() + self.start)
 
 
 class GaussianActor(Actor):

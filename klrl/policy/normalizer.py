@@ -78,10 +78,14 @@ class ReturnScaler:
         """No rewards seen yet, in ``n`` environments."""
         return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64))
 
+    def restarted(self, n: int) -> ReturnScaler:
+        """The same statistics for ``n`` environments whose episodes begin anew."""
+        return replace(self, running=torch.zeros(n, dtype=torch.float64))
+
     def absorb(self, rewards: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> ReturnScaler:
         """Follow the discounted returns through ``[T, N]`` rewards; rows that are not ``valid`` do not count."""
         n = rewards.shape[1]
-        running = self.running if len(self.running) == n else torch.zeros(n, dtype=torch.float64)
+        running = self.running if len(self.running) == n else self.restarted(n).running
         seen = torch.empty(rewards.shape, dtype=torch.float64)
         for t, reward in enumerate(rewards.to(torch.float64)):
             running = torch.where(valid[t], gamma * running + reward, running)

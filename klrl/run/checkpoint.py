@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     aside.mkdir()
-    save_file({name: x.detach().contiguous() for name, x in tensors.items()}, aside / TENSORS)
-    (aside / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
-    for file in aside.iterdir():
-        _sync(file)
+    try:
+        save_file({name: x.detach().contiguous() for name, x in tensors.items()}, aside / TENSORS)
+        (aside / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
+        for file in aside.iterdir():
+            _sync(file)
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
     if path.exists():
         old = aside.with_name(aside.name + ".old")
         path.rename(old)
@@ -45,21 +50,33 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
 
 
 def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write` wrote, or the newest checkpoint of a run directory.
+    """Read what :func:`write` wrote, or the newest good checkpoint of a run directory.
 
     Raises:
         FileNotFoundError: nothing saved there.
         ValueError: saved by a newer klrl, or damaged.
     """
     path = Path(path)
-    if not (path / STATE).exists() and (path / "checkpoints").is_dir():
-        path = newest(path) or path
-    if not (path / STATE).exists():
-        raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a directory with {STATE}, or a run's")
+    if (path / STATE).exists():
+        return _read(path)
+    candidates = _complete(path)
+    while candidates:
+        try:
+            return _read(candidates.pop())
+        except ValueError as error:
+            if not candidates:
+                raise
+            warnings.warn(f"{error}; going back to {candidates[-1]}", RuntimeWarning, stacklevel=2)
+    raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a directory with {STATE}, or a run's")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not (path / TENSORS).exists():
+        raise ValueError(f"path = {path} is damaged: {TENSORS} is missing")
     try:
         state = json.loads((path / STATE).read_text())
         tensors = load_file(path / TENSORS)
-    except (json.JSONDecodeError, SafetensorError, OSError) as error:
+    except (ValueError, SafetensorError, OSError) as error:
         raise ValueError(f"path = {path} is damaged: {error}") from error
     if state.get("format") != FORMAT:
         raise ValueError(f"path = {path} has format {state.get('format')}; this klrl reads format {FORMAT}")

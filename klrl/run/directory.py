@@ -52,6 +52,7 @@ class RunDirectory(Callback):
 
     Raises:
         FileExistsError: the directory is not empty.
+        ValueError: ``keep`` or ``checkpoint_every`` below 1.
     """
 
     def __init__(
@@ -66,9 +67,13 @@ class RunDirectory(Callback):
         self.settings = settings or {}
         self.checkpoint_every = checkpoint_every
         self.keep = keep
+        if keep < 1 or checkpoint_every < 1:
+            raise ValueError(f"keep = {keep}, checkpoint_every = {checkpoint_every}; allowed: integers >= 1")
         self._saved_at = 0
         self._between_updates = True
         self._files: list[IO[str]] = []
+        self._board: SummaryWriter | None = None
+        self._metrics: csv.DictWriter[str] | None = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Create the directory and write ``config.json``."""
@@ -76,7 +81,6 @@ class RunDirectory(Callback):
         config = agent.describe() | {"total_timesteps": total_timesteps, "versions": versions()} | self.settings
         (self.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         self._board = SummaryWriter(str(self.path))
-        self._metrics: csv.DictWriter[str] | None = None
         self._episodes = csv.writer(self._open("episodes.csv"))
         self._episodes.writerow(["total_timesteps", "return", "length", "env_index"])
         self._saved_at = agent.num_timesteps
@@ -93,6 +97,7 @@ class RunDirectory(Callback):
             self._metrics.writeheader()
         self._metrics.writerow(metrics)
         self._episodes.writerows((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
+        assert self._board is not None
         for name, value in metrics.items():
             if isinstance(value, float) and value == value:
                 self._board.add_scalar(name, value, agent.num_timesteps)
@@ -105,7 +110,8 @@ class RunDirectory(Callback):
         """The last checkpoint; close the files."""
         if self._between_updates and agent.num_timesteps > self._saved_at:
             self._save(agent)
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         for file in self._files:
             file.close()
 

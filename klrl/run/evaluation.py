@@ -40,7 +40,12 @@ def evaluate(
         n_episodes: whole episodes to play.
         deterministic: take the mode instead of a sample.
         seed: run seed; evaluation seeds never coincide with the training environments'.
+
+    Raises:
+        ValueError: no episodes.
     """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes = {n_episodes}; allowed: an integer >= 1")
     returns, lengths = [], []
     observation, _ = env.reset(seed=evaluation_seed(seed))
     for _ in range(n_episodes):

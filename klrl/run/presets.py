@@ -26,13 +26,13 @@ _MUJOCO_TRPO: Settings = {
 
 _PPO: dict[str, Settings] = {
     "CartPole": {
-        "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 20, "gamma": 0.98, "gae_lambda": 0.8,
-        "learning_rate": 1e-3,
+        "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 20, "learning_rate": 1e-3,
+        "normalize_observations": False,
     },
     "Acrobot": {"n_envs": 16, "n_steps": 256, "n_epochs": 4, "gae_lambda": 0.94},
     "MountainCar": {"n_envs": 16, "n_steps": 16, "n_epochs": 4, "gae_lambda": 0.98},
     "MountainCarContinuous": {"n_envs": 1, "n_steps": 512, "batch_size": 256, "gamma": 0.9999, "gae_lambda": 0.9},
-    "Pendulum": {"n_envs": 4, "n_steps": 1024, "gamma": 0.9, "learning_rate": 1e-3},
+    "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "learning_rate": 1e-3},
     "LunarLander": {
         "n_envs": 16, "n_steps": 1024, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01,
     },
@@ -45,11 +45,14 @@ _PPO: dict[str, Settings] = {
 }  # fmt: skip
 
 _TRPO: dict[str, Settings] = {
-    "CartPole": {"n_envs": 2, "n_steps": 512, "gae_lambda": 0.98, "cg_damping": 1e-3, "n_critic_updates": 20},
+    "CartPole": {
+        "n_envs": 8, "n_steps": 128, "target_kl": 0.03, "cg_damping": 1e-3, "n_critic_updates": 20,
+        "normalize_observations": False,
+    },
     "Acrobot": {"n_envs": 2, "n_steps": 1024},
     "MountainCar": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "MountainCarContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
-    "Pendulum": {"n_envs": 2, "n_steps": 1024, "gamma": 0.9, "n_critic_updates": 15},
+    "Pendulum": {"n_envs": 2, "n_steps": 512, "gamma": 0.95, "n_critic_updates": 15},
     "LunarLander": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from klrl.trust_region.coefficients import Adaptive, Fixed
+from klrl.trust_region.coefficients import Adaptive, Coefficient, Fixed
 from klrl.trust_region.regions import All, Clip, KLConstraint, KLPenalty, TrustRegion
 
 
@@ -74,12 +74,19 @@ _CLASSES = {cls.__name__: cls for cls in (TrustRegion, Clip, KLConstraint, KLPen
 
 
 def region_to_json(region: Any) -> Any:
-    """A region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``."""
+    """A region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``.
+
+    Raises:
+        ValueError: a region or coefficient of the user's own.
+    """
     if isinstance(region, tuple):
         return [region_to_json(r) for r in region]
-    if type(region).__name__ not in _CLASSES:
+    if isinstance(region, (TrustRegion, Coefficient)) and type(region) not in _CLASSES.values():
+        raise ValueError(f"trust region {region!r} cannot be saved; allowed: those of klrl.trust_region")
+    if not isinstance(region, (TrustRegion, Coefficient)):
         return region
-    return {"class": type(region).__name__} | {f.name: region_to_json(getattr(region, f.name)) for f in fields(region)}
+    values = {f.name: region_to_json(getattr(region, f.name)) for f in fields(region)}  # type: ignore[arg-type]
+    return {"class": type(region).__name__} | values
 
 
 def region_from_json(data: Any) -> Any:

@@ -1,0 +1,143 @@
+"""Everything that can be an environment, and what is refused."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from environments import Counting, Noise, box
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from klrl.agents import PPO
+from klrl.experience import make_vector_env
+from klrl.experience.environments import autoreset_mode, env_id, reset
+from klrl.run.seeding import environment_seeds
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        "CartPole-v1",
+        "gymnasium.envs.classic_control:CartPole-v1",
+        gym.spec("CartPole-v1"),
+        lambda: gym.make("CartPole-v1"),
+        Counting,
+    ],
+    ids=["id", "id with module", "EnvSpec", "function", "class"],
+)
+@pytest.mark.parametrize(("mode", "cls"), [("sync", SyncVectorEnv), ("async", AsyncVectorEnv)])
+def test_ids_specs_and_functions_become_vectors_that_reset_in_the_same_step(env, mode, cls):
+    envs = make_vector_env(env, 3, mode)
+    assert isinstance(envs, cls)
+    assert envs.num_envs == 3
+    assert autoreset_mode(envs) is AutoresetMode.SAME_STEP
+    envs.close()
+
+
+def test_one_instance_becomes_a_vector_of_one_with_that_instance_inside():
+    env = Counting()
+    envs = make_vector_env(env, 8)
+    assert envs.num_envs == 1
+    assert envs.envs[0] is env
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_vector_env_passes_through_with_its_own_size_and_mode(mode):
+    envs = SyncVectorEnv([Counting] * 3, autoreset_mode=mode)
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    assert make_vector_env(envs, 8) is envs
+    assert make_vector_env(wrapped, 8) is wrapped
+    assert autoreset_mode(envs) is autoreset_mode(wrapped) is mode
+
+
+def test_a_vector_env_that_is_silent_about_its_mode_has_gymnasiums_default():
+    envs = SyncVectorEnv([Counting])
+    envs.metadata = {}
+    assert autoreset_mode(envs) is AutoresetMode.NEXT_STEP
+
+
+@pytest.mark.parametrize(
+    ("env", "id"),
+    [
+        ("Hopper-v5", "Hopper-v5"),
+        (gym.spec("CartPole-v1"), "CartPole-v1"),
+        (gym.make("CartPole-v1"), "CartPole-v1"),
+        (gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"), "CartPole-v1"),
+        (Counting, None),
+        (Counting(), None),
+        (SyncVectorEnv([Counting]), None),
+    ],
+)
+def test_the_id_is_that_of_the_registry_where_there_is_one(env, id):
+    assert env_id(env) == id
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("CartPoll-v1", "env = 'CartPoll-v1': unknown; did you mean CartPole-v1"),
+        ("CartPole-v7", "env = 'CartPole-v7'.*did you mean CartPole-v"),
+        ("qqqqqqqqqqq-v0", "env = 'qqqqqqqqqqq-v0': unknown; allowed: a registered Gymnasium id"),
+        (3, "env = 3; allowed: an id, an EnvSpec, a function"),
+    ],
+)
+def test_what_is_no_environment_is_refused_in_one_line(env, message):
+    with pytest.raises(ValueError, match=message) as error:
+        PPO(env)
+    assert "\n" not in str(error.value)
+
+
+def test_autoreset_switched_off_is_refused():
+    with pytest.raises(ValueError, match="autoreset_mode = 'Disabled'; allowed: 'NextStep', 'SameStep'"):
+        make_vector_env(SyncVectorEnv([Counting], autoreset_mode=AutoresetMode.DISABLED), 1)
+
+
+class Closing(Noise):
+    closed = False
+
+    def close(self):
+        Closing.closed = True
+
+
+def with_observations(space):
+    env = Closing(gym.spaces.Discrete(2))
+    env.observation_space = space
+    return env
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: Closing(gym.spaces.MultiDiscrete([2, 3])),
+            "action space MultiDiscrete.*; allowed: Discrete, or a Box of floats",
+        ),
+        (lambda: Closing(gym.spaces.Box(0, 3, (2,), np.int64)), "action space Box.*; allowed"),
+        (lambda: Closing(box(0)), "action space Box.*; allowed"),
+        (lambda: with_observations(gym.spaces.Discrete(4)), "observation space Discrete.*; allowed: a non-empty Box"),
+        (lambda: with_observations(gym.spaces.Dict(x=box(1))), "observation space Dict.*FlattenObservation"),
+        (lambda: with_observations(box(0)), "observation space Box.*; allowed: a non-empty Box"),
+    ],
+    ids=["MultiDiscrete", "integers", "no actions", "Discrete", "Dict", "no observations"],
+)
+def test_spaces_that_no_network_fits_are_refused_and_the_environments_closed(make, message, monkeypatch):
+    monkeypatch.setattr(Closing, "closed", False)
+    with pytest.raises(ValueError, match=message):
+        make_vector_env(make, 2)
+    assert Closing.closed
+
+
+def test_no_two_environments_and_no_two_runs_share_a_first_observation():
+    first = [row for seed in range(4) for row in reset(make_vector_env("CartPole-v1", 8), environment_seeds(seed))]
+    assert len({row.tobytes() for row in first}) == 32
+
+
+@pytest.mark.parametrize("timesteps", [0, 4096])
+def test_the_same_seed_gives_the_same_first_observations(timesteps):
+    first, again = (reset(make_vector_env("CartPole-v1", 2), environment_seeds(3, timesteps)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_a_vector_env_that_takes_one_seed_only_gets_one():
+    envs = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
+    first, again = (reset(envs, environment_seeds(0)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert len({row.tobytes() for row in first}) == 2

@@ -1,0 +1,156 @@
+"""The files of a run, read back with other tools than those that wrote them."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from environments import Counting, small_agent
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from klrl.agents import PPO, TRPO
+from klrl.run import Callback
+from klrl.run.checkpoint import read
+from klrl.run.directory import RunDirectory
+
+both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoints(run):
+    return sorted(int(p.name) for p in (run / "checkpoints").iterdir())
+
+
+@both
+def test_metrics_csv_is_the_history(tmp_path, agent_class):
+    agent = small_agent(agent_class).learn(192, run_dir=tmp_path)
+    table = rows(tmp_path / "metrics.csv")
+    assert [list(row) for row in table] == [list(metrics) for metrics in agent.history]
+    assert [list(row.values()) for row in table] == [[str(x) for x in metrics.values()] for metrics in agent.history]
+
+
+@both
+def test_tensorboard_shows_every_finite_number_of_metrics_csv(tmp_path, agent_class):
+    small_agent(agent_class).learn(192, run_dir=tmp_path)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    shown = {(tag, e.step): e.value for tag in board.Tags()["scalars"] for e in board.Scalars(tag)}
+    expected = {
+        (name, int(float(row["time/total_timesteps"]))): np.float32(text)
+        for row in rows(tmp_path / "metrics.csv")
+        for name, text in row.items()
+        if name != "train/stop_reason" and not math.isnan(float(text))
+    }
+    assert shown == expected
+
+
+def test_config_json_says_what_was_run(tmp_path):
+    agent = small_agent(PPO, seed=5).learn(64, callback=RunDirectory(tmp_path, {"preset": "none"}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["agent"] == "PPO"
+    assert config["env"]["id"] == "CartPole-v1"
+    assert (config["seed"], config["total_timesteps"], config["preset"]) == (5, 64, "none")
+    assert type(agent.config).from_json(config["config"]) == agent.config
+    assert config["versions"]["torch"] == torch.__version__
+    assert {"python", "klrl", "gymnasium", "numpy", "mujoco"} <= config["versions"].keys()
+
+
+def test_episodes_csv_has_a_row_for_every_episode_of_every_environment(tmp_path):
+    small_agent(PPO, lambda: Counting(length=5)).learn(128, run_dir=tmp_path)
+    table = [tuple(map(float, row.values())) for row in rows(tmp_path / "episodes.csv")]
+    ends = [2 * t for t in range(5, 65, 5)]
+    expected = [(steps, 0 + 1 + 2 + 3 + 4, 5, env) for steps in ends for env in (0, 1)]
+    assert table == expected
+    assert list(rows(tmp_path / "episodes.csv")[0]) == ["total_timesteps", "return", "length", "env_index"]
+
+
+def test_a_checkpoint_is_written_when_it_is_time_and_at_the_end(tmp_path):
+    small_agent(PPO).learn(64 * 7, callback=RunDirectory(tmp_path, checkpoint_every=128, keep=9))
+    assert checkpoints(tmp_path) == [128, 256, 384, 448]
+
+
+def test_the_newest_checkpoints_and_the_best_one_are_kept(tmp_path):
+    class Falling(Counting):
+        """Every episode is one step shorter, and so pays less."""
+
+        def reset(self, **arguments):
+            self.length = max(self.length - 1, 1)
+            return super().reset(**arguments)
+
+    run = RunDirectory(tmp_path, checkpoint_every=1, keep=2)
+    small_agent(PPO, lambda: Falling(length=12)).learn(64 * 6, callback=run)
+    assert checkpoints(tmp_path) == [64, 320, 384]
+    scores = [read(tmp_path / "checkpoints" / f"{steps:012d}")[1]["ep_rew_mean"] for steps in checkpoints(tmp_path)]
+    assert scores == [float(row["rollout/ep_rew_mean"]) for row in np.array(rows(tmp_path / "metrics.csv"))[[0, 4, 5]]]
+
+
+@both
+def test_a_checkpoint_holds_the_agent_as_it_was(tmp_path, agent_class):
+    agent = small_agent(agent_class).learn(128, run_dir=tmp_path)
+    loaded = agent_class.load(tmp_path)
+    assert loaded.num_timesteps == 128
+    for a, b in zip(agent.actor_parameters, loaded.actor_parameters, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_second_training_keeps_counting(tmp_path):
+    agent = small_agent(PPO).learn(64)
+    agent.learn(64, run_dir=tmp_path)
+    assert [row["time/total_timesteps"] for row in rows(tmp_path / "metrics.csv")] == ["128.0"]
+    assert checkpoints(tmp_path) == [128]
+
+
+def test_nothing_is_written_without_a_run_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_agent(PPO).learn(64)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_directory_that_holds_something_is_refused_before_training(tmp_path, kind):
+    path = tmp_path if kind == "directory" else tmp_path / "file"
+    (tmp_path / "file").write_text("mine")
+    agent = small_agent(PPO)
+    with pytest.raises(FileExistsError, match=r"run_dir = .* is not empty; allowed: a new or empty directory"):
+        agent.learn(64, run_dir=path)
+    assert agent.num_timesteps == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+class FailLater(Callback):
+    """Raises in the second update."""
+
+    def on_epoch_end(self, agent, epoch):
+        if agent.n_updates == 1:
+            raise ZeroDivisionError
+
+
+@both
+@pytest.mark.parametrize(("checkpoint_every", "saved"), [(64, [64]), (10**6, [])])
+def test_an_exception_inside_an_update_saves_no_half_updated_agent(tmp_path, agent_class, checkpoint_every, saved):
+    run = RunDirectory(tmp_path, checkpoint_every=checkpoint_every)
+    with pytest.raises(ZeroDivisionError):
+        small_agent(agent_class).learn(192, callback=[run, FailLater()])
+    assert [int(p.parent.name) for p in tmp_path.glob("checkpoints/*/agent.json")] == saved
+    assert len(rows(tmp_path / "metrics.csv")) == 1
+
+
+def test_an_exception_inside_an_update_closes_the_files(tmp_path, monkeypatch):
+    opened, plain = [], Path.open
+
+    def remember(*arguments, **options):
+        opened.append(plain(*arguments, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", remember)
+    with pytest.raises(ZeroDivisionError):
+        small_agent(PPO).learn(192, callback=FailLater(), run_dir=tmp_path)
+    writing = [file for file in opened if Path(file.name).suffix == ".csv"]
+    assert {Path(file.name).name for file in writing} == {"metrics.csv", "episodes.csv"}
+    assert all(file.closed for file in writing)
