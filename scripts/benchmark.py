@@ -15,7 +15,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from klrl.run import evaluate
 from klrl.run.directory import versions
@@ -88,32 +87,29 @@ def train(task: Task, seed: int) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """One line per task, seeds side by side."""
-    names = (
-        "agent",
-        "environment",
-        "steps",
-        "goal",
-        "return, by seed",
-        "KL mean",
-        "KL largest",
-        "over target",
-        "steps/s",
-    )
-    lines = Table(*names)
-    for task in dict.fromkeys((r["agent"], r["env"], r["total_timesteps"], r["goal"]) for r in rows):
-        group = [r for r in rows if (r["agent"], r["env"]) == task[:2]]
-        over = [r["updates_over_target"] for r in group]
-        lines.add_row(
-            *(task[0], task[1], f"{task[2]:,}", "" if task[3] is None else f"{task[3]:g}"),
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with one line per task, seeds side by side."""
+    lines = [
+        "| agent | environment | steps | goal | return, by seed | mean KL | largest KL | over target | steps/s |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for agent, env in dict.fromkeys((r["agent"], r["env"]) for r in rows):
+        group = [r for r in rows if (r["agent"], r["env"]) == (agent, env)]
+        first, target = group[0], group[0]["target_kl"]
+        over = sum(r["updates_over_target"] or 0 for r in group)
+        cells = [
+            agent,
+            env,
+            f"{first['total_timesteps']:,}",
+            "" if first["goal"] is None else f"{first['goal']:g}",
             ", ".join(f"{r['mean_return']:.1f}" for r in group),
             f"{np.mean([r['kl_mean'] for r in group]):.4f}",
             f"{max(r['kl_largest'] for r in group):.4f}",
-            "" if None in over else f"{sum(over)} of {sum(r['updates'] for r in group)}",
+            "" if target is None else f"{over} of {sum(r['updates'] for r in group)} over {target:g}",
             f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
-        )
-    return lines
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def learning(args: Learning, console: Console) -> list[dict[str, Any]]:
