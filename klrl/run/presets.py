@@ -46,7 +46,7 @@ _PPO: dict[str, Settings] = {
 
 _TRPO: dict[str, Settings] = {
     "CartPole": {
-        "n_envs": 8, "n_steps": 128, "target_kl": 0.03, "cg_damping": 1e-3, "n_critic_updates": 20,
+        "n_envs": 8, "n_steps": 128, "target_kl": 0.03, "gae_lambda": 0.98, "n_critic_updates": 20,
         "normalize_observations": False,
     },
     "Acrobot": {"n_envs": 2, "n_steps": 1024},
