@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -15,11 +17,13 @@ from gymnasium.vector import VectorEnv
 from klrl.agents import state
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
-from klrl.experience import Collector, EnvLike, make_vector_env
-from klrl.experience.environments import describe, described, env_id, size_of
+from klrl.experience import Collector, EnvLike, Episode, make_vector_env
+from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
+from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
+from klrl.trust_region import TrustRegion, region_to_json
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -38,18 +42,23 @@ class Agent(Core[C], abc.ABC):
 
     def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0) -> None:
         _check_seed(seed)
+        if not isinstance(config, (self.config_class, type(None))):
+            raise ValueError(f"config = {config!r}; allowed: a {self.config_class.__name__}")
+        applied = config is None and bool(preset(self.config_class.algorithm, env_id(env)))
         if config is None:
-            given = {"n_envs": n} if (n := size_of(env)) is not None else {}
+            given = {"n_envs": n} if (n := number_of(env)) is not None else {}
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         envs = make_vector_env(env, config.n_envs, config.vectorization_mode)
         config = config.with_envs(envs.num_envs)
         super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
-        self._begin(env, envs)
+        self._begin(env, envs, env_id(env) if applied else None)
 
-    def _begin(self, env: EnvLike | None, envs: VectorEnv | None) -> None:
+    def _begin(self, env: EnvLike | None, envs: VectorEnv | None, preset: str | None) -> None:
         self._env, self._envs = env, envs
         self._collector: Collector | None = None
+        self.preset = preset
         self.history: list[Metrics] = []
+        self.episodes: deque[Episode] = deque(maxlen=100)
 
     # -- learning -------------------------------------------------------------------------------
 
@@ -73,7 +82,7 @@ class Agent(Core[C], abc.ABC):
             ValueError: ``total_timesteps`` is not a positive integer, or there is no environment.
             FileExistsError: ``run_dir`` is not empty.
         """
-        if not isinstance(total_timesteps, int) or isinstance(total_timesteps, bool) or total_timesteps < 1:
+        if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
         callbacks = CallbackList(self._callbacks(callback, progress_bar, run_dir))
         collector = self._collect()
@@ -86,7 +95,8 @@ class Agent(Core[C], abc.ABC):
                 callbacks.on_update_start(self, batch)
                 metrics = self.update(batch, callbacks)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
-                metrics = self._rollout_metrics(collector, speed) | metrics
+                self.episodes.extend(batch.episodes)
+                metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
                 if callbacks.on_update_end(self, batch, metrics) is False:
                     break
@@ -121,8 +131,8 @@ class Agent(Core[C], abc.ABC):
             self.return_scaler = self.return_scaler.restarted(self._envs.num_envs)
         return self._collector
 
-    def _rollout_metrics(self, collector: Collector, speed: float) -> Metrics:
-        episodes = collector.recent
+    def _rollout_metrics(self, speed: float) -> Metrics:
+        episodes = self.episodes
         return {
             "time/total_timesteps": float(self.num_timesteps),
             "time/fps": speed,
@@ -181,10 +191,12 @@ class Agent(Core[C], abc.ABC):
     def describe(self) -> dict[str, Any]:
         """The agent in words of JSON, as in a run's ``config.json``."""
         return {
-            "agent": type(self).__name__,
+            "agent": self.config.algorithm,
             "env": describe(self._env),
             "seed": self.seed,
+            "preset": self.preset,
             "config": self.config.to_json(),
+            "region": region_to_json(self.region),
             "observation_space": str(self.observation_space),
             "action_space": str(self.action_space),
         }
@@ -196,34 +208,43 @@ class Agent(Core[C], abc.ABC):
             FileExistsError: something else is there.
         """
         tensors, data = state.dump(self)
-        recent = self._collector.recent if self._collector else ()
-        score = float(np.mean([e.episode_return for e in recent])) if recent else None
-        return checkpoint.write(path, tensors, data | {"env": describe(self._env), "ep_rew_mean": score})
+        score = float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None
+        episodes = [astuple(e) for e in self.episodes]
+        mine = {"env": describe(self._env), "preset": self.preset, "ep_rew_mean": score, "episodes": episodes}
+        return checkpoint.write(path, tensors, data | mine)
 
     @classmethod
-    def load(cls, path: str | Path, env: EnvLike | None = None) -> Self:
-        """Read an agent that :meth:`save` wrote, or a run directory's newest checkpoint.
+    def load(cls, path: str | Path, env: EnvLike | None = None, *, trust_region: TrustRegion | None = None) -> Self:
+        """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
-        Without ``env``, learning continues on the registered environment that was saved, if it was one.
+        Without ``env``, learning continues on the registered environment that was saved, if it was one. A trust
+        region of your own class is not saved; give it again as ``trust_region``.
 
         Raises:
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or another agent's.
         """
         tensors, data = checkpoint.read(path)
-        if data["agent"] != cls.__name__:
-            raise ValueError(f"path = {path} holds a {data['agent']}; allowed: a {cls.__name__}")
+        if data["agent"] != cls.config_class.algorithm:
+            raise ValueError(f"path = {path} holds agent {data['agent']!r}; allowed: {cls.config_class.algorithm!r}")
+        if trust_region is not None:
+            data["config"]["trust_region"] = data["region"] = trust_region
         agent = cls.__new__(cls)
         config = cast("C", cls.config_class.from_json(data["config"]))
         observations, actions = (state.load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
-        agent._begin(described(data["env"]), None)
+        agent._begin(described(data["env"]), None, data["preset"])
+        agent.episodes.extend(Episode(*fields) for fields in data["episodes"])
         if env is not None:
             agent.set_env(env)
         return agent
 
 
+def _is_count(x: object) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
+
 def _check_seed(seed: int) -> None:
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0:
+    if not _is_count(seed) or seed < 0:
         raise ValueError(f"seed = {seed!r}; allowed: an integer >= 0")

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
 from klrl.experience.environments import VectorizationMode
 from klrl.policy.networks import Activation
 from klrl.run.presets import preset
-from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_from_name, region_to_json
+from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
-from klrl.validation import Finite, Fraction, Positive, PositiveInt, validate
+from klrl.validation import Bounds, Finite, Fraction, Positive, PositiveInt, validate
 
 RegionArgument = Annotated[
     str | TrustRegion,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="NAME[+NAME]",
+        metavar=f"{{{','.join(REGIONS)}}}[+...]",
         instance_from_str=lambda words: words[0],
         is_instance=lambda x: isinstance(x, (str, TrustRegion)),
         str_from_instance=lambda x: [str(x)],
@@ -29,15 +29,18 @@ RegionArgument = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """Settings shared by all agents; names and meaning follow Stable-Baselines3 where it has the setting."""
+    """Settings shared by all agents, under Stable-Baselines3's names where it has the setting."""
+
+    algorithm: ClassVar[str]
+    """The agent's name on the command line, in presets and in saved state."""
 
     trust_region: RegionArgument
-    """What limits the step: none, clip, early-stop, constraint, fixed-penalty, adaptive-penalty, or A+B."""
+    """What limits the step."""
     target_kl: Positive | None = None
     """Bound or aim for an update's mean KL(old||new), nats (constraint, early-stop, adaptive-penalty: 0.01)."""
     clip_range: Positive | None = None
     """The ratio is clipped to 1 +- this (clip: 0.2)."""
-    kl_coef: Positive | None = None
+    kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
     """Penalty coefficient beta, or its first value (fixed-penalty, adaptive-penalty: 1.0)."""
 
     n_envs: PositiveInt = 8
@@ -98,7 +101,7 @@ class AgentConfig:
         A preset's region settings are dropped where ``overrides`` choose a region that does not read them, and its
         minibatches are no larger than the rollout.
         """
-        settings = dict(preset(cls.algorithm(), env_id))
+        settings = dict(preset(cls.algorithm, env_id))
         chosen = overrides.get("trust_region")
         if chosen is not None:
             reads = parameters_of(chosen) if isinstance(chosen, str) else frozenset()
@@ -109,11 +112,6 @@ class AgentConfig:
             if isinstance(whole, int) and whole > 0:
                 settings["batch_size"] = min(settings.get("batch_size", cls.batch_size), whole)
         return cls(**settings)
-
-    @classmethod
-    def algorithm(cls) -> str:
-        """The agent's name on the command line and in presets: ``ppo`` for ``PPOConfig``."""
-        return cls.__name__.removesuffix("Config").lower()
 
     def to_json(self) -> dict[str, Any]:
         """Every field as plain JSON."""

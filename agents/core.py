@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import gymnasium as gym
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.agents.config import AgentConfig
+from klrl.agents.samples import Probe, Samples, step_zero
 from klrl.experience import Batch, gae
 from klrl.kl.drift import drift_report, mean_kl
 from klrl.policy.distributions import Distribution
@@ -25,39 +24,6 @@ from klrl.run.seeding import Streams
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
-
-_PROBES = 256
-_START_KL, _START_RATIO = 1e-6, 1e-2
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """The valid steps of a batch as the update sees them; ``n`` rows."""
-
-    observations: Tensor
-    """Normalised, ``[n, *O]``."""
-    actions: Tensor
-    old: Distribution
-    """The policy before the update at these observations; never overwritten during it."""
-    log_prob: Tensor
-    """log old(a|s), ``[n]``."""
-    advantage: Tensor
-    returns: Tensor
-    """A + V before normalisation of A: what the critic fits, in units of the scaled reward, ``[n]``."""
-
-    def __len__(self) -> int:
-        return len(self.actions)
-
-    def __getitem__(self, rows: Tensor) -> Samples:
-        return Samples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """Fixed states, and what the first policy did there: the origin that ``drift/kl_initial`` measures from."""
-
-    observations: Tensor
-    first: Distribution
 
 
 class Core(abc.ABC, Generic[C]):
@@ -123,7 +89,7 @@ class Core(abc.ABC, Generic[C]):
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples = self.samples(batch)
-        metrics: Metrics = self._step_zero(batch, samples)
+        metrics = step_zero(batch.samples(batch.behaviour), samples)
         metrics["train/explained_variance"] = self._explained_variance(samples)
         metrics |= self.improve(batch, samples, callback or Callback())
         self._check_finite(metrics)
@@ -192,21 +158,6 @@ class Core(abc.ABC, Generic[C]):
 
     # -- measuring ------------------------------------------------------------------------------
 
-    def _step_zero(self, batch: Batch, samples: Samples) -> Metrics:
-        """KL(old||new) = 0 and ratio = 1 before the first step: did the policy that acted and the one updated agree?"""
-        behaviour = batch.samples(batch.behaviour)
-        kl = mean_kl(behaviour, samples.old)
-        ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()
-        error = (ratio - 1.0).abs().max().item()
-        if not (kl <= _START_KL and error <= _START_RATIO):
-            warnings.warn(
-                f"the policy that collected the batch is not the one being updated: KL = {kl:.3g} nats, "
-                f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-        return {"drift/start_kl": kl, "drift/start_ratio_error": error}
-
     @torch.no_grad()
     def _explained_variance(self, samples: Samples) -> float:
         """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
@@ -247,8 +198,7 @@ class Core(abc.ABC, Generic[C]):
         """How far the policy is from the first one, and how far the next change of statistics moves it."""
         observations = batch.samples(batch.observations)
         if self.probe is None:
-            rows = torch.linspace(0, len(observations) - 1, min(_PROBES, len(observations))).long()
-            self.probe = Probe(observations[rows], change.old[rows])
+            self.probe = Probe.choose(observations, change.old)
         initial = mean_kl(self.probe.first, self.distribution(self.probe.observations))
         if self.config.normalize_observations:
             self.normalizer = self.normalizer.absorb(observations)

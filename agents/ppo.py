@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
-from klrl.agents.core import Samples
+from klrl.agents.samples import Samples
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import Clip
@@ -22,10 +22,12 @@ from klrl.validation import NonNegative, PositiveInt
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(AgentConfig):
-    """Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; defaults follow Stable-Baselines3."""
+    """Settings of PPO (Schulman et al. 2017, "Proximal Policy Optimization Algorithms")."""
+
+    algorithm: ClassVar[str] = "ppo"
 
     trust_region: RegionArgument = "clip"
-    """What limits the step: none, clip, early-stop, constraint, fixed-penalty, adaptive-penalty, or A+B."""
+    """What limits the step."""
     n_epochs: PositiveInt = 10
     """Passes over the batch."""
     vf_coef: NonNegative = 0.5
@@ -110,16 +112,15 @@ class PPO(Agent[PPOConfig]):
             return _Outcome()
         if self.region.on_exit == "stop":
             return _Outcome(moving=False, reason="stopped: outside the trust region")
-        half = 0.5 * (flatten(self.actor_parameters) - accepted)
         search = line_search(
             self.actor_parameters,
-            half,
+            flatten(self.actor_parameters) - accepted,
             lambda: None if self._inside(samples) else "outside the trust region",
             start=accepted,
             shrinking_factor=0.5,
         )
         reason = "stopped: back inside the trust region" if search.accepted else "stopped: no step stays inside"
-        return _Outcome(moving=False, scale=0.5 * search.scale, reason=reason)
+        return _Outcome(moving=False, scale=search.scale, reason=reason)
 
     def _inside(self, samples: Samples) -> bool:
         return self.region.excess(self.change(samples)) <= 0.0

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.agents.core import Core, Probe
+from klrl.agents.core import Core
+from klrl.agents.samples import Probe
 from klrl.policy.normalizer import Moments
 from klrl.trust_region import region_from_json, region_to_json
 
@@ -32,7 +33,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         tensors["probe.observations"] = agent.probe.observations
         tensors |= {f"probe.first.{i}": x for i, x in enumerate(agent.probe.first.parameters)}
     state: dict[str, Any] = {
-        "agent": type(agent).__name__,
+        "agent": agent.config.algorithm,
         "config": agent.config.to_json(),
         "region": region_to_json(agent.region),
         "seed": agent.seed,

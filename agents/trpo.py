@@ -11,20 +11,22 @@ from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
-from klrl.agents.core import Samples
+from klrl.agents.samples import Samples
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
-from klrl.trust_region import Change, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
+from klrl.trust_region import REGIONS, Change, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
 from klrl.trust_region.natural_gradient import gradient
 from klrl.validation import Bounds, NonNegative, Positive, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class TRPOConfig(AgentConfig):
-    """Schulman et al. 2015, "Trust Region Policy Optimization"; defaults follow sb3-contrib."""
+    """Settings of TRPO (Schulman et al. 2015, "Trust Region Policy Optimization")."""
+
+    algorithm: ClassVar[str] = "trpo"
 
     trust_region: RegionArgument = "constraint"
-    """What limits the step: constraint, early-stop (the same here), fixed-penalty, adaptive-penalty, or A+clip."""
+    """What limits the step; one of them must give it a length (none and clip do not)."""
     batch_size: PositiveInt = 128
     """The critic's minibatch size; at most n_envs * n_steps."""
     learning_rate: Positive = 1e-3
@@ -34,7 +36,7 @@ class TRPOConfig(AgentConfig):
     cg_max_steps: PositiveInt = 15
     """Most conjugate gradient steps (Fisher-vector products) per update."""
     cg_damping: NonNegative = 0.1
-    """Multiple of the identity added to the Fisher matrix."""
+    """Multiple of the identity added to the Fisher matrix, which few samples leave singular."""
     line_search_shrinking_factor: Annotated[float, Bounds(0.0, 0.999, open_below=True)] = 0.8
     """What a rejected step is multiplied by."""
     line_search_max_iter: PositiveInt = 10
@@ -47,9 +49,9 @@ class TRPOConfig(AgentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not math.isfinite(self.region.step_length(1.0)):
+            fitting = [name for name, region in REGIONS.items() if math.isfinite(region().step_length(1.0))]
             raise ValueError(
-                f"trust_region = {self.trust_region!r}; allowed for TRPO: constraint, early-stop, fixed-penalty or "
-                "adaptive-penalty, alone or joined with clip"
+                f"trust_region = {self.trust_region!r}; allowed for TRPO: {', '.join(fitting)}, alone or joined by '+'"
             )
 
 
@@ -78,7 +80,7 @@ class TRPO(Agent[TRPOConfig]):
         x = cg.solution
         curvature = (x @ F(x)).item()
         length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
-        search = LineSearch(0.0, 0, cg.reason)
+        search = LineSearch(0.0, 0, f"rejected: {cg.reason if curvature == 0.0 else 'curvature not positive'}")
         if length > 0.0:
             search = line_search(
                 theta,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -66,7 +66,7 @@ def validate(instance: object) -> None:
 
 
 def _hints(cls: Any) -> dict[str, Any]:
-    own = getattr(cls, "__dataclass_fields__", {})
+    own = {field.name for field in fields(cls)}
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in own}
 
 
@@ -104,6 +104,6 @@ def _describe(hint: Any) -> str:
         case origin if origin is Literal:
             return ", ".join(map(str, args))
         case origin if origin is tuple:
-            return f"numbers, each {_describe(args[0])}"
+            return f"a tuple, each {_describe(args[0])}"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -56,7 +56,7 @@ class Learning:
     """Only the tasks on these environments."""
     processes: PositiveInt = 2
     """Runs at a time, one torch thread each."""
-    output: Path = Path("scripts/results/learning.json")
+    output: Path = Path("learning.json")
     """Where the measurements go."""
 
 
@@ -136,6 +136,9 @@ def learning(args: Learning, console: Console) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark``."""
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] in (["-h"], ["--help"]):
+        print("usage: klrl benchmark learning [OPTIONS]    (--help lists them)")
+        sys.exit(0)
     if not words or words[0] != "learning":
         fail("klrl benchmark", f"what = {' '.join(words[:1])!r}; allowed: learning (--help lists its options)")
     args = parse(Learning, words[1:], "klrl benchmark learning")

@@ -30,7 +30,7 @@ def bad_input(prog: str) -> Iterator[None]:
     with warnings.catch_warnings(record=True) as notes:
         try:
             yield
-        except (ValueError, FileExistsError, FileNotFoundError, gym.error.Error) as error:
+        except (ValueError, OSError, gym.error.Error) as error:
             fail(prog, error)
     for note in notes:
         warnings.showwarning(note.message, note.category, note.filename, note.lineno)

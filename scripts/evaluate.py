@@ -7,11 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import gymnasium as gym
 import torch
 import tyro
 
-from klrl.experience.environments import check_id
+from klrl.experience.environments import described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
@@ -44,28 +43,36 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with bad_input(prog):
         _, saved = checkpoint.read(args.path)
-        agent = AGENTS[saved["agent"].lower()].load(args.path)
-        kwargs = saved["env"]["kwargs"] if saved["env"] and not args.env else {}
-        env_id = args.env or (saved["env"] or {}).get("id")
-        if env_id is None:
+        agent = AGENTS[saved["agent"]].load(args.path)
+        wanted = args.env or described(saved["env"])
+        if wanted is None:
             raise ValueError("env = none, the agent learned from an unregistered environment; allowed: --env ID")
-        check_id(env_id)
-        env = gym.make(env_id, **kwargs)
+        env = factory(wanted)()
         if (env.observation_space, env.action_space) != (agent.observation_space, agent.action_space):
-            raise ValueError(f"env = {env_id}: its spaces differ from the agent's; allowed: {agent.observation_space}")
+            raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {agent.observation_space}")
+        if args.json:
+            args.json.touch()
     with env:
         result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
-        f"{saved['agent']} on {env_id} after {agent.num_timesteps:,} steps: "
+        f"{saved['agent']} on {env_id(wanted)} after {agent.num_timesteps:,} steps: "
         f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
     )
     if args.json:
         record = {
-            "path": str(args.path), "env": env_id, "agent": saved["agent"], "num_timesteps": agent.num_timesteps,
-            "deterministic": not args.stochastic, "seed": args.seed, "mean_return": result.mean,
-            "std_return": result.std, "returns": result.returns, "lengths": result.lengths, "versions": versions(),
-        }  # fmt: skip
+            "path": str(args.path),
+            "env": env_id(wanted),
+            "agent": saved["agent"],
+            "num_timesteps": agent.num_timesteps,
+            "deterministic": not args.stochastic,
+            "seed": args.seed,
+            "mean_return": result.mean,
+            "std_return": result.std,
+            "returns": result.returns,
+            "lengths": result.lengths,
+            "versions": versions(),
+        }
         args.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -25,7 +25,7 @@ from klrl.run.progress import Progress
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.validation import NonNegativeInt, PositiveInt
 
-AGENTS: dict[str, type[Agent[Any]]] = {"ppo": PPO, "trpo": TRPO}
+AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     name, options = _algorithm(sys.argv[1:] if argv is None else argv)
     prog = f"klrl train {name}"
     with bad_input(prog):
-        default, applied = _defaults(name, options)
+        default = _defaults(name, options)
     training = parse(Training, options, prog, default)
     run_dir = training.run_dir or _new_name(training.env, name, training.seed)
     torch.set_num_threads(training.torch_threads)
@@ -81,13 +81,16 @@ def main(argv: list[str] | None = None) -> None:
         check_id(training.env)
         check_new(run_dir)
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)
+        run_dir.mkdir(parents=True, exist_ok=True)
 
     console = Console(highlight=False, soft_wrap=True)
     say = console.print
-    if applied:
-        say(f"preset for {training.env}: " + ", ".join(f"{k} = {v}" for k, v in applied.items()))
-    settings = {"preset": training.env if applied else None}
-    keep = RunDirectory(run_dir, settings, checkpoint_every=training.checkpoint_every)
+    known = {} if training.preset == "none" else preset(name, training.env)
+    if known:
+        agent.preset = training.env
+        held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
+        say(f"preset for {training.env}: {', '.join(held)}")
+    keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every)
     stop = StopOnSignal()
     agent.learn(training.total_timesteps, [keep, Progress(console), stop])
     say(f"run directory: {run_dir}\nTensorBoard: tensorboard --logdir {run_dir}")
@@ -112,18 +115,17 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
     return words[0], words[1:]
 
 
-def _defaults(name: str, options: list[str]) -> tuple[Training, dict[str, Any]]:
-    """The flags' defaults, which depend on the environment and the region, and the preset among them."""
+def _defaults(name: str, options: list[str]) -> Training:
+    """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--env", nargs="?")
-    first.add_argument("--preset", nargs="?")
-    first.add_argument("--trust-region", "--trust_region", nargs="?")
+    for flag in ("env", "preset", "trust-region", "n-envs", "n-steps"):
+        first.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", nargs="?")
     known, _ = first.parse_known_args(options)
-    env = None if known.preset == "none" else known.env
-    region = {} if known.trust_region is None else {"trust_region": known.trust_region}
-    config = AGENTS[name].config_class.for_env(env, **region)
-    applied = {k: getattr(config, k) for k in preset(name, env) if getattr(config, k) is not None}
-    return Training(env=tyro.MISSING, agent=config), applied
+    given: dict[str, Any] = {k: int(v) for k in ("n_envs", "n_steps") if (v := getattr(known, k)) and v.isdecimal()}
+    if known.trust_region is not None:
+        given["trust_region"] = known.trust_region
+    config = AGENTS[name].config_class.for_env(None if known.preset == "none" else known.env, **given)
+    return Training(env=tyro.MISSING, agent=config)
 
 
 def _new_name(env: str, agent: str, seed: int) -> Path:

@@ -458,6 +458,7 @@ class Measure(Callback):
         new = exactly(agent.distribution(self.observations))
         self.kls.append(td.kl_divergence(self.old, new).mean().item())
         assert metrics["drift/kl"] == pytest.approx(self.kls[-1], rel=1e-3, abs=1e-9)
+        assert metrics["drift/kl"] <= metrics["drift/kl_target"]
 
 
 @every_space
@@ -505,7 +506,7 @@ def test_trpo_without_any_advantage_stays_and_says_why():
     metrics = agent.update(replace(random_batch(agent), rewards=torch.zeros(32, 2)))
     assert same(policy(agent), before)
     assert metrics["train/line_search_scale"] == metrics["drift/kl"] == 0.0
-    assert metrics["train/stop_reason"] == "right-hand side is zero or not finite"
+    assert metrics["train/stop_reason"] == "rejected: right-hand side is zero or not finite"
 
 
 @every_space
@@ -669,8 +670,49 @@ def test_saving_over_something_else_is_refused(agent_class, tmp_path):
 @pytest.mark.parametrize(("saved", "wanted"), [(PPO, TRPO), (TRPO, PPO)])
 def test_loading_as_another_class_is_refused(saved, wanted, tmp_path):
     path = small_agent(saved).save(tmp_path / "agent")
-    with pytest.raises(ValueError, match=f"holds a {saved.__name__}; allowed: a {wanted.__name__}"):
+    with pytest.raises(ValueError, match=r"holds agent .*; allowed: .*"):
         wanted.load(path)
+
+
+@both
+def test_a_region_of_ones_own_is_named_in_saved_state_and_given_again_to_load(agent_class, tmp_path):
+    path = small_agent(agent_class, trust_region=Nowhere()).learn(64).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"saved trust region 'Nowhere' is not klrl's; allowed: to give it to load"):
+        agent_class.load(path)
+    assert agent_class.load(path, trust_region=Nowhere()).learn(64).region == Nowhere()
+
+
+def test_a_region_may_give_a_setting_without_a_default():
+    @dataclass(frozen=True)
+    class Bound(TrustRegion):
+        target_kl: float
+
+    assert (Bound(0.1).target_kl, Bound(0.1).on_exit) == (0.1, None)
+
+
+@both
+def test_the_settings_of_another_agent_are_refused(agent_class):
+    other = (TRPO if agent_class is PPO else PPO).config_class()
+    with pytest.raises(ValueError, match=f"config = .*; allowed: a {agent_class.config_class.__name__}"):
+        agent_class("CartPole-v1", config=other)
+
+
+@both
+def test_recent_episodes_are_the_last_hundred_and_are_saved(agent_class, tmp_path):
+    agent = small_agent(agent_class, partial(Counting, length=1)).learn(128)
+    assert [e.total_timesteps for e in agent.episodes][-1] == 128
+    assert len(agent.episodes) == 100
+    loaded = agent_class.load(agent.save(tmp_path / "agent"), env=partial(Counting, length=1))
+    assert loaded.episodes == agent.episodes
+
+
+@both
+@pytest.mark.filterwarnings("ignore:.*settotalmass.*")
+def test_mujoco_tasks_train_with_their_presets(agent_class):
+    config = agent_class.config_class.for_env("HalfCheetah-v5", n_envs=2, n_steps=16)
+    agent = agent_class("HalfCheetah-v5", config=config).learn(32)
+    assert agent.config.log_std_init == -0.5
+    assert agent.history[-1]["drift/kl_covariance_part"] >= 0.0
 
 
 @both

@@ -116,18 +116,20 @@ def test_a_run_is_read_at_its_newest_complete_checkpoint(tmp_path):
     saved_run(tmp_path, [1.0, 2.0, 0.0])
     checkpoint.step_directory(tmp_path, 10**7).mkdir()
     (tmp_path / "checkpoints" / ".000000000900.0a1b2c3d").mkdir()
-    assert checkpoint.newest(tmp_path) == checkpoint.step_directory(tmp_path, 200)
     assert checkpoint.read(tmp_path)[1]["ep_rew_mean"] == 0.0
 
 
 def test_the_order_of_checkpoints_is_that_of_their_steps_not_of_their_digits(tmp_path):
     for steps in (999, 1_000, 12_345_678_901):
-        checkpoint.write(checkpoint.step_directory(tmp_path, steps), {}, {"ep_rew_mean": None})
-        assert checkpoint.newest(tmp_path) == checkpoint.step_directory(tmp_path, steps)
+        checkpoint.write(checkpoint.step_directory(tmp_path, steps), {}, {"ep_rew_mean": steps})
+        assert checkpoint.read(tmp_path)[1]["ep_rew_mean"] == steps
 
 
-def test_a_run_without_checkpoints_has_no_newest(tmp_path):
-    assert checkpoint.newest(tmp_path) is None
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path):
+    saved_run(tmp_path, [1.0, 2.0, 3.0])
+    (checkpoint.step_directory(tmp_path, 200) / "tensors.safetensors").write_bytes(b"half")
+    with pytest.warns(RuntimeWarning, match=r"000000000200 is damaged.*going back to .*000000000100"):
+        assert checkpoint.read(tmp_path)[1]["ep_rew_mean"] == 2.0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The klrl command end to end, as a user runs it: real processes, real files, exit statuses."""
 
+import ast
 import csv
 import json
 import os
@@ -7,15 +8,30 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 from klrl.agents import PPO
 from klrl.scripts.main import main
+from klrl.scripts.train import AGENTS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--env", "CartPole-v1", "--total-timesteps", "1024", "--eval-episodes", "1"]
+
+
+def field_docstrings(path):
+    """The text under every annotated attribute of a file, on one line."""
+    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    nodes = [pair for cls in classes for pair in pairwise(cls.body)]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in nodes
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
 
 
 def klrl(*words, cwd=None):
@@ -52,15 +68,13 @@ def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
 
 @pytest.mark.parametrize("agent", ["ppo", "trpo"])
 def test_every_config_field_is_a_flag_with_a_help_line(agent):
-    from klrl.scripts.train import AGENTS
-
     text = klrl("train", agent, "--help").stdout
     words = " ".join(text.replace("│", " ").split())
-    for name in AGENTS[agent].config_class.__dataclass_fields__:
-        flag = "--" + name.replace("_", "-")
-        assert flag in words
-        after = words.split(flag, 1)[1]
-        assert "(default:" in after.split(" --", 1)[0] or f"--no-{name.replace('_', '-')}" in words
+    config = AGENTS[agent].config_class
+    helps = field_docstrings(ROOT / "agents/config.py") | field_docstrings(ROOT / f"agents/{agent}.py")
+    for name in (field.name for field in fields(config)):
+        assert f"--{name.replace('_', '-')}" in words
+        assert helps[name] in words
 
 
 @pytest.mark.parametrize("agent", ["ppo", "trpo"])
@@ -120,13 +134,15 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo", *SMALL, "--learning-rate", "0"], "learning_rate = 0.0; allowed: a number > 0"),
         (["ppo", *SMALL, "--total-timesteps", "-5"], "total_timesteps = -5; allowed: an integer >= 1"),
         (["ppo", *SMALL, "--batch-size", "2000"], "batch_size = 2000; allowed: at most n_envs * n_steps = 1024"),
+        (["ppo", *SMALL, "--run-dir", "/dev/null/run"], "/dev/null/run"),
+        (["ppo", *SMALL, "--trust-region", "adaptive-penalty", "--kl-coef", "1e6"], "kl_coef = 1000000.0; allowed"),
         (["ppo", *SMALL, "--trust-region", "clp"], "trust_region = 'clp'; allowed: none, clip"),
         (["ppo", *SMALL, "--target-kl", "0.1"], "target_kl = 0.1; allowed: only with a trust region that reads it"),
         (
             ["ppo", *SMALL, "--trust-region", "constraint", "--target-kl", "-1"],
             "target_kl = -1.0; allowed: a number > 0",
         ),
-        (["trpo", *SMALL, "--trust-region", "clip"], "trust_region = 'clip'; allowed for TRPO: constraint"),
+        (["trpo", *SMALL, "--trust-region", "clip"], "trust_region = 'clip'; allowed for TRPO: early-stop, constraint"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(words, message, refused, tmp_path):
@@ -152,6 +168,31 @@ def test_evaluate_refuses_what_is_no_saved_agent_and_foreign_spaces(refused, tmp
     assert "no saved agent there" in refused("evaluate", tmp_path)
     PPO("CartPole-v1").save(tmp_path / "agent")
     assert "its spaces differ" in refused("evaluate", tmp_path / "agent", "--env", "Acrobot-v1")
+
+
+def test_defaults_follow_the_size_of_the_rollout_and_what_is_printed_is_what_runs(tmp_path):
+    run = klrl("train", "ppo", *SMALL, "--n-envs", 1, "--n-steps", 100, "--run-dir", tmp_path / "run")
+    assert run.returncode == 0, run.stderr
+    printed = next(line for line in run.stdout.splitlines() if line.startswith("preset"))
+    assert "n_steps" not in printed
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["config"]["n_steps"], config["config"]["batch_size"]) == (100, 100)
+    assert config["region"] == {"class": "Clip", "clip_range": 0.2}
+
+
+def test_evaluation_takes_the_environment_as_it_was_saved(tmp_path, capsys):
+    spec = gym.make("CartPole-v1", max_episode_steps=7).spec
+    PPO(spec).save(tmp_path / "agent")
+    main(["evaluate", str(tmp_path / "agent"), "--episodes", "2", "--json", str(tmp_path / "result.json")])
+    assert json.loads((tmp_path / "result.json").read_text())["lengths"] == [7, 7]
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "benchmark"])
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert "usage: klrl" in capsys.readouterr().out
 
 
 def test_an_unknown_verb_is_refused(refused):

@@ -24,6 +24,18 @@ def longer_than(theta, start, limit):
 STEP = torch.linspace(-1.0, 1.0, 12)
 
 
+def test_an_exception_in_the_objection_leaves_no_bit_changed():
+    theta = parameters()
+    start = vector(theta)
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        line_search(theta, STEP, interrupted)
+    assert torch.equal(vector(theta), start)
+
+
 @pytest.mark.parametrize(
     ("limit", "scale", "tries"), [(1e9, 1.0, 1), (0.99, 0.5, 2), (0.26, 0.25, 3), (0.24, 0.125, 4), (0.01, 1 / 128, 8)]
 )

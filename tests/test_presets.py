@@ -84,7 +84,7 @@ def test_a_setting_beside_a_region_object_is_refused():
 
 @pytest.mark.parametrize("region", ["none", "clip", TrustRegion(), Clip(), All()])
 def test_trpo_refuses_a_region_that_does_not_know_the_length_of_a_step(region):
-    with pytest.raises(ValueError, match=r"trust_region = .*; allowed for TRPO: constraint, early-stop"):
+    with pytest.raises(ValueError, match=r"trust_region = .*; allowed for TRPO: early-stop, constraint"):
         TRPOConfig(trust_region=region)
 
 

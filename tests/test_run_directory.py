@@ -51,11 +51,11 @@ def test_tensorboard_shows_every_finite_number_of_metrics_csv(tmp_path, agent_cl
 
 
 def test_config_json_says_what_was_run(tmp_path):
-    agent = small_agent(PPO, seed=5).learn(64, callback=RunDirectory(tmp_path, {"preset": "none"}))
+    agent = small_agent(PPO, seed=5).learn(64, callback=RunDirectory(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["agent"] == "PPO"
+    assert config["agent"] == "ppo"
     assert config["env"]["id"] == "CartPole-v1"
-    assert (config["seed"], config["total_timesteps"], config["preset"]) == (5, 64, "none")
+    assert (config["seed"], config["total_timesteps"], config["preset"]) == (5, 64, None)
     assert type(agent.config).from_json(config["config"]) == agent.config
     assert config["versions"]["torch"] == torch.__version__
     assert {"python", "klrl", "gymnasium", "numpy", "mujoco"} <= config["versions"].keys()

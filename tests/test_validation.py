@@ -72,7 +72,7 @@ REJECTED: dict[str, tuple[list[Any], str]] = {
     "switch": ([0, 1, "true", None], "true or false"),
     "text": ([0, None, b"bytes"], "text"),
     "choice": (["Tanh", "", None, 0], "tanh, relu"),
-    "sizes": ([[64], 64, None, (64, 0), (64, 1.0), (True,)], "numbers, each an integer >= 1"),
+    "sizes": ([[64], 64, None, (64, 0), (64, 1.0), (True,)], "a tuple, each an integer >= 1"),
     "optional": ([0.0, -1.0, "1", True, NAN], "a number > 0 or none"),
     "choice_or_record": (["other", None, 0], "default or Bounds"),
 }

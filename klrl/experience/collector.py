@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,7 +92,6 @@ class Collector:
         self.envs = envs
         self.mode = autoreset_mode(envs)
         self.total_timesteps = total_timesteps
-        self.recent: deque[Episode] = deque(maxlen=100)
         self._observation = self._checked("observation", reset(envs, seeds))
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
         self._returns = np.zeros(envs.num_envs)
@@ -106,7 +104,7 @@ class Collector:
             act: observations ``[N, *O]`` to (policy's actions, environment's actions, distributions).
             n_steps: T.
         """
-        rows: list[tuple[Tensor, Tensor, Distribution, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        rows: list[tuple[Tensor, Tensor, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = []
         finals: list[Tensor] = []
         episodes: list[Episode] = []
         for _ in range(n_steps):
@@ -114,12 +112,14 @@ class Collector:
             action, executed, behaviour = act(observation)
             valid = ~self._resetting
             step, reward, terminated, truncated, info = self.envs.step(executed)
+            # Copies: an environment may use the same arrays again for its next step.
+            terminated = np.array(terminated)
             truncated = truncated & ~terminated
             self._observation = self._checked("observation", step)
-            self._checked("reward", reward)
+            rewards = self._checked("reward", reward)
             finals += [self._final(int(i), info) for i in np.flatnonzero(truncated)]
             episodes += self._count(np.asarray(reward), terminated | truncated, valid)
-            rows.append((observation, action, behaviour, reward, terminated, truncated, valid))
+            rows.append((observation, action, behaviour, rewards, terminated, truncated, valid))
         return self._batch(rows, finals, episodes)
 
     def _count(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> list[Episode]:
@@ -134,7 +134,6 @@ class Collector:
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
         self._resetting = ended if self.mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
-        self.recent.extend(done)
         return done
 
     def _final(self, i: int, info: dict[str, Any]) -> Tensor:
@@ -151,7 +150,7 @@ class Collector:
             observations=torch.stack(observations),
             actions=torch.stack(actions),
             behaviour=stack(behaviour),
-            rewards=torch.as_tensor(np.array(rewards), dtype=torch.float32),
+            rewards=torch.stack(rewards),
             terminated=torch.as_tensor(np.array(terminated)),
             truncated=torch.as_tensor(np.array(truncated)),
             valid=torch.as_tensor(np.array(valid)),

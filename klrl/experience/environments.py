@@ -33,20 +33,27 @@ def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: Vectorization
         envs = env
     else:
         maker = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization_mode]
-        count = 1 if isinstance(env, gym.Env) else n_envs
         make = factory(env)
-        try:
-            envs = maker([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
-        except (gym.error.Error, ImportError) as error:
-            raise ValueError(f"env = {env_id(env)!r}: {error}") from error
-    try:
-        check_spaces(envs.single_observation_space, envs.single_action_space)
-        autoreset_mode(envs)
-    except ValueError:
-        if envs is not env:
-            envs.close()
-        raise
+        _probe(env, make)
+        envs = maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
+    check_spaces(envs.single_observation_space, envs.single_action_space)
+    autoreset_mode(envs)
     return envs
+
+
+def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> None:
+    """Make one environment and look at it before there are many."""
+    try:
+        one = make()
+    except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"env = {env_id(env)!r}: {error}") from error
+    if not isinstance(one, gym.Env):
+        raise ValueError(f"env made a {type(one).__name__}; allowed: a function that makes a gymnasium.Env")
+    try:
+        check_spaces(one.observation_space, one.action_space)
+    finally:
+        if one is not env:
+            one.close()
 
 
 def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[], gym.Env]:
@@ -88,16 +95,17 @@ def env_id(env: EnvLike) -> str | None:
     return spec.id if spec is not None else None
 
 
-def size_of(env: EnvLike) -> int | None:
+def number_of(env: EnvLike) -> int | None:
     """How many environments it is; ``None`` where as many are made as one likes."""
     return env.num_envs if isinstance(env, VectorEnv) else 1 if isinstance(env, gym.Env) else None
 
 
 def describe(env: EnvLike | None) -> dict[str, Any] | None:
-    """An id or ``EnvSpec`` as JSON; ``None`` for what a registered id and plain settings cannot name."""
-    if not isinstance(env, (str, EnvSpec)):
-        return None
+    """An id, ``EnvSpec`` or ``Env`` as JSON; ``None`` for what a registered id and plain settings cannot name."""
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
+    spec = spec.spec if isinstance(spec, gym.Env) else spec
+    if not isinstance(spec, EnvSpec):
+        return None
     data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": spec.max_episode_steps}
     try:
         plain = json.loads(json.dumps(data)) == data

@@ -49,7 +49,7 @@ class Actor(nn.Module, abc.ABC):
 
     def outputs(self, observation: Tensor) -> Tensor:
         """The network's last layer, ``[*B, k]``."""
-        return self.trunk(flatten(observation, self.observation_ndim))
+        return self.trunk(flatten_observation(observation, self.observation_ndim))
 
     @abc.abstractmethod
     def forward(self, observation: Tensor) -> Distribution:
@@ -123,7 +123,7 @@ class Critic(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Values in units of the scaled return."""
-        return self.trunk(flatten(observation, self.observation_ndim)).squeeze(-1)
+        return self.trunk(flatten_observation(observation, self.observation_ndim)).squeeze(-1)
 
 
 def make_actor(
@@ -165,6 +165,6 @@ def size_of(space: gym.Space) -> int:
     return int(np.prod(space.shape or ()))
 
 
-def flatten(observation: Tensor, ndim: int) -> Tensor:
+def flatten_observation(observation: Tensor, ndim: int) -> Tensor:
     """Make one vector of the last ``ndim`` dimensions."""
     return observation.flatten(-ndim) if ndim else observation.unsqueeze(-1)

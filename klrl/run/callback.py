@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class CallbackList(Callback):
         return False if any(wish is False for wish in wishes) else None
 
     def on_training_end(self, agent: Any) -> None:
-        """Pass on."""
-        for callback in self.callbacks:
-            callback.on_training_end(agent)
+        """Pass on to all, whatever one of them raises."""
+        with ExitStack() as stack:
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_training_end, agent)

@@ -88,11 +88,6 @@ def step_directory(run_dir: Path, timesteps: int) -> Path:
     return run_dir / "checkpoints" / f"{timesteps:012d}"
 
 
-def newest(run_dir: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    return max(_complete(Path(run_dir)), default=None)
-
-
 def prune(run_dir: Path, keep: int) -> None:
     """Keep the newest ``keep`` checkpoints and the best one by training return; delete the others."""
     complete = _complete(run_dir)

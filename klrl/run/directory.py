@@ -46,7 +46,6 @@ class RunDirectory(Callback):
 
     Args:
         path: a new or empty directory.
-        settings: what else belongs into ``config.json`` beside what the agent says of itself.
         checkpoint_every: environment steps between checkpoints; one more is written at the end.
         keep: how many of the newest checkpoints stay (the best one stays too).
 
@@ -55,16 +54,8 @@ class RunDirectory(Callback):
         ValueError: ``keep`` or ``checkpoint_every`` below 1.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        settings: dict[str, Any] | None = None,
-        *,
-        checkpoint_every: int = 100_000,
-        keep: int = 3,
-    ) -> None:
+    def __init__(self, path: str | Path, *, checkpoint_every: int = 100_000, keep: int = 3) -> None:
         self.path = check_new(path)
-        self.settings = settings or {}
         self.checkpoint_every = checkpoint_every
         self.keep = keep
         if keep < 1 or checkpoint_every < 1:
@@ -77,9 +68,10 @@ class RunDirectory(Callback):
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Create the directory and write ``config.json``."""
+        config = agent.describe() | {"total_timesteps": total_timesteps, "versions": versions()}
+        text = json.dumps(config, indent=2) + "\n"
         self.path.mkdir(parents=True, exist_ok=True)
-        config = agent.describe() | {"total_timesteps": total_timesteps, "versions": versions()} | self.settings
-        (self.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (self.path / "config.json").write_text(text)
         self._board = SummaryWriter(str(self.path))
         self._episodes = csv.writer(self._open("episodes.csv"))
         self._episodes.writerow(["total_timesteps", "return", "length", "env_index"])
@@ -108,10 +100,11 @@ class RunDirectory(Callback):
 
     def on_training_end(self, agent: Any) -> None:
         """The last checkpoint; close the files."""
+        if self._board is None:
+            return
         if self._between_updates and agent.num_timesteps > self._saved_at:
             self._save(agent)
-        if self._board is not None:
-            self._board.close()
+        self._board.close()
         for file in self._files:
             file.close()
 

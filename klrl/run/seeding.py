@@ -22,7 +22,7 @@ class Streams:
         """The streams of a run."""
         names = [f.name for f in fields(cls)]
         children = np.random.SeedSequence(seed).spawn(len(names))
-        return cls(*(torch.Generator().manual_seed(int(c.generate_state(1, np.uint64)[0] >> 1)) for c in children))
+        return cls(*(torch.Generator().manual_seed(int(c.generate_state(1, np.uint64)[0]) >> 1) for c in children))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every generator's state, by name (uint8)."""

@@ -46,11 +46,15 @@ def line_search(
     """
     start = flatten(parameters).detach() if start is None else start
     reason: str | None = "no tries"
-    for tries in range(max_iter):
-        scale = shrinking_factor**tries
-        assign(parameters, start + scale * step)
-        reason = objection()
-        if reason is None:
-            return LineSearch(scale, tries + 1, "accepted")
+    try:
+        for tries in range(max_iter):
+            scale = shrinking_factor**tries
+            assign(parameters, start + scale * step)
+            reason = objection()
+            if reason is None:
+                return LineSearch(scale, tries + 1, "accepted")
+    except BaseException:
+        assign(parameters, start)
+        raise
     assign(parameters, start)
     return LineSearch(0.0, max_iter, str(reason))

@@ -37,8 +37,8 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
 }
 """What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
 
-PARAMETERS = ("clip_range", "target_kl", "kl_coef")
-"""Every setting that some region reads."""
+PARAMETERS = tuple(dict.fromkeys(name for region in REGIONS.values() for name in inspect.signature(region).parameters))
+"""Every setting that some region reads; each is a field of the agents' config."""
 
 
 def parameters_of(name: str) -> frozenset[str]:
@@ -76,15 +76,14 @@ _CLASSES = {cls.__name__: cls for cls in (TrustRegion, Clip, KLConstraint, KLPen
 def region_to_json(region: Any) -> Any:
     """A region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``.
 
-    Raises:
-        ValueError: a region or coefficient of the user's own.
+    A class of the user's own is only named: nothing here could import it again.
     """
     if isinstance(region, tuple):
         return [region_to_json(r) for r in region]
-    if isinstance(region, (TrustRegion, Coefficient)) and type(region) not in _CLASSES.values():
-        raise ValueError(f"trust region {region!r} cannot be saved; allowed: those of klrl.trust_region")
     if not isinstance(region, (TrustRegion, Coefficient)):
         return region
+    if type(region) not in _CLASSES.values():
+        return {"class": type(region).__name__, "repr": repr(region)}
     values = {f.name: region_to_json(getattr(region, f.name)) for f in fields(region)}  # type: ignore[arg-type]
     return {"class": type(region).__name__} | values
 
@@ -98,6 +97,6 @@ def region_from_json(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if (name := data.get("class")) not in _CLASSES:
-        raise ValueError(f"saved trust region {name!r} is not known; allowed: {', '.join(_CLASSES)}")
+        raise ValueError(f"saved trust region {name!r} is not klrl's; allowed: to give it to load(..., trust_region=)")
     values = {k: region_from_json(v) for k, v in data.items() if k != "class"}
     return All(*map(region_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import numpy as np
 import torch
@@ -20,30 +20,22 @@ from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Coefficient, Fixed
 from klrl.validation import Positive, validate
 
+OnExit = Literal["stop", "backtrack"]
+
 
 @dataclass(frozen=True)
 class TrustRegion:
     """Limits nothing: every hook is neutral. Also the base class of all regions."""
 
-    @property
-    def on_exit(self) -> Literal["stop", "backtrack"] | None:
-        """What to do when ``excess`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
-        return None
-
-    @property
-    def target_kl(self) -> float | None:
-        """The bound or aim for the mean KL(old||new), nats, where there is one."""
-        return None
-
-    @property
-    def clip_range(self) -> float | None:
-        """Half-width of the ratio's clipping interval, where there is one."""
-        return None
-
-    @property
-    def beta(self) -> float | None:
-        """Coefficient of the penalty, where there is one."""
-        return None
+    # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
+    on_exit = cast("OnExit | None", None)
+    """What to do when ``excess`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
+    target_kl = cast("float | None", None)
+    """The bound or aim for the mean KL(old||new), nats, where there is one."""
+    clip_range = cast("float | None", None)
+    """Half-width of the ratio's clipping interval, where there is one."""
+    beta = cast("float | None", None)
+    """Coefficient of the penalty, where there is one."""
 
     def gain(self, change: Change) -> Tensor:
         """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
@@ -97,7 +89,7 @@ class KLConstraint(TrustRegion):
     """
 
     target_kl: Positive = 0.01
-    on_exit: Literal["stop", "backtrack"] = "backtrack"
+    on_exit: OnExit = "backtrack"
 
     def __post_init__(self) -> None:
         validate(self)
@@ -118,12 +110,12 @@ class KLPenalty(TrustRegion):
     coefficient: Coefficient = field(default_factory=Fixed)
 
     @property
-    def target_kl(self) -> float | None:
+    def target_kl(self) -> float | None:  # type: ignore[override]
         """What the coefficient aims at."""
         return self.coefficient.target_kl
 
     @property
-    def beta(self) -> float:
+    def beta(self) -> float:  # type: ignore[override]
         """The coefficient in force."""
         return self.coefficient.beta
 
@@ -156,23 +148,24 @@ class All(TrustRegion):
         object.__setattr__(self, "regions", regions)
 
     @property
-    def on_exit(self) -> Literal["stop", "backtrack"] | None:
+    def on_exit(self) -> OnExit | None:  # type: ignore[override]
         """To go back inside is the stricter wish and wins."""
         wishes = {r.on_exit for r in self.regions}
         return "backtrack" if "backtrack" in wishes else "stop" if "stop" in wishes else None
 
     @property
-    def target_kl(self) -> float | None:
-        """The smallest."""
-        return self._smallest(lambda r: r.target_kl)
+    def target_kl(self) -> float | None:  # type: ignore[override]
+        """The smallest bound; where nothing is bounded, the smallest aim."""
+        bounds = [r.target_kl for r in self.regions if r.on_exit and r.target_kl is not None]
+        return min(bounds) if bounds else self._smallest(lambda r: r.target_kl)
 
     @property
-    def clip_range(self) -> float | None:
+    def clip_range(self) -> float | None:  # type: ignore[override]
         """That of the one that clips."""
         return self._smallest(lambda r: r.clip_range)
 
     @property
-    def beta(self) -> float | None:
+    def beta(self) -> float | None:  # type: ignore[override]
         """The sum."""
         betas = [r.beta for r in self.regions if r.beta is not None]
         return sum(betas) if betas else None

@@ -1,0 +1,70 @@
+"""What an update works on and measures from: the batch's samples, the first step's check, the probe states."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from klrl.kl.drift import mean_kl
+from klrl.policy.distributions import Distribution
+from klrl.run.callback import Metrics
+
+_PROBES = 256
+_START_KL, _START_RATIO = 1e-6, 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The valid steps of a batch as the update sees them; ``n`` rows."""
+
+    observations: Tensor
+    """Normalised, ``[n, *O]``."""
+    actions: Tensor
+    old: Distribution
+    """The policy before the update at these observations; never overwritten during it."""
+    log_prob: Tensor
+    """log old(a|s), ``[n]``."""
+    advantage: Tensor
+    returns: Tensor
+    """A + V before normalisation of A: what the critic fits, in units of the scaled reward, ``[n]``."""
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def __getitem__(self, rows: Tensor) -> Samples:
+        return Samples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Fixed states, and what the first policy did there: the origin that ``drift/kl_initial`` measures from."""
+
+    observations: Tensor
+    first: Distribution
+
+    @classmethod
+    def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
+        """Some 256 of these states, evenly over the batch."""
+        rows = torch.linspace(0, len(observations) - 1, min(_PROBES, len(observations))).long()
+        return cls(observations[rows], policy[rows])
+
+
+def step_zero(behaviour: Distribution, samples: Samples) -> Metrics:
+    """KL(old||new) = 0 and ratio = 1 before the first step: is the policy that acted the one to be updated?
+
+    Anything else (statistics changed in between, a stale batch, dropout) is a ``RuntimeWarning``.
+    """
+    kl = mean_kl(behaviour, samples.old)
+    ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()
+    error = (ratio - 1.0).abs().max().item()
+    if not (kl <= _START_KL and error <= _START_RATIO):
+        warnings.warn(
+            f"the policy that collected the batch is not the one being updated: KL = {kl:.3g} nats, "
+            f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return {"drift/start_kl": kl, "drift/start_ratio_error": error}
