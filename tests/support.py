@@ -1,0 +1,73 @@
+"""What the tests of the agents share: parametrisations, copies of state, an oracle."""
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import pytest
+import torch
+from environments import box
+from torch import distributions as td
+
+from klrl.agents import PPO, TRPO
+from klrl.policy.distributions import Categorical
+from klrl.run import Callback
+from klrl.trust_region import TrustRegion
+
+both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
+ACTION_SPACES = [box(1), box(6), box(17), gym.spaces.Discrete(5)]
+every_space = pytest.mark.parametrize("space", ACTION_SPACES, ids=["Box(1)", "Box(6)", "Box(17)", "Discrete(5)"])
+
+
+def same(tensors, others):
+    return all(torch.equal(a, b) for a, b in zip(tensors, others, strict=True))
+
+
+def parameters(agent):
+    """Copies of everything that an optimiser or a step moves."""
+    return [p.detach().clone() for p in (*agent.actor.parameters(), *agent.critic.parameters())]
+
+
+def policy(agent):
+    return [p.detach().clone() for p in agent.actor_parameters]
+
+
+def slots(agent):
+    """The optimiser's state, in the order of the parameters and the names."""
+    state = agent.optimizer.state_dict()["state"]
+    return [state[i][name] for i in sorted(state) for name in sorted(state[i])]
+
+
+def without_time(agent):
+    """The history as text, so that NaN equals NaN."""
+    return repr([{k: v for k, v in metrics.items() if k != "time/fps"} for metrics in agent.history])
+
+
+@dataclass(frozen=True)
+class Nowhere(TrustRegion):
+    """A region that every policy is outside of."""
+
+    on_exit = "backtrack"
+
+    def excess(self, change):
+        return 1.0
+
+    def step_length(self, curvature):
+        return 1.0
+
+
+def exactly(record):
+    """A record as an object of torch.distributions in float64, the oracle."""
+    if isinstance(record, Categorical):
+        return td.Categorical(logits=record.logits.double())
+    return td.Independent(td.Normal(record.mean.double(), record.log_std.double().exp()), 1)
+
+
+class AfterEpoch(Callback):
+    """Copies of policy and critic after every epoch."""
+
+    def __init__(self):
+        self.policies, self.critics = [], []
+
+    def on_epoch_end(self, agent, epoch):
+        self.policies.append(policy(agent))
+        self.critics.append([p.detach().clone() for p in agent.critic.parameters()])

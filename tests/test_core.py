@@ -1,0 +1,186 @@
+"""The frame of an update: what it measures, freezes, scales and refuses."""
+
+from dataclasses import fields, replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from environments import Noise, box, random_batch, small_agent
+from support import both, every_space, exactly, parameters
+from torch import distributions as td
+
+import klrl.agents.config
+from klrl.run import Callback
+
+
+@both
+@every_space
+def test_the_policy_that_collected_is_the_one_updated(agent_class, space):
+    agent = small_agent(agent_class, partial(Noise, space)).learn(256)
+    assert max(metrics["drift/start_kl"] for metrics in agent.history) < 1e-9
+    assert max(metrics["drift/start_ratio_error"] for metrics in agent.history) < 1e-4
+    batch = random_batch(agent)
+    change = agent.change(agent.samples(batch))
+    assert change.kl.max() == 0.0
+    assert (change.ratio == 1.0).all()
+
+
+@both
+def test_a_batch_of_another_policy_is_reported(agent_class):
+    stranger = small_agent(agent_class, seed=1).learn(64)
+    with pytest.warns(RuntimeWarning, match="the policy that collected the batch is not the one being updated: KL = "):
+        small_agent(agent_class).update(random_batch(stranger))
+
+
+@both
+@every_space
+def test_an_update_with_a_batch_made_by_hand_moves_policy_and_critic(agent_class, space):
+    agent = small_agent(agent_class, partial(Noise, space))
+    before = parameters(agent)
+    metrics = agent.update(random_batch(agent))
+    assert metrics["drift/kl"] > 0.0
+    assert (agent.num_timesteps, agent.n_updates) == (64, 1)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
+
+
+@both
+@every_space
+def test_the_drift_report_is_that_of_torch_in_float64(agent_class, space):
+    agent = small_agent(agent_class, partial(Noise, space), normalize_observations=False, learning_rate=1e-2)
+    batch = random_batch(agent, n_steps=128)
+    first = exactly(agent.distribution(batch.observations.flatten(0, 1)))
+    metrics = agent.update(batch)
+    new = exactly(agent.distribution(batch.observations.flatten(0, 1)))
+    kl, reverse = td.kl_divergence(first, new), td.kl_divergence(new, first)
+    expected = {
+        "drift/kl": kl.mean(), "drift/kl_reverse": reverse.mean(), "drift/kl_max": kl.max(),
+        "drift/kl_p95": kl.quantile(0.95, interpolation="higher"), "drift/kl_initial": kl.mean(),
+        "drift/kl_total": kl.mean(), "drift/kl_normalizer": 0.0, "train/entropy": new.entropy().mean(),
+    }  # fmt: skip
+    found = {name: metrics[name] for name in expected}
+    assert found == pytest.approx({name: float(x) for name, x in expected.items()}, rel=1e-3, abs=1e-9)
+
+
+@both
+def test_the_kl_of_new_statistics_is_reported_on_its_own_and_in_the_total(agent_class):
+    agent = small_agent(agent_class, partial(Noise, box(2))).learn(64)
+    batch = random_batch(agent)
+    observations = batch.observations.flatten(0, 1)
+    old, statistics = exactly(agent.distribution(observations)), agent.normalizer
+    metrics = agent.update(batch)
+    after = exactly(agent.distribution(observations))
+    new = exactly(agent.actor(statistics(observations)).detach())
+    assert metrics["drift/kl_normalizer"] == pytest.approx(td.kl_divergence(new, after).mean().item(), rel=1e-3)
+    assert metrics["drift/kl_total"] == pytest.approx(td.kl_divergence(old, after).mean().item(), rel=1e-3)
+    assert metrics["drift/kl_normalizer"] > 0.0
+
+
+@both
+def test_observation_statistics_stand_still_through_rollout_and_update(agent_class):
+    class Watch(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_update_start(self, agent, batch):
+            self.seen.append([agent.normalizer])
+
+        def on_epoch_end(self, agent, epoch):
+            self.seen[-1].append(agent.normalizer)
+
+        def on_update_end(self, agent, batch, metrics):
+            count = agent.normalizer.moments.count
+            assert count == agent.num_timesteps
+            np.testing.assert_allclose(agent.normalizer.moments.mean, self.mean(batch, agent), rtol=1e-6)
+
+        def mean(self, batch, agent):
+            self.rows = [*getattr(self, "rows", []), *batch.observations.flatten(0, 1).double().numpy()]
+            return np.mean(self.rows, axis=0)
+
+    watch = Watch()
+    agent = small_agent(agent_class).learn(192, callback=watch)
+    for first, *rest in watch.seen:
+        assert all(normalizer is first for normalizer in rest)
+    assert len({id(n) for n in [*(seen[0] for seen in watch.seen), agent.normalizer]}) == 4
+
+
+@both
+def test_explained_variance_is_that_of_numpy_and_nan_where_the_target_is_constant(agent_class):
+    agent = small_agent(agent_class, scale_rewards=False, normalize_observations=False, gamma=0.0)
+    batch = random_batch(agent)
+    values = agent.critic(batch.observations).detach().double().numpy()
+    rewards = batch.rewards.double().numpy()
+    expected = 1.0 - np.var(rewards - values) / np.var(rewards)
+    assert agent.update(batch)["train/explained_variance"] == pytest.approx(expected, rel=1e-4)
+    nothing = replace(random_batch(agent), rewards=torch.zeros(32, 2))
+    assert np.isnan(agent.update(nothing)["train/explained_variance"])
+
+
+@both
+def test_an_update_that_overflows_raises_with_the_name_of_the_parameter(agent_class):
+    agent = small_agent(agent_class, scale_rewards=False)
+    with pytest.raises(FloatingPointError, match=r"(actor|critic)\.\S+ is not finite after update 0 at 0 steps"):
+        agent.update(random_batch(agent, scale=1e38))
+
+
+@both
+def test_scaled_rewards_of_any_size_leave_finite_parameters(agent_class):
+    agent = small_agent(agent_class)
+    agent.update(random_batch(agent, scale=1e30))
+    assert all(p.isfinite().all() for p in parameters(agent))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("linear", [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]), ("constant", [1e-3] * 4)]
+)
+@both
+def test_the_learning_rate_follows_its_schedule(agent_class, schedule, rates):
+    agent = small_agent(agent_class, learning_rate=1e-3, learning_rate_schedule=schedule).learn(256)
+    assert [metrics["train/learning_rate"] for metrics in agent.history] == pytest.approx(rates)
+
+
+@both
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_unit_of_the_reward_matters_only_without_scaling(agent_class, scaled):
+    agents = [small_agent(agent_class, scale_rewards=scaled) for _ in range(2)]
+    for agent, unit in zip(agents, (1.0, 1000.0), strict=True):
+        agent.update(random_batch(agent, scale=unit))
+    difference = max((a - b).abs().max() for a, b in zip(*map(parameters, agents), strict=True))
+    assert (difference < 1e-4) == scaled
+
+
+@both
+def test_advantages_are_normalised_over_the_batch_where_configured(agent_class):
+    plain, normal = (small_agent(agent_class, normalize_advantage=choice) for choice in (False, True))
+    advantage, expected = (agent.samples(random_batch(agent, scale=7.0)).advantage for agent in (normal, plain))
+    assert advantage.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert advantage.std(correction=0).item() == pytest.approx(1.0)
+    assert np.corrcoef(advantage, expected)[0, 1] == pytest.approx(1.0)
+    assert expected.std() > 2.0
+
+
+@both
+@pytest.mark.parametrize(("scale", "norm"), [(1e4, 0.25), (1e-4, None)])
+def test_long_gradients_are_scaled_down_and_short_ones_left(agent_class, scale, norm):
+    agent = small_agent(agent_class, max_grad_norm=0.25)
+    critic = list(agent.critic.parameters())
+    loss = scale * agent.critic(torch.ones(1, 4)).sum()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, critic, retain_graph=True)])
+    agent.descend(loss, critic)
+    result = torch.cat([p.grad.flatten() for p in critic])
+    torch.testing.assert_close(result, expected if norm is None else norm * expected / expected.norm())
+
+
+@both
+def test_every_setting_is_read(agent_class, monkeypatch):
+    config_class, read = agent_class.config_class, set()
+
+    def record(self, name):
+        read.add(name)
+        return object.__getattribute__(self, name)
+
+    monkeypatch.setattr(klrl.agents.config, "validate", lambda config: None)
+    monkeypatch.setattr(config_class, "__getattribute__", record)
+    for env in ("CartPole-v1", "Pendulum-v1"):
+        small_agent(agent_class, env).learn(64)
+    assert {f.name for f in fields(config_class)} - read == set()

@@ -1,0 +1,159 @@
+"""The trust region you ask for is the trust region you get; what only PPO or only TRPO promises."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from environments import Noise, box, random_batch, small_agent
+from support import AfterEpoch, Nowhere, both, every_space, exactly, parameters, policy, same
+from torch import distributions as td
+
+from klrl.agents import PPO, TRPO
+from klrl.run import Callback
+from klrl.trust_region import REGIONS, Adaptive, KLPenalty
+
+
+class Measure(Callback):
+    """The mean over states of KL(old||new) after every update, in float64 with torch's own formula."""
+
+    def __init__(self):
+        self.kls = []
+
+    def on_update_start(self, agent, batch):
+        self.observations = batch.observations.flatten(0, 1)
+        self.old = exactly(agent.distribution(self.observations))
+
+    def on_update_end(self, agent, batch, metrics):
+        new = exactly(agent.distribution(self.observations))
+        self.kls.append(td.kl_divergence(self.old, new).mean().item())
+        assert metrics["drift/kl"] == pytest.approx(self.kls[-1], rel=1e-3, abs=1e-9)
+        assert metrics["drift/kl"] <= metrics["drift/kl_target"]
+
+
+@every_space
+@pytest.mark.parametrize(
+    ("agent_class", "settings"),
+    [
+        (TRPO, {"n_critic_updates": 1}),
+        (TRPO, {"n_critic_updates": 1, "cg_damping": 0.0, "sub_sampling_factor": 8, "log_std_init": -2.0}),
+        (PPO, {"trust_region": "constraint", "learning_rate": 0.02, "n_epochs": 4}),
+        (PPO, {"trust_region": "clip+constraint", "learning_rate": 0.02, "n_epochs": 2}),
+    ],
+    ids=["TRPO", "TRPO-rough", "PPO", "PPO-clip"],
+)
+def test_the_kl_of_every_update_is_inside_the_constraint(agent_class, settings, space):
+    target_kl, kls = 0.01, []
+    for seed in range(20):
+        measure = Measure()
+        settings = settings | {"target_kl": target_kl, "normalize_observations": False}
+        small_agent(agent_class, partial(Noise, space), seed, **settings).learn(128, callback=measure)
+        kls += measure.kls
+    assert max(kls) <= target_kl * (1 + 1e-5)
+    assert max(kls) > 0.5 * target_kl
+
+
+@both
+def test_a_step_that_is_rejected_leaves_the_policy_as_it_was_to_the_bit(agent_class):
+    agent = small_agent(agent_class, partial(Noise, box(2)), trust_region=Nowhere()).learn(64)
+    before, critic = policy(agent), [p.detach().clone() for p in agent.critic.parameters()]
+    metrics = agent.update(random_batch(agent))
+    assert same(policy(agent), before)
+    assert not same(agent.critic.parameters(), critic)
+    assert metrics["drift/kl"] == metrics["drift/kl_reverse"] == metrics["drift/kl_max"] == 0.0
+    assert metrics["drift/ratio_max"] == metrics["drift/ess"] == 1.0
+    assert metrics["train/line_search_scale" if agent_class is TRPO else "train/backtrack_scale"] == 0.0
+    assert "back inside" not in metrics["train/stop_reason"]
+    assert agent_class is PPO or metrics["train/stop_reason"] == "rejected: outside the trust region"
+
+
+def test_trpo_without_any_advantage_stays_and_says_why():
+    agent = small_agent(TRPO, partial(Noise, box(2)), normalize_advantage=False, gamma=0.0)
+    before = policy(agent)
+    with torch.no_grad():
+        for parameter in agent.critic.parameters():
+            parameter.zero_()
+    metrics = agent.update(replace(random_batch(agent), rewards=torch.zeros(32, 2)))
+    assert same(policy(agent), before)
+    assert metrics["train/line_search_scale"] == metrics["drift/kl"] == 0.0
+    assert metrics["train/stop_reason"] == "rejected: right-hand side is zero or not finite"
+
+
+@every_space
+def test_trpo_predicts_the_kl_of_a_small_step(space):
+    agent = small_agent(TRPO, partial(Noise, space), target_kl=1e-6, cg_damping=1e-3)
+    metrics = agent.update(random_batch(agent, n_steps=128))
+    assert metrics["train/line_search_scale"] > 0.0
+    assert metrics["train/kl_predicted"] == pytest.approx(metrics["drift/kl"], rel=0.1)
+
+
+@pytest.mark.parametrize("region", ["early-stop", "clip+early-stop"])
+def test_ppo_stops_the_policy_outside_the_region_and_the_critic_goes_on(region):
+    agent = small_agent(PPO, trust_region=region, target_kl=1e-6, n_epochs=4, learning_rate=1e-2)
+    epochs = AfterEpoch()
+    metrics = agent.update(random_batch(agent), epochs)
+    assert all(same(after, epochs.policies[0]) for after in epochs.policies)
+    assert not any(same(a, b) for a, b in zip(epochs.critics, epochs.critics[1:], strict=False))
+    assert metrics["train/policy_epochs"] == 1.0
+    assert metrics["train/stop_reason"] == "stopped: outside the trust region"
+    assert metrics["drift/kl"] > 1e-6
+
+
+def test_ppo_goes_through_all_epochs_inside_the_region():
+    agent = small_agent(PPO, trust_region="early-stop", target_kl=100.0, n_epochs=4)
+    epochs = AfterEpoch()
+    metrics = agent.update(random_batch(agent), epochs)
+    assert not any(same(a, b) for a, b in zip(epochs.policies, epochs.policies[1:], strict=False))
+    assert (metrics["train/policy_epochs"], metrics["train/stop_reason"]) == (4.0, "all epochs done")
+
+
+def test_ppo_that_backtracked_kept_a_part_of_the_epochs_step():
+    agent = small_agent(PPO, trust_region="constraint", target_kl=1e-3, n_epochs=4, learning_rate=1e-2)
+    metrics = agent.update(random_batch(agent))
+    assert 0.0 < metrics["drift/kl"] <= 1e-3
+    assert metrics["train/backtrack_scale"] in {0.5**k for k in range(1, 11)}
+    assert metrics["train/stop_reason"] == "stopped: back inside the trust region"
+
+
+@pytest.mark.parametrize("region", [*REGIONS, "clip+fixed-penalty"])
+@every_space
+def test_at_the_old_policy_the_gradient_of_every_objective_is_the_policy_gradient(region, space):
+    agent = small_agent(PPO, partial(Noise, space), trust_region=region).learn(64)
+    samples = agent.samples(random_batch(agent))
+    change = agent.change(samples)
+    objective = (agent.region.gain(change) - agent.region.penalty(change)).mean()
+    log_prob = exactly(agent.actor(samples.observations)).log_prob(samples.actions)
+    expected = torch.autograd.grad((log_prob * samples.advantage).mean(), agent.actor_parameters)
+    for a, b in zip(torch.autograd.grad(objective, agent.actor_parameters), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_coefficient_of_a_penalty_adapts_once_per_update():
+    coefficient = Adaptive(target_kl=0.01, beta=1.0)
+    agent = small_agent(PPO, trust_region=KLPenalty(coefficient), n_epochs=5, learning_rate=1e-6)
+    metrics = [agent.update(random_batch(agent)) for _ in range(3)]
+    assert [m["train/kl_penalty"] for m in metrics] == [1.0, 0.5, 0.25]
+    assert coefficient.beta == 1.0
+
+
+@pytest.mark.parametrize(("n_epochs", "differ"), [(1, False), (3, True)])
+def test_recomputed_advantages_matter_from_the_second_epoch_on(n_epochs, differ):
+    agents = [small_agent(PPO, n_epochs=n_epochs, recompute_advantages=choice) for choice in (False, True)]
+    for agent in agents:
+        agent.update(random_batch(agent))
+    assert same(*map(parameters, agents)) != differ
+
+
+def test_a_bonus_for_entropy_raises_it():
+    results = []
+    for coefficient in (0.0, 1.0):
+        agent = small_agent(PPO, partial(Noise, box(2)), ent_coef=coefficient, learning_rate=1e-2)
+        results.append(agent.update(random_batch(agent))["train/entropy"])
+    assert results[1] > results[0] + 0.1
+
+
+def test_a_value_loss_without_weight_leaves_the_critic():
+    agent = small_agent(PPO, vf_coef=0.0)
+    before = [p.detach().clone() for p in agent.critic.parameters()]
+    agent.update(random_batch(agent))
+    assert same(agent.critic.parameters(), before)

@@ -1,0 +1,196 @@
+"""Saved and loaded agents: every bit, every setting, no other environment."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from environments import Counting, Noise, random_batch, small_agent
+from gymnasium.vector import SyncVectorEnv
+from support import Nowhere, both, parameters, same, slots
+
+from klrl.agents import PPO, TRPO
+from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
+
+
+@pytest.fixture(params=["PPO-Discrete", "PPO-Box", "TRPO-Discrete", "TRPO-Box"])
+def trained(request):
+    """An agent in the middle of its training."""
+    agent_class, env = {
+        "PPO-Discrete": (PPO, "CartPole-v1"), "PPO-Box": (PPO, "Pendulum-v1"),
+        "TRPO-Discrete": (TRPO, "CartPole-v1"), "TRPO-Box": (TRPO, "Pendulum-v1"),
+    }[request.param]  # fmt: skip
+    settings = {"trust_region": "clip+adaptive-penalty"} if agent_class is PPO else {}
+    return small_agent(agent_class, env, seed=3, **settings).learn(192)
+
+
+def test_a_loaded_agent_is_the_saved_one_to_the_bit(trained, tmp_path):
+    loaded = type(trained).load(trained.save(tmp_path / "agent"))
+    assert same(parameters(loaded), parameters(trained))
+    assert same(slots(loaded), slots(trained))
+    for ours, theirs in ((loaded.normalizer, trained.normalizer), (loaded.return_scaler, trained.return_scaler)):
+        assert same((ours.moments.mean, ours.moments.variance), (theirs.moments.mean, theirs.moments.variance))
+        assert ours.moments.count == theirs.moments.count > 0
+    assert torch.equal(loaded.return_scaler.running, trained.return_scaler.running)
+    assert same(loaded.streams.state().values(), trained.streams.state().values())
+    for name in ("config", "region", "seed", "num_timesteps", "n_updates", "observation_space", "action_space"):
+        assert getattr(loaded, name) == getattr(trained, name), name
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_loaded_agent_predicts_the_same_bits(trained, tmp_path, deterministic):
+    loaded = type(trained).load(trained.save(tmp_path / "agent"))
+    observations = np.random.default_rng(0).normal(size=(20, *trained.observation_space.shape))
+    for _ in range(2):
+        ours, theirs = (agent.predict(observations, deterministic=deterministic)[0] for agent in (loaded, trained))
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_next_updates_of_a_loaded_agent_are_the_same_bits(trained, tmp_path):
+    loaded = type(trained).load(trained.save(tmp_path / "agent"))
+    for i in range(2):
+        assert repr(loaded.update(random_batch(loaded, seed=i))) == repr(trained.update(random_batch(trained, seed=i)))
+    assert same(parameters(loaded), parameters(trained))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Discrete(3, start=5), gym.spaces.Box(np.float32([-2, 0]), np.float32([1, np.inf]))]
+)
+def test_spaces_are_saved_with_start_bounds_shape_and_type(space, shape, tmp_path):
+    agent = small_agent(PPO, partial(Noise, space, shape))
+    loaded = PPO.load(agent.save(tmp_path / "agent"))
+    assert (loaded.observation_space, loaded.action_space) == (agent.observation_space, space)
+    one, other = (a.predict(np.ones(shape), deterministic=True)[0] for a in (agent, loaded))
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_loaded_agent_learns_on_without_being_given_an_environment(trained, tmp_path):
+    loaded = type(trained).load(trained.save(tmp_path / "agent"))
+    assert loaded.learn(64).num_timesteps == 192 + 64
+    assert loaded.config == trained.config
+
+
+@both
+def test_saving_twice_replaces(agent_class, tmp_path):
+    agent = small_agent(agent_class)
+    agent.save(tmp_path / "agent")
+    agent.learn(64).save(tmp_path / "agent")
+    assert agent_class.load(tmp_path / "agent").num_timesteps == 64
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"]
+
+
+@both
+def test_saving_over_something_else_is_refused(agent_class, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="is not a saved agent"):
+        small_agent(agent_class).save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(PPO, TRPO), (TRPO, PPO)])
+def test_loading_as_another_class_is_refused(saved, wanted, tmp_path):
+    path = small_agent(saved).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"holds agent .*; allowed: .*"):
+        wanted.load(path)
+
+
+@both
+def test_a_region_of_ones_own_is_named_in_saved_state_and_given_again_to_load(agent_class, tmp_path):
+    path = small_agent(agent_class, trust_region=Nowhere()).learn(64).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=r"saved trust region 'Nowhere' is not klrl's; allowed: to give it to load"):
+        agent_class.load(path)
+    assert agent_class.load(path, trust_region=Nowhere()).learn(64).region == Nowhere()
+
+
+def test_a_region_may_give_a_setting_without_a_default():
+    @dataclass(frozen=True)
+    class Bound(TrustRegion):
+        target_kl: float
+
+    assert (Bound(0.1).target_kl, Bound(0.1).on_exit) == (0.1, None)
+
+
+@both
+def test_the_settings_of_another_agent_are_refused(agent_class):
+    other = (TRPO if agent_class is PPO else PPO).config_class()
+    with pytest.raises(ValueError, match=f"config = .*; allowed: a {agent_class.config_class.__name__}"):
+        agent_class("CartPole-v1", config=other)
+
+
+@both
+def test_recent_episodes_are_the_last_hundred_and_are_saved(agent_class, tmp_path):
+    agent = small_agent(agent_class, partial(Counting, length=1)).learn(128)
+    assert [e.total_timesteps for e in agent.episodes][-1] == 128
+    assert len(agent.episodes) == 100
+    loaded = agent_class.load(agent.save(tmp_path / "agent"), env=partial(Counting, length=1))
+    assert loaded.episodes == agent.episodes
+
+
+@both
+@pytest.mark.filterwarnings("ignore:.*settotalmass.*")
+def test_mujoco_tasks_train_with_their_presets(agent_class):
+    config = agent_class.config_class.for_env("HalfCheetah-v5", n_envs=2, n_steps=16)
+    agent = agent_class("HalfCheetah-v5", config=config).learn(32)
+    assert agent.config.log_std_init == -0.5
+    assert agent.history[-1]["drift/kl_covariance_part"] >= 0.0
+
+
+@both
+def test_an_agent_of_an_unnamed_environment_predicts_and_asks_for_one_before_learning(agent_class, tmp_path):
+    loaded = agent_class.load(small_agent(agent_class, Counting).save(tmp_path / "agent"))
+    assert loaded.action_space.contains(loaded.predict(np.zeros(4))[0])
+    with pytest.raises(ValueError, match="env = None; allowed: an environment"):
+        loaded.learn(64)
+    loaded.set_env(Counting)
+    assert loaded.learn(64).num_timesteps == 64
+
+
+@both
+def test_a_loaded_agent_takes_the_environments_it_is_given(agent_class, tmp_path):
+    path = small_agent(agent_class, Counting).save(tmp_path / "agent")
+    loaded = agent_class.load(path, SyncVectorEnv([Counting] * 3))
+    assert loaded.config.n_envs == 3
+    assert loaded.learn(64).num_timesteps >= 64
+
+
+def test_arguments_of_a_registered_environment_are_saved_and_stay_with_the_agent(tmp_path):
+    spec = gym.make("Pendulum-v1", g=5.0).spec
+    loaded = PPO.load(small_agent(PPO, spec).save(tmp_path / "agent"))
+    assert loaded.describe()["env"]["kwargs"]["g"] == 5.0
+    assert "g" not in gym.spec("Pendulum-v1").kwargs
+
+
+def test_a_time_limit_of_a_registered_environment_stays_with_the_agent(tmp_path):
+    spec = gym.make("Pendulum-v1", max_episode_steps=7).spec
+    loaded = PPO.load(small_agent(PPO, spec).save(tmp_path / "agent"))
+    assert loaded.learn(64).history[-1]["rollout/ep_len_mean"] == 7.0
+
+
+def test_a_numpy_integer_is_a_seed_that_can_be_saved(tmp_path):
+    agent = small_agent(PPO, seed=np.int64(7))
+    assert PPO.load(agent.save(tmp_path / "agent")).seed == 7
+    assert same(parameters(agent), parameters(small_agent(PPO, seed=7)))
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", partial(Noise, gym.spaces.Discrete(2), (4,))])
+def test_environments_with_other_spaces_are_refused(env):
+    with pytest.raises(ValueError, match=r"env has (observation|action)_space .*; allowed: the agent's"):
+        small_agent(PPO).set_env(env)
+
+
+def test_a_discrete_space_that_starts_elsewhere_is_another_space():
+    agent = small_agent(PPO, partial(Noise, gym.spaces.Discrete(3)))
+    with pytest.raises(ValueError, match="env has action_space"):
+        agent.set_env(partial(Noise, gym.spaces.Discrete(3, start=1)))
+
+
+@pytest.mark.parametrize(
+    "region", [Clip(0.1), KLConstraint(0.02), All(Clip(0.3), KLPenalty(Adaptive(target_kl=0.02))), TrustRegion()]
+)
+def test_a_region_given_as_an_object_is_saved_with_its_state(region, tmp_path):
+    agent = small_agent(PPO, trust_region=region).learn(64)
+    loaded = PPO.load(agent.save(tmp_path / "agent"))
+    assert (loaded.config.trust_region, loaded.region) == (region, agent.region)
