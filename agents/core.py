@@ -132,9 +132,9 @@ class Core(abc.ABC, Generic[C]):
 
     def minibatches(self, samples: Samples) -> Iterator[Samples]:
         """A pass over the samples in a fresh random order, ``batch_size`` at a time."""
-        order = torch.randperm(len(samples), generator=self.streams.minibatches)
-        for rows in order.split(self.config.batch_size):
-            yield samples[rows]
+        shuffled = samples[torch.randperm(len(samples), generator=self.streams.minibatches)]
+        for start in range(0, len(samples), self.config.batch_size):
+            yield shuffled[start : start + self.config.batch_size]
 
     def descend(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
         """One optimiser step on the parameters that the loss reaches, with the gradient's norm limited."""

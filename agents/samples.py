@@ -34,7 +34,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def __getitem__(self, rows: Tensor) -> Samples:
+    def __getitem__(self, rows: Tensor | slice) -> Samples:
         return Samples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
