@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
-        f"{saved['agent']} on {env_id(wanted)} after {agent.num_timesteps:,} steps: "
+        f"{saved['agent'].upper()} on {env_id(wanted)} after {agent.num_timesteps:,} steps: "
         f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
     )
     if args.json:
