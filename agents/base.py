@@ -107,7 +107,10 @@ class Agent(Core[C], abc.ABC):
     def _callbacks(
         self, callback: Callback | Sequence[Callback] | None, progress_bar: bool, run_dir: str | Path | None
     ) -> list[Callback]:
-        callbacks = [] if callback is None else [callback] if isinstance(callback, Callback) else list(callback)
+        given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
+        callbacks = [c for c in given if c is not None]
+        for unfit in (c for c in callbacks if not isinstance(c, Callback)):
+            raise ValueError(f"callback = {unfit!r}; allowed: a klrl.run.Callback or several")
         if run_dir is not None:
             from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
 
@@ -162,7 +165,8 @@ class Agent(Core[C], abc.ABC):
         expected = self.observation_space.shape
         many = observation.ndim - len(expected)
         if many not in (0, 1) or observation.shape[many:] != expected:
-            raise ValueError(f"observation has shape {observation.shape}; allowed: {expected} or (n, *{expected})")
+            several = ("n", *expected)
+            raise ValueError(f"observation has shape {observation.shape}; allowed: {expected} or {several}")
         policy = self.distribution(torch.as_tensor(observation, dtype=torch.float32))
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
         return self.actor.to_environment(action), state

@@ -18,10 +18,10 @@ from klrl.validation import validate
 T = TypeVar("T")
 
 
-def fail(prog: str, message: object) -> NoReturn:
-    """Print one line and exit with status 2."""
+def fail(prog: str, message: object, status: int = 2) -> NoReturn:
+    """Print one line and exit; status 2 is the user's input."""
     print(f"{prog}: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 @contextlib.contextmanager

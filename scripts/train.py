@@ -52,16 +52,23 @@ class Training:
 
 
 class StopOnSignal(Callback):
-    """Ends training after the current update on SIGINT or SIGTERM; a second signal ends it at once."""
+    """Ends training after the current update on SIGINT or SIGTERM; a second signal ends it at once, nothing saved."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.received: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        self.console.print(f"{name}: stopping after this update (again: at once, without a checkpoint)")
+
+    def on_training_end(self, agent: Any) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def on_update_end(self, agent: Any, batch: Any, metrics: Any) -> bool | None:
         """Stop if a signal came."""
@@ -91,15 +98,22 @@ def main(argv: list[str] | None = None) -> None:
         held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
         say(f"preset for {training.env}: {', '.join(held)}")
     keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every)
-    stop = StopOnSignal()
-    agent.learn(training.total_timesteps, [keep, Progress(console), stop])
+    stop = StopOnSignal(console)
+    try:
+        agent.learn(training.total_timesteps, [keep, Progress(console), stop])
+    except FloatingPointError as error:
+        fail(prog, error, status=1)
     say(f"run directory: {run_dir}\nTensorBoard: tensorboard --logdir {run_dir}")
     if stop.received:
         say(f"stopped by {signal.Signals(stop.received).name} after {agent.num_timesteps:,} steps; checkpoint written")
         sys.exit(128 + stop.received)
     if training.eval_episodes:
-        with gym.make(training.env) as env:
-            result = evaluate(agent, env, training.eval_episodes, seed=training.seed)
+        try:
+            with gym.make(training.env) as env:
+                result = evaluate(agent, env, training.eval_episodes, seed=training.seed)
+        except KeyboardInterrupt:
+            say("evaluation interrupted; the trained agent is saved")
+            sys.exit(130)
         say(f"evaluation: mean return {result.mean:.1f} ± {result.std:.1f} over {training.eval_episodes} episodes")
 
 

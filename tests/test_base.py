@@ -68,6 +68,13 @@ def test_a_bad_seed_is_refused(seed):
         small_agent(PPO, seed=seed)
 
 
+@both
+@pytest.mark.parametrize("callback", [print, [print], "stop"])
+def test_what_is_no_callback_is_refused(agent_class, callback):
+    with pytest.raises(ValueError, match=r"callback = .*; allowed: a klrl.run.Callback or several"):
+        small_agent(agent_class).learn(64, callback=callback)
+
+
 @pytest.mark.parametrize("make", [lambda: gym.make("CartPole-v1"), lambda: gym.make_vec("CartPole-v1", num_envs=1)])
 @both
 def test_one_environment_of_a_task_with_a_preset_is_enough(agent_class, make):

@@ -78,7 +78,7 @@ def test_a_write_that_fails_leaves_the_old_agent_and_nothing_else(saved):
 
 @pytest.mark.parametrize("path", ["nowhere", "."])
 def test_reading_where_nothing_was_saved_says_so(tmp_path, path):
-    with pytest.raises(FileNotFoundError, match=r"no saved agent there; allowed: a directory with agent\.json"):
+    with pytest.raises(FileNotFoundError, match=r"no saved agent there; allowed: a saved agent or a run directory"):
         checkpoint.read(tmp_path / path)
 
 

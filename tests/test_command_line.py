@@ -14,6 +14,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+from environments import Broken
 
 from klrl.agents import PPO
 from klrl.scripts.main import main
@@ -210,9 +211,38 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
         os.kill(process.pid, number)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
+    assert f"{number.name}: stopping after this update" in output
     assert f"stopped by {number.name}" in output
     assert "Traceback" not in output
     assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
+
+
+def test_an_interrupted_evaluation_ends_at_once_and_the_agent_is_kept(tmp_path):
+    words = [*SMALL[:-1], "100000", "--run-dir", "run"]
+    command = [sys.executable, "-u", "-m", "klrl.scripts.main", "train", "ppo", *words]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **streams) as process:
+        while "TensorBoard: " not in process.stdout.readline():
+            assert process.poll() is None
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output == "evaluation interrupted; the trained agent is saved\n"
+    assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*The reward is a NaN value.*")
+def test_a_value_that_is_not_finite_ends_the_run_with_one_line_and_status_1(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    gym.register("Broken-v0", lambda: Broken("reward", index=3))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "ppo", "--env", "Broken-v0", "--total-timesteps", "2048"])
+    del gym.registry["Broken-v0"]
+    assert stop.value.code == 1
+    line = capsys.readouterr().err
+    assert line.startswith("klrl train ppo: reward of environment 0 is nan after ")
+    assert line.count("\n") == 1
 
 
 def wait_for(condition, seconds=60.0):

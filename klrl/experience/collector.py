@@ -164,8 +164,9 @@ class Collector:
         array = np.array(x, dtype=np.float32)
         if not np.isfinite(array).all():
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            where = f", element {list(index[1:])}," if len(index) > 1 else ""
             raise FloatingPointError(
-                f"{name} of environment {index[0]}, element {list(index[1:])}, is {array[index]} "
+                f"{name} of environment {index[0]}{where} is {array[index]} "
                 f"after {self.total_timesteps} steps; allowed: finite numbers"
             )
         return torch.from_numpy(array)

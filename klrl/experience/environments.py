@@ -66,7 +66,9 @@ def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[]
         return lambda: gym.make(env)
     if callable(env):
         return env
-    raise ValueError(f"env = {env!r}; allowed: an id, an EnvSpec, a function that makes an Env, an Env or a VectorEnv")
+    raise ValueError(
+        f"env = {env!r}; allowed: an id, an EnvSpec, a function that makes an Env, an Env or a VectorEnv of Gymnasium"
+    )
 
 
 def check_id(env: str) -> None:

@@ -67,7 +67,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not candidates:
                 raise
             warnings.warn(f"{error}; going back to {candidates[-1]}", RuntimeWarning, stacklevel=2)
-    raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a directory with {STATE}, or a run's")
+    raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a saved agent or a run directory")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

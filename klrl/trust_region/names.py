@@ -63,7 +63,8 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     known = parameters_of(name)
     for setting, value in settings.items():
         if setting not in known:
-            raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it, not {name!r}")
+            readers = ", ".join(region for region in REGIONS if setting in parameters_of(region))
+            raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it ({readers})")
     parts = [
         REGIONS[part](**{k: v for k, v in settings.items() if k in parameters_of(part)}) for part in name.split("+")
     ]
