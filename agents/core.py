@@ -136,11 +136,16 @@ class Core(abc.ABC, Generic[C]):
         for start in range(0, len(samples), self.config.batch_size):
             yield shuffled[start : start + self.config.batch_size]
 
-    def descend(self, loss: Tensor, parameters: list[nn.Parameter]) -> None:
+    def surrogate(self, change: Change) -> Tensor:
+        """L(theta) = E[gain - penalty]; E[r A] for a constraint (TRPO eq. 14)."""
+        return (self.region.gain(change) - self.region.penalty(change)).mean()
+
+    def descend(self, loss: Tensor) -> None:
         """One optimiser step on the parameters that the loss reaches, with the gradient's norm limited."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # no gradient, no step: the others stay where they are
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        (group,) = self.optimizer.param_groups
+        nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
         self.optimizer.step()
 
     def value_loss(self, samples: Samples) -> Tensor:

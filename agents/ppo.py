@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
@@ -59,7 +59,8 @@ class PPO(Agent[PPOConfig]):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """One Adam for actor and critic, which share no parameters."""
-        return torch.optim.Adam(self._parameters(), lr=self.config.learning_rate, eps=1e-5)
+        parameters = [*self.actor_parameters, *self.critic.parameters()]
+        return torch.optim.Adam(parameters, lr=self.config.learning_rate, eps=1e-5)
 
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
         """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
@@ -86,11 +87,11 @@ class PPO(Agent[PPOConfig]):
     def _step(self, minibatch: Samples) -> dict[str, Tensor]:
         """Ascend L(theta) = E[gain - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
         change = self.change(minibatch)
-        surrogate = (self.region.gain(change) - self.region.penalty(change)).mean()
+        surrogate = self.surrogate(change)
         value_loss = self.value_loss(minibatch)
         entropy = change.new.entropy().mean()
         loss = -surrogate + self.config.vf_coef * value_loss - self.config.ent_coef * entropy
-        self.descend(loss, self._parameters())
+        self.descend(loss)
         clip_range = self.region.clip_range or Clip().clip_range
         outside = (change.ratio.detach() - 1.0).abs() > clip_range
         return {
@@ -102,7 +103,7 @@ class PPO(Agent[PPOConfig]):
     def _critic_step(self, minibatch: Samples) -> dict[str, Tensor]:
         """The policy has stopped, the critic has not."""
         value_loss = self.value_loss(minibatch)
-        self.descend(self.config.vf_coef * value_loss, list(self.critic.parameters()))
+        self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.detach()}
 
     @torch.no_grad()
@@ -124,6 +125,3 @@ class PPO(Agent[PPOConfig]):
 
     def _inside(self, samples: Samples) -> bool:
         return self.region.excess(self.change(samples)) <= 0.0
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [*self.actor_parameters, *self.critic.parameters()]

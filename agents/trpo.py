@@ -14,7 +14,7 @@ from klrl.agents.config import AgentConfig, RegionArgument
 from klrl.agents.samples import Samples
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
-from klrl.trust_region import REGIONS, Change, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
+from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
 from klrl.trust_region.natural_gradient import gradient
 from klrl.validation import Bounds, NonNegative, Positive, PositiveInt
 
@@ -73,7 +73,7 @@ class TRPO(Agent[TRPOConfig]):
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
         config, theta = self.config, self.actor_parameters
         change = self.change(samples)
-        surrogate = self._surrogate(change)
+        surrogate = self.surrogate(change)
         g = gradient(surrogate, theta)
         F = FisherVectorProduct(self._fisher_kl(samples), theta, config.cg_damping)
         cg = conjugate_gradient(F, g, max_steps=config.cg_max_steps)
@@ -100,10 +100,6 @@ class TRPO(Agent[TRPOConfig]):
             "train/stop_reason": search.reason,
         }
 
-    def _surrogate(self, change: Change) -> Tensor:
-        """L(theta) = E[gain - penalty]; E[r A] for a constraint (TRPO eq. 14)."""
-        return (self.region.gain(change) - self.region.penalty(change)).mean()
-
     def _fisher_kl(self, samples: Samples) -> Tensor:
         """Mean KL(old||theta) on every n-th sample; its Hessian is the Fisher matrix."""
         rows = torch.arange(0, len(samples), self.config.sub_sampling_factor)
@@ -115,7 +111,7 @@ class TRPO(Agent[TRPOConfig]):
         change = self.change(samples)
         if not self.region.excess(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not self._surrogate(change).item() > before:
+        if not self.surrogate(change).item() > before:
             return "rejected: the surrogate does not improve"
         return None
 
@@ -124,7 +120,7 @@ class TRPO(Agent[TRPOConfig]):
         for epoch in range(self.config.n_critic_updates):
             for minibatch in self.minibatches(samples):
                 loss = self.value_loss(minibatch)
-                self.descend(loss, list(self.critic.parameters()))
+                self.descend(loss)
                 losses.append(loss.detach())
                 callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
             callback.on_epoch_end(self, epoch)

@@ -17,9 +17,8 @@ import tyro
 from rich.console import Console
 
 from klrl.agents import PPO, TRPO, Agent, AgentConfig
-from klrl.experience.environments import check_id
 from klrl.run import Callback, evaluate
-from klrl.run.directory import RunDirectory, check_new
+from klrl.run.directory import RunDirectory
 from klrl.run.presets import preset
 from klrl.run.progress import Progress
 from klrl.scripts.command_line import bad_input, fail, parse
@@ -85,8 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     run_dir = training.run_dir or _new_name(training.env, name, training.seed)
     torch.set_num_threads(training.torch_threads)
     with bad_input(prog):
-        check_id(training.env)
-        check_new(run_dir)
+        keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every)
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)
         run_dir.mkdir(parents=True, exist_ok=True)
 
@@ -97,7 +95,6 @@ def main(argv: list[str] | None = None) -> None:
         agent.preset = training.env
         held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
         say(f"preset for {training.env}: {', '.join(held)}")
-    keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every)
     stop = StopOnSignal(console)
     try:
         agent.learn(training.total_timesteps, [keep, Progress(console), stop])

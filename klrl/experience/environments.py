@@ -30,15 +30,13 @@ def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: Vectorization
         ValueError: an unknown id, a missing package, spaces that no network fits, or autoreset switched off.
     """
     if isinstance(env, VectorEnv):
-        envs = env
-    else:
-        maker = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization_mode]
-        make = factory(env)
-        _probe(env, make)
-        envs = maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
-    check_spaces(envs.single_observation_space, envs.single_action_space)
-    autoreset_mode(envs)
-    return envs
+        check_spaces(env.single_observation_space, env.single_action_space)
+        autoreset_mode(env)
+        return env
+    maker = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization_mode]
+    make = factory(env)
+    _probe(env, make)
+    return maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> None:
