@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from klrl.experience.environments import VectorizationMode
-from klrl.policy.networks import Activation
+from klrl.policy.mlp import Activation
 from klrl.run.presets import preset
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of

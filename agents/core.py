@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator
+from operator import sub
 from typing import Any, ClassVar, Generic, TypeVar
 
 import gymnasium as gym
@@ -16,9 +17,12 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Probe, Samples, step_zero
 from klrl.experience import Batch, gae
 from klrl.kl.drift import drift_report, mean_kl
+from klrl.policy.arrays import Array, numpy_as_torch, tensor
 from klrl.policy.distributions import Distribution
-from klrl.policy.networks import Critic, make_actor
+from klrl.policy.linearization import Linearization, Objective, expectation, pack
+from klrl.policy.networks import Critic, make_actor, numpy_is_faster
 from klrl.policy.normalizer import Normalizer, ReturnScaler
+from klrl.policy.optimizer import Adam
 from klrl.run.callback import Callback, Metrics
 from klrl.run.seeding import Streams
 from klrl.trust_region import Change
@@ -42,8 +46,15 @@ class Core(abc.ABC, Generic[C]):
             observation_space, action_space, config.actor_hidden_sizes, log_std_init=config.log_std_init, **style
         )
         self.critic = Critic(observation_space, config.critic_hidden_sizes, **style)
-        self.actor_parameters = list(self.actor.parameters())
-        self.optimizer = self.make_optimizer()
+        self.actor_parameters, critic_parameters = pack(self.actor), pack(self.critic)
+        packed = {self.actor: self.actor_parameters, self.critic: critic_parameters}
+        self.numpy_minibatches = numpy_is_faster(config.batch_size, self.actor, self.critic)
+        self.optimized = self.networks_to_optimize()
+        self.optimizer = Adam(
+            [packed[network] for network in self.optimized],
+            learning_rate=config.learning_rate,
+            max_grad_norm=config.max_grad_norm,
+        )
         self.normalizer = Normalizer.of_shape(observation_space.shape)
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.probe: Probe | None = None
@@ -52,8 +63,8 @@ class Core(abc.ABC, Generic[C]):
         self.progress_remaining = 1.0
 
     @abc.abstractmethod
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser of what is not moved by a natural gradient."""
+    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
+        """What moves by its gradient, and not by a natural gradient."""
 
     @abc.abstractmethod
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
@@ -69,12 +80,14 @@ class Core(abc.ABC, Generic[C]):
     @torch.no_grad()
     def act(self, observations: Tensor) -> tuple[Tensor, np.ndarray, Distribution]:
         """Sample one action per raw observation: (policy's actions, environment's actions, distributions)."""
-        distribution = self.distribution(observations)
-        actions = distribution.sample(self.streams.actions)
-        return actions, self.actor.to_environment(actions), distribution
+        with np.errstate(all="ignore"):
+            policy = self.actor(self.normalizer(observations.numpy()))
+            actions = policy.sample(self.streams.actions)
+        return tensor(actions), self.actor.to_environment(actions), policy.map(tensor)
 
     # -- updating -------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
         """Learn from one batch that the current policy collected; the metrics with the drift report.
 
@@ -86,12 +99,16 @@ class Core(abc.ABC, Generic[C]):
         """
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
+        with numpy_as_torch():
+            return self._update(batch, callback or Callback())
+
+    def _update(self, batch: Batch, callback: Callback) -> Metrics:
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples = self.samples(batch)
         metrics = step_zero(batch.samples(batch.behaviour), samples)
         metrics["train/explained_variance"] = self._explained_variance(samples)
-        metrics |= self.improve(batch, samples, callback or Callback())
+        metrics |= self.improve(batch, samples, callback)
         self._check_finite(metrics)
         metrics |= self._measure(batch, samples)
         self.num_timesteps += batch.n_samples
@@ -125,45 +142,53 @@ class Core(abc.ABC, Generic[C]):
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         return advantage, returns
 
+    @torch.no_grad()
     def change(self, samples: Samples) -> Change:
         """From the old policy to the current one on these samples."""
-        new = self.actor(samples.observations)
-        return Change(samples.old, new, new.log_prob(samples.actions) - samples.log_prob, samples.advantage)
+        return samples.change(self.actor(samples.observations))
 
     def minibatches(self, samples: Samples) -> Iterator[Samples]:
         """A pass over the samples in a fresh random order, ``batch_size`` at a time."""
-        shuffled = samples[torch.randperm(len(samples), generator=self.streams.minibatches)]
-        for start in range(0, len(samples), self.config.batch_size):
-            yield shuffled[start : start + self.config.batch_size]
+        order = torch.randperm(len(samples), generator=self.streams.minibatches)
+        shuffled = samples[order]
+        return (shuffled.numpy() if self.numpy_minibatches else shuffled).split(self.config.batch_size)
 
-    def surrogate(self, change: Change) -> Tensor:
-        """L(theta) = E[gain - penalty]; E[r A] for a constraint (TRPO eq. 14)."""
-        return (self.region.gain(change) - self.region.penalty(change)).mean()
+    def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
+        """L(theta) = E[gain - penalty], E[r A] for a constraint (TRPO eq. 14), where ``change`` led to the policy."""
+        gradient, penalty = self.region.gain_gradient(change), self.region.penalty_gradient(change)
+        if penalty is not None:
+            gradient = tuple(map(sub, gradient, penalty))
+        return expectation(self.judge(change), policy, gradient)
 
-    def descend(self, loss: Tensor) -> None:
-        """One optimiser step on the parameters that the loss reaches, with the gradient's norm limited."""
-        self.optimizer.zero_grad(set_to_none=True)  # no gradient, no step: the others stay where they are
-        loss.backward()
-        (group,) = self.optimizer.param_groups
-        nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
-        self.optimizer.step()
+    def judge(self, change: Change) -> Array:
+        """Gain - penalty, ``[*B]``."""
+        return self.region.gain(change) - self.region.penalty(change)
 
-    def value_loss(self, samples: Samples) -> Tensor:
+    def value_loss(self, samples: Samples) -> Objective:
         """E[(V(s) - V_target)^2]."""
-        return (self.critic(samples.observations) - samples.returns).square().mean()
+        critic = self.critic.linearize(samples.observations)
+        error = critic.output - samples.returns
+        return expectation(error * error, critic, (2.0 * error,))
+
+    def entropy(self, policy: Linearization[Distribution]) -> Objective:
+        """E[H(pi(.|s))]."""
+        return expectation(policy.output.entropy(), policy, policy.output.entropy_gradient())
+
+    def descend(self, loss: Objective) -> None:
+        """One optimiser step on the networks that the loss depends on, with the gradient's norm limited."""
+        gradients = loss.gradients()
+        self.optimizer.step([gradients.get(network) for network in self.optimized])
 
     def anneal(self) -> float:
         """Set the learning rate for this update and return it."""
         rate = self.config.learning_rate
         if self.config.learning_rate_schedule == "linear":
             rate *= self.progress_remaining
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.optimizer.learning_rate = rate
         return rate
 
     # -- measuring ------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _explained_variance(self, samples: Samples) -> float:
         """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
         residual = samples.returns - self.critic(samples.observations)
@@ -184,7 +209,6 @@ class Core(abc.ABC, Generic[C]):
                 f"after {self.num_timesteps} steps; allowed: finite numbers"
             )
 
-    @torch.no_grad()
     def _measure(self, batch: Batch, samples: Samples) -> Metrics:
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)

@@ -6,17 +6,16 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
-from klrl.agents.samples import Samples
+from klrl.agents.samples import Samples, average
 from klrl.experience import Batch
+from klrl.policy.arrays import Array
 from klrl.run.callback import Callback, Metrics
-from klrl.trust_region import Clip
+from klrl.trust_region import Change, Clip
 from klrl.trust_region.line_search import line_search
-from klrl.trust_region.natural_gradient import flatten
 from klrl.validation import NonNegative, PositiveInt
 
 
@@ -57,21 +56,20 @@ class PPO(Agent[PPOConfig]):
 
     config_class: ClassVar[type[PPOConfig]] = PPOConfig
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """One Adam for actor and critic, which share no parameters."""
-        parameters = [*self.actor_parameters, *self.critic.parameters()]
-        return torch.optim.Adam(parameters, lr=self.config.learning_rate, eps=1e-5)
+    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
+        """Actor and critic, which share no parameters, in one step."""
+        return self.actor, self.critic
 
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
         """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
         metrics: Metrics = {"train/learning_rate": self.anneal()}
-        losses: dict[str, list[Tensor]] = defaultdict(list)
+        losses: dict[str, list[Array]] = defaultdict(list)
         outcome, epochs = _Outcome(), 0
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
-            accepted = flatten(self.actor_parameters).detach()
+            accepted = self.actor_parameters.clone()
             for minibatch in self.minibatches(samples):
                 step = self._step(minibatch) if outcome.moving else self._critic_step(minibatch)
                 for name, value in step.items():
@@ -80,33 +78,36 @@ class PPO(Agent[PPOConfig]):
             if outcome.moving:
                 outcome, epochs = self._stay_inside(samples, accepted), epochs + 1
             callback.on_epoch_end(self, epoch)
-        metrics |= {name: torch.stack(values).mean().item() for name, values in losses.items()}
+        metrics |= {name: average(values) for name, values in losses.items()}
         metrics |= {"train/policy_epochs": float(epochs), "train/backtrack_scale": outcome.scale}
         return metrics | {"train/stop_reason": outcome.reason}
 
-    def _step(self, minibatch: Samples) -> dict[str, Tensor]:
+    def _step(self, minibatch: Samples) -> dict[str, Array]:
         """Ascend L(theta) = E[gain - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
-        change = self.change(minibatch)
-        surrogate = self.surrogate(change)
-        value_loss = self.value_loss(minibatch)
-        entropy = change.new.entropy().mean()
-        loss = -surrogate + self.config.vf_coef * value_loss - self.config.ent_coef * entropy
+        policy = self.actor.linearize(minibatch.observations)
+        change = minibatch.change(policy.output)
+        surrogate, value_loss = self.surrogate(policy, change), self.value_loss(minibatch)
+        loss = self.config.vf_coef * value_loss - surrogate
+        if self.config.ent_coef > 0.0:
+            loss -= self.config.ent_coef * self.entropy(policy)
         self.descend(loss)
-        clip_range = self.region.clip_range or Clip().clip_range
-        outside = (change.ratio.detach() - 1.0).abs() > clip_range
         return {
-            "train/policy_gradient_loss": -surrogate.detach(),
-            "train/value_loss": value_loss.detach(),
-            "train/clip_fraction": outside.float().mean(),
+            "train/policy_gradient_loss": -surrogate.value,
+            "train/value_loss": value_loss.value,
+            "train/clip_fraction": self._clip_fraction(change),
         }
 
-    def _critic_step(self, minibatch: Samples) -> dict[str, Tensor]:
+    def _clip_fraction(self, change: Change) -> Array:
+        """Share of ratios outside the clipping interval, PPO's default one where nothing clips."""
+        outside = abs(change.ratio - 1.0) > (self.region.clip_range or Clip().clip_range)
+        return outside.sum() / len(outside)
+
+    def _critic_step(self, minibatch: Samples) -> dict[str, Array]:
         """The policy has stopped, the critic has not."""
         value_loss = self.value_loss(minibatch)
         self.descend(self.config.vf_coef * value_loss)
-        return {"train/value_loss": value_loss.detach()}
+        return {"train/value_loss": value_loss.value}
 
-    @torch.no_grad()
     def _stay_inside(self, samples: Samples, accepted: Tensor) -> _Outcome:
         """Judge the policy on the whole batch after an epoch that began at ``accepted``."""
         if self.region.on_exit is None or self._inside(samples):
@@ -115,7 +116,7 @@ class PPO(Agent[PPOConfig]):
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         search = line_search(
             self.actor_parameters,
-            flatten(self.actor_parameters) - accepted,
+            self.actor_parameters - accepted,
             lambda: None if self._inside(samples) else "outside the trust region",
             start=accepted,
             shrinking_factor=0.5,

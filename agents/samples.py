@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from klrl.kl.drift import mean_kl
+from klrl.policy.arrays import Array
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
+from klrl.trust_region import Change
 
 _PROBES = 256
 _START_KL, _START_RATIO = 1e-6, 1e-2
@@ -35,7 +40,31 @@ class Samples:
         return len(self.actions)
 
     def __getitem__(self, rows: Tensor | slice) -> Samples:
-        return Samples(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return self.map(lambda x: x[rows])
+
+    def split(self, n: int) -> Iterator[Samples]:
+        """Minibatches of ``n`` rows, one after the other, on the same memory."""
+        for start in range(0, len(self), n):
+            yield self[start : start + n]
+
+    def numpy(self) -> Samples:
+        """The same as numpy arrays, on the same memory."""
+        return self.map(Tensor.numpy)
+
+    def map(self, function: Callable[[Array], Array]) -> Samples:
+        """``function`` applied to every array."""
+        return Samples(
+            function(self.observations),
+            function(self.actions),
+            self.old.map(function),
+            function(self.log_prob),
+            function(self.advantage),
+            function(self.returns),
+        )
+
+    def change(self, new: Distribution) -> Change:
+        """From the old policy to ``new`` at these observations."""
+        return Change(self.old, new, self.actions, self.log_prob, self.advantage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +97,8 @@ def step_zero(behaviour: Distribution, samples: Samples) -> Metrics:
             stacklevel=3,
         )
     return {"drift/start_kl": kl, "drift/start_ratio_error": error}
+
+
+def average(values: Sequence[Any]) -> float:
+    """Mean of numbers, or of 0-d tensors that are read from their device once."""
+    return float(torch.stack(list(values)).mean() if isinstance(values[0], Tensor) else np.mean(values))

@@ -23,8 +23,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     tensors: Tensors = {}
     for name, module in (("actor", agent.actor), ("critic", agent.critic)):
         tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
-    for i, slots in agent.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in slots.items()}
+    tensors |= {f"optimizer.{k}": v for k, v in agent.optimizer.state().items()}
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
     tensors |= _dump_moments("normalizer", agent.normalizer.moments)
     tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
@@ -53,11 +52,7 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     """Continue where :func:`dump` was called; the agent was built with the same spaces and config."""
     agent.actor.load_state_dict(_below("actor", tensors))
     agent.critic.load_state_dict(_below("critic", tensors))
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in _below("optimizer", tensors).items():
-        i, _, name = key.partition(".")
-        slots.setdefault(int(i), {})[name] = value
-    agent.optimizer.load_state_dict({**agent.optimizer.state_dict(), "state": slots})
+    agent.optimizer.restore(_below("optimizer", tensors))
     agent.streams.restore(_below("streams", tensors))
     agent.normalizer = replace(
         agent.normalizer, moments=_moments(_below("normalizer", tensors), state["normalizer_count"])

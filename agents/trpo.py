@@ -6,16 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from torch import nn
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
-from klrl.agents.samples import Samples
+from klrl.agents.samples import Samples, average
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
-from klrl.trust_region.natural_gradient import gradient
 from klrl.validation import Bounds, NonNegative, Positive, PositiveInt
 
 
@@ -65,17 +63,18 @@ class TRPO(Agent[TRPOConfig]):
 
     config_class: ClassVar[type[TRPOConfig]] = TRPOConfig
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Adam for the critic; the policy moves by the natural gradient."""
-        return torch.optim.Adam(self.critic.parameters(), lr=self.config.learning_rate, eps=1e-5)
+    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
+        """The critic; the policy moves by the natural gradient."""
+        return (self.critic,)
 
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
         config, theta = self.config, self.actor_parameters
-        change = self.change(samples)
-        surrogate = self.surrogate(change)
-        g = gradient(surrogate, theta)
-        F = FisherVectorProduct(self._fisher_kl(samples), theta, config.cg_damping)
+        policy = self.actor.linearize(samples.observations)
+        surrogate = self.surrogate(policy, samples.change(policy.output))
+        g = surrogate.gradients()[self.actor]
+        states = samples.observations[:: config.sub_sampling_factor]
+        F = FisherVectorProduct(self.actor.linearize, states, config.cg_damping)
         cg = conjugate_gradient(F, g, max_steps=config.cg_max_steps)
         x = cg.solution
         curvature = (x @ F(x)).item()
@@ -85,7 +84,7 @@ class TRPO(Agent[TRPOConfig]):
             search = line_search(
                 theta,
                 length * x,
-                lambda: self._objection(samples, surrogate.item()),
+                lambda: self._objection(samples, surrogate.value.item()),
                 shrinking_factor=config.line_search_shrinking_factor,
                 max_iter=config.line_search_max_iter,
             )
@@ -100,18 +99,12 @@ class TRPO(Agent[TRPOConfig]):
             "train/stop_reason": search.reason,
         }
 
-    def _fisher_kl(self, samples: Samples) -> Tensor:
-        """Mean KL(old||theta) on every n-th sample; its Hessian is the Fisher matrix."""
-        rows = torch.arange(0, len(samples), self.config.sub_sampling_factor)
-        return self.change(samples[rows]).kl.mean()
-
-    @torch.no_grad()
     def _objection(self, samples: Samples, before: float) -> str | None:
         """What is wrong with the current policy, judged on the whole batch."""
         change = self.change(samples)
         if not self.region.excess(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not self.surrogate(change).item() > before:
+        if not (self.region.gain(change) - self.region.penalty(change)).mean().item() > before:
             return "rejected: the surrogate does not improve"
         return None
 
@@ -121,7 +114,7 @@ class TRPO(Agent[TRPOConfig]):
             for minibatch in self.minibatches(samples):
                 loss = self.value_loss(minibatch)
                 self.descend(loss)
-                losses.append(loss.detach())
+                losses.append(loss.value)
                 callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
             callback.on_epoch_end(self, epoch)
-        return {"train/learning_rate": rate, "train/value_loss": torch.stack(losses).mean().item()}
+        return {"train/learning_rate": rate, "train/value_loss": average(losses)}

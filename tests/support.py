@@ -28,13 +28,13 @@ def parameters(agent):
 
 
 def policy(agent):
-    return [p.detach().clone() for p in agent.actor_parameters]
+    return [agent.actor_parameters.detach().clone()]
 
 
 def slots(agent):
-    """The optimiser's state, in the order of the parameters and the names."""
-    state = agent.optimizer.state_dict()["state"]
-    return [state[i][name] for i in sorted(state) for name in sorted(state[i])]
+    """The optimiser's state, in the order of the networks and the names."""
+    state = agent.optimizer.state()
+    return [state[name].clone() for name in sorted(state)]
 
 
 def without_time(agent):

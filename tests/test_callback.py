@@ -1,5 +1,7 @@
 """Hooks: their order and arguments."""
 
+import math
+
 import pytest
 import torch
 from environments import small_agent
@@ -59,7 +61,7 @@ def test_hooks_receive_what_their_signatures_promise():
         assert metrics is kept
     for _, losses in recorder.arguments("on_minibatch_end"):
         assert "train/value_loss" in losses
-        assert all(isinstance(x, torch.Tensor) and not x.requires_grad for x in losses.values())
+        assert all(math.isfinite(x) for x in losses.values())
 
 
 def test_the_end_of_a_second_training_counts_from_its_start():

@@ -95,7 +95,7 @@ def test_a_region_survives_json(region):
 
 def test_an_adapted_coefficient_survives_json():
     old, new = Categorical(torch.zeros(3, 2)), Categorical(torch.tensor([[3.0, 0.0]] * 3))
-    far = Change(old, new, torch.zeros(3), torch.zeros(3))
+    far = Change(old, new, torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(3))
     region = All(Clip(), KLPenalty(Adaptive(target_kl=0.01))).adapt(far).adapt(far)
     restored = region_from_json(json.loads(json.dumps(region_to_json(region))))
     assert restored.beta == region.beta == 4.0

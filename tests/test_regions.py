@@ -21,13 +21,14 @@ def change(step=0.5, n=N):
     old, new = Categorical(x[0]), Categorical(x[0] + step * x[1])
     action = old.sample(g)
     advantage = torch.randn(n, generator=g, dtype=torch.float64)
-    return Change(old, new, new.log_prob(action) - old.log_prob(action), advantage)
+    return Change(old, new, action, old.log_prob(action), advantage)
 
 
 def ratios(log_ratio, advantage):
     """A change of which only the ratio and the advantage matter."""
     here = Categorical(torch.zeros(len(log_ratio), 2, dtype=torch.float64))
-    return Change(here, here, log_ratio, advantage)
+    action = torch.zeros(len(log_ratio), dtype=torch.int64)
+    return Change(here, here, action, here.log_prob(action) - log_ratio, advantage)
 
 
 def numpy_kl(c):

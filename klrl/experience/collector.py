@@ -117,23 +117,26 @@ class Collector:
             truncated = truncated & ~terminated
             self._observation = self._checked("observation", step)
             rewards = self._checked("reward", reward)
-            finals += [self._final(int(i), info) for i in np.flatnonzero(truncated)]
+            finals += [self._final(int(i), info) for i in truncated.nonzero()[0]]
             episodes += self._count(np.asarray(reward), terminated | truncated, valid)
             rows.append((observation, action, behaviour, rewards, terminated, truncated, valid))
         return self._batch(rows, finals, episodes)
 
     def _count(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> list[Episode]:
         """Follow returns and lengths; the episodes that ended in this step."""
-        self.total_timesteps += int(valid.sum())
-        self._returns[valid] += reward[valid]
+        self.total_timesteps += int(np.count_nonzero(valid))
+        self._returns += reward * valid
         self._lengths += valid
+        if self.mode is AutoresetMode.NEXT_STEP:
+            self._resetting = ended
+        if not ended.any():
+            return []
         done = [
             Episode(self.total_timesteps, float(self._returns[i]), int(self._lengths[i]), int(i))
             for i in np.flatnonzero(ended)
         ]
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
-        self._resetting = ended if self.mode is AutoresetMode.NEXT_STEP else np.zeros_like(ended)
         return done
 
     def _final(self, i: int, info: dict[str, Any]) -> Tensor:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from klrl.policy.distributions import Categorical, DiagGaussian, Distribution, as_record
+from klrl.policy.arrays import expm1, is_numpy, like, tensor
+from klrl.policy.distributions import Categorical, DiagGaussian, Distribution, Gradient, as_record, derivative
 
 AnyDistribution = Distribution | td.Distribution
 
@@ -61,6 +62,8 @@ def cross_entropy(p: AnyDistribution, q: AnyDistribution, base: float | None = N
 def kl_per_dimension(p: AnyDistribution, q: AnyDistribution) -> Tensor:
     """KL(p||q) of every action dimension, nats, ``[*B, d]``; d = 1 for a categorical. Their sum is the KL."""
     p, q = _pair(p, q)
+    if is_numpy(p.parameters[0]) and is_numpy(q.parameters[0]):
+        return like(kl_per_dimension(p.map(tensor), q.map(tensor)), p.parameters[0])
     match p, q:
         case Categorical(), Categorical():
             return _categorical(p, q).unsqueeze(-1)
@@ -77,6 +80,39 @@ def kl_mean_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
 def kl_covariance_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
     """The part of a Gaussian KL that is due to the covariances (the KL at equal means), nats, ``[*B]``."""
     return _gaussian_covariance(*_gaussians(p, q)).sum(-1)
+
+
+def kl_gradient(p: AnyDistribution, q: AnyDistribution) -> Gradient:
+    r"""Derivative of KL(p||q) by the fields of q's record, ``[*B, k]`` each.
+
+    Categorical: q_i - p_i by the logits. Gaussian: (mu_q - mu_p) / sigma_q^2 by the mean,
+    1 - (sigma_p^2 + (mu_q - mu_p)^2) / sigma_q^2 by log_std.
+    """
+    p, q = _pair(p, q)
+    match p, q:
+        case Categorical(), Categorical():
+            return (q.probs - p.probs,)
+        case DiagGaussian(), DiagGaussian():
+            z = (q.mean - p.mean) / q.std
+            return z / q.std, -expm1(2.0 * (p.log_std - q.log_std)) - z * z
+    return derivative(lambda r: kl_divergence(p, r), q)
+
+
+def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
+    r"""The Fisher matrix of p, the Hessian of KL(p||q) by q's fields at q = p, times a tangent, state by state.
+
+    Categorical: p_i (v_i - sum_j p_j v_j) (Amari 2016, "Information Geometry and Its Applications", section 2.2).
+    Gaussian: v / sigma^2 by the mean, 2 v by log_std.
+    """
+    match p:
+        case Categorical():
+            (v,) = tangent
+            weighted = p.probs * v
+            return (weighted - p.probs * weighted.sum(-1)[..., None],)
+        case DiagGaussian():
+            by_mean, by_log_std = tangent
+            return by_mean / (p.std * p.std), 2.0 * by_log_std
+    raise TypeError(f"no Fisher matrix for {type(p).__name__}")
 
 
 def _gaussian_mean(p: DiagGaussian, q: DiagGaussian) -> Tensor:

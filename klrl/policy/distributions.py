@@ -2,7 +2,8 @@
 
 A record can be indexed, detached, concatenated and stored with a batch; old records stay what they
 were while the network moves on. ``[*B]`` are batch dimensions (time, environment, ...), the last
-dimension of a field belongs to one action.
+dimension of a field belongs to one action. Fields are tensors, or numpy arrays: what is computed from a
+record is what its fields are.
 """
 
 from __future__ import annotations
@@ -13,19 +14,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch import distributions as td
 
+from klrl.policy.arrays import Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
+
 D = TypeVar("D", bound="Distribution")
+Gradient = tuple[Array, ...]
+"""Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
 
 
 class Distribution(abc.ABC):
     """One distribution over actions per state; every field has the shape ``[*B, k]``."""
 
     @property
-    def parameters(self) -> tuple[Tensor, ...]:
-        """The record's tensors, in the order of its fields."""
+    def parameters(self) -> tuple[Array, ...]:
+        """The record's arrays, in the order of its fields."""
         return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
 
     @property
@@ -33,8 +39,8 @@ class Distribution(abc.ABC):
         """``[*B]``."""
         return self.parameters[0].shape[:-1]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same family with ``function`` applied to every tensor."""
+    def map(self, function: Callable[[Array], Array]) -> Self:
+        """The same family with ``function`` applied to every field."""
         return type(self)(*(function(x) for x in self.parameters))
 
     def __getitem__(self, index: Any) -> Self:
@@ -46,20 +52,28 @@ class Distribution(abc.ABC):
         return self.map(Tensor.detach)
 
     @abc.abstractmethod
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None) -> Array:
         """One action per state."""
 
     @abc.abstractmethod
-    def mode(self) -> Tensor:
+    def mode(self) -> Array:
         """The most probable action of every state."""
 
     @abc.abstractmethod
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self, action: Array) -> Array:
         """Log-probability (density) of one action per state, nats, ``[*B]``."""
 
     @abc.abstractmethod
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Array:
         """H(p) = -E_p[log p], nats, ``[*B]``; differential entropy for densities."""
+
+    def score(self, action: Array) -> Gradient:
+        """Derivative of log p(action) by every field, ``[*B, k]`` each; by autograd unless a family knows it."""
+        return derivative(lambda p: p.log_prob(action), self)
+
+    def entropy_gradient(self) -> Gradient:
+        """Derivative of H(p) by every field, ``[*B, k]`` each; by autograd unless a family knows it."""
+        return derivative(lambda p: p.entropy(), self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,46 +83,50 @@ class Categorical(Distribution):
     ``logits`` need no normalisation; ``-inf`` is probability zero.
     """
 
-    logits: Tensor
+    logits: Array
 
     def __post_init__(self) -> None:
         _check_floating("logits", self.logits)
 
     @property
-    def log_probs(self) -> Tensor:
+    def log_probs(self) -> Array:
         """Normalised log-probabilities, ``[*B, k]``."""
-        return torch.log_softmax(self.logits, dim=-1)
+        return log_softmax(self.logits)
 
     @property
-    def probs(self) -> Tensor:
+    def probs(self) -> Array:
         """Probabilities, ``[*B, k]``."""
-        return torch.softmax(self.logits, dim=-1)
+        return exp(log_softmax(self.logits)) if is_numpy(self.logits) else torch.softmax(self.logits, dim=-1)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None) -> Array:
         """Draw by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
-        exponential = torch.empty_like(self.logits).exponential_(generator=generator)
-        return (self.logits - exponential.log()).argmax(dim=-1)
+        exponential = noise(self.logits, lambda x: x.exponential_(generator=generator))
+        return (self.logits - log(exponential)).argmax(-1)
 
-    def mode(self) -> Tensor:
+    def mode(self) -> Array:
         """The index with the largest logit."""
-        return self.logits.argmax(dim=-1)
+        return self.logits.argmax(-1)
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self, action: Array) -> Array:
         """Log-probability of ``action`` (int64, ``[*B]``)."""
-        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return pick(self.log_probs, action)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Array:
         """-sum p log p with 0 log 0 = 0."""
         p, log_p = self.probs, self.log_probs
-        return -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
+        return -(p * where(p == 0, 0.0, log_p)).sum(-1)
+
+    def score(self, action: Array) -> Gradient:
+        """1[i = action] - p_i."""
+        return (one_hot(action, self.logits) - self.probs,)
 
 
 @dataclass(frozen=True, eq=False)
 class DiagGaussian(Distribution):
     """Independent normals N(mean_i, exp(log_std_i)^2); an action is a vector ``[*B, d]``."""
 
-    mean: Tensor
-    log_std: Tensor
+    mean: Array
+    log_std: Array
 
     def __post_init__(self) -> None:
         _check_floating("mean", self.mean)
@@ -117,27 +135,53 @@ class DiagGaussian(Distribution):
             raise ValueError(f"log_std has shape {list(self.log_std.shape)}, the mean {list(self.mean.shape)}")
 
     @property
-    def std(self) -> Tensor:
+    def std(self) -> Array:
         """Standard deviations, ``[*B, d]``."""
-        return self.log_std.exp()
+        return exp(self.log_std)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator | None = None) -> Array:
         """Mean + std * standard normal noise."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.mean + self.std * noise
+        return self.mean + self.std * noise(self.mean, lambda x: x.normal_(generator=generator))
 
-    def mode(self) -> Tensor:
+    def mode(self) -> Array:
         """The mean."""
         return self.mean
 
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self, action: Array) -> Array:
         """Log-density of ``action`` (``[*B, d]``), summed over the d dimensions."""
         z = (action - self.mean) / self.std
-        return -(0.5 * z.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+        return -(0.5 * z * z + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
-    def entropy(self) -> Tensor:
+    def entropy(self) -> Array:
         """sum_i log(std_i) + d/2 log(2 pi e)."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def score(self, action: Array) -> Gradient:
+        """By the mean z / std, by log_std z^2 - 1, with z = (action - mean) / std."""
+        std = self.std
+        z = (action - self.mean) / std
+        return z / std, z * z - 1.0
+
+    def entropy_gradient(self) -> Gradient:
+        """0 by the mean, 1 by log_std."""
+        return 0.0 * self.mean, 0.0 * self.log_std + 1.0
+
+
+def derivative(function: Callable[[D], Tensor], at: D) -> tuple[Tensor, ...]:
+    """Derivative of a function ``[*B]`` of one record by the record's fields, state by state, by autograd."""
+    leaves = at.map(lambda x: tensor(x).detach().clone().requires_grad_())
+    with torch.enable_grad():
+        total = function(leaves).sum()
+    if not total.requires_grad:
+        return leaves.map(torch.zeros_like).parameters
+    return torch.autograd.grad(total, leaves.parameters, materialize_grads=True, allow_unused=True)
+
+
+def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
+    """Random numbers in the shape, type and place of an array; drawn on the CPU, by torch's generators."""
+    if is_numpy(shape_of):
+        return fill(torch.from_numpy(np.empty_like(shape_of))).numpy()
+    return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype)).to(shape_of.device)
 
 
 def stack(records: Sequence[D]) -> D:
@@ -184,6 +228,10 @@ def _categorical(distribution: td.Categorical) -> Categorical:
 
 
 def _check_floating(name: str, x: object) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        got = f"{x.dtype} with {x.ndim} dimensions" if isinstance(x, Tensor) else type(x).__name__
+    if isinstance(x, Tensor):
+        good = x.is_floating_point() and x.ndim >= 1
+    else:
+        good = isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.ndim >= 1
+    if not good:
+        got = f"{x.dtype} with {x.ndim} dimensions" if isinstance(x, (Tensor, np.ndarray)) else type(x).__name__
         raise TypeError(f"{name} must be a floating-point tensor [*B, k] with k actions or dimensions, not {got}")

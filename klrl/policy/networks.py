@@ -7,56 +7,43 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from klrl.policy.arrays import Array, concatenate, expand, is_numpy, like, tensor
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
+from klrl.policy.linearization import Arrays, ByAutograd, Linearization
+from klrl.policy.mlp import MLP, Activation, mlp
 
-Activation = Literal["tanh", "relu"]
-_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
-
-
-def mlp(
-    sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator
-) -> nn.Sequential:
-    """Fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
-
-    Gain sqrt(2) in hidden layers and ``output_gain`` in the last: 0.01 for policies, so that training
-    starts near the uniform policy (Andrychowicz et al. 2021, "What Matters in On-Policy RL", section 3.2).
-    """
-    layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
-        last = i == len(sizes) - 2
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # the default would draw from the global generator
-        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
-        nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
+T = TypeVar("T")
 
 
 class Actor(nn.Module, abc.ABC):
     """pi(.|s): observations ``[*B, *O]`` to a record with batch shape ``[*B]``."""
 
-    def __init__(self, observation_space: gym.spaces.Box, trunk: nn.Sequential) -> None:
+    def __init__(self, observation_space: gym.spaces.Box, trunk: nn.Module) -> None:
         super().__init__()
         self.observation_ndim = len(observation_space.shape)
         self.trunk = trunk
 
-    def outputs(self, observation: Tensor) -> Tensor:
+    def outputs(self, observation: Array) -> Array:
         """The network's last layer, ``[*B, k]``."""
-        return self.trunk(flatten_observation(observation, self.observation_ndim))
+        return _evaluate(self.trunk, flatten_observation(observation, self.observation_ndim))
 
     @abc.abstractmethod
-    def forward(self, observation: Tensor) -> Distribution:
+    def forward(self, observation: Array) -> Distribution:
         """The policy's distribution at these observations."""
 
+    def linearize(self, observation: Array) -> Linearization[Any]:
+        """The policy at ``[n, *O]`` and how its parameters move it; by autograd unless an actor knows better."""
+        return ByAutograd(self, observation)
+
     @abc.abstractmethod
-    def to_environment(self, action: Tensor) -> np.ndarray:
+    def to_environment(self, action: Array) -> np.ndarray:
         """What the environment executes for these actions of the policy."""
 
 
@@ -70,13 +57,18 @@ class CategoricalActor(Actor):
         super().__init__(observation_space, mlp(sizes, output_gain=0.01, **mlp_kw))
         self.start = int(action_space.start)
 
-    def forward(self, observation: Tensor) -> Categorical:
+    def forward(self, observation: Array) -> Categorical:
         """Logits from the network."""
         return Categorical(self.outputs(observation))
 
-    def to_environment(self, action: Tensor) -> np.ndarray:
+    def linearize(self, observation: Array) -> Linearization[Categorical]:
+        """The logits move as the trunk's outputs do."""
+        trunk = _linearize(self.trunk, flatten_observation(observation, self.observation_ndim))
+        return _OnTrunk(self, trunk, Categorical(trunk.output))
+
+    def to_environment(self, action: Array) -> np.ndarray:
         """Indices shifted to the space's ``start``."""
-        return np.asarray(action.detach().numpy() + self.start)
+        return np.asarray(_on_host(action) + self.start)
 
 
 class GaussianActor(Actor):
@@ -100,16 +92,25 @@ class GaussianActor(Actor):
         self.log_std = nn.Parameter(torch.full((d,), log_std_init))
         self.action_space = action_space
 
-    def forward(self, observation: Tensor) -> DiagGaussian:
+    def forward(self, observation: Array) -> DiagGaussian:
         """Mean from the network, one log_std for all states."""
-        mean = self.outputs(observation)
-        # A copy, not a view: a stored record must not change when an optimiser writes to the parameter.
-        return DiagGaussian(mean, self.log_std.expand_as(mean).clone())
+        return self._around(self.outputs(observation), self.log_std)
 
-    def to_environment(self, action: Tensor) -> np.ndarray:
+    def linearize(self, observation: Array) -> Linearization[DiagGaussian]:
+        """The mean moves as the trunk's outputs do, log_std by itself."""
+        trunk = _linearize(self.trunk, flatten_observation(observation, self.observation_ndim))
+        return _OnTrunk(self, trunk, self._around(trunk.output, self.log_std.detach()))
+
+    def _around(self, mean: Array, log_std: Tensor) -> DiagGaussian:
+        """A copy of log_std in every row: a record must not change when an optimiser writes to the parameter."""
+        if is_numpy(mean):
+            return DiagGaussian(mean, expand(log_std.detach().numpy(), mean.shape))
+        return DiagGaussian(mean, log_std.expand_as(mean).clone())
+
+    def to_environment(self, action: Array) -> np.ndarray:
         """Clipped to the box, in the space's shape and dtype."""
-        shaped = action.detach().numpy().reshape(*action.shape[:-1], *self.action_space.shape)
-        clipped = np.clip(shaped, self.action_space.low, self.action_space.high)
+        shaped = _on_host(action).reshape(*action.shape[:-1], *self.action_space.shape)
+        clipped = np.minimum(np.maximum(shaped, self.action_space.low), self.action_space.high)
         return clipped.astype(self.action_space.dtype, copy=False)
 
 
@@ -121,9 +122,57 @@ class Critic(nn.Module):
         self.observation_ndim = len(observation_space.shape)
         self.trunk = mlp([size_of(observation_space), *hidden, 1], output_gain=1.0, **mlp_kw)
 
-    def forward(self, observation: Tensor) -> Tensor:
+    def forward(self, observation: Array) -> Array:
         """Values in units of the scaled return."""
-        return self.trunk(flatten_observation(observation, self.observation_ndim)).squeeze(-1)
+        return _evaluate(self.trunk, flatten_observation(observation, self.observation_ndim))[..., 0]
+
+    def linearize(self, observation: Array) -> Linearization[Array]:
+        """The values at ``[n, *O]`` and how the parameters move them."""
+        trunk = _linearize(self.trunk, flatten_observation(observation, self.observation_ndim))
+        return _OnTrunk(self, trunk, trunk.output[..., 0])
+
+
+class _OnTrunk(Linearization[T]):
+    """A trunk's outputs in another form, beside parameters that are outputs themselves, the same in every row."""
+
+    def __init__(self, network: nn.Module, trunk: Linearization[Array], output: T) -> None:
+        self.network, self.output = network, output
+        self._trunk = trunk
+
+    def pull_back(self, *cotangent: Array) -> Array:
+        """Free parameters collect the cotangents of all rows; they come first in ``network.parameters()``."""
+        u, *free = cotangent
+        g = self._trunk.pull_back(u.reshape(self._trunk.output.shape))
+        return concatenate([*[x.sum(0) for x in free], g]) if free else g
+
+    def push_forward(self, tangent: Array) -> Arrays:
+        """The trunk's tangent, in the shape of the output, and the free parameters' own."""
+        n = sum(p.numel() for p in self.network.parameters(recurse=False))
+        (d,) = self._trunk.push_forward(tangent[n:])
+        if n:
+            return d, expand(tangent[:n], d.shape)
+        return (d[..., 0] if isinstance(self.network, Critic) else d,)
+
+
+def numpy_is_faster(rows: int, *networks: nn.Module) -> bool:
+    """Whether to hand these networks numpy arrays of so many rows: until arithmetic dominates, numpy is faster."""
+    largest = max(p.numel() for network in networks for p in network.parameters())
+    on_cpu = all(p.is_cpu for network in networks for p in network.parameters())
+    return on_cpu and rows * largest <= 2**19
+
+
+def _linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
+    """Outputs and derivative of a trunk at ``x [n, in]``: written out for an :class:`MLP`, else by autograd."""
+    return trunk.linearize(x) if isinstance(trunk, MLP) else ByAutograd(trunk, x)
+
+
+def _evaluate(trunk: nn.Module, x: Array) -> Array:
+    """The outputs alone; only an :class:`MLP` takes numpy arrays."""
+    return trunk(x) if isinstance(trunk, MLP) else like(trunk(tensor(x)), x)
+
+
+def _on_host(x: Array) -> np.ndarray:
+    return x if is_numpy(x) else x.detach().cpu().numpy()
 
 
 def make_actor(
@@ -165,6 +214,8 @@ def size_of(space: gym.Space) -> int:
     return int(np.prod(space.shape or ()))
 
 
-def flatten_observation(observation: Tensor, ndim: int) -> Tensor:
+def flatten_observation(observation: Array, ndim: int) -> Array:
     """Make one vector of the last ``ndim`` dimensions."""
-    return observation.flatten(-ndim) if ndim else observation.unsqueeze(-1)
+    if ndim == 1:
+        return observation
+    return observation.reshape(*observation.shape[: observation.ndim - ndim], -1)

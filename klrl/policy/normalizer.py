@@ -7,9 +7,13 @@ The statistics are frozen through rollout and update, so that KL(old||new) is 0 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from klrl.policy.arrays import Array, is_numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +53,20 @@ class Normalizer:
         """An identity for observations of this shape."""
         return cls(Moments.of_shape(shape))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Array) -> Array:
         """Normalise ``x [*B, *shape]``."""
-        if self.moments.count == 0:
-            return x.to(torch.float32)
-        scale = (self.moments.variance + 1e-8).rsqrt()
-        return ((x - self.moments.mean) * scale).clamp(-self.clip, self.clip).to(torch.float32)
+        if self.moments.count > 0:
+            mean, scale = self._arrays if is_numpy(x) else self._tensors
+            x = ((x - mean) * scale).clip(-self.clip, self.clip)
+        return x.astype(np.float32, copy=False) if is_numpy(x) else x.to(torch.float32)
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        return self.moments.mean, (self.moments.variance + 1e-8).rsqrt()
+
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return tuple(x.numpy() for x in self._tensors)
 
     def absorb(self, x: Tensor) -> Normalizer:
         """The normaliser after seeing the rows of ``x [n, *shape]`` too."""

@@ -23,7 +23,7 @@ class Callback:
         """A batch has been collected."""
 
     def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
-        """A minibatch step was taken; ``metrics`` are its losses as detached tensors."""
+        """A minibatch step was taken; ``metrics`` are its losses, numbers or 0-d tensors."""
 
     def on_epoch_end(self, agent: Any, epoch: int) -> None:
         """A pass over the batch is done."""

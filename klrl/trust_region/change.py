@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
 from klrl.kl import kl_divergence, reverse_kl
-from klrl.policy.distributions import Distribution
+from klrl.policy.arrays import Array, exp, like, tensor
+from klrl.policy.distributions import Distribution, Gradient, derivative
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """From ``old`` to ``new`` at the same ``[*B]`` states; divergences are computed once, on demand."""
+    """From ``old`` to ``new`` at the same ``[*B]`` states; what follows from them is computed once, on demand."""
 
     old: Distribution
     new: Distribution
-    log_ratio: Tensor
-    """log new(a|s) - log old(a|s) of the actions taken, ``[*B]``."""
-    advantage: Tensor
+    action: Array
+    """Actions taken, drawn from ``old``."""
+    log_prob: Array
+    """log old(a|s), ``[*B]``."""
+    advantage: Array
     """Advantage of the actions taken, ``[*B]``."""
 
     @cached_property
-    def ratio(self) -> Tensor:
-        """Importance ratio new(a|s) / old(a|s), ``[*B]``."""
-        return self.log_ratio.exp()
+    def log_ratio(self) -> Array:
+        """log new(a|s) - log old(a|s), ``[*B]``."""
+        return self.new.log_prob(self.action) - self.log_prob
 
     @cached_property
-    def kl(self) -> Tensor:
+    def ratio(self) -> Array:
+        """Importance ratio new(a|s) / old(a|s), ``[*B]``."""
+        return exp(self.log_ratio)
+
+    @cached_property
+    def kl(self) -> Array:
         """KL(old||new), nats, ``[*B]``."""
         return kl_divergence(self.old, self.new)
 
     @cached_property
-    def kl_reverse(self) -> Tensor:
+    def kl_reverse(self) -> Array:
         """KL(new||old), nats, ``[*B]``."""
         return reverse_kl(self.old, self.new)
+
+    def derivative(self, function: Callable[[Change], Array]) -> Gradient:
+        """Derivative of a function ``[*B]`` of the change by the fields of ``new``, by autograd."""
+        data = tensor(self.action), tensor(self.log_prob), tensor(self.advantage)
+        old = self.old.map(tensor)
+        gradient = derivative(lambda new: tensor(function(Change(old, new, *data))), self.new)
+        return tuple(like(x, self.log_prob) for x in gradient)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from klrl.trust_region.natural_gradient import assign, flatten
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class LineSearch:
 
 
 def line_search(
-    parameters: Sequence[nn.Parameter],
+    theta: Tensor,
     step: Tensor,
     objection: Callable[[], str | None],
     *,
@@ -34,27 +32,28 @@ def line_search(
     shrinking_factor: float = 0.8,
     max_iter: int = 10,
 ) -> LineSearch:
-    """Set the parameters to start + s * step with s = 1, c, c^2, ... until there is no objection.
+    """Set theta to start + s * step with s = 1, c, c^2, ... until there is no objection.
 
     Args:
-        parameters: what is moved, in place.
+        theta: the parameters ``[P]``, moved in place.
         step: the full step ``[P]``.
-        objection: looks at the current parameters; ``None`` accepts them, a text says what is wrong.
-        start: where to start from ``[P]``; by default the current parameters.
+        objection: looks at the policy at theta; ``None`` accepts them, a text says what is wrong.
+        start: where to start from ``[P]``; by default where theta is.
         shrinking_factor: c in (0, 1).
-        max_iter: most tries; after them the parameters are ``start`` again, bit for bit.
+        max_iter: most tries; after them theta is ``start`` again, bit for bit.
     """
-    start = flatten(parameters).detach() if start is None else start
+    theta = theta.detach()
+    start = theta.clone() if start is None else start
     reason: str | None = "no tries"
     try:
         for tries in range(max_iter):
             scale = shrinking_factor**tries
-            assign(parameters, start + scale * step)
+            theta.copy_(start + scale * step)
             reason = objection()
             if reason is None:
                 return LineSearch(scale, tries + 1, "accepted")
     except BaseException:
-        assign(parameters, start)
+        theta.copy_(start)
         raise
-    assign(parameters, start)
+    theta.copy_(start)
     return LineSearch(0.0, max_iter, str(reason))

@@ -2,52 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from klrl.kl import fisher_product
+from klrl.policy.linearization import Linearization
 
 LinearMap = Callable[[Tensor], Tensor]
 
 
-def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """One vector ``[P]`` of all the elements, a copy."""
-    return torch.cat([x.reshape(-1) for x in tensors])
-
-
-@torch.no_grad()
-def assign(parameters: Sequence[nn.Parameter], vector: Tensor) -> None:
-    """Copy the elements of ``vector [P]`` into the parameters, bit for bit."""
-    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
-        parameter.copy_(part.view_as(parameter))
-
-
-def gradient(objective: Tensor, parameters: Sequence[nn.Parameter], *, create_graph: bool = False) -> Tensor:
-    """d objective / d theta as one vector ``[P]``."""
-    grads = torch.autograd.grad(
-        objective, parameters, create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
-    return flatten(grads)
-
-
 class FisherVectorProduct:
-    """v -> (F + damping I) v, with F the Fisher matrix, the Hessian of the mean KL(old||new) at new = old.
+    """v -> (F + damping I) v, with F the policy's Fisher matrix, the Hessian of the mean KL(old||new) at new = old.
 
-    F v = d/dtheta (dKL/dtheta . v): two passes of autograd, F is never built. The first pass is shared by
-    all products.
+    F v = E[J' M J v]: J moves the distributions with the parameters, M is the Fisher matrix of one distribution by
+    its own fields (the Gauss-Newton form, exact here: Martens 2020, "New Insights and Perspectives on the Natural
+    Gradient Method", section 9). F is never built. The policy must stay where it is between products.
+
+    Args:
+        linearize: the policy at ``[n, *O]`` observations and its derivative, as an actor's ``linearize``.
+        observations: the states of the mean, ``[n, *O]``.
+        damping: multiple of the identity.
+        batch_size: most states at a time; bounds the memory, and the policy is evaluated anew for every product.
     """
 
-    def __init__(self, kl: Tensor, parameters: Sequence[nn.Parameter], damping: float = 0.0) -> None:
-        self.parameters = parameters
+    def __init__(
+        self,
+        linearize: Callable[[Tensor], Linearization[Any]],
+        observations: Tensor,
+        damping: float = 0.0,
+        batch_size: int | None = None,
+    ) -> None:
         self.damping = damping
-        self._kl_gradient = gradient(kl, parameters, create_graph=True)
+        self._n = len(observations)
+        if batch_size is None or batch_size >= self._n:
+            whole = linearize(observations)
+            self._policies: list[Callable[[], Linearization[Any]]] = [lambda: whole]
+        else:
+            self._policies = [partial(linearize, x) for x in observations.split(batch_size)]
 
     def __call__(self, v: Tensor) -> Tensor:
         """Multiply ``v [P]``."""
-        grads = torch.autograd.grad(self._kl_gradient @ v, self.parameters, retain_graph=True, materialize_grads=True)
-        return flatten(grads) + self.damping * v
+        product = self.damping * v
+        for evaluate in self._policies:
+            policy = evaluate()
+            u = fisher_product(policy.output, policy.push_forward(v))
+            product += policy.pull_back(*(x / self._n for x in u))
+        return product
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Self, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from klrl.kl import kl_gradient
 from klrl.kl.drift import average
+from klrl.policy.arrays import Array, minimum, where
+from klrl.policy.distributions import Gradient
 from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Coefficient, Fixed
 from klrl.validation import Positive, validate
@@ -37,14 +38,29 @@ class TrustRegion:
     beta = cast("float | None", None)
     """Coefficient of the penalty, where there is one."""
 
-    def gain(self, change: Change) -> Tensor:
+    def gain(self, change: Change) -> Array:
         """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
         return change.ratio * change.advantage
 
-    def penalty(self, change: Change) -> Tensor | float:
+    def penalty(self, change: Change) -> Array | float:
         """What is subtracted from the gain, ``[*B]``."""
         del change
         return 0.0
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """Derivative of the gain by the fields of ``change.new``, per state."""
+        return _weighted(change.ratio * change.advantage, change.new.score(change.action))
+
+    def penalty_gradient(self, change: Change) -> Gradient | None:
+        """Derivative of the penalty by the fields of ``change.new``, per state; ``None`` where there is no penalty."""
+        del change
+        return None
+
+    def __init_subclass__(cls) -> None:
+        """A region that redefines its gain or penalty and not its derivative gets that by autograd."""
+        for hook in ("gain", "penalty"):
+            if hook in vars(cls) and f"{hook}_gradient" not in vars(cls):
+                setattr(cls, f"{hook}_gradient", _by_autograd(hook))
 
     def excess(self, change: Change) -> float:
         """How far outside the region the change is; <= 0 inside."""
@@ -74,10 +90,19 @@ class Clip(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def gain(self, change: Change) -> Tensor:
+    def gain(self, change: Change) -> Array:
         """The smaller of the plain and the clipped surrogate, ``[*B]``."""
-        clipped = change.ratio.clamp(1.0 - self.clip_range, 1.0 + self.clip_range)
-        return torch.minimum(change.ratio * change.advantage, clipped * change.advantage)
+        plain, clipped = self._surrogates(change)
+        return minimum(plain, clipped)
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """That of the plain gain, where it is the smaller one."""
+        plain, clipped = self._surrogates(change)
+        return _weighted(where(clipped < plain, 0.0, plain), change.new.score(change.action))
+
+    def _surrogates(self, change: Change) -> tuple[Array, Array]:
+        clipped = change.ratio.clip(1.0 - self.clip_range, 1.0 + self.clip_range)
+        return change.ratio * change.advantage, clipped * change.advantage
 
 
 @dataclass(frozen=True)
@@ -119,9 +144,13 @@ class KLPenalty(TrustRegion):
         """The coefficient in force."""
         return self.coefficient.beta
 
-    def penalty(self, change: Change) -> Tensor:
+    def penalty(self, change: Change) -> Array:
         """beta KL(old||new), ``[*B]``."""
         return self.beta * change.kl
+
+    def penalty_gradient(self, change: Change) -> Gradient:
+        """Beta times that of KL(old||new)."""
+        return tuple(self.beta * x for x in kl_gradient(change.old, change.new))
 
     def step_length(self, curvature: float) -> float:
         """1 / beta: the maximum of g'x - beta/2 x'Fx along F^-1 g."""
@@ -170,14 +199,22 @@ class All(TrustRegion):
         betas = [r.beta for r in self.regions if r.beta is not None]
         return sum(betas) if betas else None
 
-    def gain(self, change: Change) -> Tensor:
+    def gain(self, change: Change) -> Array:
         """That of the one region that has its own."""
-        special = next((r for r in self.regions if _redefines_gain(r)), None)
-        return special.gain(change) if special else super().gain(change)
+        return self._gaining.gain(change)
 
-    def penalty(self, change: Change) -> Tensor | float:
+    def gain_gradient(self, change: Change) -> Gradient:
+        """That of the same region."""
+        return self._gaining.gain_gradient(change)
+
+    def penalty(self, change: Change) -> Array | float:
         """The sum."""
         return sum((r.penalty(change) for r in self.regions), 0.0)
+
+    def penalty_gradient(self, change: Change) -> Gradient | None:
+        """The sum."""
+        parts = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
+        return tuple(sum(xs) for xs in zip(*parts, strict=True)) if parts else None
 
     def excess(self, change: Change) -> float:
         """The largest; NaN if one is NaN."""
@@ -191,8 +228,22 @@ class All(TrustRegion):
         """Each for itself."""
         return All(*(r.adapt(change) for r in self.regions))
 
+    @property
+    def _gaining(self) -> TrustRegion:
+        return next((r for r in self.regions if _redefines_gain(r)), TrustRegion())
+
     def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
         return min((x for r in self.regions if (x := read(r)) is not None), default=None)
+
+
+def _by_autograd(hook: str) -> Callable[[TrustRegion, Change], Gradient]:
+    return lambda region, change: change.derivative(getattr(region, hook))
+
+
+def _weighted(weight: Array, gradient: Gradient) -> Gradient:
+    """Each state's gradient times its weight ``[*B]``."""
+    weight = weight[..., None]
+    return tuple([weight * x for x in gradient])
 
 
 def _redefines_gain(region: TrustRegion) -> bool:

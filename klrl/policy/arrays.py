@@ -1,0 +1,124 @@
+"""What formulas need so that they read the same for tensors and for numpy arrays.
+
+On a minibatch, an operation's cost is not its arithmetic but the way to it, and numpy's way is a third of torch's.
+So the formulas of this library take both: arrays in, arrays out; tensors in, tensors out, with their graph. Both share
+the operators, ``@``, ``.T``, ``.sum``, ``.mean``, ``.clip``, ``.argmax`` and ``.reshape``; the rest is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+_BLAS = ThreadpoolController().select(user_api="blas")
+
+
+@contextmanager
+def numpy_as_torch() -> Iterator[None]:
+    """Let numpy compute inf and NaN without a warning, as torch does, and multiply matrices in this thread.
+
+    Over small matrices, several threads of numpy's BLAS mostly wait for each other; torch has its own.
+    """
+    with _BLAS.limit(limits=1), np.errstate(all="ignore"):
+        yield
+
+
+Array = Any
+"""A tensor or a numpy array."""
+
+
+def is_numpy(x: Array) -> bool:
+    """Whether it is a numpy array (or number), and no tensor."""
+    return not isinstance(x, Tensor)
+
+
+def tensor(x: Array) -> Tensor:
+    """The same numbers as a tensor, on the same memory."""
+    return x if isinstance(x, Tensor) else torch.as_tensor(x)
+
+
+def like(x: Tensor, other: Array) -> Array:
+    """A tensor as what ``other`` is."""
+    return x if isinstance(other, Tensor) else x.numpy()
+
+
+def exp(x: Array) -> Array:
+    """e^x, element by element."""
+    return x.exp() if isinstance(x, Tensor) else np.exp(x)
+
+
+def log(x: Array) -> Array:
+    """The natural logarithm, element by element."""
+    return x.log() if isinstance(x, Tensor) else np.log(x)
+
+
+def expm1(x: Array) -> Array:
+    """e^x - 1 without cancellation, element by element."""
+    return x.expm1() if isinstance(x, Tensor) else np.expm1(x)
+
+
+def tanh_(x: Array) -> Array:
+    """The hyperbolic tangent, in place."""
+    return x.tanh_() if isinstance(x, Tensor) else np.tanh(x, out=x)
+
+
+def relu_(x: Array) -> Array:
+    """max(x, 0), in place."""
+    return x.relu_() if isinstance(x, Tensor) else np.maximum(x, 0.0, out=x)
+
+
+def positive(x: Array) -> Array:
+    """1 where x > 0, else 0, in x's type."""
+    return (x > 0.0).to(x.dtype) if isinstance(x, Tensor) else (x > 0.0).astype(x.dtype)
+
+
+def minimum(x: Array, y: Array) -> Array:
+    """The smaller one, element by element; NaN where one is NaN."""
+    return torch.minimum(x, y) if isinstance(x, Tensor) else np.minimum(x, y)
+
+
+def where(condition: Array, x: Array, y: Array) -> Array:
+    """Elements of x where the condition holds, of y elsewhere."""
+    return torch.where(condition, x, y) if isinstance(condition, Tensor) else np.where(condition, x, y)
+
+
+def concatenate(parts: Sequence[Array]) -> Array:
+    """One after the other along the first dimension."""
+    return torch.cat(tuple(parts)) if isinstance(parts[0], Tensor) else np.concatenate(parts)
+
+
+def log_softmax(x: Array) -> Array:
+    """x - log sum e^x over the last dimension."""
+    if isinstance(x, Tensor):
+        return torch.log_softmax(x, dim=-1)
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def pick(x: Array, index: Array) -> Array:
+    """x[..., index[...]]: one element of the last dimension for each of the others."""
+    if isinstance(x, Tensor):
+        return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+    return np.take_along_axis(x, index[..., None], -1)[..., 0]
+
+
+def one_hot(index: Array, like: Array) -> Array:
+    """1 at ``index [*B]`` and 0 elsewhere, in the shape ``[*B, k]`` and type of another array."""
+    if isinstance(index, Tensor):
+        return torch.zeros_like(like).scatter_(-1, index.unsqueeze(-1), 1.0)
+    return (np.arange(like.shape[-1]) == index[..., None]).astype(like.dtype)
+
+
+def expand(row: Array, shape: Sequence[int]) -> Array:
+    """A vector as every row of an array of this shape."""
+    if isinstance(row, Tensor):
+        return row.expand(tuple(shape))
+    rows = np.empty(shape, row.dtype)
+    rows[:] = row
+    return rows

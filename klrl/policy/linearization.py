@@ -1,0 +1,134 @@
+"""A network at one batch of inputs and its derivative there: what gradients and Fisher products are made of.
+
+``J = d outputs / d theta`` is never built. A linearization multiplies by it from both sides: ``J v`` says how the
+outputs move when the parameters do, ``J' u`` turns a gradient by the outputs into one by the parameters. theta is
+the vector ``[P]`` of all the network's parameters, in the order of ``network.parameters()``.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import add
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from klrl.policy.arrays import Array, like, tensor
+from klrl.policy.distributions import Distribution
+
+Arrays = tuple[Array, ...]
+T = TypeVar("T")
+
+
+class Linearization(abc.ABC, Generic[T]):
+    """Outputs of ``network``, cut from any graph, and the products with their Jacobian.
+
+    Where the output is a distribution, tangents and cotangents have one tensor per field of the record.
+    """
+
+    network: nn.Module
+    output: T
+
+    @abc.abstractmethod
+    def pull_back(self, *cotangent: Array) -> Array:
+        """J' u, ``[P]``, for ``u`` in the shapes of the output."""
+
+    @abc.abstractmethod
+    def push_forward(self, tangent: Array) -> Arrays:
+        """J v in the shapes of the output, for ``v [P]``."""
+
+
+class ByAutograd(Linearization[T]):
+    """Any network, by torch's autograd: one backward pass per ``pull_back``, two per ``push_forward``."""
+
+    def __init__(self, network: nn.Module, x: Array) -> None:
+        self.network = network
+        self._x = x
+        self._parameters = list(network.parameters())
+        with torch.enable_grad():
+            output = network(tensor(x))
+        self._graph = output.parameters if isinstance(output, Distribution) else (output,)
+        cut = [like(y.detach(), x) for y in self._graph]
+        self.output = cast("T", type(output)(*cut) if isinstance(output, Distribution) else cut[0])
+
+    def pull_back(self, *cotangent: Array) -> Array:
+        """One backward pass."""
+        return like(self._backward([tensor(u) for u in cotangent]), self._x)
+
+    def push_forward(self, tangent: Array) -> Arrays:
+        """The derivative of u -> J' u, which is linear, by u, times v (Townsend 2017)."""
+        u = [torch.zeros_like(x, requires_grad=True) for x in self._graph]
+        with torch.enable_grad():
+            product = self._backward(u, create_graph=True) @ tensor(tangent)
+        moved = torch.autograd.grad(product, u, materialize_grads=True)
+        return tuple(like(x, self._x) for x in moved)
+
+    def _backward(self, u: Any, **options: bool) -> Tensor:
+        parts = torch.autograd.grad(
+            self._graph, self._parameters, u, retain_graph=True, materialize_grads=True, allow_unused=True, **options
+        )
+        return flatten(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """A scalar function of networks' outputs: its value, and its gradient at those outputs.
+
+    Sums and multiples of objectives are objectives, so a loss reads as in the paper; the way from the outputs to the
+    parameters is taken once, by :meth:`gradients`, when the whole loss is known.
+    """
+
+    value: Any
+    """A number: a 0-d tensor or array."""
+    terms: tuple[tuple[Linearization[Any], float, Arrays], ...]
+    """Gradients by the outputs, each with a factor: where, how often, what."""
+
+    def __add__(self, other: Objective) -> Objective:
+        return Objective(self.value + other.value, self.terms + other.terms)
+
+    def __sub__(self, other: Objective) -> Objective:
+        return self + -other
+
+    def __neg__(self) -> Objective:
+        return -1.0 * self
+
+    def __rmul__(self, factor: float) -> Objective:
+        return Objective(factor * self.value, tuple((at, factor * f, u) for at, f, u in self.terms))
+
+    def gradients(self) -> dict[nn.Module, Tensor]:
+        """d objective / d theta, ``[P]``, for every network it depends on."""
+        cotangents: dict[Linearization[Any], Arrays] = {}
+        for at, factor, u in self.terms:
+            u = tuple([factor * x for x in u])
+            cotangents[at] = tuple(map(add, cotangents[at], u)) if at in cotangents else u
+        gradients: dict[nn.Module, Tensor] = {}
+        for at, u in cotangents.items():
+            g = at.pull_back(*u)
+            gradients[at.network] = gradients[at.network] + g if at.network in gradients else g
+        return gradients
+
+
+def expectation(values: Tensor, at: Linearization[Any], gradient: Arrays) -> Objective:
+    """The mean of ``values [n]``, given how each moves with its own row of the outputs ``at`` a network."""
+    return Objective(values.mean(), ((at, 1.0 / len(values), gradient),))
+
+
+def flatten(tensors: Iterable[Tensor]) -> Tensor:
+    """One vector ``[P]`` of all the elements, a copy."""
+    return torch.cat([x.reshape(-1) for x in tensors])
+
+
+def pack(network: nn.Module) -> nn.Parameter:
+    """Move a network's parameters into one vector ``[P]``, of which each becomes a view, and return the vector.
+
+    An optimiser's step on it costs one operation instead of one per parameter. The network must stay where it is
+    afterwards: moving it to another device or type gives its parameters memory of their own again.
+    """
+    parameters = list(network.parameters())
+    vector = flatten(p.detach() for p in parameters)
+    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view_as(parameter)
+    return nn.Parameter(vector)

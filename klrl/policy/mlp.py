@@ -1,0 +1,119 @@
+"""Fully connected networks, whose derivative is written out.
+
+For networks of this size autograd costs several times the arithmetic: every operation makes a node, every node is
+visited again. The passes here are the same sums without the bookkeeping; nothing outside this file depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from klrl.policy.arrays import Array, concatenate, is_numpy, positive, relu_, tanh_
+from klrl.policy.linearization import Arrays, Linearization
+
+Activation = Literal["tanh", "relu"]
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+class MLP(nn.Sequential):
+    """Linear layers and activations in turn, as :func:`mlp` makes them."""
+
+    def forward(self, input: Array) -> Array:
+        """The outputs ``[*B, out]`` at ``[*B, in]``."""
+        if isinstance(input, Tensor):
+            return super().forward(input)  # type: ignore[no-untyped-call]
+        return _Explicit(self, input).output
+
+    def linearize(self, x: Array) -> Linearization[Array]:
+        """The outputs at ``x [n, in]`` and their derivative by the parameters."""
+        return _Explicit(self, x)
+
+    @cached_property
+    def linears(self) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of every layer that has them."""
+        return [(layer.weight, layer.bias) for layer in self if isinstance(layer, nn.Linear)]
+
+    @cached_property
+    def is_tanh(self) -> bool:
+        """Whether the activation is tanh; otherwise it is the rectifier."""
+        return any(isinstance(layer, nn.Tanh) for layer in self)
+
+    def arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Weights and biases as numpy arrays on the parameters' own memory."""
+        where, arrays = self.__dict__.get("_arrays", (None, []))
+        if where != (here := self.linears[0][0].data_ptr()):  # packing moves parameters, once
+            arrays = [(W.detach().numpy(), b.detach().numpy()) for W, b in self.linears]
+            self.__dict__["_arrays"] = here, arrays
+        return arrays
+
+
+def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:
+    """Fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
+
+    Gain sqrt(2) in hidden layers and ``output_gain`` in the last: 0.01 for policies, so that training
+    starts near the uniform policy (Andrychowicz et al. 2021, "What Matters in On-Policy RL", section 3.2).
+    """
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        last = i == len(sizes) - 2
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # the default would draw from the global generator
+        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]
+    return MLP(*layers)
+
+
+class _Explicit(Linearization[Array]):
+    """Layer k computes h_k = f(h_{k-1} W_k' + b_k); the last one has no f."""
+
+    def __init__(self, network: MLP, x: Array) -> None:
+        self.network = network
+        self._layers: list[tuple[Array, Array]]
+        self._layers = network.arrays() if is_numpy(x) else [(W.detach(), b.detach()) for W, b in network.linears]
+        self._inputs: list[Array] = []
+        self._slopes: list[Array] = []
+        for W, b in self._layers:
+            if self._inputs:
+                x = tanh_(x) if network.is_tanh else relu_(x)
+            self._inputs.append(x)
+            x = x @ W.T
+            x += b
+        self.output = x
+
+    def pull_back(self, *cotangent: Array) -> Array:
+        """Back-propagation: by W_k the gradient is g' h_{k-1}, by b_k the sum of g over the rows."""
+        (g,) = cotangent
+        parts: list[Array] = []
+        for k in range(len(self._layers) - 1, -1, -1):
+            parts += g.sum(0), (g.T @ self._inputs[k]).reshape(-1)
+            if k > 0:
+                g = g @ self._layers[k][0]
+                g *= self._slope(k)
+        return concatenate(parts[::-1])
+
+    def push_forward(self, tangent: Array) -> Arrays:
+        """The product rule, layer by layer: h_{k-1} V_k' + c_k + dh_{k-1} W_k' for a tangent (V, c)."""
+        d, start = None, 0
+        for k, (W, b) in enumerate(self._layers):
+            V = tangent[start : (middle := start + len(b) * W.shape[1])].reshape(W.shape)
+            c = tangent[middle : (start := middle + len(b))]
+            moved = self._inputs[k] @ V.T
+            moved += c
+            if d is not None:
+                d *= self._slope(k)
+                moved += d @ W.T
+            d = moved
+        return (d,)
+
+    def _slope(self, k: int) -> Array:
+        """f' at layer k's inputs h: 1 - h^2 for tanh, 1 where h > 0 for the rectifier."""
+        if not self._slopes:
+            self._slopes = [1.0 - h * h if self.network.is_tanh else positive(h) for h in self._inputs[1:]]
+        return self._slopes[k - 1]

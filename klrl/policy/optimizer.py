@@ -1,0 +1,85 @@
+"""Adam on whole networks, each packed into one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from klrl.policy.arrays import tensor
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-5
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) after the gradients' joint norm has been limited.
+
+    The steps are those of ``torch.optim.Adam`` after ``clip_grad_norm_``, whose bookkeeping takes several times as
+    long as the arithmetic on a small network.
+
+    Args:
+        parameters: one vector ``[P]`` per network, moved in place.
+        learning_rate: the step size; set the attribute to change it.
+        max_grad_norm: longer gradients, all networks together, are scaled down to this Euclidean norm.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, learning_rate: float, max_grad_norm: float) -> None:
+        self.learning_rate = learning_rate
+        self.max_grad_norm = max_grad_norm
+        self._networks = [_Network.of(p.detach()) for p in parameters]
+
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Move every network that has a gradient ``[P]``; the moments of the others stay as they are, too."""
+        moving = [(n, n.array(g)) for n, g in zip(self._networks, gradients, strict=True) if g is not None]
+        norm = sum(g @ g for _, g in moving) ** 0.5
+        excess = (norm / self.max_grad_norm).clip(1.0)
+        for network, g in moving:
+            network.step(g / excess, self.learning_rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """The moments and step counts, by network and name."""
+        return {f"{i}.{name}": x for i, network in enumerate(self._networks) for name, x in network.state().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue where :meth:`state` was taken."""
+        for i, network in enumerate(self._networks):
+            network.restore({name: state[f"{i}.{name}"] for name in network.state()})
+
+
+@dataclass(eq=False)
+class _Network:
+    """One network's parameters theta and Adam's moments of its gradient: arrays on the CPU, tensors elsewhere."""
+
+    theta: Any
+    mean: Any
+    square: Any
+    steps: int = 0
+
+    @classmethod
+    def of(cls, theta: Tensor) -> _Network:
+        return cls(*(cls.array(x) for x in (theta, torch.zeros_like(theta), torch.zeros_like(theta))))
+
+    @staticmethod
+    def array(x: Tensor) -> Any:
+        return x.numpy() if isinstance(x, Tensor) and x.is_cpu else x
+
+    def step(self, g: Any, rate: float) -> None:
+        self.steps += 1
+        self.mean += (1.0 - _BETA1) * (g - self.mean)
+        self.square += (1.0 - _BETA2) * (g * g - self.square)
+        # The corrections of the moments' bias, m / (1 - beta1^t) and v / (1 - beta2^t), taken out of the arrays.
+        correction = (1.0 - _BETA2**self.steps) ** 0.5
+        rate *= correction / (1.0 - _BETA1**self.steps)
+        self.theta -= rate * self.mean / (self.square**0.5 + _EPS * correction)
+
+    def state(self) -> dict[str, Tensor]:
+        steps = torch.tensor(float(self.steps))
+        return {"exp_avg": tensor(self.mean), "exp_avg_sq": tensor(self.square), "step": steps}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.mean[:] = self.array(state["exp_avg"])
+        self.square[:] = self.array(state["exp_avg_sq"])
+        self.steps = int(state["step"])
