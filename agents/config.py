@@ -48,7 +48,8 @@ class AgentConfig:
     n_steps: PositiveInt = 256
     """Steps per environment and update; one batch is n_envs * n_steps."""
     vectorization_mode: VectorizationMode = "sync"
-    """Environments in this process (sync) or one process each (async)."""
+    """Environments in this process (sync), one process each (async), by the environment's own vectorised version
+    (vector_entry_point), or in EnvPool's C++ threads (envpool: pip install 'klrl[envpool]')."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95

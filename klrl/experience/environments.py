@@ -14,37 +14,51 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.policy.networks import check_spaces
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
-VectorizationMode = Literal["sync", "async"]
+VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
 
 
 def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: VectorizationMode = "sync") -> VectorEnv:
-    """A vector environment of ``n_envs`` copies of ``env``, in SAME_STEP autoreset mode.
+    """A vector environment of ``n_envs`` copies of ``env``.
 
-    A ``VectorEnv`` passes through with its own size and mode (NEXT_STEP or SAME_STEP); one ``Env`` instance
+    In this process ("sync") or one process each ("async"), in SAME_STEP autoreset mode; or made by id or ``EnvSpec``
+    in an engine with a mode of its own: the environment's own vector ("vector_entry_point") or EnvPool ("envpool").
+    A ``VectorEnv`` passes through with its own engine, size and mode (NEXT_STEP or SAME_STEP); one ``Env`` instance
     becomes a vector of one.
 
     Raises:
-        ValueError: an unknown id, a missing package, spaces that no network fits, or autoreset switched off.
+        ValueError: an unknown id, a missing package, spaces that no network fits, autoreset switched off, or an
+            environment or setting that the engine does not have.
     """
     if isinstance(env, VectorEnv):
         check_spaces(env.single_observation_space, env.single_action_space)
         autoreset_mode(env)
         return env
-    maker = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[vectorization_mode]
     make = factory(env)
-    _probe(env, make)
-    return maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
+    if vectorization_mode in ("sync", "async"):
+        _probe(env, make)
+        maker = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
+        return maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
+    engine = EnvPoolVectorEnv if vectorization_mode == "envpool" else from_entry_point
+    spec = plain_spec(env, vectorization_mode)
+    envs = engine(spec, n_envs, *_probe(env, make))
+    autoreset_mode(envs)
+    return envs
 
 
-def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> None:
-    """Make one environment and look at it before there are many."""
+def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> tuple[gym.Space, gym.Space]:
+    """Make one environment and look at it before there are many; its spaces."""
     try:
         one = make()
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"env = {env_id(env)!r}: {error}") from error
+    except TypeError as error:
+        if not isinstance(env, EnvSpec):
+            raise
+        raise ValueError(f"env = {env.id!r}: {error}") from error  # a setting it does not have
     if not isinstance(one, gym.Env):
         raise ValueError(f"env made a {type(one).__name__}; allowed: a function that makes a gymnasium.Env")
     try:
@@ -52,6 +66,7 @@ def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> None:
     finally:
         if one is not env:
             one.close()
+    return one.observation_space, one.action_space
 
 
 def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[], gym.Env]:
@@ -141,6 +156,6 @@ def reset(envs: VectorEnv, seeds: np.random.SeedSequence) -> Any:
     A foreign ``VectorEnv`` promises to take one seed only and gets one.
     """
     streams = [int(s.generate_state(1)[0]) for s in seeds.spawn(envs.num_envs)]
-    own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv))
+    own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, EnvPoolVectorEnv))
     observation, _ = envs.reset(seed=streams if own else streams[0])  # type: ignore[arg-type]
     return observation
