@@ -37,6 +37,9 @@ ONLY_IN = {
     "tyro": {"klrl.agents", "klrl.scripts"},
 }
 
+# Other libraries to compare with: one file of the package knows them, and imports them inside its functions.
+PEERS = {"stable_baselines3", "sb3_contrib", "tianshou", "cleanrl"}
+
 
 def imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
@@ -63,6 +66,14 @@ def test_imports_run_one_way(path):
     for package, allowed in ONLY_IN.items():
         if any(name.split(".")[0] == package or f".{package}" in name for name in imports(path)):
             assert here in allowed, f"{package} in {here}"
+
+
+def test_peers_are_imported_in_one_file_and_only_when_they_are_measured():
+    importing = {path for path in SOURCES if PEERS & {name.split(".")[0] for name in imports(path)}}
+    assert importing == {ROOT / "scripts/peers.py"}
+    program = "import klrl.scripts.peers, sys; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not (PEERS | {"envpool", "torch"}) & set(loaded)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
