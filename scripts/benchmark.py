@@ -1,4 +1,4 @@
-"""Reproduce the tables of results: ``klrl benchmark learning``."""
+"""Reproduce the tables of results: ``klrl benchmark learning`` and ``klrl benchmark speed``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib import import_module
 
 WHAT = {
     "learning": "train every task with its preset: returns, measured KL, steps/s",
+    "speed": "steps/s and peak memory at equal work, beside other libraries; where klrl's time goes",
 }
 
 

@@ -188,10 +188,10 @@ def test_evaluation_takes_the_environment_as_it_was_saved(tmp_path, capsys):
     assert json.loads((tmp_path / "result.json").read_text())["lengths"] == [7, 7]
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "benchmark"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "benchmark", "benchmark learning", "benchmark speed"])
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        main([*verb.split(), "--help"])
     assert stop.value.code == 0
     assert "usage: klrl" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ import csv
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,10 +31,10 @@ def check_new(path: str | Path) -> Path:
     return path
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that results depend on, as far as they are installed."""
+def versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Python and the packages that results depend on, and ``more`` distributions, as far as they are installed."""
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
