@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
 from klrl.agents.config import AgentConfig
-from klrl.agents.core import Core
+from klrl.agents.core import Core, usable_or_cpu
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.run import checkpoint
@@ -167,7 +167,7 @@ class Agent(Core[C], abc.ABC):
         if many not in (0, 1) or observation.shape[many:] != expected:
             several = ("n", *expected)
             raise ValueError(f"observation has shape {observation.shape}; allowed: {expected} or {several}")
-        policy = self.distribution(torch.as_tensor(observation, dtype=torch.float32))
+        policy = self.distribution(torch.as_tensor(observation, dtype=torch.float32)).cpu()
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
         return self.actor.to_environment(action), state
 
@@ -218,11 +218,19 @@ class Agent(Core[C], abc.ABC):
         return checkpoint.write(path, tensors, data | mine)
 
     @classmethod
-    def load(cls, path: str | Path, env: EnvLike | None = None, *, trust_region: TrustRegion | None = None) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        env: EnvLike | None = None,
+        *,
+        trust_region: TrustRegion | None = None,
+        device: str | None = None,
+    ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
         Without ``env``, learning continues on the registered environment that was saved, if it was one. A trust
-        region of your own class is not saved; give it again as ``trust_region``.
+        region of your own class is not saved; give it again as ``trust_region``. By default the agent returns to the
+        device it was saved on, or to the CPU where this machine has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -233,6 +241,7 @@ class Agent(Core[C], abc.ABC):
             raise ValueError(f"path = {path} holds agent {data['agent']!r}; allowed: {cls.config_class.algorithm!r}")
         if trust_region is not None:
             data["config"]["trust_region"] = data["region"] = trust_region
+        data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
         agent = cls.__new__(cls)
         config = cast("C", cls.config_class.from_json(data["config"]))
         observations, actions = (state.load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))

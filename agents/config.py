@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -76,6 +77,8 @@ class AgentConfig:
     """Activation function of the hidden layers."""
     log_std_init: Finite = 0.0
     """First log standard deviation of Gaussian policies."""
+    device: str = "cpu"
+    """Where the networks are and updates run: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -83,6 +86,8 @@ class AgentConfig:
             raise ValueError(
                 f"batch_size = {self.batch_size}; allowed: at most n_envs * n_steps = {self.n_envs * self.n_steps}"
             )
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device = {self.device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
         _ = self.region
 
     @cached_property

@@ -17,10 +17,10 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Probe, Samples, step_zero
 from klrl.experience import Batch, gae
 from klrl.kl.drift import drift_report, mean_kl
-from klrl.policy.arrays import Array, numpy_as_torch, tensor
+from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Linearization, Objective, expectation, pack
-from klrl.policy.networks import Critic, make_actor, numpy_is_faster
+from klrl.policy.networks import Critic, make_actor, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
 from klrl.policy.optimizer import Adam
 from klrl.run.callback import Callback, Metrics
@@ -28,6 +28,28 @@ from klrl.run.seeding import Streams
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
+
+
+def usable(device: str) -> torch.device:
+    """A device that this machine has.
+
+    Raises:
+        ValueError: it has not.
+    """
+    count = torch.cuda.device_count()
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= count:
+        have = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+        raise ValueError(f"device = {device!r}; allowed here: {have}")
+    return found
+
+
+def usable_or_cpu(device: str) -> str:
+    """The device, or the CPU where this machine has no such device."""
+    try:
+        return str(usable(device))
+    except ValueError:
+        return "cpu"
 
 
 class Core(abc.ABC, Generic[C]):
@@ -42,13 +64,14 @@ class Core(abc.ABC, Generic[C]):
         self.region = config.region
         self.streams = Streams.from_seed(seed)
         style: dict[str, Any] = {"activation": config.activation, "generator": self.streams.networks}
+        self.device = usable(config.device)
         self.actor = make_actor(
             observation_space, action_space, config.actor_hidden_sizes, log_std_init=config.log_std_init, **style
-        )
-        self.critic = Critic(observation_space, config.critic_hidden_sizes, **style)
+        ).to(self.device)
+        self.critic = Critic(observation_space, config.critic_hidden_sizes, **style).to(self.device)
         self.actor_parameters, critic_parameters = pack(self.actor), pack(self.critic)
         packed = {self.actor: self.actor_parameters, self.critic: critic_parameters}
-        self.numpy_minibatches = numpy_is_faster(config.batch_size, self.actor, self.critic)
+        self.numpy_rows = rows_for_numpy(self.actor, self.critic)
         self.optimized = self.networks_to_optimize()
         self.optimizer = Adam(
             [packed[network] for network in self.optimized],
@@ -75,15 +98,26 @@ class Core(abc.ABC, Generic[C]):
     @torch.no_grad()
     def distribution(self, observations: Tensor | np.ndarray) -> Distribution:
         """The policy's distribution at raw observations ``[*B, *O]``, normalisation included."""
-        return self.actor(self.normalizer(torch.as_tensor(observations)))
+        return self.actor(self.normalized(torch.as_tensor(observations)))
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """What the networks are given for raw observations, on their device."""
+        return self.normalizer(observations).to(self.device)
 
     @torch.no_grad()
-    def act(self, observations: Tensor) -> tuple[Tensor, np.ndarray, Distribution]:
-        """Sample one action per raw observation: (policy's actions, environment's actions, distributions)."""
+    def act(self, observations: Tensor) -> tuple[Array, np.ndarray, Distribution]:
+        """Sample one action per raw observation: (policy's actions, environment's actions, distributions).
+
+        Arrays where numpy is the faster way to them, else tensors in the CPU's memory.
+        """
         with np.errstate(all="ignore"):
-            policy = self.actor(self.normalizer(observations.numpy()))
+            # Half the rows of a minibatch: here nothing keeps numpy's BLAS from using threads.
+            if len(observations) <= self.numpy_rows // 2:
+                policy = self.actor(self.normalizer(observations.numpy()))
+            else:
+                policy = self.distribution(observations).cpu()
             actions = policy.sample(self.streams.actions)
-        return tensor(actions), self.actor.to_environment(actions), policy.map(tensor)
+        return actions, self.actor.to_environment(actions), policy
 
     # -- updating -------------------------------------------------------------------------------
 
@@ -106,7 +140,7 @@ class Core(abc.ABC, Generic[C]):
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples = self.samples(batch)
-        metrics = step_zero(batch.samples(batch.behaviour), samples)
+        metrics = step_zero(batch.samples(batch.behaviour).map(self._on_device), samples)
         metrics["train/explained_variance"] = self._explained_variance(samples)
         metrics |= self.improve(batch, samples, callback)
         self._check_finite(metrics)
@@ -118,17 +152,20 @@ class Core(abc.ABC, Generic[C]):
     @torch.no_grad()
     def samples(self, batch: Batch) -> Samples:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
-        observations = self.normalizer(batch.samples(batch.observations))
-        actions = batch.samples(batch.actions)
+        observations = self.normalized(batch.samples(batch.observations))
+        actions = self._on_device(batch.samples(batch.actions))
         old = self.actor(observations)
         return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch))
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device)
 
     @torch.no_grad()
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Advantages (normalised if so configured) and the critic's targets for the valid steps, ``[n]`` each."""
 
         def value(observations: Tensor) -> Tensor:
-            return self.critic(self.normalizer(observations))
+            return self.critic(self.normalized(observations)).cpu()
 
         values = value(batch.observations)
         next_values = batch.next_values(values, value)
@@ -140,7 +177,7 @@ class Core(abc.ABC, Generic[C]):
         advantage = batch.samples(advantage)
         if self.config.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-        return advantage, returns
+        return self._on_device(advantage), self._on_device(returns)
 
     @torch.no_grad()
     def change(self, samples: Samples) -> Change:
@@ -149,9 +186,9 @@ class Core(abc.ABC, Generic[C]):
 
     def minibatches(self, samples: Samples) -> Iterator[Samples]:
         """A pass over the samples in a fresh random order, ``batch_size`` at a time."""
-        order = torch.randperm(len(samples), generator=self.streams.minibatches)
-        shuffled = samples[order]
-        return (shuffled.numpy() if self.numpy_minibatches else shuffled).split(self.config.batch_size)
+        shuffled = samples[self._on_device(torch.randperm(len(samples), generator=self.streams.minibatches))]
+        fast = self.config.batch_size <= self.numpy_rows
+        return (shuffled.numpy() if fast else shuffled).split(self.config.batch_size)
 
     def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """L(theta) = E[gain - penalty], E[r A] for a constraint (TRPO eq. 14), where ``change`` led to the policy."""
@@ -227,8 +264,8 @@ class Core(abc.ABC, Generic[C]):
         """How far the policy is from the first one, and how far the next change of statistics moves it."""
         observations = batch.samples(batch.observations)
         if self.probe is None:
-            self.probe = Probe.choose(observations, change.old)
-        initial = mean_kl(self.probe.first, self.distribution(self.probe.observations))
+            self.probe = Probe.choose(observations, change.old.cpu())
+        initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())
         if self.config.normalize_observations:
             self.normalizer = self.normalizer.absorb(observations)
             after = self.distribution(observations)

@@ -45,7 +45,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     for name, space in (("observation_space", agent.observation_space), ("action_space", agent.action_space)):
         state[name], bounds = _dump_space(space)
         tensors |= {f"{name}.{k}": v for k, v in bounds.items()}
-    return tensors, state
+    return {name: x.cpu() for name, x in tensors.items()}, state
 
 
 def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
@@ -43,6 +44,8 @@ class TRPOConfig(AgentConfig):
     """Passes over the batch that fit the critic."""
     sub_sampling_factor: PositiveInt = 1
     """Fisher-vector products use every n-th sample; gradient and line search always use all."""
+    fisher_batch_size: PositiveInt | None = None
+    """Most samples at a time in the policy's gradient and Fisher-vector products, to bound their memory (all)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,11 +73,9 @@ class TRPO(Agent[TRPOConfig]):
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
         config, theta = self.config, self.actor_parameters
-        policy = self.actor.linearize(samples.observations)
-        surrogate = self.surrogate(policy, samples.change(policy.output))
-        g = surrogate.gradients()[self.actor]
+        surrogate, g = self._policy_gradient(samples)
         states = samples.observations[:: config.sub_sampling_factor]
-        F = FisherVectorProduct(self.actor.linearize, states, config.cg_damping)
+        F = FisherVectorProduct(self.actor.linearize, states, config.cg_damping, config.fisher_batch_size)
         cg = conjugate_gradient(F, g, max_steps=config.cg_max_steps)
         x = cg.solution
         curvature = (x @ F(x)).item()
@@ -84,7 +85,7 @@ class TRPO(Agent[TRPOConfig]):
             search = line_search(
                 theta,
                 length * x,
-                lambda: self._objection(samples, surrogate.value.item()),
+                lambda: self._objection(samples, surrogate),
                 shrinking_factor=config.line_search_shrinking_factor,
                 max_iter=config.line_search_max_iter,
             )
@@ -99,12 +100,22 @@ class TRPO(Agent[TRPOConfig]):
             "train/stop_reason": search.reason,
         }
 
+    def _policy_gradient(self, samples: Samples) -> tuple[float, Tensor]:
+        """L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
+        value, g = 0.0, torch.zeros_like(self.actor_parameters)
+        for part in samples.split(self.config.fisher_batch_size or len(samples)):
+            policy = self.actor.linearize(part.observations)
+            surrogate = len(part) / len(samples) * self.surrogate(policy, part.change(policy.output))
+            value += surrogate.value.item()
+            g += surrogate.gradients()[self.actor]
+        return value, g
+
     def _objection(self, samples: Samples, before: float) -> str | None:
         """What is wrong with the current policy, judged on the whole batch."""
         change = self.change(samples)
         if not self.region.excess(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not (self.region.gain(change) - self.region.penalty(change)).mean().item() > before:
+        if not self.judge(change).mean().item() > before:
             return "rejected: the surrogate does not improve"
         return None
 

@@ -9,6 +9,7 @@ import torch
 
 from klrl.agents import Agent
 from klrl.experience import Batch
+from klrl.policy.arrays import tensor
 
 Ending = Literal["terminated", "truncated", "both"]
 
@@ -138,8 +139,8 @@ def random_batch(agent: Agent, seed: int = 0, n_steps: int = 32, scale: float = 
     truncated = torch.rand(shape, generator=generator) < 0.1
     return Batch(
         observations=observations,
-        actions=actions,
-        behaviour=behaviour,
+        actions=tensor(actions),
+        behaviour=behaviour.map(tensor),
         rewards=scale * torch.randn(shape, generator=generator),
         terminated=(torch.rand(shape, generator=generator) < 0.1) & ~truncated,
         truncated=truncated,

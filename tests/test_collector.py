@@ -11,7 +11,7 @@ from environments import Broken, Counting
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from klrl.experience import Collector
-from klrl.policy.distributions import Categorical, stack
+from klrl.policy.distributions import Categorical, stack_records
 from klrl.run.seeding import environment_seeds
 
 LENGTHS = (1, 3, 4)
@@ -79,7 +79,7 @@ def test_every_row_holds_what_the_environment_did_in_that_step(maker, mode, endi
     np.testing.assert_array_equal(column(batches, "actions"), expected.step % 4)
     inside = expected.step[1:] > 0
     np.testing.assert_array_equal(observations[1:, :, 3][inside], 3 - (expected.step[:-1] % 4)[inside])
-    behaviour = stack([batch.behaviour[t] for batch in batches for t in range(len(batch.rewards))])
+    behaviour = stack_records([batch.behaviour[t] for batch in batches for t in range(len(batch.rewards))])
     np.testing.assert_array_equal(behaviour.logits, observations)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import distributions as td
 
-from klrl.policy.distributions import Categorical, DiagGaussian, as_record, stack
+from klrl.policy.distributions import Categorical, DiagGaussian, as_record, stack_records
 
 INF = math.inf
 BATCHES = [(), (4,), (2, 3)]
@@ -125,7 +125,7 @@ def test_detached_records_have_the_same_numbers_and_no_graph(make):
 @records
 def test_stacked_records_can_be_taken_apart_again(make):
     rows = [make(2, seed=i) for i in range(3)]
-    stacked = stack(rows)
+    stacked = stack_records(rows)
     assert stacked.batch_shape == (3, 2)
     for i, row in enumerate(rows):
         assert all(torch.equal(a, b) for a, b in zip(stacked[i].parameters, row.parameters, strict=True))

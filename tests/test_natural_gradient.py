@@ -101,6 +101,14 @@ def test_damping_adds_a_multiple_of_the_identity(space):
 
 
 @policies
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_products_over_parts_of_the_states_are_those_over_all(space, batch_size):
+    actor, theta = make_policy(space)
+    v = randn(len(theta))
+    torch.testing.assert_close(fisher(actor, 0.1, batch_size)(v), fisher(actor, 0.1)(v), rtol=1e-12, atol=1e-14)
+
+
+@policies
 def test_half_the_fisher_form_predicts_the_kl_of_a_small_step(space):
     actor, theta = make_policy(space)
     old, start, v = actor(STATES).detach(), theta.clone(), randn(len(theta))

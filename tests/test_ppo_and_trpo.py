@@ -129,6 +129,18 @@ def test_at_the_old_policy_the_gradient_of_every_objective_is_the_policy_gradien
     torch.testing.assert_close(objective.gradients()[agent.actor], expected, rtol=1e-4, atol=1e-6)
 
 
+@every_space
+def test_trpo_takes_the_same_step_whether_it_sees_the_batch_in_parts_or_whole(space):
+    steps = []
+    for size in (None, 10):
+        agent = small_agent(TRPO, partial(Noise, space), fisher_batch_size=size)
+        start = agent.actor_parameters.detach().clone()
+        agent.update(random_batch(agent))
+        steps.append(agent.actor_parameters.detach() - start)
+    assert (steps[0] - steps[1]).norm() < 1e-2 * steps[0].norm()  # fifteen steps of CG amplify rounding
+    assert steps[0].norm() > 0.0
+
+
 def test_the_coefficient_of_a_penalty_adapts_once_per_update():
     coefficient = Adaptive(target_kl=0.01, beta=1.0)
     agent = small_agent(PPO, trust_region=KLPenalty(coefficient), n_epochs=5, learning_rate=1e-6)

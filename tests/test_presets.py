@@ -108,7 +108,7 @@ BAD = {
 KINDS = {
     "integer >= 1": {
         "n_envs", "n_steps", "batch_size", "n_epochs", "cg_max_steps", "line_search_max_iter", "n_critic_updates",
-        "sub_sampling_factor",
+        "sub_sampling_factor", "fisher_batch_size",
     },
     "number > 0": {"target_kl", "clip_range", "kl_coef", "learning_rate", "max_grad_norm"},
     "number >= 0": {"vf_coef", "ent_coef", "cg_damping"},

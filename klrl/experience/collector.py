@@ -13,10 +13,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from klrl.experience.environments import autoreset_mode, reset
-from klrl.policy.distributions import Distribution, stack
+from klrl.policy.arrays import Array, stack
+from klrl.policy.distributions import Distribution, stack_records
 
 T = TypeVar("T", Tensor, Distribution)
-Act = Callable[[Tensor], tuple[Tensor, np.ndarray, Distribution]]
+Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Collector:
             act: observations ``[N, *O]`` to (policy's actions, environment's actions, distributions).
             n_steps: T.
         """
-        rows: list[tuple[Tensor, Tensor, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = []
+        rows: list[tuple[Tensor, Array, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = []
         finals: list[Tensor] = []
         episodes: list[Episode] = []
         for _ in range(n_steps):
@@ -151,8 +152,8 @@ class Collector:
         observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rows, strict=True)
         return Batch(
             observations=torch.stack(observations),
-            actions=torch.stack(actions),
-            behaviour=stack(behaviour),
+            actions=stack(actions),
+            behaviour=stack_records(behaviour),
             rewards=torch.stack(rewards),
             terminated=torch.as_tensor(np.array(terminated)),
             truncated=torch.as_tensor(np.array(truncated)),

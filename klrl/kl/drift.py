@@ -39,7 +39,7 @@ def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor) -> dic
         "drift/kl": average(kl),
         "drift/kl_reverse": average(reverse_kl(old, new)),
         "drift/kl_max": kl.max().item(),
-        "drift/kl_p95": float(np.quantile(kl.numpy(), 0.95, method="higher")),
+        "drift/kl_p95": float(np.quantile(kl.cpu().numpy(), 0.95, method="higher")),
         "drift/kl_k1": average(kl_samples(log_ratio.double(), "k1")),
         "drift/kl_k3": average(kl_samples(log_ratio.double(), "k3")),
         "drift/ratio_max": ratio.max().item(),

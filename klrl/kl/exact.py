@@ -95,6 +95,7 @@ def kl_gradient(p: AnyDistribution, q: AnyDistribution) -> Gradient:
         case DiagGaussian(), DiagGaussian():
             z = (q.mean - p.mean) / q.std
             return z / q.std, -expm1(2.0 * (p.log_std - q.log_std)) - z * z
+    p = p.map(tensor)
     return derivative(lambda r: kl_divergence(p, r), q)
 
 
@@ -108,7 +109,7 @@ def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
         case Categorical():
             (v,) = tangent
             weighted = p.probs * v
-            return (weighted - p.probs * weighted.sum(-1)[..., None],)
+            return (weighted - p.probs * weighted.sum(-1).reshape(*weighted.shape[:-1], 1),)
         case DiagGaussian():
             by_mean, by_log_std = tangent
             return by_mean / (p.std * p.std), 2.0 * by_log_std
@@ -146,9 +147,9 @@ def _categorical(p: Categorical, q: Categorical) -> Tensor:
 
     small = x.abs() < _SERIES
     series = prob_p * _phi_series(torch.where(small, x, 0.0))
-    direct = (prob_q - prob_p) - prob_p * torch.where(small, 0.0, x)
+    direct = (prob_q - prob_p) - prob_p * x.masked_fill(small, 0.0)
     kl = torch.where(both, torch.where(small, series, direct), prob_q - prob_p).sum(-1).clamp_min(0.0)
-    return kl.masked_fill((possible_p & ~possible_q).any(-1), math.inf)
+    return kl.masked_fill((possible_p > possible_q).any(-1), math.inf)
 
 
 _SERIES = 0.1

@@ -40,7 +40,12 @@ def is_numpy(x: Array) -> bool:
 
 def tensor(x: Array) -> Tensor:
     """The same numbers as a tensor, on the same memory."""
-    return x if isinstance(x, Tensor) else torch.as_tensor(x)
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else torch.as_tensor(x)
+
+
+def stack(xs: Sequence[Array]) -> Tensor:
+    """Along a new first dimension, as a tensor."""
+    return torch.stack(tuple(xs)) if isinstance(xs[0], Tensor) else torch.from_numpy(np.stack(xs))
 
 
 def like(x: Tensor, other: Array) -> Array:
@@ -91,6 +96,11 @@ def where(condition: Array, x: Array, y: Array) -> Array:
 def concatenate(parts: Sequence[Array]) -> Array:
     """One after the other along the first dimension."""
     return torch.cat(tuple(parts)) if isinstance(parts[0], Tensor) else np.concatenate(parts)
+
+
+def split(x: Array, sizes: Sequence[int]) -> Sequence[Array]:
+    """Consecutive pieces of these sizes along the first dimension."""
+    return x.split(list(sizes)) if isinstance(x, Tensor) else np.split(x, np.cumsum(sizes)[:-1])
 
 
 def log_softmax(x: Array) -> Array:

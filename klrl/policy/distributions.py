@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from klrl.policy.arrays import Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
+from klrl.policy.arrays import Array, exp, is_numpy, like, log, log_softmax, one_hot, pick, stack, tensor, where
 
 D = TypeVar("D", bound="Distribution")
 Gradient = tuple[Array, ...]
@@ -51,6 +51,10 @@ class Distribution(abc.ABC):
         """The same numbers, cut from the graph that made them."""
         return self.map(Tensor.detach)
 
+    def cpu(self) -> Self:
+        """The same numbers in the CPU's memory."""
+        return self.map(Tensor.cpu)
+
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Array:
         """One action per state."""
@@ -69,6 +73,7 @@ class Distribution(abc.ABC):
 
     def score(self, action: Array) -> Gradient:
         """Derivative of log p(action) by every field, ``[*B, k]`` each; by autograd unless a family knows it."""
+        action = tensor(action)
         return derivative(lambda p: p.log_prob(action), self)
 
     def entropy_gradient(self) -> Gradient:
@@ -120,6 +125,11 @@ class Categorical(Distribution):
         """1[i = action] - p_i."""
         return (one_hot(action, self.logits) - self.probs,)
 
+    def entropy_gradient(self) -> Gradient:
+        """-p_i (log p_i + H)."""
+        p, log_p, H = self.probs, self.log_probs, self.entropy()
+        return (-p * (where(p == 0, 0.0, log_p) + H.reshape(*H.shape, 1)),)
+
 
 @dataclass(frozen=True, eq=False)
 class DiagGaussian(Distribution):
@@ -167,14 +177,15 @@ class DiagGaussian(Distribution):
         return 0.0 * self.mean, 0.0 * self.log_std + 1.0
 
 
-def derivative(function: Callable[[D], Tensor], at: D) -> tuple[Tensor, ...]:
-    """Derivative of a function ``[*B]`` of one record by the record's fields, state by state, by autograd."""
+def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
+    """Derivative of a function ``[*B]`` of one record of tensors by the fields of ``at``, by autograd."""
     leaves = at.map(lambda x: tensor(x).detach().clone().requires_grad_())
     with torch.enable_grad():
         total = function(leaves).sum()
     if not total.requires_grad:
-        return leaves.map(torch.zeros_like).parameters
-    return torch.autograd.grad(total, leaves.parameters, materialize_grads=True, allow_unused=True)
+        return at.map(lambda x: 0.0 * x).parameters
+    gradient = torch.autograd.grad(total, leaves.parameters, materialize_grads=True, allow_unused=True)
+    return tuple(like(x, at.parameters[0]) for x in gradient)
 
 
 def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
@@ -184,10 +195,10 @@ def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
     return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype)).to(shape_of.device)
 
 
-def stack(records: Sequence[D]) -> D:
-    """Stack records of one family along a new first dimension."""
+def stack_records(records: Sequence[D]) -> D:
+    """Stack records of one family along a new first dimension, as tensors."""
     columns = zip(*(record.parameters for record in records), strict=True)
-    return type(records[0])(*(torch.stack(column) for column in columns))
+    return type(records[0])(*(stack(column) for column in columns))
 
 
 def as_record(distribution: Distribution | td.Distribution) -> Distribution:

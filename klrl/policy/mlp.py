@@ -6,6 +6,7 @@ visited again. The passes here are the same sums without the bookkeeping; nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, concatenate, is_numpy, positive, relu_, tanh_
+from klrl.policy.arrays import Array, concatenate, is_numpy, positive, relu_, split, tanh_
 from klrl.policy.linearization import Arrays, Linearization
 
 Activation = Literal["tanh", "relu"]
@@ -100,10 +101,10 @@ class _Explicit(Linearization[Array]):
 
     def push_forward(self, tangent: Array) -> Arrays:
         """The product rule, layer by layer: h_{k-1} V_k' + c_k + dh_{k-1} W_k' for a tangent (V, c)."""
-        d, start = None, 0
-        for k, (W, b) in enumerate(self._layers):
-            V = tangent[start : (middle := start + len(b) * W.shape[1])].reshape(W.shape)
-            c = tangent[middle : (start := middle + len(b))]
+        parts = iter(split(tangent, [math.prod(x.shape) for layer in self._layers for x in layer]))
+        d: Array = None
+        for k, (W, _) in enumerate(self._layers):
+            V, c = next(parts).reshape(W.shape), next(parts)
             moved = self._inputs[k] @ V.T
             moved += c
             if d is not None:

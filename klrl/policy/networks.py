@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, concatenate, expand, is_numpy, like, tensor
+from klrl.policy.arrays import Array, concatenate, expand, is_numpy, like, split, tensor
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.mlp import MLP, Activation, mlp
@@ -124,12 +124,12 @@ class Critic(nn.Module):
 
     def forward(self, observation: Array) -> Array:
         """Values in units of the scaled return."""
-        return _evaluate(self.trunk, flatten_observation(observation, self.observation_ndim))[..., 0]
+        return _evaluate(self.trunk, flatten_observation(observation, self.observation_ndim)).squeeze(-1)
 
     def linearize(self, observation: Array) -> Linearization[Array]:
         """The values at ``[n, *O]`` and how the parameters move them."""
         trunk = _linearize(self.trunk, flatten_observation(observation, self.observation_ndim))
-        return _OnTrunk(self, trunk, trunk.output[..., 0])
+        return _OnTrunk(self, trunk, trunk.output.squeeze(-1))
 
 
 class _OnTrunk(Linearization[T]):
@@ -148,17 +148,17 @@ class _OnTrunk(Linearization[T]):
     def push_forward(self, tangent: Array) -> Arrays:
         """The trunk's tangent, in the shape of the output, and the free parameters' own."""
         n = sum(p.numel() for p in self.network.parameters(recurse=False))
-        (d,) = self._trunk.push_forward(tangent[n:])
+        free, rest = split(tangent, [n, len(tangent) - n])
+        (d,) = self._trunk.push_forward(rest)
         if n:
-            return d, expand(tangent[:n], d.shape)
-        return (d[..., 0] if isinstance(self.network, Critic) else d,)
+            return d, expand(free, d.shape)
+        return (d.squeeze(-1) if isinstance(self.network, Critic) else d,)
 
 
-def numpy_is_faster(rows: int, *networks: nn.Module) -> bool:
-    """Whether to hand these networks numpy arrays of so many rows: until arithmetic dominates, numpy is faster."""
-    largest = max(p.numel() for network in networks for p in network.parameters())
-    on_cpu = all(p.is_cpu for network in networks for p in network.parameters())
-    return on_cpu and rows * largest <= 2**19
+def rows_for_numpy(*networks: nn.Module) -> int:
+    """Up to how many rows to hand these networks as numpy arrays: until arithmetic dominates, numpy is faster."""
+    parameters = [p for network in networks for p in network.parameters()]
+    return 2**19 // max(p.numel() for p in parameters) if all(p.is_cpu for p in parameters) else 0
 
 
 def _linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from klrl.kl import kl_divergence, reverse_kl
-from klrl.policy.arrays import Array, exp, like, tensor
+from klrl.policy.arrays import Array, exp, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
 
 
@@ -48,5 +48,4 @@ class Change:
         """Derivative of a function ``[*B]`` of the change by the fields of ``new``, by autograd."""
         data = tensor(self.action), tensor(self.log_prob), tensor(self.advantage)
         old = self.old.map(tensor)
-        gradient = derivative(lambda new: tensor(function(Change(old, new, *data))), self.new)
-        return tuple(like(x, self.log_prob) for x in gradient)
+        return derivative(lambda new: tensor(function(Change(old, new, *data))), self.new)

@@ -242,7 +242,7 @@ def _by_autograd(hook: str) -> Callable[[TrustRegion, Change], Gradient]:
 
 def _weighted(weight: Array, gradient: Gradient) -> Gradient:
     """Each state's gradient times its weight ``[*B]``."""
-    weight = weight[..., None]
+    weight = weight.reshape(*weight.shape, 1)
     return tuple([weight * x for x in gradient])
 
 
