@@ -56,8 +56,8 @@ def make_agent(job: Job, env: Any) -> Any:
         **{name: getattr(w, name) for name in same},
         "vectorization_mode": job.engine,
         "learning_rate_schedule": "constant",
-        "normalize_observations": False,
-        "scale_rewards": False,
+        "normalize_observations": w.normalize,
+        "scale_rewards": w.normalize,
         "actor_hidden_sizes": w.hidden_sizes,
         "critic_hidden_sizes": w.hidden_sizes,
     }
@@ -101,9 +101,7 @@ LIBRARIES = {
     "klrl": Library(klrl, engines=("sync", "envpool")),
     "stable-baselines3": Library(peers.stable_baselines3, "stable_baselines3", ("ppo",)),
     "sb3-contrib": Library(peers.sb3_contrib, "sb3_contrib", ("trpo",)),
-    "cleanrl": Library(
-        peers.cleanrl, "tyro", ("ppo",), differs="normalising wrappers switched off; writes TensorBoard events"
-    ),
+    "cleanrl": Library(peers.cleanrl, "tyro", ("ppo",), differs="writes TensorBoard events"),
     "tianshou": Library(
         peers.tianshou, "tianshou", differs="TRPO's critic takes one step per pass, on the whole batch: less work"
     ),

@@ -49,6 +49,7 @@ def _learn(cls: Any, job: Job, clock: Clock, **settings: Any) -> None:
     """What the two algorithms share; ``clock`` is called where a rollout begins, so after every update but the last."""
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
     from torch import nn
 
     class Marks(BaseCallback):
@@ -63,7 +64,8 @@ def _learn(cls: Any, job: Job, clock: Clock, **settings: Any) -> None:
     hidden = list(w.hidden_sizes)
     policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": nn.Tanh, "optimizer_kwargs": {"eps": 1e-5}}
     shared = {"n_steps": w.n_steps, "gamma": w.gamma, "gae_lambda": w.gae_lambda, "learning_rate": w.learning_rate}
-    envs = make_vec_env(job.env, w.n_envs, seed=job.seed)
+    envs: Any = make_vec_env(job.env, w.n_envs, seed=job.seed)
+    envs = VecNormalize(envs, gamma=w.gamma) if w.normalize else envs
     agent = cls("MlpPolicy", envs, policy_kwargs=policy, seed=job.seed, device="cpu", **shared, **settings)
     agent.learn(w.total_timesteps, Marks())
     clock()
@@ -73,9 +75,10 @@ def cleanrl(job: Job, clock: Clock) -> None:
     """PPO of CleanRL: the user's file for the environment's actions, run as it is, with flags for the same settings.
 
     An update ends where the file prints its ``SPS:`` line; its TensorBoard writer goes to a folder that is deleted.
-    The continuous file wraps every environment in Gymnasium's normalisers, and no flag says otherwise; those four
-    wrappers do nothing here, so that the work is equal (and since Gymnasium 1.0 the file as published calls one of
-    them with too few arguments). What differs: it writes TensorBoard events, and its widths are fixed at 64-64.
+    The continuous file wraps every environment in Gymnasium's normalisers, and no flag says otherwise; unless
+    ``normalize`` asks for them, those four wrappers do nothing here, so that the work is equal. (Since Gymnasium 1.0
+    the file as published calls one of them with too few arguments; it gets the missing one.) What differs: it writes
+    TensorBoard events, it normalises advantages per minibatch, and its widths are fixed at 64-64.
 
     Raises:
         ValueError: no file for the environment's actions, or other hidden sizes.
@@ -85,8 +88,13 @@ def cleanrl(job: Job, clock: Clock) -> None:
     file, w = _cleanrl_file(job), job.workload
     if w.hidden_sizes != (64, 64):
         raise ValueError(f"hidden_sizes = {w.hidden_sizes}; allowed for CleanRL's file: (64, 64)")
-    for name in ("NormalizeObservation", "TransformObservation", "NormalizeReward", "TransformReward"):
-        setattr(gym.wrappers, name, _unchanged)
+    transform = gym.wrappers.TransformObservation
+    wrappers: dict[str, Any] = {"TransformObservation": lambda env, f: transform(env, f, env.observation_space)}
+    if not w.normalize:
+        names = ("NormalizeObservation", "TransformObservation", "NormalizeReward", "TransformReward")
+        wrappers = dict.fromkeys(names, lambda env, *args, **kwargs: env)
+    for name, wrapper in wrappers.items():
+        setattr(gym.wrappers, name, wrapper)
     values = {
         "env-id": job.env,
         "seed": job.seed,
@@ -120,10 +128,6 @@ def _cleanrl_file(job: Job) -> str:
     raise ValueError(f"cleanrl = {', '.join(job.files)}; allowed for the actions of {job.env}: {wanted}")
 
 
-def _unchanged(env: gym.Env, *args: Any, **kwargs: Any) -> gym.Env:
-    return env
-
-
 class _Lines(io.TextIOBase):
     """Standard output of CleanRL's file."""
 
@@ -143,7 +147,12 @@ def tianshou(job: Job, clock: Clock) -> None:
     fixed and are raised to the same number here; its critic takes whole-batch steps only, so that the same passes
     over the data are one sixteenth of the optimiser's steps (10, not 160): less work than klrl's. It draws from the
     global random generators, which are left as they are.
+
+    Raises:
+        ValueError: rewards are to be normalised, for which its environments have nothing.
     """
+    if job.workload.normalize:
+        raise ValueError("normalize = True; allowed for Tianshou: False")
     from tianshou.data import Collector, VectorReplayBuffer
     from tianshou.env import DummyVectorEnv
     from tianshou.trainer import OnPolicyTrainerParams

@@ -11,7 +11,7 @@ from klrl.validation import Fraction, NonNegative, Positive, PositiveInt, valida
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The settings every library is given, under klrl's names; nothing is normalised but advantages."""
+    """The settings every library is given, under klrl's names; advantages are normalised."""
 
     updates: PositiveInt = 5
     """Updates to time in each measurement."""
@@ -49,6 +49,8 @@ class Workload:
     """PPO's gradients longer than this are scaled down to it."""
     target_kl: Positive = 0.01
     """TRPO's bound."""
+    normalize: bool = False
+    """Also normalise observations and rewards, each library in its own way."""
 
     def __post_init__(self) -> None:
         validate(self)
