@@ -60,6 +60,7 @@ def make_agent(job: Job, env: Any) -> Any:
         "scale_rewards": w.normalize,
         "actor_hidden_sizes": w.hidden_sizes,
         "critic_hidden_sizes": w.hidden_sizes,
+        **job.settings,
     }
     if job.algorithm == "ppo":
         shared |= {"batch_size": w.batch_size, "n_epochs": w.n_epochs}

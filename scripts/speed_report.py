@@ -53,17 +53,18 @@ def table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return _markdown([head, *body])
+    return markdown([head, *body])
 
 
 def profile_table(rows: list[Row]) -> str:
     """Shares of klrl's wall time as Markdown, parts side by side."""
     parts = list(rows[0]["shares"])
     body = [[r["env"], r["algorithm"], r["engine"], *(f"{r['shares'][p]:.1%}" for p in parts)] for r in rows]
-    return _markdown([["environment", "algorithm", "engine", *parts], *body])
+    return markdown([["environment", "algorithm", "engine", *parts], *body])
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its head."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 

@@ -82,6 +82,8 @@ class Job:
     workload: Workload
     files: tuple[str, ...] = ()
     """CleanRL's scripts."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """More fields of klrl's own configuration, over those of the workload."""
     profile: bool = False
     """Instead of steps/s: where klrl's time goes."""
 
