@@ -1,4 +1,4 @@
-"""Reproduce the tables of results: ``klrl benchmark learning`` and ``klrl benchmark speed``."""
+"""Reproduce the tables and figures of results: ``klrl benchmark learning``, ``speed`` and ``scaling``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib import import_module
 WHAT = {
     "learning": "train every task with its preset: returns, measured KL, steps/s",
     "speed": "steps/s and peak memory at equal work, beside other libraries; where klrl's time goes",
+    "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }
 
 

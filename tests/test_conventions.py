@@ -35,6 +35,7 @@ ONLY_IN = {
     "rich": {"klrl.run", "klrl.scripts"},
     "safetensors": {"klrl.run"},
     "tyro": {"klrl.agents", "klrl.scripts"},
+    "matplotlib": {"klrl.scripts"},
 }
 
 # Other libraries to compare with: one file of the package knows them, and imports them inside its functions.
