@@ -85,6 +85,10 @@ class Core(abc.ABC, Generic[C]):
         self.n_updates = 0
         self.progress_remaining = 1.0
 
+    def __deepcopy__(self, memo: object) -> Any:
+        """Refused: parameters, the vector they are views of and the optimiser's arrays would part company."""
+        raise TypeError(f"copy.deepcopy({type(self).__name__}); allowed: save() and load()")
+
     @abc.abstractmethod
     def networks_to_optimize(self) -> tuple[nn.Module, ...]:
         """What moves by its gradient, and not by a natural gradient."""
@@ -111,8 +115,8 @@ class Core(abc.ABC, Generic[C]):
         Arrays where numpy is the faster way to them, else tensors in the CPU's memory.
         """
         with np.errstate(all="ignore"):
-            # Half the rows of a minibatch: here nothing keeps numpy's BLAS from using threads.
-            if len(observations) <= self.numpy_rows // 2:
+            # Fewer than in a minibatch: here nothing keeps numpy's BLAS from using threads, which it does from 2^18 on.
+            if len(observations) <= self.numpy_rows // 2**4:
                 policy = self.actor(self.normalizer(observations.numpy()))
             else:
                 policy = self.distribution(observations).cpu()

@@ -1,6 +1,7 @@
 """The frame of an update: what it measures, freezes, scales and refuses."""
 
-from dataclasses import fields, replace
+import copy
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -11,8 +12,10 @@ from support import both, every_space, exactly, parameters
 from torch import distributions as td
 
 import klrl.agents.config
+from klrl.agents import PPO
 from klrl.policy.linearization import expectation
 from klrl.run import Callback
+from klrl.trust_region import TrustRegion
 
 
 @both
@@ -187,3 +190,20 @@ def test_every_setting_is_read(agent_class, monkeypatch):
     for env in ("CartPole-v1", "Pendulum-v1"):
         small_agent(agent_class, env).learn(64)
     assert {f.name for f in fields(config_class)} - read == set()
+
+
+@dataclass(frozen=True)
+class InTorch(TrustRegion):
+    def gain(self, change):
+        return torch.clamp(change.ratio, max=1.1) * change.advantage
+
+
+@both
+def test_a_deep_copy_is_refused_because_it_would_not_learn(agent_class):
+    with pytest.raises(TypeError, match=rf"copy.deepcopy\({agent_class.__name__}\); allowed: save\(\) and load\(\)"):
+        copy.deepcopy(small_agent(agent_class))
+
+
+def test_a_region_written_in_torch_trains():
+    agent = small_agent(PPO, trust_region=InTorch()).learn(64)
+    assert agent.history[-1]["drift/kl"] > 0.0

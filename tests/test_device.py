@@ -13,6 +13,8 @@ from klrl.policy.linearization import pack
 from klrl.policy.optimizer import Adam
 from klrl.trust_region import FisherVectorProduct
 
+# Looking up where a parameter is: a tensor that only claims to be somewhere warns about that.
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from klrl.policy.arrays import expm1, is_numpy, like, tensor
+from klrl.policy.arrays import Array, expm1, is_numpy, like, log1p, tensor, where
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution, Gradient, as_record, derivative
 
 AnyDistribution = Distribution | td.Distribution
@@ -91,12 +91,23 @@ def kl_gradient(p: AnyDistribution, q: AnyDistribution) -> Gradient:
     p, q = _pair(p, q)
     match p, q:
         case Categorical(), Categorical():
-            return (q.probs - p.probs,)
+            return (_difference(p, q),)
         case DiagGaussian(), DiagGaussian():
             z = (q.mean - p.mean) / q.std
             return z / q.std, -expm1(2.0 * (p.log_std - q.log_std)) - z * z
     p = p.map(tensor)
     return derivative(lambda r: kl_divergence(p, r), q)
+
+
+def _difference(p: Categorical, q: Categorical) -> Array:
+    """q_i - p_i, where the two are close as p_i (e^x - 1) with the x of :func:`_categorical`."""
+    prob_p, prob_q = p.probs, q.probs
+    both = (p.logits > -math.inf) & (q.logits > -math.inf)
+    d = where(both, q.logits, 0.0) - where(both, p.logits, 0.0)
+    d = d - (prob_p * d).sum(-1).reshape(*d.shape[:-1], 1)
+    x = d - log1p((prob_p * expm1(d)).sum(-1)).reshape(*d.shape[:-1], 1)
+    same_support = (both | (prob_p == prob_q)).all(-1).reshape(*d.shape[:-1], 1)
+    return where(same_support & (abs(x) < _SERIES), prob_p * expm1(x), prob_q - prob_p)
 
 
 def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:

@@ -39,8 +39,10 @@ def is_numpy(x: Array) -> bool:
 
 
 def tensor(x: Array) -> Tensor:
-    """The same numbers as a tensor, on the same memory."""
-    return torch.from_numpy(x) if isinstance(x, np.ndarray) else torch.as_tensor(x)
+    """The same numbers as a tensor, on the same memory if it may be written to."""
+    if not isinstance(x, np.ndarray):
+        return torch.as_tensor(x)
+    return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
 def stack(xs: Sequence[Array]) -> Tensor:
@@ -61,6 +63,11 @@ def exp(x: Array) -> Array:
 def log(x: Array) -> Array:
     """The natural logarithm, element by element."""
     return x.log() if isinstance(x, Tensor) else np.log(x)
+
+
+def log1p(x: Array) -> Array:
+    """log(1 + x) without cancellation, element by element."""
+    return x.log1p() if isinstance(x, Tensor) else np.log1p(x)
 
 
 def expm1(x: Array) -> Array:

@@ -49,7 +49,7 @@ class Distribution(abc.ABC):
 
     def detach(self) -> Self:
         """The same numbers, cut from the graph that made them."""
-        return self.map(Tensor.detach)
+        return self.map(lambda x: x if is_numpy(x) else x.detach())
 
     def cpu(self) -> Self:
         """The same numbers in the CPU's memory."""
@@ -183,7 +183,7 @@ def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
     with torch.enable_grad():
         total = function(leaves).sum()
     if not total.requires_grad:
-        return at.map(lambda x: 0.0 * x).parameters
+        return at.map(lambda x: like(torch.zeros_like(tensor(x)), x)).parameters
     gradient = torch.autograd.grad(total, leaves.parameters, materialize_grads=True, allow_unused=True)
     return tuple(like(x, at.parameters[0]) for x in gradient)
 
@@ -191,7 +191,7 @@ def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
 def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
     """Random numbers in the shape, type and place of an array; drawn on the CPU, by torch's generators."""
     if is_numpy(shape_of):
-        return fill(torch.from_numpy(np.empty_like(shape_of))).numpy()
+        return fill(torch.from_numpy(np.empty(shape_of.shape, shape_of.dtype))).numpy()
     return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype)).to(shape_of.device)
 
 

@@ -48,6 +48,7 @@ class ByAutograd(Linearization[T]):
         self.network = network
         self._x = x
         self._parameters = list(network.parameters())
+        self._free = [p for p in self._parameters if p.requires_grad]
         with torch.enable_grad():
             output = network(tensor(x))
         self._graph = output.parameters if isinstance(output, Distribution) else (output,)
@@ -67,10 +68,11 @@ class ByAutograd(Linearization[T]):
         return tuple(like(x, self._x) for x in moved)
 
     def _backward(self, u: Any, **options: bool) -> Tensor:
-        parts = torch.autograd.grad(
-            self._graph, self._parameters, u, retain_graph=True, materialize_grads=True, allow_unused=True, **options
+        found = torch.autograd.grad(
+            self._graph, self._free, u, retain_graph=True, materialize_grads=True, allow_unused=True, **options
         )
-        return flatten(parts)
+        parts = dict(zip(map(id, self._free), found, strict=True))
+        return flatten(parts.get(id(p), torch.zeros_like(p)) for p in self._parameters)  # 0 where p is frozen
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.policy.arrays import Array, concatenate, is_numpy, positive, relu_, split, tanh_
-from klrl.policy.linearization import Arrays, Linearization
+from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 
 Activation = Literal["tanh", "relu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -34,25 +34,37 @@ class MLP(nn.Sequential):
 
     def linearize(self, x: Array) -> Linearization[Array]:
         """The outputs at ``x [n, in]`` and their derivative by the parameters."""
-        return _Explicit(self, x)
+        return _Explicit(self, x) if self.layers.trainable else ByAutograd(self, x)
 
-    @cached_property
-    def linears(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of every layer that has them."""
-        return [(layer.weight, layer.bias) for layer in self if isinstance(layer, nn.Linear)]
+    @property
+    def layers(self) -> _Layers:
+        """What the layers are made of; looked up anew when a parameter was replaced, moved in memory or frozen."""
+        known = self.__dict__.get("_layers")
+        parameters = [p for layer in self.children() for p in layer._parameters.values() if p is not None]
+        key = [(p.data_ptr(), p.requires_grad) for p in parameters]
+        if known is None or known.key != key:
+            known = self.__dict__["_layers"] = _Layers.of(self, key)
+        return known
 
-    @cached_property
-    def is_tanh(self) -> bool:
-        """Whether the activation is tanh; otherwise it is the rectifier."""
-        return any(isinstance(layer, nn.Tanh) for layer in self)
 
-    def arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Weights and biases as numpy arrays on the parameters' own memory."""
-        where, arrays = self.__dict__.get("_arrays", (None, []))
-        if where != (here := self.linears[0][0].data_ptr()):  # packing moves parameters, once
-            arrays = [(W.detach().numpy(), b.detach().numpy()) for W, b in self.linears]
-            self.__dict__["_arrays"] = here, arrays
-        return arrays
+@dataclass(frozen=True, eq=False)
+class _Layers:
+    key: list[tuple[int, bool]]
+    tensors: list[tuple[Tensor, Tensor]]
+    """Weight and bias of every linear layer, outside of any graph."""
+    arrays: list[tuple[np.ndarray, np.ndarray]]
+    """The same as numpy arrays; none where they are not in the CPU's memory."""
+    is_tanh: bool
+    """The activation is tanh; otherwise the rectifier."""
+    trainable: bool
+    """No parameter is frozen."""
+
+    @classmethod
+    def of(cls, network: MLP, key: list[tuple[int, bool]]) -> _Layers:
+        tensors = [(layer.weight.detach(), layer.bias.detach()) for layer in network if isinstance(layer, nn.Linear)]
+        arrays = [(W.numpy(), b.numpy()) for W, b in tensors if W.is_cpu]
+        is_tanh = any(isinstance(layer, nn.Tanh) for layer in network)
+        return cls(key, tensors, arrays, is_tanh, all(p.requires_grad for p in network.parameters()))
 
 
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:
@@ -76,13 +88,14 @@ class _Explicit(Linearization[Array]):
 
     def __init__(self, network: MLP, x: Array) -> None:
         self.network = network
-        self._layers: list[tuple[Array, Array]]
-        self._layers = network.arrays() if is_numpy(x) else [(W.detach(), b.detach()) for W, b in network.linears]
+        layers = network.layers
+        self._is_tanh = layers.is_tanh
+        self._layers: list[tuple[Array, Array]] = layers.arrays if is_numpy(x) else layers.tensors
         self._inputs: list[Array] = []
         self._slopes: list[Array] = []
         for W, b in self._layers:
             if self._inputs:
-                x = tanh_(x) if network.is_tanh else relu_(x)
+                x = tanh_(x) if self._is_tanh else relu_(x)
             self._inputs.append(x)
             x = x @ W.T
             x += b
@@ -116,5 +129,5 @@ class _Explicit(Linearization[Array]):
     def _slope(self, k: int) -> Array:
         """f' at layer k's inputs h: 1 - h^2 for tanh, 1 where h > 0 for the rectifier."""
         if not self._slopes:
-            self._slopes = [1.0 - h * h if self.network.is_tanh else positive(h) for h in self._inputs[1:]]
+            self._slopes = [1.0 - h * h if self._is_tanh else positive(h) for h in self._inputs[1:]]
         return self._slopes[k - 1]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, concatenate, expand, is_numpy, like, split, tensor
+from klrl.policy.arrays import Array, concatenate, expand, is_numpy, split, tensor
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.mlp import MLP, Activation, mlp
@@ -141,9 +141,12 @@ class _OnTrunk(Linearization[T]):
 
     def pull_back(self, *cotangent: Array) -> Array:
         """Free parameters collect the cotangents of all rows; they come first in ``network.parameters()``."""
-        u, *free = cotangent
+        u, *rows = cotangent
         g = self._trunk.pull_back(u.reshape(self._trunk.output.shape))
-        return concatenate([*[x.sum(0) for x in free], g]) if free else g
+        if not rows:
+            return g
+        own = zip(rows, self.network.parameters(recurse=False), strict=True)
+        return concatenate([*[x.sum(0) * float(p.requires_grad) for x, p in own], g])
 
     def push_forward(self, tangent: Array) -> Arrays:
         """The trunk's tangent, in the shape of the output, and the free parameters' own."""
@@ -158,7 +161,7 @@ class _OnTrunk(Linearization[T]):
 def rows_for_numpy(*networks: nn.Module) -> int:
     """Up to how many rows to hand these networks as numpy arrays: until arithmetic dominates, numpy is faster."""
     parameters = [p for network in networks for p in network.parameters()]
-    return 2**19 // max(p.numel() for p in parameters) if all(p.is_cpu for p in parameters) else 0
+    return 2**22 // max(p.numel() for p in parameters) if all(p.is_cpu for p in parameters) else 0
 
 
 def _linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
@@ -168,7 +171,9 @@ def _linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
 
 def _evaluate(trunk: nn.Module, x: Array) -> Array:
     """The outputs alone; only an :class:`MLP` takes numpy arrays."""
-    return trunk(x) if isinstance(trunk, MLP) else like(trunk(tensor(x)), x)
+    if isinstance(x, Tensor) or isinstance(trunk, MLP):
+        return trunk(x)
+    return trunk(tensor(x)).detach().numpy()
 
 
 def _on_host(x: Array) -> np.ndarray:

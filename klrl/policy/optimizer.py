@@ -34,13 +34,15 @@ class Adam:
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """Move every network that has a gradient ``[P]``; the moments of the others stay as they are, too."""
         moving = [(n, n.array(g)) for n, g in zip(self._networks, gradients, strict=True) if g is not None]
+        if not moving:
+            return
         norm = sum(g @ g for _, g in moving) ** 0.5
         excess = (norm / self.max_grad_norm).clip(1.0)
         for network, g in moving:
             network.step(g / excess, self.learning_rate)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments and step counts, by network and name."""
+        """The moments (on their own memory) and step counts, by network and name."""
         return {f"{i}.{name}": x for i, network in enumerate(self._networks) for name, x in network.state().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from klrl.kl import kl_divergence, reverse_kl
-from klrl.policy.arrays import Array, exp, tensor
+from klrl.policy.arrays import Array, exp, is_numpy, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
 
 
@@ -44,8 +44,17 @@ class Change:
         """KL(new||old), nats, ``[*B]``."""
         return reverse_kl(self.old, self.new)
 
-    def derivative(self, function: Callable[[Change], Array]) -> Gradient:
-        """Derivative of a function ``[*B]`` of the change by the fields of ``new``, by autograd."""
+    def on_tensors(self, function: Callable[[Change], Array | float]) -> Array | float:
+        """A function of the change that takes tensors only."""
+        if not is_numpy(self.log_prob):
+            return function(self)
+        value = function(self._tensors(self.new.map(tensor)))
+        return value if isinstance(value, float) else like(value, self.log_prob)
+
+    def derivative(self, function: Callable[[Change], Array | float]) -> Gradient:
+        """Derivative of a function ``[*B]`` of the change, given tensors, by the fields of ``new``, by autograd."""
+        return derivative(lambda new: tensor(function(self._tensors(new))), self.new)
+
+    def _tensors(self, new: Distribution) -> Change:
         data = tensor(self.action), tensor(self.log_prob), tensor(self.advantage)
-        old = self.old.map(tensor)
-        return derivative(lambda new: tensor(function(Change(old, new, *data))), self.new)
+        return Change(self.old.map(tensor), new, *data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Self, cast
 
 import numpy as np
@@ -22,6 +23,11 @@ from klrl.trust_region.coefficients import Coefficient, Fixed
 from klrl.validation import Positive, validate
 
 OnExit = Literal["stop", "backtrack"]
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up its bases a class finds an attribute."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,12 @@ class TrustRegion:
         return None
 
     def __init_subclass__(cls) -> None:
-        """A region that redefines its gain or penalty and not its derivative gets that by autograd."""
+        """A gain or penalty that comes without its derivative is given tensors, and the derivative is autograd's."""
         for hook in ("gain", "penalty"):
-            if hook in vars(cls) and f"{hook}_gradient" not in vars(cls):
-                setattr(cls, f"{hook}_gradient", _by_autograd(hook))
+            if _depth(cls, hook) < _depth(cls, f"{hook}_gradient"):
+                f = getattr(cls, hook)
+                setattr(cls, hook, lambda region, change, f=f: change.on_tensors(partial(f, region)))
+                setattr(cls, f"{hook}_gradient", lambda region, change, f=f: change.derivative(partial(f, region)))
 
     def excess(self, change: Change) -> float:
         """How far outside the region the change is; <= 0 inside."""
@@ -234,10 +242,6 @@ class All(TrustRegion):
 
     def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
         return min((x for r in self.regions if (x := read(r)) is not None), default=None)
-
-
-def _by_autograd(hook: str) -> Callable[[TrustRegion, Change], Gradient]:
-    return lambda region, change: change.derivative(getattr(region, hook))
 
 
 def _weighted(weight: Array, gradient: Gradient) -> Gradient:

@@ -1,0 +1,206 @@
+"""Formulas in numpy, formulas in torch and autograd are three ways to the same training."""
+
+import numpy as np
+import pytest
+import torch
+from environments import small_agent
+from torch import distributions as td
+from torch import nn
+
+from klrl.agents import PPO, TRPO
+from klrl.agents.samples import Samples
+from klrl.policy.distributions import Categorical
+from klrl.policy.linearization import ByAutograd, flatten
+from klrl.policy.mlp import MLP
+from klrl.run import Callback
+from klrl.trust_region import All, Clip, Fixed, KLPenalty
+
+ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1"]
+tasks = pytest.mark.parametrize("env", ENVIRONMENTS)
+algorithms = pytest.mark.parametrize("agent_class", [PPO, TRPO])
+
+
+def choose_path(agent, path):
+    """Arrays or tensors in the library's networks, or the same layers in networks that it has no formulas for."""
+    agent.numpy_rows = 0 if "tensors" in path else 10**9
+    if "autograd" in path:
+        for network in (agent.actor, agent.critic):
+            network.trunk = nn.Sequential(*network.trunk)
+    return agent
+
+
+PATHS = ["arrays", "tensors", "autograd, arrays", "autograd, tensors"]
+paths = pytest.mark.parametrize("path", PATHS)
+
+
+# One minibatch.
+class Recorder(PPO):
+    """Keeps the losses of an update instead of descending them."""
+
+    def descend(self, loss):
+        self.losses = [*getattr(self, "losses", []), loss]
+
+
+REGIONS = {
+    "clip": Clip(0.2),
+    "clip and penalty": All(Clip(0.2), KLPenalty(Fixed(3.0))),
+    "penalty": KLPenalty(Fixed(3.0)),
+}
+regions = pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+entropies = pytest.mark.parametrize("ent_coef", [0.0, 0.02])
+
+
+def moved(env, region, ent_coef, dtype, seed=0):
+    """An agent, and samples from before its policy and critic were moved: one minibatch holds them all."""
+    settings = {"trust_region": region, "ent_coef": ent_coef, "vf_coef": 0.7, "n_epochs": 1, "batch_size": 64}
+    agent = small_agent(Recorder, env, seed=seed, **settings)
+    agent.actor.to(dtype)
+    agent.critic.to(dtype)
+    g = torch.Generator().manual_seed(seed)
+    observations = torch.randn(64, *agent.observation_space.shape, generator=g, dtype=dtype)
+    old = agent.actor(observations).detach()
+    actions, (advantage, returns) = old.sample(g), torch.randn(2, 64, generator=g, dtype=dtype)
+    samples = Samples(observations, actions, old, old.log_prob(actions), advantage, returns)
+    for p in (*agent.actor.parameters(), *agent.critic.parameters()):
+        p.data += 0.2 * torch.randn(p.shape, generator=g, dtype=dtype)
+    return agent, samples
+
+
+def loss_of(agent, samples, path):
+    """The loss that PPO makes of these samples, and its gradients."""
+    choose_path(agent, path)
+    with torch.no_grad():
+        agent.improve(None, samples, Callback())
+    (loss,) = agent.losses
+    return float(loss.value), loss.gradients()
+
+
+def written_out(agent, samples):
+    """PPO's loss (eq. 7 to 9) once more, by torch.distributions and autograd."""
+    config, x = agent.config, samples.observations
+    outputs = nn.Sequential(*agent.actor.trunk)(x)
+    if isinstance(samples.old, Categorical):
+        old, new = (td.Categorical(logits=logits) for logits in (samples.old.logits, outputs))
+    else:
+        log_std = agent.actor.log_std.expand_as(outputs)
+        fields = ((samples.old.mean, samples.old.log_std), (outputs, log_std))
+        old, new = (td.Independent(td.Normal(mean, log.exp()), 1) for mean, log in fields)
+    ratio = (new.log_prob(samples.actions) - old.log_prob(samples.actions)).exp()
+    gain = ratio * samples.advantage
+    if (eps := agent.region.clip_range) is not None:
+        assert 0.1 < ((ratio - 1.0).abs() > eps).double().mean() < 0.9
+        gain = torch.min(gain, ratio.clamp(1.0 - eps, 1.0 + eps) * samples.advantage)
+    penalty = (agent.region.beta or 0.0) * td.kl_divergence(old, new)
+    values = nn.Sequential(*agent.critic.trunk)(x).squeeze(-1)
+    value_loss = nn.functional.mse_loss(values, samples.returns)
+    loss = config.vf_coef * value_loss - (gain - penalty).mean() - config.ent_coef * new.entropy().mean()
+    networks = (agent.actor, agent.critic)
+    gradients = [flatten(torch.autograd.grad(loss, list(n.parameters()), retain_graph=True)) for n in networks]
+    return loss.item(), dict(zip(networks, gradients, strict=True))
+
+
+def assert_close(gradients, expected, rel):
+    assert set(gradients) == set(expected)
+    for network, e in expected.items():
+        assert e.norm() > 1e-3
+        assert (torch.as_tensor(gradients[network]) - e).norm() <= rel * e.norm()
+
+
+@tasks
+@regions
+@entropies
+@paths
+@pytest.mark.parametrize(("dtype", "rel"), [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=["float64", "float32"])
+def test_the_loss_of_a_minibatch_and_its_gradient_are_those_written_out(env, region, ent_coef, path, dtype, rel):
+    agent, samples = moved(env, region, ent_coef, dtype)
+    value, gradients = loss_of(agent, samples, path)
+    expected, by_autograd = written_out(agent, samples)
+    assert value == pytest.approx(expected, rel=rel, abs=rel)
+    kind = torch.Tensor if "tensors" in path else np.ndarray
+    assert all(isinstance(g, kind) for g in gradients.values())
+    assert_close(gradients, by_autograd, rel)
+
+
+@tasks
+@pytest.mark.parametrize("seed", range(5))
+def test_all_paths_take_the_same_gradient_step(env, seed):
+    results = [loss_of(*moved(env, REGIONS["clip and penalty"], 0.02, torch.float64, seed), path) for path in PATHS]
+    (value, first), *others = results
+    for other_value, other in others:
+        assert other_value == pytest.approx(value, rel=1e-12)
+        for g, e in zip(other.values(), first.values(), strict=True):
+            assert np.linalg.norm(np.asarray(g) - np.asarray(e)) <= 1e-12 * np.linalg.norm(np.asarray(e))
+
+
+# Whole runs.
+def run(agent_class, env, path, n_updates=4, seed=0, **settings):
+    """A short training on one path."""
+    epochs = {"n_epochs": 4, "ent_coef": 0.01} if agent_class is PPO else {"n_critic_updates": 4}
+    epochs |= {"learning_rate": 0.005, "learning_rate_schedule": "constant"}
+    agent = choose_path(small_agent(agent_class, env, seed=seed, **(epochs | settings)), path)
+    return agent.learn(n_updates * 64)
+
+
+def curve(agent):
+    """Every metric of every update, but for the time it took and for what rounding decides.
+
+    That is what is zero without rounding, and where conjugate gradient ends: once a residual is below its tolerance.
+    """
+    rounding = {"time/fps", "drift/start_kl", "drift/start_ratio_error", "train/cg_steps", "train/cg_residual"}
+    return [{name: x for name, x in metrics.items() if name not in rounding} for metrics in agent.history]
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Which linearizations of trunks are made, and of arrays or of tensors."""
+    seen, autograd, formulas = set(), ByAutograd.__init__, MLP.linearize
+
+    def by_autograd(self, network, x):
+        seen.add(("autograd", type(x)))
+        autograd(self, network, x)
+
+    def by_formulas(self, x):
+        seen.add(("formulas", type(x)))
+        return formulas(self, x)
+
+    monkeypatch.setattr(ByAutograd, "__init__", by_autograd)
+    monkeypatch.setattr(MLP, "linearize", by_formulas)
+    return seen
+
+
+# The paths round differently, in the seventh digit, and training multiplies the difference by 3 to 10 per update, to
+# some 1e-5 in the fourth (TRPO 1e-4: its conjugate gradient may end one step earlier). A wrong formula, a network
+# without its gradient or a stale copy of a parameter moves the second update by percents.
+REL, ABS = 2e-3, 1e-5
+
+
+@tasks
+@algorithms
+@pytest.mark.parametrize("path", PATHS[1:])
+def test_whole_runs_have_the_same_curve_on_every_path(agent_class, env, path, made):
+    expected = curve(run(agent_class, env, PATHS[0]))
+    by = {("formulas", np.ndarray)} if agent_class is PPO else {("formulas", np.ndarray), ("formulas", torch.Tensor)}
+    assert made == by
+    made.clear()
+    got = curve(run(agent_class, env, path))
+    which = "autograd" if "autograd" in path else "formulas"
+    kinds = {torch.Tensor} if "tensors" in path else {np.ndarray}
+    assert made == {(which, kind) for kind in kinds | ({torch.Tensor} if agent_class is TRPO else set())}
+    for metrics, same in zip(got, expected, strict=True):
+        assert set(metrics) == set(same)
+        for name, x in same.items():
+            assert metrics[name] == (x if isinstance(x, str) else pytest.approx(x, rel=REL, abs=ABS, nan_ok=True)), name
+    assert sum(metrics["drift/kl"] for metrics in got) > 1e-3
+
+
+@tasks
+@algorithms
+@paths
+def test_the_same_seed_gives_the_same_bits_on_every_path(agent_class, env, path):
+    first, second = (run(agent_class, env, path, n_updates=3) for _ in range(2))
+    other = run(agent_class, env, path, n_updates=3, seed=1)
+    assert repr(curve(first)) == repr(curve(second))
+    for network in ("actor", "critic"):
+        a, b, c = (flatten(getattr(agent, network).parameters()) for agent in (first, second, other))
+        assert torch.equal(a, b)
+        assert not torch.equal(a, c)
