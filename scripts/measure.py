@@ -32,18 +32,20 @@ class Library:
 
 def klrl(job: Job, clock: Clock) -> None:
     """Klrl's own agents, drift report and all metrics included."""
-    make_agent(job, job.env).learn(job.workload.total_timesteps, on_update_end(clock))
+    train(make_agent(job, job.env), clock)
 
 
-def on_update_end(function: Callable[[], None]) -> Any:
-    """A callback of klrl that calls ``function`` after every update."""
+def train(agent: Any, clock: Clock, update_ended: Callable[[], None] = lambda: None) -> None:
+    """As many updates as ``clock`` waits for: where environments take steps to reset, those do not count."""
     from klrl.run import Callback
 
     class After(Callback):
-        def on_update_end(self, agent: Any, batch: Any, metrics: Any) -> None:
-            function()
+        def on_update_end(self, agent: Any, batch: Any, metrics: Any) -> bool:
+            clock(batch.n_samples)
+            update_ended()
+            return not clock.done
 
-    return After()
+    agent.learn(2 * clock.workload.total_timesteps, After())
 
 
 def make_agent(job: Job, env: Any) -> Any:

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from klrl.experience import make_vector_env
-from klrl.scripts.measure import make_agent, on_update_end
+from klrl.scripts.measure import make_agent, train
 from klrl.scripts.workload import Clock, Job
 
 ENVIRONMENTS = "environments"
@@ -76,12 +76,11 @@ def profile(job: Job, clock: Clock) -> dict[str, float]:
     envs.step = timers.around(ENVIRONMENTS, envs.step)
 
     def update_ended() -> None:
-        clock()
         if clock.warm:
             timers.seconds.clear()
 
     agent = make_agent(job, envs)
     gc.freeze()  # else now and then 0.1 s of looking through all imported modules count for whatever part was running
-    agent.learn(job.workload.total_timesteps, on_update_end(update_ended))
+    train(agent, clock, update_ended)
     seconds = timers.seconds | {"other": clock.seconds - sum(timers.seconds.values())}
     return {part: seconds.get(part, 0.0) / clock.seconds for part in PARTS}

@@ -106,10 +106,18 @@ class Clock:
 
     workload: Workload
     marks: list[float] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
+    """Environment steps of every update."""
 
-    def __call__(self) -> None:
-        """An update has ended."""
+    def __call__(self, steps: int | None = None) -> None:
+        """An update has ended, on so many environment steps; on a full batch, if it does not say."""
         self.marks.append(time.perf_counter())
+        self.taken.append(self.workload.steps_per_update if steps is None else steps)
+
+    @property
+    def done(self) -> bool:
+        """All updates have ended."""
+        return len(self.marks) == self.workload.warm_up + self.workload.updates
 
     @property
     def warm(self) -> bool:
@@ -123,12 +131,12 @@ class Clock:
         Raises:
             RuntimeError: the library did not make as many updates as it was asked for.
         """
-        expected = self.workload.warm_up + self.workload.updates
-        if len(self.marks) != expected:
+        if not self.done:
+            expected = self.workload.warm_up + self.workload.updates
             raise RuntimeError(f"the library made {len(self.marks)} updates; expected: {expected}")
         return self.marks[-1] - self.marks[self.workload.warm_up - 1]
 
     @property
     def steps(self) -> int:
         """Environment steps of the timed updates, over all environments."""
-        return self.workload.updates * self.workload.steps_per_update
+        return sum(self.taken[self.workload.warm_up :])

@@ -95,6 +95,11 @@ def minimum(x: Array, y: Array) -> Array:
     return torch.minimum(x, y) if isinstance(x, Tensor) else np.minimum(x, y)
 
 
+def clip(x: Array, low: float, high: float) -> Array:
+    """Elements below ``low`` and above ``high`` set to these."""
+    return x.clamp(low, high) if isinstance(x, Tensor) else np.minimum(np.maximum(x, low), high)
+
+
 def where(condition: Array, x: Array, y: Array) -> Array:
     """Elements of x where the condition holds, of y elsewhere."""
     return torch.where(condition, x, y) if isinstance(condition, Tensor) else np.where(condition, x, y)
@@ -122,7 +127,8 @@ def pick(x: Array, index: Array) -> Array:
     """x[..., index[...]]: one element of the last dimension for each of the others."""
     if isinstance(x, Tensor):
         return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
-    return np.take_along_axis(x, index[..., None], -1)[..., 0]
+    flat = index.reshape(-1)
+    return x.reshape(len(flat), -1)[np.arange(len(flat)), flat].reshape(index.shape)
 
 
 def one_hot(index: Array, like: Array) -> Array:

@@ -12,6 +12,7 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -93,7 +94,7 @@ class Categorical(Distribution):
     def __post_init__(self) -> None:
         _check_floating("logits", self.logits)
 
-    @property
+    @cached_property
     def log_probs(self) -> Array:
         """Normalised log-probabilities, ``[*B, k]``."""
         return log_softmax(self.logits)
@@ -101,7 +102,7 @@ class Categorical(Distribution):
     @property
     def probs(self) -> Array:
         """Probabilities, ``[*B, k]``."""
-        return exp(log_softmax(self.logits)) if is_numpy(self.logits) else torch.softmax(self.logits, dim=-1)
+        return exp(self.log_probs) if is_numpy(self.logits) else torch.softmax(self.logits, dim=-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Array:
         """Draw by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""

@@ -115,7 +115,8 @@ class Objective:
 
 def expectation(values: Tensor, at: Linearization[Any], gradient: Arrays) -> Objective:
     """The mean of ``values [n]``, given how each moves with its own row of the outputs ``at`` a network."""
-    return Objective(values.mean(), ((at, 1.0 / len(values), gradient),))
+    n = len(values)
+    return Objective(values.sum() / n, ((at, 1.0 / n, gradient),))
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,17 +30,18 @@ class MLP(nn.Sequential):
         """The outputs ``[*B, out]`` at ``[*B, in]``."""
         if isinstance(input, Tensor):
             return super().forward(input)  # type: ignore[no-untyped-call]
-        return _Explicit(self, input).output
+        return _Explicit(self, input, self.layers).output
 
     def linearize(self, x: Array) -> Linearization[Array]:
         """The outputs at ``x [n, in]`` and their derivative by the parameters."""
-        return _Explicit(self, x) if self.layers.trainable else ByAutograd(self, x)
+        layers = self.layers
+        return _Explicit(self, x, layers) if layers.trainable else ByAutograd(self, x)
 
     @property
     def layers(self) -> _Layers:
         """What the layers are made of; looked up anew when a parameter was replaced, moved in memory or frozen."""
         known = self.__dict__.get("_layers")
-        parameters = [p for layer in self.children() for p in layer._parameters.values() if p is not None]
+        parameters: Any = [p for layer in self._modules.values() for p in layer._parameters.values()]
         key = [(p.data_ptr(), p.requires_grad) for p in parameters]
         if known is None or known.key != key:
             known = self.__dict__["_layers"] = _Layers.of(self, key)
@@ -86,9 +87,8 @@ def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, gen
 class _Explicit(Linearization[Array]):
     """Layer k computes h_k = f(h_{k-1} W_k' + b_k); the last one has no f."""
 
-    def __init__(self, network: MLP, x: Array) -> None:
+    def __init__(self, network: MLP, x: Array, layers: _Layers) -> None:
         self.network = network
-        layers = network.layers
         self._is_tanh = layers.is_tanh
         self._layers: list[tuple[Array, Array]] = layers.arrays if is_numpy(x) else layers.tensors
         self._inputs: list[Array] = []

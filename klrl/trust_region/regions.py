@@ -16,7 +16,7 @@ import numpy as np
 
 from klrl.kl import kl_gradient
 from klrl.kl.drift import average
-from klrl.policy.arrays import Array, minimum, where
+from klrl.policy.arrays import Array, clip, minimum, where
 from klrl.policy.distributions import Gradient
 from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Coefficient, Fixed
@@ -109,7 +109,7 @@ class Clip(TrustRegion):
         return _weighted(where(clipped < plain, 0.0, plain), change.new.score(change.action))
 
     def _surrogates(self, change: Change) -> tuple[Array, Array]:
-        clipped = change.ratio.clip(1.0 - self.clip_range, 1.0 + self.clip_range)
+        clipped = clip(change.ratio, 1.0 - self.clip_range, 1.0 + self.clip_range)
         return change.ratio * change.advantage, clipped * change.advantage
 
 
