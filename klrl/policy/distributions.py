@@ -145,7 +145,7 @@ class DiagGaussian(Distribution):
         if self.mean.shape != self.log_std.shape:
             raise ValueError(f"log_std has shape {list(self.log_std.shape)}, the mean {list(self.mean.shape)}")
 
-    @property
+    @cached_property
     def std(self) -> Array:
         """Standard deviations, ``[*B, d]``."""
         return exp(self.log_std)
