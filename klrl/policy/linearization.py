@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, like, tensor
+from klrl.policy.arrays import Array, concatenate, like, tensor
 from klrl.policy.distributions import Distribution
 
 Arrays = tuple[Array, ...]
@@ -33,8 +33,12 @@ class Linearization(abc.ABC, Generic[T]):
     output: T
 
     @abc.abstractmethod
+    def pieces(self, *cotangent: Array) -> list[Array]:
+        """J' u in consecutive pieces, vectors, for ``u`` in the shapes of the output."""
+
     def pull_back(self, *cotangent: Array) -> Array:
         """J' u, ``[P]``, for ``u`` in the shapes of the output."""
+        return concatenate(self.pieces(*cotangent))
 
     @abc.abstractmethod
     def push_forward(self, tangent: Array) -> Arrays:
@@ -55,9 +59,9 @@ class ByAutograd(Linearization[T]):
         cut = [like(y.detach(), x) for y in self._graph]
         self.output = cast("T", type(output)(*cut) if isinstance(output, Distribution) else cut[0])
 
-    def pull_back(self, *cotangent: Array) -> Array:
+    def pieces(self, *cotangent: Array) -> list[Array]:
         """One backward pass."""
-        return like(self._backward([tensor(u) for u in cotangent]), self._x)
+        return [like(self._backward([tensor(u) for u in cotangent]), self._x)]
 
     def push_forward(self, tangent: Array) -> Arrays:
         """The derivative of u -> J' u, which is linear, by u, times v (Townsend 2017)."""

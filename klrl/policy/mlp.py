@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, concatenate, is_numpy, positive, relu_, split, tanh_
+from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 
 Activation = Literal["tanh", "relu"]
@@ -101,7 +101,7 @@ class _Explicit(Linearization[Array]):
             x += b
         self.output = x
 
-    def pull_back(self, *cotangent: Array) -> Array:
+    def pieces(self, *cotangent: Array) -> list[Array]:
         """Back-propagation: by W_k the gradient is g' h_{k-1}, by b_k the sum of g over the rows."""
         (g,) = cotangent
         parts: list[Array] = []
@@ -110,7 +110,7 @@ class _Explicit(Linearization[Array]):
             if k > 0:
                 g = g @ self._layers[k][0]
                 g *= self._slope(k)
-        return concatenate(parts[::-1])
+        return parts[::-1]
 
     def push_forward(self, tangent: Array) -> Arrays:
         """The product rule, layer by layer: h_{k-1} V_k' + c_k + dh_{k-1} W_k' for a tangent (V, c)."""

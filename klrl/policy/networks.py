@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, concatenate, expand, is_numpy, split, tensor
+from klrl.policy.arrays import Array, expand, is_numpy, split, tensor
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.mlp import MLP, Activation, mlp
@@ -139,14 +139,14 @@ class _OnTrunk(Linearization[T]):
         self.network, self.output = network, output
         self._trunk = trunk
 
-    def pull_back(self, *cotangent: Array) -> Array:
+    def pieces(self, *cotangent: Array) -> list[Array]:
         """Free parameters collect the cotangents of all rows; they come first in ``network.parameters()``."""
         u, *rows = cotangent
-        g = self._trunk.pull_back(u.reshape(self._trunk.output.shape))
+        trunk = self._trunk.pieces(u.reshape(self._trunk.output.shape))
         if not rows:
-            return g
+            return trunk
         own = zip(rows, self.network.parameters(recurse=False), strict=True)
-        return concatenate([*[x.sum(0) * float(p.requires_grad) for x, p in own], g])
+        return [*[x.sum(0) * float(p.requires_grad) for x, p in own], *trunk]
 
     def push_forward(self, tangent: Array) -> Arrays:
         """The trunk's tangent, in the shape of the output, and the free parameters' own."""

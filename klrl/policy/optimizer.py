@@ -69,13 +69,22 @@ class _Network:
         return x.numpy() if isinstance(x, Tensor) and x.is_cpu else x
 
     def step(self, g: Any, rate: float) -> None:
+        """Move by the gradient ``g``, which is used up; in place, because memory costs more than arithmetic here."""
         self.steps += 1
-        self.mean += (1.0 - _BETA1) * (g - self.mean)
-        self.square += (1.0 - _BETA2) * (g * g - self.square)
+        towards = g - self.mean
+        towards *= 1.0 - _BETA1
+        self.mean += towards
+        g *= g
+        g -= self.square
+        g *= 1.0 - _BETA2
+        self.square += g
         # The corrections of the moments' bias, m / (1 - beta1^t) and v / (1 - beta2^t), taken out of the arrays.
         correction = (1.0 - _BETA2**self.steps) ** 0.5
-        rate *= correction / (1.0 - _BETA1**self.steps)
-        self.theta -= rate * self.mean / (self.square**0.5 + _EPS * correction)
+        root = self.square**0.5
+        root += _EPS * correction
+        step = rate * correction / (1.0 - _BETA1**self.steps) * self.mean
+        step /= root
+        self.theta -= step
 
     def state(self) -> dict[str, Tensor]:
         steps = torch.tensor(float(self.steps))
