@@ -16,9 +16,10 @@ from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
 from klrl.agents.config import AgentConfig
-from klrl.agents.core import Core, usable_or_cpu
+from klrl.agents.core import Core
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
+from klrl.policy.device import usable_or_cpu
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset

@@ -18,8 +18,9 @@ from klrl.agents.samples import Probe, Samples, step_zero
 from klrl.experience import Batch, gae
 from klrl.kl.drift import drift_report, mean_kl
 from klrl.policy.arrays import Array, numpy_as_torch
+from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
-from klrl.policy.linearization import Linearization, Objective, expectation, pack
+from klrl.policy.linearization import Linearization, Objective, expectation, is_packed, pack
 from klrl.policy.networks import Critic, make_actor, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
 from klrl.policy.optimizer import Adam
@@ -28,28 +29,6 @@ from klrl.run.seeding import Streams
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
-
-
-def usable(device: str) -> torch.device:
-    """A device that this machine has.
-
-    Raises:
-        ValueError: it has not.
-    """
-    count = torch.cuda.device_count()
-    found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= count:
-        have = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
-        raise ValueError(f"device = {device!r}; allowed here: {have}")
-    return found
-
-
-def usable_or_cpu(device: str) -> str:
-    """The device, or the CPU where this machine has no such device."""
-    try:
-        return str(usable(device))
-    except ValueError:
-        return "cpu"
 
 
 class Core(abc.ABC, Generic[C]):
@@ -69,21 +48,24 @@ class Core(abc.ABC, Generic[C]):
             observation_space, action_space, config.actor_hidden_sizes, log_std_init=config.log_std_init, **style
         ).to(self.device)
         self.critic = Critic(observation_space, config.critic_hidden_sizes, **style).to(self.device)
-        self.actor_parameters, critic_parameters = pack(self.actor), pack(self.critic)
-        packed = {self.actor: self.actor_parameters, self.critic: critic_parameters}
-        self.numpy_rows = rows_for_numpy(self.actor, self.critic)
-        self.optimized = self.networks_to_optimize()
-        self.optimizer = Adam(
-            [packed[network] for network in self.optimized],
-            learning_rate=config.learning_rate,
-            max_grad_norm=config.max_grad_norm,
-        )
+        self._pack()
         self.normalizer = Normalizer.of_shape(observation_space.shape)
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.probe: Probe | None = None
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
+
+    def _pack(self) -> None:
+        """Give every network's parameters one memory, and the optimiser what it moves."""
+        networks: tuple[nn.Module, ...] = (self.actor, self.critic)
+        packed = {network: pack(network) for network in networks}
+        self.actor_parameters = packed[self.actor]
+        self.numpy_rows = rows_for_numpy(self.actor, self.critic)
+        self.optimized = self.networks_to_optimize()
+        settings = {"learning_rate": self.config.learning_rate, "max_grad_norm": self.config.max_grad_norm}
+        self.optimizer = Adam([packed[network] for network in self.optimized], **settings)
+        self._packed = packed
 
     def __deepcopy__(self, memo: object) -> Any:
         """Refused: parameters, the vector they are views of and the optimiser's arrays would part company."""
@@ -137,6 +119,8 @@ class Core(abc.ABC, Generic[C]):
         """
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
+        if not all(is_packed(network, vector) for network, vector in self._packed.items()):
+            self._pack()  # somebody put another network in; its optimiser starts anew
         with numpy_as_torch():
             return self._update(batch, callback or Callback())
 

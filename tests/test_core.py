@@ -207,3 +207,14 @@ def test_a_deep_copy_is_refused_because_it_would_not_learn(agent_class):
 def test_a_region_written_in_torch_trains():
     agent = small_agent(PPO, trust_region=InTorch()).learn(64)
     assert agent.history[-1]["drift/kl"] > 0.0
+
+
+@both
+def test_networks_put_in_after_construction_learn_too(agent_class):
+    agent = small_agent(agent_class).learn(64)
+    for network, n_out in ((agent.actor, 2), (agent.critic, 1)):
+        network.trunk = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, n_out))
+    before = parameters(agent)
+    agent.learn(64)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
+    assert agent.history[-1]["drift/kl"] > 0.0

@@ -131,11 +131,21 @@ def flatten(tensors: Iterable[Tensor]) -> Tensor:
 def pack(network: nn.Module) -> nn.Parameter:
     """Move a network's parameters into one vector ``[P]``, of which each becomes a view, and return the vector.
 
-    An optimiser's step on it costs one operation instead of one per parameter. The network must stay where it is
-    afterwards: moving it to another device or type gives its parameters memory of their own again.
+    An optimiser's step on it costs one operation instead of one per parameter. Moving the network to another device
+    or type gives its parameters memory of their own again (:func:`is_packed`).
     """
     parameters = list(network.parameters())
     vector = flatten(p.detach() for p in parameters)
     for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         parameter.data = part.view_as(parameter)
     return nn.Parameter(vector)
+
+
+def is_packed(network: nn.Module, vector: Tensor) -> bool:
+    """Whether the network's parameters, and nothing else, are still what :func:`pack` made views of ``vector``."""
+    where = vector.data_ptr()
+    for parameter in network.parameters():
+        if parameter.data_ptr() != where:
+            return False
+        where += parameter.numel() * parameter.element_size()
+    return where == vector.data_ptr() + vector.numel() * vector.element_size()
