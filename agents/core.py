@@ -24,7 +24,7 @@ from klrl.policy.linearization import Linearization, Objective, expectation, is_
 from klrl.policy.networks import Critic, make_actor, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
 from klrl.policy.optimizer import Adam
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
 from klrl.trust_region import Change
 
@@ -67,9 +67,9 @@ class Core(abc.ABC, Generic[C]):
         self.optimizer = Adam([packed[network] for network in self.optimized], **settings)
         self._packed = packed
 
-    def __deepcopy__(self, memo: object) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         """Refused: parameters, the vector they are views of and the optimiser's arrays would part company."""
-        raise TypeError(f"copy.deepcopy({type(self).__name__}); allowed: save() and load()")
+        raise TypeError(f"{type(self).__name__} cannot be copied or pickled; allowed: save() and load()")
 
     @abc.abstractmethod
     def networks_to_optimize(self) -> tuple[nn.Module, ...]:
@@ -107,7 +107,6 @@ class Core(abc.ABC, Generic[C]):
 
     # -- updating -------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
         """Learn from one batch that the current policy collected; the metrics with the drift report.
 
@@ -121,8 +120,9 @@ class Core(abc.ABC, Generic[C]):
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
         if not all(is_packed(network, vector) for network, vector in self._packed.items()):
             self._pack()  # somebody put another network in; its optimiser starts anew
-        with numpy_as_torch():
-            return self._update(batch, callback or Callback())
+        callback = Outside(callback) if callback is not None else Callback()
+        with torch.no_grad(), numpy_as_torch():
+            return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
         if self.config.scale_rewards:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
-from klrl.agents.samples import Samples, average
+from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array
 from klrl.run.callback import Callback, Metrics
@@ -78,7 +78,7 @@ class PPO(Agent[PPOConfig]):
             if outcome.moving:
                 outcome, epochs = self._stay_inside(samples, accepted), epochs + 1
             callback.on_epoch_end(self, epoch)
-        metrics |= {name: average(values) for name, values in losses.items()}
+        metrics |= {name: mean_of(values) for name, values in losses.items()}
         metrics |= {"train/policy_epochs": float(epochs), "train/backtrack_scale": outcome.scale}
         return metrics | {"train/stop_reason": outcome.reason}
 

@@ -99,6 +99,6 @@ def step_zero(behaviour: Distribution, samples: Samples) -> Metrics:
     return {"drift/start_kl": kl, "drift/start_ratio_error": error}
 
 
-def average(values: Sequence[Any]) -> float:
+def mean_of(values: Sequence[Any]) -> float:
     """Mean of numbers, or of 0-d tensors that are read from their device once."""
     return float(torch.stack(list(values)).mean() if isinstance(values[0], Tensor) else np.mean(values))

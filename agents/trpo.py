@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, RegionArgument
-from klrl.agents.samples import Samples, average
+from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
@@ -115,7 +115,7 @@ class TRPO(Agent[TRPOConfig]):
         change = self.change(samples)
         if not self.region.excess(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not self.judge(change).mean().item() > before:
+        if not (self.judge(change).sum() / len(samples)).item() > before:
             return "rejected: the surrogate does not improve"
         return None
 
@@ -128,4 +128,4 @@ class TRPO(Agent[TRPOConfig]):
                 losses.append(loss.value)
                 callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
             callback.on_epoch_end(self, epoch)
-        return {"train/learning_rate": rate, "train/value_loss": average(losses)}
+        return {"train/learning_rate": rate, "train/value_loss": mean_of(losses)}

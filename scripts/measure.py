@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -72,7 +73,8 @@ def make_agent(job: Job, env: Any) -> Any:
 
 
 def environments_alone(job: Job, clock: Clock) -> None:
-    """The bound: nothing but stepping, with random actions that are drawn before."""
+    """The bound: nothing but stepping, with random actions that are drawn before; steps to reset do not count."""
+    import gymnasium as gym
     import numpy as np
 
     envs = vector_env(job)
@@ -81,10 +83,13 @@ def environments_alone(job: Job, clock: Clock) -> None:
     w = job.workload
     actions = np.array([[space.sample() for _ in range(w.n_envs)] for _ in range(w.n_steps)])
     envs.reset(seed=job.seed)
+    resets_by_step = envs.metadata["autoreset_mode"] is gym.vector.AutoresetMode.NEXT_STEP
     for _ in range(w.warm_up + w.updates):
+        lost = 0
         for action in actions:
-            envs.step(action)
-        clock()
+            _, _, terminated, truncated, _ = envs.step(action)
+            lost += int(np.count_nonzero(terminated | truncated))
+        clock(w.steps_per_update - lost * resets_by_step)
     envs.close()
 
 
@@ -102,11 +107,19 @@ BOUND = "environments alone"
 LIBRARIES = {
     BOUND: Library(environments_alone, "gymnasium", ("",), ("sync", "envpool")),
     "klrl": Library(klrl, engines=("sync", "envpool")),
-    "stable-baselines3": Library(peers.stable_baselines3, "stable_baselines3", ("ppo",)),
-    "sb3-contrib": Library(peers.sb3_contrib, "sb3_contrib", ("trpo",)),
-    "cleanrl": Library(peers.cleanrl, "tyro", ("ppo",), differs="writes TensorBoard events"),
+    "stable-baselines3": Library(
+        peers.stable_baselines3, "stable_baselines3", ("ppo",), differs="normalises advantages per minibatch; Monitor"
+    ),
+    "sb3-contrib": Library(
+        peers.sb3_contrib, "sb3_contrib", ("trpo",), differs="absolute tolerance of CG; critic's gradients not limited"
+    ),
+    "cleanrl": Library(
+        peers.cleanrl, "tyro", ("ppo",), differs="normalises advantages per minibatch; writes TensorBoard events"
+    ),
     "tianshou": Library(
-        peers.tianshou, "tianshou", differs="TRPO's critic takes one step per pass, on the whole batch: less work"
+        peers.tianshou,
+        "tianshou",
+        differs="PPO normalises advantages per minibatch; TRPO's critic takes one step per pass, on the whole batch",
     ),
 }
 """Every library by the name of its row; the last ones can be left out of an installation."""
@@ -127,6 +140,8 @@ def peak_mib() -> float:
 
 def measure(job: Job) -> dict[str, Any]:
     """Run the job in this process."""
+    if sys.platform == "linux":  # EnvPool starts a thread for every core it may run on
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-job.workload.threads :])
     clock = Clock(job.workload)
     shares: dict[str, float] = {}
     if job.library != BOUND:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
 from rich.console import Console
 
-from klrl.agents import TRPOConfig
 from klrl.experience.environments import check_id
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, fail, parse
@@ -96,9 +95,7 @@ def plan(args: Scaling) -> list[Point]:
 
 def curves(algorithm: str, axis: Axis) -> dict[str, dict[str, int]]:
     """The curves of an algorithm along an axis, and what each sets in its configuration."""
-    known = {f.name for f in fields(TRPOConfig)}
-    variants = FISHER_VARIANTS if (algorithm, axis) == ("trpo", "batch") else {}
-    return {algorithm: {}} | {curve: settings for curve, settings in variants.items() if set(settings) <= known}
+    return {algorithm: {}} | (FISHER_VARIANTS if (algorithm, axis) == ("trpo", "batch") else {})
 
 
 def workload_at(args: Scaling, axis: Axis, value: int) -> Workload:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,7 +13,7 @@ from klrl.validation import Fraction, NonNegative, Positive, PositiveInt, valida
 class Workload:
     """The settings every library is given, under klrl's names; advantages are normalised."""
 
-    updates: PositiveInt = 5
+    updates: PositiveInt = 10
     """Updates to time in each measurement."""
     warm_up: PositiveInt = 1
     """Updates before them, not timed."""
@@ -111,17 +110,9 @@ class Clock:
     """Environment steps of every update."""
 
     def __call__(self, steps: int | None = None) -> None:
-        """An update has ended, on so many environment steps; on a full batch, if it does not say.
-
-        After the warm-up everything there is, imported modules first of all, is taken out of Python's garbage
-        collection: looking through it once takes as long as half an update of the faster ones, and for no library is
-        that part of its work.
-        """
+        """An update has ended, on so many environment steps; on a full batch, if it does not say."""
         self.marks.append(time.perf_counter())
         self.taken.append(self.workload.steps_per_update if steps is None else steps)
-        if self.warm:
-            gc.freeze()
-            self.marks[-1] = time.perf_counter()
 
     @property
     def done(self) -> bool:

@@ -1,6 +1,8 @@
 """What formulas share for arrays and tensors: the same numbers from both, and numpy as quiet as torch."""
 
 import math
+import subprocess
+import sys
 import warnings
 from contextlib import nullcontext
 
@@ -212,3 +214,31 @@ def test_numpys_errors_and_threads_are_afterwards_what_they_were_whatever_happen
                 raise error
         assert np.geterr() == errors
         assert blas_threads() == threads
+
+
+OVERLAPPING = """
+from threading import Event, Thread
+from threadpoolctl import ThreadpoolController
+from klrl.policy.arrays import numpy_as_torch
+
+def threads():
+    return [pool["num_threads"] for pool in ThreadpoolController().select(user_api="blas").info()]
+
+def stay():
+    with numpy_as_torch():
+        inside.set()
+        leave.wait()
+
+inside, leave, before, other = Event(), Event(), threads(), Thread(target=stay)
+with numpy_as_torch():
+    other.start()
+    inside.wait()
+    assert set(threads()) == {1}, threads()
+leave.set()
+other.join()
+assert threads() == before, (threads(), before)
+"""
+
+
+def test_blocks_that_overlap_in_threads_leave_the_number_of_threads_as_it_was():
+    subprocess.run([sys.executable, "-c", OVERLAPPING], check=True)

@@ -199,9 +199,39 @@ class InTorch(TrustRegion):
 
 
 @both
-def test_a_deep_copy_is_refused_because_it_would_not_learn(agent_class):
-    with pytest.raises(TypeError, match=rf"copy.deepcopy\({agent_class.__name__}\); allowed: save\(\) and load\(\)"):
-        copy.deepcopy(small_agent(agent_class))
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda agent: agent.__reduce_ex__(4)])
+def test_a_copy_is_refused_because_it_would_not_learn(agent_class, duplicate):
+    with pytest.raises(
+        TypeError, match=rf"{agent_class.__name__} cannot be copied or pickled; allowed: save\(\) and load"
+    ):
+        duplicate(small_agent(agent_class))
+
+
+@both
+@pytest.mark.parametrize("name", ["actor", "critic"])
+def test_a_network_that_was_moved_in_memory_goes_on_learning(agent_class, name):
+    agent = small_agent(agent_class).learn(64)
+    getattr(agent, name).double().float()
+    before = [p.detach().clone() for p in getattr(agent, name).parameters()]
+    agent.learn(64)
+    assert not any(torch.equal(a, b) for a, b in zip(before, getattr(agent, name).parameters(), strict=True))
+
+
+@both
+def test_hooks_within_an_update_see_gradients_and_numpys_warnings_as_the_caller_has_them(agent_class):
+    seen = []
+
+    class Probe(Callback):
+        def on_epoch_end(self, agent, epoch):
+            seen.append((torch.is_grad_enabled(), np.geterr()))
+
+        def on_minibatch_end(self, agent, metrics):
+            self.on_epoch_end(agent, 0)
+
+    with np.errstate(over="raise"):
+        small_agent(agent_class).learn(64, callback=Probe())
+        assert seen
+        assert all(state == (True, np.geterr()) for state in seen)
 
 
 def test_a_region_written_in_torch_trains():

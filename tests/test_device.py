@@ -55,7 +55,6 @@ def on_fake_cuda(agent, samples):
         for module in network.modules():
             for name, p in list(module.named_parameters(recurse=False)):
                 setattr(module, name, torch.nn.Parameter(move(p)))
-            module.__dict__.pop("linears", None)
     packed = {network: pack(network) for network in (agent.actor, agent.critic)}
     agent.optimizer = Adam([packed[n] for n in agent.optimized], learning_rate=1e-3, max_grad_norm=0.5)
     return samples.map(move)

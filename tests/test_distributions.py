@@ -202,3 +202,15 @@ def test_a_family_without_a_record_is_refused_in_one_line(distribution):
     with pytest.raises(TypeError, match=f"^{type(distribution).__name__} has no record; known are") as error:
         as_record(distribution)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", [Categorical, lambda x: DiagGaussian(x, 0.5 * x)], ids=["categorical", "gaussian"])
+def test_what_was_looked_at_without_gradients_still_has_them_afterwards(family):
+    leaf = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    p = family(leaf)
+    with torch.no_grad():
+        action = p.sample()
+        p.log_prob(action), p.entropy()
+    fresh = torch.autograd.grad(family(leaf).log_prob(action).sum(), leaf)[0]
+    for _ in range(2):
+        torch.testing.assert_close(torch.autograd.grad(p.log_prob(action).sum(), leaf, retain_graph=True)[0], fresh)

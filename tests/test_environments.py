@@ -141,3 +141,10 @@ def test_a_vector_env_that_takes_one_seed_only_gets_one():
     first, again = (reset(envs, environment_seeds(0)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert len({row.tobytes() for row in first}) == 2
+
+
+def test_an_engine_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(
+        ValueError, match=r"vectorization_mode = 'nonsense'; allowed: sync, async, vector_entry_point, envpool"
+    ):
+        make_vector_env("CartPole-v1", 2, "nonsense")

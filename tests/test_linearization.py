@@ -477,3 +477,50 @@ def test_a_replaced_layer_and_a_moved_one_are_seen_by_arrays_as_by_tensors():
         np.testing.assert_allclose(critic(x.numpy()), critic(x), rtol=1e-5)
         critic.trunk[4] = nn.Linear(8, 1)
         np.testing.assert_allclose(critic(x.numpy()), critic(x), rtol=1e-5)
+
+
+class FixedSpread(nn.Module):
+    """A Gaussian policy whose spread is a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        mean = self.layer(x)
+        return DiagGaussian(mean, torch.full_like(mean, -0.5).detach())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_outputs_without_a_graph_do_not_move_and_move_nothing(frozen):
+    network, x = FixedSpread().requires_grad_(not frozen), torch.randn(5, 4)
+    at = ByAutograd(network, x)
+    u = torch.ones(5, 2)
+    g = at.pull_back(u, u)
+    expected = torch.cat([x.sum(0).repeat(2), torch.full((2,), 5.0)])  # d sum(Wx + b) by W and by b
+    torch.testing.assert_close(g, torch.zeros(10) if frozen else expected)
+    moved, spread = at.push_forward(torch.ones(10))
+    torch.testing.assert_close(moved, torch.zeros(5, 2) if frozen else (x.sum(-1, keepdim=True) + 1.0).expand(5, 2))
+    assert not spread.any()
+
+
+@pytest.mark.parametrize("change", ["another activation", "a slice", "a hook", "a parametrization"])
+def test_an_mlp_that_is_no_longer_plain_goes_through_autograd(change):
+    net = mlp((4, 8, 8, 2), activation="tanh", output_gain=1.0, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    net(x.numpy())
+    if change == "another activation":
+        net[1] = nn.GELU()
+    elif change == "a slice":
+        net = net[:-1]
+    elif change == "a hook":
+        net[0].register_forward_hook(lambda module, args, output: 2.0 * output)
+    else:
+        nn.utils.parametrizations.weight_norm(net[0])
+    with torch.no_grad():
+        np.testing.assert_allclose(net(x.numpy()), net(x), rtol=1e-5)
+    at = net.linearize(x)
+    torch.testing.assert_close(at.output, net(x).detach())
+    u = torch.ones_like(at.output)
+    expected = torch.autograd.grad(net(x).sum(), list(net.parameters()))
+    torch.testing.assert_close(at.pull_back(u), flatten(expected))

@@ -19,6 +19,11 @@ from klrl.policy.networks import check_spaces
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
+ENGINES: dict[str, Callable[[EnvSpec, int, gym.Space, gym.Space], VectorEnv]] = {
+    "vector_entry_point": from_entry_point,
+    "envpool": EnvPoolVectorEnv,
+}
+"""What makes environments by ``EnvSpec``, number and Gymnasium's spaces, by mode."""
 
 
 def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: VectorizationMode = "sync") -> VectorEnv:
@@ -42,9 +47,11 @@ def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: Vectorization
         _probe(env, make)
         maker = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
         return maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
-    engine = EnvPoolVectorEnv if vectorization_mode == "envpool" else from_entry_point
+    if vectorization_mode not in ENGINES:
+        allowed = ", ".join(["sync", "async", *ENGINES])
+        raise ValueError(f"vectorization_mode = {vectorization_mode!r}; allowed: {allowed}")
     spec = plain_spec(env, vectorization_mode)
-    envs = engine(spec, n_envs, *_probe(env, make))
+    envs = ENGINES[vectorization_mode](spec, n_envs, *_probe(env, make))
     autoreset_mode(envs)
     return envs
 

@@ -62,7 +62,7 @@ def cross_entropy(p: AnyDistribution, q: AnyDistribution, base: float | None = N
 def kl_per_dimension(p: AnyDistribution, q: AnyDistribution) -> Tensor:
     """KL(p||q) of every action dimension, nats, ``[*B, d]``; d = 1 for a categorical. Their sum is the KL."""
     p, q = _pair(p, q)
-    if is_numpy(p.parameters[0]) and is_numpy(q.parameters[0]):
+    if is_numpy(p.parameters[0]) or is_numpy(q.parameters[0]):
         return like(kl_per_dimension(p.map(tensor), q.map(tensor)), p.parameters[0])
     match p, q:
         case Categorical(), Categorical():

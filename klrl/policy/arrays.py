@@ -1,14 +1,15 @@
 """What formulas need so that they read the same for tensors and for numpy arrays.
 
-On a minibatch, an operation's cost is not its arithmetic but the way to it, and numpy's way is a third of torch's.
-So the formulas of this library take both: arrays in, arrays out; tensors in, tensors out, with their graph. Both share
-the operators, ``@``, ``.T``, ``.sum``, ``.mean``, ``.clip``, ``.argmax`` and ``.reshape``; the rest is here.
+On a minibatch, an operation's cost is not its arithmetic but the way to it, and numpy's way is the shorter one. So the
+formulas that an update needs take both: arrays in, arrays out; tensors in, tensors out, with their graph. Both share
+the operators, ``@``, ``.T``, ``.sum``, ``.mean``, ``.argmax`` and ``.reshape``; the rest is here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,35 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-_BLAS = ThreadpoolController().select(user_api="blas")
+_blas = ThreadpoolController().select(user_api="blas")
+_BLAS = _blas.select(filepath=[pool["filepath"] for pool in _blas.info() if "numpy" in pool["filepath"]])
+"""numpy's own; another one torch may share."""
+_LIMITED = Lock()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Of blocks that overlap in several threads the first sets the process's limit, and takes it back at its end.
+
+    What one thread has set, OpenBLAS lets no other one take back.
+    """
+    if not _LIMITED.acquire(blocking=False):
+        yield
+        return
+    try:
+        with _BLAS.limit(limits=1):
+            yield
+    finally:
+        _LIMITED.release()
 
 
 @contextmanager
 def numpy_as_torch() -> Iterator[None]:
-    """Let numpy compute inf and NaN without a warning, as torch does, and multiply matrices in this thread.
+    """Let numpy compute inf and NaN without a warning, as torch does, and multiply matrices in one thread.
 
-    Over small matrices, several threads of numpy's BLAS mostly wait for each other; torch has its own.
+    Over small matrices several threads mostly wait for each other.
     """
-    with _BLAS.limit(limits=1), np.errstate(all="ignore"):
+    with _one_thread(), np.errstate(all="ignore"):
         yield
 
 

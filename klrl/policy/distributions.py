@@ -12,7 +12,6 @@ import abc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -54,7 +53,7 @@ class Distribution(abc.ABC):
 
     def cpu(self) -> Self:
         """The same numbers in the CPU's memory."""
-        return self.map(Tensor.cpu)
+        return self.map(lambda x: x if is_numpy(x) else x.cpu())
 
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Array:
@@ -94,7 +93,7 @@ class Categorical(Distribution):
     def __post_init__(self) -> None:
         _check_floating("logits", self.logits)
 
-    @cached_property
+    @property
     def log_probs(self) -> Array:
         """Normalised log-probabilities, ``[*B, k]``."""
         return log_softmax(self.logits)
@@ -145,7 +144,7 @@ class DiagGaussian(Distribution):
         if self.mean.shape != self.log_std.shape:
             raise ValueError(f"log_std has shape {list(self.log_std.shape)}, the mean {list(self.mean.shape)}")
 
-    @cached_property
+    @property
     def std(self) -> Array:
         """Standard deviations, ``[*B, d]``."""
         return exp(self.log_std)

@@ -68,13 +68,19 @@ class ByAutograd(Linearization[T]):
         u = [torch.zeros_like(x, requires_grad=True) for x in self._graph]
         with torch.enable_grad():
             product = self._backward(u, create_graph=True) @ tensor(tangent)
-        moved = torch.autograd.grad(product, u, materialize_grads=True)
+        moved: Any = [torch.zeros_like(x) for x in u]
+        if product.requires_grad:
+            moved = torch.autograd.grad(product, u, materialize_grads=True, allow_unused=True)
         return tuple(like(x, self._x) for x in moved)
 
     def _backward(self, u: Any, **options: bool) -> Tensor:
-        found = torch.autograd.grad(
-            self._graph, self._free, u, retain_graph=True, materialize_grads=True, allow_unused=True, **options
-        )
+        moving = [(y, g) for y, g in zip(self._graph, u, strict=True) if y.requires_grad]  # a constant has no graph
+        found: Any = [torch.zeros_like(p) for p in self._free]
+        if moving:
+            outputs, cotangents = zip(*moving, strict=True)
+            found = torch.autograd.grad(
+                outputs, self._free, cotangents, retain_graph=True, materialize_grads=True, allow_unused=True, **options
+            )
         parts = dict(zip(map(id, self._free), found, strict=True))
         return flatten(parts.get(id(p), torch.zeros_like(p)) for p in self._parameters)  # 0 where p is frozen
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_
+from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 
 Activation = Literal["tanh", "relu"]
@@ -30,27 +30,36 @@ class MLP(nn.Sequential):
         """The outputs ``[*B, out]`` at ``[*B, in]``."""
         if isinstance(input, Tensor):
             return super().forward(input)  # type: ignore[no-untyped-call]
-        return _Explicit(self, input, self.layers).output
+        layers = self.layers
+        if layers.explicit:
+            return _Explicit(self, input, layers).output
+        return super().forward(tensor(input)).detach().numpy()  # type: ignore[no-untyped-call]
 
     def linearize(self, x: Array) -> Linearization[Array]:
         """The outputs at ``x [n, in]`` and their derivative by the parameters."""
         layers = self.layers
-        return _Explicit(self, x, layers) if layers.trainable else ByAutograd(self, x)
+        return _Explicit(self, x, layers) if layers.explicit and layers.trainable else ByAutograd(self, x)
 
     @property
     def layers(self) -> _Layers:
-        """What the layers are made of; looked up anew when a parameter was replaced, moved in memory or frozen."""
-        known = self.__dict__.get("_layers")
-        parameters: Any = [p for layer in self._modules.values() for p in layer._parameters.values()]
-        key = [(p.data_ptr(), p.requires_grad) for p in parameters]
-        if known is None or known.key != key:
-            known = self.__dict__["_layers"] = _Layers.of(self, key)
+        """What the layers are made of; looked up anew when one was replaced, hooked, moved in memory or frozen."""
+        known: _Layers | None = self.__dict__.get("_layers")
+        layers: list[Any] = list(self._modules.values())
+        parameters = [
+            (p.data_ptr(), p.requires_grad) for layer in layers for p in layer._parameters.values() if p is not None
+        ]
+        hooks = [len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in layers]
+        if known is None or known.key != (layers, parameters, hooks):
+            known = self.__dict__["_layers"] = _Layers.of((layers, parameters, hooks))
         return known
 
 
 @dataclass(frozen=True, eq=False)
 class _Layers:
-    key: list[tuple[int, bool]]
+    key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]
+    """The layers, where each of their parameters is and whether it may move, how many hooks each has."""
+    explicit: bool
+    """Nothing but linear layers with one kind of activation between them, without hooks: what is written out here."""
     tensors: list[tuple[Tensor, Tensor]]
     """Weight and bias of every linear layer, outside of any graph."""
     arrays: list[tuple[np.ndarray, np.ndarray]]
@@ -61,11 +70,19 @@ class _Layers:
     """No parameter is frozen."""
 
     @classmethod
-    def of(cls, network: MLP, key: list[tuple[int, bool]]) -> _Layers:
-        tensors = [(layer.weight.detach(), layer.bias.detach()) for layer in network if isinstance(layer, nn.Linear)]
+    def of(cls, key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]) -> _Layers:
+        layers, parameters, hooks = key
+        linears, between = layers[::2], layers[1::2]
+        kinds = {type(layer) for layer in between}
+        explicit = (
+            len(layers) % 2 == 1
+            and all(type(layer) is nn.Linear and layer.bias is not None for layer in linears)
+            and kinds in (set(), {nn.Tanh}, {nn.ReLU})
+            and not any(hooks)
+        )
+        tensors = [(layer.weight.detach(), layer.bias.detach()) for layer in linears if isinstance(layer, nn.Linear)]
         arrays = [(W.numpy(), b.numpy()) for W, b in tensors if W.is_cpu]
-        is_tanh = any(isinstance(layer, nn.Tanh) for layer in network)
-        return cls(key, tensors, arrays, is_tanh, all(p.requires_grad for p in network.parameters()))
+        return cls(key, explicit, tensors, arrays, kinds == {nn.Tanh}, all(free for _, free in parameters))
 
 
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:

@@ -155,7 +155,7 @@ class _OnTrunk(Linearization[T]):
         (d,) = self._trunk.push_forward(rest)
         if n:
             return d, expand(free, d.shape)
-        return (d.squeeze(-1) if isinstance(self.network, Critic) else d,)
+        return (d if isinstance(self.output, Distribution) else d.squeeze(-1),)
 
 
 def rows_for_numpy(*networks: nn.Module) -> int:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 if TYPE_CHECKING:
     from klrl.experience import Batch
 
@@ -33,6 +36,24 @@ class Callback:
 
     def on_training_end(self, agent: Any) -> None:
         """After the last update, also when training ends by an exception."""
+
+
+class Outside(Callback):
+    """Calls the hooks within an update as if outside of it: gradients and numpy's warnings as the caller has them."""
+
+    def __init__(self, callback: Callback) -> None:
+        self._callback = callback
+        self._gradients, self._errors = torch.is_grad_enabled(), np.geterr()
+
+    def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
+        """Pass on."""
+        with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
+            self._callback.on_minibatch_end(agent, metrics)
+
+    def on_epoch_end(self, agent: Any, epoch: int) -> None:
+        """Pass on."""
+        with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
+            self._callback.on_epoch_end(agent, epoch)
 
 
 class CallbackList(Callback):

@@ -48,8 +48,7 @@ class Change:
         """A function of the change that takes tensors only."""
         if not is_numpy(self.log_prob):
             return function(self)
-        value = function(self._tensors(self.new.map(tensor)))
-        return value if isinstance(value, float) else like(value, self.log_prob)
+        return like(tensor(function(self._tensors(self.new.map(tensor)))), self.log_prob)
 
     def derivative(self, function: Callable[[Change], Array | float]) -> Gradient:
         """Derivative of a function ``[*B]`` of the change, given tensors, by the fields of ``new``, by autograd."""

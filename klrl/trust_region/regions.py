@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from typing import Literal, Self, cast
 
 import numpy as np
@@ -28,6 +28,18 @@ OnExit = Literal["stop", "backtrack"]
 def _depth(cls: type, name: str) -> int:
     """How far up its bases a class finds an attribute."""
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+def _differentiate(cls: type, hook: str, function: Callable[[TrustRegion, Change], Array]) -> None:
+    @wraps(function)
+    def on_tensors(region: TrustRegion, change: Change) -> Array:
+        return change.on_tensors(partial(function, region))
+
+    def gradient(region: TrustRegion, change: Change) -> Gradient:
+        return change.derivative(partial(function, region))
+
+    setattr(cls, hook, on_tensors)
+    setattr(cls, f"{hook}_gradient", gradient)
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,10 @@ class TrustRegion:
 
     def __init_subclass__(cls) -> None:
         """A gain or penalty that comes without its derivative is given tensors, and the derivative is autograd's."""
+        super().__init_subclass__()
         for hook in ("gain", "penalty"):
             if _depth(cls, hook) < _depth(cls, f"{hook}_gradient"):
-                f = getattr(cls, hook)
-                setattr(cls, hook, lambda region, change, f=f: change.on_tensors(partial(f, region)))
-                setattr(cls, f"{hook}_gradient", lambda region, change, f=f: change.derivative(partial(f, region)))
+                _differentiate(cls, hook, getattr(cls, hook))
 
     def excess(self, change: Change) -> float:
         """How far outside the region the change is; <= 0 inside."""
