@@ -52,7 +52,8 @@ class TRPOConfig(AgentConfig):
         if not math.isfinite(self.region.step_length(1.0)):
             fitting = [name for name, region in REGIONS.items() if math.isfinite(region().step_length(1.0))]
             raise ValueError(
-                f"trust_region = {self.trust_region!r}; allowed for TRPO: {', '.join(fitting)}, alone or joined by '+'"
+                f"trust_region = {self.trust_region!r}; allowed for TRPO: {', '.join(fitting)}, "
+                "alone or joined by '+', or a region with a step_length, such as All(KLConstraint(), yours)"
             )
 
 

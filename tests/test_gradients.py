@@ -604,3 +604,30 @@ def test_float32_kl_gradients_of_close_categoricals_lose_nothing(step):
     exact = kl_gradient(p.map(torch.Tensor.double), q.map(torch.Tensor.double))[0]
     for found in (kl_gradient(p, q)[0], kl_gradient(p.map(torch.Tensor.numpy), q.map(torch.Tensor.numpy))[0]):
         assert np.linalg.norm(np.asarray(found) - exact.numpy()) < 1e-5 * exact.norm()
+
+
+@dataclass(frozen=True)
+class OneNumber(TrustRegion):
+    def penalty(self, change):
+        return change.kl.mean()
+
+
+@dataclass(frozen=True)
+class Wide(TrustRegion):
+    def gain(self, change):
+        return change.advantage[:, None].expand(-1, 3)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "tensors"])
+@pytest.mark.parametrize(
+    ("region", "hook", "shape"), [(OneNumber(), "penalty", r"\[\]"), (Wide(), "gain", r"\[6, 3\]")]
+)
+def test_a_gain_or_penalty_that_is_not_one_number_per_state_is_refused(region, hook, shape, kind):
+    p, action = categorical(6), torch.arange(6) % 5
+    c = Change(p, p, action, p.log_prob(action), randn(6))
+    if kind == "arrays":
+        p = p.map(torch.Tensor.numpy)
+        c = Change(p, p, *(x.numpy() for x in (action, c.log_prob, c.advantage)))
+    for name in (hook, f"{hook}_gradient"):
+        with pytest.raises(ValueError, match=rf"has shape {shape}; allowed: one number per state, \[6\]"):
+            getattr(region, name)(c)

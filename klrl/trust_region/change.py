@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from klrl.kl import kl_divergence, reverse_kl
-from klrl.policy.arrays import Array, exp, is_numpy, like, tensor
+from klrl.policy.arrays import Array, exp, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
 
 
@@ -44,15 +47,23 @@ class Change:
         """KL(new||old), nats, ``[*B]``."""
         return reverse_kl(self.old, self.new)
 
-    def on_tensors(self, function: Callable[[Change], Array | float]) -> Array | float:
-        """A function of the change that takes tensors only."""
-        if not is_numpy(self.log_prob):
-            return function(self)
-        return like(tensor(function(self._tensors(self.new.map(tensor)))), self.log_prob)
+    def on_tensors(self, function: Callable[[Change], Array | float]) -> Array:
+        """A function ``[*B]`` of the change that takes tensors only."""
+        return like(self._per_state(function, self._tensors(self.new.map(tensor))), self.log_prob)
 
     def derivative(self, function: Callable[[Change], Array | float]) -> Gradient:
         """Derivative of a function ``[*B]`` of the change, given tensors, by the fields of ``new``, by autograd."""
-        return derivative(lambda new: tensor(function(self._tensors(new))), self.new)
+        return derivative(lambda new: self._per_state(function, self._tensors(new)), self.new)
+
+    def _per_state(self, function: Callable[[Change], Array | float], change: Change) -> Tensor:
+        """What the function makes of tensors, or a constant of it, with the shape it must have."""
+        value = function(change)
+        if isinstance(value, (int, float)):
+            return torch.full_like(change.log_prob, value)
+        if value.shape != change.log_prob.shape:
+            expected, found = list(change.log_prob.shape), list(value.shape)
+            raise ValueError(f"a gain or penalty has shape {found}; allowed: one number per state, {expected}")
+        return tensor(value)
 
     def _tensors(self, new: Distribution) -> Change:
         data = tensor(self.action), tensor(self.log_prob), tensor(self.advantage)
