@@ -56,10 +56,14 @@ class Core(abc.ABC, Generic[C]):
         self.n_updates = 0
         self.progress_remaining = 1.0
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The actor and the critic."""
+        return self.actor, self.critic
+
     def _pack(self) -> None:
         """Give every network's parameters one memory, and the optimiser what it moves."""
-        networks: tuple[nn.Module, ...] = (self.actor, self.critic)
-        packed = {network: pack(network) for network in networks}
+        packed = {network: pack(network) for network in self.networks}
         self.actor_parameters = packed[self.actor]
         self.numpy_rows = rows_for_numpy(self.actor, self.critic)
         self.optimized = self.networks_to_optimize()
@@ -118,7 +122,7 @@ class Core(abc.ABC, Generic[C]):
         """
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
-        if not all(is_packed(network, vector) for network, vector in self._packed.items()):
+        if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
             self._pack()  # somebody put another network in; its optimiser starts anew
         callback = Outside(callback) if callback is not None else Callback()
         with torch.no_grad(), numpy_as_torch():

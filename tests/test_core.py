@@ -248,3 +248,12 @@ def test_networks_put_in_after_construction_learn_too(agent_class):
     agent.learn(64)
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
     assert agent.history[-1]["drift/kl"] > 0.0
+
+
+@both
+def test_a_whole_network_put_in_learns_too(agent_class):
+    agent, other = small_agent(agent_class).learn(64), small_agent(agent_class, seed=1)
+    agent.actor, agent.critic = other.actor, other.critic
+    before = parameters(agent)
+    agent.learn(64)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
