@@ -192,14 +192,14 @@ def test_zero_probabilities_of_a_torch_categorical_stay_zero_whatever_was_read_b
     "distribution",
     [
         td.Poisson(torch.ones(2)),
-        td.MultivariateNormal(torch.zeros(2), torch.eye(2)),
-        td.Independent(td.Categorical(logits=torch.zeros(2, 3)), 1),
-        td.Independent(td.Normal(torch.zeros(2), torch.ones(2)), 0),
+        td.Independent(td.MultivariateNormal(torch.zeros(3, 2), torch.eye(2)), 1),
+        td.Independent(td.Laplace(torch.zeros(2), torch.ones(2)), 1),
+        td.TransformedDistribution(td.Normal(torch.zeros(2), torch.ones(2)), td.ExpTransform()),
     ],
     ids=lambda d: type(d).__name__,
 )
 def test_a_family_without_a_record_is_refused_in_one_line(distribution):
-    with pytest.raises(TypeError, match=f"^{type(distribution).__name__} has no record; known are") as error:
+    with pytest.raises(TypeError, match=rf"^{type(distribution).__name__}[^;]* has no record; allowed:") as error:
         as_record(distribution)
     assert "\n" not in str(error.value)
 

@@ -1,0 +1,71 @@
+"""Beta distributions, for actions in a box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.policy.arrays import Array, is_numpy, like, tensor
+from klrl.policy.distributions.record import Distribution, check_floating, on_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Beta(Distribution):
+    """Independent densities x^(a-1) (1-x)^(b-1) / B(a, b); an action is a vector in (0, 1), ``[*B, d]``.
+
+    ``alpha [*B, d]`` and ``beta [*B, d]`` are > 0 (Chou et al. 2017, "Improving Stochastic Policy Gradients ... using
+    the Beta Distribution"). Actions that rounding puts on the border count as the nearest number inside.
+    """
+
+    alpha: Array
+    beta: Array
+
+    def __post_init__(self) -> None:
+        check_floating("alpha", self.alpha)
+        check_floating("beta", self.beta)
+        if self.alpha.shape != self.beta.shape:
+            raise ValueError(f"beta has shape {list(self.beta.shape)}, alpha {list(self.alpha.shape)}")
+
+    def sample(self, generator: torch.Generator | None = None) -> Array:
+        """By numpy, whose generator gets its seed from torch's."""
+        seed = int(torch.randint(2**62, (), generator=generator))
+        a, b = (np.asarray(x if is_numpy(x) else x.detach().cpu()) for x in self.parameters)
+        x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))
+        return like(_inside(x if is_numpy(self.alpha) else x.to(self.alpha.device)), self.alpha)
+
+    @on_tensors
+    def mode(self) -> Tensor:
+        """(a - 1) / (a + b - 2) where both are > 1, else the mean: a mode on the border would be no policy's wish."""
+        peaked = (self.alpha > 1.0) & (self.beta > 1.0)
+        a, b = (x - torch.where(peaked, 1.0, 0.0) for x in (self.alpha, self.beta))
+        return _inside(a / (a + b))
+
+    @on_tensors
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of ``action [*B, d]``, summed over the d dimensions."""
+        x = _inside(action)
+        powers = (self.alpha - 1.0) * x.log() + (self.beta - 1.0) * (-x).log1p()
+        return (powers - log_beta(self.alpha, self.beta)).sum(-1)
+
+    @on_tensors
+    def entropy(self) -> Tensor:
+        """log B(a, b) - (a - 1) psi(a) - (b - 1) psi(b) + (a + b - 2) psi(a + b), summed over the dimensions."""
+        a, b = self.alpha.double(), self.beta.double()
+        psi = torch.digamma
+        terms = log_beta(a, b) - (a - 1.0) * psi(a) - (b - 1.0) * psi(b) + (a + b - 2.0) * psi(a + b)
+        return terms.sum(-1).to(self.alpha.dtype)
+
+
+def log_beta(a: Tensor, b: Tensor) -> Tensor:
+    """log B(a, b), computed in float64."""
+    wide, narrow = (a.double(), b.double()), a.dtype
+    return (torch.lgamma(wide[0]) + torch.lgamma(wide[1]) - torch.lgamma(wide[0] + wide[1])).to(narrow)
+
+
+def _inside(x: Tensor) -> Tensor:
+    """Within the smallest number above 0 and the largest below 1."""
+    info = torch.finfo(x.dtype)
+    return x.clamp(info.tiny, 1.0 - info.eps / 2.0)

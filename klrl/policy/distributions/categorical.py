@@ -1,0 +1,249 @@
+"""Distributions over finitely many actions: one choice, several choices at once, bits."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Self
+
+import numpy as np
+import torch
+
+from klrl.policy.arrays import Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
+from klrl.policy.distributions.record import Distribution, Gradient, check_floating, noise
+
+
+@dataclass(frozen=True, eq=False)
+class Categorical(Distribution):
+    """Probabilities softmax(logits) over k actions; an action is an int64 index, ``[*B]``.
+
+    ``logits [*B, k]`` need no normalisation; ``-inf`` is probability zero.
+    """
+
+    logits: Array
+
+    def __post_init__(self) -> None:
+        check_floating("logits", self.logits)
+
+    @classmethod
+    def masked(cls, logits: Array, allowed: Array) -> Self:
+        """Only the allowed actions (bool, ``[*B, k]``) have a probability; some one must be allowed in every state."""
+        return cls(where(allowed, logits, -np.inf))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """An action is one number."""
+        return ()
+
+    @property
+    def log_probs(self) -> Array:
+        """Normalised log-probabilities, ``[*B, k]``."""
+        return log_softmax(self.logits)
+
+    @property
+    def probs(self) -> Array:
+        """Probabilities, ``[*B, k]``."""
+        return exp(self.log_probs) if is_numpy(self.logits) else torch.softmax(self.logits, dim=-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Array:
+        """Draw by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
+        exponential = noise(self.logits, lambda x: x.exponential_(generator=generator))
+        return (self.logits - log(exponential)).argmax(-1)
+
+    def mode(self) -> Array:
+        """The index with the largest logit."""
+        return self.logits.argmax(-1)
+
+    def log_prob(self, action: Array) -> Array:
+        """Log-probability of ``action`` (int64, ``[*B]``)."""
+        return pick(self.log_probs, action)
+
+    def entropy(self) -> Array:
+        """-sum p log p with 0 log 0 = 0."""
+        p, log_p = self.probs, self.log_probs
+        return -(p * where(p == 0, 0.0, log_p)).sum(-1)
+
+    def score(self, action: Array) -> Gradient:
+        """1[i = action] - p_i."""
+        return (one_hot(action, self.logits) - self.probs,)
+
+    def entropy_gradient(self) -> Gradient:
+        """-p_i (log p_i + H)."""
+        p, log_p, H = self.probs, self.log_probs, self.entropy()
+        return (-p * (where(p == 0, 0.0, log_p) + H.reshape(*H.shape, 1)),)
+
+
+class Factored(Distribution):
+    """Independent choices, one per head; an action has one number per head, ``[*B, H]``.
+
+    Everything is the sum over the heads of what the :class:`Categorical` of each has.
+    """
+
+    @property
+    @abc.abstractmethod
+    def heads(self) -> Categorical:
+        """The choices with batch shape ``[*B, H]``; where heads differ in size, logits of -inf fill the rows."""
+
+    @abc.abstractmethod
+    def collect(self, by_heads: Array) -> Array:
+        """A derivative by the heads' logits ``[*B, H, k]`` as one by this record's logits."""
+
+    @abc.abstractmethod
+    def spread(self, tangent: Array) -> Array:
+        """How the heads' logits ``[*B, H, k]`` move with this record's logits."""
+
+    @abc.abstractmethod
+    def from_indices(self, index: Array) -> Array:
+        """Actions, of the heads' choices (int64, ``[*B, H]``)."""
+
+    @abc.abstractmethod
+    def to_indices(self, action: Array) -> Array:
+        """The heads' choices in actions."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Array:
+        """Each head by the Gumbel-max trick."""
+        return self.from_indices(self.heads.sample(generator))
+
+    def mode(self) -> Array:
+        """The largest probability of each head."""
+        return self.from_indices(self.heads.mode())
+
+    def log_prob(self, action: Array) -> Array:
+        """Log-probability of ``action [*B, H]``, summed over the heads."""
+        return self.heads.log_prob(self.to_indices(action)).sum(-1)
+
+    def entropy(self) -> Array:
+        """The sum of the heads' entropies."""
+        return self.heads.entropy().sum(-1)
+
+    def score(self, action: Array) -> Gradient:
+        """1[i = action] - p_i, head by head."""
+        return (self.collect(self.heads.score(self.to_indices(action))[0]),)
+
+    def entropy_gradient(self) -> Gradient:
+        """-p_i (log p_i + H), head by head."""
+        return (self.collect(self.heads.entropy_gradient()[0]),)
+
+
+@dataclass(frozen=True, eq=False)
+class MultiCategorical(Factored):
+    """One choice per head, as a ``MultiDiscrete`` space has them; an action is int64, ``[*B, H]``.
+
+    ``logits [*B, sum(nvec)]`` has the logits of one head after the other; ``nvec`` says how many each has.
+    """
+
+    logits: Array
+    nvec: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_floating("logits", self.logits)
+        if not self.nvec or min(self.nvec) < 1 or sum(self.nvec) != self.logits.shape[-1]:
+            raise ValueError(f"nvec = {self.nvec} and {self.logits.shape[-1]} logits; allowed: sizes >= 1 that add up")
+
+    @property
+    def parameters(self) -> tuple[Array, ...]:
+        """The logits."""
+        return (self.logits,)
+
+    def with_parameters(self, *parameters: Array) -> Self:
+        """The same heads with other logits."""
+        return type(self)(parameters[0], self.nvec)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """One number per head."""
+        return (len(self.nvec),)
+
+    @property
+    def heads(self) -> Categorical:
+        """The logits in one row per head."""
+        return Categorical(self._rows(self.logits, -np.inf))
+
+    def collect(self, by_heads: Array) -> Array:
+        """The rows one after the other, without what fills them."""
+        flat = by_heads.reshape(*by_heads.shape[:-2], -1)
+        place = _places(self.nvec)
+        return flat if place is None else flat[..., like_index(place[1], flat)]
+
+    def spread(self, tangent: Array) -> Array:
+        """One row per head."""
+        return self._rows(tangent, 0.0)
+
+    def _rows(self, x: Array, fill: float) -> Array:
+        place = _places(self.nvec)
+        if place is None:
+            return x.reshape(*x.shape[:-1], len(self.nvec), -1)
+        columns, inside = like_index(place[0], x), like_index(place[2], x)
+        return where(inside, x[..., columns], fill)
+
+    def from_indices(self, index: Array) -> Array:
+        """The same numbers."""
+        return index
+
+    def to_indices(self, action: Array) -> Array:
+        """The same numbers."""
+        return action
+
+
+@lru_cache(maxsize=64)
+def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """For heads of different sizes: the column of every element of the rows, where each column is, what is no filling.
+
+    ``None`` where the rows are the columns in their order.
+    """
+    k, starts = max(nvec), np.cumsum([0, *nvec[:-1]])
+    if min(nvec) == k:
+        return None
+    inside = np.arange(k) < np.array(nvec)[:, None]
+    columns = np.where(inside, starts[:, None] + np.arange(k), 0)
+    return columns, np.flatnonzero(inside), inside
+
+
+def like_index(x: np.ndarray, other: Array) -> Array:
+    """An index or mask on the device of another array."""
+    return x if is_numpy(other) else tensor(x).to(other.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Bernoulli(Factored):
+    """Independent bits, each 1 with probability sigmoid(logits); an action is floats of 0 and 1, ``[*B, k]``.
+
+    ``logits [*B, k]`` may be infinite: a bit that is never, or always, 1.
+    """
+
+    logits: Array
+
+    def __post_init__(self) -> None:
+        check_floating("logits", self.logits)
+
+    @property
+    def probs(self) -> Array:
+        """Probabilities of a 1, ``[*B, k]``."""
+        return self.heads.probs[..., 1]
+
+    @property
+    def heads(self) -> Categorical:
+        """Choices between 0 and 1 with logits (0, l), or (-l, 0) where l > 0, so that an infinite l is one, too."""
+        likely = self.logits > 0.0
+        return Categorical(_pair(where(likely, -self.logits, 0.0), where(likely, 0.0, self.logits)))
+
+    def collect(self, by_heads: Array) -> Array:
+        """Only the difference of the two logits counts, and derivatives by both add up to 0."""
+        return by_heads[..., 1]
+
+    def spread(self, tangent: Array) -> Array:
+        """As if the logits were (0, l)."""
+        return _pair(0.0 * tangent, tangent)
+
+    def from_indices(self, index: Array) -> Array:
+        """As floats."""
+        return index.astype(self.logits.dtype) if is_numpy(index) else index.to(self.logits.dtype)
+
+    def to_indices(self, action: Array) -> Array:
+        """As integers."""
+        return action.astype(np.int64) if is_numpy(action) else action.long()
+
+
+def _pair(x: Array, y: Array) -> Array:
+    return np.stack([x, y], -1) if is_numpy(x) else torch.stack([x, y], -1)

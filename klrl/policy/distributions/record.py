@@ -1,0 +1,144 @@
+"""What every distribution record is and can do."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import wraps
+from typing import Any, Self, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.policy.arrays import Array, is_numpy, like, stack, tensor
+
+D = TypeVar("D", bound="Distribution")
+M = TypeVar("M", bound=Callable[..., Any])
+Gradient = tuple[Array, ...]
+"""Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
+
+
+class NoClosedForm(TypeError):
+    """What was asked for has no closed form; the message says what there is instead."""
+
+
+class Distribution(abc.ABC):
+    """One distribution over actions per state, as a frozen record of tensors or of numpy arrays.
+
+    Every field has the shape ``[*B, *k]``: batch dimensions, then those of one action.
+    """
+
+    @property
+    def parameters(self) -> tuple[Array, ...]:
+        """The record's arrays, in the order of its fields."""
+        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+
+    def with_parameters(self, *parameters: Array) -> Self:
+        """The same family with other arrays."""
+        return type(self)(*parameters)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """``[*B]``."""
+        return self.parameters[0].shape[:-1]
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one action."""
+        return (self.parameters[0].shape[-1],)
+
+    def map(self, function: Callable[[Array], Array]) -> Self:
+        """The same family with ``function`` applied to every field."""
+        return self.with_parameters(*(function(x) for x in self.parameters))
+
+    def __getitem__(self, index: Any) -> Self:
+        """Index the batch dimensions."""
+        return self.map(lambda x: x[index])
+
+    def detach(self) -> Self:
+        """The same numbers, cut from the graph that made them."""
+        return self.map(lambda x: x if is_numpy(x) else x.detach())
+
+    def cpu(self) -> Self:
+        """The same numbers in the CPU's memory."""
+        return self.map(lambda x: x if is_numpy(x) else x.cpu())
+
+    @abc.abstractmethod
+    def sample(self, generator: torch.Generator | None = None) -> Array:
+        """One action per state."""
+
+    @abc.abstractmethod
+    def mode(self) -> Array:
+        """The most probable action of every state."""
+
+    @abc.abstractmethod
+    def log_prob(self, action: Array) -> Array:
+        """Log-probability (density) of one action per state, nats, ``[*B]``."""
+
+    @abc.abstractmethod
+    def entropy(self) -> Array:
+        """H(p) = -E_p[log p], nats, ``[*B]``; differential entropy for densities."""
+
+    def score(self, action: Array) -> Gradient:
+        """Derivative of log p(action) by every field; by autograd unless a family knows it."""
+        action = tensor(action)
+        return derivative(lambda p: p.log_prob(action), self)
+
+    def entropy_gradient(self) -> Gradient:
+        """Derivative of H(p) by every field; by autograd unless a family knows it."""
+        return derivative(lambda p: p.entropy(), self)
+
+
+def on_tensors(method: M) -> M:
+    """A record's method that is written for tensors, for numpy arrays too."""
+
+    @wraps(method)
+    def either(self: Any, *args: Any) -> Array:
+        if not is_numpy(self.parameters[0]):
+            return method(self, *args)
+        numbers = [tensor(x) if isinstance(x, np.ndarray) else x for x in args]
+        return like(method(self.map(tensor), *numbers), self.parameters[0])
+
+    return cast("M", either)
+
+
+def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
+    """Derivative of a function ``[*B]`` of one record of tensors by the fields of ``at``, by autograd."""
+    leaves = at.map(lambda x: tensor(x).detach().clone().requires_grad_())
+    with torch.enable_grad():
+        total = function(leaves).sum()
+    if not total.requires_grad:
+        return at.map(lambda x: like(torch.zeros_like(tensor(x)), x)).parameters
+    gradient = torch.autograd.grad(total, leaves.parameters, materialize_grads=True, allow_unused=True)
+    return tuple(like(x, at.parameters[0]) for x in gradient)
+
+
+def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
+    """Random numbers in the shape, type and place of an array; drawn on the CPU, by torch's generators."""
+    if is_numpy(shape_of):
+        return fill(torch.from_numpy(np.empty(shape_of.shape, shape_of.dtype))).numpy()
+    return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype)).to(shape_of.device)
+
+
+def stack_records(records: Sequence[D]) -> D:
+    """Stack records of one family along a new first dimension, as tensors."""
+    columns = zip(*(record.parameters for record in records), strict=True)
+    return records[0].with_parameters(*(stack(column) for column in columns))
+
+
+def check_floating(name: str, x: object, ndim: int = 1) -> None:
+    """Refuse a field that is no floating-point array with the dimensions of one action.
+
+    Raises:
+        TypeError: naming the field and what it must be.
+    """
+    if isinstance(x, Tensor):
+        good = x.is_floating_point() and x.ndim >= ndim
+    else:
+        good = isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.ndim >= ndim
+    if not good:
+        got = f"{x.dtype} with {x.ndim} dimensions" if isinstance(x, (Tensor, np.ndarray)) else type(x).__name__
+        shape = ["[*B, k] with k actions or dimensions", "[*B, d, d] or [*B, K, d]"][ndim - 1]
+        raise TypeError(f"{name} must be a floating-point tensor {shape}, not {got}")
