@@ -129,8 +129,8 @@ def test_the_version_is_the_same_everywhere():
 
 def test_every_package_folder_is_installed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    folders = {room_of(path.parent / "x.py") if path.parent != ROOT / "klrl" else "klrl" for path in SOURCES}
-    assert {re.sub(r"\.x$", "", name) for name in folders} == listed
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in SOURCES}
+    assert {name if name.startswith("klrl") else f"klrl.{name}" for name in folders} == listed
 
 
 def test_the_agents_folder_refuses_to_be_a_top_level_package():
