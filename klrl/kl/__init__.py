@@ -1,7 +1,7 @@
 """MEASURE: exact KL divergence, sample estimators, the drift report."""
 
 from klrl.kl.drift import drift_report
-from klrl.kl.estimators import KLEstimate, estimate_kl
+from klrl.kl.estimators import Estimate, estimate_kl
 from klrl.kl.exact import (
     cross_entropy,
     entropy,
@@ -15,7 +15,7 @@ from klrl.kl.exact import (
 )
 
 __all__ = [
-    "KLEstimate",
+    "Estimate",
     "cross_entropy",
     "drift_report",
     "entropy",
