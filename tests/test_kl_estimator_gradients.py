@@ -1,0 +1,241 @@
+"""Expected gradients of every loss, by enumeration of all actions, against the gradient of the exact divergence."""
+
+import math
+import warnings
+
+import pytest
+import torch
+
+from klrl.kl import BiasedGradientWarning, estimator_gradient, kl_loss
+from klrl.kl.estimator_gradients import _EXPECTED
+
+# Five actions, softmax logits; the policy is near neither of the others, and they are not near each other.
+LOGITS, REFERENCE, OLD = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+REFERENCE, OLD = REFERENCE.log_softmax(-1), OLD.log_softmax(-1)
+
+
+def kl(log_p, log_q):
+    return (log_p.exp() * (log_p - log_q)).sum()
+
+
+def k2(log_a, log_b):
+    return (log_a - log_b).square() / 2
+
+
+# The divergences that the tables name, in textbook form, as functions of log pi, log ref, log old;
+# the estimators inside an expectation are those of the row's target.
+OBJECTIVES = {
+    "KL(policy||reference)": lambda pi, ref, old: kl(pi, ref),
+    "KL(reference||policy)": lambda pi, ref, old: kl(ref, pi),
+    "KL(old||policy)": lambda pi, ref, old: kl(old, pi),
+    "E_policy[k2]": lambda pi, ref, old: (pi.exp() * k2(pi, ref)).sum(),
+    "E_reference[k2]": lambda pi, ref, old: (ref.exp() * k2(pi, ref)).sum(),
+    "(E_policy[k2] - KL(policy||reference))": lambda pi, ref, old: (pi.exp() * k2(pi, ref)).sum() - kl(pi, ref),
+    "(KL(policy||reference) - KL(reference||policy))": lambda pi, ref, old: kl(pi, ref) - kl(ref, pi),
+    "chi2(policy||reference) / 2": lambda pi, ref, old: ((pi.exp() - ref.exp()).square() / ref.exp()).sum() / 2,
+    "E_reference[(log r)^2 / 2 - (log r)^3 / 6]": lambda pi, ref, old: (
+        ref.exp() * ((pi - ref) ** 2 / 2 - (pi - ref) ** 3 / 6)
+    ).sum(),
+}
+# Under the fixed sampler the expectation of an unweighted loss is itself the objective.
+OLD_OBJECTIVES = {
+    ("E_old[k2]", "KL(old||policy)"): lambda pi, ref, old: (old.exp() * k2(old, pi)).sum(),
+    ("E_old[k2]", "KL(policy||reference)"): lambda pi, ref, old: (old.exp() * k2(pi, ref)).sum(),
+    ("E_old[k2]", "KL(reference||policy)"): lambda pi, ref, old: (old.exp() * k2(pi, ref)).sum(),
+    ("E_old[k3]", "KL(policy||reference)"): lambda pi, ref, old: (
+        old.exp() * (ref.exp() / pi.exp() - 1 - (ref - pi))
+    ).sum(),
+    ("E_old[k3]", "KL(reference||policy)"): lambda pi, ref, old: (
+        old.exp() * (pi.exp() / ref.exp() - 1 - (pi - ref))
+    ).sum(),
+}
+ROWS = [(sampler, target, loss) for (sampler, target), table in _EXPECTED.items() for loss in table]
+EVERY_ROW = pytest.mark.parametrize(("sampler", "target", "loss"), ROWS)
+# The rows that the literature calls right (arXiv 2510.01555, 2512.21852) and those derived by hand; no other is.
+RIGHT = {
+    ("policy", "KL(policy||reference)"): {"k2", "k1_in_reward", "w*k1", "w*k3"},
+    ("policy", "KL(reference||policy)"): {"w*k1", "w*k3"},
+    ("old", "KL(old||policy)"): {"k1", "k3", "w*k1", "w*k3"},
+    ("old", "KL(policy||reference)"): {"w*k1", "w*k3", "sg(w)*k2", "k1_in_reward"},
+    ("old", "KL(reference||policy)"): {"w*k1", "w*k3"},
+}
+
+
+def gradient(objective):
+    logits = LOGITS.clone().requires_grad_()
+    (found,) = torch.autograd.grad(objective(logits.log_softmax(-1), REFERENCE, OLD), logits)
+    return found
+
+
+def sample_gradients(sampler, target, loss, logits=LOGITS, reference=REFERENCE, old=OLD):
+    """The gradient of kl_loss by the logits at every action, [action, logit], and the action's probability."""
+    other = old if target == "KL(old||policy)" else reference
+    log_sampler = old if sampler == "old" and other is not old else None
+    logits = logits.clone().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiasedGradientWarning)
+        losses = kl_loss(
+            logits.log_softmax(-1), other, sampler=sampler, target=target, estimator=loss, log_sampler=log_sampler
+        )
+    rows = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in losses]
+    return torch.stack(rows), (logits.detach().log_softmax(-1) if sampler == "policy" else old).exp()
+
+
+def expected_gradient(*row, **policies):
+    rows, probability = sample_gradients(*row, **policies)
+    return probability @ rows
+
+
+@EVERY_ROW
+def test_the_expected_gradient_of_every_loss_is_the_one_named(sampler, target, loss):
+    found, verdict = expected_gradient(sampler, target, loss), estimator_gradient(loss, sampler=sampler, target=target)
+    if verdict.expected == "0":
+        torch.testing.assert_close(found, torch.zeros(5, dtype=torch.float64), rtol=0, atol=1e-12)
+        return
+    sign, name = verdict.expected.split("grad ", 1)
+    objective = OBJECTIVES[name] if name in OBJECTIVES else OLD_OBJECTIVES[name, target]
+    torch.testing.assert_close(found, gradient(objective) * (-1 if sign == "-" else 1), rtol=1e-12, atol=1e-12)
+
+
+@EVERY_ROW
+def test_a_loss_is_called_right_exactly_where_its_expected_gradient_is_the_targets(sampler, target, loss):
+    verdict = estimator_gradient(loss, sampler=sampler, target=target)
+    error = (expected_gradient(sampler, target, loss) - gradient(OBJECTIVES[target])).abs().max()
+    assert verdict.right is bool(error < 1e-12) is (loss in RIGHT[sampler, target])
+    assert verdict.right or error > 1e-3
+    assert verdict.instead is None if verdict.right else verdict.instead in RIGHT[sampler, target]
+
+
+@EVERY_ROW
+def test_kl_loss_warns_of_the_wrong_ones_and_of_no_other(sampler, target, loss):
+    log_sampler = OLD if sampler == "old" and target != "KL(old||policy)" else None
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        kl_loss(
+            LOGITS.log_softmax(-1), REFERENCE, sampler=sampler, target=target, estimator=loss, log_sampler=log_sampler
+        )
+    right = loss in RIGHT[sampler, target]
+    assert [w.category for w in seen] == ([] if right else [BiasedGradientWarning])
+    if not right:
+        verdict = estimator_gradient(loss, sampler=sampler, target=target)
+        text = str(seen[0].message)
+        assert "\n" not in text
+        assert all(part in text for part in (f"not grad {target}; use {verdict.instead}", f" {verdict.expected},"))
+        assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize(("sampler", "target"), _EXPECTED)
+def test_the_default_is_right_unbiased_and_without_noise_where_the_policies_agree(sampler, target):
+    verdict = estimator_gradient(sampler=sampler, target=target)
+    assert verdict.right
+    # Its value: the expectation is the KL itself, and no sample is negative.
+    pi, other = LOGITS.log_softmax(-1), OLD if target == "KL(old||policy)" else REFERENCE
+    log_sampler = OLD if sampler == "old" and target != "KL(old||policy)" else None
+    losses = kl_loss(pi, other, sampler=sampler, target=target, log_sampler=log_sampler)
+    probability = (pi if sampler == "policy" else OLD).exp()
+    torch.testing.assert_close(probability @ losses, OBJECTIVES[target](pi, REFERENCE, OLD), rtol=1e-12, atol=0)
+    assert (losses >= 0).all()
+    rows, _ = sample_gradients(sampler, target, verdict.estimator, logits=other)
+    torch.testing.assert_close(rows, torch.zeros(5, 5, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("sampler", "same"), [("policy", ["w*k3", "k2", "k1_in_reward"]),
+                                               ("old", ["w*k3", "sg(w)*k2", "k1_in_reward"])])  # fmt: skip
+def test_three_right_losses_have_one_gradient_sample_by_sample(sampler, same):
+    # w log(pi / ref) score, with score = onehot - pi.
+    pi = LOGITS.log_softmax(-1)
+    weight = (pi - (pi if sampler == "policy" else OLD)).exp()
+    expected = (weight * (pi - REFERENCE))[:, None] * (torch.eye(5) - pi.exp())
+    for loss in same:
+        found, _ = sample_gradients(sampler, "KL(policy||reference)", loss)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_r_log_r_minus_r_plus_one_on_old_samples_is_right_for_the_kl_of_policy_and_old():
+    logits = LOGITS.clone().requires_grad_()
+    pi = logits.log_softmax(-1)
+    losses = kl_loss(pi, OLD, sampler="old", log_sampler=OLD)
+    ratio = (pi - OLD).exp()
+    torch.testing.assert_close(losses, ratio * ratio.log() - (ratio - 1), rtol=1e-12, atol=1e-14)
+    (found,) = torch.autograd.grad((OLD.exp() * losses).sum(), logits)
+    torch.testing.assert_close(found, gradient(lambda pi, ref, old: kl(pi, old)), rtol=1e-12, atol=1e-12)
+
+
+def test_differentiating_the_sampler_too_is_wrong():
+    # w k3 with w = reference / policy, both differentiated: grad E_reference[k2], as the module says.
+    logits = LOGITS.clone().requires_grad_()
+    pi = logits.log_softmax(-1)
+    losses = (REFERENCE - pi).exp() * ((pi - REFERENCE).exp() - 1 - (pi - REFERENCE))
+    (found,) = torch.autograd.grad((pi.detach().exp() * losses).sum(), logits)
+    torch.testing.assert_close(found, gradient(OBJECTIVES["E_reference[k2]"]), rtol=1e-12, atol=1e-12)
+
+
+def total_variance(loss, step):
+    """The trace of the gradient's covariance under old, target KL(old||policy), policy = old + step in logits."""
+    rows, probability = sample_gradients("old", "KL(old||policy)", loss, logits=OLD + step * LOGITS)
+    mean = probability @ rows
+    return (probability @ (rows - mean).square().sum(-1)).item()
+
+
+def test_k1_is_as_noisy_near_the_old_policy_as_far_away_and_k3_is_not():
+    # At pi = old the k1 gradient is -score = pi - onehot, of trace variance 1 - sum old^2.
+    noise = 1 - OLD.exp().square().sum().item()
+    for step in (1e-1, 1e-2, 1e-3):
+        assert total_variance("k1", step) == pytest.approx(noise, rel=1e-12)
+    # k3 and k2: (r - 1) score and log r score, whose variance falls with the square of the step, as the KL does.
+    for loss in ("k3", "k2"):
+        assert total_variance(loss, 1e-3) < 1e-5 * noise
+        assert total_variance(loss, 1e-3) / total_variance(loss, 1e-2) == pytest.approx(1e-2, rel=0.05)
+
+
+def test_batch_dimensions_and_float32_stay():
+    log_policy = LOGITS.float().log_softmax(-1).expand(2, 3, 5)
+    losses = kl_loss(log_policy, REFERENCE.float().expand(2, 3, 5))
+    assert (losses.shape, losses.dtype) == ((2, 3, 5), torch.float32)
+
+
+def test_only_the_policy_is_differentiated():
+    policy, reference, old = (x.clone().requires_grad_() for x in (LOGITS, REFERENCE, OLD))
+    kl_loss(policy, reference, sampler="old", log_sampler=old).sum().backward()
+    assert policy.grad is not None
+    assert reference.grad is None
+    assert old.grad is None
+
+
+def test_an_action_the_policy_gave_up_leaves_a_finite_weighted_loss():
+    # w r = ref / old = 1 though r overflows float32: the loss is 1 - w - w log r, its gradient -w log r.
+    log_policy = torch.tensor([-100.0], requires_grad=True)
+    losses = kl_loss(log_policy, torch.tensor([-0.5]), sampler="old", log_sampler=torch.tensor([-0.5]))
+    losses.sum().backward()
+    assert losses.item() == pytest.approx(1.0)
+    assert math.isfinite(log_policy.grad.item())
+    assert abs(log_policy.grad.item()) < 1e-30
+
+
+def test_the_right_loss_to_use_instead_is_named():
+    verdict = estimator_gradient("k2", sampler="old", target="KL(old||policy)")
+    assert (verdict.right, verdict.expected, verdict.instead) == (False, "grad E_old[k2]", "k3")
+    assert str(verdict).endswith("has the expected gradient grad E_old[k2], not grad KL(old||policy); use k3")
+    assert "use" not in str(estimator_gradient(sampler="policy", target="KL(policy||reference)"))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"sampler": "new"}, "^sampler = 'new'; allowed: policy, old$"),
+        ({"target": "KL"}, r"^target = 'KL'; allowed: KL\(policy\|\|reference\), KL\(reference\|\|policy\), KL\(old"),
+        (
+            {"target": "KL(old||policy)"},
+            "with sampler = 'policy'; allowed: KL.policy..reference., KL.reference..policy.$",
+        ),
+        ({"estimator": "k4"}, "^estimator = 'k4' with sampler = 'policy', .*; allowed: w.k3, k2, k1_in_reward, "),
+        ({"sampler": "old"}, "^log_sampler = None with sampler = 'old'; allowed: log-probabilities under old$"),
+        ({"log_sampler": OLD}, "^log_sampler is given with sampler = 'policy', .*; allowed: None"),
+        ({"log_sampler": OLD, "sampler": "old", "target": "KL(old||policy)"}, "^log_sampler is given with .*old"),
+        ({"log_sampler": OLD[:1], "sampler": "old"}, r"have shapes \[5\], \[5\], \[1\]; allowed: one shape$"),
+    ],
+)
+def test_names_and_tensors_that_do_not_go_together_are_refused_in_one_line(options, text):
+    with pytest.raises(ValueError, match=text) as error:
+        kl_loss(LOGITS, REFERENCE, **options)
+    assert "\n" not in str(error.value)
