@@ -20,7 +20,7 @@ from klrl.kl import (
     kl_per_dimension,
     reverse_kl,
 )
-from klrl.kl.exact import phi
+from klrl.kl.families.bregman import phi
 from klrl.policy.distributions import Categorical, DiagGaussian
 
 INF, LOG2 = math.inf, math.log(2.0)

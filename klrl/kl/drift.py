@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from klrl.kl.estimators import kl_samples
-from klrl.kl.exact import kl_covariance_part, kl_divergence, kl_mean_part, reverse_kl
-from klrl.policy.distributions import DiagGaussian, Distribution
+from klrl.kl.exact import has_gaussian_parts, kl_covariance_part, kl_divergence, kl_mean_part, reverse_kl
+from klrl.policy.distributions import Distribution
 
 
 def mean_kl(old: Distribution, new: Distribution) -> float:
@@ -45,7 +45,7 @@ def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor) -> dic
         "drift/ratio_max": ratio.max().item(),
         "drift/ess": (ratio.mean().square() / ratio.square().mean()).item(),
     }
-    if isinstance(old, DiagGaussian):
+    if has_gaussian_parts(old):
         report["drift/kl_mean_part"] = average(kl_mean_part(old, new))
         report["drift/kl_covariance_part"] = average(kl_covariance_part(old, new))
     return report

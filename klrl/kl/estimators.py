@@ -26,7 +26,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from klrl.kl.exact import phi
+from klrl.kl.families.bregman import phi
 
 SampleEstimator = Literal["k1", "k2", "k3"]
 Estimator = Literal["k1", "k2", "k3", "optimal"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,29 +14,36 @@ from klrl.policy.distributions.categorical import Bernoulli, Categorical, MultiC
 from klrl.policy.distributions.gaussian import DiagGaussian, FullGaussian, GaussianMixture, SquashedGaussian
 from klrl.policy.distributions.record import Distribution
 
+Read = Callable[[Tensor], Tensor]
+"""In which precision."""
 MASKED = -1e7
 """A log-probability below it is a mask in disguise: no float is as small as its exponential."""
 
 
-def as_record(distribution: Distribution | td.Distribution) -> Distribution:
+def as_record(distribution: Distribution | td.Distribution, dtype: torch.dtype | None = None) -> Distribution:
     """Turn a ``torch.distributions`` object into a record; a record passes through.
 
     Batch and event dimensions keep their meaning: a ``Normal`` has one action dimension per batch element,
     ``Independent(Normal, n)`` makes one action of its last n dimensions (records keep log_std, so a float32 scale is
     rounded once more). A torch ``Categorical`` or ``Bernoulli`` is read by what it was built from: its logits are
     clamped when it was built from probabilities, and a zero would no longer be a zero. Logits that stand for a mask
-    (sb3-contrib's -1e8) become -inf.
+    (sb3-contrib's -1e8) become -inf. With ``dtype`` the object's numbers are read in that precision, before any
+    logarithm is taken of them.
 
     Raises:
         TypeError: the family has no record.
     """
+    return _record(distribution, (lambda x: x) if dtype is None else (lambda x: x.to(dtype)))
+
+
+def _record(distribution: Distribution | td.Distribution, read: Read) -> Distribution:
     match distribution:
         case Distribution():
             return distribution
         case td.Independent(base_dist=base, reinterpreted_batch_ndims=n):
-            record = _one_action(base, n) if n > 0 else as_record(base)
+            record = _one_action(base, n, read) if n > 0 else _record(base, read)
         case _:
-            record = _elementary(distribution)
+            record = _elementary(distribution, read)
     if record is None:
         raise TypeError(
             f"{_name(distribution)} has no record; allowed: torch's Categorical, Bernoulli, Normal, Beta, Independent "
@@ -45,70 +53,69 @@ def as_record(distribution: Distribution | td.Distribution) -> Distribution:
     return record
 
 
-def _elementary(x: td.Distribution) -> Distribution | None:
+def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
     """An object whose batch elements are one action each, with one dimension unless it has an event shape."""
     match x:
         case td.Categorical():
-            return Categorical(_logits(x))
+            return Categorical(_logits(x, read))
         case td.Bernoulli():
-            return Bernoulli(_bits(x).unsqueeze(-1))
+            return Bernoulli(_bits(x, read).unsqueeze(-1))
         case td.Normal():
-            return DiagGaussian(x.loc.unsqueeze(-1), x.scale.log().unsqueeze(-1))
+            return DiagGaussian(read(x.loc).unsqueeze(-1), read(x.scale).log().unsqueeze(-1))
         case td.Beta():
-            return Beta(x.concentration1.unsqueeze(-1), x.concentration0.unsqueeze(-1))
+            return Beta(read(x.concentration1).unsqueeze(-1), read(x.concentration0).unsqueeze(-1))
         case td.MultivariateNormal():
-            return FullGaussian(x.loc, x.scale_tril)
+            return FullGaussian(read(x.loc), read(x.scale_tril))
         case td.TransformedDistribution(base_dist=base, transforms=[td.TanhTransform()]):
-            return _squashed(as_record(base)) if isinstance(base, (td.Normal, td.Independent)) else None
-        case td.MixtureSameFamily(mixture_distribution=weights, component_distribution=td.Independent() as parts):
-            components = as_record(parts) if isinstance(parts.base_dist, td.Normal) else None
-        case td.MixtureSameFamily(mixture_distribution=weights, component_distribution=td.Normal() as parts):
-            components = as_record(parts)
-        case _:
-            return None
-    if not isinstance(components, DiagGaussian):
-        return None
-    return GaussianMixture(_logits(weights).expand(components.mean.shape[:-1]), components.mean, components.log_std)
-
-
-def _one_action(base: td.Distribution, n: int) -> Distribution | None:
-    """One action of the last ``n`` batch dimensions."""
-    match base:
-        case td.Categorical() if n == 1:
-            logits = _logits(base)
-            return MultiCategorical(logits.flatten(-2), (logits.shape[-1],) * logits.shape[-2])
-        case td.Bernoulli():
-            return Bernoulli(_bits(base).flatten(-n))
-        case td.Normal():
-            return DiagGaussian(base.loc.flatten(-n), base.scale.log().flatten(-n))
-        case td.Beta():
-            return Beta(base.concentration1.flatten(-n), base.concentration0.flatten(-n))
-        case td.TransformedDistribution(base_dist=td.Normal() as normal, transforms=[td.TanhTransform()]):
-            return SquashedGaussian(normal.loc.flatten(-n), normal.scale.log().flatten(-n))
+            normal = _normal(base, read)
+            return SquashedGaussian(*normal.parameters) if normal is not None else None
+        case td.MixtureSameFamily(mixture_distribution=weights, component_distribution=parts):
+            normal = _normal(parts, read)
+            if normal is not None:
+                return GaussianMixture(_logits(weights, read).expand(normal.batch_shape), *normal.parameters)
     return None
 
 
-def _squashed(base: Distribution) -> SquashedGaussian | None:
-    return SquashedGaussian(base.mean, base.log_std) if isinstance(base, DiagGaussian) else None
+def _one_action(base: td.Distribution, n: int, read: Read) -> Distribution | None:
+    """One action of the last ``n`` batch dimensions."""
+    match base:
+        case td.Categorical() if n == 1:
+            logits = _logits(base, read)
+            return MultiCategorical(logits.flatten(-2), (logits.shape[-1],) * logits.shape[-2])
+        case td.Bernoulli():
+            return Bernoulli(_bits(base, read).flatten(-n))
+        case td.Normal():
+            return DiagGaussian(read(base.loc).flatten(-n), read(base.scale).log().flatten(-n))
+        case td.Beta():
+            return Beta(read(base.concentration1).flatten(-n), read(base.concentration0).flatten(-n))
+        case td.TransformedDistribution(base_dist=td.Normal() as normal, transforms=[td.TanhTransform()]):
+            return SquashedGaussian(read(normal.loc).flatten(-n), read(normal.scale).log().flatten(-n))
+    return None
 
 
-def _logits(x: td.Categorical) -> Tensor:
+def _normal(x: td.Distribution, read: Read) -> DiagGaussian | None:
+    base = x.base_dist if isinstance(x, td.Independent) else x
+    record = _record(x, read) if isinstance(base, td.Normal) else None
+    return record if isinstance(record, DiagGaussian) else None
+
+
+def _logits(x: td.Categorical, read: Read) -> Tensor:
     """By its probabilities if it was made of them; an expanded copy shows that only by its clamped zeros."""
     if x._param is not x.__dict__.get("probs"):
         tiny = torch.finfo(x.logits.dtype).tiny
         clamped = (x.probs == 0) & (x.logits > math.log(tiny))
         if not clamped.any():
-            return x.logits.masked_fill(x.logits < MASKED, -math.inf)
+            return read(x.logits).masked_fill(x.logits < MASKED, -math.inf)
     possible = x.probs > 0
-    return torch.where(possible, x.probs, 1.0).log().masked_fill(~possible, -math.inf)
+    return torch.where(possible, read(x.probs), 1.0).log().masked_fill(~possible, -math.inf)
 
 
-def _bits(x: td.Bernoulli) -> Tensor:
+def _bits(x: td.Bernoulli, read: Read) -> Tensor:
     """log p / (1 - p), infinite where p is 0 or 1, if it was made of probabilities."""
     if x._param is not x.__dict__.get("probs"):
-        return x.logits
+        return read(x.logits)
     inside = (x.probs > 0) & (x.probs < 1)
-    p = torch.where(inside, x.probs, 0.5)
+    p = torch.where(inside, read(x.probs), 0.5)
     border = torch.where(x.probs > 0.5, math.inf, -math.inf).to(p.dtype)
     return torch.where(inside, p.log() - (-p).log1p(), border)
 

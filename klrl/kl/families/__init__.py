@@ -1,0 +1,106 @@
+"""What is known in closed form, family by family; :func:`matched` finds the family that two distributions share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributions as td
+
+from klrl.kl.families.beta import BetaFamily
+from klrl.kl.families.categorical import CategoricalFamily, FactoredFamily
+from klrl.kl.families.family import Family
+from klrl.kl.families.gaussian import DiagGaussianFamily, FullGaussianFamily, SquashedGaussianFamily
+from klrl.policy.arrays import tensor
+from klrl.policy.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    FullGaussian,
+    GaussianMixture,
+    MultiCategorical,
+    NoClosedForm,
+    SquashedGaussian,
+    as_record,
+)
+
+AnyDistribution = Distribution | td.Distribution
+
+_FAMILIES: dict[type[Distribution], Family[Any]] = {
+    Categorical: CategoricalFamily(),
+    MultiCategorical: FactoredFamily(),
+    Bernoulli: FactoredFamily(),
+    DiagGaussian: DiagGaussianFamily(),
+    SquashedGaussian: SquashedGaussianFamily(),
+    FullGaussian: FullGaussianFamily(),
+    Beta: BetaFamily(),
+}
+
+
+class Matched(NamedTuple):
+    """Two records of one family, and what is known about it."""
+
+    family: Family[Any]
+    p: Any
+    q: Any
+    dtype: torch.dtype
+    """What results are given in: that of the distributions before ``torch.distributions`` objects were read."""
+
+
+def family_of(record: Distribution) -> Family[Any] | None:
+    """What is known about a record's family; ``None`` if nothing."""
+    return _FAMILIES.get(type(record))
+
+
+def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL") -> Matched:
+    """The family that p and q share, and both as records.
+
+    A diagonal normal beside one with a full covariance becomes one, too. The numbers of float32 objects of
+    ``torch.distributions`` are read in float64: a record has logarithms of them, whose rounding would show in a KL
+    of 1e-8.
+
+    Raises:
+        NoClosedForm: different families, or one about which nothing is known.
+        ValueError: different numbers of actions or action dimensions.
+    """
+    a, b = _read(p), _read(q)
+    if {type(a), type(b)} == {DiagGaussian, FullGaussian}:
+        a, b = _full(a), _full(b)
+    family = family_of(a)
+    if family is None or type(a) is not type(b):
+        raise no_closed_form(what, a, b)
+    if a.parameters[0].shape[-1] != b.parameters[0].shape[-1] or _heads(a) != _heads(b):
+        sizes = " and q has ".join(str(_heads(x) or x.parameters[0].shape[-1]) for x in (a, b))
+        raise ValueError(f"p has {sizes} actions or action dimensions; they must agree")
+    return Matched(family, a, b, torch.promote_types(_dtype(p, a), _dtype(q, b)))
+
+
+def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
+    """The error that offers what there is instead."""
+    names = f"{type(p).__name__} and {type(q).__name__}"
+    bounds = "kl_upper_bound(p, q), kl_variational(p, q) or " if GaussianMixture in (type(p), type(q)) else ""
+    return NoClosedForm(f"no closed form for {what} between {names}; allowed: {bounds}estimate_divergence(p, q)")
+
+
+def _read(x: AnyDistribution) -> Distribution:
+    return x if isinstance(x, Distribution) else as_record(x, torch.float64)
+
+
+def _dtype(x: AnyDistribution, record: Distribution) -> torch.dtype:
+    """Of a record's fields, or of what a torch object was made of."""
+    if isinstance(x, Distribution):
+        return tensor(record.parameters[0]).dtype
+    return as_record(x).parameters[0].dtype
+
+
+def _full(x: Any) -> FullGaussian:
+    if isinstance(x, FullGaussian):
+        return x
+    mean, std = tensor(x.mean), tensor(x.std)
+    return FullGaussian(mean, torch.diag_embed(std))
+
+
+def _heads(x: Distribution) -> tuple[int, ...] | None:
+    return x.nvec if isinstance(x, MultiCategorical) else None
