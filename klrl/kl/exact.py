@@ -39,8 +39,9 @@ def kl_divergence(
         base: unit of information: ``None`` for nats, 2 for bits (as in ``scipy.stats.entropy``).
         support: what to do where q misses p's support (masks that differ, probabilities of zero): the value as it is
             ("inf"), an error ("raise"), or KL(p || (1 - e) q + e p) with e = 1e-6 ("smooth"), in every state: finite,
-            at most log(1 / e), 0 up to rounding for p = q, and where the supports agree the KL up to a relative error of some e (Lee
-            1999, "Measures of Distributional Similarity", skew divergence). Only discrete families can miss it.
+            at most log(1 / e), 0 up to rounding for p = q, and where the supports agree the KL up to a relative error
+            of some e (Lee 1999, "Measures of Distributional Similarity", skew divergence). Only discrete families can
+            miss it.
 
     Raises:
         NoClosedForm: different families, or a family without a closed form (a ``TypeError``).
