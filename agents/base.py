@@ -51,7 +51,12 @@ class Agent(Core[C], abc.ABC):
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         envs = make_vector_env(env, config.n_envs, config.vectorization_mode)
         config = config.with_envs(envs.num_envs)
-        super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
+        try:
+            super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
+        except ValueError:  # a setting that does not fit the spaces
+            if envs is not env:
+                envs.close()
+            raise
         self._begin(env, envs, env_id(env) if applied else None)
 
     def _begin(self, env: EnvLike | None, envs: VectorEnv | None, preset: str | None) -> None:
@@ -131,7 +136,7 @@ class Agent(Core[C], abc.ABC):
                 self.set_env(self._env)
             assert self._envs is not None
             seeds = environment_seeds(self.seed, self.num_timesteps)
-            self._collector = Collector(self._envs, seeds, self.num_timesteps)
+            self._collector = Collector(self._envs, seeds, self.encoding, self.num_timesteps)
             self.return_scaler = self.return_scaler.restarted(self._envs.num_envs)
         return self._collector
 
@@ -149,28 +154,42 @@ class Agent(Core[C], abc.ABC):
     @torch.no_grad()
     def predict(
         self,
-        observation: np.ndarray,
+        observation: Any,
         state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Any]:
         """Actions for one observation ``[*O]`` or many ``[n, *O]``, ready for the environment; and ``state`` as given.
 
         Sampling draws from a stream of its own: predicting never changes the course of training.
 
+        Args:
+            observation: as the observation space nests it.
+            state: handed back; there is none.
+            episode_start: not used.
+            deterministic: the mode of the distribution instead of a sample.
+            action_masks: which actions are allowed, where training took masks from ``info``; without it all are.
+
         Raises:
-            ValueError: the observation's shape does not fit the observation space.
+            ValueError: the observation does not fit the observation space, or the mask allows no action.
         """
         del episode_start
-        observation = np.asarray(observation)
-        expected = self.observation_space.shape
-        many = observation.ndim - len(expected)
-        if many not in (0, 1) or observation.shape[many:] != expected:
+        encoded = self.encoding(observation, action_masks)
+        if encoded.ndim - len(self.encoding.shape) not in (0, 1):
+            expected = self.encoding.shape
             several = ("n", *expected)
-            raise ValueError(f"observation has shape {observation.shape}; allowed: {expected} or {several}")
-        policy = self.distribution(torch.as_tensor(observation, dtype=torch.float32)).cpu()
+            raise ValueError(f"observation has shape {encoded.shape}; allowed: {expected} or {several}")
+        if self.encoding.n_mask and not self.encoding.allowed(encoded).any(-1).all():
+            raise ValueError(f"action_mask = {self.encoding.allowed(encoded)}; allowed: at least one action per state")
+        policy = self.distribution(torch.from_numpy(encoded)).cpu()
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
         return self.actor.to_environment(action), state
+
+    @property
+    def takes_action_masks(self) -> bool:
+        """Whether ``predict`` needs the environment's ``info["action_mask"]``."""
+        return self.encoding.mask_in_info
 
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on; their spaces must be the same.

@@ -10,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from klrl.experience.environments import VectorizationMode
+from klrl.policy.actors import ActionDistribution
 from klrl.policy.mlp import Activation
+from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
@@ -77,6 +79,13 @@ class AgentConfig:
     """Activation function of the hidden layers."""
     log_std_init: Finite = 0.0
     """First log standard deviation of Gaussian policies."""
+    action_distribution: ActionDistribution = "gaussian"
+    """Policies on Box actions: a Gaussian clipped to the box, one squashed into it by tanh, or a beta distribution."""
+    state_dependent_std: bool = False
+    """Let a Gaussian policy's standard deviation depend on the state."""
+    action_mask: MaskSource = "auto"
+    """Masks of Discrete and MultiDiscrete actions: an entry "action_mask" of a Dict observation where there is one
+    (auto), info["action_mask"] of every reset and step (info), or none at all (none)."""
     device: str = "cpu"
     """Where the networks are and updates run: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
 

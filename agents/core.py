@@ -17,12 +17,14 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Probe, Samples, step_zero
 from klrl.experience import Batch, gae
 from klrl.kl.drift import drift_report, mean_kl
+from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Linearization, Objective, expectation, is_packed, pack
-from klrl.policy.networks import Critic, make_actor, rows_for_numpy
+from klrl.policy.networks import Critic, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
+from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import Adam
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
@@ -37,19 +39,25 @@ class Core(abc.ABC, Generic[C]):
     config_class: ClassVar[type[AgentConfig]]
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
-        assert isinstance(observation_space, gym.spaces.Box)
         self.observation_space, self.action_space = observation_space, action_space
+        self.encoding = Encoding(observation_space, action_space, config.action_mask)
         self.config, self.seed = config, seed
         self.region = config.region
         self.streams = Streams.from_seed(seed)
         style: dict[str, Any] = {"activation": config.activation, "generator": self.streams.networks}
         self.device = usable(config.device)
         self.actor = make_actor(
-            observation_space, action_space, config.actor_hidden_sizes, log_std_init=config.log_std_init, **style
+            self.encoding,
+            action_space,
+            config.actor_hidden_sizes,
+            log_std_init=config.log_std_init,
+            action_distribution=config.action_distribution,
+            state_dependent_std=config.state_dependent_std,
+            **style,
         ).to(self.device)
-        self.critic = Critic(observation_space, config.critic_hidden_sizes, **style).to(self.device)
+        self.critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
         self._pack()
-        self.normalizer = Normalizer.of_shape(observation_space.shape)
+        self.normalizer = Normalizer.of_shape(self.encoding.shape, self.encoding.fixed_scale)
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.probe: Probe | None = None
         self.num_timesteps = 0
@@ -86,9 +94,16 @@ class Core(abc.ABC, Generic[C]):
     # -- acting ---------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def distribution(self, observations: Tensor | np.ndarray) -> Distribution:
-        """The policy's distribution at raw observations ``[*B, *O]``, normalisation included."""
-        return self.actor(self.normalized(torch.as_tensor(observations)))
+    def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
+        """The policy's distribution at observations ``[*B]`` of the environment, normalisation included.
+
+        Args:
+            observations: as the observation space nests them, or a tensor of them as in a batch.
+            action_masks: ``[*B, n]``, where masks come by ``info``; everything is allowed where there are none.
+        """
+        if not isinstance(observations, Tensor):
+            observations = torch.from_numpy(self.encoding(observations, action_masks))
+        return self.actor(self.normalized(observations))
 
     def normalized(self, observations: Tensor) -> Tensor:
         """What the networks are given for raw observations, on their device."""
@@ -258,7 +273,7 @@ class Core(abc.ABC, Generic[C]):
         if self.probe is None:
             self.probe = Probe.choose(observations, change.old.cpu())
         initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())
-        if self.config.normalize_observations:
+        if self.config.normalize_observations and self.normalizer.learns:
             self.normalizer = self.normalizer.absorb(observations)
             after = self.distribution(observations)
         else:

@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
-import torch
 from torch import Tensor
 
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
 from klrl.policy.normalizer import Moments
+from klrl.policy.spaces import below, describe_space, space_from
 from klrl.trust_region import region_from_json, region_to_json
 
 Tensors = dict[str, Tensor]
@@ -43,8 +42,8 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         "return_scaler_count": agent.return_scaler.moments.count,
     }
     for name, space in (("observation_space", agent.observation_space), ("action_space", agent.action_space)):
-        state[name], bounds = _dump_space(space)
-        tensors |= {f"{name}.{k}": v for k, v in bounds.items()}
+        state[name], arrays = describe_space(space)
+        tensors |= {f"{name}.{k}": v for k, v in arrays.items()}
     return {name: x.cpu() for name, x in tensors.items()}, state
 
 
@@ -63,8 +62,8 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     )
     if probe := _below("probe", tensors):
         parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
-        family = type(agent.distribution(probe["observations"][:1]))
-        agent.probe = Probe(probe["observations"], family(*parameters))
+        family = agent.distribution(probe["observations"][:1])
+        agent.probe = Probe(probe["observations"], family.with_parameters(*parameters))
     agent.region = region_from_json(state["region"])
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
@@ -72,19 +71,7 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
 
 def load_space(name: str, tensors: Tensors, state: dict[str, Any]) -> gym.Space:
     """A space that :func:`dump` wrote."""
-    data, bounds = state[name], _below(name, tensors)
-    if data["class"] == "Discrete":
-        return gym.spaces.Discrete(data["n"], start=data["start"])
-    low, high = (bounds[k].numpy() for k in ("low", "high"))
-    return gym.spaces.Box(low, high, dtype=np.dtype(data["dtype"]).type)
-
-
-def _dump_space(space: gym.Space) -> tuple[dict[str, Any], Tensors]:
-    if isinstance(space, gym.spaces.Discrete):
-        return {"class": "Discrete", "n": int(space.n), "start": int(space.start)}, {}
-    assert isinstance(space, gym.spaces.Box)
-    bounds = {"low": torch.from_numpy(space.low.copy()), "high": torch.from_numpy(space.high.copy())}
-    return {"class": "Box", "dtype": str(space.dtype)}, bounds
+    return space_from(state[name], _below(name, tensors))
 
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:
@@ -96,4 +83,4 @@ def _moments(tensors: Tensors, count: int) -> Moments:
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:
-    return {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
+    return below(f"{prefix}.", tensors)

@@ -10,6 +10,13 @@ import torch
 from klrl.agents import Agent
 from klrl.experience import Batch
 from klrl.policy.arrays import tensor
+from klrl.policy.observations import Encoding
+
+
+def encoding_of(envs, action_mask="auto"):
+    """How observations of a vector environment become arrays."""
+    return Encoding(envs.single_observation_space, envs.single_action_space, action_mask)
+
 
 Ending = Literal["terminated", "truncated", "both"]
 

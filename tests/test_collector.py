@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Broken, Counting
+from environments import Broken, Counting, encoding_of
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from klrl.experience import Collector
@@ -41,7 +41,7 @@ def collect(maker, mode, ending, lengths=LENGTHS, batches=BATCHES):
     makers = [partial(Counting, i, length, ending) for i, length in enumerate(lengths)]
     envs = maker(makers, autoreset_mode=mode)
     try:
-        collector = Collector(envs, environment_seeds(0))
+        collector = Collector(envs, environment_seeds(0), encoding_of(envs))
         return [collector.collect(act, n) for n in batches], collector
     finally:
         envs.close()
@@ -141,7 +141,7 @@ def test_samples_are_the_valid_rows_of_tensors_and_records(mode):
 @pytest.mark.parametrize("copy", [True, False])
 def test_a_batch_is_not_changed_by_the_next_one_even_if_the_environment_uses_its_arrays_again(mode, copy):
     envs = SyncVectorEnv([Counting, Counting], autoreset_mode=mode, copy=copy)
-    collector = Collector(envs, environment_seeds(0))
+    collector = Collector(envs, environment_seeds(0), encoding_of(envs))
     batch = collector.collect(act, 5)
     names = ("observations", "next_observations", "final_observations")
     before = {name: getattr(batch, name).clone() for name in names}
@@ -171,7 +171,9 @@ class Reusing(VectorEnv):
 
 
 def test_a_vector_env_may_use_its_own_arrays_again():
-    batch = Collector(Reusing(), environment_seeds(0)).collect(lambda o: act(o.expand(-1, 4)), 4)
+    batch = Collector(Reusing(), environment_seeds(0), encoding_of(Reusing())).collect(
+        lambda o: act(o.expand(-1, 4)), 4
+    )
     assert batch.rewards.flatten().tolist() == [1.0, 2.0, 3.0, 4.0]
     assert batch.terminated.flatten().tolist() == [False, False, True, False]
 
@@ -180,6 +182,6 @@ def test_a_vector_env_may_use_its_own_arrays_again():
 @pytest.mark.parametrize("what", ["observation", "reward", "final observation"])
 def test_a_number_that_is_not_finite_is_refused_with_the_environment_it_came_from(mode, what):
     envs = SyncVectorEnv([Counting, partial(Broken, what, 1)], autoreset_mode=mode)
-    collector = Collector(envs, environment_seeds(0))
+    collector = Collector(envs, environment_seeds(0), encoding_of(envs))
     with pytest.raises(FloatingPointError, match=rf"{what.split()[-1]} of environment 1.* is nan .*; allowed: "):
         collector.collect(act, 5)

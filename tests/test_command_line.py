@@ -123,8 +123,8 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo", "--env", "CartPol-v1"], "env = 'CartPol-v1': unknown; did you mean CartPole-v1"),
         (["ppo", "--env", "HalfCheetah-v3"], "gymnasium-robotics"),
         (
-            ["ppo", "--env", "FrozenLake-v1"],
-            "observation space Discrete(16) is not supported; allowed: a",
+            ["ppo", "--env", "Blackjack-v1", "--action-distribution", "beta"],
+            "action_distribution = 'beta' with action space Discrete(2); allowed: only with a Box",
         ),
         (["ppo", *SMALL, "--gamma", "nan"], "gamma = nan; allowed: a number in [0, 1]"),
         (

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Counting, small_agent
+from environments import Counting, encoding_of, small_agent
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from support import both, parameters, same
 
@@ -51,7 +51,7 @@ def collect(envs, n_steps, seed=0):
         return torch.from_numpy(executed[-1]), executed[-1], Categorical(torch.zeros(envs.num_envs, 2))
 
     try:
-        return Collector(envs, environment_seeds(seed)).collect(act, n_steps), np.array(executed)
+        return Collector(envs, environment_seeds(seed), encoding_of(envs)).collect(act, n_steps), np.array(executed)
     finally:
         envs.close()
 

@@ -10,10 +10,12 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 from torch.func import functional_call
 
+from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
 from klrl.policy.linearization import ByAutograd, Objective, expectation, flatten, pack
 from klrl.policy.mlp import mlp
-from klrl.policy.networks import Critic, make_actor
+from klrl.policy.networks import Critic
+from klrl.policy.observations import Encoding
 
 REL = {torch.float64: 1e-12, torch.float32: 3e-6}
 kinds = pytest.mark.parametrize("kind", ["arrays", "tensors"])
@@ -177,7 +179,8 @@ def make_network(space, observations=(4,), dtype=torch.float64, seed=0, **style)
     """The actor for an action space, or the critic for none."""
     style = STYLE | {"generator": torch.Generator().manual_seed(seed)} | style
     inputs = Box(-1.0, 1.0, observations)
-    made = Critic(inputs, **style) if space is None else make_actor(inputs, space, log_std_init=-0.4, **style)
+    encoding = Encoding(inputs, Discrete(2) if space is None else space)
+    made = Critic(encoding, **style) if space is None else make_actor(encoding, space, log_std_init=-0.4, **style)
     return shaken(made, seed, dtype)
 
 
@@ -446,7 +449,7 @@ def test_a_categorical_actor_linearizes_to_a_record_of_its_family():
 @pytest.mark.parametrize("space", [Discrete(3), Box(-1.0, 1.0, (2,))], ids=["categorical", "gaussian"])
 def test_frozen_parameters_have_gradient_zero_and_the_others_theirs(space, trunk):
     actor = make_actor(
-        Box(-1.0, 1.0, (4,)),
+        Encoding(Box(-1.0, 1.0, (4,)), space),
         space,
         (8,),
         log_std_init=-0.5,
@@ -469,7 +472,8 @@ def test_frozen_parameters_have_gradient_zero_and_the_others_theirs(space, trunk
 
 
 def test_a_replaced_layer_and_a_moved_one_are_seen_by_arrays_as_by_tensors():
-    critic = Critic(Box(-1.0, 1.0, (4,)), (8, 8), activation="tanh", generator=torch.Generator().manual_seed(0))
+    encoding = Encoding(Box(-1.0, 1.0, (4,)), Discrete(2))
+    critic = Critic(encoding, (8, 8), activation="tanh", generator=torch.Generator().manual_seed(0))
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     critic(x.numpy())
     critic.trunk[2].weight.data = torch.ones(8, 8)

@@ -9,8 +9,9 @@ from torch import distributions as td
 from torch.func import functional_call
 
 from klrl.kl import kl_divergence
+from klrl.policy.actors import make_actor
 from klrl.policy.linearization import flatten, pack
-from klrl.policy.networks import make_actor
+from klrl.policy.observations import Encoding
 from klrl.trust_region import FisherVectorProduct, conjugate_gradient
 
 STATES = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -25,9 +26,8 @@ def randn(*shape, seed=1):
 def make_policy(space):
     """A small policy in float64, moved away from its nearly uniform start."""
     generator = torch.Generator().manual_seed(0)
-    actor = make_actor(
-        Box(-1.0, 1.0, (3,)), space, (4,), log_std_init=-0.5, activation="tanh", generator=generator
-    ).double()
+    encoding = Encoding(Box(-1.0, 1.0, (3,)), space)
+    actor = make_actor(encoding, space, (4,), log_std_init=-0.5, activation="tanh", generator=generator).double()
     theta = pack(actor).detach()
     theta += 0.3 * randn(len(theta))
     return actor, theta

@@ -7,11 +7,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 from torch import nn
 
+from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Categorical, DiagGaussian
-from klrl.policy.networks import Critic, check_spaces, make_actor, mlp
+from klrl.policy.mlp import mlp
+from klrl.policy.networks import Critic
+from klrl.policy.observations import Encoding
+from klrl.policy.spaces import check_spaces
 
 OBSERVATIONS = Box(-1.0, 1.0, (4,))
 
@@ -22,7 +26,7 @@ def generator(seed=0):
 
 def actor(action_space, observation_space=OBSERVATIONS, hidden=(16, 16), log_std_init=-0.5, seed=0):
     return make_actor(
-        observation_space,
+        Encoding(observation_space, action_space),
         action_space,
         hidden,
         log_std_init=log_std_init,
@@ -58,16 +62,16 @@ def test_every_layer_but_the_last_has_the_activation(activation, kind):
 def test_the_first_policy_hardly_depends_on_the_state_and_the_critic_has_unit_gain(space):
     policy = actor(space)
     assert torch.linalg.matrix_norm(linears(policy)[-1].weight, 2).item() == pytest.approx(0.01, rel=1e-4)
-    outputs = policy.outputs(torch.randn(100, 4, generator=generator()))
+    outputs = policy(torch.randn(100, 4, generator=generator())).parameters[0]
     assert outputs.abs().max() <= 0.01 * math.sqrt(16)  # |W h| <= ||W|| |h|, and |tanh| < 1 in 16 units
-    critic = Critic(OBSERVATIONS, (16,), activation="tanh", generator=generator())
+    critic = Critic(Encoding(OBSERVATIONS, space), (16,), activation="tanh", generator=generator())
     assert linears(critic)[-1].weight.norm().item() == pytest.approx(1.0, rel=1e-5)
 
 
 def test_networks_draw_from_their_own_generator_and_nothing_else():
     before = torch.get_rng_state()
     same, again, other = (actor(Discrete(3), seed=seed) for seed in (1, 1, 2))
-    Critic(OBSERVATIONS, (16,), activation="relu", generator=generator())
+    Critic(Encoding(OBSERVATIONS, Discrete(3)), (16,), activation="relu", generator=generator())
     assert torch.equal(torch.get_rng_state(), before)
     a, b, c = (nn.utils.parameters_to_vector(x.parameters()) for x in (same, again, other))
     assert torch.equal(a, b)
@@ -81,7 +85,7 @@ def test_leading_dimensions_are_batch_dimensions(observation_shape, batch):
     x = torch.randn((*batch, *observation_shape), generator=generator())
     assert actor(Discrete(3), space)(x).logits.shape == (*batch, 3)
     assert actor(Box(-1.0, 1.0, (2, 2)), space)(x).mean.shape == (*batch, 4)
-    assert Critic(space, (8,), activation="tanh", generator=generator())(x).shape == batch
+    assert Critic(Encoding(space, Discrete(3)), (8,), activation="tanh", generator=generator())(x).shape == batch
 
 
 def test_a_batch_gives_what_its_rows_give():
@@ -134,11 +138,20 @@ def test_gymnasium_tasks_are_supported(name):
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "text"),
     [
-        (Dict(x=OBSERVATIONS), Discrete(2), "^observation space .* is not supported; allowed: a non-empty Box"),
-        (Discrete(5), Discrete(2), "FlattenObservation"),
+        (Text(5), Discrete(2), "^observation space .* is not supported; allowed: non-empty Box"),
+        (
+            Dict(x=Tuple([OBSERVATIONS, Text(5)])),
+            Discrete(2),
+            r"^observation space\['x'\]\[1\] Text.* is not supported",
+        ),
+        (Dict(), Discrete(2), "^observation space Dict.* is empty; allowed"),
         (Box(-1.0, 1.0, (0,)), Discrete(2), "^observation space .* non-empty Box"),
-        (OBSERVATIONS, MultiDiscrete([2, 3]), "^action space .* is not supported; allowed: Discrete, or a Box of"),
-        (OBSERVATIONS, MultiBinary(3), "^action space"),
+        (
+            OBSERVATIONS,
+            Tuple([Discrete(2), Discrete(3)]),
+            "^action space .* is not supported; allowed: Discrete, Multi",
+        ),
+        (OBSERVATIONS, Text(5), "^action space"),
         (OBSERVATIONS, Box(0, 255, (2,), dtype=np.uint8), "^action space .*Box of floats"),
         (OBSERVATIONS, Box(-1.0, 1.0, (0,)), "^action space"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch import Tensor
 from klrl.experience.environments import autoreset_mode, reset
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
+from klrl.policy.observations import MASK, Encoding
 
 T = TypeVar("T", Tensor, Distribution)
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
@@ -89,12 +90,14 @@ def _merge(x: Tensor) -> Tensor:
 class Collector:
     """Steps vector environments with a policy; episodes go on from one batch to the next."""
 
-    def __init__(self, envs: VectorEnv, seeds: np.random.SeedSequence, total_timesteps: int = 0) -> None:
-        self.envs = envs
+    def __init__(
+        self, envs: VectorEnv, seeds: np.random.SeedSequence, encoding: Encoding, total_timesteps: int = 0
+    ) -> None:
+        self.envs, self.encoding = envs, encoding
         self.mode = autoreset_mode(envs)
         self.total_timesteps = total_timesteps
-        self._observation = self._checked("observation", reset(envs, seeds))
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
+        self._observation = self._encoded(*reset(envs, seeds), self._resetting)
         self._returns = np.zeros(envs.num_envs)
         self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
 
@@ -116,8 +119,8 @@ class Collector:
             # Copies: an environment may use the same arrays again for its next step.
             terminated = np.array(terminated)
             truncated = truncated & ~terminated
-            self._observation = self._checked("observation", step)
-            rewards = self._checked("reward", reward)
+            self._observation = self._encoded(step, info, terminated | truncated)
+            rewards = self._checked("reward", np.array(reward, np.float32))
             finals += [self._final(int(i), info) for i in truncated.nonzero()[0]]
             episodes += self._count(np.asarray(reward), terminated | truncated, valid)
             rows.append((observation, action, behaviour, rewards, terminated, truncated, valid))
@@ -144,9 +147,8 @@ class Collector:
         """The last observation of the episode that just ended in environment ``i``."""
         if self.mode is AutoresetMode.NEXT_STEP:
             return self._observation[i]
-        finals = np.zeros(self._observation.shape)
-        finals[i] = info["final_obs"][i]
-        return self._checked("final observation", finals)[i]
+        final = self.encoding(info["final_obs"][i])
+        return self._checked("final observation", final[None], self.encoding.locate, [i])[0]
 
     def _batch(self, rows: list[Any], finals: list[Tensor], episodes: list[Episode]) -> Batch:
         observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rows, strict=True)
@@ -163,14 +165,52 @@ class Collector:
             episodes=tuple(episodes),
         )
 
-    def _checked(self, name: str, x: Any) -> Tensor:
-        """A float32 copy; a value that is not finite is refused where it enters."""
-        array = np.array(x, dtype=np.float32)
-        if not np.isfinite(array).all():
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            where = f", element {list(index[1:])}," if len(index) > 1 else ""
+    def _encoded(self, observation: Any, info: dict[str, Any], ended: np.ndarray) -> Tensor:
+        """Observations as the policy gets them, with their masks."""
+        ended = ended & (self.mode is AutoresetMode.NEXT_STEP)  # what is done in these states has no effect
+        masks = self._masks(info, ended) if self.encoding.mask_in_info else None
+        encoded = self.encoding(observation, masks)
+        if self.encoding.n_mask:
+            self.encoding.allowed(encoded)[ended] = 1.0
+            for i in np.flatnonzero(~self.encoding.allowed(encoded).any(-1)):
+                raise ValueError(
+                    f"{MASK} of environment {i} allows no action after {self.total_timesteps} steps; "
+                    "allowed: at least one action in every state"
+                )
+        return self._checked("observation", encoded, self.encoding.locate)
+
+    def _masks(self, info: dict[str, Any], ended: np.ndarray) -> np.ndarray:
+        """``info``'s masks ``[N, n]``; none is needed where an episode has just ended."""
+        masks = info.get(MASK, [None] * len(ended))
+        known = np.asarray(info.get(f"_{MASK}", [mask is not None for mask in masks]))
+        for i in np.flatnonzero(~known & ~ended):
+            raise ValueError(
+                f"info of environment {i} has no {MASK!r} after {self.total_timesteps} steps; "
+                "allowed: one at every reset and step, or action_mask = 'none'"
+            )
+        anything = np.ones(self.encoding.n_mask)
+        return np.stack([np.ravel(masks[i]) if known[i] else anything for i in range(len(ended))])
+
+    def _checked(
+        self,
+        name: str,
+        array: np.ndarray,
+        locate: Callable[[tuple[int, ...]], str] = lambda _: "",
+        environments: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As a tensor on the same memory; a value that is not finite is refused where it enters.
+
+        Args:
+            name: what it is.
+            array: one row per environment.
+            locate: words for an index inside of a row.
+            environments: which ones, if not all.
+        """
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            row, *inside = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            index = row if environments is None else environments[row]
             raise FloatingPointError(
-                f"{name} of environment {index[0]}{where} is {array[index]} "
+                f"{name} of environment {index}{locate(tuple(inside))} is {array[row, *inside]} "
                 f"after {self.total_timesteps} steps; allowed: finite numbers"
             )
         return torch.from_numpy(array)

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
-from klrl.policy.networks import check_spaces
+from klrl.policy.spaces import check_spaces
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
@@ -157,12 +157,11 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     return mode
 
 
-def reset(envs: VectorEnv, seeds: np.random.SeedSequence) -> Any:
-    """Reset every environment with an independent stream spawned from ``seeds``; the first observations.
+def reset(envs: VectorEnv, seeds: np.random.SeedSequence) -> tuple[Any, dict[str, Any]]:
+    """Reset every environment with an independent stream spawned from ``seeds``; the first observations and info.
 
     A foreign ``VectorEnv`` promises to take one seed only and gets one.
     """
     streams = [int(s.generate_state(1)[0]) for s in seeds.spawn(envs.num_envs)]
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, EnvPoolVectorEnv))
-    observation, _ = envs.reset(seed=streams if own else streams[0])  # type: ignore[arg-type]
-    return observation
+    return envs.reset(seed=streams if own else streams[0])  # type: ignore[arg-type]

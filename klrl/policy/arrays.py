@@ -130,6 +130,18 @@ def concatenate(parts: Sequence[Array]) -> Array:
     return torch.cat(tuple(parts)) if isinstance(parts[0], Tensor) else np.concatenate(parts)
 
 
+def concatenate_last(parts: Sequence[Array]) -> Array:
+    """One beside the other along the last dimension."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(tuple(parts), -1) if isinstance(parts[0], Tensor) else np.concatenate(parts, -1)
+
+
+def split_last(x: Array, n: int) -> Sequence[Array]:
+    """``n`` equal pieces of the last dimension."""
+    return x.chunk(n, -1) if isinstance(x, Tensor) else np.split(x, n, -1)
+
+
 def split(x: Array, sizes: Sequence[int]) -> Sequence[Array]:
     """Consecutive pieces of these sizes along the first dimension."""
     return x.split(list(sizes)) if isinstance(x, Tensor) else np.split(x, np.cumsum(sizes)[:-1])

@@ -57,7 +57,7 @@ class ByAutograd(Linearization[T]):
             output = network(tensor(x))
         self._graph = output.parameters if isinstance(output, Distribution) else (output,)
         cut = [like(y.detach(), x) for y in self._graph]
-        self.output = cast("T", type(output)(*cut) if isinstance(output, Distribution) else cut[0])
+        self.output = cast("T", output.with_parameters(*cut) if isinstance(output, Distribution) else cut[0])
 
     def pieces(self, *cotangent: Array) -> list[Array]:
         """One backward pass."""

@@ -6,8 +6,10 @@ The statistics are frozen through rollout and update, so that KL(old||new) is 0 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,34 +45,57 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
-    """x -> clip((x - mean) / std, -clip, clip) in float32; the identity until it has absorbed something."""
+    """x -> clip((x - mean) / std, -clip, clip) in float32, the identity until it has absorbed something.
+
+    Elements whose scale is known (pixels, bits, one-hot vectors) are multiplied by it instead.
+    """
 
     moments: Moments
+    fixed_scale: Tensor | float | None = None
+    """The known scale of every element, 0 where there is none; one number for all, or ``None`` where none is known."""
     clip: float = 10.0
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...]) -> Normalizer:
-        """An identity for observations of this shape."""
-        return cls(Moments.of_shape(shape))
+    def of_shape(cls, shape: tuple[int, ...], fixed_scale: Tensor | float | None = None) -> Normalizer:
+        """Nothing absorbed yet, for observations of this shape."""
+        return cls(Moments.of_shape(shape), fixed_scale)
 
     def __call__(self, x: Array) -> Array:
         """Normalise ``x [*B, *shape]``."""
-        if self.moments.count > 0:
-            mean, scale = self._arrays if is_numpy(x) else self._tensors
-            x = ((x - mean) * scale).clip(-self.clip, self.clip)
-        return x.astype(np.float32, copy=False) if is_numpy(x) else x.to(torch.float32)
+        if isinstance(self.fixed_scale, float):
+            x = x if self.fixed_scale == 1.0 else _in_float32(x) * self.fixed_scale
+        elif self.moments.count > 0 or self.fixed_scale is not None:
+            mean, scale, limit = self._arrays if is_numpy(x) else self._tensors
+            x = ((x - mean) * scale).clip(-limit, limit)
+        return _in_float32(x)
 
     @cached_property
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        return self.moments.mean, (self.moments.variance + 1e-8).rsqrt()
+    def _tensors(self) -> tuple[Any, ...]:
+        mean, scale, limit = self.moments.mean, (self.moments.variance + 1e-8).rsqrt(), self.clip
+        if self.moments.count == 0:
+            scale, limit = torch.ones_like(scale), math.inf
+        if self.fixed_scale is None:
+            return mean, scale, limit
+        fixed = torch.as_tensor(self.fixed_scale)
+        known = fixed > 0.0
+        return torch.where(known, 0.0, mean), torch.where(known, fixed, scale), torch.where(known, math.inf, limit)
 
     @cached_property
-    def _arrays(self) -> tuple[np.ndarray, ...]:
-        return tuple(x.numpy() for x in self._tensors)
+    def _arrays(self) -> tuple[Any, ...]:
+        return tuple(x.numpy() if isinstance(x, Tensor) else x for x in self._tensors)
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to find out."""
+        return not isinstance(self.fixed_scale, float)
 
     def absorb(self, x: Tensor) -> Normalizer:
         """The normaliser after seeing the rows of ``x [n, *shape]`` too."""
-        return replace(self, moments=self.moments.absorb(x))
+        return replace(self, moments=self.moments.absorb(x)) if self.learns else self
+
+
+def _in_float32(x: Array) -> Array:
+    return x.astype(np.float32, copy=False) if is_numpy(x) else x.to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)

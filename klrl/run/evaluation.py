@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
 
 
@@ -35,7 +36,8 @@ def evaluate(
     """Play ``n_episodes`` in one environment with ``agent.predict``; the agent's training state is untouched.
 
     Args:
-        agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``.
+        agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``; where it has a true
+            attribute ``takes_action_masks``, it is given ``info["action_mask"]`` as ``action_masks``.
         env: a single environment, reset with a seed made from ``seed`` and then left to its own stream.
         n_episodes: whole episodes to play.
         deterministic: take the mode instead of a sample.
@@ -46,15 +48,17 @@ def evaluate(
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes = {n_episodes}; allowed: an integer >= 1")
+    masked = getattr(agent, "takes_action_masks", False)
     returns, lengths = [], []
-    observation, _ = env.reset(seed=evaluation_seed(seed))
+    observation, info = env.reset(seed=evaluation_seed(seed))
     for _ in range(n_episodes):
         total, length, ended = 0.0, 0, False
         while not ended:
-            action, _ = agent.predict(observation, deterministic=deterministic)
-            observation, reward, terminated, truncated, _ = env.step(action)
+            masks = {"action_masks": info[MASK]} if MASK in info and masked else {}
+            action, _ = agent.predict(observation, deterministic=deterministic, **masks)
+            observation, reward, terminated, truncated, info = env.step(action)
             total, length, ended = total + float(reward), length + 1, terminated or truncated
         returns.append(total)
         lengths.append(length)
-        observation, _ = env.reset()
+        observation, info = env.reset()
     return Evaluation(tuple(returns), tuple(lengths))

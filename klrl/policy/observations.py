@@ -1,0 +1,223 @@
+"""Observations of any supported space as one array: what collectors store and networks read.
+
+A ``Box`` keeps its shape (a ``uint8`` image its type, too). Anything else becomes a float32 vector of its parts, one
+after the other: numbers as they are, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, wherever it
+came from, is the vector's end, so that it stays with the state through batches, minibatches and measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+MaskSource = Literal["auto", "info", "none"]
+MASK = "action_mask"
+"""The name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
+_KEYED = (gym.spaces.Dict, gym.spaces.Tuple)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A leaf of an observation space, and the columns of the vector that it fills."""
+
+    keys: tuple[str | int, ...]
+    """The way to it through Dicts and Tuples."""
+    space: gym.Space
+    columns: slice
+
+    @property
+    def name(self) -> str:
+        """As one would write it in Python, after ``observation``."""
+        return "".join(f"[{key!r}]" for key in self.keys)
+
+    @property
+    def is_image(self) -> bool:
+        """Two or three dimensions of uint8."""
+        return isinstance(self.space, gym.spaces.Box) and self.space.dtype == np.uint8 and len(self.shape) in (2, 3)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one observation of it."""
+        return tuple(self.space.shape or ())
+
+    @property
+    def scale(self) -> float:
+        """What its elements are multiplied by; 0 where running statistics find out."""
+        if self.is_image:
+            return 1.0 / max(float(self.space.high.max()), 1.0)  # type: ignore[attr-defined]
+        return 0.0 if isinstance(self.space, gym.spaces.Box) else 1.0
+
+    def encode(self, x: np.ndarray) -> np.ndarray:
+        """Values ``[*B, *shape]`` as columns ``[*B, n]``."""
+        space = self.space
+        batch = x.shape[: x.ndim - len(self.shape)]
+        if not isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+            return x.reshape(*batch, -1)
+        sizes, start = np.ravel(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n), space.start
+        index = (x.astype(np.int64) - start).reshape(*batch, -1)
+        if ((index < 0) | (index >= sizes)).any():
+            raise ValueError(f"observation{self.name} = {x}; allowed: elements of {space}")
+        return np.concatenate([np.arange(n) == index[..., i, None] for i, n in enumerate(sizes)], axis=-1)
+
+
+class Encoding:
+    """From what an environment calls an observation to the array ``[*B, *shape]`` that everything else uses.
+
+    Args:
+        space: the observation space.
+        action_space: what a mask's length must fit.
+        action_mask: where masks come from: an entry ``action_mask`` of a Dict observation ("auto"), the environment's
+            ``info`` ("info"), or nowhere ("none").
+
+    Raises:
+        ValueError: naming the space and what is supported.
+    """
+
+    def __init__(self, space: gym.Space, action_space: gym.Space, action_mask: MaskSource = "auto") -> None:
+        self.space = space
+        leaves = dict(_leaves(space))
+        n_actions = _mask_length(action_space)
+        if action_mask == "info" and n_actions is None:
+            raise ValueError(f"action_mask = 'info' with action space {action_space}; allowed: Discrete, MultiDiscrete")
+        mask = leaves.pop((MASK,), None) if action_mask == "auto" and n_actions is not None else None
+        if mask is not None and _size(mask) != n_actions:
+            raise ValueError(f"observation['{MASK}'] is {mask}; allowed with {action_space}: {n_actions} elements")
+        self.parts = _arranged(leaves)
+        if not self.parts:
+            raise ValueError(f"observation space {space} is empty; allowed: one with at least one element")
+        self.n_features = self.parts[-1].columns.stop
+        """Columns before the mask."""
+        self.mask_in_info = action_mask == "info"
+        self._mask = Part((MASK,), mask, slice(0, n_actions)) if mask is not None else None
+        self.n_mask = (n_actions or 0) if self.mask_in_info or mask is not None else 0
+        self._keeps_shape = isinstance(space, gym.spaces.Box) and self.n_mask == 0
+        self.shape = self.parts[0].shape if self._keeps_shape else (self.n_features + self.n_mask,)
+        is_image = self._keeps_shape and self.parts[0].is_image
+        self.dtype = np.dtype(np.uint8 if is_image else np.float32)
+
+    @property
+    def images(self) -> list[Part]:
+        """The parts that are images."""
+        return [part for part in self.parts if part.is_image]
+
+    @property
+    def fixed_scale(self) -> Tensor | float | None:
+        """What elements are multiplied by whose scale is known, 0 for the others; a number if it is one for all.
+
+        ``None`` where running statistics must find all of them.
+        """
+        columns = [np.full(_width(part.space), part.scale) for part in self.parts] + [np.ones(self.n_mask)]
+        scale = np.concatenate(columns)
+        if (scale == scale[0]).all():
+            return float(scale[0]) or None
+        return torch.from_numpy(scale).reshape(self.shape)
+
+    def __call__(self, observation: Any, masks: Any = None) -> np.ndarray:
+        """Observations ``[*B]``, as the space nests them, as an array ``[*B, *shape]`` of its own memory.
+
+        Args:
+            observation: one, or a batch of them, as vector environments give it.
+            masks: ``[*B, n]``, where they come by ``info``; everything is allowed where there are none.
+
+        Raises:
+            ValueError: another structure or shape, or a value outside of a Discrete.
+        """
+        if self._keeps_shape:
+            x = np.array(observation, dtype=self.dtype)
+            self._batch(self.parts[0], x)
+            return x
+        values = [(part, np.asarray(_look_up(observation, part))) for part in self.parts]
+        if self._mask is not None:
+            values.append((self._mask, np.asarray(_look_up(observation, self._mask))))
+        batch = self._batch(*values[0])
+        for part, x in values[1:]:
+            if self._batch(part, x) != batch:
+                raise ValueError(f"observation{part.name} has shape {x.shape}; allowed: {(*batch, *part.shape)}")
+        columns = [part.encode(x) for part, x in values]
+        if self.mask_in_info:
+            columns.append(np.ones((*batch, self.n_mask)) if masks is None else self._checked_masks(masks, batch))
+        return np.concatenate(columns, axis=-1, dtype=np.float32)
+
+    def _batch(self, part: Part, x: np.ndarray) -> tuple[int, ...]:
+        n = x.ndim - len(part.shape)
+        if n < 0 or x.shape[n:] != part.shape:
+            many = ("n", *part.shape)
+            raise ValueError(f"observation{part.name} has shape {x.shape}; allowed: {part.shape} or {many}")
+        return x.shape[:n]
+
+    def _checked_masks(self, masks: Any, batch: tuple[int, ...]) -> np.ndarray:
+        masks = np.asarray(masks)
+        flat = masks.reshape(*batch, -1) if masks.size == np.prod(batch, dtype=int) * self.n_mask else masks
+        if flat.shape != (*batch, self.n_mask):
+            raise ValueError(f"{MASK} has shape {masks.shape}; allowed: {(*batch, self.n_mask)}")
+        return flat
+
+    def allowed(self, encoded: np.ndarray) -> np.ndarray:
+        """The mask at the end of encoded observations, ``[*B, n_mask]``; a view."""
+        return encoded[..., self.n_features :]
+
+    def locate(self, index: tuple[int, ...]) -> str:
+        """In words, where an element of the encoded array is in the observation."""
+        if self._keeps_shape:
+            return f", element {list(index)},"
+        for part in self.parts:
+            if index[0] < part.columns.stop:
+                return f"{part.name}, element [{index[0] - part.columns.start}],"
+        return f"['{MASK}'],"
+
+
+def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
+    """Every space without parts in a space, with the way there."""
+    if isinstance(space, _KEYED):
+        items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+        for key, inner in items:
+            yield from _leaves(inner, (*keys, key))
+        return
+    discrete = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
+    numbers = isinstance(space, gym.spaces.Box) and space.dtype.kind in "fiub" and _size(space) > 0
+    if not (discrete or numbers):
+        where = "".join(f"[{key!r}]" for key in keys)
+        raise ValueError(
+            f"observation space{where} {space} is not supported; allowed: non-empty Box, Discrete, MultiDiscrete, "
+            "MultiBinary, and Dict and Tuple of these (a gymnasium.ObservationWrapper can make one of them)"
+        )
+    yield keys, space
+
+
+def _arranged(leaves: dict[tuple[str | int, ...], gym.Space]) -> list[Part]:
+    parts, start = [], 0
+    for keys, space in leaves.items():
+        parts.append(Part(keys, space, slice(start, start + _width(space))))
+        start = parts[-1].columns.stop
+    return parts
+
+
+def _width(space: gym.Space) -> int:
+    """Columns of the vector."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum()) if isinstance(space, gym.spaces.MultiDiscrete) else _size(space)
+
+
+def _size(space: gym.Space) -> int:
+    return int(np.prod(space.shape or ()))
+
+
+def _mask_length(space: gym.Space) -> int | None:
+    """How many choices an action space has to allow or forbid."""
+    return _width(space) if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)) else None
+
+
+def _look_up(observation: Any, part: Part) -> Any:
+    for key in part.keys:
+        try:
+            observation = observation[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"observation{part.name} is missing; allowed: the structure of the space") from error
+    return observation

@@ -1,0 +1,68 @@
+"""Spaces: which ones are supported, and how they are kept as JSON and tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.policy.actors import check_action_space
+from klrl.policy.observations import Encoding
+
+Described = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Refuse spaces that no network here fits.
+
+    Raises:
+        ValueError: naming the space and what is supported.
+    """
+    Encoding(observation_space, action_space, "none")
+    check_action_space(action_space)
+
+
+def describe_space(space: gym.Space) -> Described:
+    """A supported space as plain JSON, and its arrays by name."""
+    if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
+        named = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+        inner = {str(key): describe_space(x) for key, x in named}
+        data = {"class": type(space).__name__, "spaces": [[key, x] for key, (x, _) in inner.items()]}
+        return data, {f"{i}.{k}": v for i, (_, arrays) in enumerate(inner.values()) for k, v in arrays.items()}
+    if isinstance(space, gym.spaces.Discrete):
+        return {"class": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}, {}
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"class": "MultiBinary", "n": list(space.shape)}, {}
+    names = ("low", "high") if isinstance(space, gym.spaces.Box) else ("nvec", "start")
+    arrays = {name: torch.from_numpy(np.array(getattr(space, name))) for name in names}
+    return {"class": type(space).__name__, "dtype": str(space.dtype)}, arrays
+
+
+def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
+    """The inverse of :func:`describe_space`.
+
+    Raises:
+        ValueError: no supported space.
+    """
+    kind = data["class"]
+    if kind in ("Dict", "Tuple"):
+        inner = [(key, space_from(x, below(f"{i}.", arrays))) for i, (key, x) in enumerate(data["spaces"])]
+        return gym.spaces.Dict(dict(inner)) if kind == "Dict" else gym.spaces.Tuple([x for _, x in inner])
+    if kind == "Discrete":
+        return gym.spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
+    if kind == "MultiBinary":
+        return gym.spaces.MultiBinary(data["n"] if len(data["n"]) > 1 else data["n"][0])
+    dtype = np.dtype(data["dtype"]).type
+    if kind == "Box":
+        return gym.spaces.Box(arrays["low"].numpy(), arrays["high"].numpy(), dtype=dtype)
+    if kind == "MultiDiscrete":
+        return gym.spaces.MultiDiscrete(arrays["nvec"].numpy(), dtype=dtype, start=arrays["start"].numpy())
+    raise ValueError(f"space of class {kind!r}; allowed: Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple")
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

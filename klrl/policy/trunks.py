@@ -1,0 +1,92 @@
+"""What networks by space have in common: from features to outputs, by layers for vectors and for images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from klrl.policy.mlp import Activation, mlp
+from klrl.policy.observations import Encoding, Part
+
+_CHANNELS = (16, 32, 32)
+
+
+def make_trunk(
+    encoding: Encoding,
+    hidden: Sequence[int],
+    n_outputs: int,
+    *,
+    output_gain: float,
+    activation: Activation,
+    generator: torch.Generator,
+) -> nn.Module:
+    """Fully connected layers, behind convolutions where the observation has images."""
+    style: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
+    if not encoding.images:
+        return mlp([encoding.n_features, *hidden, n_outputs], **style)
+    return ImageTrunk(encoding, hidden, n_outputs, **style)
+
+
+class ImageTrunk(nn.Module):
+    """Three convolutions (3 x 3, stride 2) per image, then fully connected layers on them and all other features."""
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        hidden: Sequence[int],
+        n_outputs: int,
+        *,
+        output_gain: float,
+        activation: Activation,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.images = encoding.images
+        self.others = [part.columns for part in encoding.parts if not part.is_image]
+        self.convolutions = nn.ModuleList(_convolutions(_channels(part)[0], generator) for part in self.images)
+        with torch.no_grad():
+            size = self._features(torch.zeros(1, encoding.n_features)).shape[-1]
+        style: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
+        self.layers = mlp([size, *hidden, n_outputs], **style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs ``[*B, out]`` at features ``[*B, in]``, images scaled to [0, 1]."""
+        flat = x.reshape(-1, x.shape[-1])
+        return self.layers(self._features(flat)).reshape(*x.shape[:-1], -1)
+
+    def _features(self, x: Tensor) -> Tensor:
+        columns = [x[:, others] for others in self.others]
+        for part, convolution in zip(self.images, self.convolutions, strict=True):
+            columns.append(convolution(_as_image(x[:, part.columns], part)).flatten(1))
+        return torch.cat(columns, -1)
+
+
+def _channels(part: Part) -> tuple[int, bool]:
+    """How many there are, and whether they come first: there are fewer of them than rows or columns."""
+    if len(part.shape) == 2:
+        return 1, True
+    first = part.shape[0] < part.shape[-1]
+    return part.shape[0 if first else -1], first
+
+
+def _as_image(columns: Tensor, part: Part) -> Tensor:
+    """``[n, channels, height, width]``."""
+    x = columns.reshape(-1, *part.shape)
+    if len(part.shape) == 2:
+        return x.unsqueeze(1)
+    return x if _channels(part)[1] else x.permute(0, 3, 1, 2)
+
+
+def _convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
+    """Orthogonal weights of gain sqrt(2), zero biases."""
+    layers: list[nn.Module] = []
+    for n in _CHANNELS:
+        layer = nn.utils.skip_init(nn.Conv2d, channels, n, 3, stride=2, padding=1)
+        nn.init.orthogonal_(layer.weight, 2**0.5, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.ReLU()]
+        channels = n
+    return nn.Sequential(*layers)
