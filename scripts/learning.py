@@ -6,8 +6,9 @@ import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from klrl.scripts.command_line import parse
 from klrl.scripts.train import AGENTS
 from klrl.validation import NonNegativeInt, PositiveInt
 
+Wrapper = Callable[[gym.Env], gym.Env]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -32,6 +35,22 @@ class Task:
     total_timesteps: int
     goal: float | None = None
     one_seed: bool = False
+    space: str = ""
+    """What is special about its actions, where there is anything."""
+    wrap: Wrapper | None = None
+    """What makes its actions so."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Changes to the environment's preset."""
+
+    def make(self) -> gym.Env:
+        """One environment."""
+        env = gym.make(self.env)
+        return env if self.wrap is None else self.wrap(env)
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """Agent, environment, actions: what tells it from the others."""
+        return self.agent, self.env, self.space
 
 
 LEARNING = (
@@ -63,17 +82,20 @@ class Learning:
 def train(task: Task, seed: int) -> dict[str, Any]:
     """Train one task with one seed and measure it."""
     torch.set_num_threads(1)
-    agent = AGENTS[task.agent](task.env, seed=seed)
+    config = AGENTS[task.agent].config_class.for_env(task.env, **task.settings)
+    agent = AGENTS[task.agent](task.env if task.wrap is None else task.make, config, seed=seed)
     started = time.perf_counter()
     agent.learn(task.total_timesteps)
     seconds = time.perf_counter() - started
-    with gym.make(task.env) as env:
+    with task.make() as env:
         result = evaluate(agent, env, 20, seed=seed)
     kl = np.array([row["drift/kl"] for row in agent.history])
     target = agent.region.target_kl
     every = max(1, len(agent.history) // 30)
     return {
-        **asdict(task),
+        **{k: getattr(task, k) for k in ("agent", "env", "space", "total_timesteps", "goal", "one_seed")},
+        "settings": dict(task.settings),
+        "policy": type(agent.distribution(agent.probe.observations[:1])).__name__ if agent.probe else "",
         "seed": seed,
         "mean_return": result.mean,
         "std_return": result.std,
@@ -93,13 +115,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         "| agent | environment | steps | goal | return, by seed | mean KL | largest KL | over target | steps/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for agent, env in dict.fromkeys((r["agent"], r["env"]) for r in rows):
-        group = [r for r in rows if (r["agent"], r["env"]) == (agent, env)]
+    for agent, env, space in dict.fromkeys(map(_name, rows)):
+        group = [r for r in rows if _name(r) == (agent, env, space)]
         first, target = group[0], group[0]["target_kl"]
         over = sum(r["updates_over_target"] or 0 for r in group)
         cells = [
             agent,
-            env,
+            f"{env}, {space}" if space else env,
             f"{first['total_timesteps']:,}",
             "" if first["goal"] is None else f"{first['goal']:g}",
             ", ".join(f"{r['mean_return']:.1f}" for r in group),
@@ -112,25 +134,35 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def learning(args: Learning, console: Console) -> list[dict[str, Any]]:
-    """Run all tasks, ``processes`` at a time; the longest first."""
+def _name(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["agent"], row["env"], row["space"]
+
+
+def run_all(tasks: Sequence[Task], seeds: Sequence[int], processes: int, console: Console) -> list[dict[str, Any]]:
+    """Train and measure every task, ``processes`` at a time; the longest first."""
     jobs = [
         (task, seed)
-        for task in sorted(LEARNING, key=lambda t: -t.total_timesteps)
-        if task.env in args.envs
-        for seed in (args.seeds[:1] if task.one_seed else args.seeds)
+        for task in sorted(tasks, key=lambda t: -t.total_timesteps)
+        for seed in (seeds[:1] if task.one_seed else seeds)
     ]
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         for done in as_completed([pool.submit(train, *job) for job in jobs]):
             rows.append(row := done.result())
             console.print(
-                f"{len(rows)}/{len(jobs)}  {row['agent']} {row['env']} seed {row['seed']}: "
+                f"{len(rows)}/{len(jobs)}  {' '.join(filter(None, _name(row)))} seed {row['seed']}: "
                 f"return {row['mean_return']:.1f}, KL mean {row['kl_mean']:.4f} largest {row['kl_largest']:.4f}, "
                 f"{row['steps_per_second']:,.0f} steps/s"
             )
-    order = {(task.agent, task.env): i for i, task in enumerate(LEARNING)}
-    return sorted(rows, key=lambda r: (order[r["agent"], r["env"]], r["seed"]))
+    order = {task.name: i for i, task in enumerate(tasks)}
+    return sorted(rows, key=lambda r: (order[_name(r)], r["seed"]))
+
+
+def report(command: str, rows: list[dict[str, Any]], output: Path, console: Console) -> None:
+    """Write the JSON and print the table."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"command": command, "versions": versions(), "rows": rows}, indent=1) + "\n")
+    console.print(table(rows))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -138,11 +170,8 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     args = parse(Learning, words, "klrl benchmark learning")
     console = Console(highlight=False, soft_wrap=True)
-    rows = learning(args, console)
-    command = " ".join(["klrl benchmark learning", *words])
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"command": command, "versions": versions(), "rows": rows}, indent=1) + "\n")
-    console.print(table(rows))
+    rows = run_all([task for task in LEARNING if task.env in args.envs], args.seeds, args.processes, console)
+    report(" ".join(["klrl benchmark learning", *words]), rows, args.output, console)
 
 
 if __name__ == "__main__":

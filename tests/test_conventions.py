@@ -26,7 +26,15 @@ ALLOWED = {
     "klrl.experience": {"klrl.policy", "klrl.validation"},
     "klrl.run": {"klrl.experience", "klrl.policy", "klrl.validation"},
     "klrl.agents": {"klrl.run", "klrl.experience", "klrl.trust_region", "klrl.kl", "klrl.policy", "klrl.validation"},
-    "klrl.scripts": {"klrl.agents", "klrl.run", "klrl.experience", "klrl.trust_region", "klrl.validation"},
+    "klrl.scripts": {
+        "klrl.agents",
+        "klrl.run",
+        "klrl.experience",
+        "klrl.trust_region",
+        "klrl.kl",
+        "klrl.policy",
+        "klrl.validation",
+    },
 }
 # Heavy packages stay in the rooms that are about them.
 ONLY_IN = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from klrl.kl.families import AnyDistribution, family_of, matched
 from klrl.kl.families.gaussian import GaussianFamily
-from klrl.policy.arrays import is_numpy, like, tensor
+from klrl.policy.arrays import Array, is_numpy, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_record
 
 Support = Literal["inf", "raise", "smooth"]
@@ -54,7 +54,7 @@ def kl_divergence(
     >>> round(kl_divergence(p, q).item(), 4), round(kl_divergence(q, p).item(), 4)
     (0.4431, 1.3069)
     """
-    return in_base(kl_per_dimension(p, q, support=support).sum(-1), base)
+    return in_base(total(kl_per_dimension(p, q, support=support)), base)
 
 
 def reverse_kl(
@@ -89,7 +89,7 @@ def kl_per_dimension(p: AnyDistribution, q: AnyDistribution, *, support: Support
         return like(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), support=support), pair.p.parameters[0])
     family = pair.family
     kl = family.smoothed_kl(pair.p, pair.q, SMOOTHING) if support == "smooth" else family.kl(pair.p, pair.q)
-    kl = kl.to(pair.dtype)
+    kl = kl if kl.dtype == pair.dtype else kl.to(pair.dtype)
     if support == "raise" and (missed := int(kl.isinf().any(-1).sum())):
         states = kl[..., 0].numel()
         raise ValueError(
@@ -136,6 +136,15 @@ def _gaussians(p: AnyDistribution, q: AnyDistribution) -> tuple[GaussianFamily[A
         names = f"{type(a).__name__} and {type(b).__name__}"
         raise NoClosedForm(f"mean and covariance parts need two Gaussians, not {names}")
     return family, a.map(tensor), b.map(tensor), dtype
+
+
+def total(parts: Array) -> Array:
+    """The sum over the last dimension."""
+    if parts.shape[-1] == 1:
+        return parts.squeeze(-1)
+    if is_numpy(parts):
+        return parts.sum(-1)
+    return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum
 
 
 def in_base(nats: Tensor, base: float | None) -> Tensor:

@@ -78,8 +78,8 @@ class CategoricalActor(Actor):
         return Categorical(outputs) if allowed is None else Categorical.masked(outputs, allowed)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """Indices shifted to the space's ``start``."""
-        return np.asarray(_on_host(action) + self.start)
+        """Indices shifted to the space's ``start``; for one state a number, which tables can be indexed by."""
+        return _on_host(action) + self.start
 
 
 class MultiCategoricalActor(Actor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch import distributions as td
 
 from klrl.kl.families.beta import BetaFamily
@@ -65,16 +66,18 @@ def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL") -> Matched
         NoClosedForm: different families, or one about which nothing is known.
         ValueError: different numbers of actions or action dimensions.
     """
-    a, b = _read(p), _read(q)
+    (a, dtype), (b, other) = _read(p), _read(q)
     if {type(a), type(b)} == {DiagGaussian, FullGaussian}:
         a, b = _full(a), _full(b)
     family = family_of(a)
     if family is None or type(a) is not type(b):
         raise no_closed_form(what, a, b)
-    if a.parameters[0].shape[-1] != b.parameters[0].shape[-1] or _heads(a) != _heads(b):
-        sizes = " and q has ".join(str(_heads(x) or x.parameters[0].shape[-1]) for x in (a, b))
-        raise ValueError(f"p has {sizes} actions or action dimensions; they must agree")
-    return Matched(family, a, b, torch.promote_types(_dtype(p, a), _dtype(q, b)))
+    n, m = a.parameters[0].shape[-1], b.parameters[0].shape[-1]
+    if isinstance(a, MultiCategorical) and isinstance(b, MultiCategorical):
+        n, m = a.nvec, b.nvec
+    if n != m:
+        raise ValueError(f"p has {n} actions or action dimensions, q has {m}; they must agree")
+    return Matched(family, a, b, dtype if dtype is other else torch.promote_types(dtype, other))
 
 
 def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
@@ -84,23 +87,19 @@ def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
     return NoClosedForm(f"no closed form for {what} between {names}; allowed: {bounds}estimate_divergence(p, q)")
 
 
-def _read(x: AnyDistribution) -> Distribution:
-    return x if isinstance(x, Distribution) else as_record(x, torch.float64)
-
-
-def _dtype(x: AnyDistribution, record: Distribution) -> torch.dtype:
-    """Of a record's fields, or of what a torch object was made of."""
+def _read(x: AnyDistribution) -> tuple[Distribution, torch.dtype]:
+    """As a record, and the type of the numbers it was made of."""
     if isinstance(x, Distribution):
-        return tensor(record.parameters[0]).dtype
-    return as_record(x).parameters[0].dtype
+        first = x.parameters[0]
+        return x, first.dtype if isinstance(first, Tensor) else tensor(first).dtype
+    dtypes: list[torch.dtype] = []
+
+    def read(numbers: Tensor) -> Tensor:
+        dtypes.append(numbers.dtype)
+        return numbers.double()
+
+    return as_record(x, read), dtypes[0]
 
 
 def _full(x: Any) -> FullGaussian:
-    if isinstance(x, FullGaussian):
-        return x
-    mean, std = tensor(x.mean), tensor(x.std)
-    return FullGaussian(mean, torch.diag_embed(std))
-
-
-def _heads(x: Distribution) -> tuple[int, ...] | None:
-    return x.nvec if isinstance(x, MultiCategorical) else None
+    return x if isinstance(x, FullGaussian) else FullGaussian(tensor(x.mean), torch.diag_embed(tensor(x.std)))

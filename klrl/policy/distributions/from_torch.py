@@ -20,28 +20,24 @@ MASKED = -1e7
 """A log-probability below it is a mask in disguise: no float is as small as its exponential."""
 
 
-def as_record(distribution: Distribution | td.Distribution, dtype: torch.dtype | None = None) -> Distribution:
+def as_record(distribution: Distribution | td.Distribution, read: Read = lambda x: x) -> Distribution:
     """Turn a ``torch.distributions`` object into a record; a record passes through.
 
     Batch and event dimensions keep their meaning: a ``Normal`` has one action dimension per batch element,
     ``Independent(Normal, n)`` makes one action of its last n dimensions (records keep log_std, so a float32 scale is
     rounded once more). A torch ``Categorical`` or ``Bernoulli`` is read by what it was built from: its logits are
     clamped when it was built from probabilities, and a zero would no longer be a zero. Logits that stand for a mask
-    (sb3-contrib's -1e8) become -inf. With ``dtype`` the object's numbers are read in that precision, before any
-    logarithm is taken of them.
+    (sb3-contrib's -1e8) become -inf. The object's numbers pass through ``read`` (say, to another
+    precision) before any logarithm is taken of them.
 
     Raises:
         TypeError: the family has no record.
     """
-    return _record(distribution, (lambda x: x) if dtype is None else (lambda x: x.to(dtype)))
-
-
-def _record(distribution: Distribution | td.Distribution, read: Read) -> Distribution:
     match distribution:
         case Distribution():
             return distribution
         case td.Independent(base_dist=base, reinterpreted_batch_ndims=n):
-            record = _one_action(base, n, read) if n > 0 else _record(base, read)
+            record = _one_action(base, n, read) if n > 0 else as_record(base, read)
         case _:
             record = _elementary(distribution, read)
     if record is None:
@@ -95,7 +91,7 @@ def _one_action(base: td.Distribution, n: int, read: Read) -> Distribution | Non
 
 def _normal(x: td.Distribution, read: Read) -> DiagGaussian | None:
     base = x.base_dist if isinstance(x, td.Independent) else x
-    record = _record(x, read) if isinstance(base, td.Normal) else None
+    record = as_record(x, read) if isinstance(base, td.Normal) else None
     return record if isinstance(record, DiagGaussian) else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import wraps
 from typing import Any, Self, TypeVar, cast
 
@@ -33,7 +32,7 @@ class Distribution(abc.ABC):
     @property
     def parameters(self) -> tuple[Array, ...]:
         """The record's arrays, in the order of its fields."""
-        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+        return tuple([getattr(self, name) for name in self.__match_args__])  # type: ignore[attr-defined]
 
     def with_parameters(self, *parameters: Array) -> Self:
         """The same family with other arrays."""

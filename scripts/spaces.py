@@ -1,0 +1,96 @@
+"""Every action space learns, and its KL is the one asked for: ``klrl benchmark spaces``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+
+from klrl.scripts.command_line import parse
+from klrl.scripts.learning import Task, report, run_all
+from klrl.validation import NonNegativeInt, PositiveInt
+
+
+def from_one(env: gym.Env) -> gym.Env:
+    """The same Discrete actions, counted from 1."""
+    space = env.action_space
+    assert isinstance(space, gym.spaces.Discrete)
+    return gym.wrappers.TransformAction(env, _minus_one, gym.spaces.Discrete(int(space.n), start=1))
+
+
+def _minus_one(action: np.integer) -> int:
+    return int(action) - 1
+
+
+def five_levels(env: gym.Env) -> gym.Env:
+    """Each dimension of a Box in five levels: MultiDiscrete."""
+    return gym.wrappers.DiscretizeAction(env, 5, multidiscrete=True)
+
+
+def switches(env: gym.Env) -> gym.Env:
+    """The lander's main, left and right engine, on or off: MultiBinary(3)."""
+    return gym.wrappers.TransformAction(env, _thrust, gym.spaces.MultiBinary(3))
+
+
+def _thrust(bits: np.ndarray) -> np.ndarray:
+    main, left, right = bits.astype(np.float32)
+    return np.array([2.0 * main - 1.0, right - left], np.float32)
+
+
+LANDER = "LunarLanderContinuous-v3"
+
+
+def _tasks(agent: str) -> tuple[Task, ...]:
+    """One real environment per action space and kind of policy."""
+    lander = {"target_kl": 0.02} if agent == "trpo" else {}
+    heads: dict[str, dict[str, Any]] = {
+        "state-dependent std": {"state_dependent_std": True},
+        "squashed Gaussian": {"action_distribution": "squashed-gaussian"},
+        "beta": {"action_distribution": "beta"},
+    }
+    return (
+        Task(agent, "CartPole-v1", 50_000, 475.0, space="Discrete(2, start=1)", wrap=from_one),
+        Task(agent, "Taxi-v4", 300_000, 7.0, space="masked Discrete(6)", settings={"action_mask": "info"}),
+        Task(agent, LANDER, 300_000, 200.0, space="MultiDiscrete([5, 5])", wrap=five_levels, settings=lander),
+        Task(agent, LANDER, 300_000, 200.0, space="MultiBinary(3)", wrap=switches, settings=lander),
+        Task(agent, "Pendulum-v1", 100_000, -200.0, space="Box(1), Gaussian"),
+        *(
+            Task(agent, "Pendulum-v1", 100_000, -200.0, space=f"Box(1), {name}", settings=settings)
+            for name, settings in heads.items()
+        ),
+    )
+
+
+SPACES = (*_tasks("ppo"), *_tasks("trpo"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spaces:
+    """Train PPO and TRPO in every action space, evaluate deterministically over 20 episodes, write JSON and a table."""
+
+    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    """Run seeds."""
+    spaces: tuple[str, ...] = tuple(dict.fromkeys(task.space for task in SPACES))
+    """Only these action spaces."""
+    processes: PositiveInt = 2
+    """Runs at a time, one torch thread each."""
+    output: Path = Path("spaces.json")
+    """Where the measurements go."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl benchmark spaces``."""
+    words = sys.argv[1:] if argv is None else argv
+    args = parse(Spaces, words, "klrl benchmark spaces")
+    console = Console(highlight=False, soft_wrap=True)
+    rows = run_all([task for task in SPACES if task.space in args.spaces], args.seeds, args.processes, console)
+    report(" ".join(["klrl benchmark spaces", *words]), rows, args.output, console)
+
+
+if __name__ == "__main__":
+    main()
