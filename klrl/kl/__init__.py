@@ -1,5 +1,6 @@
-"""MEASURE: exact KL divergence, sample estimators and their gradients, the drift report."""
+"""MEASURE: divergences in closed form and from samples, estimators and their gradients, the drift report."""
 
+from klrl.kl.divergences import effective_sample_size, hellinger, jeffreys, jensen_shannon, renyi, total_variation
 from klrl.kl.drift import drift_report
 from klrl.kl.estimator_gradients import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_loss
 from klrl.kl.estimators import Estimate, estimate_kl
@@ -14,22 +15,42 @@ from klrl.kl.exact import (
     kl_per_dimension,
     reverse_kl,
 )
+from klrl.kl.executed import kl_executed
+from klrl.kl.information import estimate_mutual_information, mutual_information
+from klrl.kl.mixtures import kl_upper_bound, kl_variational
+from klrl.kl.sampled import StateEstimate, estimate_divergence, estimate_entropy
+from klrl.kl.transport import wasserstein
 
 __all__ = [
     "BiasedGradientWarning",
     "Estimate",
     "GradientVerdict",
+    "StateEstimate",
     "cross_entropy",
     "drift_report",
+    "effective_sample_size",
     "entropy",
+    "estimate_divergence",
+    "estimate_entropy",
     "estimate_kl",
+    "estimate_mutual_information",
     "estimator_gradient",
     "fisher_product",
+    "hellinger",
+    "jeffreys",
+    "jensen_shannon",
     "kl_covariance_part",
     "kl_divergence",
+    "kl_executed",
     "kl_gradient",
     "kl_loss",
     "kl_mean_part",
     "kl_per_dimension",
+    "kl_upper_bound",
+    "kl_variational",
+    "mutual_information",
+    "renyi",
     "reverse_kl",
+    "total_variation",
+    "wasserstein",
 ]

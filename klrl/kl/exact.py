@@ -11,6 +11,7 @@ forms themselves are in :mod:`klrl.kl.families`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,6 +25,11 @@ from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_r
 Support = Literal["inf", "raise", "smooth"]
 SMOOTHING = 1e-6
 """The share of p that ``support="smooth"`` mixes into q."""
+
+_MISSED = (
+    "{0} gives probability 0 to something {1} does in {{}}, where KL({1}||{0}) is infinite; "
+    "allowed: {0} > 0 wherever {1} > 0, or support='inf' or 'smooth'"
+)
 
 
 def kl_divergence(
@@ -61,7 +67,10 @@ def reverse_kl(
     p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, support: Support = "inf"
 ) -> Tensor:
     """KL(q||p), ``[*B]``: the other direction of :func:`kl_divergence`."""
-    return kl_divergence(q, p, base, support=support)
+    kl = kl_divergence(q, p, base, support="inf" if support == "raise" else support)
+    if support == "raise":
+        refuse_infinite(tensor(kl).isinf(), _MISSED.format("p", "q"))
+    return kl
 
 
 def entropy(p: AnyDistribution, base: float | None = None) -> Tensor:
@@ -82,33 +91,52 @@ def kl_per_dimension(p: AnyDistribution, q: AnyDistribution, *, support: Support
     The parts are dimensions (DiagGaussian, SquashedGaussian, Beta, Bernoulli) or heads (MultiCategorical); a
     Categorical and a FullGaussian have none, d = 1.
     """
-    if support not in get_args(Support):
-        raise ValueError(f"support = {support!r}; allowed: {', '.join(get_args(Support))}")
+    check_support(support, get_args(Support))
     pair = matched(p, q)
     if is_numpy(pair.p.parameters[0]) or is_numpy(pair.q.parameters[0]):
         return like(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), support=support), pair.p.parameters[0])
     family = pair.family
     kl = family.smoothed_kl(pair.p, pair.q, SMOOTHING) if support == "smooth" else family.kl(pair.p, pair.q)
     kl = kl if kl.dtype == pair.dtype else kl.to(pair.dtype)
-    if support == "raise" and (missed := int(kl.isinf().any(-1).sum())):
-        states = kl[..., 0].numel()
-        raise ValueError(
-            f"q gives probability 0 to something p does in {missed} of {states} states, where KL(p||q) is infinite; "
-            "allowed: q > 0 wherever p > 0, or support='inf' or 'smooth'"
-        )
+    if support == "raise":
+        refuse_infinite(kl.isinf().any(-1), _MISSED.format("q", "p"))
     return kl
+
+
+def check_support(support: str, allowed: Sequence[str]) -> None:
+    """Refuse a choice that is none.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    if support not in allowed:
+        raise ValueError(f"support = {support!r}; allowed: {', '.join(allowed)}")
+
+
+def refuse_infinite(infinite: Tensor, message: str) -> None:
+    """Raise if a divergence is infinite in some state.
+
+    Args:
+        infinite: where, ``[*B]``.
+        message: with ``{}`` for the number of states.
+
+    Raises:
+        ValueError: the message.
+    """
+    if count := int(infinite.sum()):
+        raise ValueError(message.format(f"{count} of {infinite.numel()} states"))
 
 
 def kl_mean_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
     """The part of a Gaussian KL that is due to the means: 1/2 (mu_p - mu_q)' S_q^-1 (mu_p - mu_q), nats, ``[*B]``."""
-    family, *pair, dtype = _gaussians(p, q)
-    return family.mean_part(*pair).sum(-1).to(dtype)
+    family, *pair, dtype, made_of = _gaussians(p, q)
+    return like(family.mean_part(*pair).sum(-1).to(dtype), made_of)
 
 
 def kl_covariance_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
     """The part of a Gaussian KL that is due to the covariances (the KL at equal means), nats, ``[*B]``."""
-    family, *pair, dtype = _gaussians(p, q)
-    return family.covariance_part(*pair).sum(-1).to(dtype)
+    family, *pair, dtype, made_of = _gaussians(p, q)
+    return like(family.covariance_part(*pair).sum(-1).to(dtype), made_of)
 
 
 def has_gaussian_parts(p: Distribution) -> bool:
@@ -130,12 +158,12 @@ def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
     return family.fisher_product(p, tangent)
 
 
-def _gaussians(p: AnyDistribution, q: AnyDistribution) -> tuple[GaussianFamily[Any], Any, Any, torch.dtype]:
+def _gaussians(p: AnyDistribution, q: AnyDistribution) -> tuple[GaussianFamily[Any], Any, Any, torch.dtype, Any]:
     family, a, b, dtype = matched(p, q)
     if not isinstance(family, GaussianFamily):
         names = f"{type(a).__name__} and {type(b).__name__}"
         raise NoClosedForm(f"mean and covariance parts need two Gaussians, not {names}")
-    return family, a.map(tensor), b.map(tensor), dtype
+    return family, a.map(tensor), b.map(tensor), dtype, a.parameters[0]
 
 
 def total(parts: Array) -> Array:

@@ -10,7 +10,7 @@ from torch import distributions as td
 
 from klrl.kl.families.beta import BetaFamily
 from klrl.kl.families.categorical import CategoricalFamily, FactoredFamily
-from klrl.kl.families.family import Family
+from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.gaussian import DiagGaussianFamily, FullGaussianFamily, SquashedGaussianFamily
 from klrl.policy.arrays import tensor
 from klrl.policy.distributions import (
@@ -20,9 +20,7 @@ from klrl.policy.distributions import (
     DiagGaussian,
     Distribution,
     FullGaussian,
-    GaussianMixture,
     MultiCategorical,
-    NoClosedForm,
     SquashedGaussian,
     as_record,
 )
@@ -66,7 +64,7 @@ def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL") -> Matched
         NoClosedForm: different families, or one about which nothing is known.
         ValueError: different numbers of actions or action dimensions.
     """
-    (a, dtype), (b, other) = _read(p), _read(q)
+    (a, dtype), (b, other) = read(p), read(q)
     if {type(a), type(b)} == {DiagGaussian, FullGaussian}:
         a, b = _full(a), _full(b)
     family = family_of(a)
@@ -80,25 +78,18 @@ def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL") -> Matched
     return Matched(family, a, b, dtype if dtype is other else torch.promote_types(dtype, other))
 
 
-def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
-    """The error that offers what there is instead."""
-    names = f"{type(p).__name__} and {type(q).__name__}"
-    bounds = "kl_upper_bound(p, q), kl_variational(p, q) or " if GaussianMixture in (type(p), type(q)) else ""
-    return NoClosedForm(f"no closed form for {what} between {names}; allowed: {bounds}estimate_divergence(p, q)")
-
-
-def _read(x: AnyDistribution) -> tuple[Distribution, torch.dtype]:
+def read(x: AnyDistribution) -> tuple[Distribution, torch.dtype]:
     """As a record, and the type of the numbers it was made of."""
     if isinstance(x, Distribution):
         first = x.parameters[0]
         return x, first.dtype if isinstance(first, Tensor) else tensor(first).dtype
     dtypes: list[torch.dtype] = []
 
-    def read(numbers: Tensor) -> Tensor:
+    def in_float64(numbers: Tensor) -> Tensor:
         dtypes.append(numbers.dtype)
         return numbers.double()
 
-    return as_record(x, read), dtypes[0]
+    return as_record(x, in_float64), dtypes[0]
 
 
 def _full(x: Any) -> FullGaussian:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,6 +35,20 @@ class BetaFamily(Family[Beta]):
         plain = _log_beta(*far) - _log_beta(a, b) - (far[0] - a) * slope_a - (far[1] - b) * slope_b
         return torch.where(near, remainder, plain).clamp_min(0.0).to(p.alpha.dtype)
 
+    def renyi(self, p: Beta, q: Beta, alpha: float) -> Tensor:
+        """KL(p||q) - KL(p||p_t) / t with t = 1 - alpha and p_t = p + t (q - p), as in every exponential family.
+
+        (Nielsen & Nock 2011, "On Rényi and Tsallis entropies and divergences for exponential families".) Infinite
+        where p_t is no distribution.
+        """
+        if alpha == math.inf:
+            return _max_log_ratio(p, q)
+        t = 1.0 - alpha
+        between = [x + t * (y - x) for x, y in zip(p.parameters, q.parameters, strict=True)]
+        exists = (between[0] > 0.0) & (between[1] > 0.0)
+        p_t = Beta(*(torch.where(exists, x, 1.0) for x in between))
+        return (self.kl(p, q) - self.kl(p, p_t) / t).clamp_min(0.0).masked_fill(~exists, math.inf)
+
     def kl_gradient(self, p: Beta, q: Beta) -> Gradient:
         """grad A(q) - grad A(p), with d A / d a = psi(a) - psi(a + b)."""
         a, b, c, d = (tensor(x).double() for x in (*p.parameters, *q.parameters))
@@ -49,6 +65,23 @@ class BetaFamily(Family[Beta]):
         product = torch.polygamma(1, a) * u - both, torch.polygamma(1, b) * v - both
         dtype = tensor(p.alpha).dtype
         return tuple(like(x.to(dtype), p.alpha) for x in product)
+
+
+def _max_log_ratio(p: Beta, q: Beta) -> Tensor:
+    """sup log p - log q = log B(q) - log B(p) + u log(u / (u + v)) + v log(v / (u + v)), (u, v) = p - q >= 0."""
+    a, b, c, d = torch.broadcast_tensors(*p.parameters, *q.parameters)
+    u, v = a - c, b - d
+    bounded = (u >= 0.0) & (v >= 0.0)
+    total = u + v
+    at_peak = sum(
+        torch.where(bounded & (x > 0.0), x * _log_positive(x) - x * _log_positive(total), 0.0) for x in (u, v)
+    )
+    ratio = _log_beta(c, d) - _log_beta(a, b) + at_peak
+    return ratio.clamp_min(0.0).masked_fill(~bounded, math.inf)
+
+
+def _log_positive(x: Tensor) -> Tensor:
+    return torch.where(x > 0.0, x, 1.0).log()
 
 
 def _curvature(a: Tensor, b: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from klrl.kl.families.bregman import SERIES, phi_series
-from klrl.kl.families.family import Family
+from klrl.kl.families.bregman import SERIES, phi, phi_series
+from klrl.kl.families.family import Family, no_closed_form
+from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.policy.arrays import Array, expm1, log1p, where
 from klrl.policy.distributions import Categorical, Factored, Gradient
 
@@ -34,6 +35,19 @@ class CategoricalFamily(Family[Categorical]):
         weighted = p.probs * v
         return (weighted - p.probs * weighted.sum(-1).reshape(*weighted.shape[:-1], 1),)
 
+    def renyi(self, p: Categorical, q: Categorical, alpha: float) -> Tensor:
+        """See :func:`categorical_renyi`; ``[*B, 1]``."""
+        return categorical_renyi(p, q, alpha).unsqueeze(-1)
+
+    def jensen_shannon(self, p: Categorical, q: Categorical) -> Tensor:
+        """By its definition: a sum of terms >= 0."""
+        m = _mixed(p, q, 0.5)
+        return (0.5 * (categorical_kl(p, m) + categorical_kl(q, m))).clamp_max(math.log(2.0))
+
+    def total_variation(self, p: Categorical, q: Categorical) -> Tensor:
+        """1/2 sum_i |p_i - q_i|."""
+        return (0.5 * (p.probs - q.probs).abs().sum(-1)).clamp_max(1.0)
+
 
 class FactoredFamily(Family[Factored]):
     """Independent choices (MultiCategorical, Bernoulli): head by head what :class:`CategoricalFamily` has."""
@@ -54,6 +68,24 @@ class FactoredFamily(Family[Factored]):
         """Head by head."""
         (by_heads,) = CategoricalFamily().fisher_product(p.heads, (p.spread(tangent[0]),))
         return (p.collect(by_heads),)
+
+    def renyi(self, p: Factored, q: Factored, alpha: float) -> Tensor:
+        """Head by head, ``[*B, H]``."""
+        return categorical_renyi(p.heads, q.heads, alpha)
+
+    def jensen_shannon(self, p: Factored, q: Factored) -> Tensor:
+        """Over all joint outcomes: it does not add up over the heads."""
+        return CategoricalFamily().jensen_shannon(*_joints("the Jensen-Shannon divergence", p, q))
+
+    def total_variation(self, p: Factored, q: Factored) -> Tensor:
+        """Over all joint outcomes: it does not add up over the heads."""
+        return CategoricalFamily().total_variation(*_joints("the total variation", p, q))
+
+
+def _joints(what: str, p: Factored, q: Factored) -> tuple[Categorical, Categorical]:
+    if (n := outcomes(p)) > MAX_OUTCOMES:
+        raise no_closed_form(f"{what} with {n} > {MAX_OUTCOMES} joint outcomes", p, q)
+    return joint(p), joint(q)
 
 
 def categorical_kl(p: Categorical, q: Categorical) -> Tensor:
@@ -81,6 +113,33 @@ def categorical_kl(p: Categorical, q: Categorical) -> Tensor:
     direct = (prob_q - prob_p) - prob_p * x.masked_fill(small, 0.0)
     kl = torch.where(both, torch.where(small, series, direct), prob_q - prob_p).sum(-1).clamp_min(0.0)
     return kl.masked_fill((possible_p > possible_q).any(-1), math.inf)
+
+
+def categorical_renyi(p: Categorical, q: Categorical, alpha: float) -> Tensor:
+    r"""1 / (alpha - 1) log sum_i p_i e^{t x_i} with x = log q - log p and t = 1 - alpha, in float64.
+
+    As sum p (e^x - 1) is known, the sum is 1 + sum p (phi(t x) - t phi(x)) - t q_0 - alpha p_0, where q_0 is what q
+    has outside p's support and p_0 what p has outside q's: free of cancellation where p is close to q or alpha to 1.
+    With alpha infinite, max_i (log p_i - log q_i).
+    """
+    possible_p, possible_q = p.logits != -math.inf, q.logits != -math.inf
+    both = possible_p & possible_q
+    log_p = torch.where(both, p.log_probs, 0.0)
+    x = torch.where(both, q.log_probs, 0.0) - log_p
+    missed = (possible_p > possible_q).any(-1)
+    if alpha == math.inf:
+        return (-x).masked_fill(~both, -math.inf).amax(-1).clamp_min(0.0).masked_fill(missed, math.inf)
+
+    t = 1.0 - alpha
+    calm = torch.maximum(x.abs(), t * x).detach().amax(-1, keepdim=True) < 300.0  # the exponentials do not overflow
+    y = torch.where(calm, x, 0.0)
+    terms = p.probs * (phi(t * y) - t * phi(y))
+    change = torch.where(both, terms, torch.where(possible_p, -alpha * p.probs, -t * q.probs)).sum(-1)
+    close = calm.squeeze(-1) & (change > -0.5)
+    disjoint = ~both.any(-1)
+    exponents = torch.where(both, log_p + t * x, torch.where(disjoint.unsqueeze(-1), 0.0, -math.inf))
+    log_sum = torch.where(close, torch.where(close, change, 0.0).log1p(), exponents.logsumexp(-1))
+    return (log_sum / -t).clamp_min(0.0).masked_fill(missed if alpha > 1.0 else disjoint, math.inf)
 
 
 def _mixed(p: Categorical, q: Categorical, share: float) -> Categorical:

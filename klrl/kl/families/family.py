@@ -9,16 +9,25 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import like, tensor
-from klrl.policy.distributions import Distribution, Gradient, derivative
+from klrl.policy.distributions import Distribution, GaussianMixture, Gradient, NoClosedForm, derivative
 
 D = TypeVar("D", bound=Distribution)
+
+
+def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
+    """The error that offers what there is instead."""
+    names = f"{type(p).__name__} and {type(q).__name__}"
+    mixed = what == "KL" and GaussianMixture in (type(p), type(q))
+    bounds = "kl_upper_bound(p, q), kl_variational(p, q) or " if mixed else ""
+    return NoClosedForm(f"no closed form for {what} between {names}; allowed: {bounds}estimate_divergence(p, q)")
 
 
 class Family(abc.ABC, Generic[D]):
     """Closed forms for two distributions of one family, as records of tensors, in nats.
 
-    Results have the shape ``[*B, d]``, one number per independent factor of an action (its dimensions, its heads;
-    d = 1 where there are none): the divergence is their sum.
+    Divergences that add up over independent factors (KL, Rényi) have the shape ``[*B, d]``, one number per factor of an
+    action (its dimensions, its heads; d = 1 where there are none): the divergence is their sum. The others have the
+    shape ``[*B]`` and take records in float64; without a formula they raise :class:`NoClosedForm`.
     """
 
     @abc.abstractmethod
@@ -29,6 +38,22 @@ class Family(abc.ABC, Generic[D]):
         """KL(p || (1 - share) q + share p) where q can miss p's support, else KL(p||q)."""
         del share
         return self.kl(p, q)
+
+    def renyi(self, p: D, q: D, alpha: float) -> Tensor:
+        """1 / (alpha - 1) log E_q[(p/q)^alpha] for alpha > 0 other than 1, maybe infinite, ``[*B, d]``, in float64."""
+        raise no_closed_form(f"the Rényi divergence of order {alpha:g}", p, q)
+
+    def jensen_shannon(self, p: D, q: D) -> Tensor:
+        """1/2 KL(p||m) + 1/2 KL(q||m) with m = (p + q) / 2."""
+        raise no_closed_form("the Jensen-Shannon divergence", p, q)
+
+    def total_variation(self, p: D, q: D) -> Tensor:
+        """1/2 E_q|p/q - 1|."""
+        raise no_closed_form("the total variation", p, q)
+
+    def wasserstein(self, p: D, q: D) -> Tensor:
+        """W_2 = min E[|x - y|^2]^(1/2) over all pairs with x ~ p and y ~ q."""
+        raise no_closed_form("W_2", p, q)
 
     def kl_gradient(self, p: D, q: D) -> Gradient:
         """Derivative of KL(p||q) by q's fields, as what these are (tensors or numpy arrays); by autograd."""

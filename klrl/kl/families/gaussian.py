@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from klrl.kl.families.bregman import phi
-from klrl.kl.families.family import Family
+from klrl.kl.families.family import Family, no_closed_form
+from klrl.kl.families.roots import length, root
 from klrl.policy.arrays import expm1
 from klrl.policy.distributions import DiagGaussian, Distribution, FullGaussian, Gradient, SquashedGaussian
 
@@ -53,6 +55,31 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
         r = wide.exp()
         return torch.addcmul(torch.rsub(wide, -0.5), r, r, value=0.5).to(d.dtype).clamp_min(0.0)
 
+    def renyi(self, p: DiagGaussian, q: DiagGaussian, alpha: float) -> Tensor:
+        """alpha/2 z^2 / s with z = (mu_p - mu_q) / sigma_q, s = alpha + (1 - alpha) r^2, and a part of r alone.
+
+        r = sigma_p / sigma_q; infinite where s <= 0 (Gil, Alajaji & Linder 2013, "Rényi divergence measures for
+        commonly used univariate continuous distributions").
+        """
+        log_r2 = 2.0 * (p.log_std - q.log_std)
+        z = (p.mean - q.mean) / q.std
+        scale = log_r2.exp() / alpha - torch.expm1(log_r2)  # s / alpha
+        finite = scale > 0.0
+        divergence = 0.5 * z.square() / torch.where(finite, scale, 1.0) + _renyi_of_ratios(log_r2, finite, alpha)
+        return divergence.clamp_min(0.0).masked_fill(~finite & ((log_r2 != 0.0) | (z != 0.0)), math.inf)
+
+    def total_variation(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
+        """erf(|z| / sqrt 8) for equal covariances, z = (mu_p - mu_q) / sigma; in one dimension always."""
+        if p.mean.shape[-1] == 1:
+            return _total_variation(p, q).squeeze(-1)
+        if not bool((p.log_std == q.log_std).all()):
+            raise no_closed_form(_DIFFERENT, p, q)
+        return torch.erf(length((p.mean - q.mean) / q.std) / math.sqrt(8.0))
+
+    def wasserstein(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
+        """sqrt(|mu_p - mu_q|^2 + |sigma_p - sigma_q|^2)."""
+        return length(torch.cat(torch.broadcast_tensors(p.mean - q.mean, p.std - q.std), -1))
+
     def kl_gradient(self, p: DiagGaussian, q: DiagGaussian) -> Gradient:
         """(mu_q - mu_p) / sigma_q^2 by the mean, 1 - (sigma_p^2 + (mu_q - mu_p)^2) / sigma_q^2 by log_std."""
         z = (q.mean - p.mean) / q.std
@@ -80,6 +107,14 @@ class SquashedGaussianFamily(GaussianFamily[SquashedGaussian]):
     def covariance_part(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
         """That of the normals."""
         return self._base.covariance_part(p.base, q.base)
+
+    def renyi(self, p: SquashedGaussian, q: SquashedGaussian, alpha: float) -> Tensor:
+        """That of the normals."""
+        return self._base.renyi(p.base, q.base, alpha)
+
+    def total_variation(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
+        """That of the normals."""
+        return self._base.total_variation(p.base, q.base)
 
     def kl_gradient(self, p: SquashedGaussian, q: SquashedGaussian) -> Gradient:
         """That of the normals."""
@@ -109,6 +144,87 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
         diagonal = phi(torch.where(near, torch.where(near, m, 0.0).log1p(), ratio))
         return (0.5 * M.square().sum((-2, -1)) + diagonal.sum(-1)).unsqueeze(-1).to(p.mean.dtype)
 
+    def renyi(self, p: FullGaussian, q: FullGaussian, alpha: float) -> Tensor:
+        """alpha/2 z' S^-1 z with z = L_q^-1 (mu_p - mu_q), S = alpha 1 + (1 - alpha) M M', and a part of M alone.
+
+        M = L_q^-1 L_p, whose singular values are the ratios r of :class:`DiagGaussianFamily`.
+        """
+        if alpha == math.inf:
+            raise no_closed_form("the Rényi divergence of infinite order", p, q)
+        M = torch.linalg.solve_triangular(*torch.broadcast_tensors(_lower(q), _lower(p)), upper=False)
+        z = torch.linalg.solve_triangular(_lower(q), (p.mean - q.mean).unsqueeze(-1), upper=False)
+        log_r2 = 2.0 * torch.linalg.svdvals(M).log()
+        finite = (log_r2.exp() / alpha - torch.expm1(log_r2) > 0.0).all(-1, keepdim=True)
+        unit = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+        S = torch.where(finite.unsqueeze(-1), unit + (1.0 / alpha - 1.0) * (M @ M.mT), unit)
+        mean_part = 0.5 * (z * torch.linalg.solve_ex(S, z)[0]).sum((-2, -1)).unsqueeze(-1)
+        divergence = mean_part + _renyi_of_ratios(log_r2, finite, alpha).sum(-1, keepdim=True)
+        return divergence.clamp_min(0.0).masked_fill(~finite, math.inf)
+
+    def total_variation(self, p: FullGaussian, q: FullGaussian) -> Tensor:
+        """As :class:`DiagGaussianFamily` has it, with z = L^-1 (mu_p - mu_q)."""
+        L_p, L_q = _lower(p), _lower(q)
+        if p.mean.shape[-1] == 1:
+            one = [DiagGaussian(x.mean, L.squeeze(-1).log()) for x, L in ((p, L_p), (q, L_q))]
+            return _total_variation(*one).squeeze(-1)
+        if not bool((L_p == L_q).all()):
+            raise no_closed_form(_DIFFERENT, p, q)
+        z = torch.linalg.solve_triangular(L_q, (p.mean - q.mean).unsqueeze(-1), upper=False).squeeze(-1)
+        return torch.erf(length(z) / math.sqrt(8.0))
+
+    def wasserstein(self, p: FullGaussian, q: FullGaussian) -> Tensor:
+        """sqrt(|mu_p - mu_q|^2 + min_U |L_p - L_q U|^2) over orthogonal U, attained at U = W V', L_q' L_p = W S V'.
+
+        The minimum is tr(S_p + S_q - 2 (S_q^1/2 S_p S_q^1/2)^1/2), here without cancellation. At a minimum its
+        derivative by U is 0: U needs no gradient.
+        """
+        L_p, L_q = torch.broadcast_tensors(_lower(p), _lower(q))
+        W, _, Vh = torch.linalg.svd((L_q.mT @ L_p).detach())
+        difference = L_p - L_q @ (W @ Vh)
+        return root((p.mean - q.mean).square().sum(-1) + difference.square().sum((-2, -1)))
+
+
+_DIFFERENT = "the total variation, where covariances differ in more than one dimension,"
+
 
 def _lower(x: FullGaussian) -> Tensor:
     return x.scale_tril.double().tril()
+
+
+def _renyi_of_ratios(log_r2: Tensor, finite: Tensor, alpha: float) -> Tensor:
+    """1/2 (log(1 + t e) / t - log r^2) with e = r^2 - 1, t = 1 - alpha: the part that is there at equal means.
+
+    Where r is near 1, with log(1 + y) = y - phi(log(1 + y)) so that e drops out.
+    """
+    if alpha == math.inf:
+        return -0.5 * log_r2
+    t = 1.0 - alpha
+    log_s = torch.where(finite, t * torch.expm1(log_r2), 0.0).log1p()
+    near = log_r2.abs() < 0.5
+    small = torch.where(near, log_r2, 0.0)
+    return 0.5 * torch.where(near, phi(small) - phi(torch.where(near, log_s, 0.0)) / t, log_s / t - log_r2)
+
+
+def _total_variation(p: DiagGaussian, q: DiagGaussian) -> Tensor:
+    """Of every dimension by itself: what both put between the two points where the densities cross.
+
+    In units of the narrower one, N(0, 1), the wider one is N(d, r^2), and the densities cross at the roots of
+    (1 - r^2) y^2 - 2 d y + d^2 + 2 r^2 log r. There p = q: their own derivative adds nothing to that of the value.
+    """
+    log_r = (p.log_std - q.log_std).abs()
+    distance = (p.mean - q.mean).abs() / torch.minimum(p.log_std, q.log_std).exp()
+    distance = distance.clamp_max(1e150)  # its square does not overflow
+    equal = log_r < 1e-12
+    r, d = torch.where(equal, 1.0, log_r).exp(), distance
+    with torch.no_grad():
+        log_ratio = torch.where(equal, 1.0, log_r)
+        S = r * root(d.square() + 2.0 * (r.square() - 1.0) * log_ratio)
+        low, high = (d + S) / (1.0 - r.square()), (d.square() + 2.0 * r.square() * log_ratio) / (d + S)
+    narrow, wide = (_mass(low, high, center, scale) for center, scale in ((torch.zeros_like(d), 1.0), (d, r)))
+    return torch.where(equal, torch.erf(distance / math.sqrt(8.0)), narrow - wide).clamp(0.0, 1.0)
+
+
+def _mass(low: Tensor, high: Tensor, center: Tensor, scale: Tensor | float) -> Tensor:
+    """The probability between two points."""
+    low, high = ((x - center) / (scale * math.sqrt(2.0)) for x in (low, high))
+    return 0.5 * (torch.erf(high) - torch.erf(low))

@@ -1,0 +1,156 @@
+"""Divergences and entropies from samples, state by state, for any two distributions over the same actions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from klrl.kl.families import AnyDistribution
+from klrl.kl.families.roots import root
+from klrl.kl.sources import Source, source, sources
+
+Divergence = Literal["kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation", "hellinger"]
+CHUNK = 2**20
+"""Numbers of a sample held at a time."""
+
+
+@dataclass(frozen=True)
+class StateEstimate:
+    """A sample mean per state, its standard error, both ``[*B]``, and the sample size per state."""
+
+    value: Tensor
+    stderr: Tensor
+    n: int
+
+
+def estimate_divergence(
+    p: AnyDistribution,
+    q: AnyDistribution,
+    divergence: Divergence = "kl",
+    n: int = 10_000,
+    generator: torch.Generator | None = None,
+) -> StateEstimate:
+    r"""Estimate a divergence per state from n samples of p and n of q, ``[*B]``, nats; without gradients.
+
+    The average over both alike is one over m = (p + q) / 2. With l = log q - log p and t = tanh(l / 2), so that
+    p/m = 1 - t and q/m = 1 + t, what is averaged is
+
+    ================  =====================================================================================
+    kl                2 t - (1 - t) l, that is p/m (e^l - 1 - l); reverse_kl with -l, jeffreys both
+    jensen_shannon    1/2 ((1 + t) log(1 + t) + (1 - t) log(1 - t)), in [0, log 2]
+    total_variation   \|t\|, in [0, 1]
+    hellinger         1 - 1 / cosh(l / 2), in [0, 1]; H is the root of its mean
+    ================  =====================================================================================
+
+    All are >= 0 sample by sample, vanish to second order where p is near q (but for \|t\|), and are unbiased whatever
+    the supports; only the root makes H too small by some stderr^2 / (2 H), and its standard error is that of H^2
+    divided by 2 H (delta method). The integrand of kl is that of the estimator k3 (Schulman 2020, "Approximating KL
+    Divergence"), which over samples of p alone has an infinite variance where q is much wider than p and misses what
+    q has where p is 0; over m its variance is finite if that of log p/q is.
+
+    Args:
+        p: a record, or a ``torch.distributions`` object with ``sample``, ``log_prob`` and ``support``. Such an object
+            draws from torch's global generator, which is set by ours for that time and put back; outside its support
+            it has probability 0.
+        q: another one over the same actions, of any family.
+        divergence: which.
+        n: samples of each per state, >= 2.
+        generator: of the samples.
+
+    Raises:
+        ValueError: an unknown divergence, n < 2, or distributions over different actions.
+    """
+    if divergence not in get_args(Divergence):
+        raise ValueError(f"divergence = {divergence!r}; allowed: {', '.join(get_args(Divergence))}")
+    a, b = sources(p, q)
+
+    def integrand(action: Tensor) -> Tensor:
+        return _INTEGRANDS[divergence](b.log_prob(action) - a.log_prob(action))
+
+    (value_p, variance_p), (value_q, variance_q) = (moments(x, integrand, n, generator) for x in (a, b))
+    value, stderr = 0.5 * (value_p + value_q), 0.5 * (variance_p + variance_q).sqrt()
+    if divergence == "hellinger":
+        value = root(value)
+        stderr = torch.where(value > 0.0, stderr / (2.0 * torch.where(value > 0.0, value, 1.0)), 0.0)
+    return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype))
+
+
+def estimate_entropy(p: AnyDistribution, n: int = 10_000, generator: torch.Generator | None = None) -> StateEstimate:
+    """Estimate H(p) = -E_p[log p] per state, ``[*B]``, nats: for what has no closed form, a mixture say.
+
+    Arguments and errors as in :func:`estimate_divergence`.
+    """
+    a = source(p)
+    value, variance = moments(a, lambda x: -a.log_prob(x), n, generator)
+    return _estimate(value, variance.sqrt(), n, a.dtype)
+
+
+def moments(
+    of: Source, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The mean of a function of n samples, and the variance of that mean, ``[*B]``, in bounded memory.
+
+    Raises:
+        ValueError: n < 2.
+    """
+    if n < 2:
+        raise ValueError(f"n = {n}; allowed: >= 2 samples")
+    size = max(1, CHUNK // max(1, math.prod(of.batch_shape) * of.width))
+    center: Tensor | None = None
+    total = squares = torch.zeros(())
+    with torch.no_grad():
+        for start in range(0, n, size):
+            values = function(of.sample(min(size, n - start), generator))
+            if center is None:  # near the mean, so that the squares lose nothing
+                center = values.mean(0).nan_to_num(0.0, 0.0, 0.0)
+                total = squares = torch.zeros_like(center)
+            total = total + (values - center).sum(0)
+            squares = squares + (values - center).square().sum(0)
+        mean = total / n
+        variance = (squares / n - mean.square()).clamp_min(0.0) / (n - 1)
+        value = mean if center is None else center + mean
+    return value, torch.where(value.isinf(), math.inf, variance)
+
+
+def _estimate(value: Tensor, stderr: Tensor, n: int, dtype: torch.dtype) -> StateEstimate:
+    return StateEstimate(value.to(dtype), stderr.to(dtype), n)
+
+
+def _kl(log_ratio: Tensor) -> Tensor:
+    """2 t - (1 - t) l; 2 where p is 0, infinite where q is 0."""
+    share = 2.0 * torch.sigmoid(-log_ratio)
+    value = 2.0 * torch.tanh(0.5 * log_ratio) - torch.where(log_ratio == math.inf, 0.0, share * log_ratio)
+    return value.clamp_min(0.0)
+
+
+def _jensen_shannon(log_ratio: Tensor) -> Tensor:
+    """As 1 + t = 2 q / (p + q), log(1 + t) = log 2 - log(1 + e^-l); near t = 0 from 1 +- t."""
+    t = torch.tanh(0.5 * log_ratio)
+    near = t.abs() < 0.5
+    s = torch.where(near, t, 0.0)
+    zero = torch.zeros_like(t)
+    log_right, log_left = (math.log(2.0) - torch.logaddexp(zero, x) for x in (-log_ratio, log_ratio))
+    right = (1.0 + t) * torch.where(near, s.log1p(), log_right)
+    left = (1.0 - t) * torch.where(near, (-s).log1p(), log_left)
+    return torch.where(log_ratio.isinf(), math.log(2.0), (0.5 * (right + left)).clamp(0.0, math.log(2.0)))
+
+
+def _hellinger(log_ratio: Tensor) -> Tensor:
+    """1 - 1 / cosh(l / 2) = 2 sinh(l / 4)^2 / cosh(l / 2)."""
+    x = log_ratio.clamp(-700.0, 700.0)
+    return 2.0 * torch.sinh(0.25 * x).square() / torch.cosh(0.5 * x)
+
+
+_INTEGRANDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kl": _kl,
+    "reverse_kl": lambda x: _kl(-x),
+    "jeffreys": lambda x: _kl(x) + _kl(-x),
+    "jensen_shannon": _jensen_shannon,
+    "total_variation": lambda x: torch.tanh(0.5 * x).abs(),
+    "hellinger": _hellinger,
+}

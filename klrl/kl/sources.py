@@ -1,0 +1,170 @@
+"""Two things that can be sampled and have a log-probability, made comparable: records, ``torch.distributions`` objects.
+
+Densities count only inside the support: a record's ``log_prob`` and a torch object's validation treat actions outside
+as mistakes, here they have probability 0.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributions as td
+
+from klrl.kl.families import AnyDistribution, read
+from klrl.policy.arrays import tensor
+from klrl.policy.distributions import Beta, Categorical, Distribution, Factored, SquashedGaussian
+
+
+class Source(abc.ABC):
+    """Samples and log-probabilities of a batch of distributions."""
+
+    batch_shape: torch.Size
+    event_shape: tuple[int, ...]
+    dtype: torch.dtype
+    discrete: bool
+    width: int
+    """How many numbers an action needs while it is worked on."""
+
+    @abc.abstractmethod
+    def expand(self, batch_shape: torch.Size) -> Source:
+        """The same numbers for a larger batch."""
+
+    @abc.abstractmethod
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """Actions ``[n, *B, *event]``."""
+
+    @abc.abstractmethod
+    def log_prob(self, action: Tensor) -> Tensor:
+        """``[n, *B]``, -inf outside the support."""
+
+
+class RecordSource(Source):
+    """A record's, in float64."""
+
+    def __init__(self, record: Distribution, dtype: torch.dtype) -> None:
+        self.record = record.map(lambda x: tensor(x).detach().double())
+        self.batch_shape, self.event_shape = self.record.batch_shape, tuple(self.record.event_shape)
+        self.dtype, self.discrete = dtype, isinstance(record, (Categorical, Factored))
+        self.width = max(math.prod(x.shape[len(self.batch_shape) :]) for x in self.record.parameters)
+
+    def expand(self, batch_shape: torch.Size) -> RecordSource:
+        """See :meth:`Source.expand`."""
+        return RecordSource(self._as(batch_shape), self.dtype)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """See :meth:`Source.sample`."""
+        return self._as((n, *self.batch_shape)).sample(generator)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """See :meth:`Source.log_prob`."""
+        record = self._as((len(action), *self.batch_shape))
+        match record:
+            case Beta():
+                inside = ((action >= 0.0) & (action <= 1.0)).all(-1)
+            case SquashedGaussian():
+                inside = (action.abs() <= 1.0).all(-1)
+            case Categorical() | Factored():
+                choices, index = (record, action) if isinstance(record, Categorical) else (record.heads, action)
+                known = (index >= 0) & (index < choices.logits.shape[-1])
+                log_probs = choices.log_prob(torch.where(known, index, 0).long()).masked_fill(~known, -math.inf)
+                return log_probs if choices is record else log_probs.sum(-1)
+            case _:
+                return record.log_prob(action)
+        return record.log_prob(action).masked_fill(~inside, -math.inf)
+
+    def _as(self, batch_shape: Any) -> Distribution:
+        old = len(self.batch_shape)
+        return self.record.map(lambda x: x.expand(*batch_shape, *x.shape[old:]))
+
+
+class TorchSource(Source):
+    """A torch object's.
+
+    Its ``sample`` draws from torch's global generator: that is set to the state of one seeded by ours, and put back
+    afterwards. On a GPU draws come from that one's global generator.
+    """
+
+    def __init__(self, distribution: td.Distribution, dtype: torch.dtype, column: bool = False) -> None:
+        self.distribution, self.dtype, self.column = distribution, dtype, column
+        self.batch_shape = distribution.batch_shape
+        self.event_shape = (1,) if column else tuple(distribution.event_shape)
+        self.width = max(1, math.prod(distribution.event_shape))
+        self.discrete = bool(_support(distribution).is_discrete)
+
+    def expand(self, batch_shape: torch.Size) -> TorchSource:
+        """See :meth:`Source.expand`."""
+        return TorchSource(self.distribution.expand(batch_shape), self.dtype, self.column)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """See :meth:`Source.sample`."""
+        action = _draw(self.distribution, n, generator)
+        return action.unsqueeze(-1) if self.column else action
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """See :meth:`Source.log_prob`."""
+        action = action.squeeze(-1) if self.column else action
+        support, events = _support(self.distribution), len(self.distribution.event_shape)
+        with torch.no_grad():
+            inside = support.check(action)
+            possible = _draw(self.distribution, len(action), torch.Generator().manual_seed(0)).to(action.dtype)
+            action = torch.where(inside.reshape(*inside.shape, *[1] * events), action, possible)
+            return self.distribution.log_prob(action).double().masked_fill(~inside, -math.inf)
+
+
+def _draw(distribution: td.Distribution, n: int, generator: torch.Generator | None) -> Tensor:
+    seed = int(torch.randint(2**62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        return distribution.sample(torch.Size([n]))
+
+
+def _support(distribution: td.Distribution) -> Any:
+    return distribution.support
+
+
+def source(p: AnyDistribution, column: bool = False) -> Source:
+    """One distribution.
+
+    Args:
+        p: a record or a torch object; as its record if there is one.
+        column: whether the action of a torch object without a record is a vector of one number instead of a number.
+    """
+    try:
+        return RecordSource(*read(p))
+    except TypeError:
+        assert not isinstance(p, Distribution)
+        return _torch_source(p, column)
+
+
+def _torch_source(p: td.Distribution, column: bool) -> TorchSource:
+    dtype = p.log_prob(_draw(p, 1, torch.Generator().manual_seed(0))).dtype
+    return TorchSource(p, dtype, column and not p.event_shape)
+
+
+def sources(p: AnyDistribution, q: AnyDistribution) -> tuple[Source, Source]:
+    """Two distributions over the same actions, with one batch shape.
+
+    Raises:
+        ValueError: different shapes of actions, one discrete and one with a density, batches that do not broadcast.
+    """
+    a, b = source(p), source(q)
+    if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
+        if isinstance(a, TorchSource) or isinstance(b, TorchSource):
+            a, b = _torch_source(p, False), _torch_source(q, False)
+    elif a.event_shape != b.event_shape:
+        a, b = source(p, b.event_shape == (1,)), source(q, a.event_shape == (1,))
+    if a.event_shape != b.event_shape or a.discrete != b.discrete:
+        described = " and q ".join(
+            f"{'discrete' if x.discrete else 'continuous'} {list(x.event_shape)}" for x in (a, b)
+        )
+        raise ValueError(f"p has actions {described}; allowed: one shape, both discrete or both continuous")
+    try:
+        batch_shape = torch.broadcast_shapes(a.batch_shape, b.batch_shape)
+    except RuntimeError as error:
+        shapes = f"{list(a.batch_shape)} and {list(b.batch_shape)}"
+        raise ValueError(f"p and q have batch shapes {shapes}; allowed: shapes that broadcast") from error
+    return a.expand(batch_shape), b.expand(batch_shape)
