@@ -11,13 +11,14 @@ VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
     "evaluate": "play episodes with a trained agent and report its return",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
+    "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
 }
 
 
 def usage() -> str:
     """The text of ``klrl --help``."""
     lines = ["usage: klrl VERB ...    (klrl VERB --help for the options of a verb)", "", "verbs:"]
-    lines += [f"  {verb:<11}{text}" for verb, text in VERBS.items()]
+    lines += [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
     lines += ["", "for example:", "  klrl train ppo --env CartPole-v1 --total-timesteps 50000 --run-dir runs/demo"]
     return "\n".join([*lines, "  klrl evaluate runs/demo --episodes 20", "  tensorboard --logdir runs"])
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     if words[0] not in VERBS:
         print(f"klrl: verb = {words[0]!r}; allowed: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    import_module(f"klrl.scripts.{words[0]}").main(words[1:])
+    import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from klrl.run.callback import Callback, Metrics
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
 
 
-def check_new(path: str | Path) -> Path:
-    """Refuse a directory that holds something already.
+def check_new(path: str | Path, name: str = "run_dir") -> Path:
+    """Refuse a directory that holds something already; ``name`` is what the user calls it.
 
     Raises:
         FileExistsError: naming the directory.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"run_dir = {path} is not empty; allowed: a new or empty directory")
+        raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory")
     return path
 
 

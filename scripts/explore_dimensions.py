@@ -1,0 +1,118 @@
+"""KL adds over action dimensions, so that a mean over them hides it; near its minimum it is a quadratic form."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from klrl.kl import effective_sample_size, fisher_product, kl_divergence, kl_per_dimension, reverse_kl
+from klrl.policy.distributions import Categorical, DiagGaussian
+from klrl.scripts.explore_report import Picture, Section, identity, number, shown
+from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, finish, note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DIMENSIONS = {1: "Pendulum", 6: "HalfCheetah", 17: "Humanoid"}
+TARGET = 0.01
+STEPS = torch.logspace(-3.0, 0.5, 36, dtype=torch.float64)
+ACTIONS, STATES = 6, 64
+
+
+def section(rng: torch.Generator) -> Section:
+    """The same change in every dimension; and small changes of a policy at many states."""
+    kl, mean, share = by_dimension()
+    logits, tangent = (torch.empty(STATES, ACTIONS, dtype=torch.float64).normal_(generator=rng) for _ in range(2))
+    forward, reverse, quadratic = second_order(logits, tangent)
+    worst = float(((forward[0] - quadratic[0]) / quadratic[0]).abs().max())
+    last = max(DIMENSIONS)
+    idea = f"""
+        The KL of independent action dimensions is the sum of theirs. A mean over dimensions divides it by their
+        number d, and a bound on the mean admits d times the change: where every dimension moves by a KL of {TARGET:g},
+        the mean says {TARGET:g} in every task, but the policy of a {last}-dimensional action has moved by
+        {shown(float(kl[-1]))} nats, and samples of the old policy are worth {shown(100 * float(share[-1]))} % of their
+        number for the new one (with one dimension {shown(100 * float(share[0]))} %). So klrl's target_kl bounds the sum.
+
+        Close to each other, both directions of KL are one quadratic form: for a change d of the parameters,
+        KL ≈ 1/2 d'F d with the Fisher matrix F, state by state. That is what TRPO measures its step with.
+    """
+    identities = (
+        *(identity(f"{d} dimensions: KL of the joint action = {d} times that of one", kl[i], d * TARGET, "nats")
+          for i, d in enumerate(DIMENSIONS)),
+        identity(f"KL(θ‖θ + d) at d of size {STEPS[0]:g} = 1/2 d'F d, relative, worst of {STATES} states",
+                 1.0 + worst, 1.0, "", 10 * float(STEPS[0])),
+    )  # fmt: skip
+    numbers = (
+        *(number(f"{d} dimensions: KL, summed", kl[i], "nats") for i, d in enumerate(DIMENSIONS)),
+        *(number(f"{d} dimensions: mean over dimensions", mean[i], "nats") for i, d in enumerate(DIMENSIONS)),
+        *(number(f"{d} dimensions: effective sample size", share[i], "1") for i, d in enumerate(DIMENSIONS)),
+        *(number(f"|KL / (1/2 d'F d) - 1| at size {STEPS[i]:.3g}, mean over states",
+                 (forward[i] / quadratic[i] - 1.0).abs().mean(), "1") for i in (0, len(STEPS) // 2)),
+    )  # fmt: skip
+    see = """left, the summed KL grows with the number of dimensions while the mean over them stays put; middle, the
+        worth of old samples falls with the sum. Right, a softmax policy moved by ever larger changes of its logits:
+        the quadratic form meets both directions for small changes; for large ones they part from it."""
+    return Section(
+        "A policy's KL is summed over action dimensions, and quadratic up close", idea, numbers, identities,
+        (Picture("09-dimensions.png", "What a mean over action dimensions hides; what a small change costs", see,
+                 (13.0, 4.8), partial(_draw, curves=(forward, reverse, quadratic))),),
+    )  # fmt: skip
+
+
+def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
+    """For every number of dimensions: KL, its mean over dimensions, effective sample size; TARGET nats in each."""
+    found = []
+    for d in DIMENSIONS:
+        old = DiagGaussian(torch.zeros(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64))
+        new = DiagGaussian(old.mean + (2.0 * TARGET) ** 0.5, old.log_std)
+        found.append([kl_divergence(old, new), kl_per_dimension(old, new).mean(), effective_sample_size(new, old)])
+    kl, mean, share = torch.tensor(found).T
+    return kl, mean, share
+
+
+def second_order(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(θ‖θ + d), KL(θ + d‖θ) and 1/2 d'F d for d = size * tangent, ``[sizes, states]``."""
+    old = Categorical(logits.expand(len(STEPS), -1, -1))
+    change = STEPS[:, None, None] * tangent
+    new = Categorical(old.logits + change)
+    (product,) = fisher_product(old, (change,))
+    return kl_divergence(old, new), reverse_kl(old, new), 0.5 * (change * torch.as_tensor(product)).sum(-1)
+
+
+def _draw(figure: Figure, curves: tuple[Tensor, Tensor, Tensor]) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    kl, mean, share = by_dimension()
+    _draw_bars(left, kl, mean)
+    _draw_share(middle, share)
+    _draw_order(right, *(x[:, 0] for x in curves))
+
+
+def _draw_bars(ax: Axes, kl: Tensor, mean: Tensor) -> None:
+    for shift, values, colour, label in ((-0.2, kl, BLUE, "sum over dimensions"), (0.2, mean, ORANGE, "mean over dimensions")):
+        places = [i + shift for i in range(len(values))]
+        ax.bar(places, values, 0.38, color=colour, label=label)
+        for x, y in zip(places, values.tolist(), strict=True):
+            note(ax, f"{y:.2f}", x, y, colour, ha="center", va="bottom")
+    ax.set_xticks(range(len(kl)), [f"d = {d}\n({name})" for d, name in DIMENSIONS.items()])
+    finish(ax, f"Every dimension moves by {TARGET:g} nats", "", "KL(old‖new), nats", legend="upper left")
+
+
+def _draw_share(ax: Axes, share: Tensor) -> None:
+    ax.bar(range(len(share)), 100 * share, 0.6, color=GREEN)
+    for x, y in enumerate((100 * share).tolist()):
+        note(ax, f"{y:.0f} %", x, y, GREEN, ha="center", va="bottom")
+    ax.set_xticks(range(len(share)), [f"d = {d}" for d in DIMENSIONS])
+    ax.set_ylim(0.0, 112.0)
+    finish(ax, "What old samples are worth for the new policy", "number of action dimensions",
+           "effective sample size, % of the sample")  # fmt: skip
+
+
+def _draw_order(ax: Axes, forward: Tensor, reverse: Tensor, quadratic: Tensor) -> None:
+    ax.loglog(STEPS, quadratic, color=GREY, linewidth=5, alpha=0.5, label="1/2 d'F d")
+    ax.loglog(STEPS, forward, color=BLUE, label="KL(θ‖θ + d)")
+    ax.loglog(STEPS, reverse, color=ORANGE, linestyle="--", label="KL(θ + d‖θ)")
+    finish(ax, "Softmax policy at one state", "size of the change d of the logits", "nats", legend="upper left")
