@@ -11,7 +11,7 @@ from torch import Tensor
 from klrl.kl import effective_sample_size, fisher_product, kl_divergence, kl_per_dimension, reverse_kl
 from klrl.policy.distributions import Categorical, DiagGaussian
 from klrl.scripts.explore_report import Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, finish, note
+from klrl.scripts.explore_style import BLACK, BLUE, GREEN, ORANGE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,28 +34,30 @@ def section(rng: torch.Generator) -> Section:
         The KL of independent action dimensions is the sum of theirs. A mean over dimensions divides it by their
         number d, and a bound on the mean admits d times the change: where every dimension moves by a KL of {TARGET:g},
         the mean says {TARGET:g} in every task, but the policy of a {last}-dimensional action has moved by
-        {shown(float(kl[-1]))} nats, and samples of the old policy are worth {shown(100 * float(share[-1]))} % of their
-        number for the new one (with one dimension {shown(100 * float(share[0]))} %). So klrl's target_kl bounds the sum.
+        {shown(float(kl[-1]))} nats, and samples of the old policy are worth {100 * float(share[-1]):.0f} % of their
+        number for the new one (with one dimension {100 * float(share[0]):.0f} %). So
+        klrl's target_kl bounds the sum.
 
         Close to each other, both directions of KL are one quadratic form: for a change d of the parameters,
         KL ≈ 1/2 d'F d with the Fisher matrix F, state by state. That is what TRPO measures its step with.
     """
     identities = (
-        *(identity(f"{d} dimensions: KL of the joint action = {d} times that of one", kl[i], d * TARGET, "nats")
+        *(identity(f"d = {d}: KL of the whole action = {d} times that of one dimension", kl[i], d * TARGET, "nats")
           for i, d in enumerate(DIMENSIONS)),
-        identity(f"KL(θ‖θ + d) at d of size {STEPS[0]:g} = 1/2 d'F d, relative, worst of {STATES} states",
+        identity(f"KL(θ‖θ + d) / (1/2 d'F d) = 1 at d of size {STEPS[0]:g}, worst of {STATES} states",
                  1.0 + worst, 1.0, "", 10 * float(STEPS[0])),
     )  # fmt: skip
     numbers = (
-        *(number(f"{d} dimensions: KL, summed", kl[i], "nats") for i, d in enumerate(DIMENSIONS)),
-        *(number(f"{d} dimensions: mean over dimensions", mean[i], "nats") for i, d in enumerate(DIMENSIONS)),
-        *(number(f"{d} dimensions: effective sample size", share[i], "1") for i, d in enumerate(DIMENSIONS)),
-        *(number(f"|KL / (1/2 d'F d) - 1| at size {STEPS[i]:.3g}, mean over states",
+        *(number(f"d = {d}: KL, summed", kl[i], "nats") for i, d in enumerate(DIMENSIONS)),
+        *(number(f"d = {d}: mean over dimensions", mean[i], "nats") for i, d in enumerate(DIMENSIONS)),
+        *(number(f"d = {d}: effective sample size over sample size", share[i], "1") for i, d in enumerate(DIMENSIONS)),
+        *(number(f"relative error of 1/2 d'F d at size {STEPS[i]:.3g}, mean over states",
                  (forward[i] / quadratic[i] - 1.0).abs().mean(), "1") for i in (0, len(STEPS) // 2)),
     )  # fmt: skip
     see = """left, the summed KL grows with the number of dimensions while the mean over them stays put; middle, the
-        worth of old samples falls with the sum. Right, a softmax policy moved by ever larger changes of its logits:
-        the quadratic form meets both directions for small changes; for large ones they part from it."""
+        worth of old samples falls with the sum. Right, KL over the quadratic form, at states of a softmax policy
+        whose logits are moved by ever larger changes: 1 in both directions for small changes, off in opposite ways
+        for medium ones (where the third order counts), anything for large ones."""
     return Section(
         "A policy's KL is summed over action dimensions, and quadratic up close", idea, numbers, identities,
         (Picture("09-dimensions.png", "What a mean over action dimensions hides; what a small change costs", see,
@@ -88,11 +90,12 @@ def _draw(figure: Figure, curves: tuple[Tensor, Tensor, Tensor]) -> None:
     kl, mean, share = by_dimension()
     _draw_bars(left, kl, mean)
     _draw_share(middle, share)
-    _draw_order(right, *(x[:, 0] for x in curves))
+    _draw_order(right, *curves)
 
 
 def _draw_bars(ax: Axes, kl: Tensor, mean: Tensor) -> None:
-    for shift, values, colour, label in ((-0.2, kl, BLUE, "sum over dimensions"), (0.2, mean, ORANGE, "mean over dimensions")):
+    bars = ((-0.2, kl, BLUE, "sum over dimensions"), (0.2, mean, ORANGE, "mean over dimensions"))
+    for shift, values, colour, label in bars:
         places = [i + shift for i in range(len(values))]
         ax.bar(places, values, 0.38, color=colour, label=label)
         for x, y in zip(places, values.tolist(), strict=True):
@@ -112,7 +115,12 @@ def _draw_share(ax: Axes, share: Tensor) -> None:
 
 
 def _draw_order(ax: Axes, forward: Tensor, reverse: Tensor, quadratic: Tensor) -> None:
-    ax.loglog(STEPS, quadratic, color=GREY, linewidth=5, alpha=0.5, label="1/2 d'F d")
-    ax.loglog(STEPS, forward, color=BLUE, label="KL(θ‖θ + d)")
-    ax.loglog(STEPS, reverse, color=ORANGE, linestyle="--", label="KL(θ + d‖θ)")
-    finish(ax, "Softmax policy at one state", "size of the change d of the logits", "nats", legend="upper left")
+    for values, colour, label in ((forward, BLUE, "KL(θ‖θ + d)"), (reverse, ORANGE, "KL(θ + d‖θ)")):
+        lines = ax.semilogx(STEPS, values / quadratic, color=colour, linewidth=0.8, alpha=0.35)
+        lines[0].set(label=label)
+    ax.axhline(1.0, color=BLACK, linewidth=1)
+    note(ax, "1/2 d'F d", float(STEPS[0]), 1.03)
+    legend = ax.legend(fontsize=9, loc="lower left")
+    for handle in legend.legend_handles:
+        handle.set(alpha=1.0, linewidth=2)
+    finish(ax, f"Softmax policy, a line per state ({STATES})", "size of the change d of the logits", "KL / (1/2 d'F d)")

@@ -14,7 +14,13 @@ from klrl.run.directory import check_new
 from klrl.scripts import (
     explore_asymmetry,
     explore_coding,
+    explore_dimensions,
+    explore_estimators,
     explore_fits,
+    explore_gradients,
+    explore_inference,
+    explore_learning,
+    explore_supports,
 )
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.explore_report import BrokenIdentity, Section, report, write
@@ -26,6 +32,12 @@ SECTIONS: tuple[Callable[[torch.Generator], Section], ...] = (
     explore_coding.section,
     explore_asymmetry.section,
     explore_fits.section,
+    explore_supports.section,
+    explore_estimators.section,
+    explore_gradients.section,
+    explore_learning.section,
+    explore_inference.section,
+    explore_dimensions.section,
 )
 LEAD = """
     What the Kullback-Leibler divergence is, how it behaves, how it is estimated, and where it hides: every number is

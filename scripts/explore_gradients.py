@@ -1,0 +1,178 @@
+"""Which loss on samples has the gradient of which KL: klrl's table, enumerated."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from klrl.kl import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_divergence, kl_loss
+from klrl.kl.estimator_gradients import Loss, Sampler, Target
+from klrl.policy.distributions import Categorical
+from klrl.scripts.explore_report import BrokenIdentity, Picture, Section, identity, number
+from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACTIONS = 5
+DESCENT: tuple[Loss, ...] = ("w*k3", "k1", "k2", "k3")
+STEPS, RATE = 200, 0.5
+
+
+class Policies(NamedTuple):
+    """Logits of the policy, of a fixed reference, of the policy that drew samples."""
+
+    policy: Tensor
+    reference: Tensor
+    old: Tensor
+
+
+class Row(NamedTuple):
+    """klrl's verdict on a loss, and the error found by enumeration, over the size of the right gradient."""
+
+    verdict: GradientVerdict
+    error: float
+
+
+def section(rng: torch.Generator) -> Section:
+    """The table, checked row by row, and what a wrong row does."""
+    policies = Policies(*torch.empty(3, ACTIONS, dtype=torch.float64).normal_(generator=rng))
+    rows = table(policies)
+    right = sum(row.verdict.right for row in rows)
+    curves = {loss: descent(loss, policies) for loss in DESCENT}
+    idea = f"""
+        A good estimate need not be a good loss: minimising a KL needs the gradient of its mean, and where samples come
+        from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples
+        from the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With
+        samples from the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
+
+        Of the {len(rows)} combinations that klrl's estimator_gradient judges, {right} are right. Each was enumerated
+        here over all {ACTIONS} actions: expected gradient of the loss against the gradient of the exact KL. "w*k3" is
+        right everywhere (w weighs samples by policy/sampler); klrl's kl_loss warns of every wrong one.
+    """
+    worst_right = max(row.error for row in rows if row.verdict.right)
+    least_wrong = min(row.error for row in rows if not row.verdict.right)
+    identities = (
+        identity("largest relative error of the gradients called right = 0", worst_right, 0.0, "", 1e-10),
+        identity("k1 as a loss on the policy's own samples: KL at the end = KL at the start",
+                 curves["k1"][-1], curves["k1"][0], "nats"),
+    )  # fmt: skip
+    numbers = (
+        number("combinations judged", len(rows), "1"),
+        number("combinations that are right", right, "1"),
+        number("least relative error of a gradient called wrong", least_wrong, "1"),
+        *(number(f"KL(policy‖reference) after {STEPS} steps down the loss {loss}", curve[-1], "nats")
+          for loss, curve in curves.items()),
+    )  # fmt: skip
+    see = f"""left, every loss (rows) for every sampler and KL (columns): green is right, the number is the relative
+        error of the expected gradient, empty cells repeat another row or make no sense. Right, {STEPS} gradient steps
+        on KL(policy‖reference) with expected gradients: k1 does not move, w*k3 and k2 go down the same way, k3
+        goes another way (down the other KL: here to the same end, as this policy can become the reference)."""
+    return Section(
+        "Which loss has the right gradient", idea, numbers, identities,
+        (Picture("06-gradients.png", "An estimator as a loss: right value, right gradient?", see, (13.0, 6.4),
+                 partial(_draw, rows=rows, curves=curves)),),
+    )  # fmt: skip
+
+
+def table(policies: Policies) -> list[Row]:
+    """Every loss that klrl judges, for every sampler and target.
+
+    Raises:
+        BrokenIdentity: a verdict that enumeration does not bear out.
+    """
+    found = []
+    for sampler in get_args(Sampler):
+        for target in get_args(Target):
+            for loss in get_args(Loss):
+                try:
+                    verdict = estimator_gradient(loss, sampler=sampler, target=target)
+                except ValueError:  # such a combination is another one in disguise, or has no samples
+                    continue
+                error = gradient_error(verdict, policies)
+                if verdict.right is not (error < 1e-10):
+                    raise BrokenIdentity(f"{verdict}: but its relative error is {error:.3g}")
+                found.append(Row(verdict, error))
+    return found
+
+
+def gradient_error(verdict: GradientVerdict, policies: Policies) -> float:
+    """|E[grad loss] - grad KL| / |grad KL|, by the logits of the policy."""
+    logits = policies.policy.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(exact_kl(logits, verdict.target, policies), logits)
+    expected = expected_gradient(verdict.estimator, verdict.sampler, verdict.target, policies)
+    return float((expected - exact).norm() / exact.norm())
+
+
+def exact_kl(logits: Tensor, target: Target, policies: Policies) -> Tensor:
+    """The target in closed form."""
+    named = {"policy": logits, "reference": policies.reference, "old": policies.old}
+    p, q = target.removeprefix("KL(").removesuffix(")").split("||")
+    return kl_divergence(Categorical(named[p]), Categorical(named[q]))
+
+
+def expected_gradient(loss: Loss, sampler: Sampler, target: Target, policies: Policies) -> Tensor:
+    """E[grad loss], the sum over all actions with the sampler's probabilities."""
+    logits = policies.policy.clone().requires_grad_()
+    log_policy, log_reference, log_old = (x.log_softmax(-1) for x in (logits, policies.reference, policies.old))
+    other = log_old if target == "KL(old||policy)" else log_reference
+    given = log_old if sampler == "old" and other is not log_old else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiasedGradientWarning)
+        losses = kl_loss(log_policy, other, sampler=sampler, target=target, estimator=loss, log_sampler=given)
+    weight = (log_policy if sampler == "policy" else log_old).detach().exp()
+    (found,) = torch.autograd.grad((weight * losses).sum(), logits)
+    return found
+
+
+def descent(loss: Loss, policies: Policies) -> Tensor:
+    """KL(policy||reference) along gradient descent with the loss's expected gradient, samples from the policy."""
+    target: Target = "KL(policy||reference)"
+    values = []
+    for _ in range(STEPS + 1):
+        values.append(exact_kl(policies.policy, target, policies))
+        gradient = expected_gradient(loss, "policy", target, policies)
+        policies = policies._replace(policy=policies.policy - RATE * gradient)
+    return torch.stack(values)
+
+
+def _draw(figure: Figure, rows: list[Row], curves: dict[Loss, Tensor]) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=(1.9, 1.0))
+    _draw_table(left, rows)
+    styles = {"w*k3": (GREEN, "-", 5), "k1": (BLUE, "-", 1.5), "k2": (ORANGE, "--", 1.5), "k3": (PURPLE, "-", 1.5)}
+    for loss, curve in curves.items():
+        colour, style, width = styles[loss]
+        right.semilogy(curve, style, color=colour, linewidth=width, alpha=0.5 if width > 2 else 1.0, label=loss)
+    right.set_ylim(bottom=1e-6)
+    title = "Descent on KL(policy‖reference),\nsamples from the policy"
+    finish(right, title, "gradient step", "KL(policy‖reference), nats", legend="lower left")  # fmt: skip
+
+
+def _draw_table(ax: Axes, rows: list[Row]) -> None:
+    columns = list(dict.fromkeys((row.verdict.sampler, row.verdict.target) for row in rows))
+    losses = get_args(Loss)
+    for row in rows:
+        x, y = columns.index((row.verdict.sampler, row.verdict.target)), losses.index(row.verdict.estimator)
+        ax.fill_between(
+            [x - 0.48, x + 0.48], y - 0.46, y + 0.46, color=GREEN if row.verdict.right else ORANGE, alpha=0.35
+        )
+        words = "right" if row.verdict.right else f"wrong, {100 * row.error:.0f} %"
+        note(ax, words, x, y, ha="center", va="center")
+    heads = [f"samples: {sampler}\n{target.replace('||', '‖')}" for sampler, target in columns]
+    ax.set_xticks(range(len(columns)), heads, fontsize=8)
+    ax.set_yticks(range(len(losses)), [f"{loss}" for loss in losses], family="monospace")
+    ax.set_ylim(len(losses) - 0.4, -0.6)
+    ax.set_xlim(-0.55, len(columns) - 0.45)
+    finish(
+        ax,
+        "Expected gradient against that of the exact KL, relative error",
+        "who was sampled, which KL is to fall",
+        "loss",
+    )
+    ax.grid(False)
+    ax.tick_params(length=0, colors=GREY, labelcolor="black")
