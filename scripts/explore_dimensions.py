@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 DIMENSIONS = {1: "Pendulum", 6: "HalfCheetah", 17: "Humanoid"}
 TARGET = 0.01
-STEPS = torch.logspace(-3.0, 0.5, 36, dtype=torch.float64)
-ACTIONS, STATES = 6, 64
+STEPS = torch.logspace(-3.0, 0.0, 31, dtype=torch.float64)
+ACTIONS, STATES, LINES = 6, 64, 10
 
 
 def section(rng: torch.Generator) -> Section:
@@ -38,26 +38,28 @@ def section(rng: torch.Generator) -> Section:
         number for the new one (with one dimension {100 * float(share[0]):.0f} %). So
         klrl's target_kl bounds the sum.
 
-        Close to each other, both directions of KL are one quadratic form: for a change d of the parameters,
-        KL ≈ 1/2 d'F d with the Fisher matrix F, state by state. That is what TRPO measures its step with.
+        Close to each other, both directions of KL are one quadratic form: for a change δ of the parameters,
+        KL ≈ 1/2 δ'F δ with the Fisher matrix F, state by state. That is how TRPO measures its step.
     """
     identities = (
         *(identity(f"d = {d}: KL of the whole action = {d} times that of one dimension", kl[i], d * TARGET, "nats")
           for i, d in enumerate(DIMENSIONS)),
-        identity(f"KL(θ‖θ + d) / (1/2 d'F d) = 1 at d of size {STEPS[0]:g}, worst of {STATES} states",
+        identity(f"KL(θ‖θ + δ) / (1/2 δ'F δ) = 1 at δ of size {STEPS[0]:g}, worst of {STATES} states",
                  1.0 + worst, 1.0, "", 10 * float(STEPS[0])),
+        identity("deviation of the reverse KL from 1/2 δ'F δ = twice that of the forward KL, there",
+                 (reverse[0] - quadratic[0]).abs().sum() / (forward[0] - quadratic[0]).abs().sum(), 2.0, "", 0.01),
     )  # fmt: skip
     numbers = (
         *(number(f"d = {d}: KL, summed", kl[i], "nats") for i, d in enumerate(DIMENSIONS)),
         *(number(f"d = {d}: mean over dimensions", mean[i], "nats") for i, d in enumerate(DIMENSIONS)),
         *(number(f"d = {d}: effective sample size over sample size", share[i], "1") for i, d in enumerate(DIMENSIONS)),
-        *(number(f"relative error of 1/2 d'F d at size {STEPS[i]:.3g}, mean over states",
+        *(number(f"relative error of 1/2 δ'F δ at size {STEPS[i]:.3g}, mean over states",
                  (forward[i] / quadratic[i] - 1.0).abs().mean(), "1") for i in (0, len(STEPS) // 2)),
     )  # fmt: skip
     see = """left, the summed KL grows with the number of dimensions while the mean over them stays put; middle, the
         worth of old samples falls with the sum. Right, KL over the quadratic form, at states of a softmax policy
-        whose logits are moved by ever larger changes: 1 in both directions for small changes, off in opposite ways
-        for medium ones (where the third order counts), anything for large ones."""
+        whose logits are moved by ever larger changes: 1 in both directions for small changes; larger ones leave it,
+        the reverse KL about twice as far, as its third-order term is twice that of the other."""
     return Section(
         "A policy's KL is summed over action dimensions, and quadratic up close", idea, numbers, identities,
         (Picture("09-dimensions.png", "What a mean over action dimensions hides; what a small change costs", see,
@@ -77,7 +79,7 @@ def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def second_order(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(θ‖θ + d), KL(θ + d‖θ) and 1/2 d'F d for d = size * tangent, ``[sizes, states]``."""
+    """KL(θ‖θ + δ), KL(θ + δ‖θ) and 1/2 δ'F δ for δ = size * tangent, ``[sizes, states]``."""
     old = Categorical(logits.expand(len(STEPS), -1, -1))
     change = STEPS[:, None, None] * tangent
     new = Categorical(old.logits + change)
@@ -90,14 +92,14 @@ def _draw(figure: Figure, curves: tuple[Tensor, Tensor, Tensor]) -> None:
     kl, mean, share = by_dimension()
     _draw_bars(left, kl, mean)
     _draw_share(middle, share)
-    _draw_order(right, *curves)
+    _draw_order(right, *(x[:, :LINES] for x in curves))
 
 
 def _draw_bars(ax: Axes, kl: Tensor, mean: Tensor) -> None:
     bars = ((-0.2, kl, BLUE, "sum over dimensions"), (0.2, mean, ORANGE, "mean over dimensions"))
     for shift, values, colour, label in bars:
         places = [i + shift for i in range(len(values))]
-        ax.bar(places, values, 0.38, color=colour, label=label)
+        ax.bar(places, values.tolist(), 0.38, color=colour, label=label)
         for x, y in zip(places, values.tolist(), strict=True):
             note(ax, f"{y:.2f}", x, y, colour, ha="center", va="bottom")
     ax.set_xticks(range(len(kl)), [f"d = {d}\n({name})" for d, name in DIMENSIONS.items()])
@@ -105,7 +107,7 @@ def _draw_bars(ax: Axes, kl: Tensor, mean: Tensor) -> None:
 
 
 def _draw_share(ax: Axes, share: Tensor) -> None:
-    ax.bar(range(len(share)), 100 * share, 0.6, color=GREEN)
+    ax.bar(range(len(share)), (100 * share).tolist(), 0.6, color=GREEN)
     for x, y in enumerate((100 * share).tolist()):
         note(ax, f"{y:.0f} %", x, y, GREEN, ha="center", va="bottom")
     ax.set_xticks(range(len(share)), [f"d = {d}" for d in DIMENSIONS])
@@ -115,12 +117,10 @@ def _draw_share(ax: Axes, share: Tensor) -> None:
 
 
 def _draw_order(ax: Axes, forward: Tensor, reverse: Tensor, quadratic: Tensor) -> None:
-    for values, colour, label in ((forward, BLUE, "KL(θ‖θ + d)"), (reverse, ORANGE, "KL(θ + d‖θ)")):
-        lines = ax.semilogx(STEPS, values / quadratic, color=colour, linewidth=0.8, alpha=0.35)
-        lines[0].set(label=label)
+    for values, colour, label in ((forward, BLUE, "KL(θ‖θ + δ)"), (reverse, ORANGE, "KL(θ + δ‖θ)")):
+        lines = ax.semilogx(STEPS, values / quadratic, color=colour, linewidth=1.2, alpha=0.6)
+        lines[0].set_label(label)
     ax.axhline(1.0, color=BLACK, linewidth=1)
-    note(ax, "1/2 d'F d", float(STEPS[0]), 1.03)
-    legend = ax.legend(fontsize=9, loc="lower left")
-    for handle in legend.legend_handles:
-        handle.set(alpha=1.0, linewidth=2)
-    finish(ax, f"Softmax policy, a line per state ({STATES})", "size of the change d of the logits", "KL / (1/2 d'F d)")
+    note(ax, "1/2 δ'F δ", float(STEPS[0]), 1.03)
+    title = f"Softmax policy, a line per state ({LINES} of {STATES})"
+    finish(ax, title, "size of the change δ of the logits", "KL / (1/2 δ'F δ)", legend="lower left")

@@ -39,6 +39,7 @@ def section(rng: torch.Generator) -> Section:
     p, q = pair(1)
     kl = float(kl_divergence(p, q))
     negative = float((one["k1"] < 0).double().mean())
+    predicted: dict[SampleEstimator, float]
     predicted = {"k1": 2.0 / SHIFT, "k2": (2.0 + SHIFT**2) ** 0.5,
                  "k3": 2.0 * (torch.tensor(SHIFT**2).double().expm1() - SHIFT**2).sqrt().item() / SHIFT**2}  # fmt: skip
     idea = f"""
@@ -114,9 +115,10 @@ def _draw(figure: Figure, one: dict[SampleEstimator, Tensor], by_size: Table, by
     (values, bias), (size, dimension) = figure.subplots(2, 2)
     _draw_values(values, one)
     for i, (name, (colour, mark)) in enumerate(STYLE.items()):
-        error = 200 * by_size[name].std(-1) / REPEATS**0.5
-        x = torch.tensor(SIZES) * (0.91 + 0.06 * i)
-        bias.errorbar(x, 100 * (by_size[name].mean(-1) - 1.0), error, color=colour, marker=mark, capsize=3, label=name,
+        error = (200 * by_size[name].std(-1) / REPEATS**0.5).tolist()
+        off = (100 * (by_size[name].mean(-1) - 1.0)).tolist()
+        x = [n * (0.91 + 0.06 * i) for n in SIZES]
+        bias.errorbar(x, off, error, color=colour, marker=mark, capsize=3, label=name,
                       linewidth=1)  # fmt: skip
         style = "--" if name == "optimal" else "-"
         size.loglog(SIZES, 100 * by_size[name].std(-1), style, color=colour, marker=mark, label=name)
@@ -138,7 +140,7 @@ def _draw(figure: Figure, one: dict[SampleEstimator, Tensor], by_size: Table, by
 def _draw_values(ax: Axes, one: dict[SampleEstimator, Tensor]) -> None:
     edges = 0.04 * torch.arange(-50.0, 51.0, dtype=torch.float64)
     for name, x in one.items():
-        ax.hist(x, edges, histtype="step", density=True, color=STYLE[name][0], linewidth=1.5, label=name)
+        ax.hist(x, edges.tolist(), histtype="step", density=True, color=STYLE[name][0], linewidth=1.5, label=name)
     kl = SHIFT**2 / 2.0
     ax.axvline(kl, color=BLACK, linestyle="--", linewidth=1)
     note(ax, f"KL = {kl:g}", kl + 0.04, 6.0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["forward", "reverse"]
 WEIGHTS, MEANS, STDS = (0.6, 0.4), (-2.0, 2.5), (0.6, 0.7)
-GRID = torch.linspace(-16.0, 16.0, 1601, dtype=torch.float64)
+GRID = torch.linspace(-16.0, 16.0, 801, dtype=torch.float64)
 TARGET = GaussianMixture(
     torch.tensor(WEIGHTS, dtype=torch.float64).log(),
     torch.tensor(MEANS, dtype=torch.float64)[:, None],

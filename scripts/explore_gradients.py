@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 ACTIONS = 5
 DESCENT: tuple[Loss, ...] = ("w*k3", "k1", "k2", "k3")
-STEPS, RATE = 200, 0.5
+STEPS, RATE = 100, 1.0
 
 
 class Policies(NamedTuple):

@@ -37,9 +37,9 @@ def section(rng: torch.Generator) -> Section:
     apart = Categorical((POLICY.mean(0) / len(POLICY)).repeat(len(POLICY)).log())
     expected, told = expected_gain()
     idea = f"""
-        Variational inference: for any guess q of the hidden cause of what was seen, a bound (the ELBO) lies below the
-        log evidence by exactly KL(q‖posterior). So raising the bound lowers that KL, and nothing is lost only at the
-        posterior itself.
+        Variational inference: for any guess q of the hidden cause z of what was seen, a bound, the ELBO
+        E_q[log p(seen, z) - log q(z)], lies below the log evidence log p(seen) by exactly KL(q‖posterior). So raising
+        the bound lowers that KL, and nothing is lost only at the posterior itself.
 
         Bayes: after {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) =
         {shown(float(gain) * BITS_PER_NAT)} bits. The posterior is also the belief of least free energy, the expected
@@ -74,7 +74,8 @@ def section(rng: torch.Generator) -> Section:
     )
     see = """left, the guess goes from prior to posterior: the bound rises by what the KL falls, the sum stays. Middle,
         the belief before and after the tosses. Right, the policy at four states and its average; the KL of each row
-        to the average stands beside it, the mean of these is the mutual information (the undecided last row says little)."""
+        to the average stands beside it, the mean of these is the mutual information (the undecided last row adds
+        little)."""
     return Section(
         "Inference and information are KLs, too", idea, numbers, identities,
         (Picture("08-inference.png", "ELBO, Bayesian update and mutual information as KL", see, (14.0, 4.9),
@@ -145,8 +146,8 @@ def _draw(figure: Figure, bound: Tensor, gap: Tensor) -> None:
     left.plot(BLEND, bound + gap, color=BLACK)
     left.fill_between(BLEND, bound, bound + gap, color=ORANGE, alpha=0.35)
     note(left, "log evidence", 0.55, float(bound[-1]) + 0.01, va="bottom")
-    note(left, "KL(q‖posterior)", 0.05, float(bound[0] + 0.5 * gap[0]), ORANGE)
-    note(left, "ELBO", 0.3, float(bound[16]) - 0.04, BLUE, va="top")
+    note(left, "KL(q‖posterior)", 0.03, float(bound[-1]) - 0.07, ORANGE)
+    note(left, "ELBO", 0.43, float(bound[16]) - 0.03, BLUE, va="top")
     left.set_ylim(float(bound.min()) - 0.08, float(bound[-1]) + 0.08)
     finish(left, "A guess q of the hidden cause", "q: from prior (0) to posterior (1)", "nats")
     _draw_update(middle)
@@ -160,7 +161,7 @@ def _draw_update(ax: Axes) -> None:
         wide = belief.map(lambda y: y.expand(len(x), 1))
         ax.plot(x, torch.as_tensor(wide.log_prob(x[:, None])).exp(), color=colour, label=name)
     gain = float(kl_divergence(posterior, prior, 2))
-    note(ax, f"KL(posterior‖prior) = {gain:.3f} bits", 0.03, 2.5)
+    note(ax, f"KL(posterior‖prior)\n= {gain:.3f} bits", 0.03, 2.5)
     ax.set_ylim(0.0, 3.9)
     finish(ax, "A belief about a coin", "probability of heads", "probability density", legend="upper left")
 
@@ -168,18 +169,16 @@ def _draw_update(ax: Axes) -> None:
 def _draw_policy(ax: Axes) -> None:
     policy, mean = Categorical(POLICY.log()), Categorical(POLICY.mean(0).log())
     rows = torch.cat([POLICY, POLICY.mean(0, keepdim=True)])
-    ax.imshow(rows, cmap="Greens", vmin=0.0, vmax=1.0, aspect="auto")
+    ax.imshow(rows.tolist(), cmap="Greens", vmin=0.0, vmax=1.0, aspect="auto")
     for i, row in enumerate(rows.tolist()):
         for j, value in enumerate(row):
             note(ax, f"{value:.2f}", j, i, "white" if value > 0.6 else BLACK, ha="center", va="center")
     each = kl_divergence(policy, mean.map(lambda x: x.expand(len(POLICY), -1)))
     for i, value in enumerate([*each.tolist()]):
         note(ax, f"KL = {value:.3f}", 2.6, i, GREEN, va="center", annotation_clip=False)
-    note(
-        ax, f"mean of KL\n= {float(each.mean()):.3f} nats", 2.6, len(POLICY), BLACK, va="center", annotation_clip=False
-    )
+    note(ax, f"mean KL\n= {float(each.mean()):.3f}", 2.6, len(POLICY), BLACK, va="center", annotation_clip=False)
     ax.set_yticks(range(len(rows)), [*(f"state {i + 1}" for i in range(len(POLICY))), "average"])
     ax.set_xticks(range(3), ["left", "stay", "right"])
     ax.axhline(len(POLICY) - 0.5, color=BLACK, linewidth=2)
-    finish(ax, "Policy: probability of each action", "action", "")
+    finish(ax, "Probability of each action, KL in nats", "action", "")
     ax.grid(False)

@@ -25,7 +25,7 @@ from klrl.scripts import (
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.explore_report import BrokenIdentity, Section, report, write
 from klrl.scripts.speed import installed
-from klrl.validation import NonNegativeInt, validate
+from klrl.validation import NonNegativeInt
 
 PROG = "klrl explore-kl"
 SECTIONS: tuple[Callable[[torch.Generator], Section], ...] = (
@@ -57,9 +57,6 @@ class ExploreKL:
     """A new or empty folder for README.md, numbers.csv and the figures."""
     seed: NonNegativeInt = 0
     """Of everything that is random."""
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 def explore(seed: int) -> list[Section]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
 from klrl.scripts.explore_report import Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
+from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, bars, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ HEADS = torch.arange(TRIALS + 1, dtype=torch.float64)
 CLASSES = ("cat", "dog", "bird")
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.2, 0.1, 0.4], [-0.5, 1.5, 1.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 2, 1])
-SOFT = torch.tensor([[0.8, 0.15, 0.05], [0.3, 0.2, 0.5], [0.05, 0.7, 0.25]], dtype=torch.float64)
+SOFT = torch.tensor([[0.5, 0.2, 0.3], [0.05, 0.15, 0.8], [0.05, 0.85, 0.1]], dtype=torch.float64)
 ACTIONS = torch.arange(21, dtype=torch.float64)
 RARE = 0.01
 
@@ -66,7 +66,8 @@ def section(rng: torch.Generator) -> Section:
         identity("torch's cross_entropy of hard labels = mean KL(label‖prediction)",
                  functional.cross_entropy(LOGITS, LABELS), kl_divergence(one_hot, predicted).mean(), "nats"),
         identity("torch's cross_entropy of soft labels = mean H(label) + KL(label‖prediction)",
-                 functional.cross_entropy(LOGITS, SOFT), (entropy(soft) + kl_divergence(soft, predicted)).mean(), "nats"),
+                 functional.cross_entropy(LOGITS, SOFT), (entropy(soft) + kl_divergence(soft, predicted)).mean(),
+                 "nats"),
         identity("distillation loss -sum teacher log student - H(teacher) = KL(teacher‖student)",
                  -(teacher().probs * forward.log_probs).sum() - entropy(teacher()), students["forward"].kl, "nats"),
         identity("mean action of the forward student = mean action of the teacher",
@@ -81,8 +82,8 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"{name} student: share of actions rare for the teacher", x, "1") for name, x in wasted.items()),
     )  # fmt: skip
     see = """left, two curves a constant apart, with one minimum. Middle, the loss of three pictures: for hard labels
-        all of it is KL; a soft label's own entropy cannot be learned away. Right, the teacher's two bumps, and the students
-        that each direction of KL gives."""
+        all of it is KL; a soft label's own entropy cannot be learned away. Right, the teacher's two bumps, and the
+        students that each direction of KL gives."""
     return Section(
         "Learning from data lowers a KL", idea, numbers, identities,
         (Picture("07-learning.png", "Maximum likelihood, cross-entropy and distillation as KL", see, (14.0, 4.9),
@@ -138,7 +139,7 @@ def distilled(direction: str) -> Student:
         pair = teacher().map(lambda y: y.expand(*x.shape[:-1], -1)), policy(x)
         return kl_divergence(*pair) if direction == "forward" else kl_divergence(*pair[::-1])
 
-    starts = torch.cartesian_prod(torch.arange(2.0, 19.0), torch.tensor([-4.0, -2.0])).double()
+    starts = torch.cartesian_prod(torch.arange(2.0, 19.0), torch.linspace(-4.0, -1.0, 7)).double()
     x = starts[divergence(starts).argmin()].clone().requires_grad_()
     search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
                                line_search_fn="strong_wolfe")  # fmt: skip
@@ -157,7 +158,7 @@ def _draw(figure: Figure, found: Categorical, best: float, students: dict[str, S
     left, middle, right = figure.subplots(1, 3)
     _draw_likelihood(left, found, best)
     _draw_losses(middle)
-    right.bar(ACTIONS, teacher().probs, 0.9, color=GREY, alpha=0.45, label="teacher")
+    bars(right, ACTIONS, teacher().probs, 0.9, color=GREY, alpha=0.45, label="teacher")
     for name, colour, label in (
         ("forward", BLUE, "least KL(teacher‖student)"),
         ("reverse", ORANGE, "least KL(student‖teacher)"),
@@ -173,10 +174,11 @@ def _draw_likelihood(ax: Axes, found: Categorical, best: float) -> None:
     nll = kl + float(entropy(found))
     ax.plot(heads, nll, color=ORANGE, label="mean -log likelihood")
     ax.plot(heads, kl, color=BLUE, label="KL(data‖model)")
+    ax.set_ylim(-0.08, 1.22 * float(nll.max()))
     ax.axvline(best, color=BLACK, linestyle="--", linewidth=1)
-    note(ax, f"both least at {best:.3f}", best + 0.01, 0.62 * float(nll.max()))
-    ax.annotate("", (0.18, float(kl[16])), (0.18, float(nll[16])), arrowprops={"arrowstyle": "<->", "color": GREY})
-    note(ax, f"H(data) = {float(entropy(found)):.3f}", 0.19, float(kl[16] + nll[16]) / 2, GREY, va="center")
+    note(ax, f"both least at {best:.3f}", best + 0.01, 0.65)
+    ax.annotate("", (0.12, float(kl[4])), (0.12, float(nll[4])), arrowprops={"arrowstyle": "<->", "color": GREY})
+    note(ax, f"H(data) = {float(entropy(found)):.3f}", 0.13, float(kl[4] + nll[4]) / 2, GREY, va="center")
     finish(ax, f"{DRAWS} times {TRIALS} tosses", "the model's probability of heads", "nats per observation",
            legend="upper right")  # fmt: skip
 
@@ -185,12 +187,12 @@ def _draw_losses(ax: Axes) -> None:
     soft, predicted = Categorical(SOFT.log()), Categorical(LOGITS)
     one_hot = Categorical(functional.one_hot(LABELS, len(CLASSES)).double().log())
     places = torch.arange(len(LABELS))
-    ax.bar(places - 0.2, kl_divergence(one_hot, predicted), 0.36, color=BLUE, label="KL(label‖prediction)")
-    ax.bar(places + 0.2, kl_divergence(soft, predicted), 0.36, color=BLUE)
-    ax.bar(places + 0.2, entropy(soft), 0.36, bottom=kl_divergence(soft, predicted), color=GREEN, label="H(label)")
+    bars(ax, places - 0.2, kl_divergence(one_hot, predicted), 0.36, color=BLUE, label="KL(label‖prediction)")
+    bars(ax, places + 0.2, kl_divergence(soft, predicted), 0.36, color=BLUE)
+    bars(ax, places + 0.2, entropy(soft), 0.36, bottom=kl_divergence(soft, predicted), color=GREEN, label="H(label)")
     for labels, shift, text in ((one_hot, -0.2, "hard"), (soft, 0.2, "soft")):
         for x, y in zip((places + shift).tolist(), cross_entropy(labels, predicted).tolist(), strict=True):
             note(ax, text, x, y, GREY, ha="center", va="bottom")
     ax.set_xticks(places, [f"picture of a {CLASSES[i]}" for i in LABELS.tolist()], fontsize=9)
-    ax.set_ylim(0.0, 1.75)
+    ax.set_ylim(0.0, 2.1)
     finish(ax, "Cross-entropy loss = H + KL", "", "nats", legend="upper left")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,7 +14,10 @@ BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY, SKY, YELLOW = (
 )  # fmt: skip
 
 
-def finish(ax: Axes, title: str, x: str, y: str, *, legend: str | None = None) -> None:
+Place = Literal["upper left", "upper center", "upper right", "lower left"]
+
+
+def finish(ax: Axes, title: str, x: str, y: str, *, legend: Place | None = None) -> None:
     """Title, labels, a light grid, and a legend at the place named."""
     ax.set_title(title, fontsize=11)
     ax.set_xlabel(x)
@@ -21,6 +26,12 @@ def finish(ax: Axes, title: str, x: str, y: str, *, legend: str | None = None) -
     ax.set_axisbelow(True)
     if legend:
         ax.legend(fontsize=9, loc=legend)
+
+
+def bars(ax: Axes, x: Tensor, heights: Tensor, width: float, **more: Any) -> None:
+    """A bar chart of tensors, which matplotlib's own computes with as if they were arrays."""
+    lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in more.items()}
+    ax.bar(x.tolist(), heights.tolist(), width, **lists)
 
 
 def note(ax: Axes, text: str, x: float, y: float, colour: str = BLACK, **more: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from klrl.kl import estimate_divergence, jensen_shannon, kl_divergence, wasserstein
 from klrl.policy.distributions import Categorical, DiagGaussian
 from klrl.scripts.explore_report import Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, finish, note
+from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, bars, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ CELLS, WIDE = 30, 10
 SHIFTS = torch.arange(CELLS - WIDE + 1)
 STD = 0.1
 WAYS = torch.linspace(0.0, 2.0, 81, dtype=torch.float64)
-SAMPLES = 2000
+SAMPLES = 20_000
 
 
 def section(rng: torch.Generator) -> Section:
@@ -104,8 +104,8 @@ def _draw(figure: Figure, sampled: Tensor) -> None:
 
 def _draw_blocks(ax: Axes, p: Categorical, q: Categorical) -> None:
     shift = 6
-    ax.bar(torch.arange(CELLS), p.probs[0], 0.9, color=BLUE, alpha=0.55, label="P")
-    ax.bar(torch.arange(CELLS), q.probs[shift], 0.9, color=ORANGE, alpha=0.55, label=f"Q at shift {shift}")
+    bars(ax, torch.arange(CELLS), p.probs[0], 0.9, color=BLUE, alpha=0.55, label="P")
+    bars(ax, torch.arange(CELLS), q.probs[shift], 0.9, color=ORANGE, alpha=0.55, label=f"Q at shift {shift}")
     ax.set_ylim(0.0, 0.13)
     finish(ax, f"{WIDE} equally likely actions, the others masked", "action", "probability", legend="upper right")
 

@@ -64,7 +64,7 @@ def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
         "assert not {'torch', 'gymnasium', 'numpy'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert all(verb in result.stdout for verb in ("train", "evaluate", "benchmark"))
+    assert all(verb in result.stdout for verb in ("train", "evaluate", "benchmark", "explore-kl"))
 
 
 @pytest.mark.parametrize("agent", ["ppo", "trpo"])
@@ -188,7 +188,9 @@ def test_evaluation_takes_the_environment_as_it_was_saved(tmp_path, capsys):
     assert json.loads((tmp_path / "result.json").read_text())["lengths"] == [7, 7]
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "benchmark", "benchmark learning", "benchmark speed"])
+@pytest.mark.parametrize(
+    "verb", ["train", "evaluate", "benchmark", "benchmark learning", "benchmark speed", "explore-kl"]
+)
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*verb.split(), "--help"])
@@ -197,7 +199,7 @@ def test_every_verb_has_help(verb, capsys):
 
 
 def test_an_unknown_verb_is_refused(refused):
-    assert "verb = 'fly'; allowed: train, evaluate, benchmark" in refused("fly")
+    assert "verb = 'fly'; allowed: train, evaluate, benchmark, explore-kl" in refused("fly")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
