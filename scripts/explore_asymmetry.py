@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 PAIRS = 3000
 COIN = 0.3
 SURE = (0.999, 0.001)
+SEE = f"""left, both curves touch 0 at Q = P, stay above it, and part from each other; towards Q = 0 or 1 only
+    KL(P‖Q) grows without bound. Right, {PAIRS:,} random pairs over three outcomes: small values lie near the
+    diagonal (close to each other, the two directions agree), large ones leave it to
+    both sides."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -29,15 +33,6 @@ def section(rng: torch.Generator) -> Section:
     forward, backward = random_pairs(rng)
     surprised, careful = float(kl_divergence(fair, sure)), float(kl_divergence(sure, fair))
     least = min(float(forward.min()), float(backward.min()))
-    idea = f"""
-        KL(P‖Q) is 0 if P = Q and positive otherwise: no code beats the right one. But it is no distance, as its two
-        directions differ. Believing that heads is nearly sure ({SURE[0]:g}) while the coin is fair costs
-        {shown(surprised)} nats per toss: tails, held almost impossible, comes half of the time. Believing in a fair
-        coin while heads is nearly sure costs {shown(careful)}: what is missing was only expected.
-
-        So always say which one: klrl's kl_divergence(p, q) is KL(p‖q), data from p and code for q. On policies
-        klrl bounds and reports KL(old‖new).
-    """
     identities = (
         identity("KL(P‖P) = 0", kl_divergence(p, p), 0.0, "nats", 0.0),
         identity("least KL of the random pairs, where negative = 0", min(least, 0.0), 0.0, "nats", 0.0),
@@ -50,15 +45,23 @@ def section(rng: torch.Generator) -> Section:
         number(f"least KL of {2 * PAIRS:,} between random pairs", least, "nats"),
         number("largest KL(P‖Q) / KL(Q‖P) of the random pairs", (forward / backward).max(), "1"),
     )
-    see = f"""left, both curves touch 0 at Q = P, stay above it, and part from each other; towards Q = 0 or 1 only
-        KL(P‖Q) grows without bound. Right, {PAIRS:,} random pairs over three outcomes: small values lie near the
-        diagonal (close to each other, the two directions agree), large ones leave it to
-        both sides."""
     return Section(
-        "Never negative, zero only if equal, and not symmetric", idea, numbers, identities,
-        (Picture("02-asymmetry.png", "KL is 0 only at Q = P, and its two directions differ", see,
+        "Never negative, zero only if equal, and not symmetric", _idea(surprised, careful), numbers, identities,
+        (Picture("02-asymmetry.png", "KL is 0 only at Q = P, and its two directions differ", SEE,
                  (11.5, 5.0), lambda figure: _draw(figure, forward, backward)),),
     )  # fmt: skip
+
+
+def _idea(surprised: float, careful: float) -> str:
+    return f"""
+        KL(P‖Q) is 0 if P = Q and positive otherwise: no code beats the right one. But it is no distance, as its two
+        directions differ. Believing that heads is nearly sure ({SURE[0]:g}) while the coin is fair costs
+        {shown(surprised)} nats per toss: tails, held almost impossible, comes half of the time. Believing in a fair
+        coin while heads is nearly sure costs {shown(careful)}: what is missing was only expected.
+
+        So always say which one: klrl's kl_divergence(p, q) is KL(p‖q), data from p and code for q. On policies
+        klrl bounds and reports KL(old‖new).
+    """
 
 
 def random_pairs(rng: torch.Generator) -> tuple[Tensor, Tensor]:

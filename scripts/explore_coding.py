@@ -25,6 +25,10 @@ Q = (1 / 16, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 COIN_P, COIN_Q = (0.7, 0.3), (0.4, 0.6)
 MESSAGE = 10_000
 BLOCKS = range(1, 11)
+SEE = """the words of both codes; the bars on the right are the ideal lengths, the crosses the measured message.
+    Where probabilities are no powers of 1/2, a word has a whole number of bits and some are wasted; coding n
+    symbols at a time (lower panel: a biased coin, Shannon's code) wastes less than 1/n bit per symbol, so the cost
+    goes down towards the cross-entropy itself."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -35,17 +39,6 @@ def section(rng: torch.Generator) -> Section:
     own, foreign = (len(encode(message, code)) / MESSAGE for code in (code_p, code_q))
     H, H_pq, kl = (float(f) for f in (entropy(p, 2), cross_entropy(p, q, 2), kl_divergence(p, q, 2)))
     spread = float(per_symbol_sd(P, code_q)) / math.sqrt(MESSAGE)
-    idea = f"""
-        A robot is sent one of five commands at a time, with probabilities P. A good code gives frequent commands short
-        words: with Huffman's code for P a command costs {shown(H)} bits on average, the entropy H(P), and no code does
-        better. Who believes in Q makes the code for Q; the commands still come from P, and now cost {shown(H_pq)} bits,
-        the cross-entropy H(P, Q). The difference, {shown(kl)} bits per command, is the price of the wrong belief:
-        the Kullback-Leibler divergence KL(P‖Q), the sum of P log(P/Q).
-
-        A message of {MESSAGE:,} commands, really encoded, took {shown(own)} bits per command with the code for P and
-        {shown(foreign)} with the code for Q. With natural logarithms the unit is the nat, {shown(BITS_PER_NAT)} bits;
-        from here on everything is in nats unless bits are named.
-    """
     identities = (
         identity("cross-entropy -sum P log2 Q = H(P) + KL(P‖Q)", -(prob(P) * prob(Q).log2()).sum(), H + kl, "bits"),
         identity("expected length of a word of the code for Q = H(P, Q)", expected_length(P, code_q), H_pq, "bits"),
@@ -61,15 +54,25 @@ def section(rng: torch.Generator) -> Section:
         number("measured length, code for P", own, "bits"),
         number("measured length, code for Q", foreign, "bits"),
     )
-    see = """the words of both codes; the bars on the right are the ideal lengths, the crosses the measured message.
-        Where probabilities are no powers of 1/2, a word has a whole number of bits and some are wasted; coding n
-        symbols at a time (lower panel: a biased coin, Shannon's code) wastes less than 1/n bit per symbol, so the cost
-        goes down towards the cross-entropy itself."""
     return Section(
-        "KL is a price in bits", idea, numbers, identities,
-        (Picture("01-coding-cost.png", "KL(P‖Q): extra bits of coding P with the code made for Q", see,
+        "KL is a price in bits", _idea(H, H_pq, kl, own, foreign), numbers, identities,
+        (Picture("01-coding-cost.png", "KL(P‖Q): extra bits of coding P with the code made for Q", SEE,
                  (11.5, 8.2), lambda figure: _draw(figure, own, foreign)),),
     )  # fmt: skip
+
+
+def _idea(H: float, H_pq: float, kl: float, own: float, foreign: float) -> str:
+    return f"""
+        A robot is sent one of five commands at a time, with probabilities P. A good code gives frequent commands short
+        words: with Huffman's code for P a command costs {shown(H)} bits on average, the entropy H(P), and no code does
+        better. Who believes in Q makes the code for Q; the commands still come from P, and now cost {shown(H_pq)} bits,
+        the cross-entropy H(P, Q). The difference, {shown(kl)} bits per command, is the price of the wrong belief:
+        the Kullback-Leibler divergence KL(P‖Q), the sum of P log(P/Q).
+
+        A message of {MESSAGE:,} commands, really encoded, took {shown(own)} bits per command with the code for P and
+        {shown(foreign)} with the code for Q. With natural logarithms the unit is the nat, {shown(BITS_PER_NAT)} bits;
+        from here on everything is in nats unless bits are named.
+    """
 
 
 def prob(values: tuple[float, ...]) -> Tensor:

@@ -21,6 +21,10 @@ DIMENSIONS = {1: "Pendulum", 6: "HalfCheetah", 17: "Humanoid"}
 TARGET = 0.01
 STEPS = torch.logspace(-3.0, 0.0, 31, dtype=torch.float64)
 ACTIONS, STATES, LINES = 6, 64, 10
+SEE = """left, the summed KL grows with the number of dimensions while the mean over them stays put; middle, the
+    worth of old samples falls with the sum. Right, KL over the quadratic form, at states of a softmax policy
+    whose logits are moved by ever larger changes: 1 in both directions for small changes; larger ones leave it,
+    the reverse KL about twice as far, as its third-order term is twice that of the other."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -29,18 +33,6 @@ def section(rng: torch.Generator) -> Section:
     logits, tangent = (torch.empty(STATES, ACTIONS, dtype=torch.float64).normal_(generator=rng) for _ in range(2))
     forward, reverse, quadratic = second_order(logits, tangent)
     worst = float(((forward[0] - quadratic[0]) / quadratic[0]).abs().max())
-    last = max(DIMENSIONS)
-    idea = f"""
-        The KL of independent action dimensions is the sum of theirs. A mean over dimensions divides it by their
-        number d, and a bound on the mean admits d times the change: where every dimension moves by a KL of {TARGET:g},
-        the mean says {TARGET:g} in every task, but the policy of a {last}-dimensional action has moved by
-        {shown(float(kl[-1]))} nats, and samples of the old policy are worth {100 * float(share[-1]):.0f} % of their
-        number for the new one (with one dimension {100 * float(share[0]):.0f} %). So
-        klrl's target_kl bounds the sum.
-
-        Close to each other, both directions of KL are one quadratic form: for a change δ of the parameters,
-        KL ≈ 1/2 δ'F δ with the Fisher matrix F, state by state. That is how TRPO measures its step.
-    """
     identities = (
         *(identity(f"d = {d}: KL of the whole action = {d} times that of one dimension", kl[i], d * TARGET, "nats")
           for i, d in enumerate(DIMENSIONS)),
@@ -56,15 +48,25 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"relative error of 1/2 δ'F δ at size {STEPS[i]:.3g}, mean over states",
                  (forward[i] / quadratic[i] - 1.0).abs().mean(), "1") for i in (0, len(STEPS) // 2)),
     )  # fmt: skip
-    see = """left, the summed KL grows with the number of dimensions while the mean over them stays put; middle, the
-        worth of old samples falls with the sum. Right, KL over the quadratic form, at states of a softmax policy
-        whose logits are moved by ever larger changes: 1 in both directions for small changes; larger ones leave it,
-        the reverse KL about twice as far, as its third-order term is twice that of the other."""
     return Section(
-        "A policy's KL is summed over action dimensions, and quadratic up close", idea, numbers, identities,
-        (Picture("09-dimensions.png", "What a mean over action dimensions hides; what a small change costs", see,
+        "A policy's KL is summed over action dimensions, and quadratic up close", _idea(kl, share), numbers, identities,
+        (Picture("09-dimensions.png", "What a mean over action dimensions hides; what a small change costs", SEE,
                  (13.0, 4.8), partial(_draw, curves=(forward, reverse, quadratic))),),
     )  # fmt: skip
+
+
+def _idea(kl: Tensor, share: Tensor) -> str:
+    return f"""
+        The KL of independent action dimensions is the sum of theirs. A mean over dimensions divides it by their
+        number d, and a bound on the mean admits d times the change: where every dimension moves by a KL of {TARGET:g},
+        the mean says {TARGET:g} in every task, but the policy of a {max(DIMENSIONS)}-dimensional action has moved by
+        {shown(float(kl[-1]))} nats, and samples of the old policy are worth {100 * float(share[-1]):.0f} % of their
+        number for the new one (with one dimension {100 * float(share[0]):.0f} %). So
+        klrl's target_kl bounds the sum.
+
+        Close to each other, both directions of KL are one quadratic form: for a change δ of the parameters,
+        KL ≈ 1/2 δ'F δ with the Fisher matrix F, state by state. That is how TRPO measures its step.
+    """
 
 
 def by_dimension() -> tuple[Tensor, Tensor, Tensor]:

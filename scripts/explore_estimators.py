@@ -29,6 +29,10 @@ STYLE: dict[Estimator, tuple[str, str]] = {
 }  # fmt: skip
 Table = dict[Estimator, Tensor]
 """Estimates ``[points, REPEATS]`` over the KL."""
+SEE = f"""above left, values of single samples: k1 on both sides of 0, k2 and k3 on one. Above right, the bias: k2
+    stays {100 * SHIFT**2 / 4:.2f} % too high however many samples; bars are two standard errors of
+    {REPEATS} repeats. Below left, the spread falls with the root of the sample size. Below right, the curves of
+    k1 and k3 cross as dimensions are added."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -42,16 +46,6 @@ def section(rng: torch.Generator) -> Section:
     predicted: dict[SampleEstimator, float]
     predicted = {"k1": 2.0 / SHIFT, "k2": (2.0 + SHIFT**2) ** 0.5,
                  "k3": 2.0 * (torch.tensor(SHIFT**2).double().expm1() - SHIFT**2).sqrt().item() / SHIFT**2}  # fmt: skip
-    idea = f"""
-        Without a formula, KL(p‖q) is a mean over samples from p, of functions of the ratio r = q/p. k1 = -log r is
-        unbiased but noisy: {100 * negative:.0f} % of its samples are negative here, though no KL is.
-        k2 = (log r)²/2 is calmer and biased: more samples do not help. k3 = r - 1 - log r is unbiased and never
-        negative: it is k1 plus r - 1, whose mean is 0; "optimal" adds the multiple of r - 1 that is best.
-
-        Near p = q, k3 is close to the best. Farther apart (more dimensions, each with the same shift), rare large
-        ratios spoil it, and the multiple that "optimal" has to estimate, and k1 is the better one. Where the closed
-        form is known none of this is needed: klrl reports it.
-    """
     identities = tuple(
         identity(f"standard deviation of one {name} over the KL = its closed form, within 5 %",
                  one[name].std() / kl, value, "", 0.05)
@@ -67,15 +61,24 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"{name}, {DIMENSIONS[-1]} dimensions, {FEW} samples: the same", x[-1].std(), "1")
           for name, x in by_dimension.items()),
     )  # fmt: skip
-    see = f"""above left, values of single samples: k1 on both sides of 0, k2 and k3 on one. Above right, the bias: k2
-        stays {100 * SHIFT**2 / 4:.2f} % too high however many samples; bars are two standard errors of
-        {REPEATS} repeats. Below left, the spread falls with the root of the sample size. Below right, the curves of
-        k1 and k3 cross as dimensions are added."""
     return Section(
-        "KL from samples: bias and spread of the estimators", idea, numbers, identities,
-        (Picture("05-estimators.png", "Estimating KL(p‖q) from samples of p, two normals", see, (11.5, 8.6),
+        "KL from samples: bias and spread of the estimators", _idea(negative), numbers, identities,
+        (Picture("05-estimators.png", "Estimating KL(p‖q) from samples of p, two normals", SEE, (11.5, 8.6),
                  partial(_draw, one=one, by_size=by_size, by_dimension=by_dimension)),),
     )  # fmt: skip
+
+
+def _idea(negative: float) -> str:
+    return f"""
+        Without a formula, KL(p‖q) is a mean over samples from p, of functions of the ratio r = q/p. k1 = -log r is
+        unbiased but noisy: {100 * negative:.0f} % of its samples are negative here, though no KL is.
+        k2 = (log r)²/2 is calmer and biased: more samples do not help. k3 = r - 1 - log r is unbiased and never
+        negative: it is k1 plus r - 1, whose mean is 0; "optimal" adds the multiple of r - 1 that is best.
+
+        Near p = q, k3 is close to the best. Farther apart (more dimensions, each with the same shift), rare large
+        ratios spoil it, and the multiple that "optimal" has to estimate, and k1 is the better one. Where the closed
+        form is known none of this is needed: klrl reports it.
+    """
 
 
 def pair(d: int) -> tuple[DiagGaussian, DiagGaussian]:

@@ -35,6 +35,11 @@ class Fit(NamedTuple):
     kl: float
 
 
+SEE = """above, the forward fit spans both modes and is high between them, the reverse fits cover one mode each.
+    Below, the KL for every mean and standard deviation of q, in nats: one valley for the forward KL, several
+    for the reverse; the marks are the minima."""
+
+
 def section(rng: torch.Generator) -> Section:
     """Both fits, checked against the mixture's moments."""
     mean, std = moments()
@@ -42,7 +47,29 @@ def section(rng: torch.Generator) -> Section:
     left, right = (fit("reverse", m, s) for m, s in zip(MEANS, STDS, strict=True))
     broad = fit("reverse", mean, std)
     best, other = sorted((left, right), key=lambda f: f.kl)
-    idea = f"""
+    identities = (
+        identity("mean of the forward fit = mean of p", forward.mean, mean, "", 1e-6),
+        identity("standard deviation of the forward fit = that of p", forward.std, std, "", 1e-6),
+    )
+    named = {"forward fit": forward, "reverse fit, left mode": left, "reverse fit, right mode": right,
+             "reverse fit, spanning both": broad}  # fmt: skip
+    numbers = tuple(
+        number(f"{name}: {what}", value, unit)
+        for name, found in named.items()
+        for what, value, unit in zip(("mean", "standard deviation", "its KL"), found, ("1", "1", "nats"), strict=True)
+    )
+    fits: dict[Direction, list[Fit]] = {"forward": [forward], "reverse": [best, other, broad]}
+    return Section(
+        "Which direction to minimise: mean-seeking and mode-seeking",
+        _idea(forward, left, right, broad), numbers, identities,
+        (Picture("03-forward-reverse.png", "The same Gaussian, fitted by the two directions of KL",
+                 SEE, (11.5, 8.6), partial(_draw, fits=fits)),),
+    )  # fmt: skip
+
+
+def _idea(forward: Fit, left: Fit, right: Fit, broad: Fit) -> str:
+    best = min(left, right, key=lambda f: f.kl)
+    return f"""
         Let p have two modes and q be one Gaussian, so that q cannot be right everywhere. Minimising the forward
         KL(p‖q) forbids q to miss anything that p does: q gets the mean and the spread of p as a whole, mean
         {shown(forward.mean)} and standard deviation {shown(forward.std)}, and is high in the valley where p has almost
@@ -53,31 +80,6 @@ def section(rng: torch.Generator) -> Section:
         {shown(right.kl)} on the right one) and here a third that spans both ({shown(broad.kl)}, the worst): where the
         search starts decides where it ends.
     """
-    identities = (
-        identity("mean of the forward fit = mean of p", forward.mean, mean, "", 1e-6),
-        identity("standard deviation of the forward fit = that of p", forward.std, std, "", 1e-6),
-    )
-    numbers = (
-        number("forward fit: mean", forward.mean, "1"),
-        number("forward fit: standard deviation", forward.std, "1"),
-        number("forward fit: KL(p‖q)", forward.kl, "nats"),
-        number("reverse fit, left mode: mean", left.mean, "1"),
-        number("reverse fit, left mode: standard deviation", left.std, "1"),
-        number("reverse fit, left mode: KL(q‖p)", left.kl, "nats"),
-        number("reverse fit, right mode: mean", right.mean, "1"),
-        number("reverse fit, right mode: standard deviation", right.std, "1"),
-        number("reverse fit, right mode: KL(q‖p)", right.kl, "nats"),
-        number("reverse fit, spanning both: KL(q‖p)", broad.kl, "nats"),
-    )
-    see = """above, the forward fit spans both modes and is high between them, the reverse fits cover one mode each.
-        Below, the KL for every mean and standard deviation of q, in nats: one valley for the forward KL, several
-        for the reverse; the marks are the minima."""
-    fits: dict[Direction, list[Fit]] = {"forward": [forward], "reverse": [best, other, broad]}
-    return Section(
-        "Which direction to minimise: mean-seeking and mode-seeking", idea, numbers, identities,
-        (Picture("03-forward-reverse.png", "The same Gaussian, fitted by the two directions of KL",
-                 see, (11.5, 8.6), partial(_draw, fits=fits)),),
-    )  # fmt: skip
 
 
 def moments() -> tuple[float, float]:

@@ -39,22 +39,18 @@ class Row(NamedTuple):
     error: float
 
 
+SEE = f"""left, every loss (rows) for every sampler and KL (columns): green is right, the number is the relative
+    error of the expected gradient, empty cells repeat another row or make no sense. Right, {STEPS} gradient steps
+    on KL(policy‖reference) with expected gradients: k1 does not move, w*k3 and k2 go down the same way, k3
+    goes another way (down the other KL: here to the same end, as this policy can become the reference)."""
+
+
 def section(rng: torch.Generator) -> Section:
     """The table, checked row by row, and what a wrong row does."""
     policies = Policies(*torch.empty(3, ACTIONS, dtype=torch.float64).normal_(generator=rng))
     rows = table(policies)
     right = sum(row.verdict.right for row in rows)
     curves = {loss: descent(loss, policies) for loss in DESCENT}
-    idea = f"""
-        A good estimate need not be a good loss: minimising a KL needs the gradient of its mean, and where samples come
-        from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples
-        from the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With
-        samples from the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
-
-        Of the {len(rows)} combinations that klrl's estimator_gradient judges, {right} are right. Each was enumerated
-        here over all {ACTIONS} actions: expected gradient of the loss against the gradient of the exact KL. "w*k3" is
-        right everywhere (w weighs samples by policy/sampler); klrl's kl_loss warns of every wrong one.
-    """
     worst_right = max(row.error for row in rows if row.verdict.right)
     least_wrong = min(row.error for row in rows if not row.verdict.right)
     identities = (
@@ -69,15 +65,24 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"KL(policy‖reference) after {STEPS} steps down the loss {loss}", curve[-1], "nats")
           for loss, curve in curves.items()),
     )  # fmt: skip
-    see = f"""left, every loss (rows) for every sampler and KL (columns): green is right, the number is the relative
-        error of the expected gradient, empty cells repeat another row or make no sense. Right, {STEPS} gradient steps
-        on KL(policy‖reference) with expected gradients: k1 does not move, w*k3 and k2 go down the same way, k3
-        goes another way (down the other KL: here to the same end, as this policy can become the reference)."""
     return Section(
-        "Which loss has the right gradient", idea, numbers, identities,
-        (Picture("06-gradients.png", "An estimator as a loss: right value, right gradient?", see, (13.0, 6.4),
+        "Which loss has the right gradient", _idea(len(rows), right), numbers, identities,
+        (Picture("06-gradients.png", "An estimator as a loss: right value, right gradient?", SEE, (13.0, 6.4),
                  partial(_draw, rows=rows, curves=curves)),),
     )  # fmt: skip
+
+
+def _idea(judged: int, right: int) -> str:
+    return f"""
+        A good estimate need not be a good loss: minimising a KL needs the gradient of its mean, and where samples come
+        from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples
+        from the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With
+        samples from the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
+
+        Of the {judged} combinations that klrl's estimator_gradient judges, {right} are right. Each was enumerated
+        here over all {ACTIONS} actions: expected gradient of the loss against the gradient of the exact KL. "w*k3" is
+        right everywhere (w weighs samples by policy/sampler); klrl's kl_loss warns of every wrong one.
+    """
 
 
 def table(policies: Policies) -> list[Row]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klrl.kl import entropy, kl_divergence, mutual_information
 from klrl.policy.distributions import Beta, Categorical
-from klrl.scripts.explore_report import BITS_PER_NAT, Picture, Section, identity, number, shown
+from klrl.scripts.explore_report import BITS_PER_NAT, Identity, Picture, Section, identity, number, shown
 from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
 
 if TYPE_CHECKING:
@@ -22,39 +22,65 @@ LIKELIHOOD = torch.tensor([0.05, 0.2, 0.7, 0.4], dtype=torch.float64)
 BLEND = torch.linspace(0.0, 1.0, 41, dtype=torch.float64)
 PRIOR, HEADS, TAILS = (2.0, 2.0), 7, 3
 POLICY = torch.tensor([[0.85, 0.1, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8], [0.34, 0.33, 0.33]], dtype=torch.float64)
+SEE = """left, the guess goes from prior to posterior: the bound rises by what the KL falls, the sum stays. Middle,
+    the belief before and after the tosses. Right, the policy at four states and its average; the KL of each row
+    to the average stands beside it, the mean of these is the mutual information (the undecided last row adds
+    little)."""
 
 
 def section(rng: torch.Generator) -> Section:
     """Each on a few numbers, both sides of its identity computed apart."""
     del rng
-    evidence = (CAUSES * LIKELIHOOD).sum().log()
     bound, gap = elbo()
-    prior, posterior, fitted = beta(*PRIOR), beta(PRIOR[0] + HEADS, PRIOR[1] + TAILS), least_free_energy()
+    prior, posterior = beliefs()
     gain, log_evidence = kl_divergence(posterior, prior), log_beta(posterior) - log_beta(prior)
     policy = Categorical(POLICY.log())
-    mean = Categorical(POLICY.mean(0).log())
-    joint = Categorical((POLICY / len(POLICY)).flatten().log())
-    apart = Categorical((POLICY.mean(0) / len(POLICY)).repeat(len(POLICY)).log())
-    expected, told = expected_gain()
-    idea = f"""
+    numbers = (
+        number("log evidence of the hidden cause's trace", (CAUSES * LIKELIHOOD).sum().log(), "nats"),
+        number("KL(prior‖posterior) of the cause", gap[0], "nats"),
+        number("information gained from the tosses, KL(posterior‖prior)", gain, "nats"),
+        number("log evidence of the tosses", log_evidence, "nats"),
+        number("expected gain of the next toss", expected_gain()[0], "nats"),
+        number("mutual information of state and action", mutual_information(policy), "nats"),
+    )
+    return Section(
+        "Inference and information are KLs, too",
+        _idea(float(gain), float(mutual_information(policy, 2))), numbers, _identities(),
+        (Picture("08-inference.png", "ELBO, Bayesian update and mutual information as KL", SEE, (14.0, 4.9),
+                 partial(_draw, bound=bound, gap=gap)),),
+    )  # fmt: skip
+
+
+def _idea(gain: float, information: float) -> str:
+    return f"""
         Variational inference: for any guess q of the hidden cause z of what was seen, a bound, the ELBO
         E_q[log p(seen, z) - log q(z)], lies below the log evidence log p(seen) by exactly KL(q‖posterior). So raising
         the bound lowers that KL, and nothing is lost only at the posterior itself.
 
         Bayes: after {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) =
-        {shown(float(gain) * BITS_PER_NAT)} bits. The posterior is also the belief of least free energy, the expected
+        {shown(gain * BITS_PER_NAT)} bits. The posterior is also the belief of least free energy, the expected
         -log likelihood plus KL(q‖prior): moving a belief costs KL, explaining the data pays for it. The gain to expect
         from one more toss, before it falls, is the mutual information of coin and toss.
 
         Mutual information: how much a policy's action says about its state is the mean KL from the policy at each state
-        to its average over states, here {shown(float(mutual_information(policy, 2)))} bits; 0 would mean that the
+        to its average over states, here {shown(information)} bits; 0 would mean that the
         policy ignores the state.
     """
-    identities = (
+
+
+def _identities() -> tuple[Identity, ...]:
+    evidence = (CAUSES * LIKELIHOOD).sum().log()
+    bound, gap = elbo()
+    (prior, posterior), fitted = beliefs(), least_free_energy()
+    expected, told = expected_gain()
+    policy, mean = Categorical(POLICY.log()), Categorical(POLICY.mean(0).log())
+    joint = Categorical((POLICY / len(POLICY)).flatten().log())
+    apart = Categorical((POLICY.mean(0) / len(POLICY)).repeat(len(POLICY)).log())
+    return (
         identity("ELBO of the prior + KL(prior‖posterior) = log evidence", bound[0] + gap[0], evidence, "nats"),
         identity("ELBO of the posterior = log evidence", bound[-1], evidence, "nats"),
         identity("least free energy over beta distributions = -log evidence",
-                 free_energy(fitted), -log_evidence, "nats"),
+                 free_energy(fitted), log_beta(prior) - log_beta(posterior), "nats"),
         *(identity(f"its {name} = the posterior's by Bayes' rule", left, right, "", 1e-4)
           for name, left, right in zip("ab", fitted.parameters, posterior.parameters, strict=True)),
         identity("expected KL(posterior‖prior) of the next toss = H(toss) - expected H(toss given the coin)",
@@ -64,23 +90,11 @@ def section(rng: torch.Generator) -> Section:
         identity("mutual information = KL(joint of state and action‖product of the two)",
                  mutual_information(policy), kl_divergence(joint, apart), "nats"),
     )  # fmt: skip
-    numbers = (
-        number("log evidence of the hidden cause's trace", evidence, "nats"),
-        number("KL(prior‖posterior) of the cause", gap[0], "nats"),
-        number("information gained from the tosses, KL(posterior‖prior)", gain, "nats"),
-        number("log evidence of the tosses", log_evidence, "nats"),
-        number("expected gain of the next toss", expected, "nats"),
-        number("mutual information of state and action", mutual_information(policy), "nats"),
-    )
-    see = """left, the guess goes from prior to posterior: the bound rises by what the KL falls, the sum stays. Middle,
-        the belief before and after the tosses. Right, the policy at four states and its average; the KL of each row
-        to the average stands beside it, the mean of these is the mutual information (the undecided last row adds
-        little)."""
-    return Section(
-        "Inference and information are KLs, too", idea, numbers, identities,
-        (Picture("08-inference.png", "ELBO, Bayesian update and mutual information as KL", see, (14.0, 4.9),
-                 partial(_draw, bound=bound, gap=gap)),),
-    )  # fmt: skip
+
+
+def beliefs() -> tuple[Beta, Beta]:
+    """About a coin, before and after the tosses by Bayes' rule."""
+    return beta(*PRIOR), beta(PRIOR[0] + HEADS, PRIOR[1] + TAILS)
 
 
 def elbo() -> tuple[Tensor, Tensor]:
@@ -156,7 +170,7 @@ def _draw(figure: Figure, bound: Tensor, gap: Tensor) -> None:
 
 def _draw_update(ax: Axes) -> None:
     x = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
-    prior, posterior = beta(*PRIOR), beta(PRIOR[0] + HEADS, PRIOR[1] + TAILS)
+    prior, posterior = beliefs()
     for belief, colour, name in ((prior, GREY, "prior"), (posterior, BLUE, f"after {HEADS} heads, {TAILS} tails")):
         wide = belief.map(lambda y: y.expand(len(x), 1))
         ax.plot(x, torch.as_tensor(wide.log_prob(x[:, None])).exp(), color=colour, label=name)

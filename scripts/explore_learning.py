@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore_report import Picture, Section, identity, number, shown
+from klrl.scripts.explore_report import Identity, Picture, Section, identity, number, shown
 from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, bars, finish, note
 
 if TYPE_CHECKING:
@@ -35,17 +35,36 @@ class Student(NamedTuple):
     kl: float
 
 
+SEE = """left, two curves a constant apart, with one minimum. Middle, the loss of three pictures: for hard labels
+    all of it is KL; a soft label's own entropy cannot be learned away. Right, the teacher's two bumps, and the
+    students that each direction of KL gives."""
+
+
 def section(rng: torch.Generator) -> Section:
     """Each on small data, both sides of its identity computed apart."""
     data = tosses(rng)
     best = likeliest(data)
     found, fitted = frequencies(data), model(torch.tensor(best, dtype=torch.float64))
-    nll = -fitted.log_probs[data].mean()
     students = {"forward": distilled("forward"), "reverse": distilled("reverse")}
     wasted = {name: float(x.probs[teacher().probs < RARE].sum()) for name, x in students.items()}
-    one_hot = Categorical(functional.one_hot(LABELS, len(CLASSES)).double().log())
-    predicted, soft = Categorical(LOGITS), Categorical(SOFT.log())
-    idea = f"""
+    one_hot, predicted, soft = pictures()
+    numbers = (
+        number("likeliest probability of heads", best, "1"),
+        number("KL(data‖likeliest model)", kl_divergence(found, fitted), "nats"),
+        number("mean cross-entropy loss, hard labels", cross_entropy(one_hot, predicted).mean(), "nats"),
+        number("mean KL(label‖prediction), soft labels", kl_divergence(soft, predicted).mean(), "nats"),
+        *(number(f"{name} student: its KL", x.kl, "nats") for name, x in students.items()),
+        *(number(f"{name} student: share of actions rare for the teacher", x, "1") for name, x in wasted.items()),
+    )  # fmt: skip
+    return Section(
+        "Learning from data lowers a KL", _idea(best, wasted), numbers, _identities(data, best, students["forward"]),
+        (Picture("07-learning.png", "Maximum likelihood, cross-entropy and distillation as KL", SEE, (14.0, 4.9),
+                 partial(_draw, found=found, best=best, students=students)),),
+    )  # fmt: skip
+
+
+def _idea(best: float, wasted: dict[str, float]) -> str:
+    return f"""
         Maximum likelihood: the mean of -log likelihood over data is the cross-entropy of the observed frequencies
         with the model, their entropy plus KL(data‖model). The entropy does not depend on the model, so the likeliest
         model is the one with the least KL: of {DRAWS} times {TRIALS} tosses of a coin it is {shown(best)} heads,
@@ -57,10 +76,15 @@ def section(rng: torch.Generator) -> Section:
         {100 * wasted["forward"]:.0f} % of the time; with KL(student‖teacher) it takes one habit, and does so
         {100 * wasted["reverse"]:.1f} % of the time.
     """
-    forward = Categorical(students["forward"].probs.log())
-    identities = (
+
+
+def _identities(data: Tensor, best: float, student: Student) -> tuple[Identity, ...]:
+    found, fitted = frequencies(data), model(torch.tensor(best, dtype=torch.float64))
+    one_hot, predicted, soft = pictures()
+    forward = Categorical(student.probs.log())
+    return (
         identity("mean -log likelihood = H(data) + KL(data‖model)",
-                 nll, entropy(found) + kl_divergence(found, fitted), "nats"),
+                 -fitted.log_probs[data].mean(), entropy(found) + kl_divergence(found, fitted), "nats"),
         identity("the model of least KL = the observed mean (the likeliest)",
                  best, data.double().mean() / TRIALS, "", 1e-6),
         identity("torch's cross_entropy of hard labels = mean KL(label‖prediction)",
@@ -69,26 +93,16 @@ def section(rng: torch.Generator) -> Section:
                  functional.cross_entropy(LOGITS, SOFT), (entropy(soft) + kl_divergence(soft, predicted)).mean(),
                  "nats"),
         identity("distillation loss -sum teacher log student - H(teacher) = KL(teacher‖student)",
-                 -(teacher().probs * forward.log_probs).sum() - entropy(teacher()), students["forward"].kl, "nats"),
+                 -(teacher().probs * forward.log_probs).sum() - entropy(teacher()), student.kl, "nats"),
         identity("mean action of the forward student = mean action of the teacher",
                  (ACTIONS * forward.probs).sum(), (ACTIONS * teacher().probs).sum(), "", 1e-6),
     )  # fmt: skip
-    numbers = (
-        number("likeliest probability of heads", best, "1"),
-        number("KL(data‖likeliest model)", kl_divergence(found, fitted), "nats"),
-        number("mean cross-entropy loss, hard labels", cross_entropy(one_hot, predicted).mean(), "nats"),
-        number("mean KL(label‖prediction), soft labels", kl_divergence(soft, predicted).mean(), "nats"),
-        *(number(f"{name} student: its KL", x.kl, "nats") for name, x in students.items()),
-        *(number(f"{name} student: share of actions rare for the teacher", x, "1") for name, x in wasted.items()),
-    )  # fmt: skip
-    see = """left, two curves a constant apart, with one minimum. Middle, the loss of three pictures: for hard labels
-        all of it is KL; a soft label's own entropy cannot be learned away. Right, the teacher's two bumps, and the
-        students that each direction of KL gives."""
-    return Section(
-        "Learning from data lowers a KL", idea, numbers, identities,
-        (Picture("07-learning.png", "Maximum likelihood, cross-entropy and distillation as KL", see, (14.0, 4.9),
-                 partial(_draw, found=found, best=best, students=students)),),
-    )  # fmt: skip
+
+
+def pictures() -> tuple[Categorical, Categorical, Categorical]:
+    """Hard labels, predictions, soft labels."""
+    one_hot = functional.one_hot(LABELS, len(CLASSES)).double()
+    return Categorical(one_hot.log()), Categorical(LOGITS), Categorical(SOFT.log())
 
 
 def tosses(rng: torch.Generator) -> Tensor:
@@ -184,8 +198,7 @@ def _draw_likelihood(ax: Axes, found: Categorical, best: float) -> None:
 
 
 def _draw_losses(ax: Axes) -> None:
-    soft, predicted = Categorical(SOFT.log()), Categorical(LOGITS)
-    one_hot = Categorical(functional.one_hot(LABELS, len(CLASSES)).double().log())
+    one_hot, predicted, soft = pictures()
     places = torch.arange(len(LABELS))
     bars(ax, places - 0.2, kl_divergence(one_hot, predicted), 0.36, color=BLUE, label="KL(label‖prediction)")
     bars(ax, places + 0.2, kl_divergence(soft, predicted), 0.36, color=BLUE)

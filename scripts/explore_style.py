@@ -30,6 +30,7 @@ def finish(ax: Axes, title: str, x: str, y: str, *, legend: Place | None = None)
 
 def bars(ax: Axes, x: Tensor, heights: Tensor, width: float, **more: Any) -> None:
     """A bar chart of tensors, which matplotlib's own computes with as if they were arrays."""
+    lists: dict[str, Any]
     lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in more.items()}
     ax.bar(x.tolist(), heights.tolist(), width, **lists)
 

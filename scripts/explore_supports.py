@@ -22,6 +22,9 @@ SHIFTS = torch.arange(CELLS - WIDE + 1)
 STD = 0.1
 WAYS = torch.linspace(0.0, 2.0, 81, dtype=torch.float64)
 SAMPLES = 20_000
+SEE = """above left, the two blocks at one shift; above right, the KL jumps to infinity at the first shift (arrows),
+    Jensen-Shannon rises and saturates, the Wasserstein distance (right-hand scale) is a straight line. Below, the
+    same for normals: a parabola, a saturating curve, a line."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -32,16 +35,6 @@ def section(rng: torch.Generator) -> Section:
     narrow, moved = normals()
     normal_kl, normal_way = kl_divergence(narrow, moved), wasserstein(narrow, moved)
     sampled = estimate_divergence(narrow, moved, "jensen_shannon", n=SAMPLES, generator=rng)
-    idea = f"""
-        Where Q gives probability 0 to something that P does, no finite code of Q has a word for it and KL(P‖Q) is
-        infinite. Take {WIDE} equally likely actions of {CELLS} and move them along: a shift of one already makes the KL
-        infinite, in both directions, and it stays so however far apart the two are. Masked actions do this to policies.
-
-        Two divergences stay finite. Jensen-Shannon, the mean KL to the mixture (P + Q)/2, rises to
-        log 2 = {shown(math.log(2.0))} and then says no more than "disjoint". The Wasserstein distance, how far
-        probability has to be carried, goes on growing with the way. Narrow normals behave alike, only that their KL is
-        huge instead of infinite: {shown(float(normal_kl[-1]))} nats at a distance of {WAYS[-1]:g}.
-    """
     identities = (
         identity("Jensen-Shannon of disjoint blocks = log 2", js[-1], math.log(2.0), "nats"),
         identity("Wasserstein distance at the largest shift = that shift", way[-1], float(SHIFTS[-1]), "cells"),
@@ -59,14 +52,24 @@ def section(rng: torch.Generator) -> Section:
         number(f"KL of the normals at distance {WAYS[-1]:g}", normal_kl[-1], "nats"),
         number(f"Jensen-Shannon of the normals at distance {WAYS[-1]:g}, from samples", sampled.value[-1], "nats"),
     )
-    see = """above left, the two blocks at one shift; above right, the KL jumps to infinity at the first shift (arrows),
-        Jensen-Shannon rises and saturates, the Wasserstein distance (right-hand scale) is a straight line. Below, the
-        same for normals: a parabola, a saturating curve, a line."""
     return Section(
-        "Nothing in common: infinite KL, and what stays finite", idea, numbers, identities,
-        (Picture("04-disjoint-supports.png", "Moving two distributions apart", see, (11.5, 8.2),
+        "Nothing in common: infinite KL, and what stays finite", _idea(float(normal_kl[-1])), numbers, identities,
+        (Picture("04-disjoint-supports.png", "Moving two distributions apart", SEE, (11.5, 8.2),
                  lambda figure: _draw(figure, sampled.value)),),
     )  # fmt: skip
+
+
+def _idea(apart: float) -> str:
+    return f"""
+        Where Q gives probability 0 to something that P does, no finite code of Q has a word for it and KL(P‖Q) is
+        infinite. Take {WIDE} equally likely actions of {CELLS} and move them along: a shift of one already makes the KL
+        infinite, in both directions, and it stays so however far apart the two are. Masked actions do this to policies.
+
+        Two divergences stay finite. Jensen-Shannon, the mean KL to the mixture (P + Q)/2, rises to
+        log 2 = {shown(math.log(2.0))} and then says no more than "disjoint". The Wasserstein distance, how far
+        probability has to be carried, goes on growing with the way. Narrow normals behave alike, only that their KL is
+        huge instead of infinite: {shown(apart)} nats at a distance of {WAYS[-1]:g}.
+    """
 
 
 def blocks() -> tuple[Categorical, Categorical]:
