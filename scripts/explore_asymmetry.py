@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 PAIRS = 3000
 COIN = 0.3
 SURE = (0.999, 0.001)
-SEE = f"""left, both curves touch 0 at Q = P, stay above it, and part from each other; towards Q = 0 or 1 only
+SEE = f"""left, both curves touch 0 at Q = P, stay above it, and part from each other; towards 0 and 1 only
     KL(P‖Q) grows without bound. Right, {PAIRS:,} random pairs over three outcomes: small values lie near the
-    diagonal (close to each other, the two directions agree), large ones leave it to
-    both sides."""
+    diagonal (close to each other, the two directions agree), large ones leave it to both
+    sides."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -57,7 +57,7 @@ def _idea(surprised: float, careful: float) -> str:
         KL(P‖Q) is 0 if P = Q and positive otherwise: no code beats the right one. But it is no distance, as its two
         directions differ. Believing that heads is nearly sure ({SURE[0]:g}) while the coin is fair costs
         {shown(surprised)} nats per toss: tails, held almost impossible, comes half of the time. Believing in a fair
-        coin while heads is nearly sure costs {shown(careful)}: what is missing was only expected.
+        coin while heads is nearly sure costs {shown(careful)}: tails, expected half of the time, hardly ever comes.
 
         So always say which one: klrl's kl_divergence(p, q) is KL(p‖q), data from p and code for q. On policies
         klrl bounds and reports KL(old‖new).

@@ -58,8 +58,8 @@ def section(rng: torch.Generator) -> Section:
           for name, x in by_size.items()),
         *(number(f"{name}, {SIZES[-1]:,} samples: standard deviation over the KL", x[-1].std(), "1")
           for name, x in by_size.items()),
-        *(number(f"{name}, {DIMENSIONS[-1]} dimensions, {FEW} samples: the same", x[-1].std(), "1")
-          for name, x in by_dimension.items()),
+        *(number(f"{name}, {FEW} samples of {DIMENSIONS[-1]} dimensions: standard deviation over the KL",
+                 x[-1].std(), "1") for name, x in by_dimension.items()),
     )  # fmt: skip
     return Section(
         "KL from samples: bias and spread of the estimators", _idea(negative), numbers, identities,
@@ -148,4 +148,4 @@ def _draw_values(ax: Axes, one: dict[SampleEstimator, Tensor]) -> None:
     ax.axvline(kl, color=BLACK, linestyle="--", linewidth=1)
     note(ax, f"KL = {kl:g}", kl + 0.04, 6.0)
     ax.set_yscale("log")
-    finish(ax, "Single samples", "value of one sample, nats", "density of the values", legend="upper left")
+    finish(ax, "Single samples", "value of one sample, nats", "density, per nat", legend="upper left")

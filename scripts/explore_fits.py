@@ -153,6 +153,7 @@ def _draw_landscape(ax: Axes, direction: Direction, fits: list[Fit]) -> None:
     colour, formula = (BLUE, "KL(p‖q)") if direction == "forward" else (ORANGE, "KL(q‖p)")
     for found, mark in zip(fits, ("o", "D", "s"), strict=False):
         ax.plot(found.mean, found.std, mark, color=colour, markersize=9, markeredgecolor=BLACK)
-        note(ax, f"{found.kl:.3f}", found.mean, found.std, BLACK, xytext=(9, 5), textcoords="offset points")
+        note(ax, f"{found.kl:.3f}", found.mean, found.std, BLACK, xytext=(9, 5), textcoords="offset points",
+             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0})  # fmt: skip
     count = "one minimum" if len(fits) == 1 else f"{len(fits)} minima, the circle is the best"
     finish(ax, f"{formula} in nats: {count}", "mean of q", "standard deviation of q")

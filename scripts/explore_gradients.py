@@ -12,7 +12,7 @@ from torch import Tensor
 from klrl.kl import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_divergence, kl_loss
 from klrl.kl.estimator_gradients import Loss, Sampler, Target
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore_report import BrokenIdentity, Picture, Section, identity, number
+from klrl.scripts.explore_report import BrokenIdentity, Identity, Picture, Section, identity, number
 from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class Row(NamedTuple):
 
 
 SEE = f"""left, every loss (rows) for every sampler and KL (columns): green is right, the number is the relative
-    error of the expected gradient, empty cells repeat another row or make no sense. Right, {STEPS} gradient steps
+    error of the expected gradient, empty cells repeat another row or make no sense.
+    w is the probability of a sample under the first policy of the KL over that under the sampler, sg(w) the same
+    as a constant, in_reward the estimator as a reward of the policy gradient. Right, {STEPS} gradient steps
     on KL(policy‖reference) with expected gradients: k1 does not move, w*k3 and k2 go down the same way, k3
     goes another way (down the other KL: here to the same end, as this policy can become the reference)."""
 
@@ -51,13 +53,7 @@ def section(rng: torch.Generator) -> Section:
     rows = table(policies)
     right = sum(row.verdict.right for row in rows)
     curves = {loss: descent(loss, policies) for loss in DESCENT}
-    worst_right = max(row.error for row in rows if row.verdict.right)
     least_wrong = min(row.error for row in rows if not row.verdict.right)
-    identities = (
-        identity("largest relative error of the gradients called right = 0", worst_right, 0.0, "", 1e-10),
-        identity("k1 as a loss on the policy's own samples: KL at the end = KL at the start",
-                 curves["k1"][-1], curves["k1"][0], "nats"),
-    )  # fmt: skip
     numbers = (
         number("combinations judged", len(rows), "1"),
         number("combinations that are right", right, "1"),
@@ -66,7 +62,8 @@ def section(rng: torch.Generator) -> Section:
           for loss, curve in curves.items()),
     )  # fmt: skip
     return Section(
-        "Which loss has the right gradient", _idea(len(rows), right), numbers, identities,
+        "Which loss has the right gradient",
+        _idea(len(rows), right), numbers, _identities(rows, policies, curves["k1"]),
         (Picture("06-gradients.png", "An estimator as a loss: right value, right gradient?", SEE, (13.0, 6.4),
                  partial(_draw, rows=rows, curves=curves)),),
     )  # fmt: skip
@@ -81,8 +78,23 @@ def _idea(judged: int, right: int) -> str:
 
         Of the {judged} combinations that klrl's estimator_gradient judges, {right} are right. Each was enumerated
         here over all {ACTIONS} actions: expected gradient of the loss against the gradient of the exact KL. "w*k3" is
-        right everywhere (w weighs samples by policy/sampler); klrl's kl_loss warns of every wrong one.
+        right everywhere; klrl's kl_loss warns of every wrong one.
     """
+
+
+def _identities(rows: list[Row], policies: Policies, curve: Tensor) -> tuple[Identity, ...]:
+    worst_right = max(row.error for row in rows if row.verdict.right)
+    target: Target = "KL(policy||reference)"
+    k1, k3 = (expected_gradient(loss, "policy", target, policies) for loss in ("k1", "k3"))
+    other = exact_gradient("KL(reference||policy)", policies)
+    return (
+        identity("largest relative error of the gradients called right = 0", worst_right, 0.0, "", 1e-10),
+        identity("size of the gradient of k1 on the policy's own samples = 0", k1.norm(), 0.0, "", 1e-12),
+        identity("size of the gradient of k3 there = of that of KL(reference‖policy)", k3.norm(), other.norm(), ""),
+        identity("size of the difference of these two gradients = 0", (k3 - other).norm(), 0.0, "", 1e-12),
+        identity("k1 as a loss on the policy's own samples: KL at the end = KL at the start",
+                 curve[-1], curve[0], "nats"),
+    )  # fmt: skip
 
 
 def table(policies: Policies) -> list[Row]:
@@ -108,10 +120,16 @@ def table(policies: Policies) -> list[Row]:
 
 def gradient_error(verdict: GradientVerdict, policies: Policies) -> float:
     """|E[grad loss] - grad KL| / |grad KL|, by the logits of the policy."""
-    logits = policies.policy.clone().requires_grad_()
-    (exact,) = torch.autograd.grad(exact_kl(logits, verdict.target, policies), logits)
+    exact = exact_gradient(verdict.target, policies)
     expected = expected_gradient(verdict.estimator, verdict.sampler, verdict.target, policies)
     return float((expected - exact).norm() / exact.norm())
+
+
+def exact_gradient(target: Target, policies: Policies) -> Tensor:
+    """Of the target in closed form, by the logits of the policy."""
+    logits = policies.policy.clone().requires_grad_()
+    (found,) = torch.autograd.grad(exact_kl(logits, target, policies), logits)
+    return found
 
 
 def exact_kl(logits: Tensor, target: Target, policies: Policies) -> Tensor:

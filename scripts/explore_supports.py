@@ -61,7 +61,7 @@ def section(rng: torch.Generator) -> Section:
 
 def _idea(apart: float) -> str:
     return f"""
-        Where Q gives probability 0 to something that P does, no finite code of Q has a word for it and KL(P‖Q) is
+        Where Q gives probability 0 to something that P does, the code for Q has no word for it and KL(P‖Q) is
         infinite. Take {WIDE} equally likely actions of {CELLS} and move them along: a shift of one already makes the KL
         infinite, in both directions, and it stays so however far apart the two are. Masked actions do this to policies.
 

@@ -145,7 +145,7 @@ def test_estimators(value):
     assert value("k2, 3,000 samples: bias over the KL") == pytest.approx(shift**2 / 4, abs=0.01)
     expected = 2.0 / shift / math.sqrt(explore_estimators.SIZES[-1])
     assert value("k1, 3,000 samples: standard deviation over the KL") == pytest.approx(expected, rel=0.2)
-    wide = "16 dimensions, 300 samples: the same"
+    wide = "300 samples of 16 dimensions: standard deviation over the KL"
     assert value(f"k3, {wide}") > value(f"k1, {wide}")
 
 
