@@ -11,33 +11,33 @@ import torch
 from rich.console import Console
 
 from klrl.run.directory import check_new
-from klrl.scripts import (
-    explore_asymmetry,
-    explore_coding,
-    explore_dimensions,
-    explore_estimators,
-    explore_fits,
-    explore_gradients,
-    explore_inference,
-    explore_learning,
-    explore_supports,
-)
 from klrl.scripts.command_line import bad_input, fail, parse
-from klrl.scripts.explore_report import BrokenIdentity, Section, report, write
+from klrl.scripts.explore import (
+    asymmetry,
+    coding,
+    dimensions,
+    estimators,
+    fits,
+    gradients,
+    inference,
+    learning,
+    supports,
+)
+from klrl.scripts.explore.report import BrokenIdentity, Section, report, write
 from klrl.scripts.speed import installed
 from klrl.validation import NonNegativeInt
 
 PROG = "klrl explore-kl"
 SECTIONS: tuple[Callable[[torch.Generator], Section], ...] = (
-    explore_coding.section,
-    explore_asymmetry.section,
-    explore_fits.section,
-    explore_supports.section,
-    explore_estimators.section,
-    explore_gradients.section,
-    explore_learning.section,
-    explore_inference.section,
-    explore_dimensions.section,
+    coding.section,
+    asymmetry.section,
+    fits.section,
+    supports.section,
+    estimators.section,
+    gradients.section,
+    learning.section,
+    inference.section,
+    dimensions.section,
 )
 LEAD = """
     What the Kullback-Leibler divergence is, how it behaves, how it is estimated, and where it hides: every number is

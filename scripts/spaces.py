@@ -32,22 +32,18 @@ def five_levels(env: gym.Env) -> gym.Env:
     return gym.wrappers.DiscretizeAction(env, 5, multidiscrete=True)
 
 
-def switches(env: gym.Env) -> gym.Env:
-    """The lander's main, left and right engine, on or off: MultiBinary(3)."""
-    return gym.wrappers.TransformAction(env, _thrust, gym.spaces.MultiBinary(3))
+def two_pushers(env: gym.Env) -> gym.Env:
+    """A cart with one engine on either side, on or off: MultiBinary(2)."""
+    return gym.wrappers.TransformAction(env, _push, gym.spaces.MultiBinary(2))
 
 
-def _thrust(bits: np.ndarray) -> np.ndarray:
-    main, left, right = bits.astype(np.float32)
-    return np.array([2.0 * main - 1.0, right - left], np.float32)
-
-
-LANDER = "LunarLanderContinuous-v3"
+def _push(bits: np.ndarray) -> np.ndarray:
+    left, right = bits.astype(np.float32)
+    return np.array([3.0 * (right - left)], np.float32)
 
 
 def _tasks(agent: str) -> tuple[Task, ...]:
     """One real environment per action space and kind of policy."""
-    lander = {"target_kl": 0.02} if agent == "trpo" else {}
     heads: dict[str, dict[str, Any]] = {
         "state-dependent std": {"state_dependent_std": True},
         "squashed Gaussian": {"action_distribution": "squashed-gaussian"},
@@ -56,8 +52,8 @@ def _tasks(agent: str) -> tuple[Task, ...]:
     return (
         Task(agent, "CartPole-v1", 50_000, 475.0, space="Discrete(2, start=1)", wrap=from_one),
         Task(agent, "Taxi-v4", 300_000, 7.0, space="masked Discrete(6)", settings={"action_mask": "info"}),
-        Task(agent, LANDER, 300_000, 200.0, space="MultiDiscrete([5, 5])", wrap=five_levels, settings=lander),
-        Task(agent, LANDER, 300_000, 200.0, space="MultiBinary(3)", wrap=switches, settings=lander),
+        Task(agent, "HalfCheetah-v4", 200_000, 1000.0, space="MultiDiscrete([5] * 6)", wrap=five_levels),
+        Task(agent, "InvertedPendulum-v5", 100_000, 950.0, space="MultiBinary(2)", wrap=two_pushers),
         Task(agent, "Pendulum-v1", 100_000, -200.0, space="Box(1), Gaussian"),
         *(
             Task(agent, "Pendulum-v1", 100_000, -200.0, space=f"Box(1), {name}", settings=settings)

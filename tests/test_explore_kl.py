@@ -17,19 +17,19 @@ from matplotlib.image import imread
 from scipy import integrate, optimize, special, stats
 from scipy.spatial.distance import jensenshannon
 
-from klrl.scripts import (
-    explore_asymmetry,
-    explore_coding,
-    explore_dimensions,
-    explore_estimators,
-    explore_fits,
-    explore_gradients,
-    explore_inference,
-    explore_kl,
-    explore_learning,
-    explore_supports,
+from klrl.scripts import explore_kl
+from klrl.scripts.explore import (
+    asymmetry,
+    coding,
+    dimensions,
+    estimators,
+    fits,
+    gradients,
+    inference,
+    learning,
+    supports,
 )
-from klrl.scripts.explore_report import BrokenIdentity, Identity, rows, shown, write
+from klrl.scripts.explore.report import BrokenIdentity, Identity, rows, shown, write
 from klrl.scripts.main import main
 
 SEED = 3
@@ -95,21 +95,21 @@ def test_the_text_is_printed_and_written_with_every_number_and_identity(made):
 
 
 def test_coding_cost(value):
-    P, Q = explore_coding.P, explore_coding.Q
+    P, Q = coding.P, coding.Q
     assert value("KL(P‖Q)") == pytest.approx(stats.entropy(P, Q, base=2), rel=1e-12)
     assert value("H(P)") == pytest.approx(stats.entropy(P, base=2), rel=1e-12)
     assert value("measured length, code for P") == pytest.approx(value("H(P)"), abs=0.06)
 
 
 def test_asymmetry(value):
-    fair, sure = (0.5, 0.5), explore_asymmetry.SURE
+    fair, sure = (0.5, 0.5), asymmetry.SURE
     assert value("KL(fair‖nearly sure)") == pytest.approx(stats.entropy(fair, sure), rel=1e-12)
     assert value("KL(nearly sure‖fair)") == pytest.approx(stats.entropy(sure, fair), rel=1e-12)
     assert value("least KL of 6,000 between random pairs") > 0.0
 
 
 def mixture(x):
-    weights, means, stds = explore_fits.WEIGHTS, explore_fits.MEANS, explore_fits.STDS
+    weights, means, stds = fits.WEIGHTS, fits.MEANS, fits.STDS
     return sum(w * stats.norm.pdf(x, m, s) for w, m, s in zip(weights, means, stds, strict=True))
 
 
@@ -130,7 +130,7 @@ def test_fits(value):
 
 
 def test_disjoint_supports(value):
-    cells, wide = explore_supports.CELLS, explore_supports.WIDE
+    cells, wide = supports.CELLS, supports.WIDE
     p, one, apart = (np.where((np.arange(cells) >= s) & (np.arange(cells) < s + wide), 1.0, 0.0) for s in (0, 1, wide))
     assert value("KL(P‖Q) at shift 1") == math.inf == stats.entropy(p, one)
     assert value("Jensen-Shannon at shift 1") == pytest.approx(jensenshannon(p, one) ** 2, rel=1e-9)
@@ -140,10 +140,10 @@ def test_disjoint_supports(value):
 
 def test_estimators(value):
     # k1 < 0 where the sample x > shift / 2; k2 is biased by shift^2 / 4 of the KL.
-    shift = explore_estimators.SHIFT
+    shift = estimators.SHIFT
     assert value("share of negative samples of k1") == pytest.approx(stats.norm.sf(shift / 2), abs=0.005)
     assert value("k2, 3,000 samples: bias over the KL") == pytest.approx(shift**2 / 4, abs=0.01)
-    expected = 2.0 / shift / math.sqrt(explore_estimators.SIZES[-1])
+    expected = 2.0 / shift / math.sqrt(estimators.SIZES[-1])
     assert value("k1, 3,000 samples: standard deviation over the KL") == pytest.approx(expected, rel=0.2)
     wide = "300 samples of 16 dimensions: standard deviation over the KL"
     assert value(f"k3, {wide}") > value(f"k1, {wide}")
@@ -158,23 +158,23 @@ def test_gradients(value):
 
 
 def test_learning(value):
-    n = explore_learning.TRIALS
-    heads = explore_learning.tosses(generator(7)).numpy()
+    n = learning.TRIALS
+    heads = learning.tosses(generator(7)).numpy()
     least = optimize.minimize_scalar(
         lambda x: -stats.binom.logpmf(heads, n, x).mean(), bounds=(0.01, 0.99), method="bounded"
     )
     assert value("likeliest probability of heads") == pytest.approx(least.x, abs=1e-4)
-    soft, predicted = explore_learning.SOFT.numpy(), special.softmax(explore_learning.LOGITS.numpy(), -1)
+    soft, predicted = learning.SOFT.numpy(), special.softmax(learning.LOGITS.numpy(), -1)
     kl = special.rel_entr(soft, predicted).sum(-1).mean()
     assert value("mean KL(label‖prediction), soft labels") == pytest.approx(kl, rel=1e-9)
 
 
 def test_inference(value):
-    a, b = explore_inference.PRIOR
-    heads, tails = explore_inference.HEADS, explore_inference.TAILS
+    a, b = inference.PRIOR
+    heads, tails = inference.HEADS, inference.TAILS
     evidence = special.betaln(a + heads, b + tails) - special.betaln(a, b)
     assert value("log evidence of the tosses") == pytest.approx(evidence, rel=1e-9)
-    policy = explore_inference.POLICY.numpy()
+    policy = inference.POLICY.numpy()
     mean = np.broadcast_to(policy.mean(0), policy.shape)
     information = stats.entropy(policy, mean, axis=1).mean()
     assert value("mutual information of state and action") == pytest.approx(information, rel=1e-9)
@@ -190,7 +190,7 @@ def test_dimensions(value):
     # E_old[w^2] = e^{m^2} between normals m apart, m^2 = 2 KL.
     for d in (1, 6, 17):
         share = value(f"d = {d}: effective sample size over sample size")
-        assert share == pytest.approx(math.exp(-2.0 * d * explore_dimensions.TARGET), rel=1e-9)
+        assert share == pytest.approx(math.exp(-2.0 * d * dimensions.TARGET), rel=1e-9)
 
 
 def swapped(p, q, *more, **settings):
@@ -205,24 +205,24 @@ def shifted(*pair, **settings):
     return kl(*pair, **settings) + 0.2
 
 
-kl = explore_coding.kl_divergence
+kl = coding.kl_divergence
 BROKEN = [
-    (explore_coding, swapped),
-    (explore_asymmetry, shifted),
-    (explore_fits, swapped),
-    (explore_supports, scaled),
-    (explore_estimators, scaled),
-    (explore_gradients, swapped),
-    (explore_learning, swapped),
-    (explore_inference, swapped),
-    (explore_dimensions, scaled),
+    (coding, swapped),
+    (asymmetry, shifted),
+    (fits, swapped),
+    (supports, scaled),
+    (estimators, scaled),
+    (gradients, swapped),
+    (learning, swapped),
+    (inference, swapped),
+    (dimensions, scaled),
 ]
 
 
 @pytest.mark.parametrize(("module", "wrong"), BROKEN, ids=lambda x: x.__name__.split(".")[-1])
 def test_a_wrong_kl_breaks_an_identity_of_every_section(module, wrong, monkeypatch):
     monkeypatch.setattr(module, "kl_divergence", wrong)
-    if module is explore_estimators:
+    if module is estimators:
         monkeypatch.setattr(module, "REPEATS", 2)
     with pytest.raises(BrokenIdentity):
         module.section(generator(1))
@@ -241,10 +241,10 @@ def test_a_wrong_verdict_on_a_gradient_is_found(monkeypatch):
         verdict = estimator_gradient(loss, **where)
         return replace(verdict, expected=f"grad {verdict.target}", instead=None)
 
-    estimator_gradient = explore_gradients.estimator_gradient
-    monkeypatch.setattr(explore_gradients, "estimator_gradient", forgiving)
+    estimator_gradient = gradients.estimator_gradient
+    monkeypatch.setattr(gradients, "estimator_gradient", forgiving)
     with pytest.raises(BrokenIdentity, match="k1 on samples from policy"):
-        explore_gradients.section(generator(6))
+        gradients.section(generator(6))
 
 
 def refused(capsys, *words):
@@ -256,7 +256,7 @@ def refused(capsys, *words):
 
 
 def test_a_broken_identity_ends_the_command_with_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(explore_coding, "kl_divergence", swapped)
+    monkeypatch.setattr(coding, "kl_divergence", swapped)
     status, line = refused(capsys, "--output", tmp_path / "new")
     assert status == 1
     assert line.startswith("klrl explore-kl: cross-entropy -sum P log2 Q = H(P) + KL(P‖Q): left ")
@@ -278,14 +278,14 @@ def test_a_used_folder_a_bad_seed_and_missing_matplotlib_are_refused_in_one_line
 
 def test_nothing_but_the_seed_decides(made, monkeypatch, tmp_path):
     folder = made[1]
-    again = explore_coding.section(generator(1))
+    again = coding.section(generator(1))
     write([again], "", tmp_path)
     assert (tmp_path / FIGURES[0]).read_bytes() == (folder / FIGURES[0]).read_bytes()
-    other = explore_coding.section(torch.Generator().manual_seed(0))
+    other = coding.section(torch.Generator().manual_seed(0))
     mine = [list(row.values()) for row in table(folder) if row["section"] == "1"]
     assert rows([again]) == mine != rows([other])
-    monkeypatch.setattr(explore_estimators, "REPEATS", 2)
-    assert rows([explore_estimators.section(generator(5))]) == rows([explore_estimators.section(generator(5))])
+    monkeypatch.setattr(estimators, "REPEATS", 2)
+    assert rows([estimators.section(generator(5))]) == rows([estimators.section(generator(5))])
 
 
 def test_the_help_needs_no_matplotlib():

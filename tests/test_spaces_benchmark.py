@@ -19,18 +19,16 @@ def test_actions_counted_from_one_do_what_those_from_zero_do():
         np.testing.assert_array_equal(plain.step(action)[0], shifted.step(np.int64(action + 1))[0])
 
 
-@pytest.mark.parametrize(
-    ("bits", "throttle"), [((0, 0, 0), (-1, 0)), ((1, 0, 0), (1, 0)), ((0, 1, 0), (-1, -1)), ((1, 0, 1), (1, 1))]
-)
-def test_switches_turn_engines_on_and_off(bits, throttle):
-    assert spaces._thrust(np.array(bits, np.int8)).tolist() == list(throttle)
+@pytest.mark.parametrize(("bits", "force"), [((0, 0), 0.0), ((1, 0), -3.0), ((0, 1), 3.0), ((1, 1), 0.0)])
+def test_two_pushers_push_to_their_sides(bits, force):
+    assert spaces._push(np.array(bits, np.int8)).tolist() == [force]
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # raised inside Box2D's import, one ends the process
-@pytest.mark.parametrize("wrap", [spaces.five_levels, spaces.switches])
-def test_the_lander_takes_the_new_actions(wrap):
-    pytest.importorskip("Box2D")
-    with wrap(gym.make(spaces.LANDER)) as env:
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+@pytest.mark.parametrize("name", ["HalfCheetah-v4", "InvertedPendulum-v5"])
+def test_the_tasks_take_the_new_actions(name):
+    (wrap,) = {task.wrap for task in spaces.SPACES if task.env == name}
+    with wrap(gym.make(name)) as env:
         env.reset(seed=0)
         env.step(env.action_space.sample())
 

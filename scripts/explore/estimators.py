@@ -11,8 +11,8 @@ from torch import Tensor
 from klrl.kl import estimate_kl, kl_divergence
 from klrl.kl.estimators import Estimator, SampleEstimator, kl_samples
 from klrl.policy.distributions import DiagGaussian
-from klrl.scripts.explore_report import Picture, Section, identity, number
-from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
+from klrl.scripts.explore.report import Picture, Section, identity, number
+from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from klrl.kl import kl_divergence
 from klrl.policy.distributions import Categorical, DiagGaussian, GaussianMixture
-from klrl.scripts.explore_report import Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
+from klrl.scripts.explore.report import Picture, Section, identity, number, shown
+from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from klrl.kl import kl_divergence, reverse_kl
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore_coding import P, Q, categorical
-from klrl.scripts.explore_report import Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLACK, BLUE, GREY, ORANGE, finish, note
+from klrl.scripts.explore.coding import P, Q, categorical
+from klrl.scripts.explore.report import Picture, Section, identity, number, shown
+from klrl.scripts.explore.style import BLACK, BLUE, GREY, ORANGE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

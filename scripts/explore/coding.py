@@ -12,8 +12,8 @@ from torch import Tensor
 
 from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore_report import BITS_PER_NAT, Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLACK, BLUE, GREY, ORANGE, finish, note
+from klrl.scripts.explore.report import BITS_PER_NAT, Picture, Section, identity, number, shown
+from klrl.scripts.explore.style import BLACK, BLUE, GREY, ORANGE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

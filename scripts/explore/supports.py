@@ -10,8 +10,8 @@ from torch import Tensor
 
 from klrl.kl import estimate_divergence, jensen_shannon, kl_divergence, wasserstein
 from klrl.policy.distributions import Categorical, DiagGaussian
-from klrl.scripts.explore_report import Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, bars, finish, note
+from klrl.scripts.explore.report import Picture, Section, identity, number, shown
+from klrl.scripts.explore.style import BLUE, GREEN, GREY, ORANGE, bars, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from klrl.kl import entropy, kl_divergence, mutual_information
 from klrl.policy.distributions import Beta, Categorical
-from klrl.scripts.explore_report import BITS_PER_NAT, Identity, Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
+from klrl.scripts.explore.report import BITS_PER_NAT, Identity, Picture, Section, identity, number, shown
+from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore_report import Identity, Picture, Section, identity, number, shown
-from klrl.scripts.explore_style import BLACK, BLUE, GREEN, GREY, ORANGE, bars, finish, note
+from klrl.scripts.explore.report import Identity, Picture, Section, identity, number, shown
+from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, bars, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

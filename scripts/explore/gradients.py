@@ -12,8 +12,8 @@ from torch import Tensor
 from klrl.kl import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_divergence, kl_loss
 from klrl.kl.estimator_gradients import Loss, Sampler, Target
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore_report import BrokenIdentity, Identity, Picture, Section, identity, number
-from klrl.scripts.explore_style import BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
+from klrl.scripts.explore.report import BrokenIdentity, Identity, Picture, Section, identity, number
+from klrl.scripts.explore.style import BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
