@@ -29,9 +29,10 @@ def describe_space(space: gym.Space) -> Described:
     """A supported space as plain JSON, and its arrays by name."""
     if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
         named = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
-        inner = {str(key): describe_space(x) for key, x in named}
-        data = {"class": type(space).__name__, "spaces": [[key, x] for key, (x, _) in inner.items()]}
-        return data, {f"{i}.{k}": v for i, (_, arrays) in enumerate(inner.values()) for k, v in arrays.items()}
+        inner = [(key, *describe_space(x)) for key, x in named]
+        kind = "Dict" if isinstance(space, gym.spaces.Dict) else "Tuple"
+        data = {"class": kind, "spaces": [[key, x] for key, x, _ in inner]}
+        return data, {f"{i}.{k}": v for i, (*_, arrays) in enumerate(inner) for k, v in arrays.items()}
     if isinstance(space, gym.spaces.Discrete):
         return {"class": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}, {}
     if isinstance(space, gym.spaces.MultiBinary):
@@ -50,7 +51,8 @@ def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
     kind = data["class"]
     if kind in ("Dict", "Tuple"):
         inner = [(key, space_from(x, below(f"{i}.", arrays))) for i, (key, x) in enumerate(data["spaces"])]
-        return gym.spaces.Dict(dict(inner)) if kind == "Dict" else gym.spaces.Tuple([x for _, x in inner])
+        # Pairs keep their order, which is that of the networks' inputs; a dict's keys would be sorted.
+        return gym.spaces.Dict(inner) if kind == "Dict" else gym.spaces.Tuple([x for _, x in inner])
     if kind == "Discrete":
         return gym.spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
     if kind == "MultiBinary":
