@@ -20,6 +20,7 @@ from klrl.agents.core import Core
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.policy.device import usable_or_cpu
+from klrl.policy.observations import one_line
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
@@ -180,8 +181,9 @@ class Agent(Core[C], abc.ABC):
             expected = self.encoding.shape
             several = ("n", *expected)
             raise ValueError(f"observation has shape {encoded.shape}; allowed: {expected} or {several}")
-        if self.encoding.n_mask and not self.encoding.allowed(encoded).any(-1).all():
-            raise ValueError(f"action_mask = {self.encoding.allowed(encoded)}; allowed: at least one action per state")
+        if (forbidden := self.encoding.forbids_everything(encoded)).any():
+            mask = self.encoding.allowed(encoded)[forbidden][0].tolist()
+            raise ValueError(f"action_mask = {mask}; allowed: at least one action in every state")
         policy = self.distribution(torch.from_numpy(encoded)).cpu()
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
         return self.actor.to_environment(action), state
@@ -201,7 +203,9 @@ class Agent(Core[C], abc.ABC):
         for name in ("observation_space", "action_space"):
             ours, theirs = getattr(self, name), getattr(envs, f"single_{name}")
             if ours != theirs:
-                raise ValueError(f"env has {name} {theirs}; allowed: the agent's, {ours}")
+                if envs is not env:
+                    envs.close()
+                raise ValueError(f"env has {name} {one_line(theirs)}; allowed: the agent's, {one_line(ours)}")
         self.config = self.config.with_envs(envs.num_envs)
         self._env, self._envs, self._collector = env, envs, None
 

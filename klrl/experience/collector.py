@@ -15,7 +15,7 @@ from torch import Tensor
 from klrl.experience.environments import autoreset_mode, reset
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
-from klrl.policy.observations import MASK, Encoding
+from klrl.policy.observations import MASK, Encoding, flat_mask
 
 T = TypeVar("T", Tensor, Distribution)
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
@@ -172,7 +172,7 @@ class Collector:
         encoded = self.encoding(observation, masks)
         if self.encoding.n_mask:
             self.encoding.allowed(encoded)[ended] = 1.0
-            for i in np.flatnonzero(~self.encoding.allowed(encoded).any(-1)):
+            for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
                 raise ValueError(
                     f"{MASK} of environment {i} allows no action after {self.total_timesteps} steps; "
                     "allowed: at least one action in every state"
@@ -188,8 +188,12 @@ class Collector:
                 f"info of environment {i} has no {MASK!r} after {self.total_timesteps} steps; "
                 "allowed: one at every reset and step, or action_mask = 'none'"
             )
-        anything = np.ones(self.encoding.n_mask)
-        return np.stack([np.ravel(masks[i]) if known[i] else anything for i in range(len(ended))])
+        n = self.encoding.n_mask
+        flat = [flat_mask(masks[i]) if known[i] else np.ones(n) for i in range(len(ended))]
+        for index, mask in enumerate(flat):
+            if len(mask) != n:
+                raise ValueError(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
+        return np.stack(flat)
 
     def _checked(
         self,

@@ -28,7 +28,7 @@ from klrl.policy.distributions import (
 from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.mlp import Activation
 from klrl.policy.networks import OnTrunk, evaluate, features, linearize
-from klrl.policy.observations import Encoding
+from klrl.policy.observations import Encoding, one_line
 from klrl.policy.trunks import make_trunk
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
@@ -78,7 +78,7 @@ class CategoricalActor(Actor):
         return Categorical(outputs) if allowed is None else Categorical.masked(outputs, allowed)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """Indices shifted to the space's ``start``; for one state a number, which tables can be indexed by."""
+        """Indices shifted to the space's ``start``; one alone is a number, which tables can be looked up by."""
         return _on_host(action) + self.start
 
 
@@ -237,7 +237,7 @@ def make_actor(
         return _box_actor(encoding, action_space, action_distribution, state_dependent_std, log_std_init, style)
     for name, value in (("action_distribution", action_distribution), ("state_dependent_std", state_dependent_std)):
         if value not in ("gaussian", False):
-            raise ValueError(f"{name} = {value!r} with action space {action_space}; allowed: only with a Box")
+            raise ValueError(f"{name} = {value!r} with action space {one_line(action_space)}; allowed: only with a Box")
     if isinstance(action_space, gym.spaces.Discrete):
         return CategoricalActor(encoding, action_space, hidden, **style)
     if isinstance(action_space, gym.spaces.MultiDiscrete):
@@ -256,7 +256,7 @@ def _box_actor(
 ) -> Actor:
     if family != "gaussian" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
-            f"action_distribution = {family!r} with action space {space}, which has no finite bounds; "
+            f"action_distribution = {family!r} with action space {one_line(space)}, which has no finite bounds; "
             "allowed: action_distribution = 'gaussian'"
         )
     if family == "beta":
@@ -281,8 +281,8 @@ def check_action_space(space: gym.Space) -> None:
         supported = bool(np.issubdtype(space.dtype, np.floating))
     if not supported or np.prod(space.shape or (1,)) == 0:
         raise ValueError(
-            f"action space {space} is not supported; allowed: Discrete, MultiDiscrete, MultiBinary, or a Box of floats"
-            " (a gymnasium.ActionWrapper can make one of them)"
+            f"action space {one_line(space)} is not supported; allowed: Discrete, MultiDiscrete, MultiBinary, or a "
+            "Box of floats (a gymnasium.ActionWrapper can make one of them)"
         )
 
 

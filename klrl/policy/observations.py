@@ -53,16 +53,46 @@ class Part:
             return 1.0 / max(float(self.space.high.max()), 1.0)  # type: ignore[attr-defined]
         return 0.0 if isinstance(self.space, gym.spaces.Box) else 1.0
 
+    def read(self, observation: Any) -> np.ndarray:
+        """Its values ``[*B, *shape]`` in an observation.
+
+        Raises:
+            ValueError: there are none, or they are no numbers.
+        """
+        for key in self.keys:
+            try:
+                observation = observation[key]
+            except (KeyError, IndexError, TypeError) as error:
+                raise ValueError(f"observation{self.name} is missing; allowed: the structure of the space") from error
+        try:
+            x = np.asarray(observation)
+        except ValueError:  # rows of different lengths
+            x = np.empty(0, object)
+        if x.dtype.kind not in "fiub":
+            kind = type(observation).__name__
+            raise ValueError(f"observation{self.name} is a {kind}; allowed: numbers, as in {one_line(self.space)}")
+        if self.is_image and x.dtype != np.uint8:
+            self._check(x, (x >= 0) & (x <= 255) & (x == np.floor(x)))
+        return x
+
+    def _check(self, x: np.ndarray, good: np.ndarray) -> None:
+        if not good.all():
+            raise ValueError(f"observation{self.name} has {x[~good][0]}; allowed: elements of {one_line(self.space)}")
+
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Values ``[*B, *shape]`` as columns ``[*B, n]``."""
+        """Values ``[*B, *shape]`` as columns ``[*B, n]``.
+
+        Raises:
+            ValueError: no element of a Discrete or MultiDiscrete space.
+        """
         space = self.space
         batch = x.shape[: x.ndim - len(self.shape)]
         if not isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
             return x.reshape(*batch, -1)
         sizes, start = np.ravel(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n), space.start
-        index = (x.astype(np.int64) - start).reshape(*batch, -1)
-        if ((index < 0) | (index >= sizes)).any():
-            raise ValueError(f"observation{self.name} = {x}; allowed: elements of {space}")
+        shifted = (x - start).reshape(*batch, -1)
+        self._check(x.reshape(shifted.shape), (shifted >= 0) & (shifted < sizes) & (shifted == np.floor(shifted)))
+        index = shifted.astype(np.int64)
         return np.concatenate([np.arange(n) == index[..., i, None] for i, n in enumerate(sizes)], axis=-1)
 
 
@@ -84,18 +114,21 @@ class Encoding:
         leaves = dict(_leaves(space))
         n_actions = _mask_length(action_space)
         if action_mask == "info" and n_actions is None:
-            raise ValueError(f"action_mask = 'info' with action space {action_space}; allowed: Discrete, MultiDiscrete")
-        mask = leaves.pop((MASK,), None) if action_mask == "auto" and n_actions is not None else None
-        if mask is not None and _size(mask) != n_actions:
-            raise ValueError(f"observation['{MASK}'] is {mask}; allowed with {action_space}: {n_actions} elements")
+            what = one_line(action_space)
+            raise ValueError(f"action_mask = 'info' with action space {what}; allowed: Discrete, MultiDiscrete")
+        mask = _mask(space, action_space) if action_mask == "auto" and n_actions is not None else None
+        if mask is not None:
+            del leaves[(MASK,)]
         self.parts = _arranged(leaves)
         if not self.parts:
-            raise ValueError(f"observation space {space} is empty; allowed: one with at least one element")
+            what = one_line(space)
+            raise ValueError(f"observation space {what} is empty; allowed: one with at least one element")
         self.n_features = self.parts[-1].columns.stop
         """Columns before the mask."""
         self.mask_in_info = action_mask == "info"
         self._mask = Part((MASK,), mask, slice(0, n_actions)) if mask is not None else None
         self.n_mask = (n_actions or 0) if self.mask_in_info or mask is not None else 0
+        self._choices = _choices(action_space) if self.n_mask else np.zeros(0, int)
         self._keeps_shape = isinstance(space, gym.spaces.Box) and self.n_mask == 0
         self.shape = self.parts[0].shape if self._keeps_shape else (self.n_features + self.n_mask,)
         is_image = self._keeps_shape and self.parts[0].is_image
@@ -126,15 +159,20 @@ class Encoding:
             masks: ``[*B, n]``, where they come by ``info``; everything is allowed where there are none.
 
         Raises:
-            ValueError: another structure or shape, or a value outside of a Discrete.
+            ValueError: another structure or shape, a value outside of a Discrete, or masks that nobody asked for.
         """
-        if self._keeps_shape:
-            x = np.array(observation, dtype=self.dtype)
-            self._batch(self.parts[0], x)
-            return x
-        values = [(part, np.asarray(_look_up(observation, part))) for part in self.parts]
-        if self._mask is not None:
-            values.append((self._mask, np.asarray(_look_up(observation, self._mask))))
+        if masks is not None and not self.mask_in_info:
+            raise ValueError("action_masks beside an observation; allowed: only where action_mask = 'info'")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+            if self._keeps_shape:
+                x = self.parts[0].read(observation)
+                self._batch(self.parts[0], x)
+                return np.array(x, dtype=self.dtype)
+            return self._concatenated(observation, masks)
+
+    def _concatenated(self, observation: Any, masks: Any) -> np.ndarray:
+        parts = self.parts if self._mask is None else [*self.parts, self._mask]
+        values = [(part, part.read(observation)) for part in parts]
         batch = self._batch(*values[0])
         for part, x in values[1:]:
             if self._batch(part, x) != batch:
@@ -152,15 +190,22 @@ class Encoding:
         return x.shape[:n]
 
     def _checked_masks(self, masks: Any, batch: tuple[int, ...]) -> np.ndarray:
-        masks = np.asarray(masks)
-        flat = masks.reshape(*batch, -1) if masks.size == np.prod(batch, dtype=int) * self.n_mask else masks
+        x = flat_mask(masks) if not batch else np.asarray(masks)
+        flat = x.reshape(*batch, -1) if x.size == np.prod(batch, dtype=int) * self.n_mask else x
         if flat.shape != (*batch, self.n_mask):
-            raise ValueError(f"{MASK} has shape {masks.shape}; allowed: {(*batch, self.n_mask)}")
+            raise ValueError(f"{MASK} has shape {x.shape}; allowed: {(*batch, self.n_mask)}")
         return flat
 
     def allowed(self, encoded: np.ndarray) -> np.ndarray:
         """The mask at the end of encoded observations, ``[*B, n_mask]``; a view."""
         return encoded[..., self.n_features :]
+
+    def forbids_everything(self, encoded: np.ndarray) -> np.ndarray:
+        """Where a mask leaves nothing to choose from, in some component of the action: bool, ``[*B]``."""
+        if self.n_mask == 0:
+            return np.zeros(encoded.shape[: encoded.ndim - len(self.shape)], dtype=bool)
+        allowed = np.logical_or.reduceat(self.allowed(encoded) > 0.5, self._choices, axis=-1)
+        return np.asarray(~allowed.all(-1))
 
     def locate(self, index: tuple[int, ...]) -> str:
         """In words, where an element of the encoded array is in the observation."""
@@ -170,6 +215,16 @@ class Encoding:
             if index[0] < part.columns.stop:
                 return f"{part.name}, element [{index[0] - part.columns.start}],"
         return f"['{MASK}'],"
+
+
+def one_line(space: object) -> str:
+    """A space in words; arrays of several dimensions would take several lines."""
+    return " ".join(str(space).split())
+
+
+def flat_mask(mask: Any) -> np.ndarray:
+    """One mask as a vector; for a MultiDiscrete space also a tuple of one per component, as its ``sample`` takes."""
+    return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, tuple) else np.ravel(mask)
 
 
 def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
@@ -184,8 +239,9 @@ def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tupl
     if not (discrete or numbers):
         where = "".join(f"[{key!r}]" for key in keys)
         raise ValueError(
-            f"observation space{where} {space} is not supported; allowed: non-empty Box, Discrete, MultiDiscrete, "
-            "MultiBinary, and Dict and Tuple of these (a gymnasium.ObservationWrapper can make one of them)"
+            f"observation space{where} {one_line(space)} is not supported; allowed: non-empty Box, Discrete, "
+            "MultiDiscrete, MultiBinary, and Dict and Tuple of these "
+            "(a gymnasium.ObservationWrapper can make one of them)"
         )
     yield keys, space
 
@@ -209,15 +265,24 @@ def _size(space: gym.Space) -> int:
     return int(np.prod(space.shape or ()))
 
 
+def _choices(space: gym.Space) -> np.ndarray:
+    """Where in a mask every component of an action begins."""
+    sizes = space.nvec.ravel() if isinstance(space, gym.spaces.MultiDiscrete) else np.array([_width(space)])
+    return np.cumsum([0, *sizes[:-1]])
+
+
+def _mask(space: gym.Space, action_space: gym.Space) -> gym.Space | None:
+    """The entry of a Dict that says which actions are allowed."""
+    mask = space.spaces.get(MASK) if isinstance(space, gym.spaces.Dict) else None
+    fits = isinstance(mask, (gym.spaces.Box, gym.spaces.MultiBinary)) and _size(mask) == _mask_length(action_space)
+    if mask is not None and not fits:
+        raise ValueError(
+            f"observation['{MASK}'] is {one_line(mask)}; allowed with {one_line(action_space)}: a Box or MultiBinary "
+            f"of {_mask_length(action_space)} elements (or action_mask = 'none')"
+        )
+    return mask
+
+
 def _mask_length(space: gym.Space) -> int | None:
     """How many choices an action space has to allow or forbid."""
     return _width(space) if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)) else None
-
-
-def _look_up(observation: Any, part: Part) -> Any:
-    for key in part.keys:
-        try:
-            observation = observation[key]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"observation{part.name} is missing; allowed: the structure of the space") from error
-    return observation
