@@ -44,7 +44,7 @@ def evaluate(
         seed: run seed; evaluation seeds never coincide with the training environments'.
 
     Raises:
-        ValueError: no episodes.
+        ValueError: no episodes, or no mask in ``info`` for an agent that was trained with them.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes = {n_episodes}; allowed: an integer >= 1")
@@ -54,7 +54,9 @@ def evaluate(
     for _ in range(n_episodes):
         total, length, ended = 0.0, 0, False
         while not ended:
-            masks = {"action_masks": info[MASK]} if MASK in info and masked else {}
+            if masked and MASK not in info:
+                raise ValueError(f"info has no {MASK!r} after {length} steps; allowed: one at every reset and step")
+            masks = {"action_masks": info[MASK]} if masked else {}
             action, _ = agent.predict(observation, deterministic=deterministic, **masks)
             observation, reward, terminated, truncated, info = env.step(action)
             total, length, ended = total + float(reward), length + 1, terminated or truncated
