@@ -80,7 +80,8 @@ def linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
 
 
 def evaluate(trunk: nn.Module, x: Array) -> Array:
-    """The outputs alone; only an :class:`MLP` takes numpy arrays."""
-    if isinstance(x, Tensor) or isinstance(trunk, MLP):
+    """The outputs alone; any other trunk than an :class:`MLP` is given a tensor ``[n, in]``."""
+    if isinstance(trunk, MLP):
         return trunk(x)
-    return trunk(tensor(x)).detach().numpy()
+    outputs = trunk(tensor(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    return outputs if isinstance(x, Tensor) else outputs.detach().numpy()

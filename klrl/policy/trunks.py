@@ -53,9 +53,8 @@ class ImageTrunk(nn.Module):
         self.layers = mlp([size, *hidden, n_outputs], **style)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs ``[*B, out]`` at features ``[*B, in]``, images scaled to [0, 1]."""
-        flat = x.reshape(-1, x.shape[-1])
-        return self.layers(self._features(flat)).reshape(*x.shape[:-1], -1)
+        """The outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
+        return self.layers(self._features(x))
 
     def _features(self, x: Tensor) -> Tensor:
         columns = [x[:, others] for others in self.others]
