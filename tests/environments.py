@@ -1,5 +1,6 @@
 """Small environments and agents that tests share."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -155,3 +156,57 @@ def random_batch(agent: Agent, seed: int = 0, n_steps: int = 32, scale: float = 
         next_observations=torch.randn(*observations.shape[1:], generator=generator),
         final_observations=torch.randn(int(truncated.sum()), *observations.shape[2:], generator=generator),
     )
+
+
+class Sampling(gym.Env):
+    """Observations are samples of a space, rewards are normal; episodes are truncated after ``length`` steps.
+
+    With ``masks`` of so many actions, every state allows others: in the observation's entry, or in ``info``. Actions
+    that are no element of the space, or forbidden, end the test.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space,
+        action_space: gym.Space | None = None,
+        length: int = 10,
+        masks: Literal["observation", "info"] | None = None,
+        ending: Ending = "truncated",
+    ) -> None:
+        self.action_space = gym.spaces.Discrete(2) if action_space is None else action_space
+        self.length, self.masks, self.ending = length, masks, ending
+        space = copy.deepcopy(observation_space)
+        if masks is not None:
+            self.heads = np.ravel(getattr(self.action_space, "nvec", getattr(self.action_space, "n", None)))
+        if masks == "observation":
+            space = gym.spaces.Dict(x=space, action_mask=gym.spaces.MultiBinary(int(self.heads.sum())))
+        self.observation_space = space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.steps = 0
+        return self._observe(False)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        if self.masks is not None:
+            index = np.ravel(action - self.action_space.start) + np.cumsum([0, *self.heads[:-1]])
+            assert self.mask[index].all(), f"{action} is forbidden by {self.mask}"
+        self.steps += 1
+        last = self.steps == self.length
+        observation, info = self._observe(last and self.ending == "terminated")
+        ends = last and self.ending != "truncated", last and self.ending != "terminated"
+        return observation, float(self.np_random.normal()), *ends, info
+
+    def _observe(self, terminal: bool):
+        """At a terminal state nothing is allowed."""
+        observation = self.observation_space.sample()
+        if self.masks is None:
+            return observation, {}
+        heads = [self.np_random.permutation(np.arange(n) < self.np_random.integers(1, n + 1)) for n in self.heads]
+        self.mask = np.concatenate(heads).astype(np.int8) * (not terminal)
+        if self.masks == "info":
+            return observation, {"action_mask": self.mask.copy()}
+        return observation | {"action_mask": self.mask.copy()}, {}

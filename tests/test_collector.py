@@ -7,12 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Broken, Counting, encoding_of
+from environments import Broken, Counting, Sampling, encoding_of, small_agent
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from klrl.agents import PPO, TRPO
 from klrl.experience import Collector
 from klrl.policy.distributions import Categorical, stack_records
 from klrl.run.seeding import environment_seeds
+from klrl.trust_region import REGIONS
 
 LENGTHS = (1, 3, 4)
 BATCHES = (4, 7, 1, 12)
@@ -185,3 +187,167 @@ def test_a_number_that_is_not_finite_is_refused_with_the_environment_it_came_fro
     collector = Collector(envs, environment_seeds(0), encoding_of(envs))
     with pytest.raises(FloatingPointError, match=rf"{what.split()[-1]} of environment 1.* is nan .*; allowed: "):
         collector.collect(act, 5)
+
+
+# Masks. Every environment here refuses forbidden actions itself, and allows others after every step.
+MASKED_ACTIONS = {
+    "Discrete": gym.spaces.Discrete(4, start=-1),
+    "MultiDiscrete": gym.spaces.MultiDiscrete([2, 3, 2], start=[5, 0, 1]),
+}
+every_source = pytest.mark.parametrize("source", ["observation", "info"])
+masked_actions = pytest.mark.parametrize("actions", MASKED_ACTIONS.values(), ids=MASKED_ACTIONS)
+
+
+def masking(actions, source, **kwargs):
+    return partial(Sampling, gym.spaces.Box(-1.0, 1.0, (2,)), actions, masks=source, **kwargs)
+
+
+def masked_agent(agent_class, envs, source, **settings):
+    mask = "info" if source == "info" else "auto"
+    return small_agent(agent_class, envs, action_mask=mask, **settings)
+
+
+def recounted(batch, encoding, actions):
+    """Which actions of a batch their own state's mask allows, action by action."""
+    heads = np.ravel(getattr(actions, "nvec", getattr(actions, "n", None)))
+    masks = encoding.allowed(batch.samples(batch.observations).numpy())
+    taken = batch.samples(batch.actions).numpy().reshape(len(masks), -1)
+    offsets = np.cumsum([0, *heads[:-1]])
+    return np.take_along_axis(masks, taken + offsets, -1), masks
+
+
+@every_vector_env
+@every_source
+@masked_actions
+@pytest.mark.parametrize("ending", ["terminated", "truncated"])
+def test_masks_stay_with_their_states_and_forbidden_actions_are_never_taken(maker, mode, source, actions, ending):
+    envs = maker([masking(actions, source, length=n, ending=ending) for n in (1, 3, 4)], autoreset_mode=mode)
+    try:
+        agent = masked_agent(PPO, envs, source, n_epochs=2)
+        collector = agent._collect()
+        for _ in range(3):
+            batch = collector.collect(agent.act, 20)
+            allowed, masks = recounted(batch, agent.encoding, actions)
+            assert allowed.all()
+            assert 0.2 < masks.mean() < 0.9
+            metrics = agent.update(batch)
+            assert metrics["drift/start_kl"] < 1e-9
+            assert all(np.isfinite(x) for x in metrics.values() if not isinstance(x, str))
+            old, new = batch.samples(batch.behaviour), agent.distribution(batch.samples(batch.observations))
+            for policy in (old, new):
+                assert ((policy.logits == -np.inf).numpy() == (masks == 0)).all()
+            assert new.log_prob(batch.samples(batch.actions)).isfinite().all()
+    finally:
+        envs.close()
+
+
+@every_mode
+@every_source
+def test_no_forbidden_action_in_ten_thousand_steps(mode, source):
+    envs = SyncVectorEnv([masking(MASKED_ACTIONS["Discrete"], source)] * 16, autoreset_mode=mode)
+    agent = masked_agent(PPO, envs, source, n_envs=16, n_steps=256, batch_size=2048, n_epochs=1).learn(10_000)
+    assert agent.num_timesteps >= 10_000  # the environments would have ended it
+
+
+@pytest.mark.parametrize("agent_class", [PPO, TRPO])
+@masked_actions
+def test_both_agents_learn_under_masks_with_every_trust_region(agent_class, actions):
+    for region in REGIONS if agent_class is PPO else ("constraint",):
+        epochs = {"n_epochs": 2, "ent_coef": 0.01} if agent_class is PPO else {"n_critic_updates": 2}
+        agent = masked_agent(agent_class, masking(actions, "info"), "info", trust_region=region, **epochs).learn(128)
+        for metrics in agent.history:
+            assert all(np.isfinite(x) for x in metrics.values() if not isinstance(x, str)), region
+        assert sum(metrics["drift/kl"] for metrics in agent.history) > 0.0, region
+
+
+@pytest.mark.parametrize("agent_class", [PPO, TRPO])
+def test_none_learns_with_the_mask_as_a_feature(agent_class):
+    actions = gym.spaces.Discrete(3)
+    env = partial(Sampling, Masks(), actions)
+    agent = small_agent(agent_class, env, action_mask="none").learn(64)
+    policy = agent.distribution({"x": np.zeros(2), "action_mask": np.array([1, 0, 0], np.int8)})
+    assert policy.probs.min() > 0.0
+    assert agent.encoding.n_features == 5
+
+
+def Masks():
+    return gym.spaces.Dict(x=gym.spaces.Box(-1.0, 1.0, (2,)), action_mask=gym.spaces.MultiBinary(3))
+
+
+class Given(gym.Env):
+    """Gives these masks (or none) in ``info`` or in its observation, one after the other."""
+
+    def __init__(self, masks, source, actions=None):
+        self.masks, self.source = masks, source
+        self.action_space = gym.spaces.Discrete(3) if actions is None else actions
+        x = gym.spaces.Box(-1.0, 1.0, (2,))
+        self.observation_space = Masks() if source == "observation" else x
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = -1
+        first = self.step(0)
+        return first[0], first[-1]
+
+    def step(self, action):
+        self.steps += 1
+        mask = self.masks[min(self.steps, len(self.masks) - 1)]
+        x = np.zeros(2, np.float32)
+        if self.source == "observation":
+            return {"x": x, "action_mask": np.array(mask, np.int8)}, 0.0, False, False, {}
+        return x, 0.0, False, False, {} if mask is None else {"action_mask": mask}
+
+
+ONES = np.ones(3, np.int8)
+
+
+def refusal_of(masks, source="info", actions=None):
+    """The line that two steps with these masks end with; the other environment's masks are fine."""
+    fine = np.ones(sum(actions.nvec), np.int8) if actions is not None else ONES
+    envs = SyncVectorEnv([partial(Given, [fine], source, actions), partial(Given, masks, source, actions)])
+    encoding = encoding_of(envs, "info" if source == "info" else "auto")
+
+    def act(observation):
+        return np.zeros(2, int), envs.action_space.sample(), Categorical(np.zeros((2, 3), np.float32))
+
+    with pytest.raises(ValueError, match="; allowed: ") as error:
+        Collector(envs, environment_seeds(0), encoding).collect(act, 3)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@every_source
+def test_a_mask_without_an_allowed_action_is_refused_with_its_environment(source):
+    expected = (
+        "action_mask of environment 1 allows no action after {} steps; allowed: at least one action in every state"
+    )
+    assert refusal_of([0 * ONES], source) == expected.format(0)
+    assert refusal_of([ONES, ONES, 0 * ONES], source) == expected.format(2)
+
+
+def test_a_multi_discrete_mask_must_allow_something_in_every_component():
+    actions = gym.spaces.MultiDiscrete([2, 2])
+    text = refusal_of([np.array([1, 1, 1, 1]), np.array([1, 1, 0, 0])], actions=actions)
+    assert text.startswith("action_mask of environment 1 allows no action after 0 steps")
+
+
+def test_info_without_a_mask_is_refused_with_its_environment():
+    expected = "info of environment 1 has no 'action_mask' after {} steps; allowed: one at every reset and step"
+    assert refusal_of([None]).startswith(expected.format(0))
+    assert refusal_of([ONES, ONES, None]).startswith(expected.format(2))
+
+
+def test_a_mask_of_another_length_is_refused_with_its_environment():
+    for n in (2, 4):
+        envs = SyncVectorEnv([partial(Given, [np.ones(n)], "info")] * 2)
+        with pytest.raises(ValueError, match=f"^action_mask of environment 0 has {n} elements; allowed: 3$"):
+            Collector(envs, environment_seeds(0), encoding_of(envs, "info"))
+
+
+def test_multi_discrete_masks_in_info_may_be_a_tuple_of_one_per_component():
+    actions = gym.spaces.MultiDiscrete([2, 3])
+    mask = (np.array([1, 0], np.int8), np.array([0, 1, 1], np.int8))
+    envs = SyncVectorEnv([partial(Given, [mask], "info", actions)] * 2)
+    agent = small_agent(PPO, envs, action_mask="info")
+    batch = agent._collect().collect(agent.act, 4)
+    assert agent.encoding.allowed(batch.observations.numpy()).tolist() == [[[1, 0, 0, 1, 1]] * 2] * 4
+    assert agent.predict(np.zeros(2), deterministic=True, action_masks=mask)[0][0] == 0

@@ -1,10 +1,12 @@
 """Evaluation plays whole episodes and changes nothing."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Counting, small_agent
+from environments import Counting, Sampling, small_agent
 
 from klrl.agents import PPO
 from klrl.run import Evaluation, evaluate
@@ -47,3 +49,57 @@ def test_evaluating_between_two_trainings_does_not_change_the_second(determinist
     evaluate(evaluated, gym.make("CartPole-v1"), n_episodes=3, deterministic=deterministic)
     for a, b in zip(plain.learn(64).actor_parameters, evaluated.learn(64).actor_parameters, strict=True):
         assert torch.equal(a, b)
+
+
+OBSERVATIONS = gym.spaces.Box(-1.0, 1.0, (2,))
+MASKED_ACTIONS = [gym.spaces.Discrete(4, start=-1), gym.spaces.MultiDiscrete([2, 3], start=[5, 0])]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("source", ["observation", "info"])
+@pytest.mark.parametrize("actions", MASKED_ACTIONS, ids=["Discrete", "MultiDiscrete"])
+def test_only_allowed_actions_are_evaluated(actions, source, deterministic):
+    env = partial(Sampling, OBSERVATIONS, actions, masks=source)
+    agent = small_agent(PPO, env, action_mask="info" if source == "info" else "auto")
+    result = evaluate(agent, env(length=500), n_episodes=2, deterministic=deterministic)
+    assert result.lengths == (500,) * 2  # the environment ends the test at a forbidden action
+
+
+def test_an_environment_without_masks_is_refused_where_the_agent_was_trained_with_them():
+    agent = small_agent(PPO, partial(Sampling, OBSERVATIONS, MASKED_ACTIONS[0], masks="info"), action_mask="info")
+    with pytest.raises(ValueError, match=r"^info has no 'action_mask' after 0 steps; allowed: one at every reset"):
+        evaluate(agent, Sampling(OBSERVATIONS, MASKED_ACTIONS[0]))
+
+
+@pytest.mark.parametrize("given", [[0, 0, 0, 0], [0.0, 0.4, 0.0, 0.0]])
+def test_predict_refuses_a_mask_without_an_allowed_action_in_one_line(given):
+    agent = small_agent(PPO, partial(Sampling, OBSERVATIONS, MASKED_ACTIONS[0], masks="info"), action_mask="info")
+    with pytest.raises(ValueError, match=r"^action_mask = \[.*\]; allowed: at least one action in every state$"):
+        agent.predict(np.zeros((30, 2)), action_masks=[[1, 1, 1, 1]] * 29 + [given])
+
+
+@pytest.mark.parametrize("name", ["FrozenLake-v1", "Blackjack-v1", "Pendulum-v1"])
+def test_gymnasiums_own_tasks_are_evaluated(name):
+    assert evaluate(small_agent(PPO, name), gym.make(name), n_episodes=2, deterministic=False).lengths[0] >= 1
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Dict(x=OBSERVATIONS, n=gym.spaces.Discrete(3), b=gym.spaces.MultiBinary(2)),
+        gym.spaces.Box(0, 255, (6, 7, 3), np.uint8),
+        gym.spaces.Discrete(5),
+        gym.spaces.MultiDiscrete([2, 3]),
+    ],
+    ids=["Dict", "image", "Discrete", "MultiDiscrete"],
+)
+@pytest.mark.parametrize("actions", [gym.spaces.Discrete(3), gym.spaces.MultiDiscrete([2, 3]), OBSERVATIONS])
+def test_stable_baselines3_evaluates_agents_on_these_spaces(space, actions):
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.monitor import Monitor
+
+    env = partial(Sampling, space, actions, length=7)
+    agent = small_agent(PPO, env)
+    returns, lengths = evaluate_policy(agent, Monitor(env()), n_eval_episodes=3, return_episode_rewards=True)
+    assert lengths == [7, 7, 7]
+    assert np.isfinite(returns).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from environments import box
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from torch import nn
 from torch.func import functional_call
 
@@ -213,6 +213,54 @@ def test_actors_and_critics_are_linearized_as_autograd_would(space, trunk, dtype
 def test_whatever_the_layers_and_the_observations_shape(space, trunk, kind, activation, hidden, observations):
     network = trunk(make_network(space, observations, hidden=hidden, activation=activation))
     check(network, network.linearize, randn(3, *observations), kind)
+
+
+FAMILIES = {
+    "MultiDiscrete": (MultiDiscrete([2, 3, 2]), {}),
+    "MultiDiscrete of equals": (MultiDiscrete([[3, 3], [3, 3]]), {}),
+    "MultiBinary": (MultiBinary((2, 2)), {}),
+    "squashed": (box(3), {"action_distribution": "squashed-gaussian"}),
+    "state-dependent": (box(3), {"state_dependent_std": True}),
+    "state-dependent squashed": (box(1), {"action_distribution": "squashed-gaussian", "state_dependent_std": True}),
+    "beta": (box(3), {"action_distribution": "beta"}),
+}
+
+
+@pytest.mark.parametrize(("space", "options"), FAMILIES.values(), ids=FAMILIES)
+@trunks
+@kinds
+@pytest.mark.parametrize("observations", OBSERVATIONS.values(), ids=OBSERVATIONS)
+def test_every_other_actor_is_linearized_as_autograd_would(space, options, trunk, kind, observations):
+    network = trunk(make_network(space, observations, **options))
+    check(network, network.linearize, randn(7, *observations), kind)
+
+
+@networks
+@kinds
+@pytest.mark.parametrize("image", [Box(0, 255, (6, 5, 3), np.uint8), Dict(i=Box(0, 255, (5, 6), np.uint8), x=box(2))])
+def test_image_trunks_are_linearized_as_autograd_would(space, kind, image):
+    encoding = Encoding(image, space or Discrete(2))
+    style = STYLE | {"generator": torch.Generator().manual_seed(0)}
+    network = shaken(Critic(encoding, **style) if space is None else make_actor(encoding, space, **style))
+    check(network, network.linearize, randn(3, *encoding.shape).abs(), kind)
+
+
+@kinds
+@trunks
+@pytest.mark.parametrize("space", [Discrete(5), MultiDiscrete([2, 3])], ids=["Discrete", "MultiDiscrete"])
+def test_a_masked_actor_is_linearized_as_its_trunk_where_actions_are_allowed(space, trunk, kind):
+    encoding = Encoding(Box(-1.0, 1.0, (4,)), space, "info")
+    actor = trunk(shaken(make_actor(encoding, space, **STYLE, generator=torch.Generator().manual_seed(0))))
+    allowed = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 1, 1, 1], [1, 1, 0, 0, 1], [1, 0, 0, 1, 0]])
+    x, theta = randn(4, 4), flatten(p.detach() for p in actor.parameters())
+    at = actor.linearize(as_kind(torch.cat([x, allowed.double()], -1), kind))
+    (J,) = torch.autograd.functional.jacobian(partial(outputs_of, actor.trunk, x), theta)
+    logits, (moved,) = torch.as_tensor(at.output.logits), at.push_forward(as_kind(randn(len(theta), seed=1), kind))
+    assert (logits[allowed == 0] == -np.inf).all()
+    close(logits[allowed == 1], actor.trunk(x).detach()[allowed == 1], 1e-12)
+    close(torch.as_tensor(moved)[allowed == 1], (J @ randn(len(theta), seed=1))[allowed == 1], 1e-12)
+    u = randn(4, 5, seed=2) * allowed
+    close(at.pull_back(as_kind(u, kind)), torch.tensordot(u, J, 2), 1e-12)
 
 
 @networks

@@ -1,4 +1,4 @@
-"""Actors and critics by space: initialisation, shapes, what the environment receives, refused spaces."""
+"""Networks by space: initialisation, shapes, refused spaces."""
 
 import math
 from itertools import pairwise
@@ -11,7 +11,6 @@ from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 from torch import nn
 
 from klrl.policy.actors import make_actor
-from klrl.policy.distributions import Categorical, DiagGaussian
 from klrl.policy.mlp import mlp
 from klrl.policy.networks import Critic
 from klrl.policy.observations import Encoding
@@ -91,38 +90,6 @@ def test_leading_dimensions_are_batch_dimensions(observation_shape, batch):
 def test_a_batch_gives_what_its_rows_give():
     policy, x = actor(Discrete(3)).double(), torch.randn(5, 4, generator=generator(), dtype=torch.float64)
     torch.testing.assert_close(policy(x).logits, torch.stack([policy(row).logits for row in x]))
-
-
-@pytest.mark.parametrize("start", [0, 1, -3])
-def test_discrete_actions_are_shifted_to_the_start_of_their_space(start):
-    space = Discrete(3, start=start)
-    policy = actor(space)
-    assert isinstance(policy(torch.zeros(2, 4)), Categorical)
-    executed = policy.to_environment(torch.tensor([0, 1, 2]))
-    assert executed.tolist() == [start, start + 1, start + 2]
-    assert all(space.contains(a) for a in executed)
-
-
-def test_the_gaussian_has_one_log_std_for_all_states():
-    policy = actor(Box(-1.0, 1.0, (2,)), log_std_init=-0.7)
-    p = policy(torch.randn(5, 4, generator=generator()))
-    assert isinstance(p, DiagGaussian)
-    torch.testing.assert_close(p.log_std, torch.full((5, 2), -0.7))
-    p.log_std.sum().backward()
-    assert policy.log_std.grad.tolist() == [5.0, 5.0]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("batch", [(), (6,)])
-def test_box_actions_are_clipped_to_the_box_in_its_shape_and_dtype(dtype, batch):
-    low, high = np.array([[-1.0, -np.inf], [0.0, -2.0]], dtype), np.array([[1.0, np.inf], [0.5, 3.0]], dtype)
-    space = Box(low, high, dtype=dtype)
-    action = torch.randn(*batch, 4, generator=generator()) * 10
-    executed = actor(space).to_environment(action)
-    expected = np.maximum(np.minimum(action.numpy().reshape(*batch, 2, 2), high), low)
-    assert executed.dtype == dtype
-    np.testing.assert_array_equal(executed, expected)
-    assert all(space.contains(a) for a in executed.reshape(-1, 2, 2))
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0"])

@@ -138,3 +138,34 @@ def test_absorbing_rewards_leaves_the_old_scaler_as_it_was():
     old.absorb(100 * rewards, ended, valid, 0.99)
     assert torch.equal(old.running, running)
     assert torch.equal(old(rewards), scaled)
+
+
+# Known scales.
+def test_one_known_scale_multiplies_and_nothing_is_found_out():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(4, 8, 8)
+    normalizer = Normalizer.of_shape((8, 8), 1.0 / 255.0)
+    assert not normalizer.learns
+    assert normalizer.absorb(pixels) is normalizer
+    z = normalizer(pixels)
+    assert z.dtype == torch.float32
+    np.testing.assert_allclose(z, np.arange(256).reshape(4, 8, 8) / 255.0, rtol=1e-6)
+    np.testing.assert_array_equal(normalizer(pixels.numpy()), z)
+
+
+def test_a_scale_of_one_changes_nothing():
+    x = torch.eye(5)
+    assert torch.equal(Normalizer.of_shape((5,), 1.0).absorb(7.0 * x)(x), x)
+
+
+@pytest.mark.parametrize("n_absorbed", [0, 50])
+def test_known_scales_multiply_their_elements_and_statistics_the_others(n_absorbed):
+    fixed = torch.tensor([1.0, 0.0, 1.0 / 255.0, 0.0], dtype=torch.float64)
+    data = torch.tensor(rows(50, 4)).abs()
+    data[:, 2] = 1e4  # no limit where the scale is known
+    mixed, plain = Normalizer.of_shape((4,), fixed), Normalizer.of_shape((4,))
+    assert mixed.learns
+    mixed, plain = (n.absorb(data[:n_absorbed]) for n in (mixed, plain))
+    expected = plain(data)
+    expected[:, 0], expected[:, 2] = data[:, 0], data[:, 2] / 255.0
+    torch.testing.assert_close(mixed(data), expected, rtol=1e-6, atol=0.0)
+    np.testing.assert_array_equal(mixed(data.numpy()), mixed(data))
