@@ -36,7 +36,7 @@ def describe_space(space: gym.Space) -> Described:
     if isinstance(space, gym.spaces.Discrete):
         return {"class": "Discrete", "n": int(space.n), "start": int(space.start), "dtype": str(space.dtype)}, {}
     if isinstance(space, gym.spaces.MultiBinary):
-        return {"class": "MultiBinary", "n": list(space.shape)}, {}
+        return {"class": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}, {}
     names = ("low", "high") if isinstance(space, gym.spaces.Box) else ("nvec", "start")
     arrays = {name: torch.from_numpy(np.array(getattr(space, name))) for name in names}
     return {"class": type(space).__name__, "dtype": str(space.dtype)}, arrays
@@ -56,7 +56,7 @@ def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
     if kind == "Discrete":
         return gym.spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
     if kind == "MultiBinary":
-        return gym.spaces.MultiBinary(data["n"] if len(data["n"]) > 1 else data["n"][0])
+        return gym.spaces.MultiBinary(data["n"])
     dtype = np.dtype(data["dtype"]).type
     if kind == "Box":
         return gym.spaces.Box(arrays["low"].numpy(), arrays["high"].numpy(), dtype=dtype)
