@@ -301,6 +301,17 @@ def test_masks_from_a_dict_are_used_without_being_asked_for(agent_class):
     assert action == 2
 
 
+def test_set_env_leaves_no_process_of_an_environment_that_it_refuses():
+    agent = small_agent(PPO, partial(Sampling, OBSERVATIONS, BOX), vectorization_mode="async")
+    before = set(multiprocessing.active_children())
+    with pytest.raises(
+        ValueError, match=r"^env has action_space Discrete\(3\); allowed: the agent's, Box\(.*float32\)$"
+    ):
+        agent.set_env(partial(Sampling, OBSERVATIONS, Discrete(3)))
+    assert set(multiprocessing.active_children()) == before
+    agent.close()
+
+
 # The spaces without options.
 @pytest.mark.parametrize("start", [0, 1, -3])
 def test_discrete_actions_are_shifted_to_the_start_of_their_space(start):

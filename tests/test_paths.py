@@ -1,15 +1,18 @@
 """Formulas in numpy, formulas in torch and autograd are three ways to the same training."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from environments import small_agent
+from environments import Sampling, small_agent
+from test_every_space import every_case, in_torch
 from torch import distributions as td
 from torch import nn
 
 from klrl.agents import PPO, TRPO
 from klrl.agents.samples import Samples
-from klrl.policy.distributions import Categorical
+from klrl.policy.distributions import Categorical, MultiCategorical
 from klrl.policy.linearization import ByAutograd, flatten
 from klrl.policy.mlp import MLP
 from klrl.run import Callback
@@ -130,6 +133,55 @@ def test_all_paths_take_the_same_gradient_step(env, seed):
         assert other_value == pytest.approx(value, rel=1e-12)
         for g, e in zip(other.values(), first.values(), strict=True):
             assert np.linalg.norm(np.asarray(g) - np.asarray(e)) <= 1e-12 * np.linalg.norm(np.asarray(e))
+
+
+# The other actors.
+def moved_in(case, dtype=torch.float64, seed=0, **settings):
+    """As :func:`moved`, in any space, with masks where there are some."""
+    observations, actions, masks, options = case
+    env = partial(Sampling, observations, actions, masks=masks)
+    settings = {"trust_region": REGIONS["clip and penalty"], "n_epochs": 1, "batch_size": 64} | options | settings
+    agent = small_agent(Recorder, env, seed=seed, **settings)
+    g = torch.Generator().manual_seed(seed)
+    collector = agent._collect()
+    rows = collector.collect(agent.act, 32).observations.flatten(0, 1)
+    agent.actor.to(dtype)
+    agent.critic.to(dtype)
+    x = agent.normalizer(rows).to(dtype)
+    old = agent.actor(x).detach()
+    taken, (advantage, returns) = old.sample(g), torch.randn(2, 64, generator=g, dtype=dtype)
+    samples = Samples(x, taken, old, old.log_prob(taken), advantage, returns)
+    for p in (*agent.actor.parameters(), *agent.critic.parameters()):
+        p.data += 0.2 * torch.randn(p.shape, generator=g, dtype=dtype)
+    return agent, samples
+
+
+def log_prob_in_torch(record, action):
+    if isinstance(record, MultiCategorical):
+        return sum(head.log_prob(action[:, i]) for i, head in enumerate(in_torch(record)))
+    return in_torch(record)[0].log_prob(action)
+
+
+@every_case
+def test_the_loss_in_every_space_is_the_same_on_all_paths_and_written_out(observations, actions, masks, options):
+    case = (observations, actions, masks, options)
+    agent, samples = moved_in(case)
+    new, old, A = agent.actor(samples.observations), samples.old, samples.advantage
+    ratio = (log_prob_in_torch(new, samples.actions) - log_prob_in_torch(old, samples.actions)).exp()
+    gain = torch.min(ratio * A, ratio.clamp(0.8, 1.2) * A)
+    kl = sum(td.kl_divergence(p, q) for p, q in zip(in_torch(old), in_torch(new), strict=True))
+    value_loss = (agent.critic(samples.observations) - samples.returns).square()
+    loss = (0.5 * value_loss - gain + 3.0 * kl).mean()
+    networks = (agent.actor, agent.critic)
+    expected = [flatten(torch.autograd.grad(loss, list(n.parameters()), retain_graph=True)) for n in networks]
+    for path in PATHS:
+        if "autograd" in path and not isinstance(agent.actor.trunk, MLP):
+            continue
+        agent, samples = moved_in(case)
+        value, gradients = loss_of(agent, samples, path)
+        assert value == pytest.approx(loss.item(), rel=1e-9)
+        assert all(isinstance(g, torch.Tensor if "tensors" in path else np.ndarray) for g in gradients.values())
+        assert_close(gradients, dict(zip((agent.actor, agent.critic), expected, strict=True)), 1e-9)
 
 
 # Whole runs.

@@ -7,9 +7,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Counting, Noise, random_batch, small_agent
+from environments import Counting, Noise, Sampling, random_batch, small_agent
 from gymnasium.vector import SyncVectorEnv
 from support import Nowhere, both, parameters, same, slots
+from test_every_space import CASES, train
 
 from klrl.agents import PPO, TRPO
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
@@ -194,3 +195,43 @@ def test_a_region_given_as_an_object_is_saved_with_its_state(region, tmp_path):
     agent = small_agent(PPO, trust_region=region).learn(64)
     loaded = PPO.load(agent.save(tmp_path / "agent"))
     assert (loaded.config.trust_region, loaded.region) == (region, agent.region)
+
+
+@pytest.mark.parametrize("name", CASES)
+@both
+def test_every_kind_of_policy_comes_back_with_its_spaces_probe_and_predictions(agent_class, name, tmp_path):
+    agent, _ = train(agent_class, CASES[name], seed=0, target_kl=0.01, n_updates=2)
+    loaded = agent_class.load(agent.save(tmp_path / "agent"))
+    for space, saved in (
+        (loaded.observation_space, agent.observation_space),
+        (loaded.action_space, agent.action_space),
+    ):
+        assert space == saved
+        assert repr(space) == repr(saved)
+    assert same(parameters(loaded), parameters(agent))
+    assert torch.equal(loaded.probe.observations, agent.probe.observations)
+    assert loaded.probe.observations.dtype == agent.probe.observations.dtype
+    assert type(loaded.probe.first) is type(agent.probe.first)
+    assert same(loaded.probe.first.parameters, agent.probe.first.parameters)
+    agent.observation_space.seed(0)
+    everything = None if not agent.takes_action_masks else np.ones(agent.encoding.n_mask)
+    for deterministic in (True, False):
+        x = agent.observation_space.sample()
+        if agent.encoding.n_mask and everything is None:
+            x["action_mask"][:] = 1
+        one, other = (a.predict(x, deterministic=deterministic, action_masks=everything)[0] for a in (agent, loaded))
+        np.testing.assert_array_equal(one, other)
+        assert agent.action_space.contains(one)
+    batch = agent._collector.collect(agent.act, 32)
+    assert repr(loaded.update(batch)) == repr(agent.update(batch))
+    assert same(parameters(loaded), parameters(agent))
+
+
+def test_a_dict_in_an_order_of_its_own_is_read_in_that_order_after_loading(tmp_path):
+    space = gym.spaces.Dict([("z", gym.spaces.Discrete(2)), ("a", gym.spaces.Box(-1.0, 1.0, (2,)))])
+    agent = small_agent(PPO, partial(Sampling, space, gym.spaces.Box(-9.0, 9.0, (3,)))).learn(64)
+    loaded = PPO.load(agent.save(tmp_path / "agent"))
+    x = {"a": np.array([0.9, -0.9]), "z": 1}
+    one, other = (a.distribution(x).mean for a in (agent, loaded))
+    assert torch.equal(one, other)
+    assert not torch.equal(one, agent.distribution(x | {"z": 0}).mean)

@@ -1,0 +1,124 @@
+"""The promise, in every space: the KL asked for is the KL got, and it means the same everywhere."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from environments import Sampling, small_agent
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+from torch import distributions as td
+
+from klrl.agents import PPO, TRPO
+from klrl.policy.distributions import Bernoulli, Beta, Categorical, DiagGaussian, MultiCategorical, SquashedGaussian
+from klrl.run import Callback
+
+VECTOR = Box(-1.0, 1.0, (3,))
+MIXED = Dict(x=VECTOR, n=Tuple([Discrete(3, start=1), MultiBinary(2)]), m=MultiDiscrete([2, 2]))
+IMAGE = Box(0, 255, (5, 6, 3), np.uint8)
+BOX = Box(np.float32([-1.0, -3.0, 0.0]), np.float32([2.0, 5.0, 0.5]))
+HEADS = MultiDiscrete([2, 4, 3], start=[0, -1, 5])
+SQUASHED, BETA = {"action_distribution": "squashed-gaussian"}, {"action_distribution": "beta"}
+
+CASES = {
+    "Discrete": (VECTOR, Discrete(4), None, {}),
+    "Discrete, start": (MIXED, Discrete(4, start=-7), None, {}),
+    "Discrete, images": (IMAGE, Discrete(3), None, {}),
+    "Discrete, mask in observations": (VECTOR, Discrete(5), "observation", {}),
+    "Discrete, mask in info": (MIXED, Discrete(5, start=2), "info", {"action_mask": "info"}),
+    "MultiDiscrete": (VECTOR, HEADS, None, {}),
+    "MultiDiscrete, masks": (Discrete(6, start=1), HEADS, "info", {"action_mask": "info"}),
+    "MultiDiscrete 2-D": (MIXED, MultiDiscrete([[2, 3], [3, 2]]), None, {}),
+    "MultiBinary": (VECTOR, MultiBinary(4), None, {}),
+    "MultiBinary 2-D": (MultiDiscrete([3, 4], start=[1, 1]), MultiBinary((2, 2)), None, {}),
+    "gaussian": (MIXED, BOX, None, {}),
+    "gaussian, state-dependent": (VECTOR, BOX, None, {"state_dependent_std": True}),
+    "squashed": (VECTOR, BOX, None, SQUASHED),
+    "squashed, state-dependent": (MIXED, BOX, None, SQUASHED | {"state_dependent_std": True}),
+    "beta": (VECTOR, BOX, None, BETA),
+    "beta, images": (IMAGE, BOX, None, BETA),
+}
+every_case = pytest.mark.parametrize(("observations", "actions", "masks", "options"), CASES.values(), ids=CASES)
+
+
+def in_torch(record):
+    """The factors of a record, in float64, as objects of torch.distributions."""
+    x = [y.double() for y in record.parameters]
+    match record:
+        case MultiCategorical():
+            return [td.Categorical(logits=y) for y in x[0].split(record.nvec, -1)]
+        case Categorical():
+            return [td.Categorical(logits=x[0])]
+        case Bernoulli():
+            return [td.Independent(td.Bernoulli(logits=x[0]), 1)]
+        case DiagGaussian():
+            return [td.Independent(td.Normal(x[0], x[1].exp()), 1)]
+        case SquashedGaussian():
+            normal = td.Independent(td.Normal(x[0], x[1].exp()), 1)
+            return [td.TransformedDistribution(normal, td.TanhTransform())]
+        case Beta():
+            return [td.Independent(td.Beta(*x), 1)]
+
+
+class Judge(Callback):
+    """The KL of every update by torch.distributions, at the batch's own states and masks."""
+
+    def __init__(self):
+        self.kl, self.start_kl = [], []
+
+    @torch.no_grad()
+    def on_update_start(self, agent, batch):
+        self.observations = agent.normalizer(batch.samples(batch.observations))
+        self.old = agent.actor(self.observations)
+        self.start_kl.append(self.between(batch.samples(batch.behaviour), self.old))
+
+    @torch.no_grad()
+    def on_update_end(self, agent, batch, metrics):
+        self.kl.append(self.between(self.old, agent.actor(self.observations)))
+
+    def between(self, p, q):
+        pairs = zip(in_torch(p), in_torch(q), strict=True)
+        return sum(td.kl_divergence(a, b) for a, b in pairs).mean().item()
+
+
+def train(agent_class, case, seed, target_kl, n_updates=6):
+    observations, actions, masks, options = case
+    epochs = {"n_epochs": 4} if agent_class is PPO else {"n_critic_updates": 1}
+    settings = {"n_envs": 4, "n_steps": 32, "learning_rate": 0.01, "learning_rate_schedule": "constant"}
+    env = partial(Sampling, observations, actions, masks=masks, length=7, ending=["terminated", "truncated"][seed % 2])
+    settings |= {"trust_region": "constraint", "target_kl": target_kl}
+    judge = Judge()
+    agent = small_agent(agent_class, env, seed, **(settings | epochs | options))
+    return agent.learn(128 * n_updates, judge), judge
+
+
+@every_case
+@pytest.mark.parametrize("agent_class", [PPO, TRPO])
+@pytest.mark.parametrize("seed", [100, 101])
+def test_the_kl_asked_for_is_the_kl_got(agent_class, observations, actions, masks, options, seed):
+    target_kl = 0.01
+    agent, judge = train(agent_class, (observations, actions, masks, options), seed, target_kl)
+    assert len(agent.history) == 6
+    for metrics, kl, start_kl in zip(agent.history, judge.kl, judge.start_kl, strict=True):
+        assert metrics["drift/kl"] <= target_kl
+        assert metrics["drift/kl"] == pytest.approx(kl, rel=1e-4, abs=1e-9)
+        assert abs(start_kl) < 1e-9
+        assert metrics["drift/start_kl"] < 1e-9
+        assert metrics["drift/start_ratio_error"] < 1e-3
+        assert all(np.isfinite(x) for x in metrics.values() if not isinstance(x, str))
+        if agent_class is TRPO and not agent.encoding.images:  # convolutions: a step too long for a quadratic model
+            assert metrics["drift/kl"] == pytest.approx(metrics["train/kl_predicted"], rel=0.5)
+    moved = [metrics["drift/kl"] > 0.1 * target_kl for metrics in agent.history]
+    assert sum(moved) >= 5
+
+
+# With the default damping of 0.1, a policy that hardly depends on its parameters (a first one, a masked one) is given
+# half of the bound or less, because the damping counts as curvature.
+@pytest.mark.parametrize("name", [name for name in CASES if "images" not in name])
+@pytest.mark.parametrize("target_kl", [0.002, 0.02])
+def test_trpo_uses_most_of_the_same_bound_in_every_space(name, target_kl):
+    observations, actions, masks, options = CASES[name]
+    case = (observations, actions, masks, options | {"cg_damping": 0.01})
+    kls = [metrics["drift/kl"] for metrics in train(TRPO, case, 102, target_kl)[0].history]
+    assert max(kls) <= target_kl
+    assert np.median(kls) > 0.5 * target_kl
