@@ -90,7 +90,8 @@ class Part:
         if not isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
             return x.reshape(*batch, -1)
         sizes, start = np.ravel(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n), space.start
-        shifted = (x - start).reshape(*batch, -1)
+        whole = x.astype(np.int64) if x.dtype.kind in "iub" else x  # an int8 may be too small for the difference
+        shifted = (whole - np.asarray(start, np.int64)).reshape(*batch, -1)
         self._check(x.reshape(shifted.shape), (shifted >= 0) & (shifted < sizes) & (shifted == np.floor(shifted)))
         index = shifted.astype(np.int64)
         return np.concatenate([np.arange(n) == index[..., i, None] for i, n in enumerate(sizes)], axis=-1)
