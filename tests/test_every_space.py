@@ -81,7 +81,7 @@ class Judge(Callback):
         return sum(td.kl_divergence(a, b) for a, b in pairs).mean().item()
 
 
-def train(agent_class, case, seed, target_kl, n_updates=6):
+def train(agent_class, case, seed, target_kl, n_updates=4):
     observations, actions, masks, options = case
     epochs = {"n_epochs": 4} if agent_class is PPO else {"n_critic_updates": 1}
     settings = {"n_envs": 4, "n_steps": 32, "learning_rate": 0.01, "learning_rate_schedule": "constant"}
@@ -98,7 +98,7 @@ def train(agent_class, case, seed, target_kl, n_updates=6):
 def test_the_kl_asked_for_is_the_kl_got(agent_class, observations, actions, masks, options, seed):
     target_kl = 0.01
     agent, judge = train(agent_class, (observations, actions, masks, options), seed, target_kl)
-    assert len(agent.history) == 6
+    assert len(agent.history) == 4
     for metrics, kl, start_kl in zip(agent.history, judge.kl, judge.start_kl, strict=True):
         assert metrics["drift/kl"] <= target_kl
         assert metrics["drift/kl"] == pytest.approx(kl, rel=1e-4, abs=1e-9)
@@ -109,7 +109,7 @@ def test_the_kl_asked_for_is_the_kl_got(agent_class, observations, actions, mask
         if agent_class is TRPO and not agent.encoding.images:  # convolutions: a step too long for a quadratic model
             assert metrics["drift/kl"] == pytest.approx(metrics["train/kl_predicted"], rel=0.5)
     moved = [metrics["drift/kl"] > 0.1 * target_kl for metrics in agent.history]
-    assert sum(moved) >= 5
+    assert sum(moved) >= 3
 
 
 # With the default damping of 0.1, a policy that hardly depends on its parameters (a first one, a masked one) is given

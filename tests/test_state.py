@@ -200,7 +200,7 @@ def test_a_region_given_as_an_object_is_saved_with_its_state(region, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 @both
 def test_every_kind_of_policy_comes_back_with_its_spaces_probe_and_predictions(agent_class, name, tmp_path):
-    agent, _ = train(agent_class, CASES[name], seed=0, target_kl=0.01, n_updates=2)
+    agent, _ = train(agent_class, CASES[name], seed=0, target_kl=0.01, n_updates=1)
     loaded = agent_class.load(agent.save(tmp_path / "agent"))
     for space, saved in (
         (loaded.observation_space, agent.observation_space),
