@@ -1,4 +1,4 @@
-"""Reproduce the tables and figures of results: ``klrl benchmark learning``, ``speed`` and ``scaling``."""
+"""Reproduce the tables and figures of results: ``klrl benchmark WHAT``."""
 
 from __future__ import annotations
 

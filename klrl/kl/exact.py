@@ -171,7 +171,7 @@ def total(parts: Array) -> Array:
     if parts.shape[-1] == 1:
         return parts.squeeze(-1)
     if is_numpy(parts):
-        return parts.sum(-1)
+        return like(total(tensor(parts)), parts)
     return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum
 
 
