@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ def _push(bits: np.ndarray) -> np.ndarray:
 
 
 def _tasks(agent: str) -> tuple[Task, ...]:
-    """One real environment per action space and kind of policy."""
+    """One real environment per action space and kind of policy; PPO is given a bound, too."""
+    bound: dict[str, Any] = {"trust_region": "clip+constraint", "target_kl": 0.02} if agent == "ppo" else {}
     heads: dict[str, dict[str, Any]] = {
         "state-dependent std": {"state_dependent_std": True},
         "squashed Gaussian": {"action_distribution": "squashed-gaussian"},
         "beta": {"action_distribution": "beta"},
     }
-    return (
+    tasks = (
         Task(agent, "CartPole-v1", 50_000, 475.0, space="Discrete(2, start=1)", wrap=from_one),
         Task(agent, "Taxi-v4", 300_000, 7.0, space="masked Discrete(6)", settings={"action_mask": "info"}),
         Task(agent, "HalfCheetah-v4", 200_000, 1000.0, space="MultiDiscrete([5] * 6)", wrap=five_levels),
@@ -60,6 +61,7 @@ def _tasks(agent: str) -> tuple[Task, ...]:
             for name, settings in heads.items()
         ),
     )
+    return tuple(replace(task, settings={**bound, **task.settings}) for task in tasks)
 
 
 SPACES = (*_tasks("ppo"), *_tasks("trpo"))

@@ -216,7 +216,9 @@ def test_an_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["benchmark", "memory"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("klrl benchmark: what = 'memory'; allowed: learning, speed, accuracy, spaces,")
+    assert capsys.readouterr().err.startswith(
+        "klrl benchmark: what = 'memory'; allowed: learning, speed, accuracy, spaces,"
+    )
 
 
 def row(library, speed, env="A-v0", algorithm="ppo", engine="sync", peak=1.0):
