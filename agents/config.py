@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from klrl.experience.environments import VectorizationMode
-from klrl.policy.actors import ActionDistribution
+from klrl.policy.box_actors import ActionDistribution
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset

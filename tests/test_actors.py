@@ -69,12 +69,8 @@ def in_torch(policy, x):
         case "BernoulliActor":
             return Bernoulli, td.Independent(td.Bernoulli(logits=z), 1)
         case "GaussianActor":
-            return DiagGaussian, td.Independent(td.Normal(z, policy.log_std.exp()), 1)
-        case "SquashedGaussianActor":
-            inner = td.Independent(td.Normal(z, policy.log_std.exp()), 1)
-            return SquashedGaussian, td.TransformedDistribution(inner, td.TanhTransform())
-        case "StateDependentGaussianActor":
-            inner = td.Independent(td.Normal(first, (second - 0.5).exp()), 1)
+            mean, log_std = (z, policy.log_std) if policy.log_std is not None else (first, second - 0.5)
+            inner = td.Independent(td.Normal(mean, log_std.exp()), 1)
             if not policy.squashed:
                 return DiagGaussian, inner
             return SquashedGaussian, td.TransformedDistribution(inner, td.TanhTransform())

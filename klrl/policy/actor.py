@@ -1,0 +1,52 @@
+"""What every actor is: a trunk whose outputs are the fields of a distribution record."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from klrl.policy.arrays import Array, is_numpy
+from klrl.policy.distributions import Distribution
+from klrl.policy.linearization import Linearization
+from klrl.policy.networks import OnTrunk, evaluate, features, linearize
+from klrl.policy.observations import Encoding
+from klrl.policy.trunks import make_trunk
+
+
+class Actor(nn.Module, abc.ABC):
+    """pi(.|s): observations ``[*B, *O]`` to a record ``[*B]`` whose fields are pieces of a trunk's outputs."""
+
+    def __init__(self, encoding: Encoding, n_outputs: int, hidden: Sequence[int], **style: Any) -> None:
+        super().__init__()
+        self.encoding = encoding
+        self.trunk = make_trunk(encoding, hidden, n_outputs, output_gain=0.01, **style)
+
+    @abc.abstractmethod
+    def policy(self, outputs: Array, allowed: Array | None) -> Distribution:
+        """The record of outputs ``[*B, k]``; where there is a mask, with only the allowed actions, bool ``[*B, n]``."""
+
+    @abc.abstractmethod
+    def to_environment(self, action: Array) -> np.ndarray:
+        """What the environment executes for these actions of the policy."""
+
+    def forward(self, observation: Array) -> Distribution:
+        """The policy's distribution at these observations."""
+        return self.policy(evaluate(self.trunk, features(self.encoding, observation)), self.allowed(observation))
+
+    def linearize(self, observation: Array) -> Linearization[Any]:
+        """The policy at ``[n, *O]`` and how its parameters move it: as they move the trunk's outputs."""
+        trunk = linearize(self.trunk, features(self.encoding, observation))
+        return OnTrunk(self, trunk, self.policy(trunk.output, self.allowed(observation)).detach())
+
+    def allowed(self, observation: Array) -> Array | None:
+        """The mask in these observations, bool ``[*B, n]``, if there is one."""
+        return observation[..., self.encoding.n_features :] > 0.5 if self.encoding.n_mask else None
+
+
+def on_host(x: Array) -> np.ndarray:
+    """As a numpy array, wherever it is."""
+    return x if is_numpy(x) else x.detach().cpu().numpy()

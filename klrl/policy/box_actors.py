@@ -1,0 +1,125 @@
+"""Actors on a ``Box`` of floats: Gaussians clipped to it or squashed into it, beta distributions."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import softplus
+
+from klrl.policy.actor import Actor, on_host
+from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
+from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
+from klrl.policy.linearization import ByAutograd, Linearization
+from klrl.policy.observations import Encoding, one_line
+
+ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
+
+
+class BoxActor(Actor, abc.ABC):
+    """A policy over vectors of d numbers, with one or two outputs for each."""
+
+    def __init__(
+        self, encoding: Encoding, space: gym.spaces.Box, hidden: Sequence[int], outputs_each: int, **style: Any
+    ) -> None:
+        self.d = int(np.prod(space.shape))
+        super().__init__(encoding, outputs_each * self.d, hidden, **style)
+        self.space = space
+
+    def clipped(self, action: np.ndarray) -> np.ndarray:
+        """Within the box, in its shape and dtype."""
+        shaped = action.reshape(*action.shape[:-1], *self.space.shape)
+        return np.minimum(np.maximum(shaped, self.space.low), self.space.high).astype(self.space.dtype, copy=False)
+
+    def stretched(self, unit: np.ndarray) -> np.ndarray:
+        """From [0, 1] to the box, and never beyond it by rounding."""
+        low, high = (x.reshape(-1) for x in (self.space.low, self.space.high))
+        return self.clipped((1.0 - unit) * low + unit * high)
+
+
+class GaussianActor(BoxActor):
+    """Diagonal Gaussian: the mean from the network, log_std a free vector, or from the network too.
+
+    The environment receives the action clipped to the box; log-probability and KL are those of the unclipped
+    Gaussian, as in Stable-Baselines3. Squashed, it is the tanh of such a Gaussian, stretched to the box.
+    """
+
+    def __init__(
+        self,
+        encoding: Encoding,
+        space: gym.spaces.Box,
+        hidden: Sequence[int],
+        *,
+        log_std_init: float,
+        state_dependent_std: bool,
+        squashed: bool,
+        **style: Any,
+    ) -> None:
+        super().__init__(encoding, space, hidden, 2 if state_dependent_std else 1, **style)
+        self.squashed, self.log_std_init = squashed, log_std_init
+        self.log_std = None if state_dependent_std else nn.Parameter(torch.full((self.d,), log_std_init))
+
+    def policy(self, outputs: Array, allowed: Array | None) -> DiagGaussian | SquashedGaussian:
+        """Mean and log_std, before the tanh if there is one."""
+        family = SquashedGaussian if self.squashed else DiagGaussian
+        if self.log_std is None:
+            return family(outputs[..., : self.d], outputs[..., self.d :] + self.log_std_init)
+        # A copy of log_std in every row: a record must not change when an optimiser writes to the parameter.
+        if is_numpy(outputs):
+            return family(outputs, expand(self.log_std.detach().numpy(), outputs.shape))
+        return family(outputs, self.log_std.expand_as(outputs).clone())
+
+    def to_environment(self, action: Array) -> np.ndarray:
+        """Clipped to the box, or stretched from (-1, 1) to it."""
+        a = on_host(action)
+        return self.stretched(0.5 * (a + 1.0)) if self.squashed else self.clipped(a)
+
+
+class BetaActor(BoxActor):
+    """Beta distributions, stretched to the box (Chou et al. 2017)."""
+
+    def __init__(self, encoding: Encoding, space: gym.spaces.Box, hidden: Sequence[int], **style: Any) -> None:
+        super().__init__(encoding, space, hidden, 2, **style)
+
+    def policy(self, outputs: Array, allowed: Array | None) -> Beta:
+        """1 + log(1 + e^x): both parameters stay above 1, so that the density has one peak."""
+        x = like(1.0 + softplus(tensor(outputs)), outputs)
+        return Beta(x[..., : self.d], x[..., self.d :])
+
+    def linearize(self, observation: Array) -> Linearization[Beta]:
+        """By autograd: the fields are no pieces of the outputs, but functions of them."""
+        return ByAutograd(self, observation)
+
+    def to_environment(self, action: Array) -> np.ndarray:
+        """From (0, 1) to the box."""
+        return self.stretched(on_host(action))
+
+
+def box_actor(
+    encoding: Encoding,
+    space: gym.spaces.Box,
+    hidden: Sequence[int],
+    distribution: ActionDistribution,
+    gaussian: dict[str, Any],
+    **style: Any,
+) -> BoxActor:
+    """The actor for a ``Box``; ``gaussian`` has the settings that only Gaussians read.
+
+    Raises:
+        ValueError: a setting that does not fit the box or the distribution.
+    """
+    if distribution != "gaussian" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(
+            f"action_distribution = {distribution!r} with action space {one_line(space)}, which has no finite bounds; "
+            "allowed: action_distribution = 'gaussian'"
+        )
+    if distribution != "beta":
+        return GaussianActor(encoding, space, hidden, squashed=distribution != "gaussian", **gaussian, **style)
+    if gaussian["state_dependent_std"]:
+        raise ValueError("state_dependent_std = True with action_distribution = 'beta'; allowed: with a Gaussian")
+    return BetaActor(encoding, space, hidden, **style)
