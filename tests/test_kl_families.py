@@ -349,3 +349,28 @@ def test_any_bits_give_no_nan_and_finite_gradients_where_kl_is_finite(x, y):
     assert kl.isinf().tolist() == expected
     assert p.logits.grad.isfinite().all()
     assert q.logits.grad.isfinite().all()
+
+
+def scaled_tanh(mean, std, scale=2.0):
+    return td.TransformedDistribution(td.Normal(mean, std), [td.TanhTransform(), td.AffineTransform(1.0, scale)])
+
+
+def test_one_bijection_of_both_leaves_the_kl_of_the_bases():
+    (m, n), (s, t) = randn(2, 4, 3, seed=1), randn(2, 4, 3, seed=2).exp()
+    bases = td.kl_divergence(td.Normal(m, s), td.Normal(n, t))
+    torch.testing.assert_close(kl_divergence(scaled_tanh(m, s), scaled_tanh(n, t)), bases)
+    p, q = td.Independent(scaled_tanh(m, s), 1), td.Independent(scaled_tanh(n, t), 1)
+    torch.testing.assert_close(kl_divergence(p, q), bases.sum(-1))
+    torch.testing.assert_close(kl_divergence(td.LogNormal(m, s), td.LogNormal(n, t)), bases)
+
+
+def test_different_bijections_have_no_closed_form():
+    p, q = (scaled_tanh(torch.zeros(2), torch.ones(2), scale) for scale in (2.0, 3.0))
+    with pytest.raises(TypeError, match="TransformedDistribution.* has no record"):
+        kl_divergence(p, q)
+
+
+def test_a_one_hot_categorical_is_a_categorical():
+    p, q = (torch.softmax(randn(4, 5, seed=i), -1) for i in (1, 2))
+    expected = td.kl_divergence(td.Categorical(p), td.Categorical(q))
+    torch.testing.assert_close(kl_divergence(td.OneHotCategorical(p), td.OneHotCategorical(q)), expected)

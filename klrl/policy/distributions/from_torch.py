@@ -54,6 +54,8 @@ def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
     match x:
         case td.Categorical():
             return Categorical(_logits(x, read))
+        case td.OneHotCategorical():
+            return Categorical(_logits(x._categorical, read))
         case td.Bernoulli():
             return Bernoulli(_bits(x, read).unsqueeze(-1))
         case td.Normal():
