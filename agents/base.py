@@ -178,9 +178,10 @@ class Agent(Core[C], abc.ABC):
         del episode_start
         encoded = self.encoding(observation, action_masks)
         if encoded.ndim - len(self.encoding.shape) not in (0, 1):
-            expected = self.encoding.shape
-            several = ("n", *expected)
-            raise ValueError(f"observation has shape {encoded.shape}; allowed: {expected} or {several}")
+            batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]
+            raise ValueError(f"observation has batch shape {batch}; allowed: () for one, ('n',) for n of them")
+        if not np.isfinite(encoded).all():
+            raise ValueError("observation has NaN or infinite elements; allowed: finite numbers")
         if (forbidden := self.encoding.forbids_everything(encoded)).any():
             mask = self.encoding.allowed(encoded)[forbidden][0].tolist()
             raise ValueError(f"action_mask = {mask}; allowed: at least one action in every state")

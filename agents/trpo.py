@@ -79,7 +79,8 @@ class TRPO(Agent[TRPOConfig]):
         F = FisherVectorProduct(self.actor.linearize, states, config.cg_damping, config.fisher_batch_size)
         cg = conjugate_gradient(F, g, max_steps=config.cg_max_steps)
         x = cg.solution
-        curvature = (x @ F(x)).item()
+        # Damping steadies the direction; the length is that of the KL itself, so that the bound asked for is used.
+        curvature = (x @ F(x)).item() - config.cg_damping * (x @ x).item()
         length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
         search = LineSearch(0.0, 0, f"rejected: {cg.reason if curvature == 0.0 else 'curvature not positive'}")
         if length > 0.0:
@@ -90,14 +91,13 @@ class TRPO(Agent[TRPOConfig]):
                 shrinking_factor=config.line_search_shrinking_factor,
                 max_iter=config.line_search_max_iter,
             )
-        damping = config.cg_damping * (x @ x).item()
         return {
             **self._fit_critic(samples, callback),
             "train/cg_residual": cg.residual,
             "train/cg_steps": float(cg.iterations),
             "train/line_search_scale": search.scale,
             "train/line_search_tries": float(search.tries),
-            "train/kl_predicted": 0.5 * (search.scale * length) ** 2 * (curvature - damping),
+            "train/kl_predicted": 0.5 * (search.scale * length) ** 2 * curvature,
             "train/stop_reason": search.reason,
         }
 

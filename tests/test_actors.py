@@ -78,6 +78,14 @@ def in_torch(policy, x):
             return Beta, td.Independent(td.Beta(1.0 + softplus(first), 1.0 + softplus(second)), 1)
 
 
+@pytest.mark.parametrize("options", [{}, {"action_distribution": "beta"}])
+def test_a_box_of_one_number_without_dimensions_gets_one(options):
+    made = actor(Box(-1.0, 1.0, ()), **options)
+    for x in (torch.zeros(4), torch.zeros(6, 4)):
+        action = made.to_environment(made(x).detach().sample(generator()))
+        assert action.shape == x.shape[:-1]
+
+
 CASES = {
     "Discrete": (Discrete(3, start=2), {}),
     "MultiDiscrete": (MultiDiscrete([[2, 3], [4, 2]], start=[[0, 1], [-2, 5]]), {}),

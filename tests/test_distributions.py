@@ -3,11 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import distributions as td
 
-from klrl.policy.distributions import Categorical, DiagGaussian, as_record, stack_records
+from klrl.policy.distributions import Categorical, DiagGaussian, MultiCategorical, as_record, stack_records
 
 INF = math.inf
 BATCHES = [(), (4,), (2, 3)]
@@ -214,3 +215,36 @@ def test_what_was_looked_at_without_gradients_still_has_them_afterwards(family):
     fresh = torch.autograd.grad(family(leaf).log_prob(action).sum(), leaf)[0]
     for _ in range(2):
         torch.testing.assert_close(torch.autograd.grad(p.log_prob(action).sum(), leaf, retain_graph=True)[0], fresh)
+
+
+@pytest.mark.parametrize("probs", [[0.0, 0.5], [1e-10, 1.0], [0.3, 0.7]])
+def test_an_expanded_bernoulli_keeps_its_certainties(probs):
+    b = td.Bernoulli(torch.tensor(probs))
+    direct = as_record(td.Bernoulli(torch.tensor(probs))).logits.squeeze(-1)
+    _ = b.logits
+    torch.testing.assert_close(as_record(b.expand((3, 2))).logits.squeeze(-1), direct.expand(3, 2), rtol=1e-5, atol=0.0)
+    assert as_record(td.Bernoulli(logits=torch.tensor(-1e8))).logits.item() == -INF
+
+
+def test_an_expanded_categorical_keeps_its_small_probabilities():
+    c = td.Categorical(torch.tensor([1e-10, 0.5, 0.5]))
+    _ = c.logits
+    torch.testing.assert_close(as_record(c.expand((3,))).probs[0, 0].item(), 1e-10, rtol=1e-5, atol=0.0)
+
+
+def test_nested_independents_make_one_action_of_all_their_dimensions():
+    normal_ = td.Independent(td.Independent(normal(4, 3, 2), 1), 1)
+    assert as_record(normal_).mean.shape == (4, 6)
+    heads = td.Independent(td.Categorical(logits=torch.zeros(4, 3, 2, 5)), 2)
+    assert as_record(heads).nvec == (5,) * 6
+
+
+def test_heads_may_be_given_as_a_space_has_them():
+    p = MultiCategorical(torch.zeros(5), np.array([2, 3]))
+    assert p.nvec == (2, 3)
+    assert p.sample().shape == (2,)
+
+
+def test_a_mask_may_be_a_list_beside_tensors():
+    p = Categorical.masked(torch.zeros(3), [True, False, True])
+    assert p.probs.tolist() == [0.5, 0.0, 0.5]

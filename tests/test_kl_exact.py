@@ -16,6 +16,7 @@ from klrl.kl import (
     entropy,
     kl_covariance_part,
     kl_divergence,
+    kl_gradient,
     kl_mean_part,
     kl_per_dimension,
     reverse_kl,
@@ -171,10 +172,10 @@ def test_base_2_gives_bits():
     assert cross_entropy(p, q, base=2).item() == pytest.approx(1.0 + 0.5 * math.log2(4 / 3), rel=1e-12)
 
 
-@pytest.mark.parametrize("base", [0, 1, -2, math.nan])
+@pytest.mark.parametrize("base", [0, 0.5, 1, -2, math.nan, math.inf])
 @pytest.mark.parametrize("measure", [kl_divergence, reverse_kl, cross_entropy, lambda p, q, base: entropy(p, base)])
 def test_a_base_without_a_logarithm_is_refused(measure, base):
-    with pytest.raises(ValueError, match=r"^base = .*; allowed: None \(nats\) or a number > 0"):
+    with pytest.raises(ValueError, match=r"^base = .*; allowed: None \(nats\) or a number > 1"):
         measure(normal(0.0, 1.0), normal(1.0, 1.0), base=base)
 
 
@@ -374,3 +375,27 @@ def test_only_gaussians_have_a_mean_part_and_a_covariance_part(part):
 def test_different_numbers_of_actions_are_refused(make):
     with pytest.raises(ValueError, match="they must agree"):
         kl_divergence(make(d=2), make(d=3))
+
+
+def test_a_standard_deviation_below_the_smallest_float_gives_no_nan():
+    p = DiagGaussian(torch.tensor([0.3]), torch.tensor([-104.0]))
+    assert kl_divergence(p, p).item() == kl_mean_part(p, p).item() == 0.0
+    assert kl_divergence(DiagGaussian(torch.tensor([0.0]), torch.tensor([0.0])), p).item() == INF
+
+
+def test_one_logit_far_away_does_not_spoil_the_others():
+    g = torch.Generator().manual_seed(0)
+    z, noise = torch.randn(2, 5000, 5, generator=g)
+    far = torch.full((5000, 1), -130.0)
+    p = Categorical(torch.cat([z, far], -1))
+    q = Categorical(torch.cat([z + 3e-4 * noise, far + 70.0], -1))
+    assert_accurate(kl_divergence(p, q), long_double_categorical(p.logits.numpy(), q.logits.numpy()))
+
+
+@pytest.mark.parametrize("make", [categorical, gaussian])
+def test_the_gradient_by_a_broadcast_q_is_the_sum(make):
+    p, q = make(3, 1, seed=1), make(4, seed=2)
+    leaves = q.map(lambda x: x.clone().requires_grad_())
+    kl_divergence(p, leaves).sum().backward()
+    for ours, leaf in zip(kl_gradient(p, q), leaves.parameters, strict=True):
+        torch.testing.assert_close(ours, leaf.grad)

@@ -247,9 +247,11 @@ def test_none_treats_the_mask_as_a_feature():
     assert not encoding.forbids_everything(got)
 
 
-def test_a_mask_for_other_than_discrete_actions_is_a_feature():
-    for actions in (Box(-1.0, 1.0, (2,)), MultiBinary(3)):
-        assert Encoding(masked(x=Discrete(2)), actions).n_mask == 0
+@pytest.mark.parametrize("actions", [Box(-1.0, 1.0, (2,)), MultiBinary(3)], ids=str)
+def test_a_mask_for_other_than_discrete_actions_is_refused_unless_it_is_said_to_be_none(actions):
+    with pytest.raises(ValueError, match=r"^observation\['action_mask'\] with action space .*; allowed: masks of"):
+        Encoding(masked(x=Discrete(2)), actions)
+    assert Encoding(masked(x=Discrete(2)), actions, "none").n_mask == 0
 
 
 @pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2,)), Box(-1.0, 1.0, ()), Discrete(2), IMAGE, SPACES["Dict"]])

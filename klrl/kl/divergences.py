@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.kl.exact import Support, check_support, in_base, kl_divergence, refuse_infinite, reverse_kl
+from klrl.kl.exact import Support, as_both, check_support, in_base, kl_divergence, refuse_infinite, reverse_kl
 from klrl.kl.families import AnyDistribution, matched
 from klrl.kl.families.family import Family
 from klrl.kl.families.roots import root
-from klrl.policy.arrays import Array, like, tensor
+from klrl.policy.arrays import Array, tensor
 
 Infinite = Literal["inf", "raise"]
 """What to do where a divergence is infinite: the value as it is, or an error."""
@@ -113,12 +113,17 @@ def effective_sample_size(p: AnyDistribution, q: AnyDistribution) -> Tensor:
 
 
 def measured(
-    what: str, p: AnyDistribution, q: AnyDistribution, formula: Callable[[Family[Any], Any, Any], Tensor]
+    what: str,
+    p: AnyDistribution,
+    q: AnyDistribution,
+    formula: Callable[[Family[Any], Any, Any], Tensor],
+    *,
+    invariant: bool = True,
 ) -> Tensor:
     """A formula's values at records in float64, as what the distributions are made of."""
-    pair = matched(p, q, what)
+    pair = matched(p, q, what, invariant=invariant)
     a, b = (record.map(lambda x: tensor(x).double()) for record in (pair.p, pair.q))
-    return like(formula(pair.family, a, b).to(pair.dtype), pair.p.parameters[0])
+    return as_both(formula(pair.family, a, b).to(pair.dtype), pair.p, pair.q)
 
 
 def numbers(x: Array) -> Tensor:

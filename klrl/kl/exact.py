@@ -51,7 +51,7 @@ def kl_divergence(
 
     Raises:
         NoClosedForm: different families, or a family without a closed form (a ``TypeError``).
-        ValueError: different numbers of actions, a base that is not > 0 and != 1, or with ``support="raise"`` a state
+        ValueError: different numbers of actions, a base that is not > 1, or with ``support="raise"`` a state
             where q misses p's support.
 
     >>> from klrl.policy.distributions import DiagGaussian
@@ -94,13 +94,19 @@ def kl_per_dimension(p: AnyDistribution, q: AnyDistribution, *, support: Support
     check_support(support, get_args(Support))
     pair = matched(p, q)
     if is_numpy(pair.p.parameters[0]) or is_numpy(pair.q.parameters[0]):
-        return like(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), support=support), pair.p.parameters[0])
+        return as_both(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), support=support), pair.p, pair.q)
     family = pair.family
     kl = family.smoothed_kl(pair.p, pair.q, SMOOTHING) if support == "smooth" else family.kl(pair.p, pair.q)
     kl = kl if kl.dtype == pair.dtype else kl.to(pair.dtype)
     if support == "raise":
         refuse_infinite(kl.isinf().any(-1), _MISSED.format("q", "p"))
     return kl
+
+
+def as_both(x: Tensor, p: Distribution, q: Distribution) -> Array:
+    """A result as a numpy array where both records are of those, else as it is."""
+    both = is_numpy(p.parameters[0]) and is_numpy(q.parameters[0])
+    return like(x, p.parameters[0]) if both else x
 
 
 def check_support(support: str, allowed: Sequence[str]) -> None:
@@ -145,9 +151,10 @@ def has_gaussian_parts(p: Distribution) -> bool:
 
 
 def kl_gradient(p: AnyDistribution, q: AnyDistribution) -> Gradient:
-    """Derivative of KL(p||q) by the fields of q's record, in their shapes."""
+    """Derivative of KL(p||q) by the fields of q's record, in their shapes: where q is broadcast, the sum."""
     pair = matched(p, q)
-    return pair.family.kl_gradient(pair.p, pair.q)
+    gradient = pair.family.kl_gradient(pair.p, pair.q)
+    return tuple([_summed_to(x, y.shape) for x, y in zip(gradient, pair.q.parameters, strict=True)])
 
 
 def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
@@ -156,6 +163,10 @@ def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
     if family is None:
         raise NoClosedForm(f"no Fisher matrix for {type(p).__name__}; allowed: families with a closed form of the KL")
     return family.fisher_product(p, tangent)
+
+
+def _summed_to(x: Array, shape: torch.Size) -> Array:
+    return x if x.shape == shape else like(tensor(x).sum_to_size(shape), x)
 
 
 def _gaussians(p: AnyDistribution, q: AnyDistribution) -> tuple[GaussianFamily[Any], Any, Any, torch.dtype, Any]:
@@ -179,10 +190,10 @@ def in_base(nats: Tensor, base: float | None) -> Tensor:
     """Nats in another unit: bits with base 2.
 
     Raises:
-        ValueError: a base that is not > 0 and != 1.
+        ValueError: a base that is not > 1.
     """
     if base is None:
         return nats
-    if not (base > 0 and base != 1):
-        raise ValueError(f"base = {base}; allowed: None (nats) or a number > 0 other than 1 (2 gives bits)")
+    if not 1.0 < base < math.inf:
+        raise ValueError(f"base = {base}; allowed: None (nats) or a number > 1 (2 gives bits)")
     return nats / math.log(base)

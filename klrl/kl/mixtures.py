@@ -15,10 +15,9 @@ from torch import Tensor
 
 from klrl.kl.exact import in_base
 from klrl.kl.families import AnyDistribution, read
-from klrl.kl.families.family import no_closed_form
 from klrl.kl.families.gaussian import DiagGaussianFamily
 from klrl.policy.arrays import like, tensor
-from klrl.policy.distributions import DiagGaussian, Distribution, GaussianMixture
+from klrl.policy.distributions import DiagGaussian, Distribution, GaussianMixture, NoClosedForm
 
 
 def kl_upper_bound(
@@ -97,7 +96,8 @@ def _mixture(x: Distribution, what: str, p: Distribution, q: Distribution) -> Ga
         case DiagGaussian():
             mean, log_std = (y.unsqueeze(-2) for y in fields)
             return GaussianMixture(torch.zeros_like(mean[..., 0]), mean, log_std)
-    raise no_closed_form(what, p, q)
+    names = f"{type(p).__name__} and {type(q).__name__}"
+    raise NoClosedForm(f"no formula for {what} between {names}; allowed: GaussianMixture and DiagGaussian")
 
 
 def _pairwise(p: GaussianMixture, q: GaussianMixture) -> Tensor:

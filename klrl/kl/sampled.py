@@ -56,7 +56,8 @@ def estimate_divergence(
     Args:
         p: a record, or a ``torch.distributions`` object with ``sample``, ``log_prob`` and ``support``. Such an object
             draws from torch's global generator, which is set by ours for that time and put back; outside its support
-            it has probability 0.
+            it has probability 0. Samples that its type rounds to the border of the support bias the estimate: give
+            such distributions float64 parameters.
         q: another one over the same actions, of any family.
         divergence: which.
         n: samples of each per state, >= 2.

@@ -16,7 +16,15 @@ from torch import distributions as td
 
 from klrl.kl.families import AnyDistribution, read
 from klrl.policy.arrays import tensor
-from klrl.policy.distributions import Beta, Categorical, Distribution, Factored, SquashedGaussian
+from klrl.policy.distributions import (
+    Beta,
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    Factored,
+    NoClosedForm,
+    SquashedGaussian,
+)
 
 
 class Source(abc.ABC):
@@ -93,11 +101,13 @@ class TorchSource(Source):
         self.batch_shape = distribution.batch_shape
         self.event_shape = (1,) if column else tuple(distribution.event_shape)
         self.width = max(1, math.prod(distribution.event_shape))
-        self.discrete = bool(_support(distribution).is_discrete)
+        support = _support(distribution)
+        self.discrete = bool(support.is_discrete) if support else not _example(distribution).is_floating_point()
 
     def expand(self, batch_shape: torch.Size) -> TorchSource:
         """See :meth:`Source.expand`."""
-        return TorchSource(self.distribution.expand(batch_shape), self.dtype, self.column)
+        same = batch_shape == self.batch_shape
+        return self if same else TorchSource(self.distribution.expand(batch_shape), self.dtype, self.column)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         """See :meth:`Source.sample`."""
@@ -109,6 +119,8 @@ class TorchSource(Source):
         action = action.squeeze(-1) if self.column else action
         support, events = _support(self.distribution), len(self.distribution.event_shape)
         with torch.no_grad():
+            if support is None:
+                return self.distribution.log_prob(action).double()
             inside = support.check(action)
             possible = _draw(self.distribution, len(action), torch.Generator().manual_seed(0)).to(action.dtype)
             action = torch.where(inside.reshape(*inside.shape, *[1] * events), action, possible)
@@ -123,7 +135,22 @@ def _draw(distribution: td.Distribution, n: int, generator: torch.Generator | No
 
 
 def _support(distribution: td.Distribution) -> Any:
-    return distribution.support
+    """``None`` where a class does not say: everywhere."""
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return None
+
+
+def _example(distribution: td.Distribution) -> Tensor:
+    return _draw(distribution, 1, torch.Generator().manual_seed(0))
+
+
+def before_tanh(*squashed: RecordSource) -> tuple[RecordSource, ...]:
+    """The normals, where all are squashed: divergences are the same, and nothing saturates at the border."""
+    if not all(isinstance(x.record, SquashedGaussian) for x in squashed):
+        return squashed
+    return tuple(RecordSource(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
 
 
 def source(p: AnyDistribution, column: bool = False) -> Source:
@@ -135,13 +162,14 @@ def source(p: AnyDistribution, column: bool = False) -> Source:
     """
     try:
         return RecordSource(*read(p))
-    except TypeError:
-        assert not isinstance(p, Distribution)
+    except NoClosedForm:
+        if not isinstance(p, td.Distribution):
+            raise TypeError(f"{type(p).__name__}; allowed: a record or a torch.distributions.Distribution") from None
         return _torch_source(p, column)
 
 
 def _torch_source(p: td.Distribution, column: bool) -> TorchSource:
-    dtype = p.log_prob(_draw(p, 1, torch.Generator().manual_seed(0))).dtype
+    dtype = p.log_prob(_example(p)).dtype
     return TorchSource(p, dtype, column and not p.event_shape)
 
 
@@ -152,6 +180,8 @@ def sources(p: AnyDistribution, q: AnyDistribution) -> tuple[Source, Source]:
         ValueError: different shapes of actions, one discrete and one with a density, batches that do not broadcast.
     """
     a, b = source(p), source(q)
+    if isinstance(a, RecordSource) and isinstance(b, RecordSource):
+        a, b = before_tanh(a, b)
     if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
         if isinstance(a, TorchSource) or isinstance(b, TorchSource):
             a, b = _torch_source(p, False), _torch_source(q, False)

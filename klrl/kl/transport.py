@@ -48,7 +48,7 @@ def wasserstein(
     def distance(family: Family[Any], a: Any, b: Any) -> Tensor:
         return _between_categoricals(a, b, ground_metric) if discrete else family.wasserstein(a, b)
 
-    return measured(f"W_{order or (1 if discrete else 2)}", p, q, distance)
+    return measured(f"W_{order or (1 if discrete else 2)}", p, q, distance, invariant=False)
 
 
 def _between_categoricals(p: Categorical, q: Categorical, ground_metric: Array | None) -> Tensor:
@@ -78,6 +78,9 @@ class _Transport(torch.autograd.Function):
     def forward(ctx: Any, p: Tensor, q: Tensor, distances: Tensor) -> Tensor:
         rows, columns = (x.reshape(-1, x.shape[-1]).numpy(force=True) for x in (p, q))
         solved = [_cheapest(a, b, distances.numpy(force=True)) for a, b in zip(rows, columns, strict=True)]
+        if not solved:
+            ctx.save_for_backward(p, q)
+            return p.new_zeros(p.shape[:-1])
         values, *duals = (torch.from_numpy(np.stack(x)).to(p) for x in zip(*solved, strict=True))
         ctx.save_for_backward(*(x.reshape(p.shape) for x in duals))
         return values.reshape(p.shape[:-1])

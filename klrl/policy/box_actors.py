@@ -33,7 +33,7 @@ class BoxActor(Actor, abc.ABC):
 
     def clipped(self, action: np.ndarray) -> np.ndarray:
         """Within the box, in its shape and dtype."""
-        shaped = action.reshape(*action.shape[:-1], *self.space.shape)
+        shaped = action.reshape((*action.shape[:-1], *self.space.shape))
         return np.minimum(np.maximum(shaped, self.space.low), self.space.high).astype(self.space.dtype, copy=False)
 
     def stretched(self, unit: np.ndarray) -> np.ndarray:

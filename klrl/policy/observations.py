@@ -88,10 +88,10 @@ class Part:
         space = self.space
         batch = x.shape[: x.ndim - len(self.shape)]
         if not isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
-            return x.reshape(*batch, -1)
+            return x.reshape(*batch, _size(space))
         sizes, start = np.ravel(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n), space.start
         whole = x.astype(np.int64) if x.dtype.kind in "iub" else x  # an int8 may be too small for the difference
-        shifted = (whole - np.asarray(start, np.int64)).reshape(*batch, -1)
+        shifted = (whole - np.asarray(start, np.int64)).reshape(*batch, len(sizes.ravel()))
         self._check(x.reshape(shifted.shape), (shifted >= 0) & (shifted < sizes) & (shifted == np.floor(shifted)))
         index = shifted.astype(np.int64)
         return np.concatenate([np.arange(n) == index[..., i, None] for i, n in enumerate(sizes)], axis=-1)
@@ -117,7 +117,7 @@ class Encoding:
         if action_mask == "info" and n_actions is None:
             what = one_line(action_space)
             raise ValueError(f"action_mask = 'info' with action space {what}; allowed: Discrete, MultiDiscrete")
-        mask = _mask(space, action_space) if action_mask == "auto" and n_actions is not None else None
+        mask = _mask(space, action_space) if action_mask == "auto" else None
         if mask is not None:
             del leaves[(MASK,)]
         self.parts = _arranged(leaves)
@@ -225,7 +225,7 @@ def one_line(space: object) -> str:
 
 def flat_mask(mask: Any) -> np.ndarray:
     """One mask as a vector; for a MultiDiscrete space also a tuple of one per component, as its ``sample`` takes."""
-    return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, tuple) else np.ravel(mask)
+    return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
 
 
 def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
@@ -275,6 +275,11 @@ def _choices(space: gym.Space) -> np.ndarray:
 def _mask(space: gym.Space, action_space: gym.Space) -> gym.Space | None:
     """The entry of a Dict that says which actions are allowed."""
     mask = space.spaces.get(MASK) if isinstance(space, gym.spaces.Dict) else None
+    if mask is not None and _mask_length(action_space) is None:
+        raise ValueError(
+            f"observation['{MASK}'] with action space {one_line(action_space)}; allowed: masks of Discrete and "
+            "MultiDiscrete actions (or action_mask = 'none', and it is an observation as any other)"
+        )
     fits = isinstance(mask, (gym.spaces.Box, gym.spaces.MultiBinary)) and _size(mask) == _mask_length(action_space)
     if mask is not None and not fits:
         raise ValueError(

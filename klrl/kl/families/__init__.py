@@ -53,19 +53,19 @@ def family_of(record: Distribution) -> Family[Any] | None:
     return _FAMILIES.get(type(record))
 
 
-def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL") -> Matched:
+def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL", *, invariant: bool = True) -> Matched:
     """The family that p and q share, and both as records.
 
     A diagonal normal beside one with a full covariance becomes one, too. The numbers of float32 objects of
     ``torch.distributions`` are read in float64: a record has logarithms of them, whose rounding would show in a KL
-    of 1e-8. One bijection of both changes no divergence: where both are torch's ``TransformedDistribution`` by the same
-    transforms, it is that of their bases.
+    of 1e-8. Where both are torch's ``TransformedDistribution`` by the same bijections, their bases stand for
+    them if what is asked for is ``invariant``, as every divergence is that compares probabilities alone.
 
     Raises:
         NoClosedForm: different families, or one about which nothing is known.
         ValueError: different numbers of actions or action dimensions.
     """
-    if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
+    if invariant and isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
         p, q = _before_a_bijection(p, q)
     (a, dtype), (b, other) = read(p), read(q)
     if {type(a), type(b)} == {DiagGaussian, FullGaussian}:
@@ -104,7 +104,10 @@ def _before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Dist
         return td.Independent(first, p.reinterpreted_batch_ndims), td.Independent(second, q.reinterpreted_batch_ndims)
     if not (isinstance(p, td.TransformedDistribution) and isinstance(q, td.TransformedDistribution)):
         return p, q
-    same = p.transforms == q.transforms and all(t.bijective for t in p.transforms)
+    try:
+        same = p.transforms == q.transforms and all(t.bijective for t in p.transforms)
+    except RuntimeError:  # settings of shapes that do not broadcast
+        same = False
     return (p.base_dist, q.base_dist) if same else (p, q)
 
 

@@ -105,7 +105,8 @@ def categorical_kl(p: Categorical, q: Categorical) -> Tensor:
     d = d - (prob_p * d).sum(-1, keepdim=True).detach()
     exact = (d.detach().amax(-1, keepdim=True) < 50.0) & (possible_p == possible_q).all(-1, keepdim=True)
     d = torch.where(exact, d, 0.0)
-    plain = torch.where(both, q.log_probs, 0.0) - torch.where(both, p.log_probs, 0.0)
+    log_p, log_q = (torch.where(both, x.map(Tensor.double).log_probs, 0.0) for x in (p, q))
+    plain = (log_q - log_p).to(d.dtype)
     x = torch.where(exact, d - (prob_p * torch.expm1(d)).sum(-1, keepdim=True).log1p(), plain)
 
     small = x.abs() < SERIES

@@ -12,14 +12,23 @@ from klrl.policy.arrays import like, tensor
 from klrl.policy.distributions import Distribution, GaussianMixture, Gradient, NoClosedForm, derivative
 
 D = TypeVar("D", bound=Distribution)
+_ESTIMATED = {
+    "KL": "kl",
+    "the Jensen-Shannon": "jensen_shannon",
+    "Hellinger": "hellinger",
+    "the total variation": "total_variation",
+}
+"""What ``estimate_divergence`` calls it."""
 
 
 def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
     """The error that offers what there is instead."""
     names = f"{type(p).__name__} and {type(q).__name__}"
     mixed = what == "KL" and GaussianMixture in (type(p), type(q))
-    bounds = "kl_upper_bound(p, q), kl_variational(p, q) or " if mixed else ""
-    return NoClosedForm(f"no closed form for {what} between {names}; allowed: {bounds}estimate_divergence(p, q)")
+    instead = "kl_upper_bound(p, q), kl_variational(p, q) or " if mixed else ""
+    estimated = next((name for start, name in _ESTIMATED.items() if what.startswith(start)), None)
+    instead += f"estimate_divergence(p, q, {estimated!r})" if estimated else "the families that README's table names"
+    return NoClosedForm(f"no closed form for {what} between {names}; allowed: {instead}")
 
 
 class Family(abc.ABC, Generic[D]):

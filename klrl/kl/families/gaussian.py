@@ -39,12 +39,12 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
 
     def kl(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
         """The two parts together, in fewer operations: it is measured in every update, often on many states."""
-        z = (p.mean - q.mean) / q.std
+        z = _standardized(p.mean - q.mean, q)
         return torch.addcmul(self.covariance_part(p, q), z, z, value=0.5)
 
     def mean_part(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
         """1/2 ((mu_p - mu_q) / sigma_q)^2."""
-        return 0.5 * ((p.mean - q.mean) / q.std).square()
+        return 0.5 * _standardized(p.mean - q.mean, q).square()
 
     def covariance_part(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
         """1/2 (e^{2d} - 1 - 2d) with d = log sigma_p - log sigma_q: in float64, where it needs no series."""
@@ -89,6 +89,11 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
         """v / sigma^2 by the mean, 2 v by log_std."""
         by_mean, by_log_std = tangent
         return by_mean / (p.std * p.std), 2.0 * by_log_std
+
+
+def _standardized(difference: Tensor, q: DiagGaussian) -> Tensor:
+    """In units of q's standard deviation; 0 stays 0 even where that underflows."""
+    return difference / q.std.clamp_min(torch.finfo(difference.dtype).tiny)
 
 
 class SquashedGaussianFamily(GaussianFamily[SquashedGaussian]):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-25
+"""Squares of distances below it are what rounding leaves of 0."""
+
 
 def root(x: Tensor) -> Tensor:
-    """sqrt(x), 0 with gradient 0 where x <= 0 (a distance has no derivative at 0; 0 is one of its subgradients)."""
-    positive = x > 0.0
+    """sqrt(x); 0 with gradient 0 where x is 0 up to rounding (no derivative there, but 0 is a subgradient)."""
+    positive = x > ROUNDING
     return torch.where(positive | x.isnan(), torch.where(positive | x.isnan(), x, 1.0).sqrt(), 0.0)
 
 

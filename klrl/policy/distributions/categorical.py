@@ -29,7 +29,8 @@ class Categorical(Distribution):
     @classmethod
     def masked(cls, logits: Array, allowed: Array) -> Self:
         """Only the allowed actions (bool, ``[*B, k]``) have a probability; some one must be allowed in every state."""
-        return cls(where(allowed, logits, -np.inf))
+        mask = allowed if is_numpy(logits) else torch.as_tensor(allowed, dtype=torch.bool, device=logits.device)
+        return cls(where(mask, logits, -np.inf))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -138,6 +139,7 @@ class MultiCategorical(Factored):
 
     def __post_init__(self) -> None:
         check_floating("logits", self.logits)
+        object.__setattr__(self, "nvec", tuple(int(n) for n in self.nvec))
         if not self.nvec or min(self.nvec) < 1 or sum(self.nvec) != self.logits.shape[-1]:
             raise ValueError(f"nvec = {self.nvec} and {self.logits.shape[-1]} logits; allowed: sizes >= 1 that add up")
 
@@ -162,7 +164,7 @@ class MultiCategorical(Factored):
 
     def collect(self, by_heads: Array) -> Array:
         """The rows one after the other, without what fills them."""
-        flat = by_heads.reshape(*by_heads.shape[:-2], -1)
+        flat = by_heads.reshape(*by_heads.shape[:-2], by_heads.shape[-2] * by_heads.shape[-1])
         place = _places(self.nvec)
         return flat if place is None else flat[..., like_index(place[1], flat)]
 

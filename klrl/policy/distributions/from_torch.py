@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch import distributions as td
+from torch.distributions.utils import probs_to_logits
 
 from klrl.policy.distributions.beta import Beta
 from klrl.policy.distributions.categorical import Bernoulli, Categorical, MultiCategorical
 from klrl.policy.distributions.gaussian import DiagGaussian, FullGaussian, GaussianMixture, SquashedGaussian
-from klrl.policy.distributions.record import Distribution
+from klrl.policy.distributions.record import Distribution, NoClosedForm
 
 Read = Callable[[Tensor], Tensor]
 """In which precision."""
@@ -31,7 +32,7 @@ def as_record(distribution: Distribution | td.Distribution, read: Read = lambda 
     precision) before any logarithm is taken of them.
 
     Raises:
-        TypeError: the family has no record.
+        NoClosedForm: the family has no record (a ``TypeError``).
     """
     match distribution:
         case Distribution():
@@ -41,10 +42,11 @@ def as_record(distribution: Distribution | td.Distribution, read: Read = lambda 
         case _:
             record = _elementary(distribution, read)
     if record is None:
-        raise TypeError(
-            f"{_name(distribution)} has no record; allowed: torch's Categorical, Bernoulli, Normal, Beta, Independent "
-            "of these, MultivariateNormal, TransformedDistribution(Normal, TanhTransform()), MixtureSameFamily of "
-            "Normals; klrl.kl.estimate_divergence takes any pair that has sample and log_prob"
+        raise NoClosedForm(
+            f"{_name(distribution)} has no record; allowed: torch's Categorical, OneHotCategorical, Bernoulli, Normal, "
+            "Beta, Independent of these, MultivariateNormal, TransformedDistribution(Normal, TanhTransform()), "
+            "MixtureSameFamily of Normals; klrl.kl.estimate_divergence and estimate_entropy take anything that has "
+            "sample and log_prob"
         )
     return record
 
@@ -77,9 +79,11 @@ def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
 def _one_action(base: td.Distribution, n: int, read: Read) -> Distribution | None:
     """One action of the last ``n`` batch dimensions."""
     match base:
-        case td.Categorical() if n == 1:
-            logits = _logits(base, read)
-            return MultiCategorical(logits.flatten(-2), (logits.shape[-1],) * logits.shape[-2])
+        case td.Independent(base_dist=inner, reinterpreted_batch_ndims=m):
+            return _one_action(inner, m + n, read)
+        case td.Categorical():
+            heads = _logits(base, read).flatten(-1 - n, -2)
+            return MultiCategorical(heads.flatten(-2), (heads.shape[-1],) * heads.shape[-2])
         case td.Bernoulli():
             return Bernoulli(_bits(base, read).flatten(-n))
         case td.Normal():
@@ -97,21 +101,25 @@ def _normal(x: td.Distribution, read: Read) -> DiagGaussian | None:
     return record if isinstance(record, DiagGaussian) else None
 
 
+def _from_probs(x: td.Categorical | td.Bernoulli) -> bool:
+    """Whether it was made of probabilities, whose logits are clamped; an expanded copy has both and does not say."""
+    known = x.__dict__
+    if "probs" not in known or "logits" not in known:
+        return "probs" in known
+    return torch.equal(probs_to_logits(x.probs, is_binary=isinstance(x, td.Bernoulli)), x.logits)
+
+
 def _logits(x: td.Categorical, read: Read) -> Tensor:
-    """By its probabilities if it was made of them; an expanded copy shows that only by its clamped zeros."""
-    if x._param is not x.__dict__.get("probs"):
-        tiny = torch.finfo(x.logits.dtype).tiny
-        clamped = (x.probs == 0) & (x.logits > math.log(tiny))
-        if not clamped.any():
-            return read(x.logits).masked_fill(x.logits < MASKED, -math.inf)
+    if not _from_probs(x):
+        return read(x.logits).masked_fill(x.logits < MASKED, -math.inf)
     possible = x.probs > 0
     return torch.where(possible, read(x.probs), 1.0).log().masked_fill(~possible, -math.inf)
 
 
 def _bits(x: td.Bernoulli, read: Read) -> Tensor:
-    """log p / (1 - p), infinite where p is 0 or 1, if it was made of probabilities."""
-    if x._param is not x.__dict__.get("probs"):
-        return read(x.logits)
+    """log p / (1 - p), infinite where p is 0 or 1."""
+    if not _from_probs(x):
+        return read(x.logits).masked_fill(x.logits < MASKED, -math.inf).masked_fill(x.logits > -MASKED, math.inf)
     inside = (x.probs > 0) & (x.probs < 1)
     p = torch.where(inside, read(x.probs), 0.5)
     border = torch.where(x.probs > 0.5, math.inf, -math.inf).to(p.dtype)
