@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -170,12 +171,19 @@ class Agent(Core[C], abc.ABC):
             state: handed back; there is none.
             episode_start: not used.
             deterministic: the mode of the distribution instead of a sample.
-            action_masks: which actions are allowed, where training took masks from ``info``; without it all are.
+            action_masks: which actions are allowed, where training took masks from ``info``; without it all are, and a
+                ``RuntimeWarning`` says so.
 
         Raises:
             ValueError: the observation does not fit the observation space, or the mask allows no action.
         """
         del episode_start
+        if self.takes_action_masks and action_masks is None:
+            warnings.warn(
+                "predict without action_masks: training took masks from info, and now every action is allowed",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         encoded = self.encoding(observation, action_masks)
         if encoded.ndim - len(self.encoding.shape) not in (0, 1):
             batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]

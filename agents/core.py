@@ -97,6 +97,9 @@ class Core(abc.ABC, Generic[C]):
     def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
         """The policy's distribution at observations ``[*B]`` of the environment, normalisation included.
 
+        Its actions are the policy's: those of a squashed Gaussian lie in (-1, 1), of a Beta in (0, 1), of a Discrete
+        space they begin at 0, and a Gaussian's are not clipped; the environment gets them stretched, shifted, clipped.
+
         Args:
             observations: as the observation space nests them, or a tensor of them as in a batch.
             action_masks: ``[*B, n]``, where masks come by ``info``; everything is allowed where there are none.

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from klrl.run import evaluate
 from klrl.run.directory import versions
-from klrl.scripts.command_line import parse
+from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.train import AGENTS
 from klrl.validation import NonNegativeInt, PositiveInt
 
@@ -158,6 +158,16 @@ def run_all(tasks: Sequence[Task], seeds: Sequence[int], processes: int, console
     return sorted(rows, key=lambda r: (order[_name(r)], r["seed"]))
 
 
+def check_names(name: str, chosen: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a name that no task has.
+
+    Raises:
+        ValueError: with the names there are.
+    """
+    for unknown in (x for x in chosen if x not in known):
+        raise ValueError(f"{name} = {unknown!r}; allowed: {', '.join(dict.fromkeys(known))}")
+
+
 def report(command: str, rows: list[dict[str, Any]], output: Path, console: Console) -> None:
     """Write the JSON and print the table."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     args = parse(Learning, words, "klrl benchmark learning")
     console = Console(highlight=False, soft_wrap=True)
+    with bad_input("klrl benchmark learning"):
+        check_names("envs", args.envs, [task.env for task in LEARNING])
     rows = run_all([task for task in LEARNING if task.env in args.envs], args.seeds, args.processes, console)
     report(" ".join(["klrl benchmark learning", *words]), rows, args.output, console)
 

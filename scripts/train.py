@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 
 from klrl.agents import PPO, TRPO, Agent, AgentConfig
+from klrl.experience import BadStep
 from klrl.run import Callback, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.presets import preset
@@ -100,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         agent.learn(training.total_timesteps, [keep, Progress(console), stop])
     except FloatingPointError as error:
         fail(prog, error, status=1)
+    except BadStep as error:
+        fail(prog, error)
     say(f"run directory: {run_dir}\nTensorBoard: tensorboard --logdir {run_dir}")
     if stop.received:
         say(f"stopped by {signal.Signals(stop.received).name} after {agent.num_timesteps:,} steps; checkpoint written")

@@ -142,10 +142,10 @@ def test_estimators(value):
     # k1 < 0 where the sample x > shift / 2; k2 is biased by shift^2 / 4 of the KL.
     shift = estimators.SHIFT
     assert value("share of negative samples of k1") == pytest.approx(stats.norm.sf(shift / 2), abs=0.005)
-    assert value("k2, 3,000 samples: bias over the KL") == pytest.approx(shift**2 / 4, abs=0.01)
+    assert value("k2, 3,000 samples: bias divided by the KL") == pytest.approx(shift**2 / 4, abs=0.01)
     expected = 2.0 / shift / math.sqrt(estimators.SIZES[-1])
-    assert value("k1, 3,000 samples: standard deviation over the KL") == pytest.approx(expected, rel=0.2)
-    wide = "300 samples of 16 dimensions: standard deviation over the KL"
+    assert value("k1, 3,000 samples: standard deviation divided by the KL") == pytest.approx(expected, rel=0.2)
+    wide = "300 samples of 16 dimensions: standard deviation divided by the KL"
     assert value(f"k3, {wide}") > value(f"k1, {wide}")
 
 

@@ -87,6 +87,10 @@ def _merge(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
 
 
+class BadStep(ValueError):
+    """What an environment gave cannot be used; the message says what, where and what would do."""
+
+
 class Collector:
     """Steps vector environments with a policy; episodes go on from one batch to the next."""
 
@@ -169,11 +173,14 @@ class Collector:
         """Observations as the policy gets them, with their masks."""
         ended = ended & (self.mode is AutoresetMode.NEXT_STEP)  # what is done in these states has no effect
         masks = self._masks(info, ended) if self.encoding.mask_in_info else None
-        encoded = self.encoding(observation, masks)
+        try:
+            encoded = self.encoding(observation, masks)
+        except ValueError as error:
+            raise BadStep(f"{error} (after {self.total_timesteps} steps)") from error
         if self.encoding.n_mask:
             self.encoding.allowed(encoded)[ended] = 1.0
             for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
-                raise ValueError(
+                raise BadStep(
                     f"{MASK} of environment {i} allows no action after {self.total_timesteps} steps; "
                     "allowed: at least one action in every state"
                 )
@@ -184,7 +191,7 @@ class Collector:
         masks = info.get(MASK, [None] * len(ended))
         known = np.asarray(info.get(f"_{MASK}", [mask is not None for mask in masks]))
         for i in np.flatnonzero(~known & ~ended):
-            raise ValueError(
+            raise BadStep(
                 f"info of environment {i} has no {MASK!r} after {self.total_timesteps} steps; "
                 "allowed: one at every reset and step, or action_mask = 'none'"
             )
@@ -192,7 +199,7 @@ class Collector:
         flat = [flat_mask(masks[i]) if known[i] else np.ones(n) for i in range(len(ended))]
         for index, mask in enumerate(flat):
             if len(mask) != n:
-                raise ValueError(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
+                raise BadStep(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
         return np.stack(flat)
 
     def _checked(

@@ -163,8 +163,7 @@ def source(p: AnyDistribution, column: bool = False) -> Source:
     try:
         return RecordSource(*read(p))
     except NoClosedForm:
-        if not isinstance(p, td.Distribution):
-            raise TypeError(f"{type(p).__name__}; allowed: a record or a torch.distributions.Distribution") from None
+        assert isinstance(p, td.Distribution)
         return _torch_source(p, column)
 
 

@@ -36,7 +36,7 @@ def wasserstein(
         NoClosedForm: another family, or another order than its own.
         ValueError: an order, positions or distances that are none; or SciPy is missing.
     """
-    if order not in (None, 1, 2):
+    if not (order is None or (isinstance(order, int) and order in (1, 2))):
         raise ValueError(f"order = {order!r}; allowed: 1, 2 or None")
     first, second = read(p)[0], read(q)[0]
     discrete = isinstance(first, Categorical) and isinstance(second, Categorical)

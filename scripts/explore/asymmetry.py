@@ -35,7 +35,7 @@ def section(rng: torch.Generator) -> Section:
     least = min(float(forward.min()), float(backward.min()))
     identities = (
         identity("KL(P‖P) = 0", kl_divergence(p, p), 0.0, "nats", 0.0),
-        identity("least KL of the random pairs, where negative = 0", min(least, 0.0), 0.0, "nats", 0.0),
+        identity("what the least KL of the random pairs lacks to 0 = nothing", min(least, 0.0), 0.0, "nats", 0.0),
     )
     numbers = (
         number("KL(P‖Q), commands of section 1", kl_divergence(p, q), "nats"),

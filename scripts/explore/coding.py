@@ -63,16 +63,21 @@ def section(rng: torch.Generator) -> Section:
 
 def _idea(H: float, H_pq: float, kl: float, own: float, foreign: float) -> str:
     return f"""
-        A robot is sent one of five commands at a time, with probabilities P. A good code gives frequent commands short
-        words: with Huffman's code for P a command costs {shown(H)} bits on average, the entropy H(P), and no code does
-        better. Who believes in Q makes the code for Q; the commands still come from P, and now cost {shown(H_pq)} bits,
-        the cross-entropy H(P, Q). The difference, {shown(kl)} bits per command, is the price of the wrong belief:
-        the Kullback-Leibler divergence KL(P‖Q), the sum of P log(P/Q).
+        A robot is sent one of five commands at a time, with probabilities P = ({_listed(P)}). A good
+        code gives frequent commands short words: with Huffman's code for P a command costs {shown(H)} bits on average,
+        the entropy H(P), and no code does better. Who believes in Q = ({_listed(Q)}) makes the code
+        for Q; the commands still come from P, and now cost {shown(H_pq)} bits, the cross-entropy H(P, Q). The
+        difference, {shown(kl)} bits per command, is the price of the wrong belief: the Kullback-Leibler divergence
+        KL(P‖Q), the sum of P log(P/Q).
 
         A message of {MESSAGE:,} commands, really encoded, took {shown(own)} bits per command with the code for P and
         {shown(foreign)} with the code for Q. With natural logarithms the unit is the nat, {shown(BITS_PER_NAT)} bits;
         from here on everything is in nats unless bits are named.
     """
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"1/{1 / x:.0f}" for x in values)
 
 
 def prob(values: tuple[float, ...]) -> Tensor:

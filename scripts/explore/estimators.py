@@ -47,18 +47,18 @@ def section(rng: torch.Generator) -> Section:
     predicted = {"k1": 2.0 / SHIFT, "k2": (2.0 + SHIFT**2) ** 0.5,
                  "k3": 2.0 * (torch.tensor(SHIFT**2).double().expm1() - SHIFT**2).sqrt().item() / SHIFT**2}  # fmt: skip
     identities = tuple(
-        identity(f"standard deviation of one {name} over the KL = its closed form, within 5 %",
+        identity(f"standard deviation of one {name}, divided by the KL = its closed form, within 5 %",
                  one[name].std() / kl, value, "", 0.05)
         for name, value in predicted.items()
     )  # fmt: skip
     numbers = (
         number("KL(p‖q), one dimension", kl, "nats"),
         number("share of negative samples of k1", negative, "1"),
-        *(number(f"{name}, {SIZES[-1]:,} samples: bias over the KL", x[-1].mean() - 1.0, "1")
+        *(number(f"{name}, {SIZES[-1]:,} samples: bias divided by the KL", x[-1].mean() - 1.0, "1")
           for name, x in by_size.items()),
-        *(number(f"{name}, {SIZES[-1]:,} samples: standard deviation over the KL", x[-1].std(), "1")
+        *(number(f"{name}, {SIZES[-1]:,} samples: standard deviation divided by the KL", x[-1].std(), "1")
           for name, x in by_size.items()),
-        *(number(f"{name}, {FEW} samples of {DIMENSIONS[-1]} dimensions: standard deviation over the KL",
+        *(number(f"{name}, {FEW} samples of {DIMENSIONS[-1]} dimensions: standard deviation divided by the KL",
                  x[-1].std(), "1") for name, x in by_dimension.items()),
     )  # fmt: skip
     return Section(

@@ -71,6 +71,10 @@ def section(rng: torch.Generator) -> Section:
 
 def _idea(judged: int, right: int) -> str:
     return f"""
+        In short: as a loss take w*k3, or klrl's kl_loss, which takes it for you. The policy is what moves; the
+        reference is what it is compared with and stays; samples come from the policy itself or from an old one, and
+        w is the probability of a sample now over what it was when drawn.
+
         A good estimate need not be a good loss: minimising a KL needs the gradient of its mean, and where samples come
         from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples
         from the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from klrl.kl import entropy, kl_divergence, mutual_information
 from klrl.policy.distributions import Beta, Categorical
-from klrl.scripts.explore.report import BITS_PER_NAT, Identity, Picture, Section, identity, number, shown
+from klrl.scripts.explore.report import Identity, Picture, Section, identity, number, shown
 from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def section(rng: torch.Generator) -> Section:
     )
     return Section(
         "Inference and information are KLs, too",
-        _idea(float(gain), float(mutual_information(policy, 2))), numbers, _identities(),
+        _idea(float(gain), float(mutual_information(policy))), numbers, _identities(),
         (Picture("08-inference.png", "ELBO, Bayesian update and mutual information as KL", SEE, (14.0, 4.9),
                  partial(_draw, bound=bound, gap=gap)),),
     )  # fmt: skip
@@ -53,17 +53,18 @@ def section(rng: torch.Generator) -> Section:
 
 def _idea(gain: float, information: float) -> str:
     return f"""
-        Variational inference: for any guess q of the hidden cause z of what was seen, a bound, the ELBO
+        Variational inference: something was seen, and one of several hidden causes z made it. For any guess q of the
+        cause, a bound, the ELBO
         E_q[log p(seen, z) - log q(z)], lies below the log evidence log p(seen) by exactly KL(q‖posterior). So raising
         the bound lowers that KL, and nothing is lost only at the posterior itself.
 
         Bayes: after {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) =
-        {shown(gain * BITS_PER_NAT)} bits. The posterior is also the belief of least free energy, the expected
+        {shown(gain)} nats. The posterior is also the belief of least free energy, the expected
         -log likelihood plus KL(q‖prior): moving a belief costs KL, explaining the data pays for it. The gain to expect
         from one more toss, before it falls, is the mutual information of coin and toss.
 
         Mutual information: how much a policy's action says about its state is the mean KL from the policy at each state
-        to its average over states, here {shown(information)} bits; 0 would mean that the
+        to its average over states, here {shown(information)} nats; 0 would mean that the
         policy ignores the state.
     """
 
@@ -174,8 +175,8 @@ def _draw_update(ax: Axes) -> None:
     for belief, colour, name in ((prior, GREY, "prior"), (posterior, BLUE, f"after {HEADS} heads, {TAILS} tails")):
         wide = belief.map(lambda y: y.expand(len(x), 1))
         ax.plot(x, torch.as_tensor(wide.log_prob(x[:, None])).exp(), color=colour, label=name)
-    gain = float(kl_divergence(posterior, prior, 2))
-    note(ax, f"KL(posterior‖prior)\n= {gain:.3f} bits", 0.03, 2.5)
+    gain = float(kl_divergence(posterior, prior))
+    note(ax, f"KL(posterior‖prior)\n= {gain:.3f} nats", 0.03, 2.5)
     ax.set_ylim(0.0, 3.9)
     finish(ax, "A belief about a coin", "probability of heads", "probability density", legend="upper left")
 

@@ -103,7 +103,10 @@ def report(sections: Iterable[Section], lead: str) -> str:
     for i, section in enumerate(sections, 1):
         parts += [f"## {i}. {section.title}", filled(section.idea)]
         if section.identities:
-            parts += ["Checked, or this command would have failed:", bullets(str(x) for x in section.identities)]
+            parts += [
+                "Checked, or this command would have failed (left and right are the sides of the equation):",
+                bullets(str(x) for x in section.identities),
+            ]
         for picture in section.pictures:
             parts += [f"![{picture.title}]({picture.file})", filled(f"{picture.file}: {picture.see}")]
     return "\n\n".join([*parts, "## All numbers", markdown(sections)]) + "\n"

@@ -78,7 +78,16 @@ def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL", *, invaria
         n, m = a.nvec, b.nvec
     if n != m:
         raise ValueError(f"p has {n} actions or action dimensions, q has {m}; they must agree")
+    if a.batch_shape != b.batch_shape:
+        _check_batches(tuple(a.batch_shape), tuple(b.batch_shape))
     return Matched(family, a, b, dtype if dtype is other else torch.promote_types(dtype, other))
+
+
+def _check_batches(p: tuple[int, ...], q: tuple[int, ...]) -> None:
+    try:
+        torch.broadcast_shapes(p, q)
+    except RuntimeError as error:
+        raise ValueError(f"p has batch shape {p}, q {q}; allowed: shapes that broadcast") from error
 
 
 def read(x: AnyDistribution) -> tuple[Distribution, torch.dtype]:

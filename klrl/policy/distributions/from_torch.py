@@ -37,6 +37,11 @@ def as_record(distribution: Distribution | td.Distribution, read: Read = lambda 
     match distribution:
         case Distribution():
             return distribution
+        case x if not isinstance(x, td.Distribution):
+            raise TypeError(
+                f"{type(x).__name__} is no distribution; allowed: a record or an object of torch.distributions, "
+                "such as Categorical(probs)"
+            )
         case td.Independent(base_dist=base, reinterpreted_batch_ndims=n):
             record = _one_action(base, n, read) if n > 0 else as_record(base, read)
         case _:
@@ -66,6 +71,8 @@ def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
             return Beta(read(x.concentration1).unsqueeze(-1), read(x.concentration0).unsqueeze(-1))
         case td.MultivariateNormal():
             return FullGaussian(read(x.loc), read(x.scale_tril))
+        case td.LowRankMultivariateNormal():
+            return FullGaussian(read(x.loc), torch.linalg.cholesky(read(x.covariance_matrix)))
         case td.TransformedDistribution(base_dist=base, transforms=[td.TanhTransform()]):
             normal = _normal(base, read)
             return SquashedGaussian(*normal.parameters) if normal is not None else None
