@@ -158,6 +158,25 @@ def test_a_refusal_is_the_only_line_and_the_status_of_the_real_process(tmp_path)
     assert result.stdout == ""
 
 
+def test_an_environment_that_gives_no_masks_ends_a_run_in_one_line(refused, tmp_path):
+    line = refused("train", "ppo", *SMALL, "--action-mask", "info", "--run-dir", tmp_path / "run")
+    assert "info of environment 0 has no 'action_mask' after 0 steps; allowed: one at every reset and step" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["learning", "--envs", "CartPole-v0"], "envs = 'CartPole-v0'; allowed: CartPole-v1, Acrobot-v1"),
+        (["spaces", "--spaces", "Box"], "spaces = 'Box'; allowed: Discrete(2, start=1)"),
+    ],
+)
+def test_a_benchmark_of_no_task_is_refused_and_overwrites_nothing(refused, words, message, tmp_path):
+    kept = tmp_path / "result.json"
+    kept.write_text("mine")
+    assert message in refused("benchmark", *words, "--output", kept)
+    assert kept.read_text() == "mine"
+
+
 def test_a_run_directory_is_never_overwritten(refused, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     line = refused("train", "ppo", *SMALL, "--run-dir", tmp_path)

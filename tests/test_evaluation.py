@@ -78,6 +78,17 @@ def test_predict_refuses_a_mask_without_an_allowed_action_in_one_line(given):
         agent.predict(np.zeros((30, 2)), action_masks=[[1, 1, 1, 1]] * 29 + [given])
 
 
+def test_predicting_without_masks_that_training_had_warns():
+    agent = small_agent(PPO, partial(Sampling, OBSERVATIONS, MASKED_ACTIONS[0], masks="info"), action_mask="info")
+    with pytest.warns(RuntimeWarning, match="predict without action_masks: training took masks from info"):
+        agent.predict(np.zeros(2))
+
+
+def test_predict_refuses_numbers_that_are_not_finite():
+    with pytest.raises(ValueError, match=r"^observation has NaN or infinite elements; allowed: finite numbers"):
+        small_agent(PPO, "CartPole-v1").predict([0.0, 0.0, 0.0, np.nan])
+
+
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "Blackjack-v1", "Pendulum-v1"])
 def test_gymnasiums_own_tasks_are_evaluated(name):
     assert evaluate(small_agent(PPO, name), gym.make(name), n_episodes=2, deterministic=False).lengths[0] >= 1
