@@ -53,11 +53,11 @@ def _tasks(agent: str) -> tuple[Task, ...]:
     tasks = (
         Task(agent, "CartPole-v1", 50_000, 475.0, space="Discrete(2, start=1)", wrap=from_one),
         Task(agent, "Taxi-v4", 300_000, 7.0, space="masked Discrete(6)", settings={"action_mask": "info"}),
-        Task(agent, "HalfCheetah-v4", 200_000, 1000.0, space="MultiDiscrete([5] * 6)", wrap=five_levels),
+        Task(agent, "HalfCheetah-v4", 300_000, 1000.0, space="MultiDiscrete([5] * 6)", wrap=five_levels),
         Task(agent, "InvertedPendulum-v5", 100_000, 950.0, space="MultiBinary(2)", wrap=two_pushers),
         Task(agent, "Pendulum-v1", 100_000, -200.0, space="Box(1), Gaussian"),
         *(
-            Task(agent, "Pendulum-v1", 100_000, -200.0, space=f"Box(1), {name}", settings=settings)
+            Task(agent, "Pendulum-v1", 200_000, -200.0, space=f"Box(1), {name}", settings=settings)
             for name, settings in heads.items()
         ),
     )
