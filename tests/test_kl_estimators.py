@@ -379,3 +379,10 @@ def test_wrong_samplers_and_clusters_are_refused_in_one_line(options, text):
     with pytest.raises(ValueError, match=text) as error:
         estimate_kl(torch.zeros(2), torch.zeros(2), **options)
     assert "\n" not in str(error.value)
+
+
+def test_arrays_are_estimated_as_tensors_are():
+    log_p, log_q = np.log([0.5, 0.5, 0.2]), np.log([0.7, 0.3, 0.1])
+    clusters = np.array([0, 0, 1])
+    arrays = estimate_kl(log_p, log_q, clusters=clusters)
+    assert arrays == estimate_kl(*(torch.from_numpy(x) for x in (log_p, log_q)), clusters=torch.from_numpy(clusters))

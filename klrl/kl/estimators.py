@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from klrl.kl.families.bregman import phi
+from klrl.policy.arrays import Array, tensor
 
 SampleEstimator = Literal["k1", "k2", "k3"]
 Estimator = Literal["k1", "k2", "k3", "optimal"]
@@ -43,13 +44,13 @@ class Estimate:
 
 @torch.no_grad()
 def estimate_kl(
-    log_p: Tensor,
-    log_q: Tensor,
+    log_p: Array,
+    log_q: Array,
     estimator: Estimator = "k3",
     *,
-    log_sampler: Tensor | None = None,
+    log_sampler: Array | None = None,
     self_normalized: bool = False,
-    clusters: Tensor | None = None,
+    clusters: Array | None = None,
 ) -> Estimate:
     r"""Estimate KL(p||q) in nats as mean w k(r), from log-probabilities of samples; w = p/s is 1 for samples from p.
 
@@ -61,7 +62,7 @@ def estimate_kl(
     second sample, or cluster, from the others, so that the estimate stays unbiased; where r does not vary it is k1.
 
     Args:
-        log_p: log p(x) of the samples, any shape; computed in float64. -inf only with ``log_sampler``.
+        log_p: log p(x) of the samples, tensor or array of any shape; computed in float64. -inf only with ``log_sampler``.
         log_q: log q(x), the same shape. -inf where p is possible makes the estimate infinite, as the KL is.
         estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"optimal"`` (see the module).
         log_sampler: log s(x) of the distribution that drew the samples, the same shape; by default p.
@@ -79,10 +80,11 @@ def estimate_kl(
     (0.1438, 0.0493, 2)
     """
     _check_name(estimator, get_args(Estimator))
-    p, q, s = _checked(log_p, log_q, log_p if log_sampler is None else log_sampler)
+    log_p, log_q = tensor(log_p), tensor(log_q)
+    p, q, s = _checked(log_p, log_q, log_p if log_sampler is None else tensor(log_sampler))
     labels = torch.arange(p.numel(), device=p.device)
     if clusters is not None:
-        labels = _labels(clusters, log_p)
+        labels = _labels(tensor(clusters), log_p)
     # Bounds on what is added up: 0 where p = 0 (but for the q/s below), infinity where only q = 0.
     inside = (p > -math.inf) & (q > -math.inf)
     log_ratio, log_weight = torch.where(inside, q - p, 0.0), p - s
