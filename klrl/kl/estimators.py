@@ -62,7 +62,7 @@ def estimate_kl(
     second sample, or cluster, from the others, so that the estimate stays unbiased; where r does not vary it is k1.
 
     Args:
-        log_p: log p(x) of the samples, tensor or array of any shape; computed in float64. -inf only with ``log_sampler``.
+        log_p: log p(x) of the samples, of any shape (tensor or array); in float64. -inf only with ``log_sampler``.
         log_q: log q(x), the same shape. -inf where p is possible makes the estimate infinite, as the KL is.
         estimator: ``"k1"``, ``"k2"``, ``"k3"`` or ``"optimal"`` (see the module).
         log_sampler: log s(x) of the distribution that drew the samples, the same shape; by default p.
