@@ -40,11 +40,13 @@ class AgentConfig:
     trust_region: RegionArgument
     """What limits the step."""
     target_kl: Positive | None = None
-    """Bound or aim for an update's mean KL(old||new), nats (constraint, early-stop, adaptive-penalty: 0.01)."""
+    """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
+    (adaptive-penalty, proportional-penalty, dual-penalty: 0.01)."""
     clip_range: Positive | None = None
     """The ratio is clipped to 1 +- this (clip: 0.2)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
-    """Penalty coefficient beta, or its first value (fixed-penalty, adaptive-penalty: 1.0)."""
+    """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
+    (adaptive-penalty, proportional-penalty, dual-penalty: 1.0)."""
 
     n_envs: PositiveInt = 8
     """Parallel environments."""

@@ -14,9 +14,11 @@ from klrl.trust_region import (
     All,
     Change,
     Clip,
+    Dual,
     Fixed,
     KLConstraint,
     KLPenalty,
+    Proportional,
     TrustRegion,
     region_from_json,
     region_from_name,
@@ -31,6 +33,11 @@ MEANING = {
     "constraint": (KLConstraint(0.02, on_exit="backtrack"), {"target_kl": 0.02}),
     "fixed-penalty": (KLPenalty(Fixed(2.0)), {"kl_coef": 2.0}),
     "adaptive-penalty": (KLPenalty(Adaptive(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
+    "proportional-penalty": (
+        KLPenalty(Proportional(target_kl=0.02, beta=2.0)),
+        {"target_kl": 0.02, "kl_coef": 2.0},
+    ),
+    "dual-penalty": (KLPenalty(Dual(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
 }
 
 
@@ -82,6 +89,8 @@ def test_a_wrong_value_is_refused_by_the_region_that_reads_it():
 SAVED = [
     *(region for region, _ in MEANING.values()),
     KLPenalty(Adaptive(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0)),
+    KLPenalty(Proportional(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, proportion=0.1)),
+    KLPenalty(Dual(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, rate=0.5)),
     All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02)), All(KLConstraint(0.5, on_exit="stop"), TrustRegion())),
     All(),
 ]
@@ -93,12 +102,17 @@ def test_a_region_survives_json(region):
     assert region_from_json(json.loads(text)) == region
 
 
-def test_an_adapted_coefficient_survives_json():
+@pytest.mark.parametrize(
+    ("coefficient", "beta"),
+    [(Adaptive(), 4.0), (Proportional(), 1.44), (Dual(), 4.0)],
+    ids=["adaptive", "proportional", "dual"],
+)
+def test_an_adapted_coefficient_survives_json(coefficient, beta):
     old, new = Categorical(torch.zeros(3, 2)), Categorical(torch.tensor([[3.0, 0.0]] * 3))
     far = Change(old, new, torch.zeros(3, dtype=torch.int64), torch.zeros(3), torch.zeros(3))
-    region = All(Clip(), KLPenalty(Adaptive(target_kl=0.01))).adapt(far).adapt(far)
+    region = All(Clip(), KLPenalty(coefficient)).adapt(far).adapt(far)
     restored = region_from_json(json.loads(json.dumps(region_to_json(region))))
-    assert restored.beta == region.beta == 4.0
+    assert restored.beta == region.beta == pytest.approx(beta)
     assert restored.adapt(far) == region.adapt(far)
 
 

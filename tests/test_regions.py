@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from klrl.policy.distributions import Categorical
-from klrl.trust_region import Adaptive, All, Change, Clip, Fixed, KLConstraint, KLPenalty, TrustRegion
+from klrl.trust_region import (
+    Adaptive,
+    All,
+    Change,
+    Clip,
+    Dual,
+    Fixed,
+    KLConstraint,
+    KLPenalty,
+    Proportional,
+    TrustRegion,
+)
 
 N = 50
 
@@ -43,6 +54,8 @@ REGIONS = [
     KLConstraint(0.02, on_exit="stop"),
     KLPenalty(Fixed(3.0)),
     KLPenalty(Adaptive(target_kl=0.01)),
+    KLPenalty(Proportional(target_kl=0.01)),
+    KLPenalty(Dual(target_kl=0.01)),
     All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
     All(),
 ]

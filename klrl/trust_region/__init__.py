@@ -1,11 +1,13 @@
 """LIMIT: trust regions, coefficient schedules, natural gradient, line search."""
 
+from klrl.trust_region.all import All
 from klrl.trust_region.change import Change
-from klrl.trust_region.coefficients import Adaptive, Coefficient, Fixed
+from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
+from klrl.trust_region.gains import Clip
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.natural_gradient import ConjugateGradient, FisherVectorProduct, conjugate_gradient
-from klrl.trust_region.regions import All, Clip, KLConstraint, KLPenalty, TrustRegion
+from klrl.trust_region.regions import KLConstraint, KLPenalty, TrustRegion
 
 __all__ = [
     "PARAMETERS",
@@ -16,11 +18,13 @@ __all__ = [
     "Clip",
     "Coefficient",
     "ConjugateGradient",
+    "Dual",
     "FisherVectorProduct",
     "Fixed",
     "KLConstraint",
     "KLPenalty",
     "LineSearch",
+    "Proportional",
     "TrustRegion",
     "conjugate_gradient",
     "line_search",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
-from klrl.validation import Positive, validate
+from klrl.validation import Bounds, Fraction, Positive, validate
 
 
 class Coefficient(abc.ABC):
@@ -39,12 +40,8 @@ class Fixed(Coefficient):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Coefficient):
-    """Doubles beta where the policy moved too far, halves it where it moved too little.
-
-    Schulman et al. 2017 (PPO), section 4: beta / 2 if d < d_targ / 1.5, 2 beta if d > 1.5 d_targ; here kept
-    in [minimum, maximum], so that it can always recover.
-    """
+class _Bounded(Coefficient):
+    """Aims at ``target_kl``; beta stays in [minimum, maximum], so that it can always recover."""
 
     target_kl: Positive = 0.01
     beta: Positive = 1.0
@@ -56,10 +53,61 @@ class Adaptive(Coefficient):
         if not self.minimum <= self.beta <= self.maximum:
             raise ValueError(f"beta = {self.beta}; allowed: a number in [{self.minimum:g}, {self.maximum:g}]")
 
+    def _times(self, factor: float) -> Self:
+        return replace(self, beta=min(max(factor * self.beta, self.minimum), self.maximum))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(_Bounded):
+    """Doubles beta where the policy moved too far, halves it where it moved too little.
+
+    Schulman et al. 2017 (PPO), section 4: beta / 2 if d < d_targ / 1.5, 2 beta if d > 1.5 d_targ; here kept
+    in [minimum, maximum].
+    """
+
     def update(self, kl: float) -> Self:
         """Halve, keep or double, inside the bounds."""
         if kl < self.target_kl / 1.5:
-            return replace(self, beta=max(self.beta / 2.0, self.minimum))
+            return self._times(0.5)
         if kl > self.target_kl * 1.5:
-            return replace(self, beta=min(self.beta * 2.0, self.maximum))
+            return self._times(2.0)
         return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportional(_Bounded):
+    """beta (1 + K clip(KL / target_kl - 1, -0.2, 0.2)): moves beta in proportion to how far the KL missed its aim.
+
+    Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences"), section 2.2. Their K is 0.1; an agent
+    makes fewer and larger updates, so here it is 1: beta changes by at most a fifth per update.
+    """
+
+    proportion: Fraction = 1.0
+    """K, the largest relative change of beta over 0.2."""
+
+    def update(self, kl: float) -> Self:
+        """A relative change of at most 0.2 K, inside the bounds; none where the KL is not a number."""
+        error = kl / self.target_kl - 1.0
+        if math.isnan(error):
+            return self
+        return self._times(1.0 + self.proportion * min(max(error, -0.2), 0.2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dual(_Bounded):
+    """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate (KL / target_kl - 1)}.
+
+    Boyd and Vandenberghe 2004 ("Convex Optimization"), section 5: dL/d beta = KL - target_kl, where
+    L = E[gain] - beta (KL - target_kl). The ascent is on log beta, in units of the target: near the solution the KL
+    falls as 1 / beta^2, so the error of log beta shrinks by 1 - 2 rate per update, whatever the scales of advantages
+    and target. On beta itself that would be 1 - 2 rate target_kl / beta: every task would need a rate of its own, and
+    beta would have to be kept from becoming negative.
+    """
+
+    rate: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 0.2
+    """Step size of the ascent; 0.5 is Newton's method where the KL falls as 1 / beta^2, 1 no longer converges."""
+
+    def update(self, kl: float) -> Self:
+        """One step, at most a doubling (one wild update says little), inside the bounds; none for a KL of NaN."""
+        step = self.rate * (kl / self.target_kl - 1.0)
+        return self if math.isnan(step) else self._times(math.exp(min(step, math.log(2.0))))

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from klrl.trust_region.coefficients import Adaptive, Coefficient, Fixed
-from klrl.trust_region.regions import All, Clip, KLConstraint, KLPenalty, TrustRegion
+from klrl.trust_region.all import All
+from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
+from klrl.trust_region.gains import Clip
+from klrl.trust_region.regions import KLConstraint, KLPenalty, TrustRegion
 
 
 def _early_stop(target_kl: float = 0.01) -> TrustRegion:
@@ -27,6 +29,14 @@ def _adaptive_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustReg
     return KLPenalty(Adaptive(target_kl=target_kl, beta=kl_coef))
 
 
+def _proportional_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
+    return KLPenalty(Proportional(target_kl=target_kl, beta=kl_coef))
+
+
+def _dual_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
+    return KLPenalty(Dual(target_kl=target_kl, beta=kl_coef))
+
+
 REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "none": TrustRegion,
     "clip": Clip,
@@ -34,6 +44,8 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "constraint": _constraint,
     "fixed-penalty": _fixed_penalty,
     "adaptive-penalty": _adaptive_penalty,
+    "proportional-penalty": _proportional_penalty,
+    "dual-penalty": _dual_penalty,
 }
 """What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
 
@@ -71,7 +83,8 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     return parts[0] if len(parts) == 1 else All(*parts)
 
 
-_CLASSES = {cls.__name__: cls for cls in (TrustRegion, Clip, KLConstraint, KLPenalty, All, Fixed, Adaptive)}
+_SAVED = (TrustRegion, All, KLConstraint, KLPenalty, Clip, Fixed, Adaptive, Proportional, Dual)
+_CLASSES = {cls.__name__: cls for cls in _SAVED}
 
 
 def region_to_json(region: Any) -> Any:

@@ -1,0 +1,95 @@
+"""Several trust regions at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from klrl.policy.arrays import Array
+from klrl.policy.distributions import Gradient
+from klrl.trust_region.change import Change
+from klrl.trust_region.regions import OnExit, TrustRegion
+
+
+@dataclass(frozen=True, init=False)
+class All(TrustRegion):
+    """Several regions at once: penalties add, the largest excess and the shortest step count.
+
+    At most one of them may redefine the gain.
+    """
+
+    regions: tuple[TrustRegion, ...]
+
+    def __init__(self, *regions: TrustRegion) -> None:
+        if len([r for r in regions if redefines(r, "gain")]) > 1:
+            raise ValueError(f"trust_region = {regions}; allowed: at most one region with a gain of its own (clip)")
+        object.__setattr__(self, "regions", regions)
+
+    @property
+    def on_exit(self) -> OnExit | None:  # type: ignore[override]
+        """To go back inside is the stricter wish and wins."""
+        wishes = {r.on_exit for r in self.regions}
+        return "backtrack" if "backtrack" in wishes else "stop" if "stop" in wishes else None
+
+    @property
+    def target_kl(self) -> float | None:  # type: ignore[override]
+        """The smallest bound; where nothing is bounded, the smallest aim."""
+        bounds = [r.target_kl for r in self.regions if r.on_exit and r.target_kl is not None]
+        return min(bounds) if bounds else self._smallest(lambda r: r.target_kl)
+
+    @property
+    def clip_range(self) -> float | None:  # type: ignore[override]
+        """That of the one that clips."""
+        return self._smallest(lambda r: r.clip_range)
+
+    @property
+    def beta(self) -> float | None:  # type: ignore[override]
+        """The sum."""
+        betas = [r.beta for r in self.regions if r.beta is not None]
+        return sum(betas) if betas else None
+
+    def gain(self, change: Change) -> Array:
+        """That of the one region that has its own."""
+        return self._gaining.gain(change)
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """That of the same region."""
+        return self._gaining.gain_gradient(change)
+
+    def penalty(self, change: Change) -> Array | float:
+        """The sum."""
+        return sum((r.penalty(change) for r in self.regions), 0.0)
+
+    def penalty_gradient(self, change: Change) -> Gradient | None:
+        """The sum."""
+        parts = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
+        return tuple(sum(xs) for xs in zip(*parts, strict=True)) if parts else None
+
+    def excess(self, change: Change) -> float:
+        """The largest; NaN if one is NaN."""
+        return float(np.max([r.excess(change) for r in self.regions], initial=-math.inf))
+
+    def step_length(self, curvature: float) -> float:
+        """The smallest."""
+        return min((r.step_length(curvature) for r in self.regions), default=math.inf)
+
+    def adapt(self, change: Change) -> All:
+        """Each for itself."""
+        return All(*(r.adapt(change) for r in self.regions))
+
+    @property
+    def _gaining(self) -> TrustRegion:
+        return next((r for r in self.regions if redefines(r, "gain")), TrustRegion())
+
+    def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
+        return min((x for r in self.regions if (x := read(r)) is not None), default=None)
+
+
+def redefines(region: TrustRegion, hook: str) -> bool:
+    """Whether a region, or one of several, has a hook of its own."""
+    if isinstance(region, All):
+        return any(redefines(r, hook) for r in region.regions)
+    return getattr(type(region), hook) is not getattr(TrustRegion, hook)
