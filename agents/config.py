@@ -43,7 +43,11 @@ class AgentConfig:
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
     (adaptive-penalty, proportional-penalty, dual-penalty: 0.01)."""
     clip_range: Positive | None = None
-    """The ratio is clipped to 1 +- this (clip: 0.2)."""
+    """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
+    rollback_slope: Positive | None = None
+    """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
+    state_kl: Positive | None = None
+    """KL(old||new) of a single state from which on the gain falls, nats (truly-ppo: 0.03)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
     """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
     (adaptive-penalty, proportional-penalty, dual-penalty: 1.0)."""

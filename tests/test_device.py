@@ -60,7 +60,7 @@ def on_fake_cuda(agent, samples):
     return samples.map(move)
 
 
-REGIONS = ["none", "clip", "early-stop", "fixed-penalty", "clip+adaptive-penalty"]
+REGIONS = ["none", "clip", "early-stop", "fixed-penalty", "clip+adaptive-penalty", "spo", "rollback", "truly-ppo"]
 
 
 @pytest.mark.parametrize("region", REGIONS)

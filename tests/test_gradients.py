@@ -12,7 +12,19 @@ from torch import distributions as td
 from klrl.kl import fisher_product, kl_divergence, kl_gradient
 from klrl.policy.arrays import exp
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
-from klrl.trust_region import Adaptive, All, Change, Clip, Fixed, KLConstraint, KLPenalty, TrustRegion
+from klrl.trust_region import (
+    SPO,
+    Adaptive,
+    All,
+    Change,
+    Clip,
+    Fixed,
+    KLConstraint,
+    KLPenalty,
+    Rollback,
+    TrulyPPO,
+    TrustRegion,
+)
 
 INF = math.inf
 BATCHES = [(), (4,), (2, 3)]
@@ -367,7 +379,7 @@ def test_the_fisher_product_of_a_gaussian_is_its_scores_covariance(batch):
 
 # Trust regions.
 @dataclass(frozen=True)
-class Rollback(Clip):
+class OwnRollback(Clip):
     """Wang et al. 2020 (PPO-RB): outside the interval the gain falls again. Only the gain is written."""
 
     slope: float = 0.3
@@ -405,7 +417,7 @@ class Weighted(KLPenalty):
 
 
 @dataclass(frozen=True)
-class Steeper(Rollback):
+class Steeper(OwnRollback):
     """A region of a region of one's own."""
 
     def gain(self, change):
@@ -416,6 +428,10 @@ REGIONS = [
     TrustRegion(),
     Clip(0.1),
     Clip(0.5),
+    SPO(0.1),
+    Rollback(0.1, 0.3),
+    TrulyPPO(0.02, 5.0),
+    All(TrulyPPO(0.001), KLPenalty(Fixed(3.0)), KLConstraint(0.1)),
     KLConstraint(0.02),
     KLConstraint(0.02, on_exit="stop"),
     KLPenalty(Fixed(3.0)),
@@ -423,12 +439,12 @@ REGIONS = [
     All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
     All(KLPenalty(Fixed(2.0)), KLPenalty(Fixed(3.0))),
     All(),
-    Rollback(0.1),
+    OwnRollback(0.1),
     Reverse(),
     Own(),
     Weighted(Fixed(2.0)),
     Steeper(0.1),
-    All(Rollback(0.1), Reverse(), KLPenalty(Fixed(3.0))),
+    All(OwnRollback(0.1), Reverse(), KLPenalty(Fixed(3.0))),
 ]
 every_region = pytest.mark.parametrize("region", REGIONS, ids=repr)
 
@@ -535,7 +551,11 @@ def test_a_derivative_that_a_region_writes_itself_is_used():
 
 
 @kinds
-@pytest.mark.parametrize("region", [TrustRegion(), Clip(0.2), KLConstraint(), All(Clip(0.2)), Rollback(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "region",
+    [TrustRegion(), Clip(0.2), SPO(0.1), Rollback(0.1), KLConstraint(), All(Clip(0.2)), OwnRollback(0.1)],
+    ids=repr,
+)
 def test_a_family_of_ones_own_has_the_gradients_of_its_gain(region, kind):
     c = change(laplace)
     agree(region.gain_gradient(change_as(c, kind)), gradient_of(region.gain, c), kind)

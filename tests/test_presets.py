@@ -96,7 +96,10 @@ def test_an_unknown_region_is_refused_with_the_known_ones(config_class):
 
 NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "bool": True, "text": "1", "list": [1]}
 NO_INTEGER = {"fraction": 1.5, "whole float": 2.0}
-READERS = {"target_kl": "adaptive-penalty", "kl_coef": "adaptive-penalty"}
+READERS = {
+    "target_kl": "adaptive-penalty", "kl_coef": "adaptive-penalty", "rollback_slope": "rollback",
+    "state_kl": "truly-ppo",
+}  # fmt: skip
 BAD = {
     "integer >= 1": NUMBERS | NO_INTEGER | {"zero": 0, "negative": -1},
     "number > 0": NUMBERS | {"zero": 0.0, "negative": -1.0},
@@ -110,7 +113,9 @@ KINDS = {
         "n_envs", "n_steps", "batch_size", "n_epochs", "cg_max_steps", "line_search_max_iter", "n_critic_updates",
         "sub_sampling_factor", "fisher_batch_size",
     },
-    "number > 0": {"target_kl", "clip_range", "kl_coef", "learning_rate", "max_grad_norm"},
+    "number > 0": {
+        "target_kl", "clip_range", "rollback_slope", "state_kl", "kl_coef", "learning_rate", "max_grad_norm",
+    },
     "number >= 0": {"vf_coef", "ent_coef", "cg_damping"},
     "number in [0, 1]": {"gamma", "gae_lambda"},
     "number in (0, 0.999]": {"line_search_shrinking_factor"},

@@ -10,6 +10,7 @@ from klrl.policy.distributions import Categorical
 from klrl.trust_region import (
     PARAMETERS,
     REGIONS,
+    SPO,
     Adaptive,
     All,
     Change,
@@ -19,6 +20,8 @@ from klrl.trust_region import (
     KLConstraint,
     KLPenalty,
     Proportional,
+    Rollback,
+    TrulyPPO,
     TrustRegion,
     region_from_json,
     region_from_name,
@@ -29,6 +32,9 @@ from klrl.trust_region.names import parameters_of
 MEANING = {
     "none": (TrustRegion(), {}),
     "clip": (Clip(0.3), {"clip_range": 0.3}),
+    "spo": (SPO(0.3), {"clip_range": 0.3}),
+    "rollback": (Rollback(0.3, 0.5), {"clip_range": 0.3, "rollback_slope": 0.5}),
+    "truly-ppo": (TrulyPPO(0.05, 0.4), {"state_kl": 0.05, "rollback_slope": 0.4}),
     "early-stop": (KLConstraint(0.02, on_exit="stop"), {"target_kl": 0.02}),
     "constraint": (KLConstraint(0.02, on_exit="backtrack"), {"target_kl": 0.02}),
     "fixed-penalty": (KLPenalty(Fixed(2.0)), {"kl_coef": 2.0}),
@@ -66,9 +72,20 @@ def test_names_joined_by_plus_share_their_settings():
     assert parameters_of("clip+early-stop") == {"clip_range", "target_kl"}
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(REGIONS, 2)), ids="+".join)
+GAINS = {"clip", "spo", "rollback", "truly-ppo"}
+PAIRS = list(itertools.combinations(REGIONS, 2))
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not set(pair) <= GAINS], ids="+".join)
 def test_any_two_names_can_be_joined(pair):
     assert region_from_name("+".join(pair)) == All(*map(region_from_name, pair))
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= GAINS], ids="+".join)
+def test_two_gains_cannot_be_joined(pair):
+    with pytest.raises(ValueError, match="at most one region with a gain of its own") as error:
+        region_from_name("+".join(pair))
+    assert all(name in str(error.value) for name in GAINS)
 
 
 @pytest.mark.parametrize("name", ["", "Clip", "clip+", "clip,constraint", "clip + constraint", "trust"])

@@ -10,6 +10,7 @@ import torch
 
 from klrl.policy.distributions import Categorical
 from klrl.trust_region import (
+    SPO,
     Adaptive,
     All,
     Change,
@@ -19,6 +20,8 @@ from klrl.trust_region import (
     KLConstraint,
     KLPenalty,
     Proportional,
+    Rollback,
+    TrulyPPO,
     TrustRegion,
 )
 
@@ -50,6 +53,9 @@ def numpy_kl(c):
 REGIONS = [
     TrustRegion(),
     Clip(0.1),
+    SPO(0.1),
+    Rollback(0.1, 2.0),
+    TrulyPPO(0.001, 2.0),
     KLConstraint(0.02),
     KLConstraint(0.02, on_exit="stop"),
     KLPenalty(Fixed(3.0)),

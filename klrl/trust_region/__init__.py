@@ -3,7 +3,7 @@
 from klrl.trust_region.all import All
 from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
-from klrl.trust_region.gains import Clip
+from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.natural_gradient import ConjugateGradient, FisherVectorProduct, conjugate_gradient
@@ -12,6 +12,7 @@ from klrl.trust_region.regions import KLConstraint, KLPenalty, TrustRegion
 __all__ = [
     "PARAMETERS",
     "REGIONS",
+    "SPO",
     "Adaptive",
     "All",
     "Change",
@@ -25,6 +26,8 @@ __all__ = [
     "KLPenalty",
     "LineSearch",
     "Proportional",
+    "Rollback",
+    "TrulyPPO",
     "TrustRegion",
     "conjugate_gradient",
     "line_search",

@@ -13,6 +13,8 @@ from klrl.policy.distributions import Gradient
 from klrl.trust_region.change import Change
 from klrl.trust_region.regions import OnExit, TrustRegion
 
+_GAINS = "clip, spo, rollback, truly-ppo"
+
 
 @dataclass(frozen=True, init=False)
 class All(TrustRegion):
@@ -25,7 +27,7 @@ class All(TrustRegion):
 
     def __init__(self, *regions: TrustRegion) -> None:
         if len([r for r in regions if redefines(r, "gain")]) > 1:
-            raise ValueError(f"trust_region = {regions}; allowed: at most one region with a gain of its own (clip)")
+            raise ValueError(f"trust_region = {regions}; allowed: at most one region with a gain of its own ({_GAINS})")
         object.__setattr__(self, "regions", regions)
 
     @property

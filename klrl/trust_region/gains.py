@@ -6,7 +6,9 @@ Each equals A, with the gradient of r A, at the old policy; they bound no diverg
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import sub
 
+from klrl.kl import kl_gradient
 from klrl.policy.arrays import Array, clip, minimum, where
 from klrl.policy.distributions import Gradient
 from klrl.trust_region.change import Change
@@ -39,3 +41,90 @@ class Clip(TrustRegion):
     def _surrogates(self, change: Change) -> tuple[Array, Array]:
         clipped = clip(change.ratio, 1.0 - self.clip_range, 1.0 + self.clip_range)
         return change.ratio * change.advantage, clipped * change.advantage
+
+
+@dataclass(frozen=True)
+class SPO(TrustRegion):
+    """Pulls the ratio back to 1 by a parabola: r A - |A| / (2 clip_range) (r - 1)^2.
+
+    Xie et al. 2025 ("Simple Policy Optimization"), whose optimum is r = 1 + sign(A) clip_range, the end of PPO's
+    interval; beyond it the gradient points back, where that of the clipped gain is zero.
+    """
+
+    clip_range: Positive = 0.2
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def gain(self, change: Change) -> Array:
+        """The plain surrogate minus the parabola, ``[*B]``."""
+        r, A = change.ratio, change.advantage
+        return r * A - abs(A) / (2.0 * self.clip_range) * (r - 1.0) ** 2
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """(A - |A| / clip_range (r - 1)) r times the score."""
+        r, A = change.ratio, change.advantage
+        return weighted((A - abs(A) / self.clip_range * (r - 1.0)) * r, change.new.score(change.action))
+
+
+@dataclass(frozen=True)
+class Rollback(TrustRegion):
+    """Beyond [1 - clip_range, 1 + clip_range], on the side the advantage pushes to, the gain falls again.
+
+    Wang et al. 2020 ("Truly Proximal Policy Optimization"), PPO-RB: min(r A, f(r) A), where f(r) = r inside and
+    clip(r) - rollback_slope (r - clip(r)) outside. A slope of 0 is PPO's clip.
+    """
+
+    clip_range: Positive = 0.2
+    rollback_slope: Positive = 0.3
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def gain(self, change: Change) -> Array:
+        """The smaller of the plain and the rolled back surrogate, ``[*B]``."""
+        plain, rolled_back = self._surrogates(change)
+        return minimum(plain, rolled_back)
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """That of the smaller one."""
+        plain, rolled_back = self._surrogates(change)
+        weight = where(rolled_back < plain, -self.rollback_slope * plain, plain)
+        return weighted(weight, change.new.score(change.action))
+
+    def _surrogates(self, change: Change) -> tuple[Array, Array]:
+        r, A = change.ratio, change.advantage
+        clipped = clip(r, 1.0 - self.clip_range, 1.0 + self.clip_range)
+        return r * A, (clipped - self.rollback_slope * (r - clipped)) * A
+
+
+@dataclass(frozen=True)
+class TrulyPPO(TrustRegion):
+    """In states whose own KL is out of bounds, takes the KL from the surrogate: r A - rollback_slope (KL - state_kl).
+
+    Wang et al. 2020 ("Truly Proximal Policy Optimization"), there only where KL(old||new) >= state_kl and r A >= A, so
+    that a change for the worse stays free to be undone; r A elsewhere. The paper subtracts rollback_slope * state_kl
+    everywhere instead of adding it there: the same gradient, but here the old policy's gain is A. Slope and bound are
+    those of its code for MuJoCo. ``state_kl`` bounds single states, softly; it is no ``target_kl``.
+    """
+
+    state_kl: Positive = 0.03
+    rollback_slope: Positive = 5.0
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def gain(self, change: Change) -> Array:
+        """The surrogate, less the KL beyond ``state_kl`` where it counts, ``[*B]``."""
+        plain = change.ratio * change.advantage
+        return where(self._outside(change), plain - self.rollback_slope * (change.kl - self.state_kl), plain)
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """That of the surrogate, less rollback_slope times that of the KL where it counts."""
+        slope = where(self._outside(change), self.rollback_slope, 0.0 * change.advantage)
+        plain = weighted(change.ratio * change.advantage, change.new.score(change.action))
+        return tuple(map(sub, plain, weighted(slope, kl_gradient(change.old, change.new))))
+
+    def _outside(self, change: Change) -> Array:
+        """Where the state left its bound and the surrogate gained by it."""
+        return (change.kl >= self.state_kl) & (change.ratio * change.advantage >= change.advantage)

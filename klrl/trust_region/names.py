@@ -9,7 +9,7 @@ from typing import Any
 
 from klrl.trust_region.all import All
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
-from klrl.trust_region.gains import Clip
+from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.regions import KLConstraint, KLPenalty, TrustRegion
 
 
@@ -40,6 +40,9 @@ def _dual_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
 REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "none": TrustRegion,
     "clip": Clip,
+    "spo": SPO,
+    "rollback": Rollback,
+    "truly-ppo": TrulyPPO,
     "early-stop": _early_stop,
     "constraint": _constraint,
     "fixed-penalty": _fixed_penalty,
@@ -83,7 +86,7 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     return parts[0] if len(parts) == 1 else All(*parts)
 
 
-_SAVED = (TrustRegion, All, KLConstraint, KLPenalty, Clip, Fixed, Adaptive, Proportional, Dual)
+_SAVED = (TrustRegion, All, KLConstraint, KLPenalty, Clip, SPO, Rollback, TrulyPPO, Fixed, Adaptive, Proportional, Dual)
 _CLASSES = {cls.__name__: cls for cls in _SAVED}
 
 

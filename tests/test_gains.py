@@ -1,0 +1,115 @@
+"""Gains of single states against their papers' formulas, written out case by case."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from klrl.policy.distributions import Categorical
+from klrl.trust_region import SPO, All, Change, Clip, KLConstraint, Rollback, TrulyPPO, TrustRegion
+
+PAIRS = list(itertools.product([0.3, 0.79, 0.81, 0.999, 1.001, 1.19, 1.21, 1.4, 3.0], [-2.0, -0.5, 0.5, 2.0]))
+
+
+def change(pairs=PAIRS):
+    """Two actions, the first of them taken with probability 0.3 before and 0.3 r after; p and r by hand."""
+    r, A = (np.array(x) for x in zip(*pairs, strict=True))
+    old, new = np.full_like(r, 0.3), 0.3 * r
+    records = [Categorical(torch.tensor(np.log(np.stack([p, 1.0 - p], -1)))) for p in (old, new)]
+    action = torch.zeros(len(r), dtype=torch.int64)
+    kl = old * np.log(old / new) + (1.0 - old) * np.log((1.0 - old) / (1.0 - new))
+    return Change(*records, action, records[0].log_prob(action), torch.tensor(A)), r, A, kl
+
+
+def slopes(region, pairs=PAIRS, h=1e-6):
+    """d gain / d r by central differences, and as the region has it."""
+    c, r, _, _ = change(pairs)
+    up, down = (region.gain(change([(x + s * h, A) for x, A in pairs])[0]).numpy() for s in (1, -1))
+    # The logits' gradient (z0, z1) times their derivative by r: z0 = log(0.3 r), z1 = log(1 - 0.3 r).
+    (g,) = region.gain_gradient(c)
+    return (up - down) / (2.0 * h), g[:, 0].numpy() / r - g[:, 1].numpy() * 0.3 / (1.0 - 0.3 * r)
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.2])
+def test_spo_subtracts_a_parabola_around_the_ratio_one(eps):
+    c, r, A, _ = change()
+    by_hand = [x * a - abs(a) / (2.0 * eps) * (x - 1.0) * (x - 1.0) for x, a in zip(r, A, strict=True)]
+    np.testing.assert_allclose(SPO(eps).gain(c), by_hand, rtol=1e-12)
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.2])
+@pytest.mark.parametrize("A", [-2.0, 0.5])
+def test_spo_is_largest_at_the_end_of_ppos_interval(eps, A):
+    r = np.linspace(0.5, 1.5, 1001)
+    best = r[SPO(eps).gain(change([(x, A) for x in r])[0]).argmax().item()]
+    assert best == pytest.approx(1.0 + math.copysign(eps, A), abs=1e-9)
+
+
+@pytest.mark.parametrize(("eps", "alpha"), [(0.2, 0.3), (0.1, 2.0)])
+def test_rollback_is_the_papers_piecewise_line(eps, alpha):
+    c, r, A, _ = change()
+    by_hand = []
+    for x, a in zip(r, A, strict=True):
+        f = x
+        if x <= 1.0 - eps:
+            f = -alpha * x + (1.0 + alpha) * (1.0 - eps)
+        elif x >= 1.0 + eps:
+            f = -alpha * x + (1.0 + alpha) * (1.0 + eps)
+        by_hand.append(min(x * a, f * a))
+    np.testing.assert_allclose(Rollback(eps, alpha).gain(c), by_hand, rtol=1e-12)
+
+
+def test_rollback_falls_only_outside_and_on_the_side_the_advantage_pushes_to():
+    _, r, A, _ = change()
+    outside = ((r > 1.2) & (A > 0)) | ((r < 0.8) & (A < 0))
+    for slope in slopes(Rollback(0.2, 0.3)):
+        np.testing.assert_allclose(slope, np.where(outside, -0.3 * A, A), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("delta", "alpha"), [(0.03, 5.0), (0.001, 0.4)])
+def test_truly_ppo_takes_the_kl_beyond_its_bound_where_the_surrogate_gained(delta, alpha):
+    c, r, A, kl = change()
+    paper = [
+        x * a - alpha * (d if d >= delta and x * a >= a else delta) for x, a, d in zip(r, A, kl, strict=True)
+    ]  # shifted by a constant
+    np.testing.assert_allclose(TrulyPPO(delta, alpha).gain(c), np.array(paper) + alpha * delta, rtol=1e-9, atol=1e-12)
+    counts = (kl >= delta) & (r * A >= A)
+    assert counts.any()
+    assert (~counts & (kl >= delta)).any()
+    d_kl = 0.3 * (-1.0 / r + 0.7 / (1.0 - 0.3 * r))  # d KL / d r, with new = 0.3 r
+    for slope in slopes(TrulyPPO(delta, alpha)):
+        np.testing.assert_allclose(slope, A - np.where(counts, alpha * d_kl, 0.0), rtol=1e-5, atol=1e-8)
+
+
+def test_truly_ppo_stays_continuous_where_a_state_leaves_its_bound():
+    _, r, _, kl = change([(x, 1.0) for x in np.linspace(1.0, 1.8, 8001)])
+    (at,) = np.flatnonzero(np.diff(kl >= 0.03))
+    near = TrulyPPO().gain(change([(r[at], 1.0), (r[at + 1], 1.0)])[0])
+    assert abs(float(near[1] - near[0])) < 1e-3
+
+
+@pytest.mark.parametrize("region", [SPO(), Rollback(), TrulyPPO()], ids=repr)
+def test_a_gain_bounds_nothing_and_can_be_joined_with_what_does(region):
+    c, *_ = change()
+    assert (region.excess(c), region.step_length(1.0), region.on_exit) == (-math.inf, math.inf, None)
+    assert (region.penalty(c), region.target_kl, region.beta) == (0.0, None, None)
+    joined = All(KLConstraint(0.01), region, TrustRegion())
+    assert torch.equal(joined.gain(c), region.gain(c))
+    for other in (Clip(), region):
+        with pytest.raises(ValueError, match=r"at most one region with a gain of its own \(clip, spo"):
+            All(region, other)
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (lambda: SPO(0.0), "^clip_range = 0.0; allowed: a number > 0$"),
+        (lambda: Rollback(0.2, -0.3), "^rollback_slope = -0.3; allowed: a number > 0$"),
+        (lambda: TrulyPPO(math.nan), "^state_kl = nan; allowed: a number > 0$"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(build, text):
+    with pytest.raises(ValueError, match=text):
+        build()
