@@ -48,6 +48,8 @@ class AgentConfig:
     """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
     state_kl: Positive | None = None
     """KL(old||new) of a single state from which on the gain falls, nats (truly-ppo: 0.03)."""
+    ratio_deviation: Positive | None = None
+    """Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
     """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
     (adaptive-penalty, proportional-penalty, dual-penalty: 1.0)."""

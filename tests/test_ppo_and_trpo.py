@@ -99,6 +99,18 @@ def test_ppo_stops_the_policy_outside_the_region_and_the_critic_goes_on(region):
     assert metrics["drift/kl"] > 1e-6
 
 
+def test_espo_stops_the_policy_once_its_ratios_are_far_enough_from_one():
+    far = {"n_epochs": 30, "learning_rate": 1e-2}
+    stopped, tight = (
+        small_agent(PPO, trust_region="espo", ratio_deviation=bound, **far).update(random_batch(small_agent(PPO)))
+        for bound in (0.2, 1e-4)
+    )
+    assert (tight["train/policy_epochs"], tight["train/stop_reason"]) == (1.0, "stopped: outside the trust region")
+    assert 1.0 < stopped["train/policy_epochs"] < 30.0
+    assert stopped["drift/kl"] >= 0.2**2 / 2.0
+    assert "drift/kl_target" not in stopped
+
+
 def test_ppo_goes_through_all_epochs_inside_the_region():
     agent = small_agent(PPO, trust_region="early-stop", target_kl=100.0, n_epochs=4)
     epochs = AfterEpoch()

@@ -98,7 +98,7 @@ NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "bool": True, "t
 NO_INTEGER = {"fraction": 1.5, "whole float": 2.0}
 READERS = {
     "target_kl": "adaptive-penalty", "kl_coef": "adaptive-penalty", "rollback_slope": "rollback",
-    "state_kl": "truly-ppo",
+    "state_kl": "truly-ppo", "ratio_deviation": "espo",
 }  # fmt: skip
 BAD = {
     "integer >= 1": NUMBERS | NO_INTEGER | {"zero": 0, "negative": -1},
@@ -114,7 +114,8 @@ KINDS = {
         "sub_sampling_factor", "fisher_batch_size",
     },
     "number > 0": {
-        "target_kl", "clip_range", "rollback_slope", "state_kl", "kl_coef", "learning_rate", "max_grad_norm",
+        "target_kl", "clip_range", "rollback_slope", "state_kl", "ratio_deviation", "kl_coef", "learning_rate",
+        "max_grad_norm",
     },
     "number >= 0": {"vf_coef", "ent_coef", "cg_damping"},
     "number in [0, 1]": {"gamma", "gae_lambda"},

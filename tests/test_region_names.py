@@ -20,6 +20,7 @@ from klrl.trust_region import (
     KLConstraint,
     KLPenalty,
     Proportional,
+    RatioDeviation,
     Rollback,
     TrulyPPO,
     TrustRegion,
@@ -37,6 +38,7 @@ MEANING = {
     "truly-ppo": (TrulyPPO(0.05, 0.4), {"state_kl": 0.05, "rollback_slope": 0.4}),
     "early-stop": (KLConstraint(0.02, on_exit="stop"), {"target_kl": 0.02}),
     "constraint": (KLConstraint(0.02, on_exit="backtrack"), {"target_kl": 0.02}),
+    "espo": (RatioDeviation(0.5), {"ratio_deviation": 0.5}),
     "fixed-penalty": (KLPenalty(Fixed(2.0)), {"kl_coef": 2.0}),
     "adaptive-penalty": (KLPenalty(Adaptive(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
     "proportional-penalty": (

@@ -20,6 +20,7 @@ from klrl.trust_region import (
     KLConstraint,
     KLPenalty,
     Proportional,
+    RatioDeviation,
     Rollback,
     TrulyPPO,
     TrustRegion,
@@ -58,6 +59,7 @@ REGIONS = [
     TrulyPPO(0.001, 2.0),
     KLConstraint(0.02),
     KLConstraint(0.02, on_exit="stop"),
+    RatioDeviation(0.1),
     KLPenalty(Fixed(3.0)),
     KLPenalty(Adaptive(target_kl=0.01)),
     KLPenalty(Proportional(target_kl=0.01)),
@@ -161,6 +163,25 @@ def test_the_step_of_a_constraint_uses_the_quadratic_model_up_to_its_bound(curva
     assert 0.5 * s**2 * curvature == pytest.approx(0.02)
 
 
+# ESPO.
+def test_the_excess_of_espo_is_the_mean_distance_of_the_ratios_from_one_minus_its_bound():
+    c, region = change(), RatioDeviation(0.1)
+    assert region.excess(c) == pytest.approx(np.abs(np.exp(c.log_ratio.numpy()) - 1.0).mean() - 0.1, rel=1e-9)
+    assert region.excess(change(step=1e-3)) < 0 < region.excess(change(step=1.0))
+    assert (region.on_exit, region.target_kl, region.clip_range) == ("stop", None, None)
+    assert region.step_length(1.0) == math.inf
+    assert torch.equal(region.gain(c), TrustRegion().gain(c))
+
+
+def test_the_mean_distance_of_ratios_is_twice_the_total_variation_and_bounds_the_kl_from_below():
+    c = change(n=20_000)
+    found = RatioDeviation(0.25).excess(c) + 0.25
+    p, q = c.old.probs.numpy(), c.new.probs.numpy()
+    spread = np.abs(np.exp(c.log_ratio.numpy()) - 1.0).std() / math.sqrt(20_000)
+    assert abs(found - np.abs(p - q).sum(-1).mean()) < 3.0 * spread
+    assert numpy_kl(c)[0].mean() >= found**2 / 2.0
+
+
 # Penalty.
 def test_the_penalty_is_beta_times_the_kl_of_every_state():
     c = change()
@@ -248,6 +269,7 @@ def test_all_of_nothing_limits_nothing():
     ("build", "text"),
     [
         (lambda: Clip(0.0), "^clip_range = 0.0; allowed: a number > 0$"),
+        (lambda: RatioDeviation(-1.0), "^ratio_deviation = -1.0; allowed: a number > 0$"),
         (lambda: KLConstraint(math.nan), "^target_kl = nan; allowed: a number > 0$"),
         (lambda: KLConstraint(0.01, "leave"), "^on_exit = 'leave'; allowed: stop, backtrack$"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 from klrl.trust_region.all import All
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
-from klrl.trust_region.regions import KLConstraint, KLPenalty, TrustRegion
+from klrl.trust_region.regions import KLConstraint, KLPenalty, RatioDeviation, TrustRegion
 
 
 def _early_stop(target_kl: float = 0.01) -> TrustRegion:
@@ -45,6 +45,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "truly-ppo": TrulyPPO,
     "early-stop": _early_stop,
     "constraint": _constraint,
+    "espo": RatioDeviation,
     "fixed-penalty": _fixed_penalty,
     "adaptive-penalty": _adaptive_penalty,
     "proportional-penalty": _proportional_penalty,
@@ -86,7 +87,21 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     return parts[0] if len(parts) == 1 else All(*parts)
 
 
-_SAVED = (TrustRegion, All, KLConstraint, KLPenalty, Clip, SPO, Rollback, TrulyPPO, Fixed, Adaptive, Proportional, Dual)
+_SAVED = (
+    TrustRegion,
+    All,
+    KLConstraint,
+    RatioDeviation,
+    KLPenalty,
+    Clip,
+    SPO,
+    Rollback,
+    TrulyPPO,
+    Fixed,
+    Adaptive,
+    Proportional,
+    Dual,
+)
 _CLASSES = {cls.__name__: cls for cls in _SAVED}
 
 

@@ -119,6 +119,26 @@ class KLConstraint(TrustRegion):
 
 
 @dataclass(frozen=True)
+class RatioDeviation(TrustRegion):
+    """Ends the epochs once the ratios are too far from 1: mean |r - 1| > ratio_deviation.
+
+    Sun et al. 2022 ("You May Not Need Ratio Clipping in PPO"), ESPO: an unclipped surrogate, and this stopping rule.
+    In expectation over old(a|s) that mean is twice the total variation of the policies, so by Pinsker's inequality
+    mean KL(old||new) >= ratio_deviation^2 / 2 outside; no KL is bounded from above.
+    """
+
+    ratio_deviation: Positive = 0.25
+    on_exit = cast("OnExit | None", "stop")
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def excess(self, change: Change) -> float:
+        """Mean |r - 1| - ratio_deviation."""
+        return average(abs(change.ratio - 1.0)) - self.ratio_deviation
+
+
+@dataclass(frozen=True)
 class KLPenalty(TrustRegion):
     """Subtracts beta KL(old||new) from the surrogate: Schulman et al. 2017 (PPO), eq. 8."""
 
