@@ -41,7 +41,7 @@ class AgentConfig:
     """What limits the step."""
     target_kl: Positive | None = None
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
-    (adaptive-penalty, proportional-penalty, dual-penalty: 0.01)."""
+    (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
     clip_range: Positive | None = None
     """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
     rollback_slope: Positive | None = None

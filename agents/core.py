@@ -227,11 +227,12 @@ class Core(abc.ABC, Generic[C]):
         self.optimizer.step([gradients.get(network) for network in self.optimized])
 
     def anneal(self) -> float:
-        """Set the learning rate for this update and return it."""
+        """Set the learning rate for this update and return it; the actor's is also scaled by the region."""
         rate = self.config.learning_rate
         if self.config.learning_rate_schedule == "linear":
             rate *= self.progress_remaining
         self.optimizer.learning_rate = rate
+        self.optimizer.factors = [self.region.lr_scale if n is self.actor else 1.0 for n in self.optimized]
         return rate
 
     # -- measuring ------------------------------------------------------------------------------

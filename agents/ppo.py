@@ -46,6 +46,14 @@ class _Outcome:
     reason: str = "all epochs done"
 
 
+@dataclass(frozen=True, eq=False)
+class _ActorState:
+    """The policy's parameters and Adam's moments of them at an epoch's start."""
+
+    parameters: Tensor
+    moments: dict[str, Tensor]
+
+
 class PPO(Agent[PPOConfig]):
     """Algorithm 1 of the PPO paper; the trust region says what keeps the update proximal.
 
@@ -62,21 +70,22 @@ class PPO(Agent[PPOConfig]):
 
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
         """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
-        metrics: Metrics = {"train/learning_rate": self.anneal()}
+        rate = self.anneal()
+        metrics: Metrics = {"train/learning_rate": rate, "train/actor_learning_rate": rate * self.region.lr_scale}
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, epochs = _Outcome(), 0
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
-            accepted = self.actor_parameters.clone()
+            start = self._actor_state()
             for minibatch in self.minibatches(samples):
                 step = self._step(minibatch) if outcome.moving else self._critic_step(minibatch)
                 for name, value in step.items():
                     losses[name].append(value)
                 callback.on_minibatch_end(self, step)
             if outcome.moving:
-                outcome, epochs = self._stay_inside(samples, accepted), epochs + 1
+                outcome, epochs = self._stay_inside(samples, start), epochs + 1
             callback.on_epoch_end(self, epoch)
         metrics |= {name: mean_of(values) for name, values in losses.items()}
         metrics |= {"train/policy_epochs": float(epochs), "train/backtrack_scale": outcome.scale}
@@ -108,19 +117,24 @@ class PPO(Agent[PPOConfig]):
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _stay_inside(self, samples: Samples, accepted: Tensor) -> _Outcome:
-        """Judge the policy on the whole batch after an epoch that began at ``accepted``."""
+    def _actor_state(self) -> _ActorState:
+        return _ActorState(self.actor_parameters.clone(), self.optimizer.moments(self.optimized.index(self.actor)))
+
+    def _stay_inside(self, samples: Samples, start: _ActorState) -> _Outcome:
+        """Judge the policy on the whole batch after an epoch that began at ``start``."""
         if self.region.on_exit is None or self._inside(samples):
             return _Outcome()
         if self.region.on_exit == "stop":
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         search = line_search(
             self.actor_parameters,
-            self.actor_parameters - accepted,
+            self.actor_parameters - start.parameters,
             lambda: None if self._inside(samples) else "outside the trust region",
-            start=accepted,
+            start=start.parameters,
             shrinking_factor=0.5,
         )
+        # Adam's moments tell of steps that were taken back; the next update must not go on with them.
+        self.optimizer.put_back(self.optimized.index(self.actor), start.moments)
         reason = "stopped: back inside the trust region" if search.accepted else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=search.scale, reason=reason)
 

@@ -14,7 +14,7 @@ from klrl.agents.config import AgentConfig, RegionArgument
 from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
-from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
+from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search, redefines
 from klrl.validation import Bounds, NonNegative, Positive, PositiveInt
 
 
@@ -54,6 +54,11 @@ class TRPOConfig(AgentConfig):
             raise ValueError(
                 f"trust_region = {self.trust_region!r}; allowed for TRPO: {', '.join(fitting)}, "
                 "alone or joined by '+', or a region with a step_length, such as All(KLConstraint(), yours)"
+            )
+        if redefines(self.region, "lr_scale"):
+            raise ValueError(
+                f"trust_region = {self.trust_region!r}; allowed for TRPO: "
+                "nothing that scales the actor's learning rate, which TRPO does not have"
             )
 
 

@@ -104,7 +104,7 @@ def test_every_update_reports_the_metrics_that_must_exist(agent_class):
     assert agent.history[0].keys() == agent.history[1].keys()
 
 
-AIMED = ("early-stop", "constraint", "adaptive-penalty", "proportional-penalty", "dual-penalty")
+AIMED = ("early-stop", "constraint", "adaptive-penalty", "proportional-penalty", "dual-penalty", "adaptive-lr")
 
 
 @pytest.mark.parametrize("name", list(REGIONS))

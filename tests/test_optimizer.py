@@ -190,6 +190,36 @@ def test_the_learning_rate_is_read_at_every_step():
     assert steps == pytest.approx([0.02, 0.0, 0.04], rel=1e-4)  # equal gradients: m = g, v = g^2, up to eps
 
 
+@kinds
+def test_a_factor_of_one_network_is_a_learning_rate_of_its_own(kind):
+    parameters, slower, as_usual = start(), start(), start()
+    ours, slow, usual = adam(parameters), adam(slower, learning_rate=0.003), adam(as_usual)
+    ours.factors = [0.3, 1.0]
+    for step in range(5):
+        for one in (ours, slow, usual):
+            one.step(as_kind(gradients(step, 0), kind))
+    close(parameters[0], slower[0], 1e-12)
+    assert torch.equal(parameters[1], as_usual[1])
+    assert ours.learning_rate == 0.01
+
+
+@kinds
+@pytest.mark.parametrize("i", [0, 1])
+def test_moments_put_back_are_those_of_one_network_to_the_bit(i, kind):
+    ours = adam(start())
+    ours.step(as_kind(gradients(0, 0), kind))
+    moments, before = ours.moments(i), snapshot(ours)
+    for step in range(1, 4):
+        ours.step(as_kind(gradients(step, 0), kind))
+    after = snapshot(ours)
+    ours.put_back(i, moments)
+    for name, x in ours.state().items():
+        assert torch.equal(x, (before if name.startswith(f"{i}.") else after)[name])
+        assert not torch.equal(before[name], after[name])
+    moments["exp_avg"].zero_()
+    assert torch.equal(ours.state()[f"{i}.exp_avg"], before[f"{i}.exp_avg"])
+
+
 def test_parameters_that_need_a_gradient_are_moved_in_place():
     p = nn.Parameter(randn(4))
     memory, before = p.data_ptr(), p.detach().clone()

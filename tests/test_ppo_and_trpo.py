@@ -9,9 +9,9 @@ from environments import Noise, box, random_batch, small_agent
 from support import AfterEpoch, Nowhere, both, every_space, exactly, parameters, policy, same
 from torch import distributions as td
 
-from klrl.agents import PPO, TRPO
+from klrl.agents import PPO, TRPO, TRPOConfig
 from klrl.run import Callback
-from klrl.trust_region import REGIONS, Adaptive, KLPenalty
+from klrl.trust_region import REGIONS, Adaptive, AdaptiveLearningRate, All, KLConstraint, KLPenalty, TrustRegion
 
 
 class Measure(Callback):
@@ -97,6 +97,66 @@ def test_ppo_stops_the_policy_outside_the_region_and_the_critic_goes_on(region):
     assert metrics["train/policy_epochs"] == 1.0
     assert metrics["train/stop_reason"] == "stopped: outside the trust region"
     assert metrics["drift/kl"] > 1e-6
+
+
+class States(Callback):
+    """The optimiser's state after every epoch, when the region has been asked."""
+
+    def __init__(self):
+        self.after = []
+
+    def on_epoch_end(self, agent, epoch):
+        self.after.append({name: x.clone() for name, x in agent.optimizer.state().items()})
+
+
+@pytest.mark.parametrize(("target", "partly"), [(1e-4, True), (1e-30, False)])
+def test_after_a_backtrack_adam_has_the_actors_moments_of_the_epochs_start_and_the_critics_of_its_end(target, partly):
+    agent = small_agent(PPO, trust_region="none", n_epochs=2, learning_rate=1e-3)
+    agent.update(random_batch(agent))
+    before = {name: x.clone() for name, x in agent.optimizer.state().items()}
+    agent.region = KLConstraint(target)
+    metrics = agent.update(random_batch(agent, seed=1), states := States())
+    assert (0.0 < metrics["train/backtrack_scale"] < 1.0) == partly
+    start = [before, *states.after][int(metrics["train/policy_epochs"]) - 1]
+    for name, x in agent.optimizer.state().items():
+        assert torch.equal(x, start[name]) == name.startswith("0."), name
+
+
+def test_after_a_stop_adam_keeps_the_moments_of_the_steps_that_were_kept():
+    agent = small_agent(PPO, trust_region="early-stop", target_kl=1e-9, n_epochs=2)
+    agent.update(random_batch(agent))
+    assert all(x.any() for x in agent.optimizer.state().values())
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_adaptive_lr_scales_the_first_step_of_the_actor_and_not_that_of_the_critic(scale):
+    def step(region):
+        agent = small_agent(PPO, trust_region=region, n_epochs=1, batch_size=64)
+        before = parameters(agent)
+        metrics = agent.update(random_batch(agent))
+        moved = [a - b for a, b in zip(parameters(agent), before, strict=True)]
+        n = len(list(agent.actor.parameters()))
+        return moved[:n], moved[n:], metrics
+
+    plain, scaled = step(TrustRegion()), step(AdaptiveLearningRate(scale=scale))
+    for a, b in zip(plain[0], scaled[0], strict=True):
+        torch.testing.assert_close(scale * a, b, rtol=1e-3, atol=1e-6)
+    assert same(plain[1], scaled[1])
+    rate = plain[2]["train/learning_rate"]
+    assert scaled[2]["train/learning_rate"] == plain[2]["train/actor_learning_rate"] == rate
+    assert scaled[2]["train/actor_learning_rate"] == rate * scale
+
+
+def test_adaptive_lr_changes_once_per_update():
+    agent = small_agent(PPO, trust_region="adaptive-lr", n_epochs=5, learning_rate=1e-6)
+    scales = [agent.update(random_batch(agent))["train/actor_learning_rate"] / 1e-6 for _ in range(3)]
+    assert scales == pytest.approx([1.0, 1.5, 2.25])
+
+
+@pytest.mark.parametrize("region", ["constraint+adaptive-lr", All(KLConstraint(), AdaptiveLearningRate())])
+def test_trpo_refuses_to_scale_a_learning_rate_that_its_actor_does_not_have(region):
+    with pytest.raises(ValueError, match=r"^trust_region = .*; allowed for TRPO: nothing that scales .* learning rate"):
+        TRPOConfig(trust_region=region)
 
 
 def test_espo_stops_the_policy_once_its_ratios_are_far_enough_from_one():

@@ -12,6 +12,7 @@ from klrl.trust_region import (
     REGIONS,
     SPO,
     Adaptive,
+    AdaptiveLearningRate,
     All,
     Change,
     Clip,
@@ -45,6 +46,7 @@ MEANING = {
         KLPenalty(Proportional(target_kl=0.02, beta=2.0)),
         {"target_kl": 0.02, "kl_coef": 2.0},
     ),
+    "adaptive-lr": (AdaptiveLearningRate(target_kl=0.02), {"target_kl": 0.02}),
     "dual-penalty": (KLPenalty(Dual(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
 }
 
@@ -109,6 +111,7 @@ SAVED = [
     *(region for region, _ in MEANING.values()),
     KLPenalty(Adaptive(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0)),
     KLPenalty(Proportional(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, proportion=0.1)),
+    AdaptiveLearningRate(target_kl=0.003, scale=0.1 + 0.2, minimum=0.1, maximum=2.0),
     KLPenalty(Dual(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, rate=0.5)),
     All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02)), All(KLConstraint(0.5, on_exit="stop"), TrustRegion())),
     All(),

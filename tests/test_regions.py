@@ -12,6 +12,7 @@ from klrl.policy.distributions import Categorical
 from klrl.trust_region import (
     SPO,
     Adaptive,
+    AdaptiveLearningRate,
     All,
     Change,
     Clip,
@@ -65,6 +66,8 @@ REGIONS = [
     KLPenalty(Proportional(target_kl=0.01)),
     KLPenalty(Dual(target_kl=0.01)),
     All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
+    AdaptiveLearningRate(target_kl=0.01),
+    All(AdaptiveLearningRate(target_kl=0.01), SPO(0.2), RatioDeviation(0.1)),
     All(),
 ]
 every_region = pytest.mark.parametrize("region", REGIONS, ids=repr)
@@ -205,6 +208,40 @@ def test_a_penalty_adapts_to_the_mean_kl_of_the_whole_update(step, factor):
     assert KLPenalty(Fixed(4.0)).target_kl is None
 
 
+# Learning rate.
+@pytest.mark.parametrize("target", [0.01, 0.1])
+@pytest.mark.parametrize("step", [0.0, 0.05, 0.1, 0.2, 0.5, 2.0])
+def test_the_learning_rate_falls_where_the_kl_is_over_twice_its_aim_and_rises_under_half(step, target):
+    c, region = change(step), AdaptiveLearningRate(target_kl=target, scale=0.9)
+    kl = numpy_kl(c)[0].mean()
+    expected = 0.9 / 1.5 if kl > 2 * target else 0.9 * 1.5 if 1e-12 < kl < target / 2 else 0.9
+    assert region.adapt(c).lr_scale == pytest.approx(expected)
+    assert (region.lr_scale, region.target_kl, region.on_exit) == (0.9, target, None)
+    assert torch.equal(region.gain(c), TrustRegion().gain(c))
+
+
+@pytest.mark.parametrize(("step", "bound"), [(0.01, 10.0), (3.0, 0.01)])
+def test_the_scale_of_the_learning_rate_stays_inside_its_bounds_and_comes_back(step, bound):
+    region = AdaptiveLearningRate()
+    for _ in range(30):
+        region = region.adapt(change(step))
+        assert 0.01 <= region.lr_scale <= 10.0
+    assert region.lr_scale == bound
+    assert region.adapt(change(3.0 if step < 1.0 else 0.01)).lr_scale != bound
+
+
+def test_no_scale_follows_from_a_kl_that_is_not_a_number():
+    c = change()
+    broken = dataclasses.replace(c, new=Categorical(torch.full_like(c.new.logits, math.nan)))
+    assert AdaptiveLearningRate().adapt(broken) == AdaptiveLearningRate()
+
+
+def test_in_all_the_scales_of_the_learning_rate_multiply():
+    slow, fast = (AdaptiveLearningRate(scale=s) for s in (0.5, 3.0))
+    assert All(Clip(), slow, All(fast)).lr_scale == 1.5
+    assert All().lr_scale == TrustRegion().lr_scale == Clip().lr_scale == 1.0
+
+
 # All.
 def test_in_all_penalties_add_the_largest_excess_and_the_shortest_step_count():
     c = change()
@@ -270,6 +307,8 @@ def test_all_of_nothing_limits_nothing():
     [
         (lambda: Clip(0.0), "^clip_range = 0.0; allowed: a number > 0$"),
         (lambda: RatioDeviation(-1.0), "^ratio_deviation = -1.0; allowed: a number > 0$"),
+        (lambda: AdaptiveLearningRate(scale=20.0), r"^scale = 20.0; allowed: a number in \[0.01, 10\]$"),
+        (lambda: AdaptiveLearningRate(target_kl=0.0), "^target_kl = 0.0; allowed: a number > 0$"),
         (lambda: KLConstraint(math.nan), "^target_kl = nan; allowed: a number > 0$"),
         (lambda: KLConstraint(0.01, "leave"), "^on_exit = 'leave'; allowed: stop, backtrack$"),
     ],

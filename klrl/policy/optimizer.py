@@ -29,17 +29,28 @@ class Adam:
     def __init__(self, parameters: Sequence[Tensor], *, learning_rate: float, max_grad_norm: float) -> None:
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
+        self.factors = [1.0] * len(parameters)
+        """Of the learning rate, network by network; set it to change them."""
         self._networks = [_Network.of(p.detach()) for p in parameters]
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """Move every network that has a gradient ``[P]``; the moments of the others stay as they are, too."""
-        moving = [(n, n.array(g)) for n, g in zip(self._networks, gradients, strict=True) if g is not None]
+        networks = zip(self._networks, gradients, self.factors, strict=True)
+        moving = [(n, n.array(g), self.learning_rate * factor) for n, g, factor in networks if g is not None]
         if not moving:
             return
-        norm = sum(g @ g for _, g in moving) ** 0.5
+        norm = sum(g @ g for _, g, _ in moving) ** 0.5
         excess = (norm / self.max_grad_norm).clip(1.0)
-        for network, g in moving:
-            network.step(g / excess, self.learning_rate)
+        for network, g, rate in moving:
+            network.step(g / excess, rate)
+
+    def moments(self, i: int) -> dict[str, Tensor]:
+        """A copy of one network's moments and step count."""
+        return {name: x.clone() for name, x in self._networks[i].state().items()}
+
+    def put_back(self, i: int, moments: dict[str, Tensor]) -> None:
+        """Give one network the moments and the step count that :meth:`moments` copied."""
+        self._networks[i].restore(moments)
 
     def state(self) -> dict[str, Tensor]:
         """The moments (on their own memory) and step counts, by network and name."""

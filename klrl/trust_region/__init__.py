@@ -1,19 +1,20 @@
 """LIMIT: trust regions, coefficient schedules, natural gradient, line search."""
 
-from klrl.trust_region.all import All
+from klrl.trust_region.all import All, redefines
 from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.natural_gradient import ConjugateGradient, FisherVectorProduct, conjugate_gradient
-from klrl.trust_region.regions import KLConstraint, KLPenalty, RatioDeviation, TrustRegion
+from klrl.trust_region.regions import AdaptiveLearningRate, KLConstraint, KLPenalty, RatioDeviation, TrustRegion
 
 __all__ = [
     "PARAMETERS",
     "REGIONS",
     "SPO",
     "Adaptive",
+    "AdaptiveLearningRate",
     "All",
     "Change",
     "Clip",
@@ -32,6 +33,7 @@ __all__ = [
     "TrustRegion",
     "conjugate_gradient",
     "line_search",
+    "redefines",
     "region_from_json",
     "region_from_name",
     "region_to_json",

@@ -53,6 +53,11 @@ class All(TrustRegion):
         betas = [r.beta for r in self.regions if r.beta is not None]
         return sum(betas) if betas else None
 
+    @property
+    def lr_scale(self) -> float:
+        """The product."""
+        return math.prod(r.lr_scale for r in self.regions)
+
     def gain(self, change: Change) -> Array:
         """That of the one region that has its own."""
         return self._gaining.gain(change)

@@ -10,7 +10,7 @@ from typing import Any
 from klrl.trust_region.all import All
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
-from klrl.trust_region.regions import KLConstraint, KLPenalty, RatioDeviation, TrustRegion
+from klrl.trust_region.regions import AdaptiveLearningRate, KLConstraint, KLPenalty, RatioDeviation, TrustRegion
 
 
 def _early_stop(target_kl: float = 0.01) -> TrustRegion:
@@ -37,6 +37,10 @@ def _dual_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
     return KLPenalty(Dual(target_kl=target_kl, beta=kl_coef))
 
 
+def _adaptive_lr(target_kl: float = 0.01) -> TrustRegion:
+    return AdaptiveLearningRate(target_kl=target_kl)
+
+
 REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "none": TrustRegion,
     "clip": Clip,
@@ -50,6 +54,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "adaptive-penalty": _adaptive_penalty,
     "proportional-penalty": _proportional_penalty,
     "dual-penalty": _dual_penalty,
+    "adaptive-lr": _adaptive_lr,
 }
 """What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
 
@@ -93,6 +98,7 @@ _SAVED = (
     KLConstraint,
     RatioDeviation,
     KLPenalty,
+    AdaptiveLearningRate,
     Clip,
     SPO,
     Rollback,
