@@ -14,7 +14,8 @@ from klrl.agents.config import AgentConfig, RegionArgument
 from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
-from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search, redefines
+from klrl.trust_region import REGIONS, FisherVectorProduct, LineSearch, conjugate_gradient, line_search
+from klrl.trust_region.all import redefines
 from klrl.validation import Bounds, NonNegative, Positive, PositiveInt
 
 

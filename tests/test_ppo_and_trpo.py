@@ -1,6 +1,6 @@
 """The trust region you ask for is the trust region you get; what only PPO or only TRPO promises."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
@@ -153,7 +153,22 @@ def test_adaptive_lr_changes_once_per_update():
     assert scales == pytest.approx([1.0, 1.5, 2.25])
 
 
-@pytest.mark.parametrize("region", ["constraint+adaptive-lr", All(KLConstraint(), AdaptiveLearningRate())])
+@dataclass(frozen=True)
+class Slower(TrustRegion):
+    """A setting of one's own, without a default."""
+
+    lr_scale: float
+
+
+def test_a_region_of_ones_own_may_scale_the_learning_rate():
+    agent = small_agent(PPO, trust_region=All(KLConstraint(), Slower(0.25)), learning_rate=1e-3)
+    assert agent.update(random_batch(agent))["train/actor_learning_rate"] == 0.25e-3
+
+
+OF_THE_ACTOR = ["constraint+adaptive-lr", All(KLConstraint(), AdaptiveLearningRate()), All(KLConstraint(), Slower(0.5))]
+
+
+@pytest.mark.parametrize("region", OF_THE_ACTOR)
 def test_trpo_refuses_to_scale_a_learning_rate_that_its_actor_does_not_have(region):
     with pytest.raises(ValueError, match=r"^trust_region = .*; allowed for TRPO: nothing that scales .* learning rate"):
         TRPOConfig(trust_region=region)

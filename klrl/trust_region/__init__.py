@@ -1,6 +1,6 @@
 """LIMIT: trust regions, coefficient schedules, natural gradient, line search."""
 
-from klrl.trust_region.all import All, redefines
+from klrl.trust_region.all import All
 from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
@@ -33,7 +33,6 @@ __all__ = [
     "TrustRegion",
     "conjugate_gradient",
     "line_search",
-    "redefines",
     "region_from_json",
     "region_from_name",
     "region_to_json",

@@ -54,7 +54,7 @@ class All(TrustRegion):
         return sum(betas) if betas else None
 
     @property
-    def lr_scale(self) -> float:
+    def lr_scale(self) -> float:  # type: ignore[override]
         """The product."""
         return math.prod(r.lr_scale for r in self.regions)
 
@@ -99,4 +99,4 @@ def redefines(region: TrustRegion, hook: str) -> bool:
     """Whether a region, or one of several, has a hook of its own."""
     if isinstance(region, All):
         return any(redefines(r, hook) for r in region.regions)
-    return getattr(type(region), hook) is not getattr(TrustRegion, hook)
+    return hook in vars(region) or getattr(type(region), hook) is not getattr(TrustRegion, hook)

@@ -53,11 +53,8 @@ class TrustRegion:
     """Half-width of the ratio's clipping interval, where there is one."""
     beta = cast("float | None", None)
     """Coefficient of the penalty, where there is one."""
-
-    @property
-    def lr_scale(self) -> float:
-        """What the actor's learning rate is multiplied by; the critic's stays as it is."""
-        return 1.0
+    lr_scale = 1.0
+    """What the actor's learning rate is multiplied by; the critic's stays as it is."""
 
     def gain(self, change: Change) -> Array:
         """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
@@ -197,7 +194,7 @@ class AdaptiveLearningRate(TrustRegion):
             raise ValueError(f"scale = {self.scale}; allowed: a number in [{self.minimum:g}, {self.maximum:g}]")
 
     @property
-    def lr_scale(self) -> float:
+    def lr_scale(self) -> float:  # type: ignore[override]
         """The scale in force."""
         return self.scale
 
