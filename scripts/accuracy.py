@@ -26,6 +26,7 @@ from klrl.policy.distributions import (
     DiagGaussian,
     Distribution,
     FullGaussian,
+    MultiCategorical,
     SquashedGaussian,
 )
 from klrl.run.directory import versions
@@ -93,6 +94,10 @@ def _normal(p: Any) -> td.Distribution:
     return td.Independent(td.Normal(p.mean, p.log_std.exp(), UNCHECKED), 1, UNCHECKED)
 
 
+def _two_choices(p: MultiCategorical) -> td.Distribution:
+    return td.Independent(td.Categorical(None, p.logits.unflatten(-1, (2, 3)), UNCHECKED), 1, UNCHECKED)
+
+
 def _bits(p: Bernoulli, q: Bernoulli) -> Tensor:
     """sigmoid(a) (a - b) - log(1 + e^a) + log(1 + e^b); torch's is infinite from logits of 37 on."""
     a, b = p.logits, q.logits
@@ -114,6 +119,7 @@ def _without_the_masked(p: Categorical) -> td.Distribution:
 CASES = (
     Case("Categorical(6)", D, lambda x: Categorical(2.0 * x), lambda p: td.Categorical(None, p.logits, UNCHECKED)),
     Case("masked Categorical(6)", D, _masked, _without_the_masked),
+    Case("MultiCategorical(3, 3)", D, lambda x: MultiCategorical(2.0 * x, (3, 3)), _two_choices),
     Case("Bernoulli(6)", D, lambda x: Bernoulli(2.0 * x),
          lambda p: td.Independent(td.Bernoulli(None, p.logits, UNCHECKED), 1, UNCHECKED), _bits),
     Case("DiagGaussian(6), std ~ 0.001", 2 * D, _gaussian(1e-3), _normal),
