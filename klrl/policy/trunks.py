@@ -39,9 +39,8 @@ class ImageTrunk(nn.Module):
         hidden: Sequence[int],
         n_outputs: int,
         *,
-        output_gain: float,
-        activation: Activation,
         generator: torch.Generator,
+        **style: Any,
     ) -> None:
         super().__init__()
         self.images = encoding.images
@@ -49,8 +48,7 @@ class ImageTrunk(nn.Module):
         self.convolutions = nn.ModuleList(_convolutions(_channels(part)[0], generator) for part in self.images)
         with torch.no_grad():
             size = self._features(torch.zeros(1, encoding.n_features)).shape[-1]
-        style: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
-        self.layers = mlp([size, *hidden, n_outputs], **style)
+        self.layers = mlp([size, *hidden, n_outputs], generator=generator, **style)
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
