@@ -151,7 +151,7 @@ class Collector:
         """The last observation of the episode that just ended in environment ``i``."""
         if self.mode is AutoresetMode.NEXT_STEP:
             return self._observation[i]
-        final = self.encoding(info["final_obs"][i])
+        final = self._as_array(info["final_obs"][i])
         return self._checked("final observation", final[None], self.encoding.locate, [i])[0]
 
     def _batch(self, rows: list[Any], finals: list[Tensor], episodes: list[Episode]) -> Batch:
@@ -173,10 +173,7 @@ class Collector:
         """Observations as the policy gets them, with their masks."""
         ended = ended & (self.mode is AutoresetMode.NEXT_STEP)  # what is done in these states has no effect
         masks = self._masks(info, ended) if self.encoding.mask_in_info else None
-        try:
-            encoded = self.encoding(observation, masks)
-        except ValueError as error:
-            raise BadStep(f"{error} (after {self.total_timesteps} steps)") from error
+        encoded = self._as_array(observation, masks)
         if self.encoding.n_mask:
             self.encoding.allowed(encoded)[ended] = 1.0
             for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
@@ -185,6 +182,12 @@ class Collector:
                     "allowed: at least one action in every state"
                 )
         return self._checked("observation", encoded, self.encoding.locate)
+
+    def _as_array(self, observation: Any, masks: np.ndarray | None = None) -> np.ndarray:
+        try:
+            return self.encoding(observation, masks)
+        except ValueError as error:
+            raise BadStep(f"{error} (after {self.total_timesteps} steps)") from error
 
     def _masks(self, info: dict[str, Any], ended: np.ndarray) -> np.ndarray:
         """``info``'s masks ``[N, n]``; none is needed where an episode has just ended."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from klrl.kl.families import AnyDistribution, read
+from klrl.kl.families import AnyDistribution, broadcast, read
 from klrl.policy.arrays import tensor
 from klrl.policy.distributions import (
     Beta,
@@ -191,9 +191,5 @@ def sources(p: AnyDistribution, q: AnyDistribution) -> tuple[Source, Source]:
             f"{'discrete' if x.discrete else 'continuous'} {list(x.event_shape)}" for x in (a, b)
         )
         raise ValueError(f"p has actions {described}; allowed: one shape, both discrete or both continuous")
-    try:
-        batch_shape = torch.broadcast_shapes(a.batch_shape, b.batch_shape)
-    except RuntimeError as error:
-        shapes = f"{list(a.batch_shape)} and {list(b.batch_shape)}"
-        raise ValueError(f"p and q have batch shapes {shapes}; allowed: shapes that broadcast") from error
+    batch_shape = broadcast(a.batch_shape, b.batch_shape)
     return a.expand(batch_shape), b.expand(batch_shape)

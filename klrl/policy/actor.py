@@ -44,7 +44,7 @@ class Actor(nn.Module, abc.ABC):
 
     def allowed(self, observation: Array) -> Array | None:
         """The mask in these observations, bool ``[*B, n]``, if there is one."""
-        return observation[..., self.encoding.n_features :] > 0.5 if self.encoding.n_mask else None
+        return self.encoding.allowed(observation) > 0.5 if self.encoding.n_mask else None
 
 
 def on_host(x: Array) -> np.ndarray:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klrl.policy.arrays import Array
+
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"
 """The name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
@@ -197,7 +199,7 @@ class Encoding:
             raise ValueError(f"{MASK} has shape {x.shape}; allowed: {(*batch, self.n_mask)}")
         return flat
 
-    def allowed(self, encoded: np.ndarray) -> np.ndarray:
+    def allowed(self, encoded: Array) -> Array:
         """The mask at the end of encoded observations, ``[*B, n_mask]``; a view."""
         return encoded[..., self.n_features :]
 

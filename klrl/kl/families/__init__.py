@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -79,15 +80,21 @@ def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL", *, invaria
     if n != m:
         raise ValueError(f"p has {n} actions or action dimensions, q has {m}; they must agree")
     if a.batch_shape != b.batch_shape:
-        _check_batches(tuple(a.batch_shape), tuple(b.batch_shape))
+        broadcast(a.batch_shape, b.batch_shape)
     return Matched(family, a, b, dtype if dtype is other else torch.promote_types(dtype, other))
 
 
-def _check_batches(p: tuple[int, ...], q: tuple[int, ...]) -> None:
+def broadcast(p: Sequence[int], q: Sequence[int]) -> torch.Size:
+    """The batch shape of both together.
+
+    Raises:
+        ValueError: there is none.
+    """
     try:
-        torch.broadcast_shapes(p, q)
+        return torch.broadcast_shapes(tuple(p), tuple(q))
     except RuntimeError as error:
-        raise ValueError(f"p has batch shape {p}, q {q}; allowed: shapes that broadcast") from error
+        shapes = f"{list(p)} and {list(q)}"
+        raise ValueError(f"p and q have batch shapes {shapes}; allowed: shapes that broadcast") from error
 
 
 def read(x: AnyDistribution) -> tuple[Distribution, torch.dtype]:
