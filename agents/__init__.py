@@ -5,7 +5,8 @@ if __name__ != "klrl.agents":
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig
+from klrl.agents.load import AGENTS, load_agent
 from klrl.agents.ppo import PPO, PPOConfig
 from klrl.agents.trpo import TRPO, TRPOConfig
 
-__all__ = ["PPO", "TRPO", "Agent", "AgentConfig", "PPOConfig", "TRPOConfig"]
+__all__ = ["AGENTS", "PPO", "TRPO", "Agent", "AgentConfig", "PPOConfig", "TRPOConfig", "load_agent"]

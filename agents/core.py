@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Probe, Samples, step_zero
 from klrl.experience import Batch, gae
-from klrl.kl.drift import drift_report, mean_kl
+from klrl.kl.drift import average, drift_report, mean_kl
 from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
@@ -28,7 +28,7 @@ from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import Adam
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
-from klrl.trust_region import Change
+from klrl.trust_region import DEFAULT_TARGET_KL, Change
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -261,6 +261,7 @@ class Core(abc.ABC, Generic[C]):
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
         metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
+        metrics["drift/states_over_target"] = average(change.kl > (self.region.target_kl or DEFAULT_TARGET_KL))
         metrics["train/entropy"] = change.new.entropy().mean().item()
         metrics |= self._region_metrics()
         metrics |= self._statistics(batch, change)

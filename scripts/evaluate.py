@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 import tyro
 
+from klrl.agents import load_agent
 from klrl.experience.environments import described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.train import AGENTS
 from klrl.validation import NonNegativeInt, PositiveInt
 
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with bad_input(prog):
         _, saved = checkpoint.read(args.path)
-        agent = AGENTS[saved["agent"]].load(args.path)
+        agent = load_agent(args.path)
         wanted = args.env or described(saved["env"])
         if wanted is None:
             raise ValueError("env = none, the agent learned from an unregistered environment; allowed: --env ID")

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from klrl.agents import AGENTS
 from klrl.run import evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.train import AGENTS
 from klrl.validation import NonNegativeInt, PositiveInt
 
 Wrapper = Callable[[gym.Env], gym.Env]

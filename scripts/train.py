@@ -16,7 +16,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from klrl.agents import PPO, TRPO, Agent, AgentConfig
+from klrl.agents import AGENTS, AgentConfig
 from klrl.experience import BadStep
 from klrl.run import Callback, evaluate
 from klrl.run.directory import RunDirectory
@@ -24,8 +24,6 @@ from klrl.run.presets import preset
 from klrl.run.progress import Progress
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.validation import NonNegativeInt, PositiveInt
-
-AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,8 @@ import gymnasium as gym
 import pytest
 from environments import Broken
 
-from klrl.agents import PPO
+from klrl.agents import AGENTS, PPO
 from klrl.scripts.main import main
-from klrl.scripts.train import AGENTS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--env", "CartPole-v1", "--total-timesteps", "1024", "--eval-episodes", "1"]

@@ -61,6 +61,7 @@ def test_the_drift_report_is_that_of_torch_in_float64(agent_class, space):
         "drift/kl": kl.mean(), "drift/kl_reverse": reverse.mean(), "drift/kl_max": kl.max(),
         "drift/kl_p95": kl.quantile(0.95, interpolation="higher"), "drift/kl_initial": kl.mean(),
         "drift/kl_total": kl.mean(), "drift/kl_normalizer": 0.0, "train/entropy": new.entropy().mean(),
+        "drift/states_over_target": (kl > (metrics.get("drift/kl_target", 0.01))).float().mean(),
     }  # fmt: skip
     found = {name: metrics[name] for name in expected}
     assert found == pytest.approx({name: float(x) for name, x in expected.items()}, rel=1e-3, abs=1e-9)

@@ -7,9 +7,17 @@ from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.natural_gradient import ConjugateGradient, FisherVectorProduct, conjugate_gradient
-from klrl.trust_region.regions import AdaptiveLearningRate, KLConstraint, KLPenalty, RatioDeviation, TrustRegion
+from klrl.trust_region.regions import (
+    DEFAULT_TARGET_KL,
+    AdaptiveLearningRate,
+    KLConstraint,
+    KLPenalty,
+    RatioDeviation,
+    TrustRegion,
+)
 
 __all__ = [
+    "DEFAULT_TARGET_KL",
     "PARAMETERS",
     "REGIONS",
     "SPO",

@@ -10,14 +10,21 @@ from typing import Any
 from klrl.trust_region.all import All
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
-from klrl.trust_region.regions import AdaptiveLearningRate, KLConstraint, KLPenalty, RatioDeviation, TrustRegion
+from klrl.trust_region.regions import (
+    DEFAULT_TARGET_KL,
+    AdaptiveLearningRate,
+    KLConstraint,
+    KLPenalty,
+    RatioDeviation,
+    TrustRegion,
+)
 
 
-def _early_stop(target_kl: float = 0.01) -> TrustRegion:
+def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return KLConstraint(target_kl, on_exit="stop")
 
 
-def _constraint(target_kl: float = 0.01) -> TrustRegion:
+def _constraint(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return KLConstraint(target_kl)
 
 
@@ -25,19 +32,19 @@ def _fixed_penalty(kl_coef: float = 1.0) -> TrustRegion:
     return KLPenalty(Fixed(kl_coef))
 
 
-def _adaptive_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
+def _adaptive_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
     return KLPenalty(Adaptive(target_kl=target_kl, beta=kl_coef))
 
 
-def _proportional_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
+def _proportional_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
     return KLPenalty(Proportional(target_kl=target_kl, beta=kl_coef))
 
 
-def _dual_penalty(target_kl: float = 0.01, kl_coef: float = 1.0) -> TrustRegion:
+def _dual_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
     return KLPenalty(Dual(target_kl=target_kl, beta=kl_coef))
 
 
-def _adaptive_lr(target_kl: float = 0.01) -> TrustRegion:
+def _adaptive_lr(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return AdaptiveLearningRate(target_kl=target_kl)
 
 

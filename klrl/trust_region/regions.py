@@ -21,6 +21,8 @@ from klrl.trust_region.coefficients import Coefficient, Fixed
 from klrl.validation import Positive, validate
 
 OnExit = Literal["stop", "backtrack"]
+DEFAULT_TARGET_KL = 0.01
+"""Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
 
 
 def _depth(cls: type, name: str) -> int:
@@ -105,7 +107,7 @@ class KLConstraint(TrustRegion):
     ``on_exit="stop"`` is early stopping: the update ends, and the step that left the region is kept.
     """
 
-    target_kl: Positive = 0.01
+    target_kl: Positive = DEFAULT_TARGET_KL
     on_exit: OnExit = "backtrack"
 
     def __post_init__(self) -> None:
@@ -183,7 +185,7 @@ class AdaptiveLearningRate(TrustRegion):
     not bound. The scale stays in [minimum, maximum], rsl_rl's bounds (1e-5 and 1e-2) over its first rate (1e-3).
     """
 
-    target_kl: Positive = 0.01
+    target_kl: Positive = DEFAULT_TARGET_KL
     scale: Positive = 1.0
     minimum: Positive = 0.01
     maximum: Positive = 10.0

@@ -1,0 +1,32 @@
+"""Any saved agent, whatever its algorithm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from klrl.agents.base import Agent
+from klrl.agents.ppo import PPO
+from klrl.agents.trpo import TRPO
+from klrl.experience import EnvLike
+from klrl.run import checkpoint
+
+AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO)}
+"""By the name on the command line, in presets and in saved state."""
+
+
+def load_agent(path: str | Path, env: EnvLike | None = None) -> Agent[Any]:
+    """What :meth:`Agent.save` wrote, or a run directory's newest good checkpoint, as the agent that it is.
+
+    Args:
+        path: a saved agent or a run directory.
+        env: as for :meth:`Agent.load`.
+
+    Raises:
+        FileNotFoundError: nothing saved there.
+        ValueError: damaged, or of an algorithm that this klrl does not have.
+    """
+    name = checkpoint.read(path)[1].get("agent")
+    if name not in AGENTS:
+        raise ValueError(f"path = {path} holds agent {name!r}; allowed: {', '.join(AGENTS)}")
+    return AGENTS[name].load(path, env)

@@ -1,0 +1,31 @@
+"""A saved agent comes back as the agent it is."""
+
+import json
+
+import pytest
+from environments import small_agent
+from support import both, parameters, same
+
+from klrl.agents import AGENTS, load_agent
+
+
+@both
+def test_a_saved_agent_of_any_algorithm_is_loaded(agent_class, tmp_path):
+    agent = small_agent(agent_class, "CartPole-v1").learn(64)
+    loaded = load_agent(agent.save(tmp_path / "agent"))
+    assert type(loaded) is AGENTS[agent.config.algorithm] is agent_class
+    assert same(parameters(loaded), parameters(agent))
+    assert loaded.learn(64).num_timesteps == agent.num_timesteps + 64
+
+
+def test_an_algorithm_that_is_not_there_is_named(tmp_path):
+    path = small_agent(AGENTS["ppo"], "CartPole-v1").save(tmp_path / "agent")
+    file = path / "agent.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"agent": "sac"}))
+    with pytest.raises(ValueError, match=r"holds agent 'sac'; allowed: ppo, trpo"):
+        load_agent(path)
+
+
+def test_nothing_saved_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no saved agent there"):
+        load_agent(tmp_path)
