@@ -63,6 +63,7 @@ class Core(abc.ABC, Generic[C]):
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
+        self.kl_sum = 0.0
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -261,6 +262,8 @@ class Core(abc.ABC, Generic[C]):
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
         metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
+        self.kl_sum += float(metrics["drift/kl"])
+        metrics["drift/kl_sum"] = self.kl_sum
         metrics["drift/states_over_target"] = average(change.kl > (self.region.target_kl or DEFAULT_TARGET_KL))
         metrics["train/entropy"] = change.new.entropy().mean().item()
         metrics |= self._region_metrics()

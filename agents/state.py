@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +39,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent.n_updates,
         "progress_remaining": agent.progress_remaining,
+        "kl_sum": agent.kl_sum,
         "normalizer_count": agent.normalizer.moments.count,
         "return_scaler_count": agent.return_scaler.moments.count,
     }
@@ -67,6 +69,7 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.region = region_from_json(state["region"])
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
+    agent.kl_sum = state.get("kl_sum", math.nan)  # nobody added it up for agents saved before there was the metric
 
 
 def load_space(name: str, tensors: Tensors, state: dict[str, Any]) -> gym.Space:

@@ -18,12 +18,12 @@ from rich.console import Console
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.experience import BadStep
-from klrl.run import Callback, evaluate
+from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.presets import preset
 from klrl.run.progress import Progress
 from klrl.scripts.command_line import bad_input, fail, parse
-from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.validation import NonNegativeInt, Positive, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,12 @@ class Training:
     """Deterministic episodes to evaluate at the end."""
     checkpoint_every: PositiveInt = 100_000
     """Environment steps between checkpoints; the newest 3 and the best are kept."""
+    kl_budget: Positive | None = None
+    """Most nats that KL(old||new) may sum to over all updates (metric drift/kl_sum)."""
+    initial_kl_budget: Positive | None = None
+    """Most nats of KL(first policy||new) on the first batch's probe states (metric drift/kl_initial)."""
+    over_budget: Literal["stop", "warn"] = "stop"
+    """End the training after the update that exceeds a budget (stop), or say so once and go on (warn)."""
     torch_threads: PositiveInt = 1
     """Threads torch may use; small networks are fastest with one."""
 
@@ -94,14 +100,16 @@ def main(argv: list[str] | None = None) -> None:
         agent.preset = training.env
         held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
         say(f"preset for {training.env}: {', '.join(held)}")
-    stop = StopOnSignal(console)
+    stop, budgets = StopOnSignal(console), _budgets(training)
     try:
-        agent.learn(training.total_timesteps, [keep, Progress(console), stop])
+        agent.learn(training.total_timesteps, [keep, Progress(console), stop, *budgets])
     except FloatingPointError as error:
         fail(prog, error, status=1)
     except BadStep as error:
         fail(prog, error)
     say(f"run directory: {run_dir}\nTensorBoard: tensorboard --logdir {run_dir}")
+    for reason in (budget.reason for budget in budgets if budget.reason):
+        say(f"{'stopped' if training.over_budget == 'stop' else 'over budget'}: {reason}")
     if stop.received:
         say(f"stopped by {signal.Signals(stop.received).name} after {agent.num_timesteps:,} steps; checkpoint written")
         sys.exit(128 + stop.received)
@@ -138,6 +146,13 @@ def _defaults(name: str, options: list[str]) -> Training:
         given["trust_region"] = known.trust_region
     config = AGENTS[name].config_class.for_env(None if known.preset == "none" else known.env, **given)
     return Training(env=tyro.MISSING, agent=config)
+
+
+def _budgets(training: Training) -> list[KLBudget]:
+    total, initial = training.kl_budget, training.initial_kl_budget
+    if total is None and initial is None:
+        return []
+    return [KLBudget(total=total, initial=initial, on_exceed=training.over_budget)]
 
 
 def _new_name(env: str, agent: str, seed: int) -> Path:

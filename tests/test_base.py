@@ -95,7 +95,7 @@ def test_every_update_reports_the_metrics_that_must_exist(agent_class):
         "time/total_timesteps", "time/fps", "rollout/ep_rew_mean", "rollout/ep_len_mean", "train/value_loss",
         "train/explained_variance", "train/learning_rate", "train/entropy", "drift/kl", "drift/kl_reverse",
         "drift/kl_max", "drift/kl_p95", "drift/kl_initial", "drift/kl_normalizer", "drift/kl_total", "drift/kl_k1",
-        "drift/kl_k3", "drift/ratio_max", "drift/ess",
+        "drift/kl_k3", "drift/kl_sum", "drift/ratio_max", "drift/ess",
     } | (
         {"train/clip_fraction"}
         if agent_class is PPO

@@ -108,6 +108,39 @@ def test_python_scripts_train_is_the_same_as_klrl_train(tmp_path):
     assert rows(tmp_path / "script") == rows(tmp_path / "command")
 
 
+def test_a_spent_budget_ends_the_run_with_its_reason_a_checkpoint_and_status_0(tmp_path):
+    words = [
+        "train",
+        "trpo",
+        *SMALL,
+        "--total-timesteps",
+        "10240",
+        "--kl-budget",
+        "0.03",
+        "--run-dir",
+        tmp_path / "run",
+    ]
+    run = klrl(*words)
+    assert run.returncode == 0, run.stderr
+    with (tmp_path / "run/metrics.csv").open() as file:
+        sums = [float(row["drift/kl_sum"]) for row in csv.DictReader(file)]
+    assert all(size <= 0.03 for size in sums[:-1])
+    assert sums[-1] > 0.03
+    reason = f"drift/kl_sum = {sums[-1]:.6g} nats, over 0.03, after {1024 * len(sums):,} steps"
+    assert f"stopped: {reason}\n" in run.stdout
+    assert "evaluation: mean return" in run.stdout
+    assert (tmp_path / f"run/checkpoints/{1024 * len(sums):012d}/agent.json").exists()
+
+
+def test_a_spent_budget_may_only_warn(tmp_path):
+    options = ["--initial-kl-budget", "1e-9", "--over-budget", "warn", "--run-dir", tmp_path / "run"]
+    run = klrl("train", "ppo", *SMALL, "--total-timesteps", "2048", *options)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("RuntimeWarning: drift/kl_initial = ") == 1
+    assert "over budget: drift/kl_initial = " in run.stdout
+    assert "2,048/2,048" in run.stdout
+
+
 def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
     assert klrl("train", "trpo", *SMALL, "--seed", 5, cwd=tmp_path).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -134,6 +167,9 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo", *SMALL, "--learning-rate", "0"], "learning_rate = 0.0; allowed: a number > 0"),
         (["ppo", *SMALL, "--total-timesteps", "-5"], "total_timesteps = -5; allowed: an integer >= 1"),
         (["ppo", *SMALL, "--batch-size", "2000"], "batch_size = 2000; allowed: at most n_envs * n_steps = 1024"),
+        (["ppo", *SMALL, "--kl-budget", "0"], "kl_budget = 0.0; allowed: a number > 0"),
+        (["ppo", *SMALL, "--initial-kl-budget", "inf"], "initial_kl_budget = inf; allowed: a number > 0"),
+        (["ppo", *SMALL, "--over-budget", "pause"], "invalid choice 'pause' for argument '--over-budget'"),
         (["ppo", *SMALL, "--run-dir", "/dev/null/run"], "/dev/null/run"),
         (["ppo", *SMALL, "--trust-region", "adaptive-penalty", "--kl-coef", "1e6"], "kl_coef = 1000000.0; allowed"),
         (["ppo", *SMALL, "--trust-region", "clp"], "trust_region = 'clp'; allowed: none, clip"),

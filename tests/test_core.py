@@ -82,6 +82,17 @@ def test_the_kl_of_new_statistics_is_reported_on_its_own_and_in_the_total(agent_
 
 
 @both
+def test_the_sum_of_every_updates_kl_goes_on_over_calls_of_learn_and_files(agent_class, tmp_path):
+    agent = small_agent(agent_class).learn(128)
+    agent.learn(64)
+    first = agent.history
+    loaded = agent_class.load(agent.save(tmp_path / "agent")).learn(64)
+    steps = [metrics["drift/kl"] for metrics in [*first, *loaded.history]]
+    found = [metrics["drift/kl_sum"] for metrics in [*first, *loaded.history]]
+    assert found == pytest.approx(np.cumsum(steps), rel=1e-12)
+
+
+@both
 def test_observation_statistics_stand_still_through_rollout_and_update(agent_class):
     class Watch(Callback):
         def __init__(self):

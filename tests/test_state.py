@@ -1,5 +1,6 @@
 """Saved and loaded agents: every bit, every setting, no other environment."""
 
+import json
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,8 +37,25 @@ def test_a_loaded_agent_is_the_saved_one_to_the_bit(trained, tmp_path):
         assert ours.moments.count == theirs.moments.count > 0
     assert torch.equal(loaded.return_scaler.running, trained.return_scaler.running)
     assert same(loaded.streams.state().values(), trained.streams.state().values())
-    for name in ("config", "region", "seed", "num_timesteps", "n_updates", "observation_space", "action_space"):
+    for name in (
+        "config",
+        "region",
+        "seed",
+        "num_timesteps",
+        "n_updates",
+        "kl_sum",
+        "observation_space",
+        "action_space",
+    ):
         assert getattr(loaded, name) == getattr(trained, name), name
+
+
+def test_the_path_of_an_agent_saved_without_its_length_is_unknown(tmp_path):
+    path = small_agent(PPO).save(tmp_path / "agent")
+    state = json.loads((path / "agent.json").read_text())
+    del state["kl_sum"]
+    (path / "agent.json").write_text(json.dumps(state))
+    assert np.isnan(PPO.load(path).learn(64).history[-1]["drift/kl_sum"])
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

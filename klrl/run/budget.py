@@ -1,0 +1,55 @@
+"""A limit on how far a policy moves over its whole training, beside the trust region's limit on every update."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from klrl.run.callback import Callback, Metrics
+from klrl.validation import Positive, validate
+
+if TYPE_CHECKING:
+    from klrl.experience import Batch
+
+
+@dataclass(kw_only=True, eq=False)
+class KLBudget(Callback):
+    """Ends training, or warns, after the first update that leaves the policy over a budget.
+
+    That update is not taken back: the sum ends above its budget by at most one update's KL.
+
+    Args:
+        total: most of ``drift/kl_sum``, the sum of KL(old||new) over the agent's updates: the path's length, nats.
+        initial: most of ``drift/kl_initial``, KL(first policy||new) on the probe states: where the path led, nats.
+        on_exceed: end the training ("stop"), or go on after one ``RuntimeWarning`` ("warn").
+
+    Raises:
+        ValueError: a budget that is not positive, or none at all.
+    """
+
+    total: Positive | None = None
+    initial: Positive | None = None
+    on_exceed: Literal["stop", "warn"] = "stop"
+    reason: str | None = field(default=None, init=False)
+    """What was exceeded, and after which step; ``None`` as long as nothing was."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.total is None and self.initial is None:
+            raise ValueError("total = None, initial = None; allowed: a number > 0 for at least one of them")
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Nothing is exceeded yet in this training."""
+        self.reason = None
+
+    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
+        """Compare the update's metrics with the budgets."""
+        budgets = {"drift/kl_sum": self.total, "drift/kl_initial": self.initial}
+        sizes = [(name, float(metrics[name]), limit) for name, limit in budgets.items() if limit is not None]
+        spent = [f"{name} = {size:.6g} nats, over {limit:g}" for name, size, limit in sizes if not size <= limit]
+        if spent and self.reason is None:
+            self.reason = f"{' and '.join(spent)}, after {agent.num_timesteps:,} steps"
+            if self.on_exceed == "warn":
+                warnings.warn(self.reason, RuntimeWarning, stacklevel=2)
+        return False if spent and self.on_exceed == "stop" else None
