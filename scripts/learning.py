@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from klrl.agents import AGENTS
-from klrl.run import evaluate
+from klrl.agents import AGENTS, Agent
+from klrl.run import Callback, evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.parallel import in_parallel
 from klrl.validation import NonNegativeInt, PositiveInt
 
 Wrapper = Callable[[gym.Env], gym.Env]
@@ -84,19 +84,30 @@ def train(task: Task, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = AGENTS[task.agent].config_class.for_env(task.env, **task.settings)
     agent = AGENTS[task.agent](task.env if task.wrap is None else task.make, config, seed=seed)
-    started = time.perf_counter()
-    agent.learn(task.total_timesteps)
-    seconds = time.perf_counter() - started
-    with task.make() as env:
-        result = evaluate(agent, env, 20, seed=seed)
-    kl = np.array([row["drift/kl"] for row in agent.history])
-    target = agent.region.target_kl
+    measured = measure(agent, task.total_timesteps, task.make)
     every = max(1, len(agent.history) // 30)
     return {
         **{k: getattr(task, k) for k in ("agent", "env", "space", "total_timesteps", "goal", "one_seed")},
         "settings": dict(task.settings),
         "policy": type(agent.distribution(agent.probe.observations[:1])).__name__ if agent.probe else "",
         "seed": seed,
+        **measured,
+        "curve": [[r["time/total_timesteps"], r["rollout/ep_rew_mean"]] for r in agent.history[every - 1 :: every]],
+    }
+
+
+def measure(
+    agent: Agent[Any], total_timesteps: int, make: Callable[[], gym.Env], callback: Callback | None = None
+) -> dict[str, Any]:
+    """Train; the return of 20 deterministic episodes afterwards, how far the policy moved, how fast."""
+    started = time.perf_counter()
+    agent.learn(total_timesteps, callback)
+    seconds = time.perf_counter() - started
+    with make() as env:
+        result = evaluate(agent, env, 20, seed=agent.seed)
+    kl = np.array([row["drift/kl"] for row in agent.history])
+    target = agent.region.target_kl
+    return {
         "mean_return": result.mean,
         "std_return": result.std,
         "steps_per_second": agent.num_timesteps / seconds,
@@ -105,7 +116,6 @@ def train(task: Task, seed: int) -> dict[str, Any]:
         "kl_mean": float(kl.mean()),
         "kl_largest": float(kl.max()),
         "updates_over_target": None if target is None else int((kl > target).sum()),
-        "curve": [[r["time/total_timesteps"], r["rollout/ep_rew_mean"]] for r in agent.history[every - 1 :: every]],
     }
 
 
@@ -146,9 +156,9 @@ def run_all(tasks: Sequence[Task], seeds: Sequence[int], processes: int, console
         for seed in (seeds[:1] if task.one_seed else seeds)
     ]
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(train, *job) for job in jobs]):
-            rows.append(row := done.result())
+    with contextlib.closing(in_parallel(train, jobs, processes)) as results:
+        for row in results:
+            rows.append(row)
             console.print(
                 f"{len(rows)}/{len(jobs)}  {' '.join(filter(None, _name(row)))} seed {row['seed']}: "
                 f"return {row['mean_return']:.1f}, KL mean {row['kl_mean']:.4f} largest {row['kl_largest']:.4f}, "
@@ -170,9 +180,14 @@ def check_names(name: str, chosen: Sequence[str], known: Sequence[str]) -> None:
 
 def report(command: str, rows: list[dict[str, Any]], output: Path, console: Console) -> None:
     """Write the JSON and print the table."""
+    save(command, rows, output)
+    console.print(table(rows))
+
+
+def save(command: str, rows: list[dict[str, Any]], output: Path) -> None:
+    """Write all rows with the command and the versions that they come from."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"command": command, "versions": versions(), "rows": rows}, indent=1) + "\n")
-    console.print(table(rows))
 
 
 def main(argv: list[str] | None = None) -> None:
