@@ -12,6 +12,7 @@ VERBS = {
     "evaluate": "play episodes with a trained agent and report its return",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
+    "compare": "train variants that differ in one thing: trust regions, agents, any setting",
 }
 
 

@@ -1,0 +1,109 @@
+"""What a comparison says in the end: intervals over seeds, a Markdown table, a CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from klrl.scripts.trials import FINISHED, Row
+from klrl.trust_region import DEFAULT_TARGET_KL
+
+COLUMNS = (
+    "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",
+    "mean_return", "std_return", "last_tenth_return", "last_tenth_episodes",
+    "kl_mean", "kl_median_second_half", "kl_largest", "target_kl", "judged_by", "updates", "updates_over_target",
+    "share_of_updates_over_target", "states_over_target", "steps_per_second", "last_beta", "last_actor_learning_rate",
+)  # fmt: skip
+"""Of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean and half-width t s / sqrt(n) of Student's confidence interval for the mean over n seeds.
+
+    With three seeds t is 4.3, and the interval is as wide as three runs can honestly make it; percentiles of a
+    bootstrap would only ever lie between the smallest and the largest of them. It supposes normal values, which
+    returns near a ceiling are not. The half-width is NaN for one seed.
+    """
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, math.nan
+    return mean, student_quantile(level, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n)
+
+
+def student_quantile(level: float, df: int) -> float:
+    """The t with P(|T| <= t) = level for Student's T with ``df`` degrees of freedom, by bisection.
+
+    >>> round(student_quantile(0.95, 2), 4)
+    4.3027
+    """
+    low, high = 0.0, math.pi / 2.0
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _within(middle, df) < level else (low, middle)
+    return math.sqrt(df) * math.tan((low + high) / 2.0)
+
+
+def _within(angle: float, df: int) -> float:
+    """P(|T| <= sqrt(df) tan angle): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    odd = df % 2
+    total, term = 0.0, math.cos(angle) if odd else 1.0
+    for j in range(odd, df - 1, 2):
+        term *= (j - 1) / j * math.cos(angle) ** 2 if j > 1 else 1.0
+        total += term
+    series = math.sin(angle) * total
+    return 2.0 / math.pi * (angle + series) if odd else series
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table with one line per environment and variant, over the seeds that finished."""
+    head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "largest KL"]
+    head += ["updates over target", "states over target", "steps/s"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for env, variant in dict.fromkeys((r["env"], r["variant"]) for r in rows):
+        group = [r for r in rows if (r["env"], r["variant"]) == (env, variant)]
+        cells = _cells([r for r in group if r["status"] == FINISHED]) or ["failed", *[""] * 6]
+        failed = sum(r["status"] != FINISHED for r in group)
+        if 0 < failed < len(group):
+            cells[0] += f", {failed} of {len(group)} failed"
+        lines.append(f"| {' | '.join([env, variant, *cells])} |")
+    note = f"±: half of Student's 95 % interval over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+    return "\n".join([*lines, "", note])
+
+
+def _cells(group: Sequence[Row]) -> list[str]:
+    """Everything behind the names, of the runs of one line."""
+    if not group:
+        return []
+    ended = [r["last_tenth_return"] for r in group if r["last_tenth_return"] is not None]
+    over, updates = (sum(r[key] for r in group) for key in ("updates_over_target", "updates"))
+    judged_by, mark = group[0]["judged_by"], "*" if group[0]["target_kl"] is None else ""
+    return [
+        _with_interval([r["mean_return"] for r in group]),
+        _with_interval(ended) if ended else "no episode ended",
+        f"{np.mean([r['kl_mean'] for r in group]):.4f}",
+        f"{max(r['kl_largest'] for r in group):.4f}",
+        f"{over} of {updates} over {judged_by:g}{mark}",
+        f"{np.mean([r['states_over_target'] for r in group]):.1%}",
+        f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
+    ]
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line per run; what a failed run has not is empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            share = {}
+            if row["status"] == FINISHED:
+                share["share_of_updates_over_target"] = row["updates_over_target"] / row["updates"]
+            writer.writerow(row | share)
