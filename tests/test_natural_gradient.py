@@ -12,7 +12,7 @@ from klrl.kl import kl_divergence
 from klrl.policy.actors import make_actor
 from klrl.policy.linearization import flatten, pack
 from klrl.policy.observations import Encoding
-from klrl.trust_region import FisherVectorProduct, conjugate_gradient
+from klrl.trust_region import FisherVectorProduct, conjugate_gradient, fisher_diagonal
 
 STATES = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 SPACES = [Discrete(4), Box(-1.0, 1.0, (2,))]
@@ -215,3 +215,74 @@ def test_the_natural_gradient_of_a_policy_solves_the_dense_damped_system(space):
     cg = conjugate_gradient(fisher(actor, damping=0.1), g, max_steps=200, tolerance=1e-12)
     damped = score_covariance(actor) + 0.1 * torch.eye(len(g), dtype=torch.float64)
     torch.testing.assert_close(cg.solution, torch.linalg.solve(damped, g), rtol=1e-8, atol=1e-10)
+
+
+# The diagonal of the Fisher matrix, and preconditioning.
+def drawn_from(actor, n, seed=5):
+    """Many visits of the few states, with an action of the policy for each."""
+    x = STATES.repeat(n, 1)
+    return x, actor(x).detach().sample(torch.Generator().manual_seed(seed))
+
+
+@policies
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_the_estimated_diagonal_is_that_of_the_dense_fisher_matrix(space, batch_size):
+    actor, _ = make_policy(space)
+    exact, n_repeats = score_covariance(actor).diagonal(), 200
+    found = torch.stack([
+        fisher_diagonal(actor.linearize, *drawn_from(actor, 40, seed), n_chunks=28, batch_size=batch_size)
+        for seed in range(n_repeats)
+    ])  # fmt: skip
+    stderr = found.std(0) / n_repeats**0.5
+    z = (found.mean(0) - exact) / stderr.clamp_min(1e-300)
+    assert z[stderr > 0.0].square().mean() < 2.0  # not 3 sigma for each of so many correlated elements
+    assert z.abs().max() < 5.0
+    spread = found.std(0) / exact
+    if batch_size is None:
+        assert spread[exact > 0.0].median().item() == pytest.approx((2 / 28) ** 0.5, rel=0.2)  # the docstring's
+
+
+def test_chunks_of_one_sample_give_the_mean_square_of_the_scores():
+    actor, theta = make_policy(SPACES[0])
+    x, a = drawn_from(actor, 3)
+    log_prob = lambda v: to_torch(tuple(y.repeat(3, 1) for y in from_vector(actor, v))).log_prob(a)  # noqa: E731
+    scores = torch.autograd.functional.jacobian(log_prob, theta)
+    torch.testing.assert_close(fisher_diagonal(actor.linearize, x, a, n_chunks=10**6), scores.square().mean(0))
+
+
+def badly_scaled(n, spread):
+    """D A D for a well conditioned A and a diagonal D over so many orders of magnitude."""
+    d = 10.0 ** torch.linspace(-spread / 2, spread / 2, n, dtype=torch.float64)
+    return d[:, None] * positive_definite([1.0 + i / n for i in range(n)]) * d
+
+
+@pytest.mark.parametrize("n", [5, 40])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+@pytest.mark.parametrize("as_map", [False, True], ids=["vector", "map"])
+def test_preconditioned_it_finds_the_same_solution_in_fewer_steps_where_the_diagonal_is_badly_scaled(n, spread, as_map):
+    A, b = badly_scaled(n, spread), randn(n, seed=2)
+    M = A.diagonal()
+    with_diagonal = M.reciprocal().mul if as_map else M
+    plain = conjugate_gradient(A.mv, b, max_steps=500, tolerance=1e-9)
+    cg = conjugate_gradient(A.mv, b, max_steps=500, tolerance=1e-9, preconditioner=with_diagonal)
+    assert cg.reason == "converged"
+    assert relative_residual(A, b, cg.solution) == pytest.approx(cg.residual, rel=1e-3, abs=1e-12)
+    torch.testing.assert_close(cg.solution, torch.linalg.solve(A, b), rtol=1e-6, atol=1e-9)
+    if spread > 0.0 and n > 5:
+        assert cg.iterations < plain.iterations / 2
+
+
+def test_the_inverse_itself_needs_one_step_and_the_identity_changes_nothing():
+    A, b = positive_definite([10.0 ** (i / 5) for i in range(20)]), randn(20, seed=2)
+    assert conjugate_gradient(A.mv, b, preconditioner=torch.linalg.inv(A).mv).iterations == 1
+    plain = conjugate_gradient(A.mv, b, max_steps=7)
+    same = conjugate_gradient(A.mv, b, max_steps=7, preconditioner=torch.ones_like(b))
+    assert torch.equal(same.solution, plain.solution)
+    assert (same.residual, same.iterations, same.reason) == (plain.residual, 7, "max steps")
+
+
+@pytest.mark.parametrize("element", [-0.5, math.nan])
+def test_a_preconditioner_that_is_not_positive_is_reported(element):
+    cg = conjugate_gradient(lambda v: v, torch.ones(2), preconditioner=torch.tensor([1.0, element]))
+    assert (cg.reason, cg.iterations, cg.residual) == ("preconditioner not positive", 0, 1.0)
+    assert cg.solution.tolist() == [0.0, 0.0]

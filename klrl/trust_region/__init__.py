@@ -6,7 +6,12 @@ from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, P
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
-from klrl.trust_region.natural_gradient import ConjugateGradient, FisherVectorProduct, conjugate_gradient
+from klrl.trust_region.natural_gradient import (
+    ConjugateGradient,
+    FisherVectorProduct,
+    conjugate_gradient,
+    fisher_diagonal,
+)
 from klrl.trust_region.regions import (
     DEFAULT_TARGET_KL,
     AdaptiveLearningRate,
@@ -40,6 +45,7 @@ __all__ = [
     "TrulyPPO",
     "TrustRegion",
     "conjugate_gradient",
+    "fisher_diagonal",
     "line_search",
     "region_from_json",
     "region_from_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -55,6 +55,39 @@ class FisherVectorProduct:
         return product
 
 
+def fisher_diagonal(
+    linearize: Callable[[Tensor], Linearization[Any]],
+    observations: Tensor,
+    actions: Tensor,
+    *,
+    n_chunks: int = 64,
+    batch_size: int | None = None,
+) -> Tensor:
+    """The diagonal of F, ``[P]``, estimated without bias in one pass from actions that the policy itself drew.
+
+    F = 1/N sum_n E[s_n s_n'] with the scores s_n = J_n' d log pi(a_n|x_n). Under the policy a score has mean zero
+    whatever happened before its action, so E[s_m s_n'] = 0 for m != n, along a trajectory, too. Hence the sum v of
+    the scores of a chunk of n samples, over sqrt(n), has E[v^2] = diag F: one pull-back per chunk, not one per sample.
+    The chunks' squares are averaged, weighted by their sizes; the standard error is about sqrt(2 / chunks) of the
+    value, 18 % with 64.
+
+    Args:
+        linearize: the policy at ``[n, *O]`` observations and its derivative, as an actor's ``linearize``.
+        observations: ``[N, *O]``.
+        actions: one for each, sampled from the policy that is linearized.
+        n_chunks: about how many chunks to make.
+        batch_size: most samples in a chunk; bounds the memory.
+    """
+    n = len(observations)
+    size = min(max(1, n // n_chunks), batch_size or n)
+    diagonal: Any = 0.0
+    for x, a in zip(observations.split(size), actions.split(size), strict=True):
+        policy = linearize(x)
+        v = policy.pull_back(*policy.output.score(a))
+        diagonal = diagonal + v * v / n
+    return cast("Tensor", diagonal)
+
+
 @dataclass(frozen=True, eq=False)
 class ConjugateGradient:
     """What conjugate gradient found: x, how good it is, and why it ended."""
@@ -63,11 +96,22 @@ class ConjugateGradient:
     residual: float
     """||b - A x|| / ||b||."""
     iterations: int
-    reason: Literal["converged", "max steps", "curvature not positive", "right-hand side is zero or not finite"]
+    reason: Literal[
+        "converged",
+        "max steps",
+        "curvature not positive",
+        "preconditioner not positive",
+        "right-hand side is zero or not finite",
+    ]
 
 
 def conjugate_gradient(
-    product: LinearMap, b: Tensor, *, max_steps: int = 10, tolerance: float = 1e-4
+    product: LinearMap,
+    b: Tensor,
+    *,
+    max_steps: int = 10,
+    tolerance: float = 1e-4,
+    preconditioner: LinearMap | Tensor | None = None,
 ) -> ConjugateGradient:
     """Solve A x = b for a positive definite A given as x -> A x (Hestenes and Stiefel 1952), from x = 0.
 
@@ -75,24 +119,40 @@ def conjugate_gradient(
         product: the matrix, as a function of a vector ``[P]``.
         b: right-hand side ``[P]``.
         max_steps: most products to spend.
-        tolerance: ends once ||b - A x|| / ||b|| is below it.
+        tolerance: ends once ||b - A x|| / ||b|| is below it, preconditioned or not.
+        preconditioner: a positive definite M near A, as r -> M^-1 r, or as the vector ``[P]`` of a diagonal M. The
+            steps are then those for M^-1/2 A M^-1/2 (Golub and Van Loan 2013, algorithm 11.5.1).
     """
     x = torch.zeros_like(b)
     norm = b.norm().item()
     if not 0.0 < norm < float("inf"):
         return ConjugateGradient(x, float("nan"), 0, "right-hand side is zero or not finite")
-    r, p = b.clone(), b.clone()
-    rr = r @ r
+    solve = _inverse(preconditioner)
+    r, residual = b, 1.0
+    z = p = solve(b)
+    rz = r @ z
     for step in range(1, max_steps + 1):
-        z = product(p)
-        curvature = p @ z
+        if preconditioner is not None and not rz > 0.0:
+            return ConjugateGradient(x, residual, step - 1, "preconditioner not positive")
+        q = product(p)
+        curvature = p @ q
         if not curvature > 0.0:
-            return ConjugateGradient(x, rr.sqrt().item() / norm, step, "curvature not positive")
-        alpha = rr / curvature
+            return ConjugateGradient(x, residual, step, "curvature not positive")
+        alpha = rz / curvature
         x = x + alpha * p
-        r = r - alpha * z
-        rr, previous = r @ r, rr
-        if rr.sqrt().item() / norm < tolerance:
-            return ConjugateGradient(x, rr.sqrt().item() / norm, step, "converged")
-        p = r + (rr / previous) * p
-    return ConjugateGradient(x, rr.sqrt().item() / norm, max_steps, "max steps")
+        r = r - alpha * q
+        residual = (r @ r).sqrt().item() / norm
+        if residual < tolerance:
+            return ConjugateGradient(x, residual, step, "converged")
+        z = solve(r)
+        rz, previous = r @ z, rz
+        p = z + (rz / previous) * p
+    return ConjugateGradient(x, residual, max_steps, "max steps")
+
+
+def _inverse(preconditioner: LinearMap | Tensor | None) -> LinearMap:
+    if preconditioner is None:
+        return lambda r: r
+    if isinstance(preconditioner, Tensor):
+        return lambda r: r / preconditioner
+    return preconditioner
