@@ -1,4 +1,4 @@
-"""The algorithms, one file per paper: PPO and TRPO, each given any trust region."""
+"""The algorithms, one file per paper: PPO, TRPO and NPG, each given any trust region."""
 
 if __name__ != "klrl.agents":
     raise ImportError("this folder installs as 'klrl.agents': write 'from klrl.agents import PPO'")
@@ -6,7 +6,19 @@ if __name__ != "klrl.agents":
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig
 from klrl.agents.load import AGENTS, load_agent
+from klrl.agents.npg import NPG, NPGConfig
 from klrl.agents.ppo import PPO, PPOConfig
 from klrl.agents.trpo import TRPO, TRPOConfig
 
-__all__ = ["AGENTS", "PPO", "TRPO", "Agent", "AgentConfig", "PPOConfig", "TRPOConfig", "load_agent"]
+__all__ = [
+    "AGENTS",
+    "NPG",
+    "PPO",
+    "TRPO",
+    "Agent",
+    "AgentConfig",
+    "NPGConfig",
+    "PPOConfig",
+    "TRPOConfig",
+    "load_agent",
+]

@@ -68,7 +68,7 @@ class AgentConfig:
     batch_size: PositiveInt = 64
     """Minibatch size; at most n_envs * n_steps."""
     learning_rate: Positive = 3e-4
-    """Adam's step size (TRPO: of the critic)."""
+    """Adam's step size (TRPO, NPG: of the critic)."""
     learning_rate_schedule: Literal["constant", "linear"] = "linear"
     """Keep the learning rate, or let it fall linearly to zero over the training."""
     max_grad_norm: Positive = 0.5

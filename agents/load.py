@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from klrl.agents.base import Agent
+from klrl.agents.npg import NPG
 from klrl.agents.ppo import PPO
 from klrl.agents.trpo import TRPO
 from klrl.experience import EnvLike
 from klrl.run import checkpoint
 
-AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO)}
+AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """By the name on the command line, in presets and in saved state."""
 
 

@@ -20,7 +20,7 @@ _MUJOCO_PPO: Settings = {
     "n_envs": 8, "n_steps": 256, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4, "vf_coef": 0.25,
     "recompute_advantages": True, "log_std_init": -0.5,
 }  # fmt: skip
-_MUJOCO_TRPO: Settings = {
+_MUJOCO_NATURAL_GRADIENT: Settings = {
     "n_envs": 2, "n_steps": 1024, "batch_size": 128, "n_critic_updates": 20, "log_std_init": -0.5,
 }  # fmt: skip
 
@@ -44,7 +44,7 @@ _PPO: dict[str, Settings] = {
     "Swimmer": {**_MUJOCO_PPO, "gamma": 0.9999},
 }  # fmt: skip
 
-_TRPO: dict[str, Settings] = {
+_NATURAL_GRADIENT: dict[str, Settings] = {
     "CartPole": {
         "n_envs": 8, "n_steps": 128, "target_kl": 0.03, "gae_lambda": 0.98, "n_critic_updates": 20,
         "normalize_observations": False,
@@ -56,11 +56,11 @@ _TRPO: dict[str, Settings] = {
     "LunarLander": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
-    **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_TRPO),
-    "Swimmer": {**_MUJOCO_TRPO, "gamma": 0.9999},
+    **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_NATURAL_GRADIENT),
+    "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, "gamma": 0.9999},
 }  # fmt: skip
 
-PRESETS: dict[str, dict[str, Settings]] = {"ppo": _PPO, "trpo": _TRPO}
+PRESETS: dict[str, dict[str, Settings]] = {"ppo": _PPO, "trpo": _NATURAL_GRADIENT, "npg": _NATURAL_GRADIENT}
 
 
 def preset(algorithm: str, env_id: str | None) -> Settings:

@@ -97,6 +97,10 @@ class All(TrustRegion):
 
 def redefines(region: TrustRegion, hook: str) -> bool:
     """Whether a region, or one of several, has a hook of its own."""
-    if isinstance(region, All):
-        return any(redefines(r, hook) for r in region.regions)
-    return hook in vars(region) or getattr(type(region), hook) is not getattr(TrustRegion, hook)
+    plain = getattr(TrustRegion, hook)
+    return any(hook in vars(r) or getattr(type(r), hook) is not plain for r in parts(region))
+
+
+def parts(region: TrustRegion) -> list[TrustRegion]:
+    """The region itself, or the regions that it joins."""
+    return [part for r in region.regions for part in parts(r)] if isinstance(region, All) else [region]

@@ -1,0 +1,179 @@
+"""What NPG and TRPO share: the natural gradient with the length its region gives it, and the fit of the critic."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from klrl.agents.base import Agent
+from klrl.agents.config import AgentConfig, RegionArgument
+from klrl.agents.samples import Samples, mean_of
+from klrl.run.callback import Callback, Metrics
+from klrl.trust_region import (
+    REGIONS,
+    ConjugateGradient,
+    FisherVectorProduct,
+    LineSearch,
+    conjugate_gradient,
+    fisher_diagonal,
+    line_search,
+)
+from klrl.trust_region.all import redefines
+from klrl.validation import NonNegative, Positive, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class NaturalGradientConfig(AgentConfig):
+    """Settings of agents whose policy moves by the natural gradient and whose critic moves by its own."""
+
+    trust_region: RegionArgument = "constraint"
+    """What limits the step; one of them must give it a length (none and clip do not)."""
+    batch_size: PositiveInt = 128
+    """The critic's minibatch size; at most n_envs * n_steps."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size for the critic."""
+    learning_rate_schedule: Literal["constant", "linear"] = "constant"
+    """Keep the critic's learning rate, or let it fall linearly to zero over the training."""
+    cg_max_steps: PositiveInt = 15
+    """Most conjugate gradient steps (Fisher-vector products) per update."""
+    cg_tolerance: Positive = 1e-4
+    """Relative residual ||g - F x|| / ||g|| below which conjugate gradient ends."""
+    cg_damping: NonNegative = 0.1
+    """Multiple of the identity added to the Fisher matrix, which few samples leave singular."""
+    cg_preconditioner: Literal["none", "diagonal"] = "none"
+    """Conjugate gradient as it is, or preconditioned with (diagonal of the Fisher matrix + cg_damping)^0.75."""
+    n_critic_updates: PositiveInt = 10
+    """Passes over the batch that fit the critic."""
+    sub_sampling_factor: PositiveInt = 1
+    """Fisher-vector products use every n-th sample; gradient and drift report always use all."""
+    fisher_batch_size: PositiveInt | None = None
+    """Most samples at a time in the policy's gradient and Fisher-vector products, to bound their memory (all)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = self.algorithm.upper()
+        if not math.isfinite(self.region.step_length(1.0)):
+            fitting = [name for name, region in REGIONS.items() if math.isfinite(region().step_length(1.0))]
+            raise ValueError(
+                f"trust_region = {self.trust_region!r}; allowed for {name}: {', '.join(fitting)}, "
+                "alone or joined by '+', or a region with a step_length, such as All(KLConstraint(), yours)"
+            )
+        if redefines(self.region, "lr_scale"):
+            raise ValueError(
+                f"trust_region = {self.trust_region!r}; allowed for {name}: "
+                f"nothing that scales the actor's learning rate, which {name} does not have"
+            )
+        if self.cg_preconditioner != "none" and self.cg_damping == 0.0:
+            raise ValueError(
+                f"cg_preconditioner = {self.cg_preconditioner!r}; allowed: 'none' where cg_damping = 0, "
+                "since elements of the diagonal may be 0"
+            )
+
+
+N = TypeVar("N", bound=NaturalGradientConfig)
+_EXPONENT = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class NaturalStep:
+    """s = length x with x = (F + lambda)^-1 g, and how it was found."""
+
+    cg: ConjugateGradient
+    length: float
+    curvature: float
+    """x'F x, damping not included."""
+    damping: float
+    """lambda x'x."""
+
+    @property
+    def vector(self) -> Tensor:
+        """The step, ``[P]``."""
+        return self.length * self.cg.solution
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no step to take."""
+        if self.length > 0.0:
+            return None
+        return self.cg.reason if self.curvature == 0.0 else "curvature not positive"
+
+    def metrics(self, scale: float) -> Metrics:
+        """What there is to say once this share of it was taken."""
+        return {
+            "train/cg_residual": self.cg.residual,
+            "train/cg_steps": float(self.cg.iterations),
+            "train/damping_share": self.damping / whole if (whole := self.curvature + self.damping) else math.nan,
+            "train/kl_predicted": 0.5 * (scale * self.length) ** 2 * self.curvature,
+        }
+
+
+class NaturalGradient(Agent[N], abc.ABC):
+    """An agent whose policy moves by the natural gradient; what is done with the step is the paper's own.
+
+    The direction is (F + cg_damping)^-1 g. Damping steadies it; the length is that of the KL itself, without damping,
+    so that what the region asks for is used.
+    """
+
+    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
+        """The critic; the policy moves by the natural gradient."""
+        return (self.critic,)
+
+    def policy_gradient(self, samples: Samples) -> tuple[float, Tensor]:
+        """L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
+        value, g = 0.0, torch.zeros_like(self.actor_parameters)
+        for part in samples.split(self.config.fisher_batch_size or len(samples)):
+            policy = self.actor.linearize(part.observations)
+            surrogate = len(part) / len(samples) * self.surrogate(policy, part.change(policy.output))
+            value += surrogate.value.item()
+            g += surrogate.gradients()[self.actor]
+        return value, g
+
+    def natural_step(self, samples: Samples, g: Tensor) -> NaturalStep:
+        """Solve (F + lambda) x = g and give x the region's length."""
+        config, seen = self.config, samples[:: self.config.sub_sampling_factor]
+        F = FisherVectorProduct(self.actor.linearize, seen.observations, config.cg_damping, config.fisher_batch_size)
+        cg = conjugate_gradient(
+            F,
+            g,
+            max_steps=config.cg_max_steps,
+            tolerance=config.cg_tolerance,
+            preconditioner=self._preconditioner(seen),
+        )
+        x = cg.solution
+        damping = config.cg_damping * (x @ x).item()
+        curvature = (x @ F(x)).item() - damping
+        length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
+        return NaturalStep(cg, length, curvature, damping)
+
+    def _preconditioner(self, samples: Samples) -> Tensor | None:
+        """(diag F + lambda)^0.75: Martens 2010 ("Deep learning via Hessian-free optimization"), section 4.7."""
+        if self.config.cg_preconditioner == "none":
+            return None
+        diagonal = fisher_diagonal(
+            self.actor.linearize, samples.observations, samples.actions, batch_size=self.config.fisher_batch_size
+        )
+        return (diagonal + self.config.cg_damping) ** _EXPONENT
+
+    def move(self, step: NaturalStep, objection: Callable[[], str | None], **search: Any) -> LineSearch:
+        """Move the policy by the step, or by as much of it as nobody objects to."""
+        if step.problem is not None:
+            return LineSearch(0.0, 0, f"rejected: {step.problem}")
+        return line_search(self.actor_parameters, step.vector, objection, **search)
+
+    def fit_critic(self, samples: Samples, callback: Callback) -> Metrics:
+        """Passes of minibatch steps on the value loss."""
+        rate, losses = self.anneal(), []
+        for epoch in range(self.config.n_critic_updates):
+            for minibatch in self.minibatches(samples):
+                loss = self.value_loss(minibatch)
+                self.descend(loss)
+                losses.append(loss.value)
+                callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
+            callback.on_epoch_end(self, epoch)
+        return {"train/learning_rate": rate, "train/value_loss": mean_of(losses)}

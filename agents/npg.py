@@ -1,0 +1,66 @@
+"""NPG: the natural policy gradient, with any trust region that knows the length of a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
+from klrl.agents.samples import Samples
+from klrl.experience import Batch
+from klrl.run.callback import Callback, Metrics
+from klrl.trust_region import TrustRegion
+from klrl.trust_region.all import parts, redefines
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPGConfig(NaturalGradientConfig):
+    """Settings of NPG (Kakade 2002, "A Natural Policy Gradient").
+
+    What the region bounds is an aim here: it gives the step its length by the quadratic model of the KL, and nothing
+    checks afterwards where the step led.
+    """
+
+    algorithm: ClassVar[str] = "npg"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(redefines(r, "gain") or (redefines(r, "excess") and _endless(r)) for r in parts(self.region)):
+            raise ValueError(
+                f"trust_region = {self.trust_region!r}; allowed for NPG: no gain of its own and no bound without a "
+                "step_length: they act on what other agents find after a step, and NPG does not look there"
+            )
+
+
+def _endless(region: TrustRegion) -> bool:
+    return not math.isfinite(region.step_length(1.0))
+
+
+class NPG(NaturalGradient[NPGConfig]):
+    """Natural gradient, as long as the quadratic model of the KL allows; no line search looks where it led.
+
+    So ``target_kl`` is an aim and no bound: ``train/kl_predicted`` is on it, ``drift/kl`` says what came of it.
+
+    >>> agent = NPG("CartPole-v1", seed=0).learn(total_timesteps=2048)
+    >>> round(agent.history[-1]["train/kl_predicted"] / agent.history[-1]["drift/kl_target"], 5)
+    1.0
+    """
+
+    config_class: ClassVar[type[NPGConfig]] = NPGConfig
+
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+        """theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
+        _, g = self.policy_gradient(samples)
+        step = self.natural_step(samples, g)
+        taken = self.move(step, lambda: self._objection(samples), max_iter=1)
+        return {
+            **self.fit_critic(samples, callback),
+            **step.metrics(taken.scale),
+            "train/stop_reason": taken.reason,
+        }
+
+    def _objection(self, samples: Samples) -> str | None:
+        """A step to where there are no numbers is not taken, and says so."""
+        finite = self.actor_parameters.isfinite().all() and self.change(samples).kl.mean().isfinite()
+        return None if finite else "rejected: KL or parameters not finite"
