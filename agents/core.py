@@ -21,7 +21,7 @@ from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
-from klrl.policy.linearization import Linearization, Objective, expectation, is_packed, pack
+from klrl.policy.linearization import Linearization, Objective, check_separate, expectation, is_packed, pack
 from klrl.policy.networks import Critic, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
 from klrl.policy.observations import Encoding
@@ -72,6 +72,7 @@ class Core(abc.ABC, Generic[C]):
 
     def _pack(self) -> None:
         """Give every network's parameters one memory, and the optimiser what it moves."""
+        check_separate(actor=self.actor, critic=self.critic)  # the critic's fit would move the policy, unmeasured
         packed = {network: pack(network) for network in self.networks}
         self.actor_parameters = packed[self.actor]
         self.numpy_rows = rows_for_numpy(self.actor, self.critic)
@@ -136,7 +137,7 @@ class Core(abc.ABC, Generic[C]):
         The observation statistics stay frozen until the policy's change has been measured.
 
         Raises:
-            ValueError: the batch has no valid steps.
+            ValueError: the batch has no valid steps, or actor and critic share parameters.
             FloatingPointError: a loss or a parameter is not finite any more.
         """
         if batch.n_samples == 0:

@@ -8,11 +8,12 @@ import torch
 from environments import box
 from torch import distributions as td
 
-from klrl.agents import PPO, TRPO
+from klrl.agents import AGENTS, PPO, TRPO
 from klrl.policy.distributions import Categorical
 from klrl.run import Callback
 from klrl.trust_region import TrustRegion
 
+every_agent = pytest.mark.parametrize("agent_class", AGENTS.values(), ids=lambda cls: cls.__name__)
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 ACTION_SPACES = [box(1), box(6), box(17), gym.spaces.Discrete(5)]
 every_space = pytest.mark.parametrize("space", ACTION_SPACES, ids=["Box(1)", "Box(6)", "Box(17)", "Discrete(5)"])

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 from environments import Noise, box, random_batch, small_agent
-from support import both, every_space, exactly, parameters
+from support import every_agent, every_space, exactly, parameters, same
 from torch import distributions as td
 
 import klrl.agents.config
+import klrl.agents.core
 from klrl.agents import PPO
 from klrl.policy.linearization import expectation
+from klrl.policy.networks import Critic
 from klrl.run import Callback
 from klrl.trust_region import TrustRegion
 
 
-@both
+@every_agent
 @every_space
 def test_the_policy_that_collected_is_the_one_updated(agent_class, space):
     agent = small_agent(agent_class, partial(Noise, space)).learn(256)
@@ -30,14 +32,14 @@ def test_the_policy_that_collected_is_the_one_updated(agent_class, space):
     assert (change.ratio == 1.0).all()
 
 
-@both
+@every_agent
 def test_a_batch_of_another_policy_is_reported(agent_class):
     stranger = small_agent(agent_class, seed=1).learn(64)
     with pytest.warns(RuntimeWarning, match="the policy that collected the batch is not the one being updated: KL = "):
         small_agent(agent_class).update(random_batch(stranger))
 
 
-@both
+@every_agent
 @every_space
 def test_an_update_with_a_batch_made_by_hand_moves_policy_and_critic(agent_class, space):
     agent = small_agent(agent_class, partial(Noise, space))
@@ -48,7 +50,7 @@ def test_an_update_with_a_batch_made_by_hand_moves_policy_and_critic(agent_class
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
 
 
-@both
+@every_agent
 @every_space
 def test_the_drift_report_is_that_of_torch_in_float64(agent_class, space):
     agent = small_agent(agent_class, partial(Noise, space), normalize_observations=False, learning_rate=1e-2)
@@ -67,7 +69,7 @@ def test_the_drift_report_is_that_of_torch_in_float64(agent_class, space):
     assert found == pytest.approx({name: float(x) for name, x in expected.items()}, rel=1e-3, abs=1e-9)
 
 
-@both
+@every_agent
 def test_the_kl_of_new_statistics_is_reported_on_its_own_and_in_the_total(agent_class):
     agent = small_agent(agent_class, partial(Noise, box(2))).learn(64)
     batch = random_batch(agent)
@@ -81,7 +83,7 @@ def test_the_kl_of_new_statistics_is_reported_on_its_own_and_in_the_total(agent_
     assert metrics["drift/kl_normalizer"] > 0.0
 
 
-@both
+@every_agent
 def test_the_sum_of_every_updates_kl_goes_on_over_calls_of_learn_and_files(agent_class, tmp_path):
     agent = small_agent(agent_class).learn(128)
     agent.learn(64)
@@ -92,7 +94,7 @@ def test_the_sum_of_every_updates_kl_goes_on_over_calls_of_learn_and_files(agent
     assert found == pytest.approx(np.cumsum(steps), rel=1e-12)
 
 
-@both
+@every_agent
 def test_observation_statistics_stand_still_through_rollout_and_update(agent_class):
     class Watch(Callback):
         def __init__(self):
@@ -120,7 +122,7 @@ def test_observation_statistics_stand_still_through_rollout_and_update(agent_cla
     assert len({id(n) for n in [*(seen[0] for seen in watch.seen), agent.normalizer]}) == 4
 
 
-@both
+@every_agent
 def test_explained_variance_is_that_of_numpy_and_nan_where_the_target_is_constant(agent_class):
     agent = small_agent(agent_class, scale_rewards=False, normalize_observations=False, gamma=0.0)
     batch = random_batch(agent)
@@ -132,14 +134,14 @@ def test_explained_variance_is_that_of_numpy_and_nan_where_the_target_is_constan
     assert np.isnan(agent.update(nothing)["train/explained_variance"])
 
 
-@both
+@every_agent
 def test_an_update_that_overflows_raises_with_the_name_of_the_parameter(agent_class):
     agent = small_agent(agent_class, scale_rewards=False)
     with pytest.raises(FloatingPointError, match=r"(actor|critic)\.\S+ is not finite after update 0 at 0 steps"):
         agent.update(random_batch(agent, scale=1e38))
 
 
-@both
+@every_agent
 def test_scaled_rewards_of_any_size_leave_finite_parameters(agent_class):
     agent = small_agent(agent_class)
     agent.update(random_batch(agent, scale=1e30))
@@ -149,13 +151,13 @@ def test_scaled_rewards_of_any_size_leave_finite_parameters(agent_class):
 @pytest.mark.parametrize(
     ("schedule", "rates"), [("linear", [1e-3, 0.75e-3, 0.5e-3, 0.25e-3]), ("constant", [1e-3] * 4)]
 )
-@both
+@every_agent
 def test_the_learning_rate_follows_its_schedule(agent_class, schedule, rates):
     agent = small_agent(agent_class, learning_rate=1e-3, learning_rate_schedule=schedule).learn(256)
     assert [metrics["train/learning_rate"] for metrics in agent.history] == pytest.approx(rates)
 
 
-@both
+@every_agent
 @pytest.mark.parametrize("scaled", [True, False])
 def test_the_unit_of_the_reward_matters_only_without_scaling(agent_class, scaled):
     agents = [small_agent(agent_class, scale_rewards=scaled) for _ in range(2)]
@@ -165,7 +167,7 @@ def test_the_unit_of_the_reward_matters_only_without_scaling(agent_class, scaled
     assert (difference < 1e-4) == scaled
 
 
-@both
+@every_agent
 def test_advantages_are_normalised_over_the_batch_where_configured(agent_class):
     plain, normal = (small_agent(agent_class, normalize_advantage=choice) for choice in (False, True))
     advantage, expected = (agent.samples(random_batch(agent, scale=7.0)).advantage for agent in (normal, plain))
@@ -175,7 +177,7 @@ def test_advantages_are_normalised_over_the_batch_where_configured(agent_class):
     assert expected.std() > 2.0
 
 
-@both
+@every_agent
 @pytest.mark.parametrize(("scale", "norm"), [(1e4, 0.25), (1e-4, None)])
 def test_long_gradients_are_scaled_down_and_short_ones_left(agent_class, scale, norm):
     agent = small_agent(agent_class, max_grad_norm=0.25)
@@ -189,7 +191,7 @@ def test_long_gradients_are_scaled_down_and_short_ones_left(agent_class, scale, 
     torch.testing.assert_close(moments[f"{ours}.exp_avg"], expected)
 
 
-@both
+@every_agent
 def test_every_setting_is_read(agent_class, monkeypatch):
     config_class, read = agent_class.config_class, set()
 
@@ -210,7 +212,7 @@ class InTorch(TrustRegion):
         return torch.clamp(change.ratio, max=1.1) * change.advantage
 
 
-@both
+@every_agent
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda agent: agent.__reduce_ex__(4)])
 def test_a_copy_is_refused_because_it_would_not_learn(agent_class, duplicate):
     with pytest.raises(
@@ -219,7 +221,7 @@ def test_a_copy_is_refused_because_it_would_not_learn(agent_class, duplicate):
         duplicate(small_agent(agent_class))
 
 
-@both
+@every_agent
 @pytest.mark.parametrize("name", ["actor", "critic"])
 def test_a_network_that_was_moved_in_memory_goes_on_learning(agent_class, name):
     agent = small_agent(agent_class).learn(64)
@@ -229,7 +231,7 @@ def test_a_network_that_was_moved_in_memory_goes_on_learning(agent_class, name):
     assert not any(torch.equal(a, b) for a, b in zip(before, getattr(agent, name).parameters(), strict=True))
 
 
-@both
+@every_agent
 def test_hooks_within_an_update_see_gradients_and_numpys_warnings_as_the_caller_has_them(agent_class):
     seen = []
 
@@ -251,7 +253,7 @@ def test_a_region_written_in_torch_trains():
     assert agent.history[-1]["drift/kl"] > 0.0
 
 
-@both
+@every_agent
 def test_networks_put_in_after_construction_learn_too(agent_class):
     agent = small_agent(agent_class).learn(64)
     for network, n_out in ((agent.actor, 2), (agent.critic, 1)):
@@ -262,10 +264,65 @@ def test_networks_put_in_after_construction_learn_too(agent_class):
     assert agent.history[-1]["drift/kl"] > 0.0
 
 
-@both
+@every_agent
 def test_a_whole_network_put_in_learns_too(agent_class):
     agent, other = small_agent(agent_class).learn(64), small_agent(agent_class, seed=1)
     agent.actor, agent.critic = other.actor, other.critic
     before = parameters(agent)
     agent.learn(64)
     assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
+
+
+@every_agent
+def test_actor_and_critic_with_a_common_trunk_are_refused_before_anything_moves(agent_class):
+    agent = small_agent(agent_class).learn(64)
+    common = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh())
+    agent.actor.trunk = torch.nn.Sequential(common, torch.nn.Linear(8, 2))
+    agent.critic.trunk = torch.nn.Sequential(common, torch.nn.Linear(8, 1))
+    before, batch = parameters(agent), random_batch(agent)
+    named = (
+        r"critic\.trunk\.0\.0\.weight, critic\.trunk\.0\.0\.bias = actor\.trunk\.0\.0\.weight, actor\.trunk\.0\.0\.bias"
+    )
+    with pytest.raises(
+        ValueError, match=f"^critic shares parameters with actor: {named}; allowed: .*deepcopy"
+    ) as error:
+        agent.update(batch)
+    assert "\n" not in str(error.value)
+    assert same(parameters(agent), before)
+    agent.critic.trunk = copy.deepcopy(agent.critic.trunk)
+    agent.update(batch)
+    assert not any(torch.equal(a, b) for a, b in zip(before, parameters(agent), strict=True))
+
+
+@every_agent
+@pytest.mark.parametrize("share", ["parameter", "memory", "network"])
+def test_the_networks_that_agents_begin_with_cannot_share_a_parameter_either(agent_class, share):
+    agent = small_agent(agent_class)
+    ours, theirs = agent.actor.trunk[0], agent.critic.trunk[0]
+    if share == "parameter":
+        theirs.weight = ours.weight
+    elif share == "memory":
+        theirs.weight.data = ours.weight.data
+    else:
+        agent.critic.trunk = agent.actor.trunk
+    with pytest.raises(ValueError, match=r"critic\.trunk\.0\.weight.* = actor\.trunk\.0\.weight"):
+        agent.learn(64)
+
+
+@every_agent
+def test_an_agent_is_not_made_with_a_common_trunk(agent_class, monkeypatch):
+    made, make_actor = [], klrl.agents.core.make_actor
+
+    def remember(*args, **kwargs):
+        made.append(make_actor(*args, **kwargs))
+        return made[-1]
+
+    def critic(*args, **kwargs):
+        network = Critic(*args, **kwargs)
+        network.trunk = made[-1].trunk
+        return network
+
+    monkeypatch.setattr(klrl.agents.core, "make_actor", remember)
+    monkeypatch.setattr(klrl.agents.core, "Critic", critic)
+    with pytest.raises(ValueError, match=r"^critic shares parameters with actor: critic\.trunk\."):
+        small_agent(agent_class)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from environments import random_batch, small_agent
-from support import both
+from support import every_agent
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from klrl.agents import PPO, TRPO, PPOConfig
@@ -30,7 +30,7 @@ def test_a_device_that_is_not_there_is_refused_before_training():
         small_agent(PPO, device="cuda:99")
 
 
-@both
+@every_agent
 def test_an_agent_saved_on_a_device_that_is_not_here_is_loaded_on_the_cpu(agent_class, tmp_path):
     agent = small_agent(agent_class).learn(64)
     (state,) = (path for path in agent.save(tmp_path / "agent").rglob("*.json"))
@@ -90,7 +90,7 @@ def test_critic_steps_and_fisher_products_of_trpo_stay_on_their_device_and_never
 
 
 @gpu
-@both
+@every_agent
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(agent_class, env):
     cpu, cuda = (small_agent(agent_class, env, device=device).learn(256) for device in ("cpu", "cuda"))
@@ -101,7 +101,7 @@ def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(agent_class, env):
 
 
 @gpu
-@both
+@every_agent
 def test_an_agent_moves_between_devices_by_saving(agent_class, tmp_path):
     agent = small_agent(agent_class, device="cuda").learn(64)
     path = agent.save(tmp_path / "agent")

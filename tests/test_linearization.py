@@ -1,5 +1,6 @@
 """Linearizations of any network and of every actor and critic against autograd; sums of objectives; packing."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.func import functional_call
 
 from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Categorical, DiagGaussian, Distribution
-from klrl.policy.linearization import ByAutograd, Objective, expectation, flatten, pack
+from klrl.policy.linearization import ByAutograd, Objective, check_separate, expectation, flatten, pack
 from klrl.policy.mlp import mlp
 from klrl.policy.networks import Critic
 from klrl.policy.observations import Encoding
@@ -576,3 +577,45 @@ def test_an_mlp_that_is_no_longer_plain_goes_through_autograd(change):
     u = torch.ones_like(at.output)
     expected = torch.autograd.grad(net(x).sum(), list(net.parameters()))
     torch.testing.assert_close(at.pull_back(u), flatten(expected))
+
+
+# Two networks.
+def test_networks_with_parameters_of_their_own_are_separate_packed_or_not():
+    a, b = nn.Linear(3, 2), nn.Linear(3, 2)
+    check_separate(a=a, b=b)
+    pack(a)
+    check_separate(a=a, b=copy.deepcopy(a), c=b)
+    memory = torch.zeros(12)
+    a.weight.data, b.weight.data = memory[:6].view(2, 3), memory[6:].view(2, 3)
+    check_separate(a=a, b=b)
+    a.bias, b.bias = (nn.Parameter(torch.zeros(0)) for _ in range(2))
+    check_separate(a=a, b=b)
+
+
+def share_object(a, b):
+    b.bias = a.bias
+
+
+def share_memory(a, b):
+    b.bias.data = a.bias.data
+
+
+def share_a_part(a, b):
+    memory = torch.zeros(3)
+    a.bias.data, b.bias.data = memory[:2], memory[1:]
+
+
+def share_with_strides(a, b):
+    memory = torch.zeros(4)
+    a.bias.data, b.bias.data = memory[::3], memory[2:]
+
+
+@pytest.mark.parametrize("share", [share_object, share_memory, share_a_part, share_with_strides])
+@pytest.mark.parametrize("packed", [False, True])
+def test_networks_that_share_a_parameter_or_its_memory_are_refused(share, packed):
+    a, b = nn.Linear(3, 2), nn.Linear(3, 2)
+    share(a, b)
+    if packed and share is share_object:
+        pack(a)
+    with pytest.raises(ValueError, match=r"^b shares parameters with a: b\.bias = a\.bias; allowed: a copy .*deepcopy"):
+        check_separate(a=a, b=b)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 from environments import small_agent
-from support import both, parameters, same
+from support import every_agent, parameters, same
 
 from klrl.agents import AGENTS, load_agent
 
 
-@both
+@every_agent
 def test_a_saved_agent_of_any_algorithm_is_loaded(agent_class, tmp_path):
     agent = small_agent(agent_class, "CartPole-v1").learn(64)
     loaded = load_agent(agent.save(tmp_path / "agent"))

@@ -8,15 +8,15 @@ import pytest
 import torch
 from environments import Sampling, small_agent
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
+from support import every_agent
 from torch import nn
 from torch.nn.functional import conv2d
 
-from klrl.agents import PPO, TRPO
+from klrl.agents import PPO
 from klrl.policy.networks import Critic
 from klrl.policy.observations import Encoding
 from klrl.policy.trunks import ImageTrunk, make_trunk
 
-both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 HWC, CHW, GRAY = Box(0, 255, (6, 7, 3), np.uint8), Box(0, 255, (3, 6, 7), np.uint8), Box(0, 255, (6, 7), np.uint8)
 MIXED = Dict(image=HWC, kind=Discrete(3), x=Box(-1.0, 1.0, (2,)))
 STYLE = {"activation": "tanh", "output_gain": 1.0}
@@ -110,7 +110,7 @@ def seen(agent):
     return inputs
 
 
-@both
+@every_agent
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("space", [HWC, MIXED], ids=["image", "Dict"])
 def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, space):
@@ -131,7 +131,7 @@ def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_
     torch.testing.assert_close(inputs[-1][0], torch.from_numpy(np.moveaxis(image, -1, 0) / 255.0).float())
 
 
-@both
+@every_agent
 def test_a_batch_of_images_is_bytes_and_has_no_statistics(agent_class):
     agent = small_agent(agent_class, partial(Sampling, HWC))
     batch = agent._collect().collect(agent.act, 32)
@@ -160,7 +160,7 @@ def own(space, n_outputs):
     return nn.Sequential(*layers, nn.LazyLinear(n_outputs))
 
 
-@both
+@every_agent
 def test_networks_of_ones_own_train(agent_class):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -177,7 +177,7 @@ def test_networks_of_ones_own_train(agent_class):
     assert agent.predict(pixels(5, *CHW.shape))[0].shape == (5,)
 
 
-@both
+@every_agent
 def test_images_with_masks_train(agent_class):
     agent = small_agent(agent_class, partial(Sampling, HWC, Discrete(3), masks="info"), action_mask="info").learn(128)
     assert agent.encoding.images

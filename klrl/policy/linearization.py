@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from operator import add
 from typing import Any, Generic, TypeVar, cast
 
@@ -145,6 +146,40 @@ def pack(network: nn.Module) -> nn.Parameter:
     for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         parameter.data = part.view_as(parameter)
     return nn.Parameter(vector)
+
+
+def check_separate(**networks: nn.Module) -> None:
+    """Refuse networks that share a parameter, or its memory: packed, each would have, and move, a part of its own.
+
+    Raises:
+        ValueError: naming the shared parameters of both.
+    """
+    for (name, network), (other_name, other) in combinations(networks.items(), 2):
+        shared = [
+            (f"{name}.{ours}", f"{other_name}.{theirs}")
+            for ours, p in network.named_parameters()
+            for theirs, q in other.named_parameters()
+            if p is q or _overlap(p, q)
+        ]
+        if shared:
+            ours, theirs = (", ".join(dict.fromkeys(names)) for names in zip(*shared, strict=True))
+            raise ValueError(
+                f"{other_name} shares parameters with {name}: {theirs} = {ours}; "
+                "allowed: a copy of its own for each, as copy.deepcopy makes it"
+            )
+
+
+def _overlap(p: Tensor, q: Tensor) -> bool:
+    """Whether any bytes between the first and the last are those of both."""
+    if p.device != q.device or not p.numel() or not q.numel():
+        return False
+    (start, end), (other_start, other_end) = map(_extent, (p, q))
+    return start < other_end and other_start < end
+
+
+def _extent(p: Tensor) -> tuple[int, int]:
+    last = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+    return p.data_ptr(), p.data_ptr() + (last + 1) * p.element_size()
 
 
 def is_packed(network: nn.Module, vector: Tensor) -> bool:
