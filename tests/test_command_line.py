@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import inspect
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import gymnasium as gym
 import pytest
 from environments import Broken
 
-from klrl.agents import AGENTS, PPO
+from klrl.agents import AGENTS, PPO, AgentConfig
 from klrl.scripts.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -66,18 +67,19 @@ def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
     assert all(verb in result.stdout for verb in ("train", "evaluate", "benchmark", "explore-kl"))
 
 
-@pytest.mark.parametrize("agent", ["ppo", "trpo"])
+@pytest.mark.parametrize("agent", ["ppo", "trpo", "npg"])
 def test_every_config_field_is_a_flag_with_a_help_line(agent):
     text = klrl("train", agent, "--help").stdout
     words = " ".join(text.replace("│", " ").split())
     config = AGENTS[agent].config_class
-    helps = field_docstrings(ROOT / "agents/config.py") | field_docstrings(ROOT / f"agents/{agent}.py")
+    files = [inspect.getsourcefile(cls) for cls in reversed(config.__mro__) if issubclass(cls, AgentConfig)]
+    helps = {name: text for file in files for name, text in field_docstrings(Path(file)).items()}
     for name in (field.name for field in fields(config)):
         assert f"--{name.replace('_', '-')}" in words
         assert helps[name] in words
 
 
-@pytest.mark.parametrize("agent", ["ppo", "trpo"])
+@pytest.mark.parametrize("agent", ["ppo", "trpo", "npg"])
 def test_a_run_leaves_its_files_and_can_be_evaluated(agent, tmp_path):
     run = klrl("train", agent, *SMALL, "--run-dir", tmp_path / "run")
     assert run.returncode == 0, run.stderr

@@ -7,7 +7,7 @@ import pytest
 import torch
 from environments import Probe, box, small_agent
 
-from klrl.agents import PPO, TRPO
+from klrl.agents import NPG, PPO, TRPO
 from klrl.run import evaluate
 
 GAMMA = 0.9
@@ -90,7 +90,7 @@ def test_the_policy_learns_the_best_real_action(agent_class, env, best):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("agent_class", "timesteps"), [(PPO, 50_000), (TRPO, 25_000)])
+@pytest.mark.parametrize(("agent_class", "timesteps"), [(PPO, 50_000), (TRPO, 25_000), (NPG, 25_000)])
 def test_cartpole_is_solved(agent_class, timesteps):
     agent = agent_class("CartPole-v1", seed=0).learn(timesteps)
     assert evaluate(agent, gym.make("CartPole-v1"), n_episodes=20).mean >= 475.0

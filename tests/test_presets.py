@@ -7,13 +7,13 @@ from typing import get_type_hints
 
 import pytest
 
-from klrl.agents import PPO, PPOConfig, TRPOConfig
+from klrl.agents import AGENTS, PPO, NPGConfig, PPOConfig, TRPOConfig
 from klrl.run.presets import PRESETS, preset
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
 
-CONFIGS = {"ppo": PPOConfig, "trpo": TRPOConfig}
+CONFIGS = {name: agent_class.config_class for name, agent_class in AGENTS.items()}
 every_preset = pytest.mark.parametrize(("algorithm", "name"), [(a, n) for a in PRESETS for n in PRESETS[a]])
-both = pytest.mark.parametrize("config_class", [PPOConfig, TRPOConfig])
+every_config = pytest.mark.parametrize("config_class", CONFIGS.values(), ids=CONFIGS)
 
 
 @every_preset
@@ -27,6 +27,14 @@ def test_every_preset_builds_a_valid_config_of_its_values(algorithm, name):
 @every_preset
 def test_every_version_of_an_environment_has_the_same_preset(algorithm, name):
     assert preset(algorithm, f"{name}-v0") == preset(algorithm, f"{name}-v5") == PRESETS[algorithm][name] != {}
+
+
+@pytest.mark.parametrize("name", PRESETS["trpo"])
+def test_npg_starts_where_trpo_does(name):
+    ours, theirs = (CONFIGS[a].for_env(f"{name}-v1") for a in ("npg", "trpo"))
+    shared = {f.name for f in fields(theirs)} - {"line_search_shrinking_factor", "line_search_max_iter"}
+    assert shared == {f.name for f in fields(ours)}
+    assert all(getattr(ours, setting) == getattr(theirs, setting) for setting in shared)
 
 
 @pytest.mark.parametrize("env_id", [None, "Nothing-v0", "CartPole", "my/CartPole-v1"])
@@ -88,7 +96,7 @@ def test_trpo_refuses_a_region_that_does_not_know_the_length_of_a_step(region):
         TRPOConfig(trust_region=region)
 
 
-@both
+@every_config
 def test_an_unknown_region_is_refused_with_the_known_ones(config_class):
     with pytest.raises(ValueError, match=r"trust_region = 'klip'; allowed: none, clip, .*adaptive-penalty"):
         config_class(trust_region="klip")
@@ -115,7 +123,7 @@ KINDS = {
     },
     "number > 0": {
         "target_kl", "clip_range", "rollback_slope", "state_kl", "ratio_deviation", "kl_coef", "learning_rate",
-        "max_grad_norm",
+        "max_grad_norm", "cg_tolerance",
     },
     "number >= 0": {"vf_coef", "ent_coef", "cg_damping"},
     "number in [0, 1]": {"gamma", "gae_lambda"},
@@ -169,14 +177,14 @@ def test_a_bad_number_is_refused_in_one_line_with_what_is_allowed(field, value):
         ("trust_region", 3),
     ],
 )
-@both
+@every_config
 def test_any_other_bad_value_is_refused_in_one_line_too(config_class, field, value):
     with pytest.raises(ValueError, match=f"^{field} = .*; allowed: ") as error:
         config_class(**{field: value})
     assert "\n" not in str(error.value)
 
 
-@both
+@every_config
 def test_a_minibatch_larger_than_the_batch_is_refused(config_class):
     assert config_class(n_envs=2, n_steps=8, batch_size=16).batch_size == 16
     with pytest.raises(ValueError, match=r"batch_size = 17; allowed: at most n_envs \* n_steps = 16"):
@@ -188,6 +196,7 @@ def test_a_minibatch_larger_than_the_batch_is_refused(config_class):
     [
         PPOConfig(),
         TRPOConfig(),
+        NPGConfig(cg_tolerance=0.1, cg_preconditioner="diagonal"),
         PPOConfig(trust_region="clip+adaptive-penalty", target_kl=0.02, clip_range=0.3, actor_hidden_sizes=()),
         PPOConfig(trust_region=All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02, beta=3.0)))),
         TRPOConfig(trust_region=KLConstraint(0.05, on_exit="stop"), critic_hidden_sizes=(3, 4)),

@@ -13,16 +13,17 @@ from gymnasium.vector import SyncVectorEnv
 from support import Nowhere, both, parameters, same, slots
 from test_every_space import CASES, train
 
-from klrl.agents import PPO, TRPO
+from klrl.agents import NPG, PPO, TRPO
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
 
 
-@pytest.fixture(params=["PPO-Discrete", "PPO-Box", "TRPO-Discrete", "TRPO-Box"])
+@pytest.fixture(params=["PPO-Discrete", "PPO-Box", "TRPO-Discrete", "TRPO-Box", "NPG-Box"])
 def trained(request):
     """An agent in the middle of its training."""
     agent_class, env = {
         "PPO-Discrete": (PPO, "CartPole-v1"), "PPO-Box": (PPO, "Pendulum-v1"),
         "TRPO-Discrete": (TRPO, "CartPole-v1"), "TRPO-Box": (TRPO, "Pendulum-v1"),
+        "NPG-Box": (NPG, "Pendulum-v1"),
     }[request.param]  # fmt: skip
     settings = {"trust_region": "clip+adaptive-penalty"} if agent_class is PPO else {}
     return small_agent(agent_class, env, seed=3, **settings).learn(192)
@@ -109,7 +110,7 @@ def test_saving_over_something_else_is_refused(agent_class, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize(("saved", "wanted"), [(PPO, TRPO), (TRPO, PPO)])
+@pytest.mark.parametrize(("saved", "wanted"), [(PPO, TRPO), (TRPO, PPO), (TRPO, NPG), (NPG, TRPO)])
 def test_loading_as_another_class_is_refused(saved, wanted, tmp_path):
     path = small_agent(saved).save(tmp_path / "agent")
     with pytest.raises(ValueError, match=r"holds agent .*; allowed: .*"):
