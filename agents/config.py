@@ -77,6 +77,8 @@ class AgentConfig:
     """Give the batch's advantages mean 0 and standard deviation 1."""
     normalize_observations: bool = True
     """Subtract the running mean of observations and divide by their standard deviation; clip at 10."""
+    fold_normalizer: bool = True
+    """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of the discounted return; clip at 10."""
     actor_hidden_sizes: tuple[PositiveInt, ...] = (64, 64)

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Probe, Samples, step_zero
+from klrl.agents.samples import Probe, Samples, check_finite, step_zero
 from klrl.experience import Batch, gae
 from klrl.kl.drift import average, drift_report, mean_kl
 from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
+from klrl.policy.folding import fold
 from klrl.policy.linearization import Linearization, Objective, check_separate, expectation, is_packed, pack
 from klrl.policy.networks import Critic, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
@@ -155,7 +156,8 @@ class Core(abc.ABC, Generic[C]):
         metrics = step_zero(batch.samples(batch.behaviour).map(self._on_device), samples)
         metrics["train/explained_variance"] = self._explained_variance(samples)
         metrics |= self.improve(batch, samples, callback)
-        self._check_finite(metrics)
+        when = f"update {self.n_updates} at {self.num_timesteps} steps"
+        check_finite({"actor": self.actor, "critic": self.critic}, metrics["train/value_loss"], when)
         metrics |= self._measure(batch, samples)
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
@@ -245,20 +247,6 @@ class Core(abc.ABC, Generic[C]):
         total = samples.returns.var(correction=0)
         return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
-    def _check_finite(self, metrics: Metrics) -> None:
-        for name, module in (("actor", self.actor), ("critic", self.critic)):
-            for key, parameter in module.named_parameters():
-                if not parameter.isfinite().all():
-                    raise FloatingPointError(
-                        f"{name}.{key} is not finite after update {self.n_updates} "
-                        f"at {self.num_timesteps} steps; allowed: finite numbers"
-                    )
-        if not math.isfinite(float(metrics["train/value_loss"])):
-            raise FloatingPointError(
-                f"train/value_loss = {metrics['train/value_loss']} in update {self.n_updates} "
-                f"after {self.num_timesteps} steps; allowed: finite numbers"
-            )
-
     def _measure(self, batch: Batch, samples: Samples) -> Metrics:
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
@@ -283,7 +271,7 @@ class Core(abc.ABC, Generic[C]):
             self.probe = Probe.choose(observations, change.old.cpu())
         initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())
         if self.config.normalize_observations and self.normalizer.learns:
-            self.normalizer = self.normalizer.absorb(observations)
+            self._absorb(observations)
             after = self.distribution(observations)
         else:
             after = change.new
@@ -292,3 +280,9 @@ class Core(abc.ABC, Generic[C]):
             "drift/kl_normalizer": mean_kl(change.new, after),
             "drift/kl_total": mean_kl(change.old, after),
         }
+
+    def _absorb(self, observations: Tensor) -> None:
+        """The next observation statistics; the first as they are, so that networks begin with normalised inputs."""
+        old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
+        if self.config.fold_normalizer and old.moments.count > 0:
+            fold(self.networks, self.encoding, old, self.normalizer)

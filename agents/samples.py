@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klrl.kl.drift import mean_kl
 from klrl.policy.arrays import Array
@@ -97,6 +98,20 @@ def step_zero(behaviour: Distribution, samples: Samples) -> Metrics:
             stacklevel=3,
         )
     return {"drift/start_kl": kl, "drift/start_ratio_error": error}
+
+
+def check_finite(networks: Mapping[str, nn.Module], value_loss: float | str, when: str) -> None:
+    """Whether an update left numbers.
+
+    Raises:
+        FloatingPointError: the value loss or a parameter is infinite or NaN.
+    """
+    for name, network in networks.items():
+        for key, parameter in network.named_parameters():
+            if not parameter.isfinite().all():
+                raise FloatingPointError(f"{name}.{key} is not finite after {when}; allowed: finite numbers")
+    if not math.isfinite(float(value_loss)):
+        raise FloatingPointError(f"train/value_loss = {value_loss} in {when}; allowed: finite numbers")
 
 
 def mean_of(values: Sequence[Any]) -> float:

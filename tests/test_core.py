@@ -71,7 +71,7 @@ def test_the_drift_report_is_that_of_torch_in_float64(agent_class, space):
 
 @every_agent
 def test_the_kl_of_new_statistics_is_reported_on_its_own_and_in_the_total(agent_class):
-    agent = small_agent(agent_class, partial(Noise, box(2))).learn(64)
+    agent = small_agent(agent_class, partial(Noise, box(2)), fold_normalizer=False).learn(64)
     batch = random_batch(agent)
     observations = batch.observations.flatten(0, 1)
     old, statistics = exactly(agent.distribution(observations)), agent.normalizer
@@ -81,6 +81,59 @@ def test_the_kl_of_new_statistics_is_reported_on_its_own_and_in_the_total(agent_
     assert metrics["drift/kl_normalizer"] == pytest.approx(td.kl_divergence(new, after).mean().item(), rel=1e-3)
     assert metrics["drift/kl_total"] == pytest.approx(td.kl_divergence(old, after).mean().item(), rel=1e-3)
     assert metrics["drift/kl_normalizer"] > 0.0
+
+
+@every_agent
+@every_space
+def test_folded_statistics_leave_the_policy_where_the_update_left_it(agent_class, space):
+    folded, plain = (
+        small_agent(agent_class, partial(Noise, space), fold_normalizer=choice).learn(192) for choice in (True, False)
+    )
+    first, *later = [(m["drift/kl_normalizer"], m["drift/kl_total"], m["drift/kl"]) for m in folded.history]
+    assert max(moved for moved, _, _ in later) < 1e-10
+    assert [total for _, total, _ in later] == pytest.approx([kl for _, _, kl in later], rel=1e-3)
+    assert first[0] == plain.history[0]["drift/kl_normalizer"] > 1e-8  # the first change is taken as it is
+    assert min(m["drift/kl_normalizer"] for m in plain.history) > 1e-8
+    assert max(m["drift/start_kl"] for m in folded.history) < 1e-9
+
+
+@every_agent
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_folded_statistics_leave_policy_and_values_at_raw_observations_as_they_were(agent_class, activation):
+    class Before(Callback):
+        def on_epoch_end(self, agent, epoch):
+            normalized = agent.normalizer(x)
+            self.seen = [*agent.actor(normalized).parameters, agent.critic(normalized)]
+
+    x, before = 2.0 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0)), Before()
+    agent = small_agent(agent_class, partial(Noise, box(2)), activation=activation, fold_normalizer=True).learn(64)
+    statistics = agent.normalizer
+    agent.learn(64, callback=before)
+    assert not torch.equal(statistics(x), agent.normalizer(x))
+    after = [*agent.distribution(x).parameters, agent.critic(agent.normalized(x))]
+    for one, other in zip(before.seen, after, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@every_agent
+def test_the_first_statistics_change_no_weight_and_later_ones_change_the_first_layers_only(agent_class):
+    class Before(Callback):
+        def on_epoch_end(self, agent, epoch):
+            self.seen = parameters(agent)
+
+    before, n = Before(), len(list(small_agent(agent_class).actor.parameters()))
+    agent = small_agent(agent_class, fold_normalizer=True).learn(64, callback=before)
+    assert same(before.seen, parameters(agent))
+    agent.learn(64, callback=before)
+    moved = [not torch.equal(a, b) for a, b in zip(before.seen, parameters(agent), strict=True)]
+    assert [i for i, changed in enumerate(moved) if changed] == [0, 1, n, n + 1]
+
+
+@every_agent
+def test_statistics_of_a_trunk_of_ones_own_change_as_they_are_and_are_reported(agent_class):
+    agent = small_agent(agent_class, partial(Noise, box(2)), fold_normalizer=True).learn(64)
+    agent.actor.trunk = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+    assert agent.learn(64).history[-1]["drift/kl_normalizer"] > 1e-8
 
 
 @every_agent

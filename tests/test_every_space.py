@@ -73,8 +73,12 @@ class Judge(Callback):
         self.start_kl.append(self.between(batch.samples(batch.behaviour), self.old))
 
     @torch.no_grad()
+    def on_epoch_end(self, agent, epoch):
+        """The last one sees the policy that the update ends with; then statistics and weights change together."""
+        self.new = self.between(self.old, agent.actor(self.observations))
+
     def on_update_end(self, agent, batch, metrics):
-        self.kl.append(self.between(self.old, agent.actor(self.observations)))
+        self.kl.append(self.new)
 
     def between(self, p, q):
         pairs = zip(in_torch(p), in_torch(q), strict=True)

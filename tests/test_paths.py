@@ -230,11 +230,12 @@ REL, ABS = 2e-3, 1e-5
 @algorithms
 @pytest.mark.parametrize("path", PATHS[1:])
 def test_whole_runs_have_the_same_curve_on_every_path(agent_class, env, path, made):
-    expected = curve(run(agent_class, env, PATHS[0]))
+    fold = "autograd" not in path  # a trunk that the library does not know is not folded
+    expected = curve(run(agent_class, env, PATHS[0], fold_normalizer=fold))
     by = {("formulas", np.ndarray)} if agent_class is PPO else {("formulas", np.ndarray), ("formulas", torch.Tensor)}
     assert made == by
     made.clear()
-    got = curve(run(agent_class, env, path))
+    got = curve(run(agent_class, env, path, fold_normalizer=fold))
     which = "autograd" if "autograd" in path else "formulas"
     kinds = {torch.Tensor} if "tensors" in path else {np.ndarray}
     assert made == {(which, kind) for kind in kinds | ({torch.Tensor} if agent_class is TRPO else set())}

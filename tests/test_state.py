@@ -75,6 +75,16 @@ def test_the_next_updates_of_a_loaded_agent_are_the_same_bits(trained, tmp_path)
     assert same(parameters(loaded), parameters(trained))
 
 
+@pytest.mark.parametrize("fold", [True, False])
+def test_statistics_go_on_folded_or_not_as_the_saved_agents_do(fold, tmp_path):
+    agent = small_agent(PPO, fold_normalizer=fold).learn(128)
+    loaded = PPO.load(agent.save(tmp_path / "agent"))
+    for i in range(2):
+        assert repr(loaded.update(random_batch(loaded, seed=i))) == repr(agent.update(random_batch(agent, seed=i)))
+    assert same(parameters(loaded), parameters(agent))
+    assert (agent.update(random_batch(agent))["drift/kl_normalizer"] < 1e-10) == fold
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 @pytest.mark.parametrize(
     "space", [gym.spaces.Discrete(3, start=5), gym.spaces.Box(np.float32([-2, 0]), np.float32([1, np.inf]))]

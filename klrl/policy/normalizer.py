@@ -85,6 +85,12 @@ class Normalizer:
         return tuple(x.numpy() if isinstance(x, Tensor) else x for x in self._tensors)
 
     @property
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale, ``[*shape]`` in float64, of (x - mean) scale, which is what is clipped."""
+        mean, scale, _ = self._tensors
+        return mean, scale
+
+    @property
     def learns(self) -> bool:
         """Whether there is anything to find out."""
         return not isinstance(self.fixed_scale, float)

@@ -1,0 +1,51 @@
+"""A change of observation statistics folded into the networks' first layers, so that what they compute stays as it was.
+
+With x_old = (x - m) k and x_new = (x - m') k' the first layer W x_old + b is W' x_new + b' for W' = W k / k' and
+b' = b + W k (m' - m); van Hasselt et al. 2016, "Learning values across many orders of magnitude", proposition 1, do the
+same at a network's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from klrl.policy.mlp import MLP
+from klrl.policy.networks import features
+from klrl.policy.normalizer import Normalizer
+from klrl.policy.observations import Encoding
+
+
+def first_layer(network: nn.Module) -> nn.Linear | None:
+    """The layer that normalised features go into; ``None`` where it is not known (images, a user's own trunk)."""
+    trunk = dict(network.named_children()).get("trunk")
+    layer = trunk[0] if isinstance(trunk, MLP) and trunk.layers.explicit else None
+    return layer if isinstance(layer, nn.Linear) else None
+
+
+@torch.no_grad()
+def fold(networks: Iterable[nn.Module], encoding: Encoding, old: Normalizer, new: Normalizer) -> None:
+    """Let networks compute at ``new(x)`` what they computed at ``old(x)``, but for rounding, and for x that is clipped.
+
+    In place. Networks without a known first layer are left alone, and so are elements whose standard deviation grew
+    more than ``clip`` times: most of what they are was clipped before (one that had been constant, say), so there is no
+    function to keep, and weights so much larger would spoil what is learnt next.
+    """
+    (mean, scale), (new_mean, new_scale) = _affine(encoding, old), _affine(encoding, new)
+    growth, shift = scale / new_scale, scale * (new_mean - mean)
+    kept = growth <= new.clip
+    growth, shift = torch.where(kept, growth, 1.0), torch.where(kept, shift, 0.0)
+    for layer in filter(None, map(first_layer, networks)):
+        # Computed in float64 and rounded once. Adam's moments of the layer stay: what they are off by shrinks with the
+        # change itself, as 1 / number of updates, and nobody knows the shift's term in the second moment anyway.
+        W = layer.weight.double()
+        layer.bias.copy_(layer.bias.double() + W @ shift.to(W.device))
+        layer.weight.copy_(W * growth.to(W.device))
+
+
+def _affine(encoding: Encoding, normalizer: Normalizer) -> tuple[Tensor, Tensor]:
+    """Mean and scale of what reaches the first layer, ``[n_features]`` each."""
+    mean, scale = normalizer.affine
+    return features(encoding, mean), features(encoding, scale)
