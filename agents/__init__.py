@@ -5,9 +5,12 @@ if __name__ != "klrl.agents":
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig
+from klrl.agents.distillation import DistillationConfig, distill
+from klrl.agents.dpo import DPOConfig, fit_preferences
 from klrl.agents.load import AGENTS, load_agent
 from klrl.agents.npg import NPG, NPGConfig
 from klrl.agents.ppo import PPO, PPOConfig
+from klrl.agents.preferences import Preferences, PreferencesConfig, collect_preferences
 from klrl.agents.trpo import TRPO, TRPOConfig
 
 __all__ = [
@@ -17,8 +20,15 @@ __all__ = [
     "TRPO",
     "Agent",
     "AgentConfig",
+    "DPOConfig",
+    "DistillationConfig",
     "NPGConfig",
     "PPOConfig",
+    "Preferences",
+    "PreferencesConfig",
     "TRPOConfig",
+    "collect_preferences",
+    "distill",
+    "fit_preferences",
     "load_agent",
 ]

@@ -82,6 +82,11 @@ class Core(abc.ABC, Generic[C]):
         self.optimizer = Adam([packed[network] for network in self.optimized], **settings)
         self._packed = packed
 
+    def take_in_networks(self) -> None:
+        """Where somebody has put another network in: pack it; the optimiser starts anew."""
+        if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
+            self._pack()
+
     def __reduce_ex__(self, protocol: object) -> Any:
         """Refused: parameters, the vector they are views of and the optimiser's arrays would part company."""
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; allowed: save() and load()")
@@ -143,8 +148,7 @@ class Core(abc.ABC, Generic[C]):
         """
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
-        if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
-            self._pack()  # somebody put another network in; its optimiser starts anew
+        self.take_in_networks()
         callback = Outside(callback) if callback is not None else Callback()
         with torch.no_grad(), numpy_as_torch():
             return self._update(batch, callback)
@@ -198,11 +202,12 @@ class Core(abc.ABC, Generic[C]):
         """From the old policy to the current one on these samples."""
         return samples.change(self.actor(samples.observations))
 
-    def minibatches(self, samples: Samples) -> Iterator[Samples]:
-        """A pass over the samples in a fresh random order, ``batch_size`` at a time."""
+    def minibatches(self, samples: Samples, batch_size: int | None = None) -> Iterator[Samples]:
+        """A pass over the samples in a fresh random order, so many (by default the setting) at a time."""
+        batch_size = batch_size or self.config.batch_size
         shuffled = samples[self._on_device(torch.randperm(len(samples), generator=self.streams.minibatches))]
-        fast = self.config.batch_size <= self.numpy_rows
-        return (shuffled.numpy() if fast else shuffled).split(self.config.batch_size)
+        fast = batch_size <= self.numpy_rows
+        return (shuffled.numpy() if fast else shuffled).split(batch_size)
 
     def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """L(theta) = E[gain - penalty], E[r A] for a constraint (TRPO eq. 14), where ``change`` led to the policy."""

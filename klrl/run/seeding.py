@@ -34,7 +34,7 @@ class Streams:
             getattr(self, f.name).set_state(state[f.name])
 
 
-_ENVIRONMENTS, _EVALUATION = 1_000, 1_001
+_ENVIRONMENTS, _EVALUATION, _SEGMENTS = 1_000, 1_001, 1_002
 
 
 def environment_seeds(seed: int, timesteps: int = 0) -> np.random.SeedSequence:
@@ -45,3 +45,8 @@ def environment_seeds(seed: int, timesteps: int = 0) -> np.random.SeedSequence:
 def evaluation_seed(seed: int) -> int:
     """Seed of evaluation episodes: never one of the training environments'."""
     return int(np.random.SeedSequence(seed, spawn_key=(_EVALUATION,)).generate_state(1)[0])
+
+
+def segment_seeds(seed: int, i: int) -> np.random.SeedSequence:
+    """Seeds of the ``i``-th group of starts of segments that are compared; the same ones however often asked for."""
+    return np.random.SeedSequence(seed, spawn_key=(_SEGMENTS, i))

@@ -1,0 +1,181 @@
+"""Distillation: a student's policy is fitted to a teacher's by the exact KL, state by state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from gymnasium.vector import VectorEnv
+
+from klrl.agents.base import Agent
+from klrl.agents.config import AgentConfig
+from klrl.agents.samples import Samples, mean_of
+from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, environments
+from klrl.experience import Batch, Collector, EnvLike
+from klrl.kl import kl_divergence, kl_gradient, reverse_kl
+from klrl.kl.drift import average
+from klrl.policy.arrays import Array, numpy_as_torch, tensor
+from klrl.policy.distributions import Distribution, derivative
+from klrl.policy.linearization import Linearization, Objective, expectation
+from klrl.run.callback import Metrics
+from klrl.run.seeding import environment_seeds
+from klrl.validation import Positive, PositiveInt, validate
+
+Direction = Literal["forward", "reverse"]
+_INHERITED = (
+    "gamma", "gae_lambda", "normalize_observations", "scale_rewards", "actor_hidden_sizes", "critic_hidden_sizes",
+    "activation", "log_std_init", "action_distribution", "state_dependent_std", "action_mask", "device",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Settings of policy distillation."""
+
+    direction: Direction = "forward"
+    """What falls: KL(teacher||student), so that the student covers all the teacher does (forward), or
+    KL(student||teacher), so that it does nothing the teacher does not (reverse)."""
+    states: Literal["student", "teacher"] = "student"
+    """Who visits the states: the student, as in DAgger, or the teacher."""
+    n_rounds: PositiveInt = 20
+    """Rounds of collecting states and fitting the student there."""
+    n_envs: PositiveInt = 8
+    """Parallel environments."""
+    n_steps: PositiveInt = 128
+    """Steps per environment and round."""
+    n_epochs: PositiveInt = 10
+    """Passes over a round's states."""
+    batch_size: PositiveInt = 64
+    """Minibatch size."""
+    learning_rate: Positive = 1e-3
+    """Adam's step size."""
+    max_grad_norm: Positive = 0.5
+    """Gradients longer than this are scaled down to it."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def distill(
+    teacher: Agent[Any],
+    student: Agent[Any],
+    env: EnvLike,
+    config: DistillationConfig | None = None,
+    *,
+    seed: int = 0,
+) -> Agent[Any]:
+    """Fit the student's policy to the teacher's; the student, with one row of metrics per round in its ``history``.
+
+    Rusu et al. 2016, "Policy Distillation", with the states of Ross et al. 2011, "A Reduction of Imitation Learning"
+    (DAgger): the student acts, the teacher says what it would have done there. The row of a round has
+    ``distill/kl_forward``, KL(teacher||student), and ``distill/kl_reverse``, both exact and measured on the round's
+    states before the student is fitted to them; one more row measures the finished student.
+
+    A student that has not learned yet takes the teacher's observation statistics, any other one keeps its own; where
+    they are learned, both go on absorbing. Its critic is fitted too, to the returns of who visited the states (in the
+    end the student's own, or the teacher's), so that ``learn`` can go on from here; nothing is copied from the
+    teacher's. The teacher does not change, but for its stream of actions where it acts.
+
+    Args:
+        teacher: any agent.
+        student: another one with the same spaces, masks and kind of policy, whatever its networks.
+        env: as for an agent.
+        config: settings.
+        seed: of the environments.
+
+    Raises:
+        ValueError: the agents or the environment do not go together.
+        FloatingPointError: a KL or a loss is not finite any more.
+    """
+    student.history.extend(distillation_rounds(teacher, student, env, config, seed=seed))
+    return student
+
+
+def distillation_rounds(
+    teacher: Agent[Any],
+    student: Agent[Any],
+    env: EnvLike,
+    config: DistillationConfig | None = None,
+    *,
+    seed: int = 0,
+) -> Iterator[Metrics]:
+    """As :func:`distill`, round by round: yields the metrics of each."""
+    if teacher is student:
+        raise ValueError("student is the teacher; allowed: another agent, for example one loaded again")
+    check_comparable("teacher", teacher, "student", student)
+    config = config or DistillationConfig()
+    envs = environments(env, config.n_envs, teacher)
+    if student.num_timesteps == 0:
+        student.normalizer = teacher.normalizer
+    return _rounds(teacher, student, envs, config, seed)
+
+
+def _rounds(
+    teacher: Agent[Any], student: Agent[Any], envs: VectorEnv, config: DistillationConfig, seed: int
+) -> Iterator[Metrics]:
+    collector = Collector(envs, environment_seeds(seed, student.num_timesteps), student.encoding)
+    student.return_scaler = student.return_scaler.restarted(envs.num_envs)
+    limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
+    descent = ActorDescent(student, **limits)
+    student.optimizer.learning_rate = config.learning_rate
+    visitor = student if config.states == "student" else teacher
+    for i in range(config.n_rounds + 1):
+        batch = collector.collect(visitor.act, config.n_steps)
+        last = i == config.n_rounds
+        with torch.no_grad(), numpy_as_torch():
+            lesson, metrics = _lesson(teacher, student, batch, absorb=not last)
+            if not last:
+                metrics |= _study(student, lesson, descent, config)
+        student.num_timesteps += batch.n_samples
+        if visitor is student:
+            student.episodes.extend(batch.episodes)
+        yield check_finite(metrics, f"in round {i}")
+
+
+def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[Samples, Metrics]:
+    """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
+    states = batch.samples(batch.observations)
+    if absorb and student.config.normalize_observations:
+        student.normalizer = student.normalizer.absorb(states)
+    if absorb and student.config.scale_rewards:
+        gamma = student.config.gamma
+        student.return_scaler = student.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, gamma)
+    samples = student.samples(batch)
+    asked = teacher.distribution(states).map(lambda x: x.to(student.device))
+    forward, reverse = kl_divergence(asked, samples.old), reverse_kl(asked, samples.old)
+    metrics: Metrics = {"distill/kl_forward": average(forward), "distill/kl_reverse": average(reverse)}
+    return replace(samples, old=asked), metrics
+
+
+def _study(student: Agent[Any], lesson: Samples, descent: ActorDescent, config: DistillationConfig) -> Metrics:
+    """Epochs of minibatches; the policy by the KL, the critic by its squared error."""
+    losses: list[Array] = []
+    value_losses: list[Array] = []
+    for _ in range(config.n_epochs):
+        for minibatch in student.minibatches(lesson, config.batch_size):
+            loss = distillation_loss(minibatch.old, student.actor.linearize(minibatch.observations), config.direction)
+            descent.step(loss)
+            value_loss = student.value_loss(minibatch)
+            student.descend(value_loss)
+            losses.append(loss.value)
+            value_losses.append(value_loss.value)
+    return {"distill/loss": mean_of(losses), "distill/value_loss": mean_of(value_losses)}
+
+
+def distillation_loss(teacher: Distribution, student: Linearization[Distribution], direction: Direction) -> Objective:
+    """E[KL(teacher||student)] or E[KL(student||teacher)] over states ``[n]``, to be lowered by the student."""
+    policy = student.output
+    if direction == "forward":
+        return expectation(kl_divergence(teacher, policy), student, kl_gradient(teacher, policy))
+    fixed = teacher.map(tensor)
+    return expectation(reverse_kl(teacher, policy), student, derivative(lambda s: kl_divergence(s, fixed), policy))
+
+
+def student_config(config_class: type[AgentConfig], teacher: Agent[Any], env_id: str | None, **own: Any) -> AgentConfig:
+    """Settings of a new student: its algorithm's for the environment, the teacher's kind of policy, its own over both.
+
+    The teacher's are the networks, how observations and rewards are normalised, the discount and the device.
+    """
+    return config_class.for_env(env_id, **{name: getattr(teacher.config, name) for name in _INHERITED}, **own)

@@ -1,0 +1,203 @@
+"""DPO: direct preference optimisation, and the KL that it spends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from klrl.agents.base import Agent
+from klrl.agents.preferences import Preferences, play_segments
+from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, environments
+from klrl.experience import EnvLike
+from klrl.kl import kl_divergence
+from klrl.kl.drift import average
+from klrl.policy.distributions import Distribution
+from klrl.policy.linearization import Linearization, Objective
+from klrl.run.callback import Metrics
+from klrl.validation import Positive, PositiveInt, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig:
+    """Settings of DPO."""
+
+    beta: Positive = 0.1
+    """Price of KL(policy||reference): the optimum is reference e^(return / beta), up to a factor."""
+    n_epochs: PositiveInt = 10
+    """Passes over the preferences."""
+    batch_size: PositiveInt = 64
+    """Pairs per minibatch."""
+    learning_rate: Positive = 3e-4
+    """Adam's step size."""
+    max_grad_norm: Positive = 0.5
+    """Gradients longer than this are scaled down to it."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def fit_preferences(
+    policy: Agent[Any], reference: Agent[Any], preferences: Preferences, config: DPOConfig | None = None
+) -> Agent[Any]:
+    """Fit the policy to preferences; the policy, with one row of metrics per epoch in its ``history``.
+
+    Rafailov et al. 2023, "Direct Preference Optimization", eq. 7, with tau a segment instead of a text:
+
+        -log sigmoid(beta [log pi(tau_w)/ref(tau_w) - log pi(tau_l)/ref(tau_l)])
+
+    where log pi(tau)/ref(tau) = sum_t log pi(a_t|s_t)/ref(a_t|s_t): the start and the environment's transitions have
+    the same probability under both policies, and cancel. Its minimiser is pi(tau) ~ ref(tau) e^(r(tau)/beta) (eq. 4),
+    which maximises E[r] - beta KL(pi||ref), where a policy can have that distribution: for single actions, and for
+    segments where transitions are deterministic (elsewhere no policy decides what happens to it).
+
+    The critic stays what it was; the observation statistics stay, too, and are the policy's and the reference's own.
+    The first row is that of the policy as it was given.
+
+    Args:
+        policy: the agent to be tuned; in the beginning the reference, usually, loaded once more.
+        reference: the agent it is compared with; it does not change.
+        preferences: pairs, for example of :func:`~klrl.agents.preferences.collect_preferences`.
+        config: settings.
+
+    Raises:
+        ValueError: agents or data that do not go together.
+        FloatingPointError: a loss or a KL is not finite any more.
+    """
+    policy.history.extend(dpo_epochs(policy, reference, preferences, config))
+    return policy
+
+
+def dpo_epochs(
+    policy: Agent[Any], reference: Agent[Any], preferences: Preferences, config: DPOConfig | None = None
+) -> Iterator[Metrics]:
+    """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first."""
+    if policy is reference:
+        raise ValueError("policy is the reference; allowed: another agent, for example the reference loaded again")
+    check_comparable("reference", reference, "policy", policy)
+    data = Compared.of(policy, reference, preferences)
+    at_states = reference.distribution(preferences.observations[preferences.valid]).map(lambda x: x.to(policy.device))
+    return _epochs(policy, data, at_states, config or DPOConfig())
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Preferences with what the reference thinks of them, on the policy's device; ``m`` valid steps."""
+
+    observations: Tensor
+    """As the policy normalises them, ``[n, 2, T, *O]``."""
+    actions: Tensor
+    valid: Tensor
+    log_reference: Tensor
+    """log ref(a|s), 0 where no step was taken, ``[n, 2, T]``."""
+
+    @classmethod
+    def of(cls, policy: Agent[Any], reference: Agent[Any], preferences: Preferences) -> Compared:
+        """Ask the reference, once.
+
+        Raises:
+            ValueError: the data has actions that the reference cannot take.
+        """
+        valid, where = preferences.valid, policy.device
+        actions = preferences.actions[valid].to(reference.device)
+        try:
+            log_prob = reference.distribution(preferences.observations[valid]).log_prob(actions).to(where)
+        except (RuntimeError, IndexError) as error:
+            what = f"preferences do not fit the reference: {error}; allowed: its observations and actions"
+            raise ValueError(what) from error
+        if not log_prob.isfinite().all():
+            count = int((~log_prob.isfinite()).sum())
+            raise ValueError(f"the reference never takes {count} of {len(log_prob)} actions; allowed: actions it takes")
+        log_reference = torch.zeros(valid.shape, device=where).masked_scatter(valid.to(where), log_prob)
+        x = policy.normalized(preferences.observations)
+        return cls(x, preferences.actions.to(where), valid.to(where), log_reference)
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def __getitem__(self, pairs: Tensor) -> Compared:
+        return Compared(self.observations[pairs], self.actions[pairs], self.valid[pairs], self.log_reference[pairs])
+
+    @property
+    def states(self) -> Tensor:
+        """Where steps were taken, ``[m, *O]``."""
+        return self.observations[self.valid]
+
+    def log_ratio(self, policy: Distribution) -> Tensor:
+        """log pi(tau)/ref(tau) of every segment, ``[n, 2]``, given the policy at the states."""
+        log_policy = policy.log_prob(self.actions[self.valid])
+        return (torch.zeros_like(self.log_reference).masked_scatter(self.valid, log_policy) - self.log_reference).sum(
+            -1
+        )
+
+    def loss(self, policy: Linearization[Distribution], beta: float) -> Objective:
+        """E[-log sigmoid(beta (h_w - h_l))], h = log pi(tau)/ref(tau), given the policy at the states (DPO eq. 7)."""
+        h = self.log_ratio(policy.output)
+        margin = beta * (h[:, 0] - h[:, 1])
+        slope = -beta * (-margin).sigmoid()  # d loss / d h_w; that by h_l is its negative
+        by_step = torch.stack([slope, -slope], 1).unsqueeze(-1).expand(self.valid.shape)[self.valid]
+        score = policy.output.score(self.actions[self.valid])
+        gradient = tuple(by_step.unsqueeze(-1) * g for g in score)
+        return Objective(softplus(-margin).mean(), ((policy, 1.0 / len(self), gradient),))
+
+
+def _epochs(policy: Agent[Any], data: Compared, reference: Distribution, config: DPOConfig) -> Iterator[Metrics]:
+    descent = ActorDescent(policy, learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
+    for epoch in range(config.n_epochs + 1):
+        with torch.no_grad():
+            if epoch > 0:
+                order = torch.randperm(len(data), generator=policy.streams.minibatches).to(policy.device)
+                for pairs in order.split(config.batch_size):
+                    minibatch = data[pairs]
+                    descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
+            metrics = _measure(data, policy.actor(data.states), reference, config.beta)
+        yield check_finite(metrics, f"after epoch {epoch}")
+
+
+def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:
+    """What the data says about the policy, given both policies at its states."""
+    h = data.log_ratio(policy).double()
+    margin = beta * (h[:, 0] - h[:, 1])
+    to, back = kl_divergence(policy, reference), kl_divergence(reference, policy)
+    along = torch.zeros_like(data.log_reference).masked_scatter(data.valid, back).sum(-1)
+    return {
+        "dpo/loss": average(softplus(-margin)),
+        "dpo/accuracy": average((margin > 0.0) + 0.5 * (margin == 0.0)),
+        "dpo/margin": average(margin),
+        "dpo/kl_policy_reference": average(to),
+        "dpo/kl_reference_policy": average(back),
+        "dpo/trajectory_kl": average(along),
+    }
+
+
+def implicit_rewards(policy: Agent[Any], reference: Agent[Any], preferences: Preferences, beta: float) -> Tensor:
+    """beta log pi(tau)/ref(tau) of every segment, ``[n, 2]``: the return that the policy is optimal for.
+
+    Up to a constant for every start (DPO eq. 5).
+    """
+    data = Compared.of(policy, reference, preferences)
+    with torch.no_grad():
+        return beta * data.log_ratio(policy.actor(data.states))
+
+
+def trajectory_kl(
+    policy: Agent[Any], reference: Agent[Any], env: EnvLike, *, n: int = 64, length: int = 100, seed: int = 0
+) -> tuple[float, float]:
+    """KL(policy||reference) of the first ``length`` steps of an episode, nats: an estimate and its standard error.
+
+    E_policy[sum_t KL(pi(.|s_t)||ref(.|s_t))], by the chain rule of KL, with the exact KL in every state.
+    """
+    envs = environments(env, min(n, 16), policy)
+    try:
+        (played,) = play_segments(policy, envs, n, length, seed)
+    finally:
+        if envs is not env:
+            envs.close()
+    states = played.observations[played.valid]
+    kl = kl_divergence(policy.distribution(states).cpu(), reference.distribution(states).cpu())
+    along = torch.zeros(played.valid.shape).masked_scatter(played.valid, kl).sum(-1).double()
+    return along.mean().item(), (along.std() / n**0.5).item()

@@ -1,0 +1,167 @@
+"""Preferences: pairs of segments of play from the same start, the preferred one first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from klrl.agents.base import Agent
+from klrl.agents.supervised import environments
+from klrl.experience import Batch, Collector, EnvLike
+from klrl.run.seeding import segment_seeds
+from klrl.validation import Positive, PositiveInt, validate
+
+_ARRAYS = ("observations", "actions", "valid")
+
+
+@dataclass(frozen=True, eq=False)
+class Preferences:
+    """``n`` pairs of segments of up to ``T`` steps; ``[:, 0]`` was preferred to ``[:, 1]``."""
+
+    observations: Tensor
+    """As the policy is given them, before normalisation, ``[n, 2, T, *O]``."""
+    actions: Tensor
+    """The policy's actions (:meth:`~klrl.agents.core.Core.distribution` says what these are), ``[n, 2, T, *A]``."""
+    valid: Tensor
+    """Which steps were taken; false after the end of an episode, bool ``[n, 2, T]``."""
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.valid.shape)
+        both = tuple(self.observations.shape[:3]), tuple(self.actions.shape[:3])
+        if len(shape) != 3 or shape[1] != 2 or 0 in shape or both != (shape, shape):
+            raise ValueError(
+                f"observations, actions and valid begin with {both[0]}, {both[1]} and {shape}; "
+                "allowed: one shape (n, 2, T), the preferred segment first"
+            )
+        if not self.valid.any(-1).all():
+            raise ValueError("valid has a segment without steps; allowed: at least one step in each")
+
+    @classmethod
+    def of(cls, agent: Agent[Any], observations: Any, actions: Any, valid: Any = None) -> Self:
+        """Your own data, for policies like the agent's; single actions are segments of one step.
+
+        Args:
+            agent: who says how observations become arrays.
+            observations: ``[n, 2, T]`` of what the observation space nests.
+            actions: ``[n, 2, T, *A]``, the policy's.
+            valid: ``[n, 2, T]``; by default all steps were taken.
+
+        Raises:
+            ValueError: shapes that do not go together.
+        """
+        taken = torch.as_tensor(np.asarray(actions))
+        taken = taken.float() if taken.is_floating_point() else taken.long()
+        encoded = torch.from_numpy(agent.encoding(observations))
+        steps = taken.shape[:3] if valid is None else np.shape(valid)
+        return cls(encoded, taken, torch.ones(steps, dtype=torch.bool) if valid is None else torch.as_tensor(valid))
+
+    def __len__(self) -> int:
+        return len(self.valid)
+
+    def __getitem__(self, pairs: Tensor) -> Preferences:
+        return self.map(lambda x: x[pairs])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
+        """``function`` applied to every array."""
+        return Preferences(function(self.observations), function(self.actions), function(self.valid))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencesConfig:
+    """How preferences are made from play."""
+
+    n_pairs: PositiveInt = 512
+    """Pairs of segments to play."""
+    segment_length: PositiveInt = 100
+    """Steps per segment, fewer where the episode ends."""
+    label: Literal["bradley-terry", "larger"] = "bradley-terry"
+    """Who is preferred: either one by chance, with odds e^(difference of returns / temperature), or always the one
+    with the larger return (pairs with equal returns are left out)."""
+    temperature: Positive = 1.0
+    """Difference of returns that makes the better segment e times as likely to be preferred (bradley-terry)."""
+    n_envs: PositiveInt = 16
+    """Parallel environments."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """The first ``T`` steps of ``n`` episodes, as far as these go."""
+
+    observations: Tensor
+    """``[n, T, *O]``."""
+    actions: Tensor
+    valid: Tensor
+    returns: Tensor
+    """Undiscounted, ``[n]``."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> Segments:
+        """From a batch that began with a reset: of every environment the first episode."""
+        before = batch.ended.cumsum(0) - batch.ended.long()
+        valid = batch.valid & (before == 0)
+        observations, actions, valid = (x.transpose(0, 1) for x in (batch.observations, batch.actions, valid))
+        return cls(observations, actions, valid, (batch.rewards * valid.T).sum(0))
+
+
+def play_segments(agent: Agent[Any], envs: VectorEnv, n: int, length: int, seed: int, sides: int = 1) -> list[Segments]:
+    """``n`` starts, played from ``sides`` times with other actions; ``[n, ...]`` for each time."""
+    played: list[list[Segments]] = [[] for _ in range(sides)]
+    for i in range(-(-n // envs.num_envs)):
+        for side in played:
+            collector = Collector(envs, segment_seeds(seed, i), agent.encoding)
+            side.append(Segments.of(collector.collect(agent.act, length)))
+    return [
+        Segments(*(torch.cat([getattr(s, name) for s in side])[:n] for name in (*_ARRAYS, "returns")))
+        for side in played
+    ]
+
+
+def collect_preferences(
+    reference: Agent[Any], env: EnvLike, config: PreferencesConfig | None = None, *, seed: int = 0
+) -> Preferences:
+    """Play pairs of segments from equal starts, and prefer by return (Bradley and Terry 1952).
+
+    Only pairs from one start compare the actions alone: what DPO takes for granted when Z(s) of the optimum cancels.
+
+    Args:
+        reference: who plays.
+        env: as for an agent; a start is repeated by a reset with the same seed.
+        config: settings.
+        seed: of the environments and the labels.
+
+    Raises:
+        ValueError: the environment does not repeat a start, or with "larger" all returns are equal.
+    """
+    config = config or PreferencesConfig()
+    envs = environments(env, config.n_envs, reference)
+    try:
+        a, b = play_segments(reference, envs, config.n_pairs, config.segment_length, seed, sides=2)
+    finally:
+        if envs is not env:
+            envs.close()
+    if not torch.equal(a.observations[:, 0], b.observations[:, 0]):
+        raise ValueError("env starts elsewhere after a reset with the same seed; allowed: starts that the seed decides")
+    kept, first = _label(a.returns - b.returns, config, seed)
+    pairs = Preferences(*(torch.stack([getattr(a, name), getattr(b, name)], 1) for name in _ARRAYS))
+    order = torch.stack([~first, first], 1).long()  # 0 is a, 1 is b
+    return pairs.map(lambda x: x[torch.arange(len(x))[:, None], order][kept])
+
+
+def _label(difference: Tensor, config: PreferencesConfig, seed: int) -> tuple[Tensor, Tensor]:
+    """Which pairs are kept, and where the first segment is preferred."""
+    if config.label == "larger":
+        kept = difference != 0.0
+        if not kept.any():
+            raise ValueError(f"label = 'larger' with {len(kept)} pairs of equal returns; allowed: returns that differ")
+        return kept, difference > 0.0
+    chance = torch.from_numpy(np.random.default_rng(segment_seeds(seed, 0)).random(len(difference)))
+    return torch.ones_like(difference, dtype=torch.bool), chance < (difference / config.temperature).sigmoid()

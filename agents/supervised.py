@@ -1,0 +1,93 @@
+"""What fitting a policy without rewards needs: two policies that can be compared, and Adam on the actor alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+
+from klrl.agents.base import Agent
+from klrl.experience import EnvLike, make_vector_env
+from klrl.policy.linearization import Objective
+from klrl.policy.observations import one_line
+from klrl.policy.optimizer import Adam
+from klrl.run.callback import Metrics
+
+
+def check_comparable(name: str, policy: Agent[Any], other_name: str, other: Agent[Any]) -> None:
+    """Refuse two agents whose policies have no KL: it needs the same spaces, masks and family.
+
+    Args:
+        name: what the user calls the first agent.
+        policy: the first agent.
+        other_name: what the user calls the second agent.
+        other: the second agent.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    for space in ("observation_space", "action_space"):
+        ours, theirs = getattr(policy, space), getattr(other, space)
+        if ours != theirs:
+            raise ValueError(f"{other_name} has {space} {one_line(theirs)}; allowed: {name}'s, {one_line(ours)}")
+    if policy.encoding.shape != other.encoding.shape or policy.takes_action_masks != other.takes_action_masks:
+        masks = policy.config.action_mask, other.config.action_mask
+        raise ValueError(f"{name}'s action_mask is {masks[0]!r}, {other_name}'s {masks[1]!r}; allowed: the same masks")
+    families = family(policy), family(other)
+    if families[0] != families[1]:
+        raise ValueError(
+            f"{name}'s policy is a {families[0]}, {other_name}'s a {families[1]}; allowed: the same family"
+        )
+
+
+def family(agent: Agent[Any]) -> str:
+    """The name of the record that the agent's policy gives."""
+    return type(agent.distribution(torch.zeros(1, *agent.encoding.shape))).__name__
+
+
+def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:
+    """Environments to play the agent in.
+
+    Raises:
+        ValueError: none that can be made, or with other spaces than the agent's.
+    """
+    envs = make_vector_env(env, n)
+    for name in ("observation_space", "action_space"):
+        ours, theirs = getattr(agent, name), getattr(envs, f"single_{name}")
+        if ours != theirs:
+            raise ValueError(f"env has {name} {one_line(theirs)}; allowed: the agent's, {one_line(ours)}")
+    return envs
+
+
+class ActorDescent:
+    """Adam on an agent's policy, by a loss that is not its algorithm's.
+
+    The agent's own optimiser forgets its moments of the policy: they tell of another loss, and of a policy that is no
+    more.
+    """
+
+    def __init__(self, agent: Agent[Any], *, learning_rate: float, max_grad_norm: float) -> None:
+        agent.take_in_networks()
+        if agent.actor in agent.optimized:
+            i = agent.optimized.index(agent.actor)
+            agent.optimizer.put_back(i, {name: 0.0 * x for name, x in agent.optimizer.moments(i).items()})
+        self._actor = agent.actor
+        self._adam = Adam([agent.actor_parameters], learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+
+    def step(self, loss: Objective) -> None:
+        """One step down."""
+        self._adam.step([loss.gradients()[self._actor]])
+
+
+def check_finite(metrics: Metrics, when: str) -> Metrics:
+    """The same metrics, if all are finite numbers.
+
+    Raises:
+        FloatingPointError: naming the first one that is not.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(float(value)):
+            raise FloatingPointError(f"{name} = {value} {when}; allowed: finite numbers")
+    return metrics
