@@ -178,4 +178,5 @@ def student_config(config_class: type[AgentConfig], teacher: Agent[Any], env_id:
 
     The teacher's are the networks, how observations and rewards are normalised, the discount and the device.
     """
-    return config_class.for_env(env_id, **{name: getattr(teacher.config, name) for name in _INHERITED}, **own)
+    inherited = {name: getattr(teacher.config, name) for name in _INHERITED}
+    return config_class.for_env(env_id, **(inherited | own))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from klrl.agents import load_agent
-from klrl.experience.environments import described, env_id, factory
-from klrl.run import checkpoint, evaluate
-from klrl.run.directory import versions
+from klrl.run import evaluate
 from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.saved_agents import Opened, write
 from klrl.validation import NonNegativeInt, PositiveInt
 
 
@@ -42,28 +39,22 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Evaluating, sys.argv[1:] if argv is None else argv, prog)
     torch.set_num_threads(1)
     with bad_input(prog):
-        _, saved = checkpoint.read(args.path)
-        agent = load_agent(args.path)
-        wanted = args.env or described(saved["env"])
-        if wanted is None:
-            raise ValueError("env = none, the agent learned from an unregistered environment; allowed: --env ID")
-        env = factory(wanted)()
-        if (env.observation_space, env.action_space) != (agent.observation_space, agent.action_space):
-            raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {agent.observation_space}")
+        opened = Opened.at(args.path, args.env)
+        agent, env = opened.agent, opened.make()
         if args.json:
             args.json.touch()
     with env:
         result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
-        f"{saved['agent'].upper()} on {env_id(wanted)} after {agent.num_timesteps:,} steps: "
+        f"{opened.name.upper()} on {opened.env_id} after {agent.num_timesteps:,} steps: "
         f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
     )
     if args.json:
         record = {
             "path": str(args.path),
-            "env": env_id(wanted),
-            "agent": saved["agent"],
+            "env": opened.env_id,
+            "agent": opened.name,
             "num_timesteps": agent.num_timesteps,
             "deterministic": not args.stochastic,
             "seed": args.seed,
@@ -71,9 +62,8 @@ def main(argv: list[str] | None = None) -> None:
             "std_return": result.std,
             "returns": result.returns,
             "lengths": result.lengths,
-            "versions": versions(),
         }
-        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        write(args.json, record)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,91 @@
+"""Distil a saved agent into another one: ``klrl distill runs/demo --actor-hidden-sizes 16 16 --output small``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from klrl.agents import AGENTS, Agent, DistillationConfig, load_agent
+from klrl.agents.distillation import distillation_rounds, student_config
+from klrl.run.callback import Metrics
+from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.saved_agents import Opened, claim, working, write
+from klrl.validation import NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilling:
+    """Fit a student's policy to a saved teacher's by the exact KL, and save it as an agent that can learn on."""
+
+    teacher: tyro.conf.Positional[Path]
+    """A saved agent or a run directory."""
+    output: Path
+    """A new or empty directory for the student."""
+    config: tyro.conf.OmitArgPrefixes[DistillationConfig] = field(default_factory=DistillationConfig)
+    student: Path | None = None
+    """A saved agent to be moved towards the teacher; by default a new one."""
+    agent: str | None = None
+    """Algorithm of a new student; by default the teacher's."""
+    actor_hidden_sizes: tuple[PositiveInt, ...] | None = None
+    """Hidden layers of a new student's policy; by default the teacher's."""
+    critic_hidden_sizes: tuple[PositiveInt, ...] | None = None
+    """Hidden layers of a new student's critic; by default the teacher's."""
+    env: str | None = None
+    """Gymnasium id; by default the environment of the teacher's training."""
+    episodes: PositiveInt = 20
+    """Episodes that teacher and student play at the end."""
+    seed: NonNegativeInt = 0
+    """Of the environments and of a new student."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl distill``."""
+    prog = "klrl distill"
+    args = parse(Distilling, sys.argv[1:] if argv is None else argv, prog)
+    torch.set_num_threads(1)
+    with bad_input(prog):
+        teacher = Opened.at(args.teacher, args.env)
+        student = _student(args, teacher)
+        rounds = distillation_rounds(teacher.agent, student, teacher.env, args.config, seed=args.seed)
+        claim(args.output, args.json)
+    history: list[Metrics] = []
+    with working(prog):
+        for metrics in rounds:
+            _say(len(history), metrics, args.config)
+            history.append(metrics)
+        print(f"student: {student.save(args.output)}")
+        returns = teacher.returns({"teacher": teacher.agent, "student": student}, args.episodes, args.seed)
+    record = {"teacher": str(args.teacher), "student": str(args.output), "env": teacher.env_id, "seed": args.seed}
+    write(args.json, record | {"config": asdict(args.config), "history": history, "evaluation": returns})
+
+
+def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
+    own = {"actor_hidden_sizes": args.actor_hidden_sizes, "critic_hidden_sizes": args.critic_hidden_sizes}
+    own = {name: sizes for name, sizes in own.items() if sizes is not None}
+    if args.student is not None:
+        for name, value in ({"agent": args.agent} if args.agent else {} | own).items():
+            raise ValueError(f"{name} = {value} beside student = {args.student}; allowed: for a new student")
+        return load_agent(args.student)
+    name = args.agent or teacher.name
+    if name not in AGENTS:
+        raise ValueError(f"agent = {name!r}; allowed: {', '.join(AGENTS)}")
+    config = student_config(AGENTS[name].config_class, teacher.agent, teacher.env_id, **own)
+    return AGENTS[name](teacher.env, config, seed=args.seed)
+
+
+def _say(i: int, metrics: Metrics, config: DistillationConfig) -> None:
+    """One line per round; what is measured are states that the student has not been fitted to."""
+    when = f"round {i + 1}" if i < config.n_rounds else "finished"
+    kl = [f"{metrics[f'distill/kl_{name}']:.6f}" for name in ("forward", "reverse")]
+    print(f"{when + ':':<10} KL(teacher‖student) {kl[0]}  KL(student‖teacher) {kl[1]} nats per state", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Tune a saved agent by preferences: ``klrl dpo runs/demo --beta 0.1 --output tuned``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from klrl.agents import DPOConfig, PreferencesConfig, collect_preferences, load_agent
+from klrl.agents.dpo import dpo_epochs, trajectory_kl
+from klrl.run.callback import Metrics
+from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.saved_agents import Opened, claim, working, write
+from klrl.validation import NonNegativeInt, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Fit a saved agent's policy to preferences between its own segments of play, by DPO, and save it."""
+
+    reference: tyro.conf.Positional[Path]
+    """A saved agent or a run directory: where tuning begins, and what KL is measured from."""
+    output: Path
+    """A new or empty directory for the tuned agent."""
+    preferences: tyro.conf.OmitArgPrefixes[PreferencesConfig] = field(default_factory=PreferencesConfig)
+    config: tyro.conf.OmitArgPrefixes[DPOConfig] = field(default_factory=DPOConfig)
+    env: str | None = None
+    """Gymnasium id; by default the environment of the training."""
+    episodes: PositiveInt = 20
+    """Episodes that reference and tuned agent play at the end."""
+    seed: NonNegativeInt = 0
+    """Of the environments and the labels."""
+    json: Path | None = None
+    """Also write the numbers to this file."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl dpo``."""
+    prog = "klrl dpo"
+    args = parse(Tuning, sys.argv[1:] if argv is None else argv, prog)
+    torch.set_num_threads(1)
+    with bad_input(prog):
+        reference, policy = Opened.at(args.reference, args.env), load_agent(args.reference)
+        claim(args.output, args.json)
+    history: list[Metrics] = []
+    with working(prog):
+        with bad_input(prog):
+            data = collect_preferences(reference.agent, reference.env, args.preferences, seed=args.seed)
+        print(f"{len(data)} pairs of segments, {int(data.valid.sum()):,} steps")
+        for metrics in dpo_epochs(policy, reference.agent, data, args.config):
+            _say(len(history), metrics)
+            history.append(metrics)
+        print(f"tuned: {policy.save(args.output)}")
+        length = args.preferences.segment_length
+        kl, error = trajectory_kl(policy, reference.agent, reference.env, length=length, seed=args.seed)
+        print(f"KL(tuned‖reference) of the tuned policy's first {length} steps: {kl:.3f} ± {error:.3f} nats")
+        returns = reference.returns({"reference": reference.agent, "tuned": policy}, args.episodes, args.seed)
+    record: dict[str, Any] = {"reference": str(args.reference), "tuned": str(args.output), "env": reference.env_id}
+    record |= {"seed": args.seed, "preferences": asdict(args.preferences), "config": asdict(args.config)}
+    record |= {"n_pairs": len(data), "trajectory_kl": kl, "trajectory_kl_stderr": error}
+    write(args.json, record | {"history": history, "evaluation": returns})
+
+
+def _say(epoch: int, metrics: Metrics) -> None:
+    """One line per epoch."""
+    names = {"loss": "loss", "accuracy": "accuracy", "margin": "reward margin"}
+    said = [f"{text} {metrics[f'dpo/{name}']:.4f}" for name, text in names.items()]
+    said += [f"KL(π‖ref) {metrics['dpo/kl_policy_reference']:.5f}, KL(ref‖π) {metrics['dpo/kl_reference_policy']:.5f}"]
+    print(f"epoch {epoch:>2}: {'  '.join(said)}, along a segment {metrics['dpo/trajectory_kl']:.4f} nats", flush=True)
+
+
+if __name__ == "__main__":
+    main()

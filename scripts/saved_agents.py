@@ -1,0 +1,100 @@
+"""What the verbs about saved agents share: an agent with its environment, its returns, a long work's end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from klrl.agents import Agent, load_agent
+from klrl.experience import BadStep
+from klrl.experience.environments import described, env_id, factory
+from klrl.run import checkpoint, evaluate
+from klrl.run.directory import check_new, versions
+from klrl.scripts.command_line import fail
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A saved agent and the environment to play it in."""
+
+    agent: Agent[Any]
+    name: str
+    """The algorithm's."""
+    env: str | EnvSpec
+
+    @property
+    def env_id(self) -> str | None:
+        """The registered id."""
+        return env_id(self.env)
+
+    @classmethod
+    def at(cls, path: Path, env: str | None) -> Opened:
+        """Load it; by default its environment is that of its training.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged, or no environment that fits.
+        """
+        _, saved = checkpoint.read(path)
+        agent = load_agent(path)
+        wanted = env or described(saved["env"])
+        if wanted is None:
+            raise ValueError("env = none, the agent learned from an unregistered environment; allowed: --env ID")
+        opened = cls(agent, saved["agent"], wanted)
+        with opened.make() as one:
+            if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
+                allowed = agent.observation_space
+                raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {allowed}")
+        return opened
+
+    def make(self) -> gym.Env:
+        """One environment."""
+        return factory(self.env)()
+
+    def returns(self, agents: dict[str, Agent[Any]], episodes: int, seed: int) -> dict[str, dict[str, Any]]:
+        """Deterministic episodes of each agent, printed in one line each, and in words of JSON."""
+        record = {}
+        for name, agent in agents.items():
+            with self.make() as env:
+                result = evaluate(agent, env, episodes, seed=seed)
+            print(f"{name}: mean return {result.mean:.1f} ± {result.std:.1f} over {episodes} deterministic episodes")
+            record[name] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+        return record
+
+
+def claim(output: Path, numbers: Path | None) -> None:
+    """Make sure before long work that its results can be written.
+
+    Raises:
+        OSError: they cannot, or there is something already at ``output``.
+    """
+    check_new(output, "output")
+    if numbers:
+        numbers.touch()
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def write(numbers: Path | None, record: dict[str, Any]) -> None:
+    """The record as JSON, with the versions of what it was made with."""
+    if numbers:
+        numbers.write_text(json.dumps(record | {"versions": versions()}, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def working(prog: str) -> Iterator[None]:
+    """Long work: what ends it early is one line; status 1 for numbers that are not finite, 130 for Ctrl-C."""
+    try:
+        yield
+    except FloatingPointError as error:
+        fail(prog, error, status=1)
+    except BadStep as error:
+        fail(prog, error)
+    except KeyboardInterrupt:
+        fail(prog, "interrupted; nothing is saved", status=130)
