@@ -27,7 +27,7 @@ class DPOConfig:
     """Settings of DPO."""
 
     beta: Positive = 0.1
-    """Price of KL(policy||reference): the optimum is reference e^(return / beta), up to a factor."""
+    """Price of KL(policy||reference), in units of the reward (return / temperature) per nat: less KL the larger."""
     n_epochs: PositiveInt = 10
     """Passes over the preferences."""
     batch_size: PositiveInt = 64
@@ -52,8 +52,9 @@ def fit_preferences(
 
     where log pi(tau)/ref(tau) = sum_t log pi(a_t|s_t)/ref(a_t|s_t): the start and the environment's transitions have
     the same probability under both policies, and cancel. Its minimiser is pi(tau) ~ ref(tau) e^(r(tau)/beta) (eq. 4),
-    which maximises E[r] - beta KL(pi||ref), where a policy can have that distribution: for single actions, and for
-    segments where transitions are deterministic (elsewhere no policy decides what happens to it).
+    which maximises E[r] - beta KL(pi||ref) for the r whose differences are the log odds of being preferred; where a
+    policy can have that distribution, that is: for single actions, and for segments where transitions are deterministic
+    (elsewhere no policy decides what happens to it).
 
     The critic stays what it was; the observation statistics stay, too, and are the policy's and the reference's own.
     The first row is that of the policy as it was given.
@@ -129,10 +130,11 @@ class Compared:
 
     def log_ratio(self, policy: Distribution) -> Tensor:
         """log pi(tau)/ref(tau) of every segment, ``[n, 2]``, given the policy at the states."""
-        log_policy = policy.log_prob(self.actions[self.valid])
-        return (torch.zeros_like(self.log_reference).masked_scatter(self.valid, log_policy) - self.log_reference).sum(
-            -1
-        )
+        return (self.in_place(policy.log_prob(self.actions[self.valid])) - self.log_reference).sum(-1)
+
+    def in_place(self, steps: Tensor) -> Tensor:
+        """Numbers of the steps that were taken, ``[m] -> [n, 2, T]``, and 0 elsewhere."""
+        return torch.zeros_like(self.log_reference).masked_scatter(self.valid, steps)
 
     def loss(self, policy: Linearization[Distribution], beta: float) -> Objective:
         """E[-log sigmoid(beta (h_w - h_l))], h = log pi(tau)/ref(tau), given the policy at the states (DPO eq. 7)."""
@@ -163,14 +165,13 @@ def _measure(data: Compared, policy: Distribution, reference: Distribution, beta
     h = data.log_ratio(policy).double()
     margin = beta * (h[:, 0] - h[:, 1])
     to, back = kl_divergence(policy, reference), kl_divergence(reference, policy)
-    along = torch.zeros_like(data.log_reference).masked_scatter(data.valid, back).sum(-1)
     return {
         "dpo/loss": average(softplus(-margin)),
         "dpo/accuracy": average((margin > 0.0) + 0.5 * (margin == 0.0)),
         "dpo/margin": average(margin),
         "dpo/kl_policy_reference": average(to),
         "dpo/kl_reference_policy": average(back),
-        "dpo/trajectory_kl": average(along),
+        "dpo/trajectory_kl_reference_policy": average(data.in_place(back).sum(-1)),
     }
 
 

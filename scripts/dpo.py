@@ -17,6 +17,15 @@ from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 
+_SAID = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "margin": "reward margin",
+    "kl_policy_reference": "KL(π‖ref)",
+    "kl_reference_policy": "KL(ref‖π)",
+    "trajectory_kl_reference_policy": "along a segment",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
@@ -61,16 +70,14 @@ def main(argv: list[str] | None = None) -> None:
         returns = reference.returns({"reference": reference.agent, "tuned": policy}, args.episodes, args.seed)
     record: dict[str, Any] = {"reference": str(args.reference), "tuned": str(args.output), "env": reference.env_id}
     record |= {"seed": args.seed, "preferences": asdict(args.preferences), "config": asdict(args.config)}
-    record |= {"n_pairs": len(data), "trajectory_kl": kl, "trajectory_kl_stderr": error}
+    record |= {"n_pairs": len(data), "trajectory_kl_policy_reference": kl, "trajectory_kl_stderr": error}
     write(args.json, record | {"history": history, "evaluation": returns})
 
 
 def _say(epoch: int, metrics: Metrics) -> None:
     """One line per epoch."""
-    names = {"loss": "loss", "accuracy": "accuracy", "margin": "reward margin"}
-    said = [f"{text} {metrics[f'dpo/{name}']:.4f}" for name, text in names.items()]
-    said += [f"KL(π‖ref) {metrics['dpo/kl_policy_reference']:.5f}, KL(ref‖π) {metrics['dpo/kl_reference_policy']:.5f}"]
-    print(f"epoch {epoch:>2}: {'  '.join(said)}, along a segment {metrics['dpo/trajectory_kl']:.4f} nats", flush=True)
+    said = [f"{text} {metrics[f'dpo/{name}']:.4f}" for name, text in _SAID.items()]
+    print(f"epoch {epoch:>2}: {'  '.join(said)} nats", flush=True)
 
 
 if __name__ == "__main__":

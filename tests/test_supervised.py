@@ -1,0 +1,53 @@
+"""Steps on the policy alone."""
+
+import torch
+from environments import small_agent
+from support import both, parameters, same, slots
+from torch import nn
+
+from klrl.agents import PPO
+from klrl.agents.supervised import ActorDescent
+from klrl.policy.linearization import Objective
+
+
+def towards_zero(agent, x):
+    """E[|logits|^2] / 2."""
+    policy = agent.actor.linearize(x)
+    logits = policy.output.logits
+    return Objective(0.5 * logits.square().sum(-1).mean(), ((policy, 1.0 / len(x), (logits,)),))
+
+
+@both
+def test_a_step_moves_the_policy_and_nothing_else(agent_class):
+    agent = small_agent(agent_class, "CartPole-v1").learn(64)
+    before, critic = parameters(agent), [p.clone() for p in agent.critic.parameters()]
+    descent = ActorDescent(agent, learning_rate=1e-2, max_grad_norm=1.0)
+    forgotten = slots(agent)
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(50):
+        loss = towards_zero(agent, x)
+        losses.append(loss.value.item())
+        descent.step(loss)
+    assert losses[-1] < 0.1 * losses[0]
+    assert not same(parameters(agent), before)
+    assert same(agent.critic.parameters(), critic)
+    assert same(slots(agent), forgotten)
+
+
+def test_the_agents_optimiser_forgets_the_policy_and_keeps_the_critic():
+    agent = small_agent(PPO, "CartPole-v1").learn(64)
+    actor, critic = (agent.optimizer.moments(i) for i in (0, 1))
+    ActorDescent(agent, learning_rate=1e-2, max_grad_norm=1.0)
+    assert all(x.count_nonzero() > 0 for x in actor.values())
+    assert all(x.count_nonzero() == 0 for x in agent.optimizer.moments(0).values())
+    assert same(agent.optimizer.moments(1).values(), critic.values())
+
+
+def test_a_network_of_ones_own_is_taken_in():
+    agent = small_agent(PPO, "CartPole-v1")
+    agent.actor.trunk = nn.Linear(4, 2)
+    x = torch.ones(3, 4)
+    before = towards_zero(agent, x).value.item()
+    ActorDescent(agent, learning_rate=1e-2, max_grad_norm=1.0).step(towards_zero(agent, x))
+    assert towards_zero(agent, x).value.item() < before
