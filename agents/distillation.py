@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Samples, mean_of
-from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, environments
+from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.kl.drift import average
@@ -109,29 +109,36 @@ def distillation_rounds(
     envs = environments(env, config.n_envs, teacher)
     if student.num_timesteps == 0:
         student.normalizer = teacher.normalizer
-    return _rounds(teacher, student, envs, config, seed)
+    return _rounds(teacher, student, envs, env, config, seed)
 
 
 def _rounds(
-    teacher: Agent[Any], student: Agent[Any], envs: VectorEnv, config: DistillationConfig, seed: int
+    teacher: Agent[Any], student: Agent[Any], envs: VectorEnv, env: EnvLike, config: DistillationConfig, seed: int
 ) -> Iterator[Metrics]:
-    collector = Collector(envs, environment_seeds(seed, student.num_timesteps), student.encoding)
-    student.return_scaler = student.return_scaler.restarted(envs.num_envs)
     limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
     descent = ActorDescent(student, **limits)
     student.optimizer.learning_rate = config.learning_rate
+    student.return_scaler = student.return_scaler.restarted(envs.num_envs)
     visitor = student if config.states == "student" else teacher
-    for i in range(config.n_rounds + 1):
-        batch = collector.collect(visitor.act, config.n_steps)
-        last = i == config.n_rounds
-        with torch.no_grad(), numpy_as_torch():
-            lesson, metrics = _lesson(teacher, student, batch, absorb=not last)
-            if not last:
-                metrics |= _study(student, lesson, descent, config)
-        student.num_timesteps += batch.n_samples
-        if visitor is student:
-            student.episodes.extend(batch.episodes)
-        yield check_finite(metrics, f"in round {i}")
+    with closed_after(envs, env):
+        collector = Collector(envs, environment_seeds(seed, student.num_timesteps), student.encoding)
+        for i in range(config.n_rounds + 1):
+            batch = collector.collect(visitor.act, config.n_steps)
+            metrics = _round(teacher, student, batch, descent if i < config.n_rounds else None, config)
+            student.num_timesteps += batch.n_samples
+            if visitor is student:
+                student.episodes.extend(batch.episodes)
+            yield check_finite(metrics, f"in round {i + 1}")
+
+
+@torch.no_grad()
+def _round(
+    teacher: Agent[Any], student: Agent[Any], batch: Batch, descent: ActorDescent | None, config: DistillationConfig
+) -> Metrics:
+    """Measure the student, then, unless there is no ``descent`` any more, fit it."""
+    with numpy_as_torch():
+        lesson, metrics = _lesson(teacher, student, batch, absorb=descent is not None)
+        return metrics | (_study(student, lesson, descent, config) if descent else {})
 
 
 def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[Samples, Metrics]:

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
 from klrl.agents.preferences import Preferences, play_segments
-from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, environments
+from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, closed_after, environments
 from klrl.experience import EnvLike
 from klrl.kl import kl_divergence
 from klrl.kl.drift import average
@@ -193,11 +193,8 @@ def trajectory_kl(
     E_policy[sum_t KL(pi(.|s_t)||ref(.|s_t))], by the chain rule of KL, with the exact KL in every state.
     """
     envs = environments(env, min(n, 16), policy)
-    try:
+    with closed_after(envs, env):
         (played,) = play_segments(policy, envs, n, length, seed)
-    finally:
-        if envs is not env:
-            envs.close()
     states = played.observations[played.valid]
     kl = kl_divergence(policy.distribution(states).cpu(), reference.distribution(states).cpu())
     along = torch.zeros(played.valid.shape).masked_scatter(played.valid, kl).sum(-1).double()

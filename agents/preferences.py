@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from klrl.agents.base import Agent
-from klrl.agents.supervised import environments
+from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.run.seeding import segment_seeds
 from klrl.validation import Positive, PositiveInt, validate
@@ -143,11 +143,8 @@ def collect_preferences(
     """
     config = config or PreferencesConfig()
     envs = environments(env, config.n_envs, reference)
-    try:
+    with closed_after(envs, env):
         a, b = play_segments(reference, envs, config.n_pairs, config.segment_length, seed, sides=2)
-    finally:
-        if envs is not env:
-            envs.close()
     if not torch.equal(a.observations[:, 0], b.observations[:, 0]):
         raise ValueError("env starts elsewhere after a reset with the same seed; allowed: starts that the seed decides")
     kept, first = _label(a.returns - b.returns, config, seed)

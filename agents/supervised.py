@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.agents.base import Agent
 from klrl.experience import EnvLike, make_vector_env
+from klrl.experience.environments import number_of
 from klrl.policy.linearization import Objective
 from klrl.policy.observations import one_line
 from klrl.policy.optimizer import Adam
@@ -48,7 +51,7 @@ def family(agent: Agent[Any]) -> str:
 
 
 def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:
-    """Environments to play the agent in.
+    """Environments to play the agent in, to be given to :func:`closed_after`.
 
     Raises:
         ValueError: none that can be made, or with other spaces than the agent's.
@@ -57,8 +60,19 @@ def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(agent, name), getattr(envs, f"single_{name}")
         if ours != theirs:
-            raise ValueError(f"env has {name} {one_line(theirs)}; allowed: the agent's, {one_line(ours)}")
+            with closed_after(envs, env):
+                raise ValueError(f"env has {name} {one_line(theirs)}; allowed: the agent's, {one_line(ours)}")
     return envs
+
+
+@contextmanager
+def closed_after(envs: VectorEnv, env: EnvLike) -> Iterator[None]:
+    """Close the environments in the end, unless ``env`` is a user's own that they were made of."""
+    try:
+        yield
+    finally:
+        if number_of(env) is None:
+            envs.close()
 
 
 class ActorDescent:

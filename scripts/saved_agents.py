@@ -97,4 +97,4 @@ def working(prog: str) -> Iterator[None]:
     except BadStep as error:
         fail(prog, error)
     except KeyboardInterrupt:
-        fail(prog, "interrupted; nothing is saved", status=130)
+        fail(prog, "interrupted", status=130)

@@ -153,7 +153,8 @@ def test_a_half_trained_cartpole_policy_learns_what_is_preferred(tmp_path):
     config = replace(PPOConfig.for_env("CartPole-v1"), learning_rate_schedule="constant")
     path = PPO("CartPole-v1", config, seed=100).learn(2048).save(tmp_path / "reference")
     reference, policy = load_agent(path), load_agent(path)
-    data = collect_preferences(reference, "CartPole-v1", PreferencesConfig(n_pairs=256, label="larger"), seed=100)
+    pairs = PreferencesConfig(n_pairs=256, label="larger", n_envs=64)
+    data = collect_preferences(reference, "CartPole-v1", pairs, seed=100)
     fit_preferences(policy, reference, data, DPOConfig(n_epochs=8, learning_rate=1e-3))
     first, last = policy.history[0], policy.history[-1]
     assert first["dpo/accuracy"] == 0.5
@@ -162,7 +163,7 @@ def test_a_half_trained_cartpole_policy_learns_what_is_preferred(tmp_path):
     assert last["dpo/accuracy"] > 0.65
     assert last["dpo/loss"] < 0.66
     assert last["dpo/kl_policy_reference"] > 0.005
-    fresh = PreferencesConfig(n_pairs=64, segment_length=500)
+    fresh = PreferencesConfig(n_pairs=64, segment_length=300, n_envs=64)
     lengths = [
         collect_preferences(agent, "CartPole-v1", fresh, seed=7).valid.sum(-1).double().mean().item()
         for agent in (reference, policy)

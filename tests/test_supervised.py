@@ -1,12 +1,12 @@
 """Steps on the policy alone."""
 
 import torch
-from environments import small_agent
+from environments import Counting, small_agent
 from support import both, parameters, same, slots
 from torch import nn
 
 from klrl.agents import PPO
-from klrl.agents.supervised import ActorDescent
+from klrl.agents.supervised import ActorDescent, closed_after, environments
 from klrl.policy.linearization import Objective
 
 
@@ -51,3 +51,18 @@ def test_a_network_of_ones_own_is_taken_in():
     before = towards_zero(agent, x).value.item()
     ActorDescent(agent, learning_rate=1e-2, max_grad_norm=1.0).step(towards_zero(agent, x))
     assert towards_zero(agent, x).value.item() < before
+
+
+def test_environments_are_closed_but_not_those_of_the_user():
+    made = []
+
+    def make():
+        made.append(Counting())
+        return made[-1]
+
+    agent, own = small_agent(PPO, Counting), Counting()
+    for env in (make, own):
+        with closed_after(environments(env, 2, agent), env):
+            assert not own.closed
+    assert [env.closed for env in made] == [True] * 3  # one to look at, two to play
+    assert not own.closed
