@@ -1,11 +1,14 @@
-"""Steps on the policy alone."""
+"""Steps on the policy alone, of every kind."""
 
+import gymnasium as gym
+import pytest
 import torch
-from environments import Counting, small_agent
+from environments import Counting, Noise, box, small_agent
 from support import both, parameters, same, slots
 from torch import nn
 
-from klrl.agents import PPO
+from klrl.agents import PPO, DistillationConfig, DPOConfig, PreferencesConfig, collect_preferences, fit_preferences
+from klrl.agents.distillation import distillation_rounds
 from klrl.agents.supervised import ActorDescent, closed_after, environments
 from klrl.policy.linearization import Objective
 
@@ -66,3 +69,29 @@ def test_environments_are_closed_but_not_those_of_the_user():
             assert not own.closed
     assert [env.closed for env in made] == [True] * 3  # one to look at, two to play
     assert not own.closed
+
+
+KINDS = {
+    "Gaussian": (box(2), {}),
+    "state-dependent": (box(2), {"state_dependent_std": True}),
+    "squashed": (box(2), {"action_distribution": "squashed-gaussian"}),
+    "Beta": (box(2), {"action_distribution": "beta"}),
+    "MultiDiscrete": (gym.spaces.MultiDiscrete([3, 2]), {}),
+    "MultiBinary": (gym.spaces.MultiBinary(3), {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_policy_can_be_distilled_and_tuned(kind):
+    space, settings = KINDS[kind]
+    teacher, student = (small_agent(PPO, lambda: Noise(space), seed=seed, **settings) for seed in (0, 1))
+    with torch.no_grad():
+        teacher.actor_parameters.normal_(std=0.5, generator=teacher.streams.networks)
+    for direction in ("forward", "reverse"):
+        short = DistillationConfig(direction=direction, n_rounds=2, n_envs=2, n_steps=32, learning_rate=3e-3)
+        rows = list(distillation_rounds(teacher, student, lambda: Noise(space), short))
+        assert rows[-1][f"distill/kl_{direction}"] < rows[0][f"distill/kl_{direction}"]
+    pairs = PreferencesConfig(n_pairs=32, segment_length=4, n_envs=8)
+    data = collect_preferences(teacher, lambda: Noise(space), pairs)
+    fit_preferences(student, teacher, data, DPOConfig(n_epochs=5, learning_rate=3e-3))
+    assert student.history[-1]["dpo/loss"] < student.history[0]["dpo/loss"]
