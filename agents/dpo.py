@@ -28,11 +28,11 @@ class DPOConfig:
 
     beta: Positive = 0.1
     """Price of KL(policy||reference), in units of the reward (return / temperature) per nat: less KL the larger."""
-    n_epochs: PositiveInt = 10
+    n_epochs: PositiveInt = 20
     """Passes over the preferences."""
     batch_size: PositiveInt = 64
     """Pairs per minibatch."""
-    learning_rate: Positive = 3e-4
+    learning_rate: Positive = 1e-3
     """Adam's step size."""
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""

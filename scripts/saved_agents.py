@@ -59,13 +59,16 @@ class Opened:
         return factory(self.env)()
 
     def returns(self, agents: dict[str, Agent[Any]], episodes: int, seed: int) -> dict[str, dict[str, Any]]:
-        """Deterministic episodes of each agent, printed in one line each, and in words of JSON."""
-        record = {}
+        """Episodes of each agent, by its most probable and by sampled actions, printed and in words of JSON."""
+        record: dict[str, dict[str, Any]] = {}
         for name, agent in agents.items():
-            with self.make() as env:
-                result = evaluate(agent, env, episodes, seed=seed)
-            print(f"{name}: mean return {result.mean:.1f} ± {result.std:.1f} over {episodes} deterministic episodes")
-            record[name] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+            said, record[name] = [], {}
+            for how in ("deterministic", "stochastic"):
+                with self.make() as env:
+                    result = evaluate(agent, env, episodes, deterministic=how == "deterministic", seed=seed)
+                said.append(f"{result.mean:.1f} ± {result.std:.1f} {how}")
+                record[name][how] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+            print(f"{name}: mean return {', '.join(said)}, {episodes} episodes each")
         return record
 
 

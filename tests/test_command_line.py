@@ -64,7 +64,7 @@ def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
         "assert not {'torch', 'gymnasium', 'numpy'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert all(verb in result.stdout for verb in ("train", "evaluate", "benchmark", "explore-kl"))
+    assert all(verb in result.stdout for verb in ("train", "evaluate", "distill", "dpo", "benchmark", "explore-kl"))
 
 
 @pytest.mark.parametrize("agent", ["ppo", "trpo", "npg"])
@@ -245,7 +245,7 @@ def test_evaluation_takes_the_environment_as_it_was_saved(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "evaluate", "benchmark", "benchmark learning", "benchmark speed", "explore-kl"]
+    "verb", ["train", "evaluate", "distill", "dpo", "benchmark", "benchmark learning", "benchmark speed", "explore-kl"]
 )
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -255,7 +255,7 @@ def test_every_verb_has_help(verb, capsys):
 
 
 def test_an_unknown_verb_is_refused(refused):
-    assert "verb = 'fly'; allowed: train, evaluate, benchmark, explore-kl" in refused("fly")
+    assert "verb = 'fly'; allowed: train, evaluate, distill, dpo, benchmark, explore-kl" in refused("fly")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

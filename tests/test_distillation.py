@@ -239,12 +239,12 @@ def test_the_verb_leaves_an_agent_that_plays_and_learns_and_the_numbers(teacher_
     assert "student: mean return " in printed
     record = json.loads((tmp_path / "numbers.json").read_text())
     assert len(record["history"]) == 3
-    assert [len(record["evaluation"][name]["returns"]) for name in ("teacher", "student")] == [2, 2]
+    assert [len(record["evaluation"][name]["stochastic"]["returns"]) for name in ("teacher", "student")] == [2, 2]
     student = load_agent(tmp_path / "student")
     assert isinstance(student, TRPO)
     assert student.config == replace(student.config, actor_hidden_sizes=(4, 4), critic_hidden_sizes=(8,))
     with gym.make("CartPole-v1") as env:
-        assert evaluate(student, env, 2).returns == tuple(record["evaluation"]["student"]["returns"])
+        assert evaluate(student, env, 2).returns == tuple(record["evaluation"]["student"]["deterministic"]["returns"])
     assert student.learn(1).n_updates == 1
     main(["distill", teacher_path, *SMALL, "--student", str(tmp_path / "student"), "--output", str(tmp_path / "more")])
     assert load_agent(tmp_path / "more").num_timesteps == 2 * 3 * 64
