@@ -276,7 +276,7 @@ class Core(abc.ABC, Generic[C]):
             self.probe = Probe.choose(observations, change.old.cpu())
         initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())
         if self.config.normalize_observations and self.normalizer.learns:
-            self._absorb(observations)
+            self.absorb(observations)
             after = self.distribution(observations)
         else:
             after = change.new
@@ -286,7 +286,7 @@ class Core(abc.ABC, Generic[C]):
             "drift/kl_total": mean_kl(change.old, after),
         }
 
-    def _absorb(self, observations: Tensor) -> None:
+    def absorb(self, observations: Tensor) -> None:
         """The next observation statistics; the first as they are, so that networks begin with normalised inputs."""
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
         if self.config.fold_normalizer and old.moments.count > 0:

@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Samples, mean_of
-from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, closed_after, environments
+from klrl.agents.supervised import ActorDescent, check_comparable, checked, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.kl.drift import average
@@ -25,8 +25,9 @@ from klrl.validation import Positive, PositiveInt, validate
 
 Direction = Literal["forward", "reverse"]
 _INHERITED = (
-    "gamma", "gae_lambda", "normalize_observations", "scale_rewards", "actor_hidden_sizes", "critic_hidden_sizes",
-    "activation", "log_std_init", "action_distribution", "state_dependent_std", "action_mask", "device",
+    "gamma", "gae_lambda", "normalize_observations", "fold_normalizer", "scale_rewards", "actor_hidden_sizes",
+    "critic_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "action_mask",
+    "device",
 )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def _rounds(
             student.num_timesteps += batch.n_samples
             if visitor is student:
                 student.episodes.extend(batch.episodes)
-            yield check_finite(metrics, f"in round {i + 1}")
+            yield checked(metrics, f"in round {i + 1}")
 
 
 @torch.no_grad()
@@ -145,7 +146,7 @@ def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: b
     """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
     states = batch.samples(batch.observations)
     if absorb and student.config.normalize_observations:
-        student.normalizer = student.normalizer.absorb(states)
+        student.absorb(states)
     if absorb and student.config.scale_rewards:
         gamma = student.config.gamma
         student.return_scaler = student.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, gamma)

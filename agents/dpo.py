@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
 from klrl.agents.preferences import Preferences, play_segments
-from klrl.agents.supervised import ActorDescent, check_comparable, check_finite, closed_after, environments
+from klrl.agents.supervised import ActorDescent, check_comparable, checked, closed_after, environments
 from klrl.experience import EnvLike
 from klrl.kl import kl_divergence
 from klrl.kl.drift import average
@@ -157,7 +157,7 @@ def _epochs(policy: Agent[Any], data: Compared, reference: Distribution, config:
                     minibatch = data[pairs]
                     descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
             metrics = _measure(data, policy.actor(data.states), reference, config.beta)
-        yield check_finite(metrics, f"after epoch {epoch}")
+        yield checked(metrics, f"after epoch {epoch}")
 
 
 def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:

@@ -95,7 +95,7 @@ class ActorDescent:
         self._adam.step([loss.gradients()[self._actor]])
 
 
-def check_finite(metrics: Metrics, when: str) -> Metrics:
+def checked(metrics: Metrics, when: str) -> Metrics:
     """The same metrics, if all are finite numbers.
 
     Raises:
