@@ -29,7 +29,7 @@ TIMED = (
     ("critic", "klrl.agents", "TRPO.fit_critic"),
     ("drift, logging", "klrl.agents.core", "step_zero"),
     ("drift, logging", "klrl.agents.core", "Core._explained_variance"),
-    ("drift, logging", "klrl.agents.core", "Core._check_finite"),
+    ("drift, logging", "klrl.agents.core", "check_finite"),
     ("drift, logging", "klrl.agents.core", "Core._measure"),
     ("drift, logging", "klrl.agents.base", "Agent._rollout_metrics"),
 )
