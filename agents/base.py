@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -16,6 +16,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
+from klrl.agents.comparable import check_comparable, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
@@ -60,6 +61,8 @@ class Agent(Core[C], abc.ABC):
                 envs.close()
             raise
         self._begin(env, envs, env_id(env) if applied else None)
+        if config.reference is not None:
+            self.refer_to(config.reference)
 
     def _begin(self, env: EnvLike | None, envs: VectorEnv | None, preset: str | None) -> None:
         self._env, self._envs = env, envs
@@ -223,6 +226,33 @@ class Agent(Core[C], abc.ABC):
         if self._envs is not None:
             self._envs.close()
 
+    # -- other policies -------------------------------------------------------------------------
+
+    def refer_to(self, path: str | Path) -> None:
+        """Measure from the policy of a saved agent or run directory, as the setting ``reference`` does.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged, or a policy that this one has no KL from.
+        """
+        from klrl.agents.load import load_agent  # it knows all agents, this one too
+
+        other = load_agent(path)
+        check_comparable("agent", self, "reference", other)
+        self.reference = other
+
+    def start_from(self, other: Agent[Any]) -> Self:
+        """Take over another agent's networks and statistics, and nothing else; its policy becomes the first policy.
+
+        Raises:
+            ValueError: spaces, policies or networks differ.
+        """
+        check_comparable("agent", self, "other", other)
+        copy_networks(other, self)
+        self.normalizer, self.probe = other.normalizer, None
+        self.return_scaler = replace(other.return_scaler, running=self.return_scaler.running)
+        return self
+
     # -- keeping --------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
@@ -280,6 +310,8 @@ class Agent(Core[C], abc.ABC):
         observations, actions = (state.load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
+        if config.reference is not None and Path(config.reference).exists():
+            agent.refer_to(config.reference)
         agent._begin(described(data["env"]), None, data["preset"])
         agent.episodes.extend(Episode(*fields) for fields in data["episodes"])
         if env is not None:

@@ -16,7 +16,7 @@ from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
-from klrl.validation import Bounds, Finite, Fraction, Positive, PositiveInt, validate
+from klrl.validation import Bounds, Finite, Fraction, NonNegative, Positive, PositiveInt, validate
 
 RegionArgument = Annotated[
     str | TrustRegion,
@@ -47,12 +47,25 @@ class AgentConfig:
     rollback_slope: Positive | None = None
     """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
     state_kl: Positive | None = None
-    """KL(old||new) of a single state from which on the gain falls, nats (truly-ppo: 0.03)."""
+    """KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound for
+    KL(new||old) (projection: 0.03)."""
+    state_distance: Positive | None = None
+    """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
+    frobenius-projection: 0.25)."""
+    regression_coef: NonNegative | None = None
+    """Weight of KL(new||projection), which draws the network to its projection (all projections: 10.0)."""
     ratio_deviation: Positive | None = None
     """Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
     """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
-    (adaptive-penalty, proportional-penalty, dual-penalty: 1.0)."""
+    (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
+    reference_coef: Positive | None = None
+    """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
+    reference_kl: Positive | None = None
+    """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
+    reference: str | None = None
+    """A saved agent or run directory whose policy reference-penalty and reference-constraint measure from; with any
+    other region drift/kl_reference is only reported."""
 
     n_envs: PositiveInt = 8
     """Parallel environments."""
@@ -107,7 +120,8 @@ class AgentConfig:
             )
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device = {self.device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
-        _ = self.region
+        if self.region.reads_reference and self.reference is None:
+            raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")
 
     @cached_property
     def region(self) -> TrustRegion:

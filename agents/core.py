@@ -56,10 +56,13 @@ class Core(abc.ABC, Generic[C]):
             state_dependent_std=config.state_dependent_std,
             **style,
         ).to(self.device)
+        self.region.project(*2 * [self.actor(torch.ones(1, *self.encoding.shape, device=self.device))])
         self.critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
         self._pack()
         self.normalizer = Normalizer.of_shape(self.encoding.shape, self.encoding.fixed_scale)
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
+        self.reference: Core[Any] | None = None
+        """Whose policy the region's reference terms, and drift/kl_reference, are measured from."""
         self.probe: Probe | None = None
         self.num_timesteps = 0
         self.n_updates = 0
@@ -154,6 +157,7 @@ class Core(abc.ABC, Generic[C]):
             return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
+        self.region = self.region.at(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples = self.samples(batch)
@@ -170,10 +174,12 @@ class Core(abc.ABC, Generic[C]):
     @torch.no_grad()
     def samples(self, batch: Batch) -> Samples:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
-        observations = self.normalized(batch.samples(batch.observations))
+        raw = batch.samples(batch.observations)
+        observations = self.normalized(raw)
+        reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
         actions = self._on_device(batch.samples(batch.actions))
         old = self.actor(observations)
-        return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch))
+        return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
     def _on_device(self, x: Tensor) -> Tensor:
         return x.to(self.device)
@@ -259,6 +265,8 @@ class Core(abc.ABC, Generic[C]):
         self.kl_sum += float(metrics["drift/kl"])
         metrics["drift/kl_sum"] = self.kl_sum
         metrics["drift/states_over_target"] = average(change.kl > (self.region.target_kl or DEFAULT_TARGET_KL))
+        if change.reference is not None:
+            metrics["drift/kl_reference"] = average(change.kl_reference)
         metrics["train/entropy"] = change.new.entropy().mean().item()
         metrics |= self._region_metrics()
         metrics |= self._statistics(batch, change)

@@ -70,6 +70,8 @@ class NaturalGradientConfig(AgentConfig):
                 f"trust_region = {self.trust_region!r}; allowed for {name}: "
                 f"nothing that scales the actor's learning rate, which {name} does not have"
             )
+        if redefines(self.region, "project"):
+            raise ValueError(f"trust_region = {self.trust_region!r}; allowed for {name}: no projection, it is for PPO")
         if self.cg_preconditioner != "none" and self.cg_damping == 0.0:
             raise ValueError(
                 f"cg_preconditioner = {self.cg_preconditioner!r}; allowed: 'none' where cg_damping = 0, "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from klrl.agents.base import Agent
@@ -15,6 +17,7 @@ from klrl.experience import Batch
 from klrl.policy.arrays import Array
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import Change, Clip
+from klrl.trust_region.all import redefines
 from klrl.trust_region.line_search import line_search
 from klrl.validation import NonNegative, PositiveInt
 
@@ -73,7 +76,7 @@ class PPO(Agent[PPOConfig]):
         rate = self.anneal()
         metrics: Metrics = {"train/learning_rate": rate, "train/actor_learning_rate": rate * self.region.lr_scale}
         losses: dict[str, list[Array]] = defaultdict(list)
-        outcome, epochs = _Outcome(), 0
+        outcome, epochs, first = _Outcome(), 0, self._actor_state()
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
@@ -87,6 +90,8 @@ class PPO(Agent[PPOConfig]):
             if outcome.moving:
                 outcome, epochs = self._stay_inside(samples, start), epochs + 1
             callback.on_epoch_end(self, epoch)
+        if redefines(self.region, "project"):
+            outcome = self._settle(samples, first, outcome)
         metrics |= {name: mean_of(values) for name, values in losses.items()}
         metrics |= {"train/policy_epochs": float(epochs), "train/backtrack_scale": outcome.scale}
         return metrics | {"train/stop_reason": outcome.reason}
@@ -126,17 +131,42 @@ class PPO(Agent[PPOConfig]):
             return _Outcome()
         if self.region.on_exit == "stop":
             return _Outcome(moving=False, reason="stopped: outside the trust region")
-        search = line_search(
-            self.actor_parameters,
-            self.actor_parameters - start.parameters,
-            lambda: None if self._inside(samples) else "outside the trust region",
-            start=start.parameters,
-            shrinking_factor=0.5,
-        )
+        scale = self._go_back(start, lambda: self._inside(samples), shrinking_factor=0.5, max_iter=10)
         # Adam's moments tell of steps that were taken back; the next update must not go on with them.
         self.optimizer.put_back(self.optimized.index(self.actor), start.moments)
-        reason = "stopped: back inside the trust region" if search.accepted else "stopped: no step stays inside"
-        return _Outcome(moving=False, scale=search.scale, reason=reason)
+        reason = "stopped: back inside the trust region" if scale > 0.0 else "stopped: no step stays inside"
+        return _Outcome(moving=False, scale=scale, reason=reason)
+
+    def _settle(self, samples: Samples, first: _ActorState, outcome: _Outcome) -> _Outcome:
+        """What acts must be its own projection: go back towards the policy before the update until it is."""
+        if self._is_projection(samples):
+            return outcome
+        scale = self._go_back(first, lambda: self._is_projection(samples), shrinking_factor=0.9, max_iter=40)
+        if scale == 0.0:
+            self.optimizer.put_back(self.optimized.index(self.actor), first.moments)
+        reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
+        return _Outcome(moving=False, scale=scale, reason=reason)
+
+    def _go_back(
+        self, start: _ActorState, inside: Callable[[], bool], *, shrinking_factor: float, max_iter: int
+    ) -> float:
+        """Shorten the way from ``start`` to the policy until it is inside; the share that is left of it."""
+        return line_search(
+            self.actor_parameters,
+            self.actor_parameters - start.parameters,
+            lambda: None if inside() else "outside the trust region",
+            start=start.parameters,
+            shrinking_factor=shrinking_factor,
+            max_iter=max_iter,
+        ).scale
 
     def _inside(self, samples: Samples) -> bool:
         return self.region.excess(self.change(samples)) <= 0.0
+
+    def _is_projection(self, samples: Samples) -> bool:
+        """Whether the region's projection changes nothing, and a constraint beside it holds."""
+        change = self.change(samples)
+        pairs = zip(self.region.project(change.new, change.old).parameters, change.new.parameters, strict=True)
+        return all(map(torch.equal, *zip(*pairs, strict=True))) and (
+            self.region.on_exit != "backtrack" or self.region.excess(change) <= 0.0
+        )

@@ -37,6 +37,9 @@ class Samples:
     returns: Tensor
     """A + V before normalisation of A: what the critic fits, in units of the scaled reward, ``[n]``."""
 
+    reference: Distribution | None = None
+    """The reference policy at these observations, where there is one."""
+
     def __len__(self) -> int:
         return len(self.actions)
 
@@ -61,11 +64,12 @@ class Samples:
             function(self.log_prob),
             function(self.advantage),
             function(self.returns),
+            None if self.reference is None else self.reference.map(function),
         )
 
     def change(self, new: Distribution) -> Change:
         """From the old policy to ``new`` at these observations."""
-        return Change(self.old, new, self.actions, self.log_prob, self.advantage)
+        return Change(self.old, new, self.actions, self.log_prob, self.advantage, self.reference)
 
 
 @dataclass(frozen=True, eq=False)

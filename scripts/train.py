@@ -16,7 +16,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from klrl.agents import AGENTS, AgentConfig
+from klrl.agents import AGENTS, AgentConfig, load_agent
 from klrl.experience import BadStep
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
@@ -39,6 +39,8 @@ class Training:
     """Seed of the run; all its random streams come from it."""
     run_dir: Path | None = None
     """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
+    start_from: Path | None = None
+    """Begin with the networks and statistics of this saved agent or run directory, to fine-tune its policy."""
     preset: Literal["auto", "none"] = "auto"
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
     eval_episodes: NonNegativeInt = 20
@@ -91,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog):
         keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every)
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)
+        if training.start_from is not None:
+            agent.start_from(load_agent(training.start_from))
         run_dir.mkdir(parents=True, exist_ok=True)
 
     console = Console(highlight=False, soft_wrap=True)

@@ -14,6 +14,10 @@ from klrl.run import Callback
 from klrl.trust_region import TrustRegion
 
 every_agent = pytest.mark.parametrize("agent_class", AGENTS.values(), ids=lambda cls: cls.__name__)
+GAUSSIAN_ONLY = {"w2-projection", "frobenius-projection"}
+"""Names of regions that know no other policies."""
+NEEDS_REFERENCE = {"reference-penalty", "reference-constraint"}
+"""Names of regions that measure from a saved policy."""
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 ACTION_SPACES = [box(1), box(6), box(17), gym.spaces.Discrete(5)]
 every_space = pytest.mark.parametrize("space", ACTION_SPACES, ids=["Box(1)", "Box(6)", "Box(17)", "Discrete(5)"])

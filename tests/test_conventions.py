@@ -112,13 +112,15 @@ def glossary():
     return re.findall(r"^\| `([a-z]+/[a-z0-9_]+)` \|", section, flags=re.MULTILINE)
 
 
-def test_the_glossary_lists_every_metric_once_and_no_other():
+def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
     assert len(glossary()) == len(set(glossary()))
     seen = set()
     for cls in (PPO, TRPO):
         seen |= set(cls("Pendulum-v1", seed=0).learn(1).history[-1])
-    penalised = PPOConfig(trust_region="adaptive-penalty", n_steps=32)
-    seen |= set(PPO("CartPole-v1", penalised, seed=0).learn(1).history[-1])
+    penalised = PPO("CartPole-v1", PPOConfig(trust_region="adaptive-penalty", n_steps=32), seed=0).learn(1)
+    reference = str(penalised.save(tmp_path / "reference"))
+    referring = PPO("CartPole-v1", PPOConfig(reference=reference, n_steps=32), seed=0).learn(1)
+    seen |= {*penalised.history[-1], *referring.history[-1]}
     assert set(glossary()) == seen
 
 

@@ -6,12 +6,33 @@ from functools import partial
 import pytest
 import torch
 from environments import Noise, box, random_batch, small_agent
-from support import AfterEpoch, Nowhere, both, every_space, exactly, parameters, policy, same
+from support import (
+    ACTION_SPACES,
+    GAUSSIAN_ONLY,
+    NEEDS_REFERENCE,
+    AfterEpoch,
+    Nowhere,
+    both,
+    every_space,
+    exactly,
+    parameters,
+    policy,
+    same,
+)
 from torch import distributions as td
 
-from klrl.agents import PPO, TRPO, TRPOConfig
+from klrl.agents import PPO, TRPO, NPGConfig, TRPOConfig
 from klrl.run import Callback
-from klrl.trust_region import REGIONS, Adaptive, AdaptiveLearningRate, All, KLConstraint, KLPenalty, TrustRegion
+from klrl.trust_region import (
+    REGIONS,
+    Adaptive,
+    AdaptiveLearningRate,
+    All,
+    KLConstraint,
+    KLPenalty,
+    KLProjection,
+    TrustRegion,
+)
 
 
 class Measure(Callback):
@@ -166,6 +187,13 @@ def test_a_region_of_ones_own_may_scale_the_learning_rate():
     assert agent.update(random_batch(agent))["train/actor_learning_rate"] == 0.25e-3
 
 
+@pytest.mark.parametrize("config_class", [TRPOConfig, NPGConfig])
+@pytest.mark.parametrize("region", ["constraint+projection", All(KLConstraint(), KLProjection())])
+def test_natural_gradients_refuse_projections(config_class, region):
+    with pytest.raises(ValueError, match=r"; allowed for (TRPO|NPG): no projection, it is for PPO$"):
+        config_class(trust_region=region)
+
+
 OF_THE_ACTOR = ["constraint+adaptive-lr", All(KLConstraint(), AdaptiveLearningRate()), All(KLConstraint(), Slower(0.5))]
 
 
@@ -203,8 +231,15 @@ def test_ppo_that_backtracked_kept_a_part_of_the_epochs_step():
     assert metrics["train/stop_reason"] == "stopped: back inside the trust region"
 
 
-@pytest.mark.parametrize("region", [*REGIONS, "clip+fixed-penalty"])
-@every_space
+@pytest.mark.parametrize(
+    ("region", "space"),
+    [
+        (r, s)
+        for r in [*REGIONS, "clip+fixed-penalty"]
+        for s in ACTION_SPACES
+        if r not in NEEDS_REFERENCE and (r not in GAUSSIAN_ONLY or s.shape)  # a Discrete has none
+    ],
+)
 def test_at_the_old_policy_the_gradient_of_every_objective_is_the_policy_gradient(region, space):
     agent = small_agent(PPO, partial(Noise, space), trust_region=region).learn(64)
     with torch.no_grad():

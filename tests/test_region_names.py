@@ -18,13 +18,19 @@ from klrl.trust_region import (
     Clip,
     Dual,
     Fixed,
+    FrobeniusProjection,
     KLConstraint,
     KLPenalty,
+    KLProjection,
+    MirrorDescent,
     Proportional,
     RatioDeviation,
+    ReferenceConstraint,
+    ReferencePenalty,
     Rollback,
     TrulyPPO,
     TrustRegion,
+    WassersteinProjection,
     region_from_json,
     region_from_name,
     region_to_json,
@@ -37,6 +43,9 @@ MEANING = {
     "spo": (SPO(0.3), {"clip_range": 0.3}),
     "rollback": (Rollback(0.3, 0.5), {"clip_range": 0.3, "rollback_slope": 0.5}),
     "truly-ppo": (TrulyPPO(0.05, 0.4), {"state_kl": 0.05, "rollback_slope": 0.4}),
+    "projection": (KLProjection(2.0, 0.05), {"state_kl": 0.05, "regression_coef": 2.0}),
+    "w2-projection": (WassersteinProjection(2.0, 0.5), {"state_distance": 0.5, "regression_coef": 2.0}),
+    "frobenius-projection": (FrobeniusProjection(2.0, 0.5), {"state_distance": 0.5, "regression_coef": 2.0}),
     "early-stop": (KLConstraint(0.02, on_exit="stop"), {"target_kl": 0.02}),
     "constraint": (KLConstraint(0.02, on_exit="backtrack"), {"target_kl": 0.02}),
     "espo": (RatioDeviation(0.5), {"ratio_deviation": 0.5}),
@@ -46,6 +55,9 @@ MEANING = {
         KLPenalty(Proportional(target_kl=0.02, beta=2.0)),
         {"target_kl": 0.02, "kl_coef": 2.0},
     ),
+    "mdpo": (MirrorDescent(kl_coef=2.0), {"kl_coef": 2.0}),
+    "reference-penalty": (ReferencePenalty(0.5), {"reference_coef": 0.5}),
+    "reference-constraint": (ReferenceConstraint(0.5), {"reference_kl": 0.5}),
     "adaptive-lr": (AdaptiveLearningRate(target_kl=0.02), {"target_kl": 0.02}),
     "dual-penalty": (KLPenalty(Dual(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
 }
@@ -76,7 +88,7 @@ def test_names_joined_by_plus_share_their_settings():
     assert parameters_of("clip+early-stop") == {"clip_range", "target_kl"}
 
 
-GAINS = {"clip", "spo", "rollback", "truly-ppo"}
+GAINS = {"clip", "spo", "rollback", "truly-ppo", "projection", "w2-projection", "frobenius-projection"}
 PAIRS = list(itertools.combinations(REGIONS, 2))
 
 
@@ -114,6 +126,7 @@ SAVED = [
     AdaptiveLearningRate(target_kl=0.003, scale=0.1 + 0.2, minimum=0.1, maximum=2.0),
     KLPenalty(Dual(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, rate=0.5)),
     All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02)), All(KLConstraint(0.5, on_exit="stop"), TrustRegion())),
+    All(MirrorDescent(kl_coef=0.1 + 0.2, progress_remaining=0.7), ReferencePenalty(), ReferenceConstraint()),
     All(),
 ]
 

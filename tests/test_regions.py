@@ -20,8 +20,12 @@ from klrl.trust_region import (
     Fixed,
     KLConstraint,
     KLPenalty,
+    KLProjection,
+    MirrorDescent,
     Proportional,
     RatioDeviation,
+    ReferenceConstraint,
+    ReferencePenalty,
     Rollback,
     TrulyPPO,
     TrustRegion,
@@ -67,6 +71,8 @@ REGIONS = [
     KLPenalty(Dual(target_kl=0.01)),
     All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
     AdaptiveLearningRate(target_kl=0.01),
+    KLProjection(state_kl=0.001),
+    MirrorDescent(kl_coef=2.0, progress_remaining=0.5),
     All(AdaptiveLearningRate(target_kl=0.01), SPO(0.2), RatioDeviation(0.1)),
     All(),
 ]
@@ -206,6 +212,51 @@ def test_a_penalty_adapts_to_the_mean_kl_of_the_whole_update(step, factor):
     assert (region.beta, adapted.beta, adapted.target_kl) == (4.0, 4.0 * factor, 0.01)
     assert KLPenalty(Fixed(4.0)).adapt(change(step)) == KLPenalty(Fixed(4.0))
     assert KLPenalty(Fixed(4.0)).target_kl is None
+
+
+@pytest.mark.parametrize(("progress", "beta"), [(1.0, 2.0), (0.5, 4.0), (0.1, 20.0), (0.01, 200.0), (0.0, 200.0)])
+def test_mirror_descent_pays_for_the_reverse_kl_ever_more(progress, beta):
+    c, region = change(), MirrorDescent(kl_coef=2.0).at(progress)
+    assert region.beta == pytest.approx(beta)
+    np.testing.assert_allclose(region.penalty(c), beta * numpy_kl(c)[1], rtol=1e-10)
+    assert (region.step_length(0.3), region.target_kl, region.on_exit) == (1.0 / region.beta, None, None)
+    assert All(Clip(), MirrorDescent(kl_coef=2.0)).at(progress).beta == region.beta
+    assert Clip().at(progress) == Clip()
+
+
+# Reference.
+def referred(c, reference):
+    return dataclasses.replace(c, reference=reference)
+
+
+def test_the_reference_penalty_is_the_kl_from_the_new_policy_to_the_reference():
+    c = change()
+    reference = Categorical(torch.zeros(N, 4, dtype=torch.float64))
+    p = np.exp(c.new.log_probs.numpy())
+    expected = np.log(4.0) + (p * np.log(p)).sum(-1)
+    np.testing.assert_allclose(ReferencePenalty(3.0).penalty(referred(c, reference)), 3.0 * expected, rtol=1e-9)
+    assert not ReferencePenalty(3.0).penalty(referred(c, c.new)).any()
+    assert ReferencePenalty().reads_reference
+    assert All(Clip(), ReferencePenalty()).reads_reference
+    assert not All(Clip(), KLPenalty()).reads_reference
+
+
+def test_the_reference_constraint_bounds_where_the_policy_is_and_beyond_it_lets_it_only_come_nearer():
+    c = change(step=0.5)
+    forward, reverse = numpy_kl(c)
+    region = ReferenceConstraint(0.02)
+    assert region.excess(referred(c, c.new)) == pytest.approx(-max(0.02, forward.mean()), rel=1e-6)
+    assert region.excess(referred(c, c.old)) == pytest.approx(reverse.mean() - 0.02, rel=1e-6)
+    assert region.on_exit == "backtrack"
+    far = Categorical(c.old.logits - 3.0 * (c.new.logits - c.old.logits))  # new moves away from it, old is beyond
+    assert region.excess(referred(dataclasses.replace(c, new=c.old), far)) == pytest.approx(0.0, abs=1e-12)
+    assert region.excess(referred(c, far)) > 0.0
+
+
+def test_without_a_reference_its_regions_say_so():
+    for region in (ReferencePenalty(), ReferenceConstraint()):
+        with pytest.raises(ValueError, match=r"^reference = None; allowed: a saved agent"):
+            (region.penalty if isinstance(region, ReferencePenalty) else region.excess)(change())
 
 
 # Learning rate.

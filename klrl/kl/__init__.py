@@ -16,6 +16,7 @@ from klrl.kl.exact import (
     reverse_kl,
 )
 from klrl.kl.executed import kl_executed
+from klrl.kl.geometric import geometric_mixture
 from klrl.kl.information import estimate_mutual_information, mutual_information
 from klrl.kl.mixtures import kl_upper_bound, kl_variational
 from klrl.kl.sampled import StateEstimate, estimate_divergence, estimate_entropy
@@ -36,6 +37,7 @@ __all__ = [
     "estimate_mutual_information",
     "estimator_gradient",
     "fisher_product",
+    "geometric_mixture",
     "hellinger",
     "jeffreys",
     "jensen_shannon",

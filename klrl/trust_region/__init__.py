@@ -1,9 +1,11 @@
 """LIMIT: trust regions, coefficient schedules, natural gradient, line search."""
 
 from klrl.trust_region.all import All
+from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.change import Change
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
+from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.natural_gradient import (
@@ -12,14 +14,9 @@ from klrl.trust_region.natural_gradient import (
     conjugate_gradient,
     fisher_diagonal,
 )
-from klrl.trust_region.regions import (
-    DEFAULT_TARGET_KL,
-    AdaptiveLearningRate,
-    KLConstraint,
-    KLPenalty,
-    RatioDeviation,
-    TrustRegion,
-)
+from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
+from klrl.trust_region.projection import FrobeniusProjection, KLProjection, Projection, WassersteinProjection
+from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
 
 __all__ = [
     "DEFAULT_TARGET_KL",
@@ -36,14 +33,21 @@ __all__ = [
     "Dual",
     "FisherVectorProduct",
     "Fixed",
+    "FrobeniusProjection",
     "KLConstraint",
     "KLPenalty",
+    "KLProjection",
     "LineSearch",
+    "MirrorDescent",
+    "Projection",
     "Proportional",
     "RatioDeviation",
+    "ReferenceConstraint",
+    "ReferencePenalty",
     "Rollback",
     "TrulyPPO",
     "TrustRegion",
+    "WassersteinProjection",
     "conjugate_gradient",
     "fisher_diagonal",
     "line_search",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from klrl.policy.arrays import Array
-from klrl.policy.distributions import Gradient
+from klrl.policy.distributions import Distribution, Gradient
 from klrl.trust_region.change import Change
-from klrl.trust_region.regions import OnExit, TrustRegion
+from klrl.trust_region.region import OnExit, TrustRegion
 
-_GAINS = "clip, spo, rollback, truly-ppo"
+_GAINS = "clip, spo, rollback, truly-ppo, projection, w2-projection, frobenius-projection"
 
 
 @dataclass(frozen=True, init=False)
@@ -79,9 +79,24 @@ class All(TrustRegion):
         """The largest; NaN if one is NaN."""
         return float(np.max([r.excess(change) for r in self.regions], initial=-math.inf))
 
+    def project(self, new: Distribution, old: Distribution) -> Distribution:
+        """One after the other."""
+        for region in self.regions:
+            new = region.project(new, old)
+        return new
+
     def step_length(self, curvature: float) -> float:
         """The smallest."""
         return min((r.step_length(curvature) for r in self.regions), default=math.inf)
+
+    @property
+    def reads_reference(self) -> bool:  # type: ignore[override]
+        """Whether one of them does."""
+        return any(r.reads_reference for r in self.regions)
+
+    def at(self, progress_remaining: float) -> All:
+        """Each for itself."""
+        return All(*(r.at(progress_remaining) for r in self.regions))
 
     def adapt(self, change: Change) -> All:
         """Each for itself."""

@@ -26,6 +26,8 @@ class Change:
     """log old(a|s), ``[*B]``."""
     advantage: Array
     """Advantage of the actions taken, ``[*B]``."""
+    reference: Distribution | None = None
+    """A policy that neither moves nor acts, at the same states, where there is one."""
 
     @cached_property
     def log_ratio(self) -> Array:
@@ -47,6 +49,26 @@ class Change:
         """KL(new||old), nats, ``[*B]``."""
         return reverse_kl(self.old, self.new)
 
+    @cached_property
+    def kl_reference(self) -> Array:
+        """KL(new||reference), nats, ``[*B]``.
+
+        Raises:
+            ValueError: there is no reference.
+        """
+        return reverse_kl(self.fixed, self.new)
+
+    @property
+    def fixed(self) -> Distribution:
+        """The reference.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.reference is None:
+            raise ValueError("reference = None; allowed: a saved agent, for this trust region")
+        return self.reference
+
     def on_tensors(self, function: Callable[[Change], Array | float]) -> Array:
         """A function ``[*B]`` of the change that takes tensors only."""
         return like(self._per_state(function, self._tensors(self.new.map(tensor))), self.log_prob)
@@ -67,4 +89,5 @@ class Change:
 
     def _tensors(self, new: Distribution) -> Change:
         data = tensor(self.action), tensor(self.log_prob), tensor(self.advantage)
-        return Change(self.old.map(tensor), new, *data)
+        reference = None if self.reference is None else self.reference.map(tensor)
+        return Change(self.old.map(tensor), new, *data, reference)

@@ -12,7 +12,7 @@ from klrl.kl import kl_gradient
 from klrl.policy.arrays import Array, clip, minimum, where
 from klrl.policy.distributions import Gradient
 from klrl.trust_region.change import Change
-from klrl.trust_region.regions import TrustRegion, weighted
+from klrl.trust_region.region import TrustRegion, weighted
 from klrl.validation import Positive, validate
 
 

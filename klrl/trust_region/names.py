@@ -8,16 +8,13 @@ from dataclasses import fields
 from typing import Any
 
 from klrl.trust_region.all import All
+from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
-from klrl.trust_region.regions import (
-    DEFAULT_TARGET_KL,
-    AdaptiveLearningRate,
-    KLConstraint,
-    KLPenalty,
-    RatioDeviation,
-    TrustRegion,
-)
+from klrl.trust_region.learning_rate import AdaptiveLearningRate
+from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
+from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
+from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
 
 
 def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
@@ -48,12 +45,19 @@ def _adaptive_lr(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return AdaptiveLearningRate(target_kl=target_kl)
 
 
+def _mdpo(kl_coef: float = 1.0) -> TrustRegion:
+    return MirrorDescent(kl_coef=kl_coef)
+
+
 REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "none": TrustRegion,
     "clip": Clip,
     "spo": SPO,
     "rollback": Rollback,
     "truly-ppo": TrulyPPO,
+    "projection": KLProjection,
+    "w2-projection": WassersteinProjection,
+    "frobenius-projection": FrobeniusProjection,
     "early-stop": _early_stop,
     "constraint": _constraint,
     "espo": RatioDeviation,
@@ -61,7 +65,10 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "adaptive-penalty": _adaptive_penalty,
     "proportional-penalty": _proportional_penalty,
     "dual-penalty": _dual_penalty,
+    "mdpo": _mdpo,
     "adaptive-lr": _adaptive_lr,
+    "reference-penalty": ReferencePenalty,
+    "reference-constraint": ReferenceConstraint,
 }
 """What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
 
@@ -104,8 +111,14 @@ _SAVED = (
     All,
     KLConstraint,
     RatioDeviation,
+    ReferenceConstraint,
     KLPenalty,
+    MirrorDescent,
+    ReferencePenalty,
     AdaptiveLearningRate,
+    KLProjection,
+    WassersteinProjection,
+    FrobeniusProjection,
     Clip,
     SPO,
     Rollback,

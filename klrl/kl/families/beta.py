@@ -35,6 +35,10 @@ class BetaFamily(Family[Beta]):
         plain = _log_beta(*far) - _log_beta(a, b) - (far[0] - a) * slope_a - (far[1] - b) * slope_b
         return torch.where(near, remainder, plain).clamp_min(0.0).to(p.alpha.dtype)
 
+    def geometric_mixture(self, p: Beta, q: Beta, share: Tensor) -> Beta:
+        """Both parameters average."""
+        return Beta(*(share * x + (1.0 - share) * y for x, y in zip(p.parameters, q.parameters, strict=True)))
+
     def renyi(self, p: Beta, q: Beta, alpha: float) -> Tensor:
         """KL(p||q) - KL(p||p_t) / t with t = 1 - alpha and p_t = p + t (q - p), as in every exponential family.
 

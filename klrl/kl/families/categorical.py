@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from klrl.kl.families.bregman import SERIES, phi, phi_series
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.policy.arrays import Array, expm1, log1p, where
-from klrl.policy.distributions import Categorical, Factored, Gradient
+from klrl.policy.distributions import Categorical, Distribution, Factored, Gradient
+
+L = TypeVar("L", bound=Distribution)
 
 
 class CategoricalFamily(Family[Categorical]):
@@ -48,6 +51,10 @@ class CategoricalFamily(Family[Categorical]):
         """1/2 sum_i |p_i - q_i|."""
         return (0.5 * (p.probs - q.probs).abs().sum(-1)).clamp_max(1.0)
 
+    def geometric_mixture(self, p: Categorical, q: Categorical, share: Tensor) -> Categorical:
+        """Of the logits, their mean with these weights."""
+        return _mean_of_logits(p, q, share)
+
 
 class FactoredFamily(Family[Factored]):
     """Independent choices (MultiCategorical, Bernoulli): head by head what :class:`CategoricalFamily` has."""
@@ -73,6 +80,10 @@ class FactoredFamily(Family[Factored]):
         """Head by head, ``[*B, H]``."""
         return categorical_renyi(p.heads, q.heads, alpha)
 
+    def geometric_mixture(self, p: Factored, q: Factored, share: Tensor) -> Factored:
+        """Head by head with the same share, so of all the logits."""
+        return _mean_of_logits(p, q, share)
+
     def jensen_shannon(self, p: Factored, q: Factored) -> Tensor:
         """Over all joint outcomes: it does not add up over the heads."""
         return CategoricalFamily().jensen_shannon(*_joints("the Jensen-Shannon divergence", p, q))
@@ -86,6 +97,14 @@ def _joints(what: str, p: Factored, q: Factored) -> tuple[Categorical, Categoric
     if (n := outcomes(p)) > MAX_OUTCOMES:
         raise no_closed_form(f"{what} with {n} > {MAX_OUTCOMES} joint outcomes", p, q)
     return joint(p), joint(q)
+
+
+def _mean_of_logits(p: L, q: L, share: Tensor) -> L:
+    """Weighted ``share`` and ``1 - share``; what is impossible in either stays so whatever its weight."""
+    (x,), (y,) = p.parameters, q.parameters
+    infinite = x.isinf() | y.isinf()
+    mean = share * torch.where(infinite, 0.0, x) + (1.0 - share) * torch.where(infinite, 0.0, y)
+    return p.with_parameters(torch.where(infinite, torch.where(x.isinf(), x, y), mean))
 
 
 def categorical_kl(p: Categorical, q: Categorical) -> Tensor:

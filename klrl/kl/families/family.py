@@ -64,6 +64,11 @@ class Family(abc.ABC, Generic[D]):
         """W_2 = min E[|x - y|^2]^(1/2) over all pairs with x ~ p and y ~ q."""
         raise no_closed_form("W_2", p, q)
 
+    def geometric_mixture(self, p: D, q: D, share: Tensor) -> D:
+        """p^share q^(1 - share), normalised, with the shares ``[*B, 1]`` in [0, 1], one per state."""
+        del share
+        raise no_closed_form("the geometric mixture", p, q)
+
     def kl_gradient(self, p: D, q: D) -> Gradient:
         """Derivative of KL(p||q) by q's fields, as what these are (tensors or numpy arrays); by autograd."""
         fixed = p.map(tensor).detach()

@@ -80,6 +80,12 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
         """sqrt(|mu_p - mu_q|^2 + |sigma_p - sigma_q|^2)."""
         return length(torch.cat(torch.broadcast_tensors(p.mean - q.mean, p.std - q.std), -1))
 
+    def geometric_mixture(self, p: DiagGaussian, q: DiagGaussian, share: Tensor) -> DiagGaussian:
+        """Precisions, and means times precisions, average; in units of q's standard deviation."""
+        excess = share * torch.expm1(2.0 * (q.log_std - p.log_std))  # of the precision, over q's
+        weight = (share + excess) / (1.0 + excess)
+        return DiagGaussian(q.mean + weight * (p.mean - q.mean), q.log_std - 0.5 * torch.log1p(excess))
+
     def kl_gradient(self, p: DiagGaussian, q: DiagGaussian) -> Gradient:
         """(mu_q - mu_p) / sigma_q^2 by the mean, 1 - (sigma_p^2 + (mu_q - mu_p)^2) / sigma_q^2 by log_std."""
         z = (q.mean - p.mean) / q.std
@@ -112,6 +118,10 @@ class SquashedGaussianFamily(GaussianFamily[SquashedGaussian]):
     def covariance_part(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
         """That of the normals."""
         return self._base.covariance_part(p.base, q.base)
+
+    def geometric_mixture(self, p: SquashedGaussian, q: SquashedGaussian, share: Tensor) -> SquashedGaussian:
+        """The tanh of that of the normals."""
+        return SquashedGaussian(*self._base.geometric_mixture(p.base, q.base, share).parameters)
 
     def renyi(self, p: SquashedGaussian, q: SquashedGaussian, alpha: float) -> Tensor:
         """That of the normals."""
@@ -148,6 +158,16 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
         ratio = torch.where(near, 1.0, L_p.diagonal(dim1=-2, dim2=-1) / L_q.diagonal(dim1=-2, dim2=-1)).log()
         diagonal = phi(torch.where(near, torch.where(near, m, 0.0).log1p(), ratio))
         return (0.5 * M.square().sum((-2, -1)) + diagonal.sum(-1)).unsqueeze(-1).to(p.mean.dtype)
+
+    def geometric_mixture(self, p: FullGaussian, q: FullGaussian, share: Tensor) -> FullGaussian:
+        """Precisions, and precisions times means, average."""
+        S_p, S_q = (torch.cholesky_inverse(_lower(x)) for x in (p, q))
+        t = share.double().unsqueeze(-1)
+        S = t * S_p + (1.0 - t) * S_q
+        towards = t * S_p @ (p.mean - q.mean).double().unsqueeze(-1)
+        mean = q.mean + torch.linalg.solve(S, towards).squeeze(-1)
+        scale_tril = torch.linalg.cholesky(torch.linalg.inv(S))
+        return FullGaussian(mean.to(q.mean.dtype), scale_tril.to(q.mean.dtype))
 
     def renyi(self, p: FullGaussian, q: FullGaussian, alpha: float) -> Tensor:
         """alpha/2 z' S^-1 z with z = L_q^-1 (mu_p - mu_q), S = alpha 1 + (1 - alpha) M M', and a part of M alone.

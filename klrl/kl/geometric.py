@@ -1,0 +1,32 @@
+"""The path between two distributions on which a KL projection lies."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from klrl.kl.families import AnyDistribution, matched
+from klrl.policy.arrays import tensor
+from klrl.policy.distributions import Distribution
+
+
+def geometric_mixture(p: AnyDistribution, q: AnyDistribution, share: Tensor | float) -> Distribution:
+    """The distribution proportional to p^share q^(1 - share): from q at 0 to p at 1, as a record ``[*B]``.
+
+    In an exponential family it is the member whose natural parameters are the weighted means. Of all distributions
+    with its KL from q it is the one nearest to p: it minimises KL(.||p) subject to a bound on KL(.||q).
+
+    Args:
+        p: a record or a ``torch.distributions`` object.
+        q: the same family.
+        share: in [0, 1], one number or one per state, ``[*B]``.
+
+    Raises:
+        NoClosedForm: different families, or one whose geometric mixtures are not in it.
+        ValueError: a share outside of [0, 1].
+    """
+    pair = matched(p, q, "the geometric mixture", invariant=False)
+    a, b = pair.p.map(tensor), pair.q.map(tensor)
+    weight = tensor(share).to(a.parameters[0]) if isinstance(share, Tensor) else a.parameters[0].new_tensor(share)
+    if not bool(((weight >= 0.0) & (weight <= 1.0)).all()):
+        raise ValueError(f"share = {share}; allowed: numbers in [0, 1]")
+    return pair.family.geometric_mixture(a, b, weight.unsqueeze(-1))

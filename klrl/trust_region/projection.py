@@ -1,0 +1,195 @@
+"""Projections: every state's new distribution is moved into a ball around its old one, and the surrogate judges that.
+
+Otto et al. 2021 ("Differentiable Trust Region Layers for Deep Reinforcement Learning"). The gradient goes through the
+projection; a regression term draws the network towards its own projection. What acts in the end must be that
+projection, not a network beyond it: after the epochs PPO goes back until the projection changes nothing in any state of
+the batch, so the policy that acts is the projected one, and the one that is measured.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from klrl.kl import geometric_mixture, kl_divergence
+from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
+from klrl.trust_region.change import Change
+from klrl.trust_region.region import TrustRegion
+from klrl.validation import NonNegative, Positive, validate
+
+
+@dataclass(frozen=True)
+class Projection(TrustRegion, abc.ABC):
+    """The surrogate of the projected policy, minus regression_coef times KL(new||projection)."""
+
+    regression_coef: NonNegative = 10.0
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @abc.abstractmethod
+    def share(self, new: Distribution, old: Distribution) -> Tensor:
+        """How far to go from old (0) towards new (1) in every state, ``[*B]``, differentiable; 1 inside the ball."""
+
+    @abc.abstractmethod
+    def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
+        """The distributions on the way."""
+
+    def project(self, new: Distribution, old: Distribution) -> Distribution:
+        """New where it is inside the ball around old, else the nearest one on the ball; records of tensors."""
+        share = self.share(new, old)
+        outside = share < 1.0
+
+        def chosen(x: Tensor, y: Tensor) -> Tensor:
+            return torch.where(outside.reshape(*outside.shape, *[1] * (x.ndim - outside.ndim)), x, y)
+
+        return new.with_parameters(*map(chosen, self.between(new, old, share).parameters, new.parameters))
+
+    def gain(self, change: Change) -> Tensor:
+        """That of the projected policy, minus the regression, ``[*B]``."""
+        projected = self.project(change.new, change.old)
+        gain = TrustRegion.gain(self, replace(change, new=projected))
+        return gain - self.regression_coef * kl_divergence(change.new, projected.detach())
+
+
+@dataclass(frozen=True)
+class KLProjection(Projection):
+    """KL(new||old) <= state_kl in every state, by the projection that is nearest in KL(projection||new).
+
+    The solution of that problem is a geometric mixture of new and old, whose share is the root of one equation per
+    state; its derivative is that of the implicit function. The direction is KL(new||old): on the geometric path the
+    problem with KL(old||new) has no such solution. To second order the two agree; ``drift/kl`` measures KL(old||new).
+    """
+
+    state_kl: Positive = 0.03
+
+    def share(self, new: Distribution, old: Distribution) -> Tensor:
+        """The root t of KL(between(t)||old) = state_kl, and one Newton step at it, which has the root's derivative."""
+        outside = ~(kl_divergence(new.detach(), old) <= self.state_kl)
+        share = torch.ones_like(new.parameters[0][..., 0])
+        if not bool(outside.any()):
+            return share
+        new, old = new[outside], old[outside]
+
+        def kl(t: Tensor, new: Distribution) -> Tensor:
+            return kl_divergence(self.between(new, old, t), old)
+
+        fixed = new.detach()
+        with torch.no_grad():
+            root = _root(lambda t: kl(t, fixed), self.state_kl, share[outside])
+        with torch.enable_grad():
+            t = root.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(kl(t, fixed).sum(), t)
+        moving = kl(root, new)
+        return share.masked_scatter(outside, root - (moving - moving.detach()) / slope)
+
+    def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
+        """new^share old^(1 - share), normalised."""
+        return geometric_mixture(new, old, share.clamp(0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class _Straight(Projection, abc.ABC):
+    """A ball that is a Euclidean one in coordinates of the Gaussians, taken in units of the old standard deviation."""
+
+    state_distance: Positive = 0.25
+
+    @abc.abstractmethod
+    def scale(self, log_ratio: Tensor) -> Tensor:
+        """The second coordinate minus 1, given log(std / old std)."""
+
+    @abc.abstractmethod
+    def log_ratio(self, scale: Tensor) -> Tensor:
+        """Its inverse."""
+
+    def share(self, new: Distribution, old: Distribution) -> Tensor:
+        """state_distance over the distance, where that is larger."""
+        new, old = _normals(new, old)
+        shift, scale = (new.mean - old.mean) / old.std, self.scale(new.log_std - old.log_std)
+        square = (shift.square() + scale.square()).sum(-1)
+        outside = ~(square <= self.state_distance**2)
+        return torch.where(outside, self.state_distance * torch.where(outside, square, 1.0).rsqrt(), 1.0)
+
+    def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
+        """On the straight line in those coordinates."""
+        p, q = _normals(new, old)
+        t = share.unsqueeze(-1)
+        log_std = q.log_std + self.log_ratio(t * self.scale(p.log_std - q.log_std))
+        return new.with_parameters(q.mean + t * (p.mean - q.mean), log_std)
+
+
+@dataclass(frozen=True)
+class WassersteinProjection(_Straight):
+    """W_2(new, old) <= state_distance in every state, both in units of the old standard deviations.
+
+    W_2^2 = sum_i ((mu_i - mu_old_i) / s_old_i)^2 + (s_i / s_old_i - 1)^2: a ball in means and standard deviations.
+    Only for diagonal Gaussians, squashed or not.
+    """
+
+    def scale(self, log_ratio: Tensor) -> Tensor:
+        """s / s_old - 1."""
+        return torch.expm1(log_ratio)
+
+    def log_ratio(self, scale: Tensor) -> Tensor:
+        """log(1 + scale)."""
+        return torch.log1p(scale)
+
+
+@dataclass(frozen=True)
+class FrobeniusProjection(_Straight):
+    """|(mu - mu_old) / s_old|^2 + |S / S_old - 1|_F^2 <= state_distance^2 in every state, S the covariance.
+
+    A ball in means and variances, in units of the old ones. Only for diagonal Gaussians, squashed or not.
+    """
+
+    def scale(self, log_ratio: Tensor) -> Tensor:
+        """(s / s_old)^2 - 1."""
+        return torch.expm1(2.0 * log_ratio)
+
+    def log_ratio(self, scale: Tensor) -> Tensor:
+        """1/2 log(1 + scale)."""
+        return 0.5 * torch.log1p(scale)
+
+
+def _normals(*records: Distribution) -> list[DiagGaussian]:
+    """The Gaussians, those before the tanh where there is one.
+
+    Raises:
+        ValueError: others.
+    """
+    normals = [r.base if isinstance(r, SquashedGaussian) else r for r in records]
+    for other in (r for r in normals if not isinstance(r, DiagGaussian)):
+        raise ValueError(
+            f"trust_region projects a {type(other).__name__}; allowed: Gaussian policies ('projection' any)"
+        )
+    return cast("list[DiagGaussian]", normals)
+
+
+def _root(f: Callable[[Tensor], Tensor], bound: float, like: Tensor, max_steps: int = 60) -> Tensor:
+    """Where f, increasing from f(0) = 0, reaches its bound in (0, 1), state by state; never beyond it.
+
+    Regula falsi with the weights of the Illinois algorithm (Dowell and Jarratt 1971) on sqrt(f), which is nearly a
+    straight line here; bisection where f is not finite. Ends once f is as close to its bound as the square root of
+    the numbers' precision.
+    """
+    tolerance = torch.finfo(like.dtype).eps ** 0.5
+    low, high = torch.zeros_like(like), torch.ones_like(like)
+    g_low, g_high = torch.full_like(like, -(bound**0.5)), f(high).sqrt() - bound**0.5
+    stayed = torch.zeros_like(like)  # +1 where the last step moved low, -1 where it moved high
+    for _ in range(max_steps):
+        t = high - g_high * (high - low) / (g_high - g_low)
+        t = torch.where((t > low) & (t < high), t, 0.5 * (low + high))
+        g = f(t).sqrt() - bound**0.5
+        inside = g <= 0.0
+        g_high = torch.where(inside, torch.where(stayed > 0.0, 0.5 * g_high, g_high), g)
+        g_low = torch.where(inside, g, torch.where(stayed < 0.0, 0.5 * g_low, g_low))
+        low, high = torch.where(inside, t, low), torch.where(inside, high, t)
+        stayed = torch.where(inside, 1.0, -1.0)
+        if bool(((inside & (g > -0.5 * tolerance * bound**0.5)) | (high - low < tolerance**2)).all()):
+            break
+    return low

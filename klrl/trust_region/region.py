@@ -1,0 +1,113 @@
+"""What limits one policy update: the interface of all trust regions, and the one that limits nothing.
+
+Immutable; ``adapt`` returns the region of the next update. A new region overrides the hooks it needs and nothing else;
+:data:`klrl.trust_region.names.REGIONS` gives it a name on the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Literal, Self, cast
+
+from klrl.policy.arrays import Array
+from klrl.policy.distributions import Distribution, Gradient
+from klrl.trust_region.change import Change
+
+OnExit = Literal["stop", "backtrack"]
+DEFAULT_TARGET_KL = 0.01
+"""Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up its bases a class finds an attribute."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+def _differentiate(cls: type, hook: str, function: Callable[[TrustRegion, Change], Array]) -> None:
+    @wraps(function)
+    def on_tensors(region: TrustRegion, change: Change) -> Array:
+        return change.on_tensors(partial(function, region))
+
+    def gradient(region: TrustRegion, change: Change) -> Gradient:
+        return change.derivative(partial(function, region))
+
+    setattr(cls, hook, on_tensors)
+    setattr(cls, f"{hook}_gradient", gradient)
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Limits nothing: every hook is neutral. Also the base class of all regions."""
+
+    # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
+    on_exit = cast("OnExit | None", None)
+    """What to do when ``excess`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
+    target_kl = cast("float | None", None)
+    """The bound or aim for the mean KL(old||new), nats, where there is one."""
+    clip_range = cast("float | None", None)
+    """Half-width of the ratio's clipping interval, where there is one."""
+    beta = cast("float | None", None)
+    """Coefficient of the penalty, where there is one."""
+    lr_scale = 1.0
+    """What the actor's learning rate is multiplied by; the critic's stays as it is."""
+    reads_reference = False
+    """Whether it measures from a reference policy."""
+
+    def gain(self, change: Change) -> Array:
+        """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
+        return change.ratio * change.advantage
+
+    def penalty(self, change: Change) -> Array | float:
+        """What is subtracted from the gain, ``[*B]``."""
+        del change
+        return 0.0
+
+    def gain_gradient(self, change: Change) -> Gradient:
+        """Derivative of the gain by the fields of ``change.new``, per state."""
+        return weighted(change.ratio * change.advantage, change.new.score(change.action))
+
+    def penalty_gradient(self, change: Change) -> Gradient | None:
+        """Derivative of the penalty by the fields of ``change.new``, per state; ``None`` where there is no penalty."""
+        del change
+        return None
+
+    def __init_subclass__(cls) -> None:
+        """A gain or penalty that comes without its derivative is given tensors, and the derivative is autograd's."""
+        super().__init_subclass__()
+        for hook in ("gain", "penalty"):
+            if _depth(cls, hook) < _depth(cls, f"{hook}_gradient"):
+                _differentiate(cls, hook, getattr(cls, hook))
+
+    def excess(self, change: Change) -> float:
+        """How far outside the region the change is; <= 0 inside."""
+        del change
+        return -math.inf
+
+    def project(self, new: Distribution, old: Distribution) -> Distribution:
+        """What of the new policy the region lets act, state by state; what is inside stays as it is, bit for bit."""
+        del old
+        return new
+
+    def step_length(self, curvature: float) -> float:
+        """The multiple of x = F^-1 g to try first, given the curvature x'Fx of the KL; infinite if unlimited."""
+        del curvature
+        return math.inf
+
+    def at(self, progress_remaining: float) -> Self:
+        """The region for an update of a training of which this share is still to come: 1 at first, then down to 0."""
+        del progress_remaining
+        return self
+
+    def adapt(self, change: Change) -> Self:
+        """The region for the next update, given what the whole of this one did."""
+        del change
+        return self
+
+
+def weighted(weight: Array, gradient: Gradient) -> Gradient:
+    """Each state's gradient times its weight ``[*B]``."""
+    weight = weight.reshape(*weight.shape, 1)
+    return tuple([weight * x for x in gradient])

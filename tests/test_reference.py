@@ -1,0 +1,124 @@
+"""Fine-tuning near a saved policy."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from environments import Noise, box, random_batch, small_agent
+from support import both, exactly, parameters, same
+from torch import distributions as td
+
+from klrl.agents import PPO, PPOConfig
+from klrl.trust_region import All, KLConstraint, ReferenceConstraint, ReferencePenalty
+
+FAST = {"learning_rate": 2e-2, "learning_rate_schedule": "constant", "n_epochs": 4}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A policy that is not the one a new agent begins with."""
+    agent = small_agent(PPO, partial(Noise, box(2)), seed=7, **FAST).learn(256)
+    return str(agent.save(tmp_path / "reference"))
+
+
+def batch_and_kl(agent, reference):
+    """A batch, and a function that measures the mean KL(agent||reference) on it, in float64 by torch."""
+    batch = random_batch(agent)
+    states = batch.observations.flatten(0, 1)
+    return batch, lambda: td.kl_divergence(*(exactly(a.distribution(states)) for a in (agent, reference))).mean().item()
+
+
+@both
+def test_the_kl_to_a_reference_is_reported_whatever_the_region(agent_class, saved):
+    agent = small_agent(agent_class, partial(Noise, box(2)), reference=saved, normalize_observations=False)
+    batch, kl = batch_and_kl(agent, PPO.load(saved))
+    assert agent.update(batch)["drift/kl_reference"] == pytest.approx(kl(), rel=1e-4)
+    assert "drift/kl_reference" not in small_agent(agent_class).learn(64).history[0]
+
+
+def test_a_penalty_draws_the_policy_to_the_reference(saved):
+    kls = []
+    for coef in (1e-3, 100.0):
+        settings = {"trust_region": "reference-penalty", "reference_coef": coef, "reference": saved} | FAST
+        agent = small_agent(PPO, partial(Noise, box(2)), normalize_observations=False, **settings)
+        for seed in range(10):
+            metrics = agent.update(random_batch(agent, seed))
+        kls.append(metrics["drift/kl_reference"])
+    assert kls[1] < 0.1 * kls[0]
+
+
+@both
+def test_a_constraint_holds_on_every_batch_from_a_start_inside(agent_class, saved):
+    region = ReferenceConstraint(0.01) if agent_class is PPO else All(KLConstraint(0.005), ReferenceConstraint(0.01))
+    settings = {k: v for k, v in FAST.items() if agent_class is PPO or k == "learning_rate"}
+    settings |= {"trust_region": region, "reference": saved, "normalize_observations": False}
+    agent = small_agent(agent_class, partial(Noise, box(2)), **settings)
+    reference = PPO.load(saved)
+    agent.start_from(reference)
+    found = []
+    for _ in range(5):
+        batch, kl = batch_and_kl(agent, reference)
+        found.append(agent.update(batch)["drift/kl_reference"])
+        assert kl() == pytest.approx(found[-1], rel=1e-4, abs=1e-9)
+    assert max(found) <= 0.01
+    assert max(found) > 0.004
+
+
+def test_the_gradient_of_the_penalty_is_that_of_the_exact_kl(saved):
+    agent = small_agent(PPO, partial(Noise, box(2)), trust_region=ReferencePenalty(2.0), reference=saved)
+    with torch.no_grad():
+        samples = agent.samples(random_batch(agent))
+        policy = agent.actor.linearize(samples.observations)
+        objective = agent.surrogate(policy, samples.change(policy.output))
+    new = exactly(agent.actor(samples.observations))
+    loss = (new.log_prob(samples.actions) * samples.advantage).mean()
+    loss = loss - 2.0 * td.kl_divergence(new, exactly(samples.reference)).mean()
+    expected = torch.autograd.grad(loss, list(agent.actor.parameters()))
+    found = objective.gradients()[agent.actor]
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in expected]).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_loaded_agent_goes_on_with_its_reference_and_says_when_it_is_gone(saved, tmp_path):
+    settings = {"trust_region": "clip+reference-penalty", "reference": saved} | FAST
+    agent = small_agent(PPO, partial(Noise, box(2)), **settings).learn(64)
+    path = agent.save(tmp_path / "agent")
+    loaded = PPO.load(path)
+    assert repr(loaded.update(random_batch(loaded))) == repr(agent.update(random_batch(agent)))
+    (tmp_path / "reference").rename(tmp_path / "elsewhere")
+    loaded = PPO.load(path)
+    loaded.predict(np.zeros(loaded.observation_space.shape))
+    with pytest.raises(ValueError, match=r"^reference = None; allowed: a saved agent"):
+        loaded.update(random_batch(loaded))
+    loaded.refer_to(tmp_path / "elsewhere")
+    loaded.update(random_batch(loaded))
+
+
+def test_what_no_kl_leads_to_is_refused_in_one_line(saved, tmp_path):
+    with pytest.raises(ValueError, match=r"^reference = None with 'reference-penalty'; allowed: a saved agent"):
+        PPOConfig(trust_region="reference-penalty")
+    with pytest.raises(FileNotFoundError, match="no saved agent there"):
+        PPO("CartPole-v1", PPOConfig(reference=str(tmp_path / "nothing")))
+    with pytest.raises(ValueError, match=r"^reference has observation_space .*; allowed: agent's"):
+        PPO("CartPole-v1", PPOConfig(reference=saved))
+    with pytest.raises(ValueError, match=r"^reference has a DiagGaussian policy; allowed: agent's, Beta$"):
+        small_agent(PPO, partial(Noise, box(2)), reference=saved, action_distribution="beta")
+
+
+@both
+def test_an_agent_starts_from_another_ones_networks_and_statistics(agent_class, saved):
+    other = PPO.load(saved)
+    agent = small_agent(agent_class, partial(Noise, box(2))).learn(64).start_from(other)
+    assert same(parameters(agent), parameters(other))
+    states = torch.randn(20, *agent.observation_space.shape)
+    assert same(agent.distribution(states).parameters, other.distribution(states).parameters)
+    metrics = agent.learn(64).history[-1]
+    assert metrics["drift/kl_initial"] == pytest.approx(metrics["drift/kl"], rel=0.5, abs=1e-3)
+
+
+def test_other_networks_are_refused_and_nothing_is_lost(saved):
+    agent = small_agent(PPO, partial(Noise, box(2)), actor_hidden_sizes=(5,))
+    before = parameters(agent)
+    with pytest.raises(ValueError, match=r"^networks of shapes .*; allowed: "):
+        agent.start_from(PPO.load(saved))
+    assert same(parameters(agent), before)
