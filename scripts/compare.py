@@ -37,7 +37,7 @@ class Compare:
 
     vary: tuple[str, ...]
     """FIELD [VALUES ...]: "agent" or any setting of the agent. Without values every trust region, every agent, or
-    every name that the setting knows. Several numbers in one value are joined by commas: 64,64."""
+    every name that the setting knows, each where it fits the environment. Several numbers in one value are joined by commas: 64,64."""
     agent: str = "ppo"
     """The agent whose preset is the base of all variants."""
     also: tuple[str, ...] = ()
@@ -74,8 +74,10 @@ def steps_by_env(words: Sequence[str]) -> dict[str, int]:
     return steps
 
 
-def trials_of(plan: Comparison, steps: dict[str, int], seeds: Sequence[int]) -> list[Trial]:
+def trials_of(plan: Comparison, steps: dict[str, int], seeds: Sequence[int], console: Console) -> list[Trial]:
     """Every run, in the order of the table; every configuration has met its environment before the first one runs.
+
+    Where all values there are were asked for, a line names each that does not fit an environment.
 
     Raises:
         ValueError: a setting that does not fit the others or the environment.
@@ -87,7 +89,10 @@ def trials_of(plan: Comparison, steps: dict[str, int], seeds: Sequence[int]) -> 
                 config = plan.config(variant, env)
                 AGENTS[variant.agent](env, config).close()
             except ValueError as error:
-                raise ValueError(f"{env}, {variant.name}: {error}") from error
+                if not plan.every:
+                    raise ValueError(f"{env}, {variant.name}: {error}") from error
+                console.print(f"left out: {env}, {variant.name}: {error}")
+                continue
             names = {"env": env, "variant": variant.name, "agent": variant.agent}
             trials += [Trial(**names, seed=seed, total_timesteps=total_timesteps, config=config) for seed in seeds]
     return trials
@@ -141,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.seeds or len({*args.seeds}) < len(args.seeds):
             raise ValueError(f"seeds = {args.seeds}; allowed: at least one, every seed once")
         plan = comparison(args.vary, args.agent, args.also, args.set, args.preset == "auto")
-        trials = trials_of(plan, steps_by_env(args.envs), args.seeds)
+        trials = trials_of(plan, steps_by_env(args.envs), args.seeds, console)
         folder = args.output / "runs"
         folder.mkdir(parents=True, exist_ok=True)
     rows = kept_rows(trials, folder, console)

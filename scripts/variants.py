@@ -37,6 +37,8 @@ class Comparison:
     presets: bool
     """Whether the base is the environment's preset, or the plain defaults."""
     variants: tuple[Variant, ...]
+    every: bool = False
+    """Whether they are all values there are, so that those that do not fit an environment can be left out of it."""
 
     def config(self, variant: Variant, env: str) -> AgentConfig:
         """The variant's configuration on an environment: the base but for the one thing.
@@ -85,7 +87,7 @@ def comparison(
         raise ValueError("vary = (); allowed: FIELD [VALUES ...]")
     name, words = vary[0].replace("-", "_"), tuple(vary[1:])
     _check("vary", name, ["agent", *(f.name for f in fields(AGENTS[agent].config_class))])
-    words = words or _every_value(agent, name)
+    every, words = not words, words or _every_value(agent, name)
     agents = dict.fromkeys([agent, *also, *(word for word in words if name == "agent" and word in AGENTS)])
     settings = dict(_assignment(word, [AGENTS[a].config_class for a in agents]) for word in assignments)
     if name in settings:
@@ -94,7 +96,7 @@ def comparison(
     variants = [_variant(name, word, agent, region, "trust_region" in settings) for word in words]
     variants += [Variant(name=other, agent=other, region=_default_region(other)) for other in also]
     _check_variants(variants, settings)
-    return Comparison(agent=agent, settings=settings, presets=presets, variants=tuple(variants))
+    return Comparison(agent=agent, settings=settings, presets=presets, variants=tuple(variants), every=every)
 
 
 def _variant(name: str, word: str, agent: str, region: str, region_is_given: bool) -> Variant:

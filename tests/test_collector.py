@@ -9,6 +9,7 @@ import pytest
 import torch
 from environments import Broken, Counting, Sampling, encoding_of, small_agent
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from support import GAUSSIAN_ONLY, NEEDS_REFERENCE
 
 from klrl.agents import PPO, TRPO
 from klrl.experience import Collector
@@ -252,7 +253,8 @@ def test_no_forbidden_action_in_ten_thousand_steps(mode, source):
 @pytest.mark.parametrize("agent_class", [PPO, TRPO])
 @masked_actions
 def test_both_agents_learn_under_masks_with_every_trust_region(agent_class, actions):
-    for region in REGIONS if agent_class is PPO else ("constraint",):
+    fitting = REGIONS.keys() - GAUSSIAN_ONLY - NEEDS_REFERENCE
+    for region in sorted(fitting) if agent_class is PPO else ("constraint",):
         epochs = {"n_epochs": 2, "ent_coef": 0.01} if agent_class is PPO else {"n_critic_updates": 2}
         agent = masked_agent(agent_class, masking(actions, "info"), "info", trust_region=region, **epochs).learn(128)
         for metrics in agent.history:
