@@ -28,9 +28,12 @@ def check_comparable(name: str, agent: Core[Any], other_name: str, other: Core[A
             raise ValueError(f"{other_name} has {space} {one_line(theirs)}; allowed: {name}'s, {one_line(ours)}")
     if (agent.encoding.shape, agent.encoding.mask_in_info) != (other.encoding.shape, other.encoding.mask_in_info):
         masks = agent.config.action_mask, other.config.action_mask
-        raise ValueError(f"{other_name} has action_mask {masks[1]!r}; allowed: {name}'s, {masks[0]!r}")
-    if (family_of := family(other)) != family(agent):
-        raise ValueError(f"{other_name} has a {family_of} policy; allowed: {name}'s, {family(agent)}")
+        raise ValueError(f"{name}'s action_mask is {masks[0]!r}, {other_name}'s {masks[1]!r}; allowed: the same masks")
+    families = family(agent), family(other)
+    if families[0] != families[1]:
+        raise ValueError(
+            f"{name}'s policy is a {families[0]}, {other_name}'s a {families[1]}; allowed: the same family"
+        )
 
 
 def family(agent: Core[Any]) -> str:

@@ -10,9 +10,10 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from klrl.agents.base import Agent
+from klrl.agents.comparable import check_comparable
 from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Samples, mean_of
-from klrl.agents.supervised import ActorDescent, check_comparable, checked, closed_after, environments
+from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.kl.drift import average

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
+from klrl.agents.comparable import check_comparable
 from klrl.agents.preferences import Preferences, play_segments
-from klrl.agents.supervised import ActorDescent, check_comparable, checked, closed_after, environments
+from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
 from klrl.kl import kl_divergence
 from klrl.kl.drift import average

@@ -1,4 +1,4 @@
-"""What fitting a policy without rewards needs: two policies that can be compared, and Adam on the actor alone."""
+"""What fitting a policy without rewards needs: environments to play it in, and Adam on the actor alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from gymnasium.vector import VectorEnv
 
 from klrl.agents.base import Agent
@@ -17,37 +16,6 @@ from klrl.policy.linearization import Objective
 from klrl.policy.observations import one_line
 from klrl.policy.optimizer import Adam
 from klrl.run.callback import Metrics
-
-
-def check_comparable(name: str, policy: Agent[Any], other_name: str, other: Agent[Any]) -> None:
-    """Refuse two agents whose policies have no KL: it needs the same spaces, masks and family.
-
-    Args:
-        name: what the user calls the first agent.
-        policy: the first agent.
-        other_name: what the user calls the second agent.
-        other: the second agent.
-
-    Raises:
-        ValueError: naming what differs.
-    """
-    for space in ("observation_space", "action_space"):
-        ours, theirs = getattr(policy, space), getattr(other, space)
-        if ours != theirs:
-            raise ValueError(f"{other_name} has {space} {one_line(theirs)}; allowed: {name}'s, {one_line(ours)}")
-    if policy.encoding.shape != other.encoding.shape or policy.takes_action_masks != other.takes_action_masks:
-        masks = policy.config.action_mask, other.config.action_mask
-        raise ValueError(f"{name}'s action_mask is {masks[0]!r}, {other_name}'s {masks[1]!r}; allowed: the same masks")
-    families = family(policy), family(other)
-    if families[0] != families[1]:
-        raise ValueError(
-            f"{name}'s policy is a {families[0]}, {other_name}'s a {families[1]}; allowed: the same family"
-        )
-
-
-def family(agent: Agent[Any]) -> str:
-    """The name of the record that the agent's policy gives."""
-    return type(agent.distribution(torch.zeros(1, *agent.encoding.shape))).__name__
 
 
 def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:

@@ -37,7 +37,7 @@ class Compare:
 
     vary: tuple[str, ...]
     """FIELD [VALUES ...]: "agent" or any setting of the agent. Without values every trust region, every agent, or
-    every name that the setting knows, each where it fits the environment. Several numbers in one value are joined by commas: 64,64."""
+    every name that the setting knows, where it fits the environment. Several numbers are joined by commas: 64,64."""
     agent: str = "ppo"
     """The agent whose preset is the base of all variants."""
     also: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """klrl compare: small real runs of the command, what they hold equal, what they measure and what they keep."""
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -15,10 +16,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Broken
+from rich.console import Console
 from scipy import stats
 
 from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
 from klrl.run import evaluate
+from klrl.scripts.compare import trials_of
 from klrl.scripts.compare_report import interval, student_quantile, table
 from klrl.scripts.main import main
 from klrl.scripts.trials import curve
@@ -151,6 +154,18 @@ def test_the_base_may_be_the_plain_defaults():
 def test_without_values_every_trust_region_and_every_agent_is_compared():
     assert [v.name for v in comparison(["trust-region"], "ppo", [], [], True).variants] == list(REGIONS)
     assert [v.name for v in comparison(["agent"], "ppo", [], [], True).variants] == list(AGENTS)
+
+
+def test_of_every_value_those_that_do_not_fit_an_environment_are_left_out_and_named():
+    steps, console = {"CartPole-v1": 64, "Pendulum-v1": 64}, Console(file=io.StringIO(), width=500)
+    plan = comparison(["trust-region"], "ppo", [], [], True)
+    fitting = [(t.env, t.variant) for t in trials_of(plan, steps, [0], console)]
+    gaussian, refer = {"w2-projection", "frobenius-projection"}, {"reference-penalty", "reference-constraint"}
+    assert [v for env, v in fitting if env == "CartPole-v1"] == [r for r in REGIONS if r not in gaussian | refer]
+    assert [v for env, v in fitting if env == "Pendulum-v1"] == [r for r in REGIONS if r not in refer]
+    said = console.file.getvalue().splitlines()
+    assert len(said) == 6
+    assert any(line.startswith("left out: CartPole-v1, w2-projection: trust_region projects") for line in said)
 
 
 def test_a_trust_region_that_is_asked_for_holds_for_all_agents_that_are_varied():
@@ -380,7 +395,10 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path)
         (["--vary", "gamma", "0.9", "--set", "target_kl=0.1"], "set = 'target_kl'; allowed: only with a trust region"),
         (["--vary", "target-kl", "0.1"], "CartPole-v1, target_kl=0.1: target_kl = 0.1; allowed: only with a trust"),
         (["--vary", "batch-size", "4096"], "CartPole-v1, batch_size=4096: batch_size = 4096; allowed: at most"),
-        (["--vary", "action-distribution"], "with action space Discrete(2); allowed: only with a Box"),
+        (
+            ["--vary", "action-distribution", "gaussian", "beta"],
+            "with action space Discrete(2); allowed: only with a Box",
+        ),
         (["--vary", "gamma", "0.9", "--envs"], "envs = (); allowed: ID:STEPS ..."),
         (["--vary", "gamma", "0.9", "--seeds", "1", "1"], "seeds = (1, 1); allowed: at least one, every seed once"),
         (["--vary", "gamma", "0.9", "--envs", "CartPole-v1"], "envs = 'CartPole-v1'; allowed: every environment once"),
