@@ -10,6 +10,7 @@ WHAT = {
     "speed": "steps/s and peak memory at equal work, beside other libraries; where klrl's time goes",
     "accuracy": "float32 errors of every family's KL beside torch's formulas, and the cost of a KL",
     "spaces": "PPO and TRPO in every action space: returns, KL asked for and measured",
+    "asked": "the KL asked for and the KL measured, in action spaces of every kind and size",
     "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }
 

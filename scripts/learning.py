@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -168,37 +168,49 @@ def run_all(tasks: Sequence[Task], seeds: Sequence[int], processes: int, console
     return sorted(rows, key=lambda r: (order[_name(r)], r["seed"]))
 
 
-def check_names(name: str, chosen: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a name that no task has.
-
-    Raises:
-        ValueError: with the names there are.
-    """
-    for unknown in (x for x in chosen if x not in known):
-        raise ValueError(f"{name} = {unknown!r}; allowed: {', '.join(dict.fromkeys(known))}")
-
-
-def report(command: str, rows: list[dict[str, Any]], output: Path, console: Console) -> None:
-    """Write the JSON and print the table."""
-    save(command, rows, output)
-    console.print(table(rows))
-
-
 def save(command: str, rows: list[dict[str, Any]], output: Path) -> None:
     """Write all rows with the command and the versions that they come from."""
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"command": command, "versions": versions(), "rows": rows}, indent=1) + "\n")
 
 
+def benchmark(
+    name: str,
+    words: Sequence[str],
+    tasks: Sequence[Task],
+    by: Literal["env", "space"],
+    chosen: Sequence[str],
+    seeds: Sequence[int],
+    processes: int,
+    output: Path,
+) -> None:
+    """Run the chosen ones of the tasks, write the JSON and print the table.
+
+    Args:
+        name: of the benchmark, as in ``klrl benchmark NAME``.
+        words: its command line, for the JSON.
+        tasks: all there are.
+        by: what they are chosen by.
+        chosen: the values of that attribute.
+        seeds: run seeds.
+        processes: runs at a time.
+        output: where the JSON goes.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    known = list(dict.fromkeys(getattr(task, by) for task in tasks))
+    with bad_input(f"klrl benchmark {name}"):
+        for unknown in (x for x in chosen if x not in known):
+            raise ValueError(f"{by}s = {unknown!r}; allowed: {', '.join(known)}")
+    rows = run_all([task for task in tasks if getattr(task, by) in chosen], seeds, processes, console)
+    save(" ".join(["klrl benchmark", name, *words]), rows, output)
+    console.print(table(rows))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark learning``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Learning, words, "klrl benchmark learning")
-    console = Console(highlight=False, soft_wrap=True)
-    with bad_input("klrl benchmark learning"):
-        check_names("envs", args.envs, [task.env for task in LEARNING])
-    rows = run_all([task for task in LEARNING if task.env in args.envs], args.seeds, args.processes, console)
-    report(" ".join(["klrl benchmark learning", *words]), rows, args.output, console)
+    benchmark("learning", words, LEARNING, "env", args.envs, args.seeds, args.processes, args.output)
 
 
 if __name__ == "__main__":

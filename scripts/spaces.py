@@ -9,10 +9,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from rich.console import Console
 
-from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.learning import Task, check_names, report, run_all
+from klrl.scripts.command_line import parse
+from klrl.scripts.learning import Task, benchmark
 from klrl.validation import NonNegativeInt, PositiveInt
 
 
@@ -85,11 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark spaces``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Spaces, words, "klrl benchmark spaces")
-    console = Console(highlight=False, soft_wrap=True)
-    with bad_input("klrl benchmark spaces"):
-        check_names("spaces", args.spaces, [task.space for task in SPACES])
-    rows = run_all([task for task in SPACES if task.space in args.spaces], args.seeds, args.processes, console)
-    report(" ".join(["klrl benchmark spaces", *words]), rows, args.output, console)
+    benchmark("spaces", words, SPACES, "space", args.spaces, args.seeds, args.processes, args.output)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import distributions as td
 
 from klrl.policy.distributions import Categorical
 from klrl.trust_region import SPO, All, Change, Clip, KLConstraint, Rollback, TrulyPPO, TrustRegion
@@ -30,6 +31,25 @@ def slopes(region, pairs=PAIRS, h=1e-6):
     # The logits' gradient (z0, z1) times their derivative by r: z0 = log(0.3 r), z1 = log(1 - 0.3 r).
     (g,) = region.gain_gradient(c)
     return (up - down) / (2.0 * h), g[:, 0].numpy() / r - g[:, 1].numpy() * 0.3 / (1.0 - 0.3 * r)
+
+
+def test_the_clipped_gradient_is_that_of_a_kl_penalty_sample_by_sample():
+    """r A + beta log pi(a|s), beta = -r A where the clip acts and 0 elsewhere: a KL(old||new) of its own per sample."""
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        old, new = (Categorical(torch.randn(40, 4, generator=g, dtype=torch.float64)) for _ in range(2))
+        action = old.sample(g)
+        advantage = torch.randn(40, generator=g, dtype=torch.float64)
+        c = Change(old, new, action, old.log_prob(action), advantage)
+        logits = c.new.logits.clone().requires_grad_()
+        log_pi = td.Categorical(logits=logits).log_prob(c.action)
+        r, A = (log_pi - c.log_prob).exp(), c.advantage
+        acts = ((r > 1.2) & (A > 0)) | ((r < 0.8) & (A < 0))
+        beta = torch.where(acts, -r * A, 0.0).detach()
+        (expected,) = torch.autograd.grad((r * A + beta * log_pi).sum(), logits)
+        (found,) = Clip(0.2).gain_gradient(c)
+        assert acts.any()
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.2])
