@@ -60,17 +60,20 @@ def _within(angle: float, df: int) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table with one line per environment and variant, over the seeds that finished."""
-    head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "largest KL"]
-    head += ["updates over target", "states over target", "steps/s"]
+    head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "KL, second half"]
+    head += ["largest KL", "updates over target", "states over target", "steps/s"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, variant in dict.fromkeys((r["env"], r["variant"]) for r in rows):
         group = [r for r in rows if (r["env"], r["variant"]) == (env, variant)]
-        cells = _cells([r for r in group if r["status"] == FINISHED]) or ["failed", *[""] * 6]
+        cells = _cells([r for r in group if r["status"] == FINISHED]) or ["failed", *[""] * 7]
         failed = sum(r["status"] != FINISHED for r in group)
         if 0 < failed < len(group):
             cells[0] += f", {failed} of {len(group)} failed"
         lines.append(f"| {' | '.join([env, variant, *cells])} |")
-    note = f"±: half of Student's 95 % interval over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+    note = (
+        "±: half of Student's 95 % interval over seeds. KL, second half: median over its updates, then over seeds. "
+        f"*: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+    )
     return "\n".join([*lines, "", note])
 
 
@@ -85,6 +88,7 @@ def _cells(group: Sequence[Row]) -> list[str]:
         _with_interval([r["mean_return"] for r in group]),
         _with_interval(ended) if ended else "no episode ended",
         f"{np.mean([r['kl_mean'] for r in group]):.4f}",
+        f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
         f"{over} of {updates} over {judged_by:g}{mark}",
         f"{np.mean([r['states_over_target'] for r in group]):.1%}",

@@ -245,7 +245,9 @@ def test_the_table_has_a_line_per_environment_and_variant(rows):
     clip = lines[2].split(" | ")
     assert clip[2] == f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
     over = sum(r["updates_over_target"] for r in rows if r["variant"] == "clip")
-    assert clip[6] == f"{over} of 10 over 0.01*"
+    assert clip[7] == f"{over} of 10 over 0.01*"
+    halves = [r["kl_median_second_half"] for r in rows if r["variant"] == "clip"]
+    assert clip[5] == f"{np.median(halves):.4f}"
     assert "0 of 10 over 0.02 |" in lines[5]
 
 
