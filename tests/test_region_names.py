@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ def test_a_region_survives_json(region):
 
 @pytest.mark.parametrize(
     ("coefficient", "beta"),
-    [(Adaptive(), 4.0), (Proportional(), 1.44), (Dual(), 4.0)],
+    [(Adaptive(), 4.0), (Proportional(), 1.44), (Dual(), math.exp(0.4))],
     ids=["adaptive", "proportional", "dual"],
 )
 def test_an_adapted_coefficient_survives_json(coefficient, beta):

@@ -95,19 +95,21 @@ class Proportional(_Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class Dual(_Bounded):
-    """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate (KL / target_kl - 1)}.
+    """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate min(KL / target_kl - 1, 1)}.
 
     Boyd and Vandenberghe 2004 ("Convex Optimization"), section 5: dL/d beta = KL - target_kl, where
     L = E[gain] - beta (KL - target_kl). The ascent is on log beta, in units of the target: near the solution the KL
     falls as 1 / beta^2, so the error of log beta shrinks by 1 - 2 rate per update, whatever the scales of advantages
     and target. On beta itself that would be 1 - 2 rate target_kl / beta: every task would need a rate of its own, and
-    beta would have to be kept from becoming negative.
+    beta would have to be kept from becoming negative. A KL cannot fall short of its target by more than the target, so
+    it counts as no farther beyond it either: otherwise the few wild updates of a training would drive beta up, and all
+    others would stay short.
     """
 
     rate: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 0.2
     """Step size of the ascent; 0.5 is Newton's method where the KL falls as 1 / beta^2, 1 no longer converges."""
 
     def update(self, kl: float) -> Self:
-        """One step, at most a doubling (one wild update says little), inside the bounds; none for a KL of NaN."""
-        step = self.rate * (kl / self.target_kl - 1.0)
-        return self if math.isnan(step) else self._times(math.exp(min(step, math.log(2.0))))
+        """One step, inside the bounds; none for a KL of NaN."""
+        violation = kl / self.target_kl - 1.0
+        return self if math.isnan(violation) else self._times(math.exp(self.rate * min(violation, 1.0)))
