@@ -95,7 +95,7 @@ class Proportional(_Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class Dual(_Bounded):
-    """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate min(KL / target_kl - 1, 1)}.
+    """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate min(KL / target - 1, 1)}.
 
     Boyd and Vandenberghe 2004 ("Convex Optimization"), section 5: dL/d beta = KL - target_kl, where
     L = E[gain] - beta (KL - target_kl). The ascent is on log beta, in units of the target: near the solution the KL
