@@ -11,6 +11,7 @@ WHAT = {
     "accuracy": "float32 errors of every family's KL beside torch's formulas, and the cost of a KL",
     "spaces": "PPO and TRPO in every action space: returns, KL asked for and measured",
     "asked": "the KL asked for and the KL measured, in action spaces of every kind and size",
+    "finetune": "a saved policy adapted to a changed task: what KL to it keeps of the old one",
     "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }
 
