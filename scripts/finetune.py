@@ -183,14 +183,14 @@ def _line(row: Mapping[str, Any], done: int, total: int) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table with one line per variant: means over seeds, of returns also every seed's."""
     head = ["", "new task", "new task, sampled", "old task", "old task, sampled"]
-    head += ["KL(new‖saved)", "largest", "on the old task", "mean KL of an update"]
+    head += ["KL(new‖saved)", "largest", "over the bound", "on the old task", "mean KL of an update"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in dict.fromkeys(r["variant"] for r in rows):
         group = [r for r in rows if r["variant"] == name]
         cells = [
             _with_seeds([r[f"{t}_{k}"] for r in group]) for t in ("new", "old") for k in ("deterministic", "sampled")
         ]
-        lines.append(f"| {' | '.join([name, *cells, *(_kl_cells(group) or [''] * 4)])} |")
+        lines.append(f"| {' | '.join([name, *cells, *(_kl_cells(group) or [''] * 5)])} |")
     return "\n".join(lines)
 
 
@@ -199,13 +199,16 @@ def _with_seeds(values: Sequence[float]) -> str:
 
 
 def _kl_cells(group: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far from the saved policy in the last update, at most, and where no region looks; none for itself."""
+    """How far from the saved policy: in the end, at most, how often too far, where no region looks; none for itself."""
     if "kl_reference" not in group[0]:
         return []
     last, elsewhere, step = (
         float(np.mean([r[key] for r in group])) for key in ("kl_reference", "kl_reference_old_task", "kl_mean")
     )
-    return [f"{last:.3f}", f"{max(r['kl_reference_largest'] for r in group):.3f}", f"{elsewhere:.3f}", f"{step:.4f}"]
+    largest, updates = max(r["kl_reference_largest"] for r in group), sum(r["updates"] for r in group)
+    over = [r["updates_over_reference_kl"] for r in group if r["updates_over_reference_kl"] is not None]
+    outside = f"{sum(over)} of {updates}" if over else ""
+    return [f"{last:.3f}", f"{largest:.3f}", outside, f"{elsewhere:.3f}", f"{step:.4f}"]
 
 
 def main(argv: list[str] | None = None) -> None:

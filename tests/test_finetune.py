@@ -103,11 +103,14 @@ def test_the_table_has_means_and_seeds(result):
     clip = rows["clip"]
     other = clip | {"seed": 4, "new_deterministic": clip["new_deterministic"] + 10.0, "kl_reference_largest": 7.0}
     lines = finetune.table([rows["saved policy"], clip, other]).splitlines()
-    assert [line.count("|") for line in lines] == [10] * 4
-    assert lines[2].endswith("|  |  |  |  |")
+    assert [line.count("|") for line in lines] == [11] * 4
+    assert lines[2].endswith("|  |  |  |  |  |")
     mean = clip["new_deterministic"] + 5.0
     assert lines[3].startswith(f"| clip | {mean:.0f} ({mean - 5.0:.0f}, {mean + 5.0:.0f}) | ")
-    assert "| 7.000 |" in lines[3]
+    assert "| 7.000 |  | " in lines[3]
+    bound = rows["clip+reference-constraint 0.005"]
+    (*_, last) = finetune.table([bound, bound | {"updates_over_reference_kl": 1}]).splitlines()
+    assert "| 1 of 4 |" in last
 
 
 @pytest.mark.parametrize(
