@@ -19,6 +19,7 @@ from klrl.agents import state
 from klrl.agents.comparable import check_comparable, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
+from klrl.agents.saved_policy import SavedPolicy, load_space
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.policy.device import usable_or_cpu
@@ -27,7 +28,7 @@ from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
-from klrl.trust_region import TrustRegion, region_to_json
+from klrl.trust_region import PARAMETERS, TrustRegion, region_to_json
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -56,13 +57,13 @@ class Agent(Core[C], abc.ABC):
         config = config.with_envs(envs.num_envs)
         try:
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
-        except ValueError:  # a setting that does not fit the spaces
+            if config.reference is not None:
+                self.refer_to(config.reference)
+        except (ValueError, OSError):  # a setting that does not fit the spaces, a reference that is not there
             if envs is not env:
                 envs.close()
             raise
         self._begin(env, envs, env_id(env) if applied else None)
-        if config.reference is not None:
-            self.refer_to(config.reference)
 
     def _begin(self, env: EnvLike | None, envs: VectorEnv | None, preset: str | None) -> None:
         self._env, self._envs = env, envs
@@ -231,13 +232,13 @@ class Agent(Core[C], abc.ABC):
     def refer_to(self, path: str | Path) -> None:
         """Measure from the policy of a saved agent or run directory, as the setting ``reference`` does.
 
+        It is saved with the agent: what becomes of the path later does not matter.
+
         Raises:
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or a policy that this one has no KL from.
         """
-        from klrl.agents.load import load_agent  # it knows all agents, this one too
-
-        other = load_agent(path)
+        other = SavedPolicy.read(path)
         check_comparable("agent", self, "reference", other)
         self.reference = other
 
@@ -245,7 +246,7 @@ class Agent(Core[C], abc.ABC):
         """Take over another agent's networks and statistics, and nothing else; its policy becomes the first policy.
 
         Raises:
-            ValueError: spaces, policies or networks differ.
+            ValueError: spaces, policies or networks differ, or this agent has learned already.
         """
         check_comparable("agent", self, "other", other)
         copy_networks(other, self)
@@ -303,15 +304,14 @@ class Agent(Core[C], abc.ABC):
         if data["agent"] != cls.config_class.algorithm:
             raise ValueError(f"path = {path} holds agent {data['agent']!r}; allowed: {cls.config_class.algorithm!r}")
         if trust_region is not None:
-            data["config"]["trust_region"] = data["region"] = trust_region
+            data["config"] |= dict.fromkeys(PARAMETERS) | {"trust_region": trust_region}
+            data["region"] = trust_region
         data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
         agent = cls.__new__(cls)
         config = cast("C", cls.config_class.from_json(data["config"]))
-        observations, actions = (state.load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
+        observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
-        if config.reference is not None and Path(config.reference).exists():
-            agent.refer_to(config.reference)
         agent._begin(described(data["env"]), None, data["preset"])
         agent.episodes.extend(Episode(*fields) for fields in data["episodes"])
         if env is not None:

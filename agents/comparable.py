@@ -1,4 +1,4 @@
-"""Two agents' policies side by side: whether there is a KL between them, and how one takes the other's place."""
+"""Policies side by side: whether there is a KL between them, and whether one can take the other's place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 import torch
 
 from klrl.agents.core import Core
+from klrl.agents.saved_policy import SETTINGS, SavedPolicy
 from klrl.policy.observations import one_line
 
+Policy = Core[Any] | SavedPolicy
+NETWORKS = (*SETTINGS, "critic_hidden_sizes")
+"""Of an agent's config, what its networks depend on."""
 
-def check_comparable(name: str, agent: Core[Any], other_name: str, other: Core[Any]) -> None:
+
+def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -> None:
     """Refuse two agents whose policies have no KL: it needs the same spaces, masks and family.
 
     Args:
@@ -26,9 +31,8 @@ def check_comparable(name: str, agent: Core[Any], other_name: str, other: Core[A
         ours, theirs = getattr(agent, space), getattr(other, space)
         if ours != theirs:
             raise ValueError(f"{other_name} has {space} {one_line(theirs)}; allowed: {name}'s, {one_line(ours)}")
-    if (agent.encoding.shape, agent.encoding.mask_in_info) != (other.encoding.shape, other.encoding.mask_in_info):
-        masks = agent.config.action_mask, other.config.action_mask
-        raise ValueError(f"{name}'s action_mask is {masks[0]!r}, {other_name}'s {masks[1]!r}; allowed: the same masks")
+    if (mine := _reading(agent)) != (its := _reading(other)):
+        raise ValueError(f"{other_name} reads {its}; allowed: as {name}, {mine} (action_mask)")
     families = family(agent), family(other)
     if families[0] != families[1]:
         raise ValueError(
@@ -36,20 +40,31 @@ def check_comparable(name: str, agent: Core[Any], other_name: str, other: Core[A
         )
 
 
-def family(agent: Core[Any]) -> str:
+def family(agent: Policy) -> str:
     """The name of the record that the agent's policy gives."""
     return type(agent.distribution(torch.ones(1, *agent.encoding.shape))).__name__
+
+
+def _reading(agent: Policy) -> str:
+    """How its networks see observations: the columns of every part, and of a mask."""
+    encoding = agent.encoding
+    parts = [f"observation{part.name}" for part in encoding.parts]
+    source = "" if not encoding.n_mask else ", a mask in info" if encoding.mask_in_info else ", a mask among them"
+    return f"{', '.join(parts)}{source}"
 
 
 def copy_networks(source: Core[Any], target: Core[Any]) -> None:
     """Give the target the source's parameters.
 
     Raises:
-        ValueError: other networks.
+        ValueError: other networks, or the target has learned already.
     """
-    for mine, its in ((target.actor, source.actor), (target.critic, source.critic)):
-        shapes = [{k: tuple(x.shape) for k, x in m.state_dict().items()} for m in (mine, its)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"networks of shapes {shapes[1]}; allowed: {shapes[0]}")
-    for mine, its in ((target.actor, source.actor), (target.critic, source.critic)):
-        mine.load_state_dict(its.state_dict())
+    if not target.fresh:
+        raise ValueError("the agent has learned already; allowed: a new one to start from another one's networks")
+    for name in NETWORKS:
+        mine, its = getattr(target.config, name), getattr(source.config, name)
+        if mine != its:
+            raise ValueError(f"{name} = {its!r} of the other agent's networks; allowed: the agent's, {mine!r}")
+    for own, other in zip(target.networks, source.networks, strict=True):
+        own.load_state_dict(other.state_dict())
+    target.fresh = False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Probe, Samples, check_finite, step_zero
+from klrl.agents.saved_policy import SavedPolicy
 from klrl.experience import Batch, gae
 from klrl.kl.drift import average, drift_report, mean_kl
 from klrl.policy.actors import make_actor
@@ -61,12 +62,14 @@ class Core(abc.ABC, Generic[C]):
         self._pack()
         self.normalizer = Normalizer.of_shape(self.encoding.shape, self.encoding.fixed_scale)
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
-        self.reference: Core[Any] | None = None
+        self.reference: SavedPolicy | None = None
         """Whose policy the region's reference terms, and drift/kl_reference, are measured from."""
         self.probe: Probe | None = None
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
+        self.fresh = True
+        """Whether nothing has been learned or taken over yet."""
         self.kl_sum = 0.0
 
     @property
@@ -160,13 +163,19 @@ class Core(abc.ABC, Generic[C]):
         self.region = self.region.at(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
-        samples = self.samples(batch)
-        metrics = step_zero(batch.samples(batch.behaviour).map(self._on_device), samples)
+        samples, behaviour = self.samples(batch), batch.samples(batch.behaviour).map(self._on_device)
+        metrics = step_zero(behaviour, samples)
+        begins = self.fresh and self._normalizes and self.normalizer.moments.count == 0
+        if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
+            self.absorb(batch.samples(batch.observations))
+            samples = self.samples(batch)
+            metrics = step_zero(behaviour, samples, warn=False)
+        self.fresh = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
         metrics |= self.improve(batch, samples, callback)
         when = f"update {self.n_updates} at {self.num_timesteps} steps"
         check_finite({"actor": self.actor, "critic": self.critic}, metrics["train/value_loss"], when)
-        metrics |= self._measure(batch, samples)
+        metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
         return metrics
@@ -258,7 +267,7 @@ class Core(abc.ABC, Generic[C]):
         total = samples.returns.var(correction=0)
         return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
-    def _measure(self, batch: Batch, samples: Samples) -> Metrics:
+    def _measure(self, batch: Batch, samples: Samples, *, absorb: bool) -> Metrics:
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
         metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
@@ -269,7 +278,7 @@ class Core(abc.ABC, Generic[C]):
             metrics["drift/kl_reference"] = average(change.kl_reference)
         metrics["train/entropy"] = change.new.entropy().mean().item()
         metrics |= self._region_metrics()
-        metrics |= self._statistics(batch, change)
+        metrics |= self._statistics(batch, change, absorb=absorb)
         self.region = self.region.adapt(change)
         return metrics
 
@@ -277,25 +286,29 @@ class Core(abc.ABC, Generic[C]):
         named = {"drift/kl_target": self.region.target_kl, "train/kl_penalty": self.region.beta}
         return {name: value for name, value in named.items() if value is not None}
 
-    def _statistics(self, batch: Batch, change: Change) -> Metrics:
+    def _statistics(self, batch: Batch, change: Change, *, absorb: bool) -> Metrics:
         """How far the policy is from the first one, and how far the next change of statistics moves it."""
         observations = batch.samples(batch.observations)
         if self.probe is None:
             self.probe = Probe.choose(observations, change.old.cpu())
         initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())
-        if self.config.normalize_observations and self.normalizer.learns:
+        after = change.new
+        if absorb:
             self.absorb(observations)
             after = self.distribution(observations)
-        else:
-            after = change.new
         return {
             "drift/kl_initial": initial,
             "drift/kl_normalizer": mean_kl(change.new, after),
             "drift/kl_total": mean_kl(change.old, after),
         }
 
+    @property
+    def _normalizes(self) -> bool:
+        """Whether there are statistics to learn."""
+        return self.config.normalize_observations and self.normalizer.learns
+
     def absorb(self, observations: Tensor) -> None:
-        """The next observation statistics; the first as they are, so that networks begin with normalised inputs."""
+        """The next observation statistics; what has been trained already goes on computing what it did."""
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
-        if self.config.fold_normalizer and old.moments.count > 0:
+        if self.config.fold_normalizer and not self.fresh:
             fold(self.networks, self.encoding, old, self.normalizer)

@@ -109,8 +109,8 @@ def distillation_rounds(
     check_comparable("teacher", teacher, "student", student)
     config = config or DistillationConfig()
     envs = environments(env, config.n_envs, teacher)
-    if student.num_timesteps == 0:
-        student.normalizer = teacher.normalizer
+    if student.fresh:
+        student.normalizer, student.fresh = teacher.normalizer, False
     return _rounds(teacher, student, envs, env, config, seed)
 
 

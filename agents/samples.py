@@ -86,15 +86,16 @@ class Probe:
         return cls(observations[rows], policy[rows])
 
 
-def step_zero(behaviour: Distribution, samples: Samples) -> Metrics:
+def step_zero(behaviour: Distribution, samples: Samples, *, warn: bool = True) -> Metrics:
     """KL(old||new) = 0 and ratio = 1 before the first step: is the policy that acted the one to be updated?
 
-    Anything else (statistics changed in between, a stale batch, dropout) is a ``RuntimeWarning``.
+    Anything else (statistics changed in between, a stale batch, dropout) is worth a ``RuntimeWarning``, unless it was
+    on purpose.
     """
     kl = mean_kl(behaviour, samples.old)
     ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()
     error = (ratio - 1.0).abs().max().item()
-    if not (kl <= _START_KL and error <= _START_RATIO):
+    if warn and not (kl <= _START_KL and error <= _START_RATIO):
         warnings.warn(
             f"the policy that collected the batch is not the one being updated: KL = {kl:.3g} nats, "
             f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}",

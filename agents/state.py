@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 from torch import Tensor
 
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
+from klrl.agents.saved_policy import SavedPolicy, moments
 from klrl.policy.normalizer import Moments
-from klrl.policy.spaces import below, describe_space, space_from
+from klrl.policy.spaces import below, describe_space
 from klrl.trust_region import region_from_json, region_to_json
 
 Tensors = dict[str, Tensor]
@@ -39,6 +39,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent.n_updates,
         "progress_remaining": agent.progress_remaining,
+        "fresh": agent.fresh,
         "kl_sum": agent.kl_sum,
         "normalizer_count": agent.normalizer.moments.count,
         "return_scaler_count": agent.return_scaler.moments.count,
@@ -46,6 +47,9 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     for name, space in (("observation_space", agent.observation_space), ("action_space", agent.action_space)):
         state[name], arrays = describe_space(space)
         tensors |= {f"{name}.{k}": v for k, v in arrays.items()}
+    if agent.reference is not None:
+        tensors |= {f"reference.{k}": v for k, v in agent.reference.tensors.items()}
+        state["reference"] = agent.reference.state
     return {name: x.cpu() for name, x in tensors.items()}, state
 
 
@@ -56,11 +60,11 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.optimizer.restore(_below("optimizer", tensors))
     agent.streams.restore(_below("streams", tensors))
     agent.normalizer = replace(
-        agent.normalizer, moments=_moments(_below("normalizer", tensors), state["normalizer_count"])
+        agent.normalizer, moments=moments(_below("normalizer", tensors), state["normalizer_count"])
     )
     scaler = _below("return_scaler", tensors)
     agent.return_scaler = replace(
-        agent.return_scaler, moments=_moments(scaler, state["return_scaler_count"]), running=scaler["running"]
+        agent.return_scaler, moments=moments(scaler, state["return_scaler_count"]), running=scaler["running"]
     )
     if probe := _below("probe", tensors):
         parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
@@ -69,20 +73,14 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.region = region_from_json(state["region"])
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
+    if "reference" in state:
+        agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
+    agent.fresh = state["fresh"]
     agent.kl_sum = state.get("kl_sum", math.nan)  # nobody added it up for agents saved before there was the metric
-
-
-def load_space(name: str, tensors: Tensors, state: dict[str, Any]) -> gym.Space:
-    """A space that :func:`dump` wrote."""
-    return space_from(state[name], _below(name, tensors))
 
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:
     return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
-
-
-def _moments(tensors: Tensors, count: int) -> Moments:
-    return Moments(tensors["mean"], tensors["variance"], count)
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

@@ -70,7 +70,7 @@ def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
     own = {"actor_hidden_sizes": args.actor_hidden_sizes, "critic_hidden_sizes": args.critic_hidden_sizes}
     own = {name: sizes for name, sizes in own.items() if sizes is not None}
     if args.student is not None:
-        for name, value in ({"agent": args.agent} if args.agent else {} | own).items():
+        for name, value in (({"agent": args.agent} if args.agent else {}) | own).items():
             raise ValueError(f"{name} = {value} beside student = {args.student}; allowed: for a new student")
         return load_agent(args.student)
     name = args.agent or teacher.name

@@ -17,8 +17,9 @@ import tyro
 from rich.console import Console
 
 from klrl.agents import AGENTS, AgentConfig, load_agent
+from klrl.agents.comparable import NETWORKS
 from klrl.experience import BadStep
-from klrl.run import Callback, KLBudget, evaluate
+from klrl.run import Callback, KLBudget, checkpoint, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.presets import preset
 from klrl.run.progress import Progress
@@ -40,7 +41,8 @@ class Training:
     run_dir: Path | None = None
     """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
     start_from: Path | None = None
-    """Begin with the networks and statistics of this saved agent or run directory, to fine-tune its policy."""
+    """Begin with the networks and statistics of this saved agent or run directory, to fine-tune its policy; settings
+    that these depend on are its own by default."""
     preset: Literal["auto", "none"] = "auto"
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
     eval_episodes: NonNegativeInt = 20
@@ -142,12 +144,13 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
 def _defaults(name: str, options: list[str]) -> Training:
     """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("env", "preset", "trust-region", "n-envs", "n-steps"):
+    for flag in ("env", "preset", "trust-region", "n-envs", "n-steps", "reference", "start-from"):
         first.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", nargs="?")
     known, _ = first.parse_known_args(options)
     given: dict[str, Any] = {k: int(v) for k in ("n_envs", "n_steps") if (v := getattr(known, k)) and v.isdecimal()}
-    if known.trust_region is not None:
-        given["trust_region"] = known.trust_region
+    given |= {k: v for k in ("trust_region", "reference") if (v := getattr(known, k)) is not None}
+    if known.start_from is not None:
+        given |= inherited(known.start_from)
     config = AGENTS[name].config_class.for_env(None if known.preset == "none" else known.env, **given)
     return Training(env=tyro.MISSING, agent=config)
 
@@ -157,6 +160,18 @@ def _budgets(training: Training) -> list[KLBudget]:
     if total is None and initial is None:
         return []
     return [KLBudget(total=total, initial=initial, on_exceed=training.over_budget)]
+
+
+def inherited(path: str) -> dict[str, Any]:
+    """Of a saved agent's settings, those of its networks and statistics.
+
+    Raises:
+        FileNotFoundError: nothing saved there.
+        ValueError: damaged.
+    """
+    config = checkpoint.read(path)[1]["config"]
+    names = (*NETWORKS, "normalize_observations", "scale_rewards")
+    return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 
 
 def _new_name(env: str, agent: str, seed: int) -> Path:

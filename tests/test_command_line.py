@@ -308,3 +308,22 @@ def wait_for(condition, seconds=60.0):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
+
+
+def test_a_saved_policy_is_tuned_near_itself(tmp_path, capsys):
+    small = ["--n-steps", "32", "--actor-hidden-sizes", "8", "--eval-episodes", "0", "--total-timesteps", "256"]
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    main(["train", "ppo", "--env", "CartPole-v1", *small, "--activation", "relu", "--run-dir", str(base)])
+    reference = ["--trust-region", "clip+reference-penalty", "--reference", str(base), "--reference-coef", "0.5"]
+    start = ["--start-from", str(base), "--n-steps", "32", "--eval-episodes", "0", "--total-timesteps", "512"]
+    main(["train", "ppo", "--env", "CartPole-v1", *start, *reference, "--run-dir", str(tuned)])
+    config = json.loads((tuned / "config.json").read_text())["config"]
+    assert (config["activation"], config["actor_hidden_sizes"], config["reference_coef"]) == ("relu", [8], 0.5)
+    with (tuned / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["drift/kl_reference"]) < 0.05 for row in rows)
+    assert float(rows[0]["drift/kl_reference"]) > 0.0
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "ppo", "--env", "CartPole-v1", "--start-from", str(tmp_path / "nothing")])
+    assert stop.value.code == 2
+    assert "no saved agent there" in capsys.readouterr().err

@@ -24,8 +24,8 @@ from klrl.trust_region import TrustRegion
 @every_space
 def test_the_policy_that_collected_is_the_one_updated(agent_class, space):
     agent = small_agent(agent_class, partial(Noise, space)).learn(256)
-    assert max(metrics["drift/start_kl"] for metrics in agent.history) < 1e-9
-    assert max(metrics["drift/start_ratio_error"] for metrics in agent.history) < 1e-4
+    assert max(metrics["drift/start_kl"] for metrics in agent.history[1:]) < 1e-9
+    assert max(metrics["drift/start_ratio_error"] for metrics in agent.history[1:]) < 1e-4
     batch = random_batch(agent)
     change = agent.change(agent.samples(batch))
     assert change.kl.max() == 0.0
@@ -89,12 +89,12 @@ def test_folded_statistics_leave_the_policy_where_the_update_left_it(agent_class
     folded, plain = (
         small_agent(agent_class, partial(Noise, space), fold_normalizer=choice).learn(192) for choice in (True, False)
     )
-    first, *later = [(m["drift/kl_normalizer"], m["drift/kl_total"], m["drift/kl"]) for m in folded.history]
-    assert max(moved for moved, _, _ in later) < 1e-10
-    assert [total for _, total, _ in later] == pytest.approx([kl for _, _, kl in later], rel=1e-3)
-    assert first[0] == plain.history[0]["drift/kl_normalizer"] > 1e-8  # the first change is taken as it is
-    assert min(m["drift/kl_normalizer"] for m in plain.history) > 1e-8
-    assert max(m["drift/start_kl"] for m in folded.history) < 1e-9
+    assert max(m["drift/kl_normalizer"] for m in folded.history) < 1e-10
+    for m in folded.history:
+        assert m["drift/kl_total"] == pytest.approx(m["drift/kl"], rel=1e-3)
+    assert min(m["drift/kl_normalizer"] for m in plain.history[1:]) > 1e-8
+    first, *later = [m["drift/start_kl"] for m in folded.history]
+    assert max(later) < 1e-9 < first < 1e-4  # what nobody has trained yet takes its first statistics before it learns
 
 
 @every_agent
@@ -170,9 +170,10 @@ def test_observation_statistics_stand_still_through_rollout_and_update(agent_cla
 
     watch = Watch()
     agent = small_agent(agent_class).learn(192, callback=watch)
+    del watch.seen[0][0]  # none yet; they are taken from the first batch before it is learned from
     for first, *rest in watch.seen:
         assert all(normalizer is first for normalizer in rest)
-    assert len({id(n) for n in [*(seen[0] for seen in watch.seen), agent.normalizer]}) == 4
+    assert len({id(n) for n in [*(seen[0] for seen in watch.seen), agent.normalizer]}) == 3
 
 
 @every_agent

@@ -55,6 +55,7 @@ def test_the_step_is_the_dense_natural_gradient_with_the_length_of_the_kl(env, d
         "cg_preconditioner": preconditioner,
         "target_kl": 0.02,
         "scale_rewards": False,
+        "normalize_observations": False,
     }
     agent = small_agent(NPG, env, **settings)
     F, g = fisher_and_gradient(agent, agent.samples(random_batch(agent)))

@@ -1,5 +1,6 @@
 """Projections: inside nothing changes, outside the nearest point of the ball, with the derivative of just that."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -222,6 +223,38 @@ def test_straight_projections_hold_on_the_batch_too(projection):
 def test_a_step_inside_is_left_alone():
     metrics = small_agent(PPO, trust_region="projection", learning_rate=1e-6).update(random_batch(small_agent(PPO)))
     assert (metrics["train/backtrack_scale"], metrics["train/stop_reason"]) == (1.0, "all epochs done")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_extreme_policies_are_projected_into_the_ball_too(dtype):
+    region = KLProjection()
+    old = DiagGaussian(torch.zeros(4, 1, dtype=dtype), torch.zeros(4, 1, dtype=dtype))
+    mean, log_std = torch.tensor([5e6, 0.0, 0.0, -3.0], dtype=dtype), torch.tensor([0.0, -8.0, 8.0, 20.0], dtype=dtype)
+    logits = torch.tensor([[1e8, 0.0], [0.0, 1e5], [-1e8, 1e8]], dtype=dtype)
+    pairs = [(DiagGaussian(mean.unsqueeze(-1), log_std.unsqueeze(-1)), old)]
+    pairs.append((Categorical(logits), Categorical(torch.zeros_like(logits))))
+    for new, before in pairs:
+        leaves = new.map(lambda x: x.clone().requires_grad_())
+        projected = region.project(leaves, before)
+        assert (kl_divergence(projected, before) <= 0.03 * (1 + 1e-5)).all()
+        total = sum(x.sum() for x in projected.parameters)
+        assert all(g.isfinite().all() for g in torch.autograd.grad(total, leaves.parameters))
+
+
+@dataclass(frozen=True)
+class Hasty(TrustRegion):
+    """Lets the actor run away."""
+
+    lr_scale: float = 1e12
+
+
+@pytest.mark.parametrize("region", [KLProjection(), WassersteinProjection()])
+def test_a_policy_that_is_no_number_any_more_is_taken_back(region):
+    agent = small_agent(PPO, partial(Noise, box(2)), trust_region=All(region, Hasty()), n_epochs=1, batch_size=64)
+    before = agent.actor_parameters.detach().clone()
+    metrics = agent.update(random_batch(agent))
+    assert torch.equal(agent.actor_parameters, before)
+    assert metrics["train/stop_reason"] == "stopped: no step stays inside"
 
 
 @straight

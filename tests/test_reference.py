@@ -1,16 +1,18 @@
 """Fine-tuning near a saved policy."""
 
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-import numpy as np
+import gymnasium as gym
 import pytest
 import torch
-from environments import Noise, box, random_batch, small_agent
+from environments import Noise, Sampling, box, random_batch, small_agent
 from support import both, exactly, parameters, same
 from torch import distributions as td
 
-from klrl.agents import PPO, PPOConfig
-from klrl.trust_region import All, KLConstraint, ReferenceConstraint, ReferencePenalty
+from klrl.agents import PPO, TRPO, PPOConfig
+from klrl.trust_region import All, KLConstraint, ReferenceConstraint, ReferencePenalty, TrustRegion
 
 FAST = {"learning_rate": 2e-2, "learning_rate_schedule": "constant", "n_epochs": 4}
 
@@ -79,19 +81,37 @@ def test_the_gradient_of_the_penalty_is_that_of_the_exact_kl(saved):
     torch.testing.assert_close(found, torch.cat([g.flatten() for g in expected]).float(), rtol=1e-4, atol=1e-5)
 
 
-def test_a_loaded_agent_goes_on_with_its_reference_and_says_when_it_is_gone(saved, tmp_path):
+def test_a_reference_is_saved_with_the_agent_whatever_becomes_of_its_path(saved, tmp_path):
     settings = {"trust_region": "clip+reference-penalty", "reference": saved} | FAST
     agent = small_agent(PPO, partial(Noise, box(2)), **settings).learn(64)
     path = agent.save(tmp_path / "agent")
+    PPO.load(saved, partial(Noise, box(2))).learn(64).save(saved)
     loaded = PPO.load(path)
-    assert repr(loaded.update(random_batch(loaded))) == repr(agent.update(random_batch(agent)))
     (tmp_path / "reference").rename(tmp_path / "elsewhere")
-    loaded = PPO.load(path)
-    loaded.predict(np.zeros(loaded.observation_space.shape))
-    with pytest.raises(ValueError, match=r"^reference = None; allowed: a saved agent"):
-        loaded.update(random_batch(loaded))
-    loaded.refer_to(tmp_path / "elsewhere")
-    loaded.update(random_batch(loaded))
+    again = PPO.load(loaded.save(tmp_path / "again"))
+    batch = random_batch(agent)
+    expected = repr(agent.update(batch))
+    assert repr(loaded.update(batch)) == expected
+    assert repr(again.update(batch)) == expected
+
+
+def test_an_agent_may_be_saved_where_its_reference_was(saved):
+    agent = small_agent(PPO, partial(Noise, box(2)), reference=saved).learn(64)
+    assert agent.save(saved) == Path(saved)
+    loaded = PPO.load(saved)
+    assert repr(loaded.update(random_batch(loaded))) == repr(agent.update(random_batch(agent)))
+    assert small_agent(PPO, partial(Noise, box(2)), reference=saved).reference is not None
+
+
+@dataclass(frozen=True)
+class Own(TrustRegion):
+    """Not klrl's."""
+
+
+def test_a_reference_needs_nothing_of_its_agent_but_the_policy(tmp_path):
+    path = small_agent(TRPO, partial(Noise, box(2)), trust_region=All(KLConstraint(), Own())).save(tmp_path / "own")
+    agent = small_agent(PPO, partial(Noise, box(2)), reference=str(path))
+    assert agent.learn(64).history[0]["drift/kl_reference"] > 0.0
 
 
 def test_what_no_kl_leads_to_is_refused_in_one_line(saved, tmp_path):
@@ -108,17 +128,62 @@ def test_what_no_kl_leads_to_is_refused_in_one_line(saved, tmp_path):
 @both
 def test_an_agent_starts_from_another_ones_networks_and_statistics(agent_class, saved):
     other = PPO.load(saved)
-    agent = small_agent(agent_class, partial(Noise, box(2))).learn(64).start_from(other)
+    agent = small_agent(agent_class, partial(Noise, box(2))).start_from(other)
     assert same(parameters(agent), parameters(other))
     states = torch.randn(20, *agent.observation_space.shape)
     assert same(agent.distribution(states).parameters, other.distribution(states).parameters)
-    metrics = agent.learn(64).history[-1]
-    assert metrics["drift/kl_initial"] == pytest.approx(metrics["drift/kl"], rel=0.5, abs=1e-3)
+    metrics = agent.update(random_batch(agent))
+    assert metrics["drift/kl_normalizer"] < 1e-9
+    probe = agent.probe.observations
+    kl = td.kl_divergence(*(exactly(a.distribution(probe)) for a in (other, agent))).mean().item()
+    assert metrics["drift/kl_initial"] == pytest.approx(kl, rel=1e-3)
+    assert kl > 1e-6
 
 
-def test_other_networks_are_refused_and_nothing_is_lost(saved):
-    agent = small_agent(PPO, partial(Noise, box(2)), actor_hidden_sizes=(5,))
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"actor_hidden_sizes": (5,)},
+            r"^actor_hidden_sizes = \(8,\) of the other .*; allowed: the agent's, \(5,\)$",
+        ),
+        ({"activation": "relu"}, r"^activation = 'tanh' of the other agent's networks; allowed: the agent's, 'relu'$"),
+    ],
+)
+def test_other_networks_are_refused_and_nothing_is_lost(saved, settings, text):
+    agent = small_agent(PPO, partial(Noise, box(2)), **settings)
     before = parameters(agent)
-    with pytest.raises(ValueError, match=r"^networks of shapes .*; allowed: "):
+    with pytest.raises(ValueError, match=text):
         agent.start_from(PPO.load(saved))
     assert same(parameters(agent), before)
+
+
+def test_what_has_learned_does_not_start_again(saved):
+    with pytest.raises(ValueError, match=r"^the agent has learned already; allowed: a new one"):
+        small_agent(PPO, partial(Noise, box(2))).learn(64).start_from(PPO.load(saved))
+
+
+@both
+def test_a_policy_that_never_saw_normalised_observations_is_kept_when_they_are_from_now_on(agent_class):
+    env = partial(Noise, box(2))
+    other = small_agent(PPO, env, seed=7, normalize_observations=False, **FAST).learn(256)
+    settings = {"trust_region": "constraint", "normalize_observations": True}
+    agent = small_agent(agent_class, env, **settings).start_from(other).learn(256)
+    for metrics in agent.history:
+        assert metrics["drift/kl_normalizer"] < 1e-9
+        assert metrics["drift/kl_total"] <= 0.01
+        assert metrics["drift/start_kl"] < 1e-6
+
+
+def masked(action_mask):
+    space = gym.spaces.Dict(
+        action_mask=gym.spaces.MultiBinary(3), x=gym.spaces.Box(-1.0, 1.0, (2,)), b=gym.spaces.Discrete(2)
+    )
+    env = partial(Sampling, space, gym.spaces.Discrete(3))
+    return small_agent(PPO, env, action_mask=action_mask)
+
+
+def test_policies_that_read_observations_in_another_way_are_not_compared(tmp_path):
+    path = masked("none").save(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"^reference reads .*; allowed: as agent, .*a mask among them"):
+        masked("auto").refer_to(path)

@@ -302,8 +302,10 @@ def test_in_all_penalties_add_the_largest_excess_and_the_shortest_step_count():
     assert region.excess(c) == pytest.approx(kl.mean() - 0.02, rel=1e-9)
     assert region.beta == 5.0
     assert region.target_kl == 0.02
-    assert region.step_length(1e-4) == pytest.approx(1 / 3)  # sqrt(2 * 0.02 / 1e-4) = 20 is longer
-    assert region.step_length(1.0) == pytest.approx(0.2)  # sqrt(2 * 0.02)
+    assert region.step_length(1e-4) == pytest.approx(1 / 5)  # sqrt(2 * 0.02 / 1e-4) = 20 is longer
+    steps = np.linspace(0.0, 1.0, 1001)  # of the model's gain s c - (2 + 3)/2 s^2 c along F^-1 g
+    assert steps[np.argmax(steps * 1e-4 - 5.0 / 2 * steps**2 * 1e-4)] == pytest.approx(1 / 5)
+    assert region.step_length(4.0) == pytest.approx(0.1)  # sqrt(2 * 0.02 / 4)
 
 
 @pytest.mark.parametrize("clip_first", [True, False])

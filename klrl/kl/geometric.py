@@ -27,6 +27,7 @@ def geometric_mixture(p: AnyDistribution, q: AnyDistribution, share: Tensor | fl
     pair = matched(p, q, "the geometric mixture", invariant=False)
     a, b = pair.p.map(tensor), pair.q.map(tensor)
     weight = tensor(share).to(a.parameters[0]) if isinstance(share, Tensor) else a.parameters[0].new_tensor(share)
-    if not bool(((weight >= 0.0) & (weight <= 1.0)).all()):
-        raise ValueError(f"share = {share}; allowed: numbers in [0, 1]")
+    wrong = ~((weight >= 0.0) & (weight <= 1.0))
+    if bool(wrong.any()):
+        raise ValueError(f"share = {weight[wrong][0].item():g}; allowed: numbers in [0, 1]")
     return pair.family.geometric_mixture(a, b, weight.unsqueeze(-1))

@@ -35,7 +35,7 @@ def fold(networks: Iterable[nn.Module], encoding: Encoding, old: Normalizer, new
     """
     (mean, scale), (new_mean, new_scale) = _affine(encoding, old), _affine(encoding, new)
     growth, shift = scale / new_scale, scale * (new_mean - mean)
-    kept = growth <= new.clip
+    kept = (growth <= new.clip) | (old.moments.count == 0)  # nothing was clipped where there were no statistics
     growth, shift = torch.where(kept, growth, 1.0), torch.where(kept, shift, 0.0)
     for layer in filter(None, map(first_layer, networks)):
         # Computed in float64 and rounded once. Adam's moments of the layer stay: what they are off by shrinks with the

@@ -86,8 +86,11 @@ class All(TrustRegion):
         return new
 
     def step_length(self, curvature: float) -> float:
-        """The smallest."""
-        return min((r.step_length(curvature) for r in self.regions), default=math.inf)
+        """The smallest of the bounds' and of that of all penalties together, whose curvatures add."""
+        penalised = [r for r in parts(self) if redefines(r, "penalty")]
+        bounds = [r.step_length(curvature) for r in parts(self) if r not in penalised]
+        slope = sum(1.0 / r.step_length(curvature) for r in penalised)
+        return min([*bounds, 1.0 / slope if slope > 0.0 else math.inf])
 
     @property
     def reads_reference(self) -> bool:  # type: ignore[override]

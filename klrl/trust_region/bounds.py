@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
-from klrl.kl import kl_divergence
 from klrl.kl.drift import average
 from klrl.trust_region.change import Change
 from klrl.trust_region.region import DEFAULT_TARGET_KL, OnExit, TrustRegion
@@ -73,5 +72,4 @@ class ReferenceConstraint(TrustRegion):
 
     def excess(self, change: Change) -> float:
         """Mean KL(new||reference) minus reference_kl, or minus mean KL(old||reference) where that is larger; nats."""
-        before = average(kl_divergence(change.old, change.fixed))
-        return average(change.kl_reference) - max(self.reference_kl, before)
+        return average(change.kl_reference) - max(self.reference_kl, average(change.kl_reference_before))

@@ -58,6 +58,11 @@ class Change:
         """
         return reverse_kl(self.fixed, self.new)
 
+    @cached_property
+    def kl_reference_before(self) -> Array:
+        """KL(old||reference), nats, ``[*B]``."""
+        return reverse_kl(self.fixed, self.old)
+
     @property
     def fixed(self) -> Distribution:
         """The reference.

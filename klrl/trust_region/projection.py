@@ -1,9 +1,9 @@
 """Projections: every state's new distribution is moved into a ball around its old one, and the surrogate judges that.
 
 Otto et al. 2021 ("Differentiable Trust Region Layers for Deep Reinforcement Learning"). The gradient goes through the
-projection; a regression term draws the network towards its own projection. What acts in the end must be that
-projection, not a network beyond it: after the epochs PPO goes back until the projection changes nothing in any state of
-the batch, so the policy that acts is the projected one, and the one that is measured.
+projection; a regression term draws the network towards its own projection. What acts in the end must not be a network
+beyond it: after the epochs PPO shortens the update until projecting changes nothing in any state of the batch. So the
+network that acts, and that is measured, is its own projection.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class KLProjection(Projection):
 
     def share(self, new: Distribution, old: Distribution) -> Tensor:
         """The root t of KL(between(t)||old) = state_kl, and one Newton step at it, which has the root's derivative."""
-        outside = ~(kl_divergence(new.detach(), old) <= self.state_kl)
+        outside = kl_divergence(new.detach(), old) > self.state_kl  # not where there is no number
         share = torch.ones_like(new.parameters[0][..., 0])
         if not bool(outside.any()):
             return share
@@ -79,14 +79,19 @@ class KLProjection(Projection):
         def kl(t: Tensor, new: Distribution) -> Tensor:
             return kl_divergence(self.between(new, old, t), old)
 
-        fixed = new.detach()
         with torch.no_grad():
+            fixed = new.detach()
             root = _root(lambda t: kl(t, fixed), self.state_kl, share[outside])
+            numbers = kl(root, fixed).isfinite()  # else the new policy is none, and stays what it is
+        moved = outside.clone()
+        moved[outside] = numbers
+        new, old, root = new[numbers], old[numbers], root[numbers]
         with torch.enable_grad():
             t = root.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(kl(t, fixed).sum(), t)
+            (slope,) = torch.autograd.grad(kl(t, new.detach()).sum(), t)
         moving = kl(root, new)
-        return share.masked_scatter(outside, root - (moving - moving.detach()) / slope)
+        step = (moving - moving.detach()) / torch.where(slope > 0.0, slope, 1.0)
+        return share.masked_scatter(moved, root - step)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
         """new^share old^(1 - share), normalised."""
@@ -112,7 +117,7 @@ class _Straight(Projection, abc.ABC):
         new, old = _normals(new, old)
         shift, scale = (new.mean - old.mean) / old.std, self.scale(new.log_std - old.log_std)
         square = (shift.square() + scale.square()).sum(-1)
-        outside = ~(square <= self.state_distance**2)
+        outside = square > self.state_distance**2
         return torch.where(outside, self.state_distance * torch.where(outside, square, 1.0).rsqrt(), 1.0)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
@@ -190,6 +195,6 @@ def _root(f: Callable[[Tensor], Tensor], bound: float, like: Tensor, max_steps: 
         g_low = torch.where(inside, g, torch.where(stayed < 0.0, 0.5 * g_low, g_low))
         low, high = torch.where(inside, t, low), torch.where(inside, high, t)
         stayed = torch.where(inside, 1.0, -1.0)
-        if bool(((inside & (g > -0.5 * tolerance * bound**0.5)) | (high - low < tolerance**2)).all()):
+        if bool(((inside & (g > -0.5 * tolerance * bound**0.5)) | (high - low < tolerance**2 * high)).all()):
             break
     return low
