@@ -75,7 +75,7 @@ def test_the_kl_projection_of_a_categorical_is_the_nearest_policy_by_a_general_s
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 1000},
         )
-        projected = KLProjection(state_kl=0.05).project(new, old)
+        projected = KLProjection(state_kl=0.05).project(*(x.map(lambda z: z[None]) for x in (new, old)))[0]
         np.testing.assert_allclose(projected.probs, found.x, atol=2e-4)
         assert kl(projected.probs.numpy(), p) <= found.fun + 1e-9
 
@@ -95,7 +95,7 @@ def test_the_kl_projection_of_a_gaussian_is_the_nearest_policy_by_a_general_solv
             method="SLSQP",
             options={"ftol": 1e-14, "maxiter": 1000},
         )
-        projected = KLProjection(state_kl=0.05).project(new, old)
+        projected = KLProjection(state_kl=0.05).project(*(x.map(lambda z: z[None]) for x in (new, old)))[0]
         at = np.concatenate([x.numpy() for x in projected.parameters])
         np.testing.assert_allclose(at, found.x, atol=1e-3)
         assert kl(at, new) <= found.fun + 1e-8

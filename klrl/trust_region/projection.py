@@ -41,14 +41,20 @@ class Projection(TrustRegion, abc.ABC):
         """The distributions on the way."""
 
     def project(self, new: Distribution, old: Distribution) -> Distribution:
-        """New where it is inside the ball around old, else the nearest one on the ball; records of tensors."""
+        """New where it is inside the ball around old, else the nearest one on the ball; records of tensors.
+
+        Old where new is so far away that there is no way in the numbers of the computer.
+        """
         share = self.share(new, old)
-        outside = share < 1.0
+        on_the_ball = (share > 0.0) & (share < 1.0)
+        away = share <= 0.0
+        moved = self.between(new[on_the_ball], old[on_the_ball], share[on_the_ball])
 
-        def chosen(x: Tensor, y: Tensor) -> Tensor:
-            return torch.where(outside.reshape(*outside.shape, *[1] * (x.ndim - outside.ndim)), x, y)
+        def chosen(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+            ends = torch.where(away.reshape(*away.shape, *[1] * (x.ndim - away.ndim)), y, x)
+            return ends.index_put((on_the_ball,), z)
 
-        return new.with_parameters(*map(chosen, self.between(new, old, share).parameters, new.parameters))
+        return new.with_parameters(*map(chosen, new.parameters, old.parameters, moved.parameters))
 
     def gain(self, change: Change) -> Tensor:
         """That of the projected policy, minus the regression, ``[*B]``."""
@@ -82,16 +88,15 @@ class KLProjection(Projection):
         with torch.no_grad():
             fixed = new.detach()
             root = _root(lambda t: kl(t, fixed), self.state_kl, share[outside])
-            numbers = kl(root, fixed).isfinite()  # else the new policy is none, and stays what it is
-        moved = outside.clone()
-        moved[outside] = numbers
-        new, old, root = new[numbers], old[numbers], root[numbers]
+            found = kl(root, fixed).isfinite() & (root > 0.0)
+        share, reached = share.masked_fill(outside, 0.0), outside.clone()
+        reached[outside] = found
+        new, old, root = new[found], old[found], root[found]
         with torch.enable_grad():
             t = root.clone().requires_grad_()
             (slope,) = torch.autograd.grad(kl(t, new.detach()).sum(), t)
         moving = kl(root, new)
-        step = (moving - moving.detach()) / torch.where(slope > 0.0, slope, 1.0)
-        return share.masked_scatter(moved, root - step)
+        return share.masked_scatter(reached, root - (moving - moving.detach()) / slope)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
         """new^share old^(1 - share), normalised."""
