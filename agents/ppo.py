@@ -142,7 +142,7 @@ class PPO(Agent[PPOConfig]):
         if self._is_projection(samples):
             return outcome
         scale = self._go_back(first, lambda: self._is_projection(samples), shrinking_factor=0.9, max_iter=40)
-        if scale == 0.0:
+        if scale == 0.0:  # otherwise most of the way is kept, and so is what Adam learned on it
             self.optimizer.put_back(self.optimized.index(self.actor), first.moments)
         reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
