@@ -226,13 +226,13 @@ def test_masks_stay_with_their_states_and_forbidden_actions_are_never_taken(make
     try:
         agent = masked_agent(PPO, envs, source, n_epochs=2)
         collector = agent._collect()
-        for _ in range(3):
+        for i in range(3):
             batch = collector.collect(agent.act, 20)
             allowed, masks = recounted(batch, agent.encoding, actions)
             assert allowed.all()
             assert 0.2 < masks.mean() < 0.9
             metrics = agent.update(batch)
-            assert metrics["drift/start_kl"] < 1e-9
+            assert metrics["drift/start_kl"] < (1e-9 if i else 1e-4)  # the first one brings statistics
             assert all(np.isfinite(x) for x in metrics.values() if not isinstance(x, str))
             old, new = batch.samples(batch.behaviour), agent.distribution(batch.samples(batch.observations))
             for policy in (old, new):

@@ -106,7 +106,8 @@ NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "bool": True, "t
 NO_INTEGER = {"fraction": 1.5, "whole float": 2.0}
 READERS = {
     "target_kl": "adaptive-penalty", "kl_coef": "adaptive-penalty", "rollback_slope": "rollback",
-    "state_kl": "truly-ppo", "ratio_deviation": "espo",
+    "state_kl": "truly-ppo", "ratio_deviation": "espo", "state_distance": "w2-projection",
+    "regression_coef": "projection", "reference_coef": "reference-penalty", "reference_kl": "reference-constraint",
 }  # fmt: skip
 BAD = {
     "integer >= 1": NUMBERS | NO_INTEGER | {"zero": 0, "negative": -1},
@@ -123,9 +124,9 @@ KINDS = {
     },
     "number > 0": {
         "target_kl", "clip_range", "rollback_slope", "state_kl", "ratio_deviation", "kl_coef", "learning_rate",
-        "max_grad_norm", "cg_tolerance",
+        "max_grad_norm", "cg_tolerance", "state_distance", "reference_coef", "reference_kl",
     },
-    "number >= 0": {"vf_coef", "ent_coef", "cg_damping"},
+    "number >= 0": {"vf_coef", "ent_coef", "cg_damping", "regression_coef"},
     "number in [0, 1]": {"gamma", "gae_lambda"},
     "number in (0, 0.999]": {"line_search_shrinking_factor"},
     "number": {"log_std_init"},
