@@ -91,7 +91,7 @@ def _cells(group: Sequence[Row]) -> list[str]:
         f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
         f"{over} of {updates} over {judged_by:g}{mark}",
-        f"{np.mean([r['states_over_target'] for r in group]):.1%}",
+        f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
     ]
 

@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     run_dir = training.run_dir or _new_name(training.env, name, training.seed)
     torch.set_num_threads(training.torch_threads)
     with bad_input(prog):
-        keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every)
+        keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every, notes=_notes(training))
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)
         if training.start_from is not None:
             agent.start_from(load_agent(training.start_from))
@@ -127,6 +127,13 @@ def main(argv: list[str] | None = None) -> None:
             say("evaluation interrupted; the trained agent is saved")
             sys.exit(130)
         say(f"evaluation: mean return {result.mean:.1f} ± {result.std:.1f} over {training.eval_episodes} episodes")
+
+
+def _notes(training: Training) -> dict[str, Any]:
+    """What decides the run beside the agent's settings, for ``config.json``."""
+    names = ("kl_budget", "initial_kl_budget", "over_budget", "torch_threads")
+    start = None if training.start_from is None else str(training.start_from.resolve())
+    return {"start_from": start} | {name: getattr(training, name) for name in names}
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:

@@ -317,7 +317,9 @@ def test_a_saved_policy_is_tuned_near_itself(tmp_path, capsys):
     reference = ["--trust-region", "clip+reference-penalty", "--reference", str(base), "--reference-coef", "0.5"]
     start = ["--start-from", str(base), "--n-steps", "32", "--eval-episodes", "0", "--total-timesteps", "512"]
     main(["train", "ppo", "--env", "CartPole-v1", *start, *reference, "--run-dir", str(tuned)])
-    config = json.loads((tuned / "config.json").read_text())["config"]
+    written = json.loads((tuned / "config.json").read_text())
+    assert (written["start_from"], written["kl_budget"]) == (str(base), None)
+    config = written["config"]
     assert (config["activation"], config["actor_hidden_sizes"], config["reference_coef"]) == ("relu", [8], 0.5)
     with (tuned / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

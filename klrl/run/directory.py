@@ -6,7 +6,7 @@ import csv
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,14 +49,23 @@ class RunDirectory(Callback):
         path: a new or empty directory.
         checkpoint_every: environment steps between checkpoints; one more is written at the end.
         keep: how many of the newest checkpoints stay (the best one stays too).
+        notes: what else ``config.json`` is to say, as plain JSON.
 
     Raises:
         FileExistsError: the directory is not empty.
         ValueError: ``keep`` or ``checkpoint_every`` below 1.
     """
 
-    def __init__(self, path: str | Path, *, checkpoint_every: int = 100_000, keep: int = 3) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        checkpoint_every: int = 100_000,
+        keep: int = 3,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = check_new(path)
+        self.notes = dict(notes or {})
         self.checkpoint_every = checkpoint_every
         self.keep = keep
         if keep < 1 or checkpoint_every < 1:
@@ -69,7 +78,7 @@ class RunDirectory(Callback):
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Create the directory and write ``config.json``."""
-        config = agent.describe() | {"total_timesteps": total_timesteps, "versions": versions()}
+        config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
         text = json.dumps(config, indent=2) + "\n"
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.json").write_text(text)
