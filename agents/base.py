@@ -238,16 +238,27 @@ class Agent(Core[C], abc.ABC):
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or a policy that this one has no KL from.
         """
-        other = SavedPolicy.read(path)
+        try:
+            other = SavedPolicy.read(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
         check_comparable("agent", self, "reference", other)
         self.reference = other
 
-    def start_from(self, other: Agent[Any]) -> Self:
+    def start_from(self, other: Agent[Any] | str | Path) -> Self:
         """Take over another agent's networks and statistics, and nothing else; its policy becomes the first policy.
 
+        Args:
+            other: an agent, or where one is saved.
+
         Raises:
+            FileNotFoundError: nothing saved there.
             ValueError: spaces, policies or networks differ, or this agent has learned already.
         """
+        if not isinstance(other, Agent):
+            from klrl.agents.load import load_agent  # it knows all agents, this one too
+
+            other = load_agent(other)
         check_comparable("agent", self, "other", other)
         copy_networks(other, self)
         self.normalizer, self.probe = other.normalizer, None

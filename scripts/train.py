@@ -16,7 +16,7 @@ import torch
 import tyro
 from rich.console import Console
 
-from klrl.agents import AGENTS, AgentConfig, load_agent
+from klrl.agents import AGENTS, AgentConfig
 from klrl.agents.comparable import NETWORKS
 from klrl.experience import BadStep
 from klrl.run import Callback, KLBudget, checkpoint, evaluate
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every, notes=_notes(training))
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)
         if training.start_from is not None:
-            agent.start_from(load_agent(training.start_from))
+            agent.start_from(training.start_from)
         run_dir.mkdir(parents=True, exist_ok=True)
 
     console = Console(highlight=False, soft_wrap=True)
@@ -176,7 +176,10 @@ def inherited(path: str) -> dict[str, Any]:
         FileNotFoundError: nothing saved there.
         ValueError: damaged.
     """
-    config = checkpoint.read(path)[1]["config"]
+    try:
+        config = checkpoint.read(path)[1]["config"]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"start_from = {path}: {str(error).partition(': ')[2]}") from error
     names = (*NETWORKS, "normalize_observations", "scale_rewards")
     return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 

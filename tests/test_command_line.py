@@ -328,4 +328,4 @@ def test_a_saved_policy_is_tuned_near_itself(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "ppo", "--env", "CartPole-v1", "--start-from", str(tmp_path / "nothing")])
     assert stop.value.code == 2
-    assert "no saved agent there" in capsys.readouterr().err
+    assert "start_from = " + str(tmp_path / "nothing") + ": no saved agent there" in capsys.readouterr().err

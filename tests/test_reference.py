@@ -117,7 +117,7 @@ def test_a_reference_needs_nothing_of_its_agent_but_the_policy(tmp_path):
 def test_what_no_kl_leads_to_is_refused_in_one_line(saved, tmp_path):
     with pytest.raises(ValueError, match=r"^reference = None with 'reference-penalty'; allowed: a saved agent"):
         PPOConfig(trust_region="reference-penalty")
-    with pytest.raises(FileNotFoundError, match="no saved agent there"):
+    with pytest.raises(FileNotFoundError, match=r"^reference = .*nothing: no saved agent there; allowed: "):
         PPO("CartPole-v1", PPOConfig(reference=str(tmp_path / "nothing")))
     with pytest.raises(ValueError, match=r"^reference has observation_space .*; allowed: agent's"):
         PPO("CartPole-v1", PPOConfig(reference=saved))
@@ -156,6 +156,13 @@ def test_other_networks_are_refused_and_nothing_is_lost(saved, settings, text):
     with pytest.raises(ValueError, match=text):
         agent.start_from(PPO.load(saved))
     assert same(parameters(agent), before)
+
+
+def test_a_path_will_do_to_start_from(saved, tmp_path):
+    agent = small_agent(PPO, partial(Noise, box(2))).start_from(saved)
+    assert same(parameters(agent), parameters(PPO.load(saved)))
+    with pytest.raises(FileNotFoundError, match="no saved agent there"):
+        small_agent(PPO).start_from(tmp_path / "nothing")
 
 
 def test_what_has_learned_does_not_start_again(saved):

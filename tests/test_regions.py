@@ -369,3 +369,13 @@ def test_all_of_nothing_limits_nothing():
 def test_wrong_settings_are_refused_in_one_line(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_a_penalty_that_has_lost_its_derivative_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Lost(TrustRegion):
+        def penalty(self, change):
+            return change.kl.detach().numpy()
+
+    with pytest.raises(ValueError, match=r"^a gain or penalty is a ndarray; allowed: a number, or a tensor"):
+        Lost().penalty_gradient(change())
