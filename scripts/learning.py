@@ -169,9 +169,11 @@ def run_all(tasks: Sequence[Task], seeds: Sequence[int], processes: int, console
 
 
 def save(command: str, rows: list[dict[str, Any]], output: Path) -> None:
-    """Write all rows with the command and the versions that they come from."""
+    """Write all rows, a line each, with the command and the versions that they come from."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"command": command, "versions": versions(), "rows": rows}, indent=1) + "\n")
+    lines = ",\n".join(map(json.dumps, rows))
+    head = f'"command": {json.dumps(command)},\n"versions": {json.dumps(versions())}'
+    output.write_text(f'{{\n{head},\n"rows": [\n{lines}\n]\n}}\n')
 
 
 def benchmark(
