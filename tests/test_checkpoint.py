@@ -1,9 +1,15 @@
 """Saved state on disk: written whole or not at all, read without pickle, pruned."""
 
+import hashlib
 import json
+import random
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from klrl.run import checkpoint
 
@@ -39,9 +45,14 @@ def test_what_is_written_is_read_back_to_the_bit(saved):
         assert torch.equal(tensors[name], x.detach())
 
 
-def test_a_saved_agent_is_one_file_of_json_and_one_of_safetensors(saved):
-    assert {p.name for p in saved.iterdir()} == {"agent.json", "tensors.safetensors"}
-    assert json.loads((saved / "agent.json").read_text())["agent"] == "PPO"
+def test_a_saved_agent_is_json_and_safetensors_and_a_manifest_with_their_digests(saved):
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    assert {p.name for p in saved.iterdir()} == {"MANIFEST.json", *(f["name"] for f in manifest["files"].values())}
+    for file in manifest["files"].values():
+        data = (saved / file["name"]).read_bytes()
+        assert (file["size"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert json.loads((saved / manifest["files"]["agent"]["name"]).read_text()) == STATE
+    assert load_file(saved / manifest["files"]["tensors"]["name"]).keys() == TENSORS.keys()
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]
 
 
@@ -49,6 +60,7 @@ def test_writing_again_replaces_what_was_there(saved):
     checkpoint.write(saved, {"other": torch.ones(1)}, {"agent": "TRPO"})
     tensors, state = checkpoint.read(saved)
     assert (list(tensors), state["agent"]) == (["other"], "TRPO")
+    assert len(list(saved.iterdir())) == 3
     assert [p.name for p in saved.parent.iterdir()] == ["saved"]
 
 
@@ -82,34 +94,110 @@ def test_reading_where_nothing_was_saved_says_so(tmp_path, path):
         checkpoint.read(tmp_path / path)
 
 
-def cut(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+def damages():
+    """Name and deed: every file cut, emptied, taken away, each of its bits turned at many places."""
+    for kind in ("MANIFEST", "agent", "tensors"):
+        yield f"{kind} cut", kind, lambda data: data[: len(data) // 2]
+        yield f"{kind} one byte short", kind, lambda data: data[:-1]
+        yield f"{kind} one byte more", kind, lambda data: data + b"\n"
+        yield f"{kind} empty", kind, lambda data: b""
+        yield f"{kind} gone", kind, None
+        yield f"{kind} not text", kind, lambda data: b"\xff\xfe" + data[2:]
 
 
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        ("agent.json", cut),
-        ("agent.json", lambda file: file.write_bytes(b"\xff\xfe\x00")),
-        ("agent.json", lambda file: file.write_text("")),
-        ("tensors.safetensors", cut),
-        ("tensors.safetensors", lambda file: file.write_bytes(b"")),
-        ("tensors.safetensors", lambda file: file.unlink()),
-    ],
-    ids=["json cut", "json not text", "json empty", "tensors cut", "tensors empty", "tensors gone"],
-)
-def test_a_damaged_agent_is_refused_with_its_path(saved, file, damage):
-    damage(saved / file)
-    with pytest.raises(ValueError, match="saved is damaged: "):
+@pytest.mark.parametrize(("name", "kind", "damage"), list(damages()), ids=lambda x: x if isinstance(x, str) else "")
+def test_a_damaged_agent_is_refused_with_its_path(saved, name, kind, damage):
+    (file,) = saved.glob(f"{kind}*")
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    error, text = (FileNotFoundError, "no saved agent") if name == "MANIFEST gone" else (ValueError, "is damaged: ")
+    with pytest.raises(error, match=text) as caught:
+        checkpoint.read(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_bit_that_turns_is_noticed(saved):
+    g = random.Random(0)
+    for file in saved.iterdir():
+        data = file.read_bytes()
+        for place in g.sample(range(len(data)), min(len(data), 150)):
+            changed = bytearray(data)
+            changed[place] ^= 1 << g.randrange(8)
+            file.write_bytes(changed)
+            with pytest.raises(ValueError, match=r"is damaged|has format"):
+                checkpoint.read(saved)
+        file.write_bytes(data)
+    checkpoint.read(saved)
+
+
+def test_files_of_two_agents_do_not_mix(saved, tmp_path):
+    other = checkpoint.write(tmp_path / "other", {"x": torch.zeros(1)}, STATE | {"other": True})
+    for kind in ("agent", "tensors"):
+        (mine,), (its,) = saved.glob(f"{kind}*"), other.glob(f"{kind}*")
+        before = mine.read_bytes()
+        mine.write_bytes(its.read_bytes())
+        with pytest.raises(ValueError, match="is damaged"):
+            checkpoint.read(saved)
+        mine.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["../agent-0123456789abcdef.json", "/etc/passwd", "agent.json", 7])
+def test_a_manifest_that_points_elsewhere_is_refused(saved, name):
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    manifest["files"]["agent"]["name"] = name
+    del manifest["sha256"]
+    (saved / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest))
+    with pytest.raises(ValueError, match="is damaged"):
         checkpoint.read(saved)
 
 
-@pytest.mark.parametrize("format", [2, None])
+def test_a_link_to_elsewhere_is_refused(saved, tmp_path):
+    (file,) = saved.glob("agent*")
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoint.read(saved)
+
+
+@pytest.mark.parametrize("format", [1, 3, None])
 def test_another_format_is_refused(saved, format):
-    state = json.loads((saved / "agent.json").read_text())
-    (saved / "agent.json").write_text(json.dumps(state | {"format": format}))
-    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads format 1"):
+    manifest = json.loads((saved / "MANIFEST.json").read_text())
+    del manifest["sha256"]
+    (saved / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest | {"format": format}))
+    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads format 2"):
         checkpoint.read(saved)
+
+
+KILLED = """
+import os, signal, sys, torch
+from klrl.run import checkpoint
+calls = int(sys.argv[2])
+def dying(function):
+    def call(*args, **kwargs):
+        global calls
+        calls -= 1
+        if calls < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+    return call
+os.fsync, os.replace, os.unlink = dying(os.fsync), dying(os.replace), dying(os.unlink)
+checkpoint.write(sys.argv[1], {"x": torch.ones(2)}, {"agent": "new"})
+"""
+
+
+def test_killed_at_any_moment_of_a_write_the_old_agent_is_there_or_the_new_one(saved):
+    found = []
+    for calls in range(14):
+        checkpoint.write(saved, TENSORS, STATE)
+        code = subprocess.run([sys.executable, "-c", KILLED, saved, str(calls)]).returncode
+        found.append((checkpoint.read(saved)[1]["agent"], code))
+    assert found[0] == ("PPO", -signal.SIGKILL)
+    assert found[-1] == ("new", 0)
+    assert ("new", -signal.SIGKILL) in found
+    checkpoint.write(saved, TENSORS, STATE)
+    assert len(list(saved.iterdir())) == 3
 
 
 def test_a_run_is_read_at_its_newest_complete_checkpoint(tmp_path):
@@ -127,7 +215,7 @@ def test_the_order_of_checkpoints_is_that_of_their_steps_not_of_their_digits(tmp
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path):
     saved_run(tmp_path, [1.0, 2.0, 3.0])
-    (checkpoint.step_directory(tmp_path, 200) / "tensors.safetensors").write_bytes(b"half")
+    next(checkpoint.step_directory(tmp_path, 200).glob("tensors*")).write_bytes(b"half")
     with pytest.warns(RuntimeWarning, match=r"000000000200 is damaged.*going back to .*000000000100"):
         assert checkpoint.read(tmp_path)[1]["ep_rew_mean"] == 2.0
 
