@@ -131,7 +131,7 @@ def test_a_spent_budget_ends_the_run_with_its_reason_a_checkpoint_and_status_0(t
     reason = f"drift/kl_sum = {sums[-1]:.6g} nats, over 0.03, after {1024 * len(sums):,} steps"
     assert f"stopped: {reason}\n" in run.stdout
     assert "evaluation: mean return" in run.stdout
-    assert (tmp_path / f"run/checkpoints/{1024 * len(sums):012d}/agent.json").exists()
+    assert (tmp_path / f"run/checkpoints/{1024 * len(sums):012d}/MANIFEST.json").exists()
 
 
 def test_a_spent_budget_may_only_warn(tmp_path):

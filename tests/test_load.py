@@ -1,12 +1,11 @@
 """A saved agent comes back as the agent it is."""
 
-import json
-
 import pytest
 from environments import small_agent
 from support import every_agent, parameters, same
 
 from klrl.agents import AGENTS, load_agent
+from klrl.run import checkpoint
 
 
 @every_agent
@@ -20,8 +19,8 @@ def test_a_saved_agent_of_any_algorithm_is_loaded(agent_class, tmp_path):
 
 def test_an_algorithm_that_is_not_there_is_named(tmp_path):
     path = small_agent(AGENTS["ppo"], "CartPole-v1").save(tmp_path / "agent")
-    file = path / "agent.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"agent": "sac"}))
+    tensors, state = checkpoint.read(path)
+    checkpoint.write(path, tensors, state | {"agent": "sac"})
     with pytest.raises(ValueError, match=r"holds agent 'sac'; allowed: ppo, trpo"):
         load_agent(path)
 

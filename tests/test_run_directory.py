@@ -137,7 +137,7 @@ def test_an_exception_inside_an_update_saves_no_half_updated_agent(tmp_path, age
     run = RunDirectory(tmp_path, checkpoint_every=checkpoint_every)
     with pytest.raises(ZeroDivisionError):
         small_agent(agent_class).learn(192, callback=[run, FailLater()])
-    assert [int(p.parent.name) for p in tmp_path.glob("checkpoints/*/agent.json")] == saved
+    assert [int(p.parent.name) for p in tmp_path.glob("checkpoints/*/MANIFEST.json")] == saved
     assert len(rows(tmp_path / "metrics.csv")) == 1
 
 

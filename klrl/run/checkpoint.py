@@ -85,8 +85,8 @@ def prune(run_dir: Path, keep: int) -> None:
     Nothing is deleted while the newest one is damaged; what a dead process left unfinished is.
     """
     complete = _complete(run_dir)
-    for path in {*(run_dir / "checkpoints").glob("[0-9]*"), *complete} - {*complete}:
-        shutil.rmtree(path)
+    for unfinished in {*(run_dir / "checkpoints").glob("[0-9]*")} - {*complete}:
+        shutil.rmtree(unfinished)
     if not complete:
         return
     _read(complete[-1])
