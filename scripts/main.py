@@ -12,6 +12,7 @@ VERBS = {
     "evaluate": "play episodes with a trained agent and report its return",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
     "dpo": "tune a trained agent by preferences (DPO) and show the KL that it costs",
+    "doctor": "ask an environment what training relies on: spaces, time limit, numbers, repeatable episodes",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",

@@ -1,0 +1,51 @@
+"""What training can rely on in an environment: ``klrl doctor HalfCheetah-v5``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+
+import gymnasium as gym
+import tyro
+from rich.console import Console
+
+from klrl.experience.checkup import check_up
+from klrl.experience.environments import check_id, factory
+from klrl.scripts.command_line import bad_input, parse
+from klrl.validation import NonNegativeInt, PositiveInt
+
+_SIGNS = {"ok": "  ok   ", "note": "  note ", "problem": "PROBLEM"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Ask an environment what training relies on: spaces, time limit, numbers, whether a seed repeats an episode."""
+
+    env: tyro.conf.Positional[str]
+    """Gymnasium id, for example CartPole-v1, or module:Id-v0."""
+    seed: NonNegativeInt = 0
+    """Seed of episodes and random actions."""
+    steps: PositiveInt = 10_000
+    """Random steps in which to look for NaN and infinity."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl doctor``: exit status 1 if there is a problem."""
+    args = parse(Doctor, sys.argv[1:] if argv is None else argv, "klrl doctor")
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    with bad_input("klrl doctor"):
+        check_id(args.env)
+        factory(args.env)().close()
+    problems = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        gym.logger.min_level = gym.logger.ERROR  # what it would say about spaces is said below
+        for finding in check_up(factory(args.env), seed=args.seed, steps=args.steps):
+            console.print(f"{_SIGNS[finding.verdict]}  {finding.question}: {finding.answer}")
+            problems += finding.verdict == "problem"
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
