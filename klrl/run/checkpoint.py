@@ -183,7 +183,10 @@ def _clean(path: Path) -> None:
     """Remove what no manifest names: what is old, or what a write that failed has left."""
     named: set[str] = set()
     if (path / MANIFEST).exists():
-        named = {MANIFEST, *(file["name"] for file in _manifest(path)["files"].values())}
+        try:
+            named = {MANIFEST, *(file["name"] for file in _manifest(path)["files"].values())}
+        except ValueError:  # damaged: who knows what it named
+            return
     for file in _ours(path):
         if file.name not in named:
             file.unlink()
