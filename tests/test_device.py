@@ -1,7 +1,5 @@
 """Devices: what is refused, what a machine without a GPU can show of one, and real updates where there is one."""
 
-import json
-
 import pytest
 import torch
 from environments import random_batch, small_agent
@@ -11,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.policy.linearization import pack
 from klrl.policy.optimizer import Adam
+from klrl.run import checkpoint
 from klrl.trust_region import FisherVectorProduct
 
 # Looking up where a parameter is: a tensor that only claims to be somewhere warns about that.
@@ -33,10 +32,10 @@ def test_a_device_that_is_not_there_is_refused_before_training():
 @every_agent
 def test_an_agent_saved_on_a_device_that_is_not_here_is_loaded_on_the_cpu(agent_class, tmp_path):
     agent = small_agent(agent_class).learn(64)
-    (state,) = (path for path in agent.save(tmp_path / "agent").rglob("*.json"))
-    data = json.loads(state.read_text())
-    data["config"]["device"] = "cuda:99"
-    state.write_text(json.dumps(data))
+    path = agent.save(tmp_path / "agent")
+    tensors, state = checkpoint.read(path)
+    state["config"]["device"] = "cuda:99"
+    checkpoint.write(path, tensors, state)
     loaded = agent_class.load(tmp_path / "agent")
     assert loaded.config.device == "cpu"
     assert torch.equal(loaded.actor_parameters, agent.actor_parameters)
