@@ -16,14 +16,13 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
-from klrl.agents.comparable import check_comparable, copy_networks
+from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SavedPolicy, load_space
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.policy.device import usable_or_cpu
-from klrl.policy.observations import one_line
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
@@ -213,12 +212,12 @@ class Agent(Core[C], abc.ABC):
             ValueError: the spaces differ.
         """
         envs = make_vector_env(env, self.config.n_envs, self.config.vectorization_mode)
-        for name in ("observation_space", "action_space"):
-            ours, theirs = getattr(self, name), getattr(envs, f"single_{name}")
-            if ours != theirs:
-                if envs is not env:
-                    envs.close()
-                raise ValueError(f"env has {name} {one_line(theirs)}; allowed: the agent's, {one_line(ours)}")
+        try:
+            check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
+        except ValueError:
+            if envs is not env:
+                envs.close()
+            raise
         self.config = self.config.with_envs(envs.num_envs)
         self._env, self._envs, self._collector = env, envs, None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import torch
 
 from klrl.agents.core import Core
@@ -27,10 +28,7 @@ def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -
     Raises:
         ValueError: naming what differs.
     """
-    for space in ("observation_space", "action_space"):
-        ours, theirs = getattr(agent, space), getattr(other, space)
-        if ours != theirs:
-            raise ValueError(f"{other_name} has {space} {one_line(theirs)}; allowed: {name}'s, {one_line(ours)}")
+    check_same_spaces(name, agent, other_name, other.observation_space, other.action_space)
     if (mine := _reading(agent)) != (its := _reading(other)):
         raise ValueError(f"{other_name} reads {its}; allowed: as {name}, {mine} (action_mask)")
     families = family(agent), family(other)
@@ -38,6 +36,19 @@ def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -
         raise ValueError(
             f"{name}'s policy is a {families[0]}, {other_name}'s a {families[1]}; allowed: the same family"
         )
+
+
+def check_same_spaces(
+    name: str, agent: Policy, other_name: str, observation_space: gym.Space, action_space: gym.Space
+) -> None:
+    """Refuse other spaces than an agent's.
+
+    Raises:
+        ValueError: naming the space that differs.
+    """
+    for kind, theirs in (("observation_space", observation_space), ("action_space", action_space)):
+        if (ours := getattr(agent, kind)) != theirs:
+            raise ValueError(f"{other_name} has {kind} {one_line(theirs)}; allowed: {name}'s, {one_line(ours)}")
 
 
 def family(agent: Policy) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 
 from klrl.agents.base import Agent
+from klrl.agents.comparable import check_same_spaces
 from klrl.experience import EnvLike, make_vector_env
 from klrl.experience.environments import number_of
 from klrl.policy.linearization import Objective
-from klrl.policy.observations import one_line
 from klrl.policy.optimizer import Adam
 from klrl.run.callback import Metrics
 
@@ -25,11 +25,11 @@ def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:
         ValueError: none that can be made, or with other spaces than the agent's.
     """
     envs = make_vector_env(env, n)
-    for name in ("observation_space", "action_space"):
-        ours, theirs = getattr(agent, name), getattr(envs, f"single_{name}")
-        if ours != theirs:
-            with closed_after(envs, env):
-                raise ValueError(f"env has {name} {one_line(theirs)}; allowed: the agent's, {one_line(ours)}")
+    try:
+        check_same_spaces("the agent", agent, "env", envs.single_observation_space, envs.single_action_space)
+    except ValueError:
+        with closed_after(envs, env):
+            raise
     return envs
 
 

@@ -76,3 +76,17 @@ class AfterEpoch(Callback):
     def on_epoch_end(self, agent, epoch):
         self.policies.append(policy(agent))
         self.critics.append([p.detach().clone() for p in agent.critic.parameters()])
+
+
+class BeforeAndAfter(Callback):
+    """A number of every update: of the policies before and after it in the batch's states, in float64 by torch."""
+
+    def __init__(self, measure):
+        self.measure, self.kls = measure, []
+
+    def on_update_start(self, agent, batch):
+        self.observations = batch.observations.flatten(0, 1)
+        self.old = exactly(agent.distribution(self.observations))
+
+    def on_update_end(self, agent, batch, metrics):
+        self.kls.append(self.measure(self.old, exactly(agent.distribution(self.observations))).item())

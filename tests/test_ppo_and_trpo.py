@@ -11,6 +11,7 @@ from support import (
     GAUSSIAN_ONLY,
     NEEDS_REFERENCE,
     AfterEpoch,
+    BeforeAndAfter,
     Nowhere,
     both,
     every_space,
@@ -35,19 +36,14 @@ from klrl.trust_region import (
 )
 
 
-class Measure(Callback):
+class Measure(BeforeAndAfter):
     """The mean over states of KL(old||new) after every update, in float64 with torch's own formula."""
 
     def __init__(self):
-        self.kls = []
-
-    def on_update_start(self, agent, batch):
-        self.observations = batch.observations.flatten(0, 1)
-        self.old = exactly(agent.distribution(self.observations))
+        super().__init__(lambda old, new: td.kl_divergence(old, new).mean())
 
     def on_update_end(self, agent, batch, metrics):
-        new = exactly(agent.distribution(self.observations))
-        self.kls.append(td.kl_divergence(self.old, new).mean().item())
+        super().on_update_end(agent, batch, metrics)
         assert metrics["drift/kl"] == pytest.approx(self.kls[-1], rel=1e-3, abs=1e-9)
         assert metrics["drift/kl"] <= metrics["drift/kl_target"]
 

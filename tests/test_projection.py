@@ -9,13 +9,12 @@ import torch
 from environments import Noise, box, random_batch, small_agent
 from families import MAKE, every_family
 from scipy import optimize
-from support import every_space, exactly
+from support import BeforeAndAfter, every_space, exactly
 from torch import distributions as td
 
 from klrl.agents import PPO, PPOConfig
 from klrl.kl import kl_divergence, wasserstein
 from klrl.policy.distributions import Categorical, DiagGaussian, SquashedGaussian
-from klrl.run import Callback
 from klrl.trust_region import (
     All,
     Change,
@@ -175,21 +174,6 @@ def test_the_gain_is_the_surrogate_of_the_projection_less_the_regression(region)
     assert by_mean.any()
 
 
-class Distances(Callback):
-    """KL(new||old) of every state of the batch after every update, in float64 by torch."""
-
-    def __init__(self):
-        self.kls = []
-
-    def on_update_start(self, agent, batch):
-        self.observations = batch.observations.flatten(0, 1)
-        self.old = exactly(agent.distribution(self.observations))
-
-    def on_update_end(self, agent, batch, metrics):
-        new = exactly(agent.distribution(self.observations))
-        self.kls.append(td.kl_divergence(new, self.old).max().item())
-
-
 FAST = {"learning_rate": 2e-2, "n_epochs": 3, "normalize_observations": False}
 
 
@@ -198,7 +182,7 @@ FAST = {"learning_rate": 2e-2, "n_epochs": 3, "normalize_observations": False}
 def test_the_policy_that_acts_is_inside_in_every_state_after_every_update(space, region):
     kls, means = [], []
     for seed in range(5):
-        measure = Distances()
+        measure = BeforeAndAfter(lambda old, new: td.kl_divergence(new, old).max())
         agent = small_agent(PPO, partial(Noise, space), seed, trust_region=region, **FAST).learn(128, callback=measure)
         kls += measure.kls
         means += [m["drift/kl"] for m in agent.history]
