@@ -54,7 +54,7 @@ def unsupported():
 
 
 TROUBLE = [
-    (lambda: Remembering(box(1)), "the same after other episodes", "problem", "only new environments replay"),
+    (lambda: Remembering(box(1)), "the same after other episodes", "problem", "klrl makes a new environment for each"),
     (lambda: Unseeded(box(1)), "the same in a new environment", "problem", "cannot be repeated or resumed exactly"),
     (lambda: Overwriting(box(1)), "observations of their own memory", "note", "klrl copies them"),
     (lambda: Broken("observation", 0), "finite numbers", "problem", "the observation of step 0 (episode 0) is not"),

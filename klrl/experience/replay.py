@@ -1,0 +1,95 @@
+"""Whether a seed and the actions after it repeat an episode, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+Replay = Literal["used", "new", "never"]
+"""Where an episode can be played again: in any environment, only in one that is new, or nowhere."""
+
+EPISODES, STEPS = 8, 50
+"""How many are tried, and how far at most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What an environment said to a seed and the actions after it."""
+
+    seed: int
+    actions: list[Any]
+    said: list[tuple[list[np.ndarray], float, bool, bool]]
+    """Observation, reward, terminated, truncated: of the reset, then of every step."""
+
+
+def replay(make: Callable[[], gym.Env]) -> Replay:
+    """Try with random actions: record some episodes one after the other, and play them again.
+
+    Args:
+        make: makes one environment; two are needed at most.
+    """
+    one = make()
+    recordings = [record(one, seed) for seed in range(EPISODES)]
+    repeats = all(difference(one, recording) is None for recording in recordings)
+    one.close()
+    if repeats:
+        return "used"
+    other = make()
+    repeats = difference(other, recordings[0]) is None
+    other.close()
+    return "new" if repeats else "never"
+
+
+def record(env: gym.Env, seed: int) -> Recording:
+    """Random actions until the episode ends, a certain number at most."""
+    env.action_space.seed(seed)
+    observation, _ = env.reset(seed=seed)
+    actions: list[Any] = []
+    said = [(copied(observation), 0.0, False, False)]
+    while len(actions) < STEPS and not any(said[-1][2:]):
+        actions.append(env.action_space.sample())
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        said.append((copied(observation), float(reward), bool(terminated), bool(truncated)))
+    return Recording(seed, actions, said)
+
+
+def difference(env: gym.Env, recording: Recording) -> int | None:
+    """The first step of the episode in which the environment says something else (0: the reset); ``None``: nowhere."""
+    for step, said in enumerate(_played(env, recording)):
+        if said[1:] != recording.said[step][1:] or not equal(said[0], recording.said[step][0]):
+            return step
+    return None
+
+
+def _played(env: gym.Env, recording: Recording) -> Iterator[tuple[Any, float, bool, bool]]:
+    observation, _ = env.reset(seed=recording.seed)
+    yield observation, 0.0, False, False
+    for action in recording.actions:
+        observation, reward, terminated, truncated, _ = env.step(action)
+        yield observation, float(reward), bool(terminated), bool(truncated)
+
+
+def leaves(observation: Any) -> Iterator[np.ndarray]:
+    """The arrays of a nested observation."""
+    if isinstance(observation, dict):
+        observation = tuple(observation.values())
+    if isinstance(observation, tuple):
+        for part in observation:
+            yield from leaves(part)
+    else:
+        yield np.asarray(observation)
+
+
+def copied(observation: Any) -> list[np.ndarray]:
+    """Its arrays, on their own memory."""
+    return [leaf.copy() for leaf in leaves(observation)]
+
+
+def equal(observation: Any, others: list[np.ndarray]) -> bool:
+    """Whether it has the same bits as what was :func:`copied`."""
+    pairs = zip(leaves(observation), others, strict=True)
+    return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)
