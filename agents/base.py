@@ -20,8 +20,12 @@ from klrl.agents.comparable import check_comparable, check_same_spaces, copy_net
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SavedPolicy, load_space
+from klrl.agents.state import Training
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
-from klrl.experience.environments import describe, described, env_id, number_of
+from klrl.experience.collector import Elsewhere
+from klrl.experience.environments import describe, described, env_id, is_seeded, number_of, prepare
+from klrl.experience.replay import Replay
+from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable_or_cpu
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
@@ -67,7 +71,12 @@ class Agent(Core[C], abc.ABC):
     def _begin(self, env: EnvLike | None, envs: VectorEnv | None, preset: str | None) -> None:
         self._env, self._envs = env, envs
         self._collector: Collector | None = None
+        self._whereabouts: Whereabouts | None = None
         self.preset = preset
+        self.replay: Replay | None = None
+        """Where episodes of the environments that are learned from can be played again; ``None``: not known yet."""
+        self.training: Training | None = None
+        """The training that was begun last."""
         self.history: list[Metrics] = []
         self.episodes: deque[Episode] = deque(maxlen=100)
 
@@ -95,29 +104,62 @@ class Agent(Core[C], abc.ABC):
         """
         if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
-        callbacks = CallbackList(self._callbacks(callback, progress_bar, run_dir))
+        callbacks = self._callbacks(callback, progress_bar, run_dir, resume=False)
+        return self._train(Training(self.num_timesteps, self.num_timesteps + int(total_timesteps)), callbacks)
+
+    def resume(
+        self,
+        callback: Callback | Sequence[Callback] | None = None,
+        *,
+        progress_bar: bool = False,
+        run_dir: str | Path | None = None,
+    ) -> Self:
+        """Finish the training that an interrupted :meth:`learn` began, as if it had never been interrupted.
+
+        Args:
+            callback: as for :meth:`learn`.
+            progress_bar: as for :meth:`learn`.
+            run_dir: the directory of that training; its rows after this agent's last update are dropped.
+
+        Raises:
+            ValueError: there is no training to finish, or no environment.
+        """
+        if self.training is None:
+            raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
+        return self._train(self.training, self._callbacks(callback, progress_bar, run_dir, resume=True))
+
+    def _train(self, training: Training, callback: Callback) -> Self:
         collector = self._collect()
-        first, last, started = self.num_timesteps, self.num_timesteps + total_timesteps, time.monotonic()
+        self.training = training
+        first, started = self.num_timesteps, time.monotonic()
         try:
-            callbacks.on_training_start(self, last)
-            while self.num_timesteps < last:
-                self.progress_remaining = (last - self.num_timesteps) / total_timesteps
+            callback.on_training_start(self, training.last)
+            while self.num_timesteps < training.last:
+                self.progress_remaining = training.remaining(self.num_timesteps)
                 batch = collector.collect(self.act, self.config.n_steps)
-                callbacks.on_update_start(self, batch)
-                metrics = self.update(batch, callbacks)
+                callback.on_update_start(self, batch)
+                metrics = self.update(batch, callback)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
                 self.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
-                if callbacks.on_update_end(self, batch, metrics) is False:
+                if callback.on_update_end(self, batch, metrics) is False:
                     break
+        except Exception as error:
+            callback.on_error(self, error)
+            raise
         finally:
-            callbacks.on_training_end(self)
+            callback.on_training_end(self)
         return self
 
     def _callbacks(
-        self, callback: Callback | Sequence[Callback] | None, progress_bar: bool, run_dir: str | Path | None
-    ) -> list[Callback]:
+        self,
+        callback: Callback | Sequence[Callback] | None,
+        progress_bar: bool,
+        run_dir: str | Path | None,
+        *,
+        resume: bool,
+    ) -> Callback:
         given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
         callbacks = [c for c in given if c is not None]
         for unfit in (c for c in callbacks if not isinstance(c, Callback)):
@@ -125,25 +167,41 @@ class Agent(Core[C], abc.ABC):
         if run_dir is not None:
             from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
 
-            callbacks.append(RunDirectory(run_dir))
+            callbacks.append(RunDirectory(run_dir, resume=resume))
         if progress_bar:
             from klrl.run.progress import Progress
 
             callbacks.append(Progress())
-        return callbacks
+        return CallbackList(callbacks)
 
     def _collect(self) -> Collector:
-        """The collector of the current environments, made when first needed."""
+        """The collector of the current environments, made when first needed: where they were, or at new episodes."""
         if self._collector is None:
             if self._envs is None:
                 if self._env is None:
                     raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-                self.set_env(self._env)
+                self._put_in(self._env)
             assert self._envs is not None
-            seeds = environment_seeds(self.seed, self.num_timesteps)
-            self._collector = Collector(self._envs, seeds, self.encoding, self.num_timesteps)
-            self.return_scaler = self.return_scaler.restarted(self._envs.num_envs)
+            self.replay = prepare(self._env, self._envs)
+            self._collector = self._continued(self._envs) or self._begun(self._envs)
+            self._whereabouts = None
         return self._collector
+
+    def _continued(self, envs: VectorEnv) -> Collector | None:
+        """Where the environments were when the agent was saved, if that can be reached."""
+        if self._whereabouts is None or not is_seeded(envs) or len(self._whereabouts.lengths) != envs.num_envs:
+            return None
+        try:
+            return Collector(envs, self._whereabouts, self.encoding, self.num_timesteps)
+        except Elsewhere as error:
+            text = f"{error}: new episodes begin, and training goes on differently than without the interruption"
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
+            return None
+
+    def _begun(self, envs: VectorEnv) -> Collector:
+        self.return_scaler = self.return_scaler.restarted(envs.num_envs)
+        seeds = environment_seeds(self.seed, self.num_timesteps)
+        return Collector(envs, seeds, self.encoding, self.num_timesteps)
 
     def _rollout_metrics(self, speed: float) -> Metrics:
         episodes = self.episodes
@@ -206,11 +264,15 @@ class Agent(Core[C], abc.ABC):
         return self.encoding.mask_in_info
 
     def set_env(self, env: EnvLike) -> None:
-        """Learn from other environments from now on; their spaces must be the same.
+        """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
         Raises:
             ValueError: the spaces differ.
         """
+        self._put_in(env)
+        self._whereabouts = None
+
+    def _put_in(self, env: EnvLike) -> None:
         envs = make_vector_env(env, self.config.n_envs, self.config.vectorization_mode)
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
@@ -273,6 +335,7 @@ class Agent(Core[C], abc.ABC):
             "env": describe(self._env),
             "seed": self.seed,
             "preset": self.preset,
+            "replay": self.replay,
             "config": self.config.to_json(),
             "region": region_to_json(self.region),
             "observation_space": str(self.observation_space),
@@ -285,11 +348,21 @@ class Agent(Core[C], abc.ABC):
         Raises:
             FileExistsError: something else is there.
         """
+        return self.snapshot().write(path)
+
+    def snapshot(self) -> state.Snapshot:
+        """The whole state as it is now, between two updates, to be written whenever it is time."""
         tensors, data = state.dump(self)
-        score = float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None
-        episodes = [astuple(e) for e in self.episodes]
-        mine = {"env": describe(self._env), "preset": self.preset, "ep_rew_mean": score, "episodes": episodes}
-        return checkpoint.write(path, tensors, data | mine)
+        mine = {
+            "env": describe(self._env),
+            "preset": self.preset,
+            "ep_rew_mean": float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None,
+            "episodes": [astuple(e) for e in self.episodes],
+            "history": self.history.copy(),
+            "training": self.training,
+        }
+        where = self._whereabouts if self._collector is None else self._collector.whereabouts
+        return state.Snapshot(self.num_timesteps, tensors, data | mine, where)
 
     @classmethod
     def load(
@@ -302,9 +375,10 @@ class Agent(Core[C], abc.ABC):
     ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
-        Without ``env``, learning continues on the registered environment that was saved, if it was one. A trust
-        region of your own class is not saved; give it again as ``trust_region``. By default the agent returns to the
-        device it was saved on, or to the CPU where this machine has no such device.
+        Without ``env``, learning continues on the registered environment that was saved, if it was one; where its
+        episodes can be played again, in those that were interrupted. A trust region of your own class is not saved;
+        give it again as ``trust_region``. By default the agent returns to the device it was saved on, or to the CPU
+        where this machine has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -324,8 +398,11 @@ class Agent(Core[C], abc.ABC):
         state.restore(agent, tensors, data)
         agent._begin(described(data["env"]), None, data["preset"])
         agent.episodes.extend(Episode(*fields) for fields in data["episodes"])
+        agent.history = state.unpacked(data["history"])
+        agent.training = data["training"] and Training(*data["training"])
+        agent._whereabouts = state.whereabouts(tensors)
         if env is not None:
-            agent.set_env(env)
+            agent._put_in(env)
         return agent
 
 

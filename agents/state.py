@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
 from klrl.agents.saved_policy import SavedPolicy, moments
+from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
+from klrl.run import checkpoint
+from klrl.run.callback import Metrics
 from klrl.trust_region import region_from_json, region_to_json
 
 Tensors = dict[str, Tensor]
+
+
+class Training(NamedTuple):
+    """From which step to which a training goes."""
+
+    first: int
+    last: int
+
+    def remaining(self, now: int) -> float:
+        """Which part of it is left."""
+        return (self.last - now) / (self.last - self.first)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An agent's whole state between two updates, on its own memory: nothing that the agent does later changes it."""
+
+    num_timesteps: int
+    tensors: Tensors
+    state: dict[str, Any]
+    whereabouts: Whereabouts | None
+
+    def write(self, path: str | Path) -> Path:
+        """Write it; an older saved agent there is replaced.
+
+        Raises:
+            FileExistsError: something else is there.
+        """
+        where = {} if self.whereabouts is None else self.whereabouts.tensors()
+        tensors = self.tensors | {f"whereabouts.{k}": v for k, v in where.items()}
+        return checkpoint.write(path, tensors, self.state | {"history": packed(self.state["history"])})
 
 
 def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
@@ -50,7 +87,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     if agent.reference is not None:
         tensors |= {f"reference.{k}": v for k, v in agent.reference.tensors.items()}
         state["reference"] = agent.reference.state
-    return {name: x.cpu() for name, x in tensors.items()}, state
+    return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}, state
 
 
 def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
@@ -81,6 +118,23 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:
     return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
+
+
+def packed(history: Sequence[Metrics]) -> list[dict[str, Any]]:
+    """Rows with the same names together, which are then said once."""
+    groups = groupby(history, key=tuple)
+    return [{"names": names, "rows": [list(row.values()) for row in rows]} for names, rows in groups]
+
+
+def unpacked(groups: Sequence[dict[str, Any]]) -> list[Metrics]:
+    """The inverse of :func:`packed`."""
+    return [dict(zip(group["names"], row, strict=True)) for group in groups for row in group["rows"]]
+
+
+def whereabouts(tensors: Tensors) -> Whereabouts | None:
+    """Where the saved agent's environments were, if they can be taken there."""
+    where = _below("whereabouts", tensors)
+    return Whereabouts.of(where) if where else None
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

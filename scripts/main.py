@@ -9,6 +9,7 @@ import klrl
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
+    "resume": "finish a training that was interrupted, as if nothing had happened",
     "evaluate": "play episodes with a trained agent and report its return",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
     "dpo": "tune a trained agent by preferences (DPO) and show the KL that it costs",
@@ -24,7 +25,9 @@ def usage() -> str:
     lines = ["usage: klrl VERB ...    (klrl VERB --help for the options of a verb)", "", "verbs:"]
     lines += [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
     lines += ["", "for example:", "  klrl train ppo --env CartPole-v1 --total-timesteps 50000 --run-dir runs/demo"]
-    return "\n".join([*lines, "  klrl evaluate runs/demo --episodes 20", "  tensorboard --logdir runs"])
+    return "\n".join(
+        [*lines, "  klrl resume runs/demo", "  klrl evaluate runs/demo --episodes 20", "  tensorboard --logdir runs"]
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

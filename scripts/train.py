@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
-import gymnasium as gym
 import torch
 import tyro
-from rich.console import Console
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.agents.comparable import NETWORKS
-from klrl.experience import BadStep
-from klrl.run import Callback, KLBudget, checkpoint, evaluate
-from klrl.run.directory import RunDirectory
+from klrl.run import checkpoint
+from klrl.run.directory import check_new
 from klrl.run.presets import preset
-from klrl.run.progress import Progress
 from klrl.scripts.command_line import bad_input, fail, parse
-from klrl.validation import NonNegativeInt, Positive, PositiveInt
+from klrl.scripts.training import Conduct, carry_out
+from klrl.validation import NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,42 +43,7 @@ class Training:
     that these depend on are its own by default."""
     preset: Literal["auto", "none"] = "auto"
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
-    eval_episodes: NonNegativeInt = 20
-    """Deterministic episodes to evaluate at the end."""
-    checkpoint_every: PositiveInt = 100_000
-    """Environment steps between checkpoints; the newest 3 and the best are kept."""
-    kl_budget: Positive | None = None
-    """Most nats that KL(old||new) may sum to over all updates (metric drift/kl_sum)."""
-    initial_kl_budget: Positive | None = None
-    """Most nats of KL(first policy||new) on the first batch's probe states (metric drift/kl_initial)."""
-    over_budget: Literal["stop", "warn"] = "stop"
-    """End the training after the update that exceeds a budget (stop), or say so once and go on (warn)."""
-    torch_threads: PositiveInt = 1
-    """Threads torch may use; small networks are fastest with one."""
-
-
-class StopOnSignal(Callback):
-    """Ends training after the current update on SIGINT or SIGTERM; a second signal ends it at once, nothing saved."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.received: int | None = None
-        self._before = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-        name = signal.Signals(number).name
-        self.console.print(f"{name}: stopping after this update (again: at once, without a checkpoint)")
-
-    def on_training_end(self, agent: Any) -> None:
-        """Give the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def on_update_end(self, agent: Any, batch: Any, metrics: Any) -> bool | None:
-        """Stop if a signal came."""
-        return False if self.received else None
+    conduct: tyro.conf.OmitArgPrefixes[Conduct] = field(default_factory=Conduct)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,50 +53,23 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog):
         default = _defaults(name, options)
     training = parse(Training, options, prog, default)
-    run_dir = training.run_dir or _new_name(training.env, name, training.seed)
-    torch.set_num_threads(training.torch_threads)
+    torch.set_num_threads(training.conduct.torch_threads)
     with bad_input(prog):
-        keep = RunDirectory(run_dir, checkpoint_every=training.checkpoint_every, notes=_notes(training))
+        if training.run_dir is not None:
+            check_new(training.run_dir)
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)
         if training.start_from is not None:
             agent.start_from(training.start_from)
-        run_dir.mkdir(parents=True, exist_ok=True)
-
-    console = Console(highlight=False, soft_wrap=True)
-    say = console.print
+        notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}
+        run_dir = training.run_dir or _new_directory(training.env, name, training.seed)
+        keep = training.conduct.directory(run_dir, notes)
+        keep.claim()
     known = {} if training.preset == "none" else preset(name, training.env)
+    held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
     if known:
         agent.preset = training.env
-        held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
-        say(f"preset for {training.env}: {', '.join(held)}")
-    stop, budgets = StopOnSignal(console), _budgets(training)
-    try:
-        agent.learn(training.total_timesteps, [keep, Progress(console), stop, *budgets])
-    except FloatingPointError as error:
-        fail(prog, error, status=1)
-    except BadStep as error:
-        fail(prog, error)
-    say(f"run directory: {run_dir}\nTensorBoard: tensorboard --logdir {run_dir}")
-    for reason in (budget.reason for budget in budgets if budget.reason):
-        say(f"{'stopped' if training.over_budget == 'stop' else 'over budget'}: {reason}")
-    if stop.received:
-        say(f"stopped by {signal.Signals(stop.received).name} after {agent.num_timesteps:,} steps; checkpoint written")
-        sys.exit(128 + stop.received)
-    if training.eval_episodes:
-        try:
-            with gym.make(training.env) as env:
-                result = evaluate(agent, env, training.eval_episodes, seed=training.seed)
-        except KeyboardInterrupt:
-            say("evaluation interrupted; the trained agent is saved")
-            sys.exit(130)
-        say(f"evaluation: mean return {result.mean:.1f} ± {result.std:.1f} over {training.eval_episodes} episodes")
-
-
-def _notes(training: Training) -> dict[str, Any]:
-    """What decides the run beside the agent's settings, for ``config.json``."""
-    names = ("kl_budget", "initial_kl_budget", "over_budget", "torch_threads")
-    start = None if training.start_from is None else str(training.start_from.resolve())
-    return {"start_from": start} | {name: getattr(training, name) for name in names}
+    learn = partial(agent.learn, training.total_timesteps)
+    carry_out(prog, agent, learn, training.env, keep, training.conduct, preset=held)
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
@@ -162,13 +98,6 @@ def _defaults(name: str, options: list[str]) -> Training:
     return Training(env=tyro.MISSING, agent=config)
 
 
-def _budgets(training: Training) -> list[KLBudget]:
-    total, initial = training.kl_budget, training.initial_kl_budget
-    if total is None and initial is None:
-        return []
-    return [KLBudget(total=total, initial=initial, on_exceed=training.over_budget)]
-
-
 def inherited(path: str) -> dict[str, Any]:
     """Of a saved agent's settings, those of its networks and statistics.
 
@@ -184,8 +113,17 @@ def inherited(path: str) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 
 
-def _new_name(env: str, agent: str, seed: int) -> Path:
-    return Path("runs") / f"{env.replace('/', '_')}__{agent}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
+def _new_directory(env: str, agent: str, seed: int) -> Path:
+    """A directory that nobody else has: the first to make it gets it."""
+    name = f"{re.sub(r'[^A-Za-z0-9._:-]', '_', env)}__{agent}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
+    for i in count(1):
+        path = Path("runs") / (name if i == 1 else f"{name}-{i}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from klrl.agents import PPO
 from klrl.experience import make_vector_env
-from klrl.experience.environments import autoreset_mode, env_id, reset
+from klrl.experience.environments import autoreset_mode, env_id, reset, streams
+from klrl.experience.whereabouts import Whereabouts
 from klrl.run.seeding import environment_seeds
 
 
@@ -36,7 +37,7 @@ def test_one_instance_becomes_a_vector_of_one_with_that_instance_inside():
     env = Counting()
     envs = make_vector_env(env, 8)
     assert envs.num_envs == 1
-    assert envs.envs[0] is env
+    assert envs.envs[0].env is env
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
@@ -125,20 +126,30 @@ def test_spaces_that_no_network_fits_are_refused_and_the_environments_closed(mak
     assert Closing.closed
 
 
+def first_observations(envs, seeds):
+    return reset(envs, Whereabouts.beginning(streams(seeds, envs.num_envs)))[0]
+
+
 def test_no_two_environments_and_no_two_runs_share_a_first_observation():
-    first = [row for seed in range(4) for row in reset(make_vector_env("CartPole-v1", 8), environment_seeds(seed))[0]]
+    first = [
+        row
+        for seed in range(4)
+        for row in first_observations(make_vector_env("CartPole-v1", 8), environment_seeds(seed))
+    ]
     assert len({row.tobytes() for row in first}) == 32
 
 
 @pytest.mark.parametrize("timesteps", [0, 4096])
 def test_the_same_seed_gives_the_same_first_observations(timesteps):
-    first, again = (reset(make_vector_env("CartPole-v1", 2), environment_seeds(3, timesteps))[0] for _ in range(2))
+    first, again = (
+        first_observations(make_vector_env("CartPole-v1", 2), environment_seeds(3, timesteps)) for _ in range(2)
+    )
     np.testing.assert_array_equal(first, again)
 
 
 def test_a_vector_env_that_takes_one_seed_only_gets_one():
     envs = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
-    first, again = (reset(envs, environment_seeds(0))[0] for _ in range(2))
+    first, again = (first_observations(envs, environment_seeds(0)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert len({row.tobytes() for row in first}) == 2
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from klrl.experience.environments import autoreset_mode, reset
+from klrl.experience.environments import autoreset_mode, is_seeded, reset, streams
+from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
@@ -91,19 +93,69 @@ class BadStep(ValueError):
     """What an environment gave cannot be used; the message says what, where and what would do."""
 
 
+class NonFinite(FloatingPointError):
+    """A number of an environment or of the policy is none; the message says which and where."""
+
+    transition: Mapping[str, np.ndarray] = MappingProxyType({})
+    """What is known of the step, ``[N, ...]`` each: observation, action, reward, next_observation."""
+
+
+class Elsewhere(ValueError):
+    """An environment did not come back to where it had been."""
+
+
 class Collector:
-    """Steps vector environments with a policy; episodes go on from one batch to the next."""
+    """Steps vector environments with a policy; episodes go on from one batch to the next.
+
+    Args:
+        envs: the environments.
+        begin: seeds for new episodes, or where the environments have been before.
+        encoding: of their observations.
+        total_timesteps: steps taken before.
+
+    Raises:
+        BadStep: the first observation cannot be used.
+        Elsewhere: the same seeds and actions lead to another observation than before.
+        NonFinite: the first observation is NaN or infinite.
+    """
 
     def __init__(
-        self, envs: VectorEnv, seeds: np.random.SeedSequence, encoding: Encoding, total_timesteps: int = 0
+        self,
+        envs: VectorEnv,
+        begin: np.random.SeedSequence | Whereabouts,
+        encoding: Encoding,
+        total_timesteps: int = 0,
     ) -> None:
+        at = begin if isinstance(begin, Whereabouts) else Whereabouts.beginning(streams(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
         self.mode = autoreset_mode(envs)
         self.total_timesteps = total_timesteps
+        self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
+        self._returns, self._actions = at.returns.copy(), [*at.actions]
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
-        self._observation = self._encoded(*reset(envs, seeds), self._resetting)
-        self._returns = np.zeros(envs.num_envs)
-        self._lengths = np.zeros(envs.num_envs, dtype=np.int64)
+        self._observation = self._encoded(*reset(envs, at), self._resetting)
+        if at.observation is not None:
+            self._check_arrival(at.observation)
+
+    @property
+    def whereabouts(self) -> Whereabouts | None:
+        """Where the environments are; ``None`` for such as cannot be taken to a place."""
+        if not is_seeded(self.envs):
+            return None
+        return Whereabouts(
+            streams=self._streams,
+            episodes=self._episodes.copy(),
+            lengths=self._lengths.copy(),
+            returns=self._returns.copy(),
+            actions=tuple(self._actions),
+            observation=self._observation,
+        )
+
+    def _check_arrival(self, expected: Tensor) -> None:
+        for i, (one, other) in enumerate(zip(self._observation.numpy(), expected.numpy(), strict=True)):
+            if one.tobytes() != other.tobytes():
+                where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
+                raise Elsewhere(f"environment {i} did not come back to where it was, {where}")
 
     def collect(self, act: Act, n_steps: int) -> Batch:
         """Take ``n_steps`` in every environment.
@@ -111,24 +163,45 @@ class Collector:
         Args:
             act: observations ``[N, *O]`` to (policy's actions, environment's actions, distributions).
             n_steps: T.
+
+        Raises:
+            BadStep: an environment gave what cannot be used.
+            NonFinite: an action, a reward or an observation is NaN or infinite.
         """
-        rows: list[tuple[Tensor, Array, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = []
-        finals: list[Tensor] = []
-        episodes: list[Episode] = []
+        rollout = _Rollout()
         for _ in range(n_steps):
-            observation = self._observation
-            action, executed, behaviour = act(observation)
-            valid = ~self._resetting
-            step, reward, terminated, truncated, info = self.envs.step(executed)
+            self._step(act, rollout)
+        self._remember(rollout.executed)
+        return self._batch(rollout)
+
+    def _step(self, act: Act, rollout: _Rollout) -> None:
+        """One step everywhere."""
+        observation, valid = self._observation, ~self._resetting
+        action, execute, behaviour = act(observation)
+        seen: dict[str, Any] = {"observation": observation, "action": action, "executed": execute}
+        try:
+            self._check_finite("action", np.asarray(action))
+            step, reward, terminated, truncated, info = self.envs.step(execute)
             # Copies: an environment may use the same arrays again for its next step.
             terminated = np.array(terminated)
             truncated = truncated & ~terminated
-            self._observation = self._encoded(step, info, terminated | truncated)
-            rewards = self._checked("reward", np.array(reward, np.float32))
-            finals += [self._final(int(i), info) for i in truncated.nonzero()[0]]
-            episodes += self._count(np.asarray(reward), terminated | truncated, valid)
-            rows.append((observation, action, behaviour, rewards, terminated, truncated, valid))
-        return self._batch(rows, finals, episodes)
+            ended = terminated | truncated
+            seen["reward"] = rewards = _in_float32(reward)
+            self._check_finite("reward", rewards)
+            self._observation = self._encoded(step, info, ended)
+            rollout.finals += [self._final(int(i), info) for i in truncated.nonzero()[0]]
+        except NonFinite as error:
+            error.transition = {name: np.asarray(x).copy() for name, x in seen.items()} | {**error.transition}
+            raise
+        rollout.episodes += self._count(np.asarray(reward), ended, valid)
+        rollout.executed.append(execute)
+        rollout.rows.append((observation, action, behaviour, torch.from_numpy(rewards), terminated, truncated, valid))
+
+    def _remember(self, executed: list[np.ndarray]) -> None:
+        """Keep the actions of the current episodes."""
+        self._actions.append(np.array(executed))
+        while self._actions and sum(map(len, self._actions[1:])) >= self._lengths.max():
+            self._actions.pop(0)
 
     def _count(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> list[Episode]:
         """Follow returns and lengths; the episodes that ended in this step."""
@@ -145,6 +218,7 @@ class Collector:
         ]
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
+        self._episodes += ended
         return done
 
     def _final(self, i: int, info: dict[str, Any]) -> Tensor:
@@ -152,10 +226,11 @@ class Collector:
         if self.mode is AutoresetMode.NEXT_STEP:
             return self._observation[i]
         final = self._as_array(info["final_obs"][i])
-        return self._checked("final observation", final[None], self.encoding.locate, [i])[0]
+        self._check_finite("final observation", final[None], self.encoding.locate, [i])
+        return torch.from_numpy(final)
 
-    def _batch(self, rows: list[Any], finals: list[Tensor], episodes: list[Episode]) -> Batch:
-        observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rows, strict=True)
+    def _batch(self, rollout: _Rollout) -> Batch:
+        observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rollout.rows, strict=True)
         return Batch(
             observations=torch.stack(observations),
             actions=stack(actions),
@@ -165,23 +240,26 @@ class Collector:
             truncated=torch.as_tensor(np.array(truncated)),
             valid=torch.as_tensor(np.array(valid)),
             next_observations=self._observation,
-            final_observations=torch.stack(finals) if finals else self._observation[:0],
-            episodes=tuple(episodes),
+            final_observations=torch.stack(rollout.finals) if rollout.finals else self._observation[:0],
+            episodes=tuple(rollout.episodes),
         )
 
     def _encoded(self, observation: Any, info: dict[str, Any], ended: np.ndarray) -> Tensor:
         """Observations as the policy gets them, with their masks."""
-        ended = ended & (self.mode is AutoresetMode.NEXT_STEP)  # what is done in these states has no effect
-        masks = self._masks(info, ended) if self.encoding.mask_in_info else None
+        same_step = self.mode is AutoresetMode.SAME_STEP
+        over = ended & (not same_step)  # what is done in these states has no effect
+        masks = self._masks(info, over) if self.encoding.mask_in_info else None
         encoded = self._as_array(observation, masks)
         if self.encoding.n_mask:
-            self.encoding.allowed(encoded)[ended] = 1.0
+            self.encoding.allowed(encoded)[over] = 1.0
             for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
                 raise BadStep(
                     f"{MASK} of environment {i} allows no action after {self.total_timesteps} steps; "
                     "allowed: at least one action in every state"
                 )
-        return self._checked("observation", encoded, self.encoding.locate)
+        begun = ended if same_step else self._resetting
+        self._check_finite("observation", encoded, self.encoding.locate, begun=begun)
+        return torch.from_numpy(encoded)
 
     def _as_array(self, observation: Any, masks: np.ndarray | None = None) -> np.ndarray:
         try:
@@ -205,26 +283,49 @@ class Collector:
                 raise BadStep(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
         return np.stack(flat)
 
-    def _checked(
+    def _check_finite(
         self,
         name: str,
         array: np.ndarray,
-        locate: Callable[[tuple[int, ...]], str] = lambda _: "",
+        locate: Callable[[tuple[int, ...]], str] = lambda index: f", element {list(index)}," if index else "",
         environments: Sequence[int] | None = None,
-    ) -> Tensor:
-        """As a tensor on the same memory; a value that is not finite is refused where it enters.
+        begun: np.ndarray | None = None,
+    ) -> None:
+        """Refuse what is not finite where it enters.
 
         Args:
             name: what it is.
             array: one row per environment.
             locate: words for an index inside of a row.
             environments: which ones, if not all.
+            begun: where it belongs to the episode after the one that is counted.
         """
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row, *inside = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            index = row if environments is None else environments[row]
-            raise FloatingPointError(
-                f"{name} of environment {index}{locate(tuple(inside))} is {array[row, *inside]} "
-                f"after {self.total_timesteps} steps; allowed: finite numbers"
-            )
-        return torch.from_numpy(array)
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            return
+        row, *inside = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        index = row if environments is None else environments[row]
+        new = begun is not None and begun[index]
+        episode, step = self._episodes[index] + new, 0 if new else self._lengths[index] + 1
+        error = NonFinite(
+            f"{name} of environment {index}{locate(tuple(inside))} is {array[row, *inside]} in step {step} of its "
+            f"episode {episode}, after {self.total_timesteps} steps; allowed: finite numbers"
+        )
+        error.transition = {{"observation": "next_observation"}.get(name, name.replace(" ", "_")): array}
+        raise error
+
+
+@dataclass(eq=False)
+class _Rollout:
+    """What a rollout has gathered so far."""
+
+    rows: list[tuple[Tensor, Array, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = field(
+        default_factory=list
+    )
+    finals: list[Tensor] = field(default_factory=list)
+    episodes: list[Episode] = field(default_factory=list)
+    executed: list[np.ndarray] = field(default_factory=list)
+
+
+def _in_float32(reward: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinite is refused
+        return np.array(reward, np.float32)

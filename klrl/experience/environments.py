@@ -6,6 +6,7 @@ import copy
 import difflib
 import json
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Literal
 
@@ -15,6 +16,9 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
+from klrl.experience.episodes import SeededEpisodes
+from klrl.experience.replay import Replay, replay
+from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.spaces import check_spaces
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
@@ -29,8 +33,9 @@ ENGINES: dict[str, Callable[[EnvSpec, int, gym.Space, gym.Space], VectorEnv]] = 
 def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: VectorizationMode = "sync") -> VectorEnv:
     """A vector environment of ``n_envs`` copies of ``env``.
 
-    In this process ("sync") or one process each ("async"), in SAME_STEP autoreset mode; or made by id or ``EnvSpec``
-    in an engine with a mode of its own: the environment's own vector ("vector_entry_point") or EnvPool ("envpool").
+    In this process ("sync") or one process each ("async"), in SAME_STEP autoreset mode and with episodes that are
+    seeded one by one (:class:`SeededEpisodes`); or made by id or ``EnvSpec`` in an engine with a mode of its own: the
+    environment's own vector ("vector_entry_point") or EnvPool ("envpool").
     A ``VectorEnv`` passes through with its own engine, size and mode (NEXT_STEP or SAME_STEP); one ``Env`` instance
     becomes a vector of one.
 
@@ -45,8 +50,9 @@ def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: Vectorization
     make = factory(env)
     if vectorization_mode in ("sync", "async"):
         _probe(env, make)
+        makes = [partial(SeededEpisodes, make, i) for i in range(number_of(env) or n_envs)]
         maker = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
-        return maker([make] * (number_of(env) or n_envs), autoreset_mode=AutoresetMode.SAME_STEP)
+        return maker(makes, autoreset_mode=AutoresetMode.SAME_STEP)
     if vectorization_mode not in ENGINES:
         allowed = ", ".join(["sync", "async", *ENGINES])
         raise ValueError(f"vectorization_mode = {vectorization_mode!r}; allowed: {allowed}")
@@ -157,11 +163,41 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     return mode
 
 
-def reset(envs: VectorEnv, seeds: np.random.SeedSequence) -> tuple[Any, dict[str, Any]]:
-    """Reset every environment with an independent stream spawned from ``seeds``; the first observations and info.
+def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
+    """Independent seeds of ``n`` environments, 32 bits each."""
+    return [int(s.generate_state(1)[0]) for s in seeds.spawn(n)]
 
-    A foreign ``VectorEnv`` promises to take one seed only and gets one.
+
+def is_seeded(envs: VectorEnv) -> bool:
+    """Whether all episodes are seeded one by one, so that the environments can be taken to any place."""
+    makes = envs.env_fns if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv)) else [None]
+    return all(isinstance(make, partial) and make.func is SeededEpisodes for make in makes)
+
+
+def prepare(env: EnvLike | None, envs: VectorEnv) -> Replay:
+    """Try where the environments' episodes can be played again, and let each have a new environment where that helps.
+
+    Two more environments are made to try it. A single ``Env`` instance is taken for one that can be reset to any of
+    its episodes: trying would disturb it.
     """
-    streams = [int(s.generate_state(1)[0]) for s in seeds.spawn(envs.num_envs)]
+    if env is None or isinstance(env, VectorEnv) or not is_seeded(envs):
+        return "never"
+    if isinstance(env, gym.Env):
+        return "used"
+    where = replay(factory(env))
+    envs.set_attr("rebuild", [where == "new"] * envs.num_envs)  # type: ignore[attr-defined]
+    return where
+
+
+def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
+    """Take every environment to its place; the observations there and info.
+
+    Environments that cannot be taken to a place begin streams of episodes; a foreign ``VectorEnv`` promises to take
+    one seed only and gets one.
+    """
+    if is_seeded(envs):
+        envs.set_attr("place", at.places())  # type: ignore[attr-defined]
+        return envs.reset()
+    seeds: list[int] = at.streams.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, EnvPoolVectorEnv))
-    return envs.reset(seed=streams if own else streams[0])  # type: ignore[arg-type]
+    return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]

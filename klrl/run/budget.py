@@ -43,13 +43,18 @@ class KLBudget(Callback):
         """Nothing is exceeded yet in this training."""
         self.reason = None
 
-    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
-        """Compare the update's metrics with the budgets."""
+    def spent(self, metrics: Metrics) -> str | None:
+        """Which budget an update's metrics exceed, and by how much; ``None`` if none."""
         budgets = {"drift/kl_sum": self.total, "drift/kl_initial": self.initial}
         sizes = [(name, float(metrics[name]), limit) for name, limit in budgets.items() if limit is not None]
-        spent = [f"{name} = {size:.6g} nats, over {limit:g}" for name, size, limit in sizes if not size <= limit]
+        over = [f"{name} = {size:.6g} nats, over {limit:g}" for name, size, limit in sizes if not size <= limit]
+        return " and ".join(over) or None
+
+    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
+        """Compare the update's metrics with the budgets."""
+        spent = self.spent(metrics)
         if spent and self.reason is None:
-            self.reason = f"{' and '.join(spent)}, after {agent.num_timesteps:,} steps"
+            self.reason = f"{spent}, after {agent.num_timesteps:,} steps"
             if self.on_exceed == "warn":
                 warnings.warn(self.reason, RuntimeWarning, stacklevel=2)
         return False if spent and self.on_exceed == "stop" else None

@@ -34,6 +34,9 @@ class Callback:
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
         """The update is done and ``metrics`` holds its drift report; ``False`` ends the training."""
 
+    def on_error(self, agent: Any, error: Exception) -> None:
+        """Training is about to end by an exception; what is done here cannot change that."""
+
     def on_training_end(self, agent: Any) -> None:
         """After the last update, also when training ends by an exception."""
 
@@ -86,6 +89,11 @@ class CallbackList(Callback):
         """Pass on to all, then say whether one of them wants to stop."""
         wishes = [callback.on_update_end(agent, batch, metrics) for callback in self.callbacks]
         return False if any(wish is False for wish in wishes) else None
+
+    def on_error(self, agent: Any, error: Exception) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_error(agent, error)
 
     def on_training_end(self, agent: Any) -> None:
         """Pass on to all, whatever one of them raises."""

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 2
+FORMAT = 3
 _FILES = {"agent": "json", "tensors": "safetensors"}
 """What there is, and the suffix of its file."""
 
@@ -40,7 +40,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     if path.exists() and not _is_ours(path):
         raise FileExistsError(f"path = {path} exists and is not a saved agent; allowed: a new path, or a saved agent's")
     contents = {
-        "agent": json.dumps(state, indent=1).encode(),
+        "agent": json.dumps(state).encode(),
         "tensors": save({name: x.detach().contiguous() for name, x in tensors.items()}),
     }
     path.mkdir(parents=True, exist_ok=True)

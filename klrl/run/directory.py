@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import numpy as np
 
 from klrl.experience import Batch
+from klrl.experience.collector import NonFinite
 from klrl.run import checkpoint
+from klrl.run.board import Board, step
 from klrl.run.callback import Callback, Metrics
+from klrl.run.lock import LOCK, Lock, check_free
+from klrl.run.table import EPISODES, Table, episodes_until
 
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
 
@@ -23,10 +26,12 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
     """Refuse a directory that holds something already; ``name`` is what the user calls it.
 
     Raises:
+        BlockingIOError: a run is writing there; which process.
         FileExistsError: naming the directory.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    check_free(path)
+    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory")
     return path
 
@@ -45,13 +50,18 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
 class RunDirectory(Callback):
     """Writes a run's files as training goes on.
 
+    Whatever ends the training, its last whole update is kept: the agent's state is copied after every update, and
+    written when it is time and in the end.
+
     Args:
-        path: a new or empty directory.
+        path: a new or empty directory; with ``resume`` the one that the agent was loaded from.
         checkpoint_every: environment steps between checkpoints; one more is written at the end.
         keep: how many of the newest checkpoints stay (the best one stays too).
         notes: what else ``config.json`` is to say, as plain JSON.
+        resume: go on with the files that are there; rows after the agent's last update are dropped.
 
     Raises:
+        BlockingIOError: another process writes there.
         FileExistsError: the directory is not empty.
         ValueError: ``keep`` or ``checkpoint_every`` below 1.
     """
@@ -63,67 +73,111 @@ class RunDirectory(Callback):
         checkpoint_every: int = 100_000,
         keep: int = 3,
         notes: Mapping[str, Any] | None = None,
+        resume: bool = False,
     ) -> None:
-        self.path = check_new(path)
-        self.notes = dict(notes or {})
+        self.path = Path(path) if resume else check_new(path)
         self.checkpoint_every = checkpoint_every
         self.keep = keep
+        self.notes = {"checkpoint_every": checkpoint_every, "keep": keep, **(notes or {})}
         if keep < 1 or checkpoint_every < 1:
             raise ValueError(f"keep = {keep}, checkpoint_every = {checkpoint_every}; allowed: integers >= 1")
-        self._saved_at = 0
-        self._between_updates = True
-        self._files: list[IO[str]] = []
-        self._board: SummaryWriter | None = None
-        self._metrics: csv.DictWriter[str] | None = None
+        self._resume = resume
+        self._lock: Lock | None = None
+        self._board: Board | None = None
+        self.saved: Path | None = None
+        """The newest checkpoint."""
+        self._done: Any = None
+        self._saving = False
+
+    def claim(self) -> None:
+        """Make the directory and keep other processes out of it, from now until the training ends.
+
+        Raises:
+            BlockingIOError: another process writes there.
+        """
+        if self._lock is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.path)
+
+    def release(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Create the directory and write ``config.json``."""
-        config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
-        text = json.dumps(config, indent=2) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.json").write_text(text)
-        self._board = SummaryWriter(str(self.path))
-        self._episodes = csv.writer(self._open("episodes.csv"))
-        self._episodes.writerow(["total_timesteps", "return", "length", "env_index"])
-        self._saved_at = agent.num_timesteps
-
-    def on_update_start(self, agent: Any, batch: Batch) -> None:
-        """From here to the update's end the agent is not in a state worth keeping."""
-        self._between_updates = False
+        """Write ``config.json``; or bring the files of an interrupted training to where the agent is."""
+        self.claim()
+        history: list[Metrics] = []
+        episodes: list[list[str]] = []
+        if self._resume:
+            history = [row for row in agent.history if step(row) > agent.training.first]
+            episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
+        else:
+            config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
+            (self.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        header = list(history[0]) if history else []
+        self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
+        self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
+        self._board = Board(self.path, history)
+        here = checkpoint.step_directory(self.path, agent.num_timesteps)
+        self.saved = here if here.exists() else None
+        self._begun_at = agent.num_timesteps
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """One row and one point per metric; a checkpoint when it is time."""
-        self._between_updates = True
-        if self._metrics is None:
-            self._metrics = csv.DictWriter(self._open("metrics.csv"), list(metrics))
-            self._metrics.writeheader()
-        self._metrics.writerow(metrics)
-        self._episodes.writerows((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
         assert self._board is not None
-        for name, value in metrics.items():
-            if isinstance(value, float) and value == value:
-                self._board.add_scalar(name, value, agent.num_timesteps)
-        for file in self._files:
-            file.flush()
+        self._metrics.add(list(metrics), [list(metrics.values())])
+        episodes = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
+        self._episodes.add(EPISODES, episodes)
+        self._board.add(metrics)
+        self._done = agent.snapshot()
         if agent.num_timesteps - self._saved_at >= self.checkpoint_every:
-            self._save(agent)
+            self.save()
+
+    @property
+    def _saved_at(self) -> int:
+        """Steps when the state was written last, or at the beginning."""
+        return int(self.saved.name) if self.saved is not None else self._begun_at
+
+    def on_error(self, agent: Any, error: Exception) -> None:
+        """Write the step in which a number was none, for inspection."""
+        if isinstance(error, NonFinite) and error.transition:
+            path = self.path / "non-finite.npz"
+            np.savez(path, **error.transition)  # type: ignore[arg-type]
+            error.args = (f"{error}; the step is in {path}",)
 
     def on_training_end(self, agent: Any) -> None:
         """The last checkpoint; close the files."""
         if self._board is None:
             return
-        if self._between_updates and agent.num_timesteps > self._saved_at:
-            self._save(agent)
-        self._board.close()
-        for file in self._files:
-            file.close()
+        try:
+            self.save()
+        finally:
+            self._done = None
+            self._board.close()
+            for table in (self._metrics, self._episodes):
+                table.close()
+            self.release()
 
-    def _save(self, agent: Any) -> None:
-        agent.save(checkpoint.step_directory(self.path, agent.num_timesteps))
+    def save(self) -> Path | None:
+        """Make sure that the last whole update is in a checkpoint; where the newest one is.
+
+        A ``KeyboardInterrupt`` while it is being written takes effect afterwards.
+        """
+        if self._done is not None and self._done.num_timesteps > self._saved_at and not self._saving:
+            self._saving = True
+            try:
+                self._write(self._done)
+            except KeyboardInterrupt:
+                self._write(self._done)
+                raise
+            finally:
+                self._saving = False
+        return self.saved
+
+    def _write(self, done: Any) -> None:
+        for table in (self._metrics, self._episodes):
+            table.sync()
+        self.saved = done.write(checkpoint.step_directory(self.path, done.num_timesteps))
         checkpoint.prune(self.path, self.keep)
-        self._saved_at = agent.num_timesteps
-
-    def _open(self, name: str) -> IO[str]:
-        file = (self.path / name).open("w", newline="")
-        self._files.append(file)
-        return file

@@ -1,0 +1,69 @@
+"""Signals: end with everything kept, save now, end at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from klrl.run.callback import Callback, Metrics
+
+_ENDING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+_SAVING = getattr(signal, "SIGUSR1", None)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return signal.Signals(self.number).name
+
+
+class Signals(Callback):
+    """Inside this context SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` wherever the process is.
+
+    That can be in the middle of an update: what is to be kept must have been copied before, as ``RunDirectory`` does.
+    The second of these signals ends the process at once. SIGUSR1 saves. As a callback of the training it makes sure
+    that no code that swallows exceptions lets a signal get lost. SIGHUP stays ignored where it is (``nohup``).
+
+    Args:
+        save: called on SIGUSR1, between two instructions of whatever is going on.
+    """
+
+    def __init__(self, save: Callable[[], object]) -> None:
+        self._save = save
+        self._received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Take the signals over."""
+        handlers: dict[int, Any] = dict.fromkeys(_ENDING, self._end)
+        if _SAVING is not None:
+            handlers[_SAVING] = lambda number, frame: self._save()
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
+                self._before[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_update_end(self, agent: Any, batch: Any, metrics: Metrics) -> None:
+        """End now if a signal has not ended the training when it came."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        for ending in _ENDING:
+            signal.signal(ending, signal.SIG_DFL)
+        raise Interrupted(number)

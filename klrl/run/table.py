@@ -1,0 +1,72 @@
+"""CSV files that grow by rows and survive whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+EPISODES = ("total_timesteps", "return", "length", "env_index")
+"""The columns of ``episodes.csv``."""
+
+
+class Table:
+    """A CSV file, begun anew with the rows it is to have so far; an older one is replaced in one step.
+
+    Args:
+        path: of the file; it appears with its first row where there is no header yet.
+        header: the columns.
+        rows: as many values each.
+    """
+
+    def __init__(self, path: Path, header: Sequence[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+        if not header:
+            path.unlink(missing_ok=True)
+            return
+        aside = path.with_name(f"{path.name}.tmp")
+        with aside.open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        self._open()
+
+    def add(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write rows through to the operating system, after ``header`` where there is none yet."""
+        if self._file is None:
+            self._open()
+            csv.writer(self._file).writerow(header)  # type: ignore[arg-type]
+        assert self._file is not None
+        csv.writer(self._file).writerows(rows)
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make sure the rows are on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> None:
+        self._file = self._path.open("a", newline="")
+
+
+def episodes_until(path: Path, total_timesteps: int) -> list[list[str]]:
+    """The rows of an ``episodes.csv`` up to a step; none after the first that is not whole."""
+    rows: list[list[str]] = []
+    if not path.exists():
+        return rows
+    with path.open(newline="", errors="replace") as file:
+        for row in list(csv.reader(file))[1:]:
+            if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
+                break
+            if int(row[0]) <= total_timesteps:
+                rows.append(row)
+    return rows

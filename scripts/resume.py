@@ -1,0 +1,116 @@
+"""Finish a training that was interrupted: ``klrl resume runs/demo``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from gymnasium.envs.registration import EnvSpec
+
+from klrl.agents import AGENTS, Agent, load_agent
+from klrl.experience.environments import check_id, described
+from klrl.run import Callback
+from klrl.run.directory import versions
+from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.training import Conduct, carry_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resuming:
+    """Go on from the newest good checkpoint to the steps that were asked for, as if nothing had happened."""
+
+    path: tyro.conf.Positional[Path]
+    """A run directory."""
+    env: str | None = None
+    """Gymnasium id, for environments of your own: module:Id-v0; by default that of the run."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl resume``."""
+    prog = "klrl resume"
+    args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
+    with bad_input(prog):
+        run = _read(args.path)
+        conduct = Conduct.noted(run)
+        torch.set_num_threads(conduct.torch_threads)
+        keep = conduct.directory(args.path, resume=True)
+        keep.claim()
+        env = _environment(run, args.env)
+        agent, learn = _agent(args.path, run, env)
+    reason = _finished(agent, conduct)
+    if reason is not None:
+        keep.release()
+        print(f"{args.path}: finished, {reason}")
+        return
+    _compare(run["versions"])
+    carry_out(prog, agent, learn, env, keep, conduct)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What ``config.json`` says about the run."""
+    file = path / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
+    run = json.loads(file.read_text())
+    if not isinstance(run, dict) or not {"agent", "env", "seed", "total_timesteps", "config", "versions"} <= run.keys():
+        raise ValueError(f"path = {file} is not a run's config.json")
+    return run
+
+
+def _environment(run: dict[str, Any], given: str | None) -> str | EnvSpec:
+    if given is not None:
+        check_id(given)
+        return given
+    spec = described(run["env"])
+    if spec is None:
+        name = run["env"]["id"] if run["env"] else None
+        known = f"{name}, which nobody has registered here" if name else "none that has an id"
+        raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
+    return spec
+
+
+def _agent(
+    path: Path, run: dict[str, Any], env: str | EnvSpec
+) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
+    """The agent where it was, or as it began if nothing of it was saved; and what trains it."""
+    if any((path / "checkpoints").glob("*/MANIFEST.json")):
+        agent = load_agent(path, env)
+        return agent, agent.resume
+    if run["agent"] not in AGENTS:
+        raise ValueError(f"path = {path} holds agent {run['agent']!r}; allowed: {', '.join(AGENTS)}")
+    cls = AGENTS[run["agent"]]
+    agent = cls(env, cls.config_class.from_json(run["config"]), seed=run["seed"])
+    if run.get("start_from") is not None:
+        agent.start_from(run["start_from"])
+    agent.preset = run["preset"]
+    return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
+
+
+def _finished(agent: Agent[Any], conduct: Conduct) -> str | None:
+    """Why there is nothing to do, if there is nothing to do."""
+    if agent.training is None:
+        return None
+    if agent.num_timesteps >= agent.training.last:
+        return f"{agent.num_timesteps:,} steps"
+    spent = [budget.spent(agent.history[-1]) for budget in conduct.budgets() if budget.on_exceed == "stop"]
+    return next((reason for reason in spent if reason), None)
+
+
+def _compare(then: dict[str, str]) -> None:
+    """Warn where other versions than then may give other numbers."""
+    now = versions()
+    changed = [f"{name} {then[name]} -> {now.get(name, 'none')}" for name in then if then[name] != now.get(name)]
+    if changed:
+        text = f"versions differ, so the run may differ from the uninterrupted one: {', '.join(changed)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+if __name__ == "__main__":
+    main()

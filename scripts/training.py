@@ -1,0 +1,153 @@
+"""What ``klrl train`` and ``klrl resume`` share: a training with its files, its signals and its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from rich.console import Console
+
+from klrl.agents import Agent
+from klrl.experience import BadStep
+from klrl.experience.environments import env_id, factory
+from klrl.experience.replay import Replay
+from klrl.run import Callback, KLBudget, evaluate
+from klrl.run.directory import RunDirectory
+from klrl.run.progress import Progress
+from klrl.run.signals import Interrupted, Signals
+from klrl.scripts.command_line import fail
+from klrl.validation import NonNegativeInt, Positive, PositiveInt, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """How a training is kept, ended and evaluated: what decides nothing inside of an update."""
+
+    eval_episodes: NonNegativeInt = 20
+    """Deterministic episodes to evaluate at the end."""
+    checkpoint_every: PositiveInt = 100_000
+    """Environment steps between checkpoints; one more is written at the end."""
+    keep_checkpoints: PositiveInt = 3
+    """How many of the newest checkpoints are kept; the best one is kept, too."""
+    kl_budget: Positive | None = None
+    """Most nats that KL(old||new) may sum to over all updates (metric drift/kl_sum)."""
+    initial_kl_budget: Positive | None = None
+    """Most nats of KL(first policy||new) on the first batch's probe states (metric drift/kl_initial)."""
+    over_budget: Literal["stop", "warn"] = "stop"
+    """End the training after the update that exceeds a budget (stop), or say so once and go on (warn)."""
+    torch_threads: PositiveInt = 1
+    """Threads torch may use; small networks are fastest with one."""
+
+    @classmethod
+    def noted(cls, notes: dict[str, Any]) -> Conduct:
+        """As ``config.json`` has it.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        conduct = cls(**{f.name: notes[f.name] for f in fields(cls) if f.name in notes})
+        validate(conduct)
+        return conduct
+
+    def directory(self, path: Path, notes: Mapping[str, Any] | None = None, *, resume: bool = False) -> RunDirectory:
+        """The run's files."""
+        return RunDirectory(
+            path,
+            checkpoint_every=self.checkpoint_every,
+            keep=self.keep_checkpoints,
+            notes=asdict(self) | dict(notes or {}),
+            resume=resume,
+        )
+
+    def budgets(self) -> list[KLBudget]:
+        """The limits of the whole training."""
+        total, initial = self.kl_budget, self.initial_kl_budget
+        if total is None and initial is None:
+            return []
+        return [KLBudget(total=total, initial=initial, on_exceed=self.over_budget)]
+
+
+class Opening(Callback):
+    """The first lines: whether the run can be resumed exactly, and which preset it has."""
+
+    def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
+        self._say, self._env, self._preset = say, env, preset
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Say what there is to say."""
+        if (note := NOTES[agent.replay]) is not None:
+            self._say(f"{env_id(self._env)}: {note}")
+        if self._preset:
+            self._say(f"preset for {env_id(self._env)}: {', '.join(self._preset)}")
+
+
+NOTES: dict[Replay, str | None] = {
+    "used": None,
+    "new": "a used environment goes on differently, so every episode gets a new one",
+    "never": "episodes cannot be played again; if this run is interrupted, klrl resume goes on in new ones",
+}
+"""What to know about a run, by where its episodes can be played again."""
+
+
+def carry_out(
+    prog: str,
+    agent: Agent[Any],
+    learn: Callable[[Sequence[Callback]], object],
+    env: str | EnvSpec,
+    keep: RunDirectory,
+    conduct: Conduct,
+    *,
+    preset: Sequence[str] = (),
+) -> None:
+    """Train, say how it ended, evaluate.
+
+    Args:
+        prog: the command, for messages.
+        agent: what learns.
+        learn: trains it with these callbacks.
+        env: to evaluate in.
+        keep: the run's files.
+        conduct: everything else.
+        preset: what the environment's preset has set.
+    """
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    budgets = conduct.budgets()
+
+    def save() -> None:
+        path = keep.save()
+        console.print(f"SIGUSR1: {f'checkpoint {path}' if path else 'nothing to save before the first update ends'}")
+
+    try:
+        with Signals(save) as signals:
+            learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
+            console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
+            for reason in (budget.reason for budget in budgets if budget.reason):
+                console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
+            if conduct.eval_episodes:
+                with factory(env)() as one:
+                    result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
+                mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
+                console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
+    except Interrupted as signal:
+        console.print(f"stopped by {signal}: {_kept(agent, keep)}")
+        sys.exit(128 + signal.number)
+    except FloatingPointError as error:
+        fail(prog, error, status=1)
+    except OSError as error:
+        fail(prog, error, status=1)
+    except (BadStep, gym.error.Error) as error:
+        fail(prog, error)
+    finally:
+        agent.close()
+
+
+def _kept(agent: Agent[Any], keep: RunDirectory) -> str:
+    if keep.saved is None:
+        return "nothing to keep before the first update was done"
+    finished = agent.training is not None and agent.num_timesteps >= agent.training.last
+    return f"checkpoint {keep.saved}; " + ("training was finished" if finished else f"klrl resume {keep.path} goes on")
