@@ -89,6 +89,7 @@ class Opening(Callback):
 NOTES: dict[Replay, str | None] = {
     "used": None,
     "new": "a used environment goes on differently, so every episode gets a new one",
+    "unknown": "random actions fail in it, so nobody knows whether its episodes can be played again; klrl resume tries",
     "never": "episodes cannot be played again; if this run is interrupted, klrl resume goes on in new ones",
 }
 """What to know about a run, by where its episodes can be played again."""

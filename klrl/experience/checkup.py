@@ -9,7 +9,7 @@ from typing import Literal
 import gymnasium as gym
 import numpy as np
 
-from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, record
+from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
 from klrl.policy.spaces import check_spaces
 
 Verdict = Literal["ok", "note", "problem"]
@@ -75,9 +75,9 @@ def _replay(question: str, env: gym.Env, recordings: list[Recording], otherwise:
 
 def _aliasing(env: gym.Env, seed: int) -> Finding:
     """Whether an observation changes after it was handed out."""
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     before = copied(observation)
-    env.step(env.action_space.sample())
+    env.step(random_action(env.action_space, observation, info))
     if equal(observation, before):
         return Finding("observations of their own memory", "ok", "yes")
     return Finding("observations of their own memory", "note", "no, a step overwrites the last one; klrl copies them")
@@ -85,16 +85,17 @@ def _aliasing(env: gym.Env, seed: int) -> Finding:
 
 def _numbers(env: gym.Env, seed: int, steps: int) -> Finding:
     env.action_space.seed(seed)
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     episode = 0
     for step in range(steps):
-        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        action = random_action(env.action_space, observation, info)
+        observation, reward, terminated, truncated, info = env.step(action)
         for what, value in (("observation", observation), ("reward", reward)):
             if not all(np.isfinite(x).all() for x in leaves(value) if x.dtype.kind == "f"):
                 return Finding("finite numbers", "problem", f"no: the {what} of step {step} (episode {episode}) is not")
         if not env.observation_space.contains(observation):
             return Finding("finite numbers", "note", f"yes, but the observation of step {step} is not in its space")
         if terminated or truncated:
-            observation, _ = env.reset()
+            observation, info = env.reset()
             episode += 1
     return Finding("finite numbers", "ok", f"yes, in {steps:,} random steps and {episode + 1:,} episodes")

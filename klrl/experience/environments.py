@@ -177,14 +177,17 @@ def is_seeded(envs: VectorEnv) -> bool:
 def prepare(env: EnvLike | None, envs: VectorEnv) -> Replay:
     """Try where the environments' episodes can be played again, and let each have a new environment where that helps.
 
-    Two more environments are made to try it. A single ``Env`` instance is taken for one that can be reset to any of
-    its episodes: trying would disturb it.
+    Two more environments are made to try it with random actions. A single ``Env`` instance is not tried: that would
+    disturb it.
     """
     if env is None or isinstance(env, VectorEnv) or not is_seeded(envs):
         return "never"
     if isinstance(env, gym.Env):
-        return "used"
-    where = replay(factory(env))
+        return "unknown"
+    try:
+        where = replay(factory(env))
+    except Exception:  # whatever random actions do to it, a policy may not
+        return "unknown"
     envs.set_attr("rebuild", [where == "new"] * envs.num_envs)  # type: ignore[attr-defined]
     return where
 

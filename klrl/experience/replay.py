@@ -9,8 +9,10 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-Replay = Literal["used", "new", "never"]
-"""Where an episode can be played again: in any environment, only in one that is new, or nowhere."""
+from klrl.policy.observations import MASK, flat_mask
+
+Replay = Literal["used", "new", "never", "unknown"]
+"""Where an episode can be played again: in any environment, only in one that is new, nowhere; or nobody has tried."""
 
 EPISODES, STEPS = 8, 50
 """How many are tried, and how far at most."""
@@ -47,14 +49,26 @@ def replay(make: Callable[[], gym.Env]) -> Replay:
 def record(env: gym.Env, seed: int) -> Recording:
     """Random actions until the episode ends, a certain number at most."""
     env.action_space.seed(seed)
-    observation, _ = env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     actions: list[Any] = []
     said = [(copied(observation), 0.0, False, False)]
     while len(actions) < STEPS and not any(said[-1][2:]):
-        actions.append(env.action_space.sample())
-        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        actions.append(random_action(env.action_space, observation, info))
+        observation, reward, terminated, truncated, info = env.step(actions[-1])
         said.append((copied(observation), float(reward), bool(terminated), bool(truncated)))
     return Recording(seed, actions, said)
+
+
+def random_action(space: gym.Space, observation: Any, info: dict[str, Any]) -> Any:
+    """A sample of what the mask allows, where there is one in the observation or in info."""
+    mask = observation.get(MASK) if isinstance(observation, dict) else info.get(MASK)
+    if mask is None:
+        return space.sample()
+    flat = flat_mask(mask).astype(np.int8)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        ends = np.cumsum(space.nvec.ravel())[:-1]
+        return space.sample(mask=tuple(np.split(flat, ends)))
+    return space.sample(mask=flat)
 
 
 def difference(env: gym.Env, recording: Recording) -> int | None:
