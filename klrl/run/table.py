@@ -63,10 +63,10 @@ def episodes_until(path: Path, total_timesteps: int) -> list[list[str]]:
     rows: list[list[str]] = []
     if not path.exists():
         return rows
-    with path.open(newline="", errors="replace") as file:
-        for row in list(csv.reader(file))[1:]:
-            if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
-                break
-            if int(row[0]) <= total_timesteps:
-                rows.append(row)
+    whole = path.read_text(errors="replace").rpartition("\n")[0]
+    for row in list(csv.reader(whole.splitlines()))[1:]:
+        if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
+            break
+        if int(row[0]) <= total_timesteps:
+            rows.append(row)
     return rows

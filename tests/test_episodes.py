@@ -1,0 +1,131 @@
+"""Episodes seeded one by one: each depends on its place alone, and any place can be reached again."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from environments import Counting, Noise, box
+
+from klrl.experience.episodes import Place, SeededEpisodes
+
+
+class Remembering(Noise):
+    """What an episode is depends on how many the environment has had before."""
+
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        observation, info = super().reset(seed=seed, options=options)
+        return observation + np.float32(self.episodes), info
+
+
+def noise():
+    return Noise(box(1))
+
+
+def play(env, n):
+    """What the next steps show; the episode goes on or ends, and the next one begins."""
+    shown = []
+    for _ in range(n):
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        shown.append((observation.tobytes(), reward))
+        if terminated or truncated:
+            shown.append(env.reset()[0].tobytes())
+    return shown
+
+
+def test_seeds_are_spread_over_streams_and_episodes_and_fit_an_int32():
+    seeds = [Place(stream, episode).seed for stream in range(100) for episode in range(100)]
+    assert len(set(seeds)) == 10_000
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**31
+    assert Place(3, 4).seed == int(np.random.SeedSequence(3, spawn_key=(4,)).generate_state(1)[0]) // 2
+
+
+def test_an_episode_does_not_depend_on_how_long_those_before_it_were():
+    long, short = SeededEpisodes(noise), SeededEpisodes(noise)
+    for env in (long, short):
+        env.reset(seed=7)
+    play(long, 5)
+    np.testing.assert_array_equal(long.reset()[0], short.reset()[0])
+
+
+def test_a_reset_with_a_seed_begins_the_stream_again_and_another_seed_another_one():
+    env = SeededEpisodes(noise)
+    first = [env.reset(seed=s)[0].tobytes() for s in (1, 1, 2)]
+    assert first[0] == first[1] != first[2]
+    again = env.reset()[0].tobytes()
+    env.reset(seed=2)
+    assert env.reset()[0].tobytes() == again not in first
+
+
+@pytest.mark.parametrize("steps", [0, 1, 7, 19])
+def test_a_place_is_reached_again_in_another_environment(steps):
+    env = SeededEpisodes(noise)
+    env.reset(seed=5)
+    for _ in range(3):
+        observation, _ = env.reset()
+    actions = [env.action_space.sample() for _ in range(steps)]
+    for action in actions:
+        observation, *_ = env.step(action)
+    other = SeededEpisodes(noise)
+    other.place = Place(5, 3, actions)
+    np.testing.assert_array_equal(other.reset()[0], observation)
+    for one in (env, other):
+        one.action_space.seed(0)
+    assert play(env, 30) == play(other, 30)
+
+
+def test_a_stream_that_nobody_seeded_is_random():
+    one, other = (SeededEpisodes(noise).reset()[0].tobytes() for _ in range(2))
+    assert one != other
+
+
+def test_where_a_used_environment_goes_on_differently_every_episode_gets_a_new_one():
+    def first_of_episode_3(rebuild, at):
+        env = SeededEpisodes(lambda: Remembering(box(1)))
+        env.rebuild, env.place = rebuild, at
+        env.reset()
+        for _ in range(3 - at.episode):
+            env.reset()
+        return env.reset()[0].tobytes()
+
+    for rebuild in (False, True):
+        from_the_start, from_there = (first_of_episode_3(rebuild, Place(1, episode)) for episode in (0, 2))
+        assert (from_the_start == from_there) == rebuild
+
+
+def test_environments_that_are_replaced_are_closed():
+    made = []
+
+    def make():
+        made.append(Counting())
+        return made[-1]
+
+    env = SeededEpisodes(make)
+    env.rebuild = True
+    for _ in range(3):
+        env.reset()
+    env.close()
+    assert [one.closed for one in made] == [True, True, True]
+
+
+class Failing(Noise):
+    def step(self, action):
+        if self.steps == 2:
+            raise RuntimeError("sensor fault")
+        return super().step(action)
+
+
+def test_an_exception_says_where_it_happened():
+    env = SeededEpisodes(lambda: Failing(box(1)), index=3)
+    env.reset(seed=9)
+    env.reset()
+    with pytest.raises(RuntimeError, match=r"^sensor fault") as caught:
+        play(env, 3)
+    assert caught.value.__notes__ == [f"in step 3 of environment 3, episode 1 (seed {Place(9, 1).seed})"]
+
+
+def test_spaces_and_the_environment_inside_are_those_that_were_made():
+    env = SeededEpisodes(lambda: gym.make("CartPole-v1"))
+    assert (env.observation_space, env.spec.id) == (gym.make("CartPole-v1").observation_space, "CartPole-v1")

@@ -1,0 +1,67 @@
+"""One process per run directory."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from klrl.run.lock import LOCK, Lock, check_free
+
+HOLDER = "import sys, time; from pathlib import Path; from klrl.run.lock import Lock; lock = Lock(Path(sys.argv[1]))"
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that has the lock."""
+    command = [sys.executable, "-c", f"{HOLDER}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_second_lock_is_refused_with_the_first_ones_process(tmp_path):
+    lock = Lock(tmp_path)
+    expected = f"run_dir = {tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}; allowed: another"
+    for refused in (Lock, check_free):
+        with pytest.raises(BlockingIOError, match=f"^{expected}"):
+            refused(tmp_path)
+    lock.release()
+    check_free(tmp_path)
+
+
+def test_another_process_is_named_and_its_death_frees_the_directory(tmp_path, holder):
+    with pytest.raises(BlockingIOError, match=f"is in use by process {holder.pid} on "):
+        Lock(tmp_path)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert json.loads((tmp_path / LOCK).read_text())["pid"] == holder.pid  # stale, and no obstacle
+    check_free(tmp_path)
+    Lock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_releasing_twice_is_no_harm_and_does_not_free_anothers(tmp_path):
+    lock = Lock(tmp_path)
+    lock.release()
+    other = Lock(tmp_path)
+    lock.release()
+    with pytest.raises(BlockingIOError):
+        check_free(tmp_path)
+    other.release()
+
+
+def test_a_garbled_lock_file_still_locks(tmp_path):
+    lock = Lock(tmp_path)
+    (tmp_path / LOCK).write_text("\x1b[31m")
+    with pytest.raises(BlockingIOError, match="is in use by another process; allowed"):
+        check_free(tmp_path)
+    lock.release()
+
+
+def test_what_is_not_there_is_free(tmp_path):
+    check_free(tmp_path / "nothing")
