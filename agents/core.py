@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Probe, Samples, check_finite, step_zero
+from klrl.agents.samples import Probe, Samples, check_finite, first_not_finite, step_zero
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.experience import Batch, gae
 from klrl.kl.drift import average, drift_report, mean_kl
@@ -173,8 +173,7 @@ class Core(abc.ABC, Generic[C]):
         self.fresh = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
         metrics |= self.improve(batch, samples, callback)
-        when = f"update {self.n_updates} at {self.num_timesteps} steps"
-        check_finite({"actor": self.actor, "critic": self.critic}, metrics["train/value_loss"], when)
+        check_finite(self._named, metrics["train/value_loss"], self._when)
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
@@ -208,6 +207,11 @@ class Core(abc.ABC, Generic[C]):
         )
         returns = batch.samples(advantage + values)
         advantage = batch.samples(advantage)
+        if not returns.isfinite().all():
+            largest = rewards.abs().max().item()
+            raise FloatingPointError(
+                f"returns in {self._when} are not finite with rewards up to {largest:g}; allowed: finite numbers"
+            )
         if self.config.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
         return self._on_device(advantage), self._on_device(returns)
@@ -246,9 +250,25 @@ class Core(abc.ABC, Generic[C]):
         return expectation(policy.output.entropy(), policy, policy.output.entropy_gradient())
 
     def descend(self, loss: Objective) -> None:
-        """One optimiser step on the networks that the loss depends on, with the gradient's norm limited."""
+        """One optimiser step on the networks that the loss depends on, with the gradient's norm limited.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; no parameter has moved.
+        """
         gradients = loss.gradients()
-        self.optimizer.step([gradients.get(network) for network in self.optimized])
+        try:
+            self.optimizer.step([gradients.get(network) for network in self.optimized])
+        except FloatingPointError as error:
+            where = first_not_finite(self._named, gradients) or "actor and critic"
+            raise FloatingPointError(f"{where} in {self._when}: {error}") from None
+
+    @property
+    def _named(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor, "critic": self.critic}
+
+    @property
+    def _when(self) -> str:
+        return f"update {self.n_updates} at {self.num_timesteps} steps"
 
     def anneal(self) -> float:
         """Set the learning rate for this update and return it; the actor's is also scaled by the region."""

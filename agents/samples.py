@@ -119,6 +119,17 @@ def check_finite(networks: Mapping[str, nn.Module], value_loss: float | str, whe
         raise FloatingPointError(f"train/value_loss = {value_loss} in {when}; allowed: finite numbers")
 
 
+def first_not_finite(networks: Mapping[str, nn.Module], gradients: Mapping[nn.Module, Array]) -> str | None:
+    """In words, the first element of packed gradients ``[P]`` that is none; ``None`` where all are finite."""
+    for name, network in networks.items():
+        parameters = list(network.named_parameters())
+        flat = torch.as_tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
+        for (key, p), g in zip(parameters, flat.split([p.numel() for _, p in parameters]), strict=True):
+            for index in (~g.reshape(p.shape).isfinite()).nonzero().tolist():
+                return f"gradient of {name}.{key}, element {index},"
+    return None
+
+
 def mean_of(values: Sequence[Any]) -> float:
     """Mean of numbers, or of 0-d tensors that are read from their device once."""
     return float(torch.stack(list(values)).mean() if isinstance(values[0], Tensor) else np.mean(values))

@@ -140,10 +140,10 @@ def test_statistics_of_a_trunk_of_ones_own_change_as_they_are_and_are_reported(a
 def test_the_sum_of_every_updates_kl_goes_on_over_calls_of_learn_and_files(agent_class, tmp_path):
     agent = small_agent(agent_class).learn(128)
     agent.learn(64)
-    first = agent.history
     loaded = agent_class.load(agent.save(tmp_path / "agent")).learn(64)
-    steps = [metrics["drift/kl"] for metrics in [*first, *loaded.history]]
-    found = [metrics["drift/kl_sum"] for metrics in [*first, *loaded.history]]
+    assert len(loaded.history) == 4
+    steps = [metrics["drift/kl"] for metrics in loaded.history]
+    found = [metrics["drift/kl_sum"] for metrics in loaded.history]
     assert found == pytest.approx(np.cumsum(steps), rel=1e-12)
 
 
@@ -189,10 +189,34 @@ def test_explained_variance_is_that_of_numpy_and_nan_where_the_target_is_constan
 
 
 @every_agent
-def test_an_update_that_overflows_raises_with_the_name_of_the_parameter(agent_class):
+def test_an_update_that_overflows_raises_and_moves_nothing(agent_class):
     agent = small_agent(agent_class, scale_rewards=False)
-    with pytest.raises(FloatingPointError, match=r"(actor|critic)\.\S+ is not finite after update 0 at 0 steps"):
+    before = parameters(agent)
+    with pytest.raises(FloatingPointError, match=r"^returns in update 0 at 0 steps are not finite with rewards up to"):
         agent.update(random_batch(agent, scale=1e38))
+    assert same(parameters(agent), before)
+
+
+@every_agent
+def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(agent_class, monkeypatch):
+    agent = small_agent(agent_class)
+    value_loss = agent.value_loss
+
+    def with_nan(samples):
+        loss = value_loss(samples)
+        gradients = loss.gradients()
+        gradients[agent.critic][3] = np.nan
+        monkeypatch.setattr(type(loss), "gradients", lambda self: gradients)
+        return loss
+
+    monkeypatch.setattr(agent, "value_loss", with_nan)
+    before = parameters(agent)[len([*agent.actor.parameters()]) :]
+    expected = (
+        r"^gradient of critic\.\S+, element \[\d+, \d+\], in update 0 at 0 steps: gradient of norm nan; allowed: finite"
+    )
+    with pytest.raises(FloatingPointError, match=expected):
+        agent.update(random_batch(agent))
+    assert same(parameters(agent)[len([*agent.actor.parameters()]) :], before)
 
 
 @every_agent

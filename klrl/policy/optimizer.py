@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +35,18 @@ class Adam:
         self._networks = [_Network.of(p.detach()) for p in parameters]
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Move every network that has a gradient ``[P]``; the moments of the others stay as they are, too."""
+        """Move every network that has a gradient ``[P]``; the moments of the others stay as they are, too.
+
+        Raises:
+            FloatingPointError: a gradient is not finite; nothing has moved (on the CPU: elsewhere asking would wait).
+        """
         networks = zip(self._networks, gradients, self.factors, strict=True)
         moving = [(n, n.array(g), self.learning_rate * factor) for n, g, factor in networks if g is not None]
         if not moving:
             return
         norm = sum(g @ g for _, g, _ in moving) ** 0.5
+        if not isinstance(norm, Tensor) and not math.isfinite(norm):
+            raise FloatingPointError(f"gradient of norm {norm}; allowed: finite numbers")
         excess = (norm / self.max_grad_norm).clip(1.0)
         for network, g, rate in moving:
             network.step(g / excess, rate)
