@@ -14,7 +14,7 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 
-from klrl.agents import AGENTS, Agent, load_agent
+from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.experience.environments import check_id, described
 from klrl.run import Callback
 from klrl.run.directory import versions
@@ -38,12 +38,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
     with bad_input(prog):
         run = _read(args.path)
-        conduct = Conduct.noted(run)
+        conduct, config = _settings(args.path, run)
         torch.set_num_threads(conduct.torch_threads)
         keep = conduct.directory(args.path, resume=True)
         keep.claim()
         env = _environment(run, args.env)
-        agent, learn = _agent(args.path, run, env)
+        agent, learn = _agent(args.path, run, config, env)
     reason = _finished(agent, conduct)
     if reason is not None:
         keep.release()
@@ -58,10 +58,23 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
-    run = json.loads(file.read_text())
-    if not isinstance(run, dict) or not {"agent", "env", "seed", "total_timesteps", "config", "versions"} <= run.keys():
-        raise ValueError(f"path = {file} is not a run's config.json")
+    try:
+        run = json.loads(file.read_text())
+        missing = {"agent", "env", "seed", "total_timesteps", "config", "versions"} - run.keys()
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
+    if missing:
+        raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")
+    if run["agent"] not in AGENTS:
+        raise ValueError(f"path = {path} holds agent {run['agent']!r}; allowed: {', '.join(AGENTS)}")
     return run
+
+
+def _settings(path: Path, run: dict[str, Any]) -> tuple[Conduct, AgentConfig]:
+    try:
+        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(run["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 
 
 def _environment(run: dict[str, Any], given: str | None) -> str | EnvSpec:
@@ -77,19 +90,16 @@ def _environment(run: dict[str, Any], given: str | None) -> str | EnvSpec:
 
 
 def _agent(
-    path: Path, run: dict[str, Any], env: str | EnvSpec
+    path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec
 ) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
     """The agent where it was, or as it began if nothing of it was saved; and what trains it."""
     if any((path / "checkpoints").glob("*/MANIFEST.json")):
         agent = load_agent(path, env)
         return agent, agent.resume
-    if run["agent"] not in AGENTS:
-        raise ValueError(f"path = {path} holds agent {run['agent']!r}; allowed: {', '.join(AGENTS)}")
-    cls = AGENTS[run["agent"]]
-    agent = cls(env, cls.config_class.from_json(run["config"]), seed=run["seed"])
+    agent = AGENTS[run["agent"]](env, config, seed=run["seed"])
     if run.get("start_from") is not None:
         agent.start_from(run["start_from"])
-    agent.preset = run["preset"]
+    agent.preset = run.get("preset")
     return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
 
 

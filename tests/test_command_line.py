@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from environments import Broken
 
@@ -258,7 +259,10 @@ def test_an_unknown_verb_is_refused(refused):
     assert "verb = 'fly'; allowed: train, evaluate, distill, dpo, doctor, benchmark, explore-kl" in refused("fly")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+ENDING = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "status"), ENDING, ids=lambda x: getattr(x, "name", x))
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, tmp_path):
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
     command = [sys.executable, "-m", "klrl.scripts.main", *words]
@@ -266,13 +270,37 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         wait_for(lambda: (tmp_path / "run/metrics.csv").exists())
+        os.kill(process.pid, signal.SIGUSR1)
+        wait_for(lambda: any(tmp_path.glob("run/checkpoints/*/MANIFEST.json")))
         os.kill(process.pid, number)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
-    assert f"{number.name}: stopping after this update" in output
-    assert f"stopped by {number.name}" in output
+    saved, stopped = (line for line in output.splitlines() if line.startswith(("SIGUSR1", "stopped")))
+    assert saved.startswith("SIGUSR1: checkpoint run/checkpoints/")
+    assert stopped.startswith(f"stopped by {number.name}: checkpoint run/checkpoints/")
+    assert stopped.endswith("; klrl resume run goes on")
     assert "Traceback" not in output
+    assert sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")) == [
+        "checkpoints", "config.json", "episodes.csv", "metrics.csv",
+    ]  # fmt: skip
     assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
+
+
+def test_a_second_interrupt_ends_the_process_at_once(tmp_path):
+    words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
+    program = (
+        "import sys, time\nfrom klrl.run.directory import RunDirectory\nfrom klrl.scripts.main import main\n"
+        "RunDirectory.on_training_end = lambda self, agent: (print('saving', flush=True), time.sleep(60))\n"
+        f"main({words})"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (tmp_path / "run/metrics.csv").exists())
+        os.kill(process.pid, signal.SIGINT)
+        while process.stdout.readline() != "saving\n":
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
 
 
 def test_an_interrupted_evaluation_ends_at_once_and_the_agent_is_kept(tmp_path):
@@ -286,7 +314,7 @@ def test_an_interrupted_evaluation_ends_at_once_and_the_agent_is_kept(tmp_path):
         os.kill(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert output == "evaluation interrupted; the trained agent is saved\n"
+    assert output == "stopped by SIGINT: checkpoint run/checkpoints/000000001024; training was finished\n"
     assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
 
 
@@ -299,8 +327,14 @@ def test_a_value_that_is_not_finite_ends_the_run_with_one_line_and_status_1(caps
     del gym.registry["Broken-v0"]
     assert stop.value.code == 1
     line = capsys.readouterr().err
-    assert line.startswith("klrl train ppo: reward of environment 0 is nan after ")
+    where = "in step 1 of its episode 0, after 0 steps; allowed: finite numbers; the step is in"
+    assert line.startswith(f"klrl train ppo: reward of environment 0 is nan {where} ")
     assert line.count("\n") == 1
+    with np.load(line.split()[-1]) as step:
+        assert {name: step[name].shape for name in step} == {
+            "observation": (8, 4), "action": (8,), "executed": (8,), "reward": (8,),
+        }  # fmt: skip
+        assert np.isnan(step["reward"]).all()
 
 
 def wait_for(condition, seconds=60.0):

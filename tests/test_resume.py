@@ -1,0 +1,311 @@
+"""An interrupted and resumed training is the uninterrupted one: parameters, rows, points, episodes, to the bit."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from environments import Broken, Noise, Sampling, box, small_agent
+from support import every_agent, parameters, same, slots, without_time
+from test_board import shown
+from test_command_line import klrl, wait_for
+from test_replay import Remembering
+
+from klrl.agents import PPO, TRPO
+from klrl.run import Callback, checkpoint
+from klrl.run.directory import RunDirectory
+from klrl.run.lock import Lock
+from klrl.scripts.main import main
+
+TOTAL = 64 * 6
+
+
+class Interrupt(Callback):
+    """Ctrl-C in the middle of something, in the update with this number."""
+
+    def __init__(self, where, update=3):
+        self.where, self.update = where, update
+
+    def _interrupt(self, agent, where):
+        if where == self.where and agent.n_updates == self.update:
+            self.where = None
+            raise KeyboardInterrupt
+
+    def on_update_start(self, agent, batch):
+        self._interrupt(agent, "update")
+
+    def on_minibatch_end(self, agent, metrics):
+        self._interrupt(agent, "minibatch")
+
+    def on_epoch_end(self, agent, epoch):
+        self._interrupt(agent, "epoch")
+
+    def on_update_end(self, agent, batch, metrics):
+        self._interrupt(agent, "end")
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "time/fps"} for row in csv.DictReader(file)]
+
+
+def state(run):
+    """Everything a run has kept but times, as text or bits."""
+    tensors, saved = checkpoint.read(run)
+    for group in saved["history"]:
+        speed = group["names"].index("time/fps")
+        group["rows"] = [[x for i, x in enumerate(row) if i != speed] for row in group["rows"]]
+    points = {tag: values for tag, values in shown(run).items() if tag != "time/fps"}
+    return {
+        "tensors": {name: x.numpy().tobytes() for name, x in tensors.items()},
+        "saved": repr(saved),
+        "metrics": rows(run / "metrics.csv"),
+        "episodes": (run / "episodes.csv").read_text(),
+        "points": points,
+    }
+
+
+def interrupted(agent, run, where, **keep):
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(TOTAL, [Interrupt(where), RunDirectory(run, **keep)])
+
+
+ENVIRONMENTS = {
+    "CartPole-v1": "CartPole-v1",
+    "Pendulum-v1": "Pendulum-v1",
+    "Remembering": lambda: Remembering(box(1)),
+    "masks": lambda: Sampling(gym.spaces.Discrete(3), gym.spaces.Discrete(4), masks="info"),
+}
+
+
+@every_agent
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize("where", ["update", "minibatch", "end"])
+def test_the_resumed_run_is_the_uninterrupted_one(agent_class, env, where, tmp_path):
+    settings = {"seed": 4, "action_mask": "info" if env == "masks" else "auto"}
+    whole = small_agent(agent_class, ENVIRONMENTS[env], **settings).learn(TOTAL, run_dir=tmp_path / "whole")
+    interrupted(small_agent(agent_class, ENVIRONMENTS[env], **settings), tmp_path / "run", where, checkpoint_every=128)
+    given = None if isinstance(ENVIRONMENTS[env], str) else ENVIRONMENTS[env]
+    agent = agent_class.load(tmp_path / "run", given).resume(run_dir=tmp_path / "run")
+    assert same(parameters(agent), parameters(whole))
+    assert same(slots(agent), slots(whole))
+    assert without_time(agent) == without_time(whole)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("settings", [{"trust_region": "adaptive-penalty"}, {"learning_rate_schedule": "constant"}])
+def test_schedules_and_coefficients_go_on(settings, tmp_path):
+    whole = small_agent(PPO, **settings).learn(TOTAL)
+    interrupted(small_agent(PPO, **settings), tmp_path / "run", "epoch")
+    assert without_time(PPO.load(tmp_path / "run").resume()) == without_time(whole)
+
+
+def test_two_interruptions_are_no_worse_than_one(tmp_path):
+    whole = small_agent(TRPO).learn(TOTAL, run_dir=tmp_path / "whole")
+    interrupted(small_agent(TRPO), tmp_path / "run", "minibatch")
+    with pytest.raises(KeyboardInterrupt):
+        TRPO.load(tmp_path / "run").resume(Interrupt("minibatch", update=5), run_dir=tmp_path / "run")
+    agent = TRPO.load(tmp_path / "run").resume(run_dir=tmp_path / "run")
+    assert without_time(agent) == without_time(whole)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_a_run_in_processes_goes_on_in_one_and_the_other_way_round(tmp_path):
+    whole = small_agent(PPO).learn(TOTAL)
+    for first, then in (("async", "sync"), ("sync", "async")):
+        agent = small_agent(PPO, vectorization_mode=first)
+        interrupted(agent, tmp_path / first, "minibatch")
+        agent.close()
+        tensors, saved = checkpoint.read(tmp_path / first)
+        saved["config"]["vectorization_mode"] = then
+        loaded = PPO.load(checkpoint.write(tmp_path / f"then {then}", tensors, saved)).resume()
+        loaded.close()
+        assert without_time(loaded) == without_time(whole)
+
+
+def test_an_agent_that_was_loaded_and_saved_again_is_still_where_it_was(tmp_path):
+    whole = small_agent(PPO).learn(TOTAL)
+    interrupted(small_agent(PPO), tmp_path / "run", "minibatch")
+    again = PPO.load(tmp_path / "run").save(tmp_path / "again")
+    assert without_time(PPO.load(again).resume()) == without_time(whole)
+
+
+def test_learning_on_after_load_is_learning_on(tmp_path):
+    agent = small_agent(PPO).learn(128)
+    loaded = PPO.load(agent.save(tmp_path / "agent"))
+    assert without_time(loaded.learn(128)) == without_time(agent.learn(128))
+
+
+def test_a_given_environment_goes_on_in_its_episodes_and_set_env_begins_new_ones(tmp_path):
+    agent = small_agent(PPO, lambda: Noise(box(1)))
+    path = agent.learn(128).save(tmp_path / "agent")
+    agent.learn(128)
+    given, put_in = PPO.load(path, lambda: Noise(box(1))), PPO.load(path)
+    put_in.set_env(lambda: Noise(box(1)))
+    assert without_time(given.learn(128)) == without_time(agent) != without_time(put_in.learn(128))
+
+
+def test_an_environment_that_does_not_come_back_begins_new_episodes_with_a_warning(tmp_path):
+    class Different(Noise):
+        def _observe(self):
+            return super()._observe() + np.float32(1.0)
+
+    path = small_agent(PPO, lambda: Noise(box(1))).learn(128).save(tmp_path / "agent")
+    loaded = PPO.load(path, lambda: Different(box(1)))
+    expected = r"environment 0 did not come back to where it was, \d+ steps into its episode 3: new episodes begin"
+    with pytest.warns(RuntimeWarning, match=expected):
+        loaded.learn(64)
+    assert loaded.num_timesteps == 192
+
+
+def test_there_must_be_a_training_to_resume():
+    with pytest.raises(ValueError, match=r"the agent has no training to resume; allowed: learn\(total_timesteps\)"):
+        small_agent(PPO).resume()
+
+
+def test_a_finished_training_is_resumed_by_doing_nothing(tmp_path):
+    agent = small_agent(PPO).learn(128, run_dir=tmp_path)
+    before = state(tmp_path)
+    assert without_time(PPO.load(tmp_path).resume(run_dir=tmp_path)) == without_time(agent)
+    assert state(tmp_path) == before
+
+
+def test_rows_that_are_not_whole_or_lost_are_written_again(tmp_path):
+    small_agent(PPO).learn(TOTAL, run_dir=tmp_path / "whole")
+    interrupted(small_agent(PPO), tmp_path / "run", "minibatch")
+    metrics = tmp_path / "run/metrics.csv"
+    metrics.write_text(metrics.read_text()[:-150])
+    PPO.load(tmp_path / "run").resume(run_dir=tmp_path / "run")
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+def test_a_number_that_is_none_leaves_the_last_update_and_the_step_it_came_from(tmp_path):
+    class Later(Broken):
+        """Breaks in its fourth episode."""
+
+        def step(self, action):
+            self.what = "reward" if self.episode == 3 else None
+            return super().step(action)
+
+    agent = small_agent(PPO, Later(None, 0, length=10))
+    with pytest.raises(FloatingPointError, match=r"^reward of environment 0 is nan in step 1 of its episode 3"):
+        agent.learn(TOTAL, run_dir=tmp_path)
+    with np.load(tmp_path / "non-finite.npz") as step:
+        np.testing.assert_array_equal(step["observation"], [[0.0, 3.0, 0.0, 0.0]])
+
+
+# The command.
+QUICK = ["--env", "CartPole-v1", "--n-envs", "2", "--n-steps", "32", "--batch-size", "32", "--eval-episodes", "1"]
+QUICK += ["--actor-hidden-sizes", "8", "--critic-hidden-sizes", "8", "--checkpoint-every", "256"]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "trpo"])
+def test_a_killed_run_is_finished_by_klrl_resume(agent, tmp_path):
+    words = ["train", agent, *QUICK, "--total-timesteps", "6400"]
+    assert klrl(*words, "--run-dir", tmp_path / "whole").returncode == 0
+    command = [sys.executable, "-m", "klrl.scripts.main", *words, "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))) > 1)
+        process.kill()
+    resumed = klrl("resume", tmp_path / "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "evaluation: mean return" in resumed.stdout
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+    again = klrl("resume", tmp_path / "run")
+    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run'}: finished, 6,400 steps\n")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that was interrupted before its first checkpoint."""
+    with pytest.raises(SystemExit):
+        main(["train", "ppo", *QUICK, "--total-timesteps", "256", "--run-dir", str(tmp_path / "run"), "--gamma", "2"])
+    main(["train", "ppo", *QUICK, "--total-timesteps", "256", "--run-dir", str(tmp_path / "run")])
+    whole = state(tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    return tmp_path / "run", whole
+
+
+def test_a_run_without_a_checkpoint_starts_anew(run):
+    path, whole = run
+    main(["resume", str(path)])
+    assert state(path) == whole
+
+
+def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
+    main(["train", "trpo", *QUICK, "--run-dir", str(tmp_path / "run"), "--kl-budget", "0.02"])
+    main(["resume", str(tmp_path / "run")])
+    assert "finished, drift/kl_sum = " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda run: (run / "config.json").unlink(), "no config.json there; allowed: a run directory"),
+        (lambda run: (run / "config.json").write_text("[]"), "config.json is not as a run writes it: "),
+        (lambda run: (run / "config.json").write_text("{"), "config.json is not as a run writes it: "),
+        (
+            lambda run: edit(run, env={"id": "Mine-v0", "kwargs": {}, "max_episode_steps": None}),
+            "allowed: --env MODULE:M",
+        ),
+        (lambda run: edit(run, env=None), "env = none that has an id; allowed: --env ID"),
+        (lambda run: edit(run, agent="dqn"), "holds agent 'dqn'; allowed: ppo, trpo, npg"),
+        (lambda run: edit(run, checkpoint_every=0), "checkpoint_every = 0; allowed: an integer >= 1"),
+        (lambda run: edit(run, config={}), "config.json is not as a run writes it: KeyError"),
+        (lambda run: edit(run, config=7), "config.json is not as a run writes it: "),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_with_one_line(run, spoil, expected, capsys):
+    path, _ = run
+    spoil(path)
+    with pytest.raises(SystemExit) as stop:
+        main(["resume", str(path)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.startswith("klrl resume: ")
+    assert expected in said
+    assert said.count("\n") == 1
+
+
+def edit(run, **changes):
+    file = run / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_run_that_is_still_going_is_refused_with_its_process(run, capsys):
+    path, _ = run
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    lock = Lock(path)
+    for words in (["resume", str(path)], ["train", "ppo", *QUICK, "--run-dir", str(path)]):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert "is in use by process " in capsys.readouterr().err
+    lock.release()
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_other_versions_than_then_are_said(run):
+    path, _ = run
+    edit(
+        path, versions={"torch": "1.0", "python": json.loads((path / "config.json").read_text())["versions"]["python"]}
+    )
+    with pytest.warns(RuntimeWarning, match=r"versions differ, so the run may differ from .*: torch 1\.0 -> "):
+        main(["resume", str(path)])
+
+
+def test_the_first_line_names_environments_that_cannot_be_played_again(tmp_path, capsys):
+    gym.register("Remembering-v0", lambda: Remembering(box(1)), max_episode_steps=None)
+    try:
+        words = ["--total-timesteps", "64", "--run-dir", str(tmp_path / "run")]
+        main(["train", "ppo", *QUICK, *words, "--env", "Remembering-v0"])
+    finally:
+        del gym.registry["Remembering-v0"]
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "Remembering-v0: a used environment goes on differently, so every episode gets a new one"
+    assert json.loads((tmp_path / "run/config.json").read_text())["replay"] == "new"
