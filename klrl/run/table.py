@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from klrl.run.disk import room_for
 
 EPISODES = ("total_timesteps", "return", "length", "env_index")
 """The columns of ``episodes.csv``."""
@@ -29,20 +33,17 @@ class Table:
             return
         aside = path.with_name(f"{path.name}.tmp")
         with aside.open("w", newline="") as file:
-            csv.writer(file).writerows([header, *rows])
-            file.flush()
+            self._write(file, [header, *rows])
             os.fsync(file.fileno())
         aside.replace(path)
-        self._open()
+        self._file = path.open("a", newline="")
 
     def add(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Write rows through to the operating system, after ``header`` where there is none yet."""
         if self._file is None:
-            self._open()
-            csv.writer(self._file).writerow(header)  # type: ignore[arg-type]
-        assert self._file is not None
-        csv.writer(self._file).writerows(rows)
-        self._file.flush()
+            self._file = self._path.open("a", newline="")
+            rows = [header, *rows]
+        self._write(self._file, rows)
 
     def sync(self) -> None:
         """Make sure the rows are on the disk."""
@@ -50,12 +51,17 @@ class Table:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what it had no room for has been said when it was added."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):
+                self._file.close()
 
-    def _open(self) -> None:
-        self._file = self._path.open("a", newline="")
+    def _write(self, file: IO[str], rows: Iterable[Sequence[Any]]) -> None:
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows(rows)
+        with room_for(self._path, len(lines.getvalue())):
+            file.write(lines.getvalue())
+            file.flush()
 
 
 def episodes_until(path: Path, total_timesteps: int) -> list[list[str]]:
