@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
@@ -16,7 +16,18 @@ from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
-from klrl.validation import Bounds, Finite, Fraction, NonNegative, Positive, PositiveInt, validate
+from klrl.validation import (
+    Bounds,
+    Fraction,
+    Limit,
+    Pattern,
+    Positive,
+    PositiveInt,
+    PositiveWeight,
+    Weight,
+    nearest,
+    validate,
+)
 
 RegionArgument = Annotated[
     str | TrustRegion,
@@ -29,6 +40,18 @@ RegionArgument = Annotated[
     ),
 ]
 
+StepSize = Annotated[float, Bounds(0.0, 10.0, open_below=True)]
+"""Of Adam, which moves every parameter by as much in its first step; networks' weights are around 1."""
+Width = Annotated[int, Bounds(1, 2**16)]
+Passes = Annotated[int, Bounds(1, 10**6)]
+"""Over a batch, or tries and steps in one update."""
+MOST_SAMPLES = 2**31
+"""In a batch: even 16 bytes of each are 32 GiB."""
+MOST_WEIGHTS = 2**31
+"""Between a network's hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
+MOST_PROCESSES = 1024
+"""Each has a pipe, and 1024 is the usual limit of open files."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
@@ -39,35 +62,35 @@ class AgentConfig:
 
     trust_region: RegionArgument
     """What limits the step."""
-    target_kl: Positive | None = None
+    target_kl: Limit | None = None
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
     (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
-    clip_range: Positive | None = None
+    clip_range: Limit | None = None
     """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
-    rollback_slope: Positive | None = None
+    rollback_slope: PositiveWeight | None = None
     """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
-    state_kl: Positive | None = None
+    state_kl: Limit | None = None
     """KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound for
     KL(new||old) (projection: 0.03)."""
-    state_distance: Positive | None = None
+    state_distance: Limit | None = None
     """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
     frobenius-projection: 0.25)."""
-    regression_coef: NonNegative | None = None
+    regression_coef: Weight | None = None
     """Weight of KL(new||projection), which draws the network to its projection (all projections: 10.0)."""
-    ratio_deviation: Positive | None = None
+    ratio_deviation: Limit | None = None
     """Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
     """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
     (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
-    reference_coef: Positive | None = None
+    reference_coef: PositiveWeight | None = None
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
-    reference_kl: Positive | None = None
+    reference_kl: Limit | None = None
     """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
-    reference: str | None = None
+    reference: Annotated[str, Pattern("(?s).+", "a saved agent or run directory")] | None = None
     """A saved agent or run directory whose policy reference-penalty and reference-constraint measure from; with any
     other region drift/kl_reference is only reported."""
 
-    n_envs: PositiveInt = 8
+    n_envs: Annotated[int, Bounds(1, 2**16)] = 8
     """Parallel environments."""
     n_steps: PositiveInt = 256
     """Steps per environment and update; one batch is n_envs * n_steps."""
@@ -80,7 +103,7 @@ class AgentConfig:
     """Decay lambda of generalised advantage estimation."""
     batch_size: PositiveInt = 64
     """Minibatch size; at most n_envs * n_steps."""
-    learning_rate: Positive = 3e-4
+    learning_rate: StepSize = 3e-4
     """Adam's step size (TRPO, NPG: of the critic)."""
     learning_rate_schedule: Literal["constant", "linear"] = "linear"
     """Keep the learning rate, or let it fall linearly to zero over the training."""
@@ -94,13 +117,13 @@ class AgentConfig:
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of the discounted return; clip at 10."""
-    actor_hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
+    actor_hidden_sizes: tuple[Width, ...] = (64, 64)
     """Widths of the policy network's hidden layers."""
-    critic_hidden_sizes: tuple[PositiveInt, ...] = (64, 64)
+    critic_hidden_sizes: tuple[Width, ...] = (64, 64)
     """Widths of the value network's hidden layers."""
     activation: Activation = "tanh"
     """Activation function of the hidden layers."""
-    log_std_init: Finite = 0.0
+    log_std_init: Annotated[float, Bounds(-20.0, 20.0)] = 0.0
     """First log standard deviation of Gaussian policies."""
     action_distribution: ActionDistribution = "gaussian"
     """Policies on Box actions: a Gaussian clipped to the box, one squashed into it by tanh, or a beta distribution."""
@@ -109,19 +132,43 @@ class AgentConfig:
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: an entry "action_mask" of a Dict observation where there is one
     (auto), info["action_mask"] of every reset and step (info), or none at all (none)."""
-    device: str = "cpu"
+    device: Annotated[str, Pattern(r"cpu|cuda(:\d{1,4})?", "cpu, cuda, cuda:0, cuda:1, ...")] = "cpu"
     """Where the networks are and updates run: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
+
+    def __new__(cls, **settings: Any) -> Self:
+        """Name the nearest setting where one is misspelt.
+
+        Raises:
+            TypeError: a setting that there is not.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in settings.keys() - set(known):
+            raise TypeError(f"{name} is no setting of {cls.__name__}{nearest(name, known)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         validate(self)
-        if self.batch_size > self.n_envs * self.n_steps:
-            raise ValueError(
-                f"batch_size = {self.batch_size}; allowed: at most n_envs * n_steps = {self.n_envs * self.n_steps}"
-            )
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device = {self.device!r}; allowed: cpu, cuda, cuda:0, cuda:1, ...")
+        self._check_sizes()
+        if self.state_dependent_std and self.action_distribution == "beta":
+            raise ValueError("state_dependent_std = True with action_distribution = 'beta'; allowed: with a Gaussian")
         if self.region.reads_reference and self.reference is None:
             raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")
+
+    def _check_sizes(self) -> None:
+        samples = self.n_envs * self.n_steps
+        if samples > MOST_SAMPLES:
+            raise ValueError(
+                f"n_envs = {self.n_envs}, n_steps = {self.n_steps}; allowed: at most {MOST_SAMPLES} samples in a batch"
+            )
+        if self.batch_size > samples:
+            raise ValueError(f"batch_size = {self.batch_size}; allowed: at most n_envs * n_steps = {samples}")
+        if self.vectorization_mode == "async" and self.n_envs > MOST_PROCESSES:
+            raise ValueError(
+                f"n_envs = {self.n_envs} with vectorization_mode = 'async'; allowed: at most {MOST_PROCESSES} processes"
+            )
+        for name in ("actor_hidden_sizes", "critic_hidden_sizes"):
+            if sum(n * m for n, m in pairwise(getattr(self, name))) > MOST_WEIGHTS:
+                raise ValueError(f"{name} = {getattr(self, name)}; allowed: at most {MOST_WEIGHTS} weights between them")
 
     @cached_property
     def region(self) -> TrustRegion:

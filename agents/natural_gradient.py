@@ -6,13 +6,13 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from klrl.agents.base import Agent
-from klrl.agents.config import AgentConfig, RegionArgument
+from klrl.agents.config import AgentConfig, Passes, RegionArgument, StepSize
 from klrl.agents.samples import Samples, mean_of
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import (
@@ -25,7 +25,7 @@ from klrl.trust_region import (
     line_search,
 )
 from klrl.trust_region.all import redefines
-from klrl.validation import NonNegative, Positive, PositiveInt
+from klrl.validation import Bounds, PositiveInt, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +36,20 @@ class NaturalGradientConfig(AgentConfig):
     """What limits the step; one of them must give it a length (none and clip do not)."""
     batch_size: PositiveInt = 128
     """The critic's minibatch size; at most n_envs * n_steps."""
-    learning_rate: Positive = 1e-3
+    learning_rate: StepSize = 1e-3
     """Adam's step size for the critic."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Keep the critic's learning rate, or let it fall linearly to zero over the training."""
-    cg_max_steps: PositiveInt = 15
+    cg_max_steps: Passes = 15
     """Most conjugate gradient steps (Fisher-vector products) per update."""
-    cg_tolerance: Positive = 1e-4
+    cg_tolerance: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 1e-4
     """Relative residual ||g - F x|| / ||g|| below which conjugate gradient ends."""
-    cg_damping: NonNegative = 0.1
+    cg_damping: Weight = 0.1
     """Multiple of the identity added to the Fisher matrix, which few samples leave singular."""
     cg_preconditioner: Literal["none", "diagonal"] = "none"
     """Conjugate gradient as it is, or preconditioned with (diagonal of the Fisher matrix + cg_damping)^0.75;
     with the default networks that takes more steps to a small residual, not fewer."""
-    n_critic_updates: PositiveInt = 10
+    n_critic_updates: Passes = 10
     """Passes over the batch that fit the critic."""
     sub_sampling_factor: PositiveInt = 1
     """Fisher-vector products use every n-th sample; gradient and drift report always use all."""
@@ -58,6 +58,11 @@ class NaturalGradientConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sub_sampling_factor > self.n_envs * self.n_steps:
+            whole = self.n_envs * self.n_steps
+            raise ValueError(
+                f"sub_sampling_factor = {self.sub_sampling_factor}; allowed: at most n_envs * n_steps = {whole}"
+            )
         name = self.algorithm.upper()
         if not math.isfinite(self.region.step_length(1.0)):
             fitting = [name for name, region in REGIONS.items() if math.isfinite(region().step_length(1.0))]

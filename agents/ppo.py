@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.agents.base import Agent
-from klrl.agents.config import AgentConfig, RegionArgument
+from klrl.agents.config import AgentConfig, Passes, RegionArgument
 from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array
@@ -19,7 +19,7 @@ from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import Change, Clip
 from klrl.trust_region.all import redefines
 from klrl.trust_region.line_search import line_search
-from klrl.validation import NonNegative, PositiveInt
+from klrl.validation import Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,11 @@ class PPOConfig(AgentConfig):
 
     trust_region: RegionArgument = "clip"
     """What limits the step."""
-    n_epochs: PositiveInt = 10
+    n_epochs: Passes = 10
     """Passes over the batch."""
-    vf_coef: NonNegative = 0.5
+    vf_coef: Weight = 0.5
     """Weight of the value loss."""
-    ent_coef: NonNegative = 0.0
+    ent_coef: Weight = 0.0
     """Weight of the entropy bonus."""
     recompute_advantages: bool = False
     """Estimate advantages and value targets anew, with the current critic, before every epoch."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from klrl.agents.config import Passes
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
 from klrl.agents.samples import Samples
 from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
-from klrl.validation import Bounds, PositiveInt
+from klrl.validation import Bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class TRPOConfig(NaturalGradientConfig):
 
     line_search_shrinking_factor: Annotated[float, Bounds(0.0, 0.999, open_below=True)] = 0.8
     """What a rejected step is multiplied by."""
-    line_search_max_iter: PositiveInt = 10
+    line_search_max_iter: Passes = 10
     """Most steps to try before the policy stays where it was."""
 
 

@@ -15,9 +15,13 @@ ValueError: discount = 1.5; allowed: a number in [0, 1]
 
 from __future__ import annotations
 
+import difflib
 import math
+import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -36,10 +40,28 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.upper < math.inf:
-            return f"in {'(' if self.open_below else '['}{self.lower:g}, {self.upper:g}]"
+            return f"in {'(' if self.open_below else '['}{_digits(self.lower)}, {_digits(self.upper)}]"
         if self.lower == -math.inf:
             return "that is finite"
         return f"{'>' if self.open_below else '>='} {self.lower:g}"
+
+
+def _digits(x: float) -> str:
+    return short if float(short := f"{x:g}") == x else str(x)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The form that a text must have as a whole, and in words."""
+
+    expression: str
+    words: str
+
+    def __contains__(self, x: str) -> bool:
+        return re.fullmatch(self.expression, x) is not None
+
+    def __str__(self) -> str:
+        return self.words
 
 
 Positive = Annotated[float, Bounds(0.0, open_below=True)]
@@ -48,6 +70,11 @@ Finite = Annotated[float, Bounds(-math.inf)]
 Fraction = Annotated[float, Bounds(0.0, 1.0)]
 PositiveInt = Annotated[int, Bounds(1)]
 NonNegativeInt = Annotated[int, Bounds(0)]
+Limit = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
+"""Of nats, ratios and distances: beyond 1e6 it limits nothing that float32 can still measure."""
+Weight = Annotated[float, Bounds(0.0, 1e6)]
+"""Of a term in a sum: float32 has 7 digits, and a term 1e6 times another leaves nothing of it."""
+PositiveWeight = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
 
 
 def validate(instance: object) -> None:
@@ -59,29 +86,43 @@ def validate(instance: object) -> None:
     Raises:
         ValueError: one line, ``field = value; allowed: ...``.
     """
-    for name, hint in _hints(type(instance)).items():
+    for name, hint in hints(type(instance)).items():
         value = getattr(instance, name)
-        if not _fits(value, hint):
-            raise ValueError(f"{name} = {value!r}; allowed: {_describe(hint)}")
+        if not fits(value, hint):
+            raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
 
 
-def _hints(cls: Any) -> dict[str, Any]:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A question that names the words which one was meant, to end a message with; empty where none is near.
+
+    >>> nearest("gama", ["gamma", "gae_lambda"])
+    '; did you mean gamma?'
+    >>> nearest("xyz", ["gamma"])
+    ''
+    """
+    near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def hints(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields by name, with what restricts their values."""
     own = {field.name for field in fields(cls)}
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in own}
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is one that a field of this type allows."""
     args = get_args(hint)
     match get_origin(hint):
         case origin if origin is Annotated:
-            bounds = [b for b in args[1:] if isinstance(b, Bounds)]
-            return _fits(value, args[0]) and all(value in b for b in bounds)
+            bounds = [b for b in args[1:] if isinstance(b, (Bounds, Pattern))]
+            return fits(value, args[0]) and all(value in b for b in bounds)
         case origin if origin in (Union, UnionType):
-            return any(_fits(value, option) for option in args)
+            return any(fits(value, option) for option in args)
         case origin if origin is Literal:
             return value in args
         case origin if origin is tuple:
-            return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
+            return isinstance(value, tuple) and all(fits(v, args[0]) for v in value)
     if hint in (int, float):
         number = isinstance(value, int) or (hint is float and isinstance(value, float))
         return number and not isinstance(value, bool) and _is_finite(value)
@@ -93,17 +134,19 @@ def _is_finite(x: float) -> bool:
     return abs(x) <= sys.float_info.max
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """The values that a field of this type allows, in words."""
     args = get_args(hint)
     match get_origin(hint):
         case origin if origin is Annotated:
-            bounds = [str(b) for b in args[1:] if isinstance(b, Bounds)]
-            return " ".join([_describe(args[0]), *bounds])
+            if patterns := [str(p) for p in args[1:] if isinstance(p, Pattern)]:
+                return " and ".join(patterns)
+            return " ".join([describe(args[0]), *(str(b) for b in args[1:] if isinstance(b, Bounds))])
         case origin if origin in (Union, UnionType):
-            return " or ".join(_describe(option) for option in args)
+            return " or ".join(describe(option) for option in args)
         case origin if origin is Literal:
             return ", ".join(map(str, args))
         case origin if origin is tuple:
-            return f"a tuple, each {_describe(args[0])}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}
+            return f"a tuple, each {describe(args[0])}"
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "none"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -15,6 +15,7 @@ from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
+from klrl.validation import nearest
 
 
 def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
@@ -85,7 +86,8 @@ def parameters_of(name: str) -> frozenset[str]:
     parts = name.split("+")
     for part in parts:
         if part not in REGIONS:
-            raise ValueError(f"trust_region = {name!r}; allowed: {', '.join(REGIONS)}, or several joined by '+'")
+            hint = nearest(part, REGIONS)
+            raise ValueError(f"trust_region = {name!r}; allowed: {', '.join(REGIONS)}, or several joined by '+'{hint}")
     return frozenset().union(*(inspect.signature(REGIONS[part]).parameters for part in parts))
 
 
