@@ -168,7 +168,7 @@ class AgentConfig:
             )
         for name in ("actor_hidden_sizes", "critic_hidden_sizes"):
             if sum(n * m for n, m in pairwise(getattr(self, name))) > MOST_WEIGHTS:
-                raise ValueError(f"{name} = {getattr(self, name)}; allowed: at most {MOST_WEIGHTS} weights between them")
+                raise ValueError(f"{name} = {getattr(self, name)}; allowed: at most {MOST_WEIGHTS} weights")
 
     @cached_property
     def region(self) -> TrustRegion:

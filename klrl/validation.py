@@ -148,5 +148,12 @@ def describe(hint: Any) -> str:
             return ", ".join(map(str, args))
         case origin if origin is tuple:
             return f"a tuple, each {describe(args[0])}"
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "none"}
+    names = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Path: "a path",
+        type(None): "none",
+    }
     return names.get(hint, getattr(hint, "__name__", str(hint)))

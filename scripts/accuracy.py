@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch import distributions as td
 from torch.nn.functional import softplus
@@ -31,6 +30,7 @@ from klrl.policy.distributions import (
 )
 from klrl.run.directory import versions
 from klrl.scripts.command_line import parse
+from klrl.scripts.terminal import PlainConsole
 from klrl.validation import PositiveInt
 
 Fields = tuple[Tensor, ...]
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(record, indent=1) + "\n")
-    Console(highlight=False, soft_wrap=True).print(tables(rows, times))
+    PlainConsole().print(tables(rows, times))
 
 
 if __name__ == "__main__":

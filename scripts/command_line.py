@@ -13,6 +13,8 @@ from typing import NoReturn, TypeVar, cast
 import gymnasium as gym
 import tyro
 
+from klrl.scripts.flags import has_empty_value, objection
+from klrl.scripts.terminal import printable
 from klrl.validation import validate
 
 T = TypeVar("T")
@@ -20,7 +22,7 @@ T = TypeVar("T")
 
 def fail(prog: str, message: object, status: int = 2) -> NoReturn:
     """Print one line and exit; status 2 is the user's input."""
-    print(f"{prog}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"{prog}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -37,7 +39,9 @@ def bad_input(prog: str) -> Iterator[None]:
 
 
 def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Read flags into a checked dataclass; tyro's messages become one line."""
+    """Read flags into a checked dataclass; what tyro objects to becomes one line."""
+    if has_empty_value(argv) and (empty := objection(cls, argv, default)) is not None:
+        fail(prog, empty)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -45,7 +49,7 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     except SystemExit as stop:
         if not stop.code:
             raise
-        fail(prog, one_line(messages.getvalue()))
+        fail(prog, objection(cls, argv, default) or one_line(messages.getvalue()))
     with bad_input(prog):
         validate(parsed)
     return parsed

@@ -21,6 +21,7 @@ from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.compare_report import table, write_csv
 from klrl.scripts.learning import save
 from klrl.scripts.parallel import in_parallel
+from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.trials import FAILED, Row, Trial, run
 from klrl.scripts.variants import Comparison, comparison
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl compare``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Compare, words, PROG)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     with bad_input(PROG):
         if not args.seeds or len({*args.seeds}) < len(args.seeds):
             raise ValueError(f"seeds = {args.seeds}; allowed: at least one, every seed once")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from klrl.scripts.terminal import cell
 from klrl.scripts.trials import FINISHED, Row
 from klrl.trust_region import DEFAULT_TARGET_KL
 
@@ -69,7 +70,7 @@ def table(rows: Sequence[Row]) -> str:
         failed = sum(r["status"] != FINISHED for r in group)
         if 0 < failed < len(group):
             cells[0] += f", {failed} of {len(group)} failed"
-        lines.append(f"| {' | '.join([env, variant, *cells])} |")
+        lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
     note = (
         "±: half of Student's 95 % interval over seeds. KL, second half: median over its updates, then over seeds. "
         f"*: the region has no target, so over {DEFAULT_TARGET_KL:g}."

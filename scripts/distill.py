@@ -15,6 +15,7 @@ from klrl.agents.distillation import distillation_rounds, student_config
 from klrl.run.callback import Metrics
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
+from klrl.scripts.terminal import printable
 from klrl.validation import NonNegativeInt, PositiveInt
 
 
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         for metrics in rounds:
             _say(len(history), metrics, args.config)
             history.append(metrics)
-        print(f"student: {student.save(args.output)}")
+        print(printable(f"student: {student.save(args.output)}"))
         returns = teacher.returns({"teacher": teacher.agent, "student": student}, args.episodes, args.seed)
     record = {"teacher": str(args.teacher), "student": str(args.output), "env": teacher.env_id, "seed": args.seed}
     write(args.json, record | {"config": asdict(args.config), "history": history, "evaluation": returns})

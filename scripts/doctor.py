@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 import tyro
-from rich.console import Console
 
 from klrl.experience.checkup import check_up
 from klrl.experience.environments import check_id, factory
 from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
 
 _SIGNS = {"ok": "  ok   ", "note": "  note ", "problem": "PROBLEM"}
@@ -33,7 +33,7 @@ class Doctor:
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl doctor``: exit status 1 if there is a problem."""
     args = parse(Doctor, sys.argv[1:] if argv is None else argv, "klrl doctor")
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     with bad_input("klrl doctor"):
         check_id(args.env)
         factory(args.env)().close()

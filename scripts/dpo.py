@@ -15,6 +15,7 @@ from klrl.agents.dpo import dpo_epochs, trajectory_kl
 from klrl.run.callback import Metrics
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
+from klrl.scripts.terminal import printable
 from klrl.validation import NonNegativeInt, PositiveInt
 
 _SAID = {
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         for metrics in dpo_epochs(policy, reference.agent, data, args.config):
             _say(len(history), metrics)
             history.append(metrics)
-        print(f"tuned: {policy.save(args.output)}")
+        print(printable(f"tuned: {policy.save(args.output)}"))
         length = args.preferences.segment_length
         kl, error = trajectory_kl(policy, reference.agent, reference.env, length=length, seed=args.seed)
         print(f"KL(tuned‖reference) of the tuned policy's first {length} steps: {kl:.3f} ± {error:.3f} nats")

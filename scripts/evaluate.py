@@ -12,6 +12,7 @@ import tyro
 from klrl.run import evaluate
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, write
+from klrl.scripts.terminal import printable
 from klrl.validation import NonNegativeInt, PositiveInt
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
-        f"{opened.name.upper()} on {opened.env_id} after {agent.num_timesteps:,} steps: "
+        f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
         f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
     )
     if args.json:

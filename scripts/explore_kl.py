@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
@@ -25,6 +24,7 @@ from klrl.scripts.explore import (
 )
 from klrl.scripts.explore.report import BrokenIdentity, Section, report, write
 from klrl.scripts.speed import installed
+from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt
 
 PROG = "klrl explore-kl"
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         fail(PROG, error, status=1)
     text = report(sections, LEAD)
     write(sections, text, args.output)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     console.print(text)
     console.print(f"written: {args.output}/README.md, numbers.csv and the figures")
 

@@ -23,6 +23,7 @@ from klrl.run import evaluate
 from klrl.scripts.command_line import parse
 from klrl.scripts.learning import measure, save
 from klrl.scripts.parallel import in_parallel
+from klrl.scripts.terminal import PlainConsole, cell
 from klrl.validation import NonNegativeInt, Positive, PositiveInt
 
 ENV = "CartPole-v1"
@@ -190,7 +191,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             _with_seeds([r[f"{t}_{k}"] for r in group]) for t in ("new", "old") for k in ("deterministic", "sampled")
         ]
-        lines.append(f"| {' | '.join([name, *cells, *(_kl_cells(group) or [''] * 5)])} |")
+        lines.append(f"| {' | '.join([cell(name), *cells, *(_kl_cells(group) or [''] * 5)])} |")
     return "\n".join(lines)
 
 
@@ -215,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark finetune``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Finetune, words, "klrl benchmark finetune")
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     rows = run(args, console)
     save(" ".join(["klrl benchmark finetune", *words]), rows, args.output)
     console.print(table(rows))

@@ -21,6 +21,7 @@ from klrl.run import Callback, evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.parallel import in_parallel
+from klrl.scripts.terminal import PlainConsole, cell
 from klrl.validation import NonNegativeInt, PositiveInt
 
 Wrapper = Callable[[gym.Env], gym.Env]
@@ -140,7 +141,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             "" if target is None else f"{over} of {sum(r['updates'] for r in group)} over {target:g}",
             f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(cell, cells))} |")
     return "\n".join(lines)
 
 
@@ -198,7 +199,7 @@ def benchmark(
         processes: runs at a time.
         output: where the JSON goes.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole()
     known = list(dict.fromkeys(getattr(task, by) for task in tasks))
     with bad_input(f"klrl benchmark {name}"):
         for unknown in (x for x in chosen if x not in known):

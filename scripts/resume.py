@@ -19,6 +19,7 @@ from klrl.experience.environments import check_id, described
 from klrl.run import Callback
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.terminal import printable
 from klrl.scripts.training import Conduct, carry_out
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     reason = _finished(agent, conduct)
     if reason is not None:
         keep.release()
-        print(f"{args.path}: finished, {reason}")
+        print(printable(f"{args.path}: finished, {reason}"))
         return
     _compare(run["versions"])
     carry_out(prog, agent, learn, env, keep, conduct)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import tyro
-from rich.console import Console
 
 from klrl.experience.environments import check_id
 from klrl.run.directory import versions
@@ -18,6 +17,7 @@ from klrl.scripts.scaling_measurements import Axis, Measurements, Point
 from klrl.scripts.scaling_report import summarise, table
 from klrl.scripts.speed import installed
 from klrl.scripts.speed_report import machine
+from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.workload import Job, Workload
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         args.output.touch()
     from klrl.scripts.scaling_figures import save
 
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     points = plan(args)
     measurements = Measurements(console, max_mib=1024.0 * args.max_gib, max_seconds=args.max_seconds)
     for repeat in range(args.repeats):

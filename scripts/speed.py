@@ -19,6 +19,7 @@ from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.measure import BOUND, LIBRARIES
 from klrl.scripts.speed_report import machine, profile_table, summarise, table
+from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.workload import Job, Workload
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     prog = "klrl benchmark speed"
     args = parse(Speed, words, prog)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     with bad_input(prog):
         jobs = plan(args, console)
         args.output.parent.mkdir(parents=True, exist_ok=True)

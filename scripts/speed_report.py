@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from klrl.scripts.measure import BOUND
+from klrl.scripts.terminal import cell
 
 Row = dict[str, Any]
 
@@ -65,7 +66,7 @@ def profile_table(rows: list[Row]) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """A table whose first row is its head."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    head, *body = (f"| {' | '.join(map(cell, row))} |" for row in rows)
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -22,7 +22,7 @@ from klrl.run.directory import check_new
 from klrl.run.presets import preset
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.training import Conduct, carry_out
-from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.validation import Bounds, NonNegativeInt, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Training:
     env: str
     """Gymnasium id, for example CartPole-v1 or HalfCheetah-v5."""
     agent: tyro.conf.OmitArgPrefixes[AgentConfig]
-    total_timesteps: PositiveInt = 100_000
+    total_timesteps: Annotated[int, Bounds(1, 10**12)] = 100_000
     """Environment steps to train for, over all environments; whole updates are run."""
     seed: NonNegativeInt = 0
     """Seed of the run; all its random streams come from it."""
@@ -80,7 +80,7 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
         print(f"usage: klrl train ALGORITHM --env ID [OPTIONS]\n\nalgorithms: {allowed}")
         sys.exit(0)
     if words[0] not in AGENTS:
-        fail("klrl train", f"algorithm = {words[0]!r}; allowed: {allowed}")
+        fail("klrl train", f"algorithm = {words[0]!r}; allowed: {allowed}{nearest(words[0], AGENTS)}")
     return words[0], words[1:]
 
 

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
-from rich.console import Console
 
 from klrl.agents import Agent
 from klrl.experience import BadStep
@@ -21,14 +20,15 @@ from klrl.run.directory import RunDirectory
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.scripts.command_line import fail
-from klrl.validation import NonNegativeInt, Positive, PositiveInt, validate
+from klrl.scripts.terminal import PlainConsole
+from klrl.validation import Bounds, Positive, PositiveInt, validate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conduct:
     """How a training is kept, ended and evaluated: what decides nothing inside of an update."""
 
-    eval_episodes: NonNegativeInt = 20
+    eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
     """Deterministic episodes to evaluate at the end."""
     checkpoint_every: PositiveInt = 100_000
     """Environment steps between checkpoints; one more is written at the end."""
@@ -40,8 +40,11 @@ class Conduct:
     """Most nats of KL(first policy||new) on the first batch's probe states (metric drift/kl_initial)."""
     over_budget: Literal["stop", "warn"] = "stop"
     """End the training after the update that exceeds a budget (stop), or say so once and go on (warn)."""
-    torch_threads: PositiveInt = 1
+    torch_threads: Annotated[int, Bounds(1, 1024)] = 1
     """Threads torch may use; small networks are fastest with one."""
+
+    def __post_init__(self) -> None:
+        validate(self)
 
     @classmethod
     def noted(cls, notes: dict[str, Any]) -> Conduct:
@@ -50,9 +53,7 @@ class Conduct:
         Raises:
             ValueError: a value out of range.
         """
-        conduct = cls(**{f.name: notes[f.name] for f in fields(cls) if f.name in notes})
-        validate(conduct)
-        return conduct
+        return cls(**{f.name: notes[f.name] for f in fields(cls) if f.name in notes})
 
     def directory(self, path: Path, notes: Mapping[str, Any] | None = None, *, resume: bool = False) -> RunDirectory:
         """The run's files."""
@@ -116,7 +117,7 @@ def carry_out(
         conduct: everything else.
         preset: what the environment's preset has set.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     budgets = conduct.budgets()
 
     def save() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from klrl.agents import AGENTS, AgentConfig
 from klrl.trust_region import PARAMETERS, REGIONS
 from klrl.trust_region.names import parameters_of
-from klrl.validation import validate
+from klrl.validation import nearest, validate
 
 CRITIC_PASSES = ("n_epochs", "n_critic_updates")
 """What agents call the passes over the batch that fit their critic; every agent has one of them."""
@@ -180,4 +180,4 @@ def _default_region(agent: str) -> str:
 
 def _check(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
     if value not in known:
-        raise ValueError(f"{name} = {value!r}; allowed: {', '.join(known)}")
+        raise ValueError(f"{name} = {value!r}; allowed: {', '.join(known)}{nearest(value, known)}")

@@ -37,7 +37,7 @@ def test_one_instance_becomes_a_vector_of_one_with_that_instance_inside():
     env = Counting()
     envs = make_vector_env(env, 8)
     assert envs.num_envs == 1
-    assert envs.envs[0].env is env
+    assert envs.envs[0].unwrapped is env
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])

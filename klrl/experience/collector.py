@@ -14,6 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from klrl.experience.environments import autoreset_mode, is_seeded, reset, streams
+from klrl.experience.steps import BadStep
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
@@ -87,10 +88,6 @@ class Batch:
 
 def _merge(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
-
-
-class BadStep(ValueError):
-    """What an environment gave cannot be used; the message says what, where and what would do."""
 
 
 class NonFinite(FloatingPointError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +17,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.replay import Replay, replay
+from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.spaces import check_spaces
+from klrl.validation import nearest
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
@@ -49,8 +50,9 @@ def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: Vectorization
         return env
     make = factory(env)
     if vectorization_mode in ("sync", "async"):
-        _probe(env, make)
-        makes = [partial(SeededEpisodes, make, i) for i in range(number_of(env) or n_envs)]
+        spaces = _probe(env, make)
+        numbers = range(number_of(env) or n_envs)
+        makes = [partial(SeededEpisodes, partial(CheckedSteps, make, i, spaces), i) for i in numbers]
         maker = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
         return maker(makes, autoreset_mode=AutoresetMode.SAME_STEP)
     if vectorization_mode not in ENGINES:
@@ -89,7 +91,7 @@ def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[]
     if isinstance(env, (str, EnvSpec)):
         if isinstance(env, str):
             check_id(env)
-        return lambda: gym.make(env)
+        return lambda: gym.make(env, disable_env_checker=True)  # CheckedSteps says in one line what is wrong
     if callable(env):
         return env
     raise ValueError(
@@ -109,10 +111,9 @@ def check_id(env: str) -> None:
             import_module(module)
         gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.6)
-        hint = f"did you mean {', '.join(near)}?" if near else "allowed: a registered Gymnasium id"
+        hint = nearest(name, gym.registry) or "; allowed: a registered Gymnasium id"
         detail = " ".join(str(error).split()) if not isinstance(error, gym.error.NameNotFound) else "unknown"
-        raise ValueError(f"env = {env!r}: {detail}; {hint}") from error
+        raise ValueError(f"env = {env!r}: {detail}{hint}") from error
 
 
 def env_id(env: EnvLike) -> str | None:

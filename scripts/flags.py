@@ -1,0 +1,109 @@
+"""Which flag of a command line is wrong, and what would be right: one short line in place of tyro's boxes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from klrl.validation import Pattern, describe, hints, nearest
+
+
+def objection(cls: type, argv: list[str], default: object = None) -> str | None:
+    """What is wrong with the flags of a dataclass as far as their names and types tell; ``None`` if they say nothing.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Settings:
+    ...     gamma: float = 0.99
+    >>> objection(Settings, ["--gama", "0.9"])
+    '--gama is no option; did you mean --gamma?'
+    >>> objection(Settings, ["--gamma", "high"])
+    "gamma = 'high'; allowed: a number"
+    """
+    types = dict(_types(cls, default))
+    known = dict(_flags(types))
+    for flag, values in _given(argv):
+        if flag in ("--help", "-h"):
+            continue
+        if flag not in known:
+            return f"{flag} is no option{nearest(flag, [f for f in known if '_' not in f])}"
+        name = known[flag]
+        if (problem := _problem(name, types[name], values)) is not None:
+            return problem
+    return None
+
+
+def has_empty_value(argv: list[str]) -> bool:
+    """Whether a flag is given nothing at all, which no setting means."""
+    return any(word == "" or (word.startswith("--") and word.endswith("=")) for word in argv)
+
+
+def _types(cls: Any, default: object) -> Iterator[tuple[str, Any]]:
+    """Every field's type by name, also of the settings that a field holds."""
+    for name, hint in hints(cls).items():
+        value = getattr(default, name, None)
+        inner = type(value) if is_dataclass(value) else _plain(hint)
+        if is_dataclass(inner) and isinstance(inner, type):
+            yield from _types(inner, value)
+        else:
+            yield name, hint
+
+
+def _plain(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _flags(types: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every way to write a flag, and its field."""
+    for name, hint in types.items():
+        for prefix in ("--", "--no-") if _plain(hint) is bool else ("--",):
+            yield prefix + name.replace("_", "-"), name
+            yield prefix.replace("no-", "no_") + name, name
+
+
+def _given(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Flags and the words after them."""
+    found: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            found.append((flag, [value] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+    yield from found
+
+
+def _problem(name: str, hint: Any, values: list[str]) -> str | None:
+    if _plain(hint) is bool:
+        flag = name.replace("_", "-")
+        return f"{name} = {values[0]!r}; allowed: --{flag} or --no-{flag}, and no value" if values else None
+    several = get_origin(_plain(hint)) is tuple
+    item = get_args(_plain(hint))[0] if several else hint
+    allowed = f"allowed: {describe(item)}"
+    if not values and not several:
+        return f"{name} has no value; {allowed}"
+    for value in values if several else values[:1]:
+        if not _reads(value, item):
+            return f"{name} = {value!r}; {allowed}{', not empty' if value == '' else ''}"
+    return None
+
+
+def _reads(text: str, hint: Any) -> bool:
+    """Whether a word can be one of a type's values, as far as its form goes."""
+    args = get_args(hint)
+    match get_origin(hint):
+        case origin if origin is Annotated:
+            return _reads(text, args[0]) and all(text in p for p in args[1:] if isinstance(p, Pattern))
+        case origin if origin in (Union, UnionType):
+            return any(_reads(text, option) for option in args)
+        case origin if origin is Literal:
+            return text in map(str, args)
+    if hint in (int, float):
+        with contextlib.suppress(ValueError):
+            hint(text)
+            return True
+        return False
+    return text == "None" if hint is type(None) else text != ""
