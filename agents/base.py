@@ -26,7 +26,7 @@ from klrl.experience.collector import Elsewhere
 from klrl.experience.environments import describe, described, env_id, is_seeded, number_of, prepare
 from klrl.experience.replay import Replay
 from klrl.experience.whereabouts import Whereabouts
-from klrl.policy.device import usable_or_cpu
+from klrl.policy.device import usable, usable_or_cpu
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
@@ -56,13 +56,15 @@ class Agent(Core[C], abc.ABC):
         if config is None:
             given = {"n_envs": n} if (n := number_of(env)) is not None else {}
             config = cast("C", self.config_class.for_env(env_id(env), **given))
+        usable(config.device)
+        reference = None if config.reference is None else _read_reference(config.reference)
         envs = make_vector_env(env, config.n_envs, config.vectorization_mode)
         config = config.with_envs(envs.num_envs)
         try:
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
-            if config.reference is not None:
-                self.refer_to(config.reference)
-        except (ValueError, OSError):  # a setting that does not fit the spaces, a reference that is not there
+            if reference is not None:
+                self._refer_to(reference)
+        except ValueError:  # a setting or a reference that does not fit the spaces
             if envs is not env:
                 envs.close()
             raise
@@ -299,10 +301,9 @@ class Agent(Core[C], abc.ABC):
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or a policy that this one has no KL from.
         """
-        try:
-            other = SavedPolicy.read(path)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
+        self._refer_to(_read_reference(path))
+
+    def _refer_to(self, other: SavedPolicy) -> None:
         check_comparable("agent", self, "reference", other)
         self.reference = other
 
@@ -404,6 +405,13 @@ class Agent(Core[C], abc.ABC):
         if env is not None:
             agent._put_in(env)
         return agent
+
+
+def _read_reference(path: str | Path) -> SavedPolicy:
+    try:
+        return SavedPolicy.read(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
 
 
 def _is_count(x: object) -> bool:

@@ -92,7 +92,7 @@ def _defaults(name: str, options: list[str]) -> Training:
     known, _ = first.parse_known_args(options)
     given: dict[str, Any] = {k: int(v) for k in ("n_envs", "n_steps") if (v := getattr(known, k)) and v.isdecimal()}
     given |= {k: v for k in ("trust_region", "reference") if (v := getattr(known, k)) is not None}
-    if known.start_from is not None:
+    if known.start_from:
         given |= inherited(known.start_from)
     config = AGENTS[name].config_class.for_env(None if known.preset == "none" else known.env, **given)
     return Training(env=tyro.MISSING, agent=config)

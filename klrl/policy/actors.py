@@ -18,7 +18,7 @@ from klrl.policy.arrays import Array
 from klrl.policy.box_actors import ActionDistribution, box_actor
 from klrl.policy.distributions import Bernoulli, Categorical, MultiCategorical
 from klrl.policy.mlp import Activation
-from klrl.policy.observations import Encoding, one_line
+from klrl.policy.observations import MOST_ELEMENTS, Encoding, holds_numbers, n_choices, one_line
 
 
 class CategoricalActor(Actor):
@@ -117,10 +117,10 @@ def check_action_space(space: gym.Space) -> None:
         ValueError: naming the space and what is supported.
     """
     supported = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
-    if isinstance(space, gym.spaces.Box):
-        supported = bool(np.issubdtype(space.dtype, np.floating))
-    if not supported or np.prod(space.shape or (1,)) == 0:
+    if not (supported and np.prod(space.shape or (1,)) > 0) and not holds_numbers(space, "f"):
         raise ValueError(
             f"action space {one_line(space)} is not supported; allowed: Discrete, MultiDiscrete, MultiBinary, or a "
-            "Box of floats (a gymnasium.ActionWrapper can make one of them)"
+            "Box of finite floats (a gymnasium.ActionWrapper can make one of them)"
         )
+    if (n := n_choices(space) or 0) > MOST_ELEMENTS:
+        raise ValueError(f"action space {one_line(space)} has {n} choices; allowed: at most {MOST_ELEMENTS}")

@@ -21,6 +21,8 @@ from klrl.policy.arrays import Array
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"
 """The name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
+MOST_ELEMENTS = 2**25
+"""Of an observation or an action, as a network sees it: an image of 4K has fewer."""
 _KEYED = (gym.spaces.Dict, gym.spaces.Tuple)
 
 
@@ -115,7 +117,7 @@ class Encoding:
     def __init__(self, space: gym.Space, action_space: gym.Space, action_mask: MaskSource = "auto") -> None:
         self.space = space
         leaves = dict(_leaves(space))
-        n_actions = _mask_length(action_space)
+        n_actions = n_choices(action_space)
         if action_mask == "info" and n_actions is None:
             what = one_line(action_space)
             raise ValueError(f"action_mask = 'info' with action space {what}; allowed: Discrete, MultiDiscrete")
@@ -128,6 +130,11 @@ class Encoding:
             raise ValueError(f"observation space {what} is empty; allowed: one with at least one element")
         self.n_features = self.parts[-1].columns.stop
         """Columns before the mask."""
+        if self.n_features > MOST_ELEMENTS:
+            raise ValueError(
+                f"observation space {one_line(space)} has {self.n_features} elements (one for each value of a "
+                f"Discrete); allowed: at most {MOST_ELEMENTS}"
+            )
         self.mask_in_info = action_mask == "info"
         self._mask = Part((MASK,), mask, slice(0, n_actions)) if mask is not None else None
         self.n_mask = (n_actions or 0) if self.mask_in_info or mask is not None else 0
@@ -225,6 +232,16 @@ def one_line(space: object) -> str:
     return " ".join(str(space).split())
 
 
+def holds_numbers(space: gym.Space, kinds: str) -> bool:
+    """Whether it is a non-empty Box of these kinds of dtype, and every element has finite values to take.
+
+    Its bounds could be NaN, or infinite on the wrong side.
+    """
+    if not isinstance(space, gym.spaces.Box) or space.dtype.kind not in kinds or _size(space) == 0:
+        return False
+    return bool(((space.low <= space.high) & (space.low < np.inf) & (space.high > -np.inf)).all())
+
+
 def flat_mask(mask: Any) -> np.ndarray:
     """One mask as a vector; for a MultiDiscrete space also a tuple of one per component, as its ``sample`` takes."""
     return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
@@ -238,12 +255,11 @@ def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tupl
             yield from _leaves(inner, (*keys, key))
         return
     discrete = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
-    numbers = isinstance(space, gym.spaces.Box) and space.dtype.kind in "fiub" and _size(space) > 0
-    if not (discrete or numbers):
+    if not (discrete or holds_numbers(space, "fiub")):
         where = "".join(f"[{key!r}]" for key in keys)
         raise ValueError(
-            f"observation space{where} {one_line(space)} is not supported; allowed: non-empty Box, Discrete, "
-            "MultiDiscrete, MultiBinary, and Dict and Tuple of these "
+            f"observation space{where} {one_line(space)} is not supported; allowed: non-empty Box of numbers, "
+            "Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these "
             "(a gymnasium.ObservationWrapper can make one of them)"
         )
     yield keys, space
@@ -277,20 +293,20 @@ def _choices(space: gym.Space) -> np.ndarray:
 def _mask(space: gym.Space, action_space: gym.Space) -> gym.Space | None:
     """The entry of a Dict that says which actions are allowed."""
     mask = space.spaces.get(MASK) if isinstance(space, gym.spaces.Dict) else None
-    if mask is not None and _mask_length(action_space) is None:
+    if mask is not None and n_choices(action_space) is None:
         raise ValueError(
             f"observation['{MASK}'] with action space {one_line(action_space)}; allowed: masks of Discrete and "
             "MultiDiscrete actions (or action_mask = 'none', and it is an observation as any other)"
         )
-    fits = isinstance(mask, (gym.spaces.Box, gym.spaces.MultiBinary)) and _size(mask) == _mask_length(action_space)
+    fits = isinstance(mask, (gym.spaces.Box, gym.spaces.MultiBinary)) and _size(mask) == n_choices(action_space)
     if mask is not None and not fits:
         raise ValueError(
             f"observation['{MASK}'] is {one_line(mask)}; allowed with {one_line(action_space)}: a Box or MultiBinary "
-            f"of {_mask_length(action_space)} elements (or action_mask = 'none')"
+            f"of {n_choices(action_space)} elements (or action_mask = 'none')"
         )
     return mask
 
 
-def _mask_length(space: gym.Space) -> int | None:
+def n_choices(space: gym.Space) -> int | None:
     """How many choices an action space has to allow or forbid."""
     return _width(space) if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)) else None

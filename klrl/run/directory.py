@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,16 +24,19 @@ _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py",
 
 
 def check_new(path: str | Path, name: str = "run_dir") -> Path:
-    """Refuse a directory that holds something already; ``name`` is what the user calls it.
+    """Refuse a directory that holds something already or cannot be made; ``name`` is what the user calls it.
 
     Raises:
         BlockingIOError: a run is writing there; which process.
-        FileExistsError: naming the directory.
+        OSError: naming the directory.
     """
     path = Path(path)
     check_free(path)
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory")
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PermissionError(f"{name} = {path}: nothing can be written to {above}; allowed: a directory of your own")
     return path
 
 
