@@ -383,7 +383,7 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path)
         (["--vary", "lr", "1"], "vary = 'lr'; allowed: agent, trust_region, target_kl,"),
         (["--vary", "gamma"], "vary = 'gamma' without values; allowed: gamma VALUES ..."),
         (["--vary", "gamma", "0.9", "high"], "gamma = 'high'; allowed: a number in [0, 1]"),
-        (["--vary", "n-envs", "1.5"], "n_envs = 1.5; allowed: an integer >= 1"),
+        (["--vary", "n-envs", "1.5"], "n_envs = 1.5; allowed: an integer in [1, 65536]"),
         (["--vary", "activation", "gelu"], "activation = 'gelu'; allowed: tanh, relu"),
         (["--vary", "trust-region", "clp"], "trust_region = 'clp'; allowed: none, clip,"),
         (["--vary", "gamma", "0.9", "0.9"], "vary = 'gamma=0.9' twice; allowed: every variant once"),

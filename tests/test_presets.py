@@ -206,3 +206,29 @@ def test_a_minibatch_larger_than_the_batch_is_refused(config_class):
 )
 def test_a_config_survives_json(config):
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"n_envs": 65536, "n_steps": 65536}, "n_envs = 65536, n_steps = 65536; allowed: at most 2147483648 samples"),
+        ({"n_envs": 1025, "vectorization_mode": "async"}, "n_envs = 1025 with vectorization_mode = 'async'; allowed"),
+        ({"critic_hidden_sizes": (65536, 65536)}, "critic_hidden_sizes = (65536, 65536); allowed: at most 2147483648"),
+        ({"action_distribution": "beta", "state_dependent_std": True}, "state_dependent_std = True with action_distri"),
+        ({"reference": ""}, "reference = ''; allowed: a saved agent or run directory or none"),
+    ],
+)
+def test_settings_that_are_too_large_together_or_contradict_each_other_are_refused(settings, line):
+    with pytest.raises(ValueError, match="allowed") as error:
+        PPOConfig(**settings)
+    assert str(error.value).startswith(line)
+
+
+def test_a_fisher_matrix_of_no_sample_is_refused():
+    with pytest.raises(ValueError, match=r"^sub_sampling_factor = 65; allowed: at most n_envs \* n_steps = 64$"):
+        TRPOConfig(n_envs=4, n_steps=16, batch_size=64, sub_sampling_factor=65)
+
+
+def test_a_misspelt_setting_is_told_the_nearest_one():
+    with pytest.raises(TypeError, match=r"^gama is no setting of PPOConfig; did you mean gamma\?$"):
+        PPOConfig(gama=0.9)

@@ -13,6 +13,7 @@ from klrl.validation import (
     Fraction,
     NonNegative,
     NonNegativeInt,
+    Pattern,
     Positive,
     PositiveInt,
     validate,
@@ -37,6 +38,7 @@ class Everything:
     sizes: tuple[PositiveInt, ...] = (64, 64)
     optional: Positive | None = None
     choice_or_record: Literal["default"] | Bounds = "default"
+    form: Annotated[str, Pattern("(?s)a.*", "a and more")] | None = None
 
     def __post_init__(self) -> None:
         validate(self)
@@ -57,6 +59,7 @@ ACCEPTED: dict[str, list[Any]] = {
     "sizes": [(), (1,), (3, 2, 1)],
     "optional": [None, 0.1, 2],
     "choice_or_record": ["default", Bounds(0.0)],
+    "form": ["a", "a\n", None],
 }
 
 NUMBER_LIKE = ["1", None, True, False, NAN, INF, -INF, 1j, (1.0,), [1.0]]
@@ -75,6 +78,7 @@ REJECTED: dict[str, tuple[list[Any], str]] = {
     "sizes": ([[64], 64, None, (64, 0), (64, 1.0), (True,)], "a tuple, each an integer >= 1"),
     "optional": ([0.0, -1.0, "1", True, NAN], "a number > 0 or none"),
     "choice_or_record": (["other", None, 0], "default or Bounds"),
+    "form": (["", "ba", 1, b"a"], "a and more or none"),
 }
 
 
@@ -123,6 +127,8 @@ def test_fields_of_a_base_class_are_checked_and_its_class_attributes_are_not():
         (Bounds(0.0, open_below=True), [5e-324], [0.0, -1.0, INF], "> 0"),
         (Bounds(-1.0, 2.0), [-1, 2], [-1.1, 2.1], "in [-1, 2]"),
         (Bounds(0.0, 1.0, open_below=True), [1.0], [0.0], "in (0, 1]"),
+        (Bounds(1, 2**16), [1, 65536], [0, 65537, 10**400], "in [1, 65536]"),
+        (Bounds(0, 2**31), [2**31], [2**31 + 1], "in [0, 2147483648]"),
         (Bounds(-INF), [-1e308, 0.0, 1e308], [-INF, INF, NAN], "that is finite"),
     ],
 )

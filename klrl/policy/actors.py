@@ -120,7 +120,7 @@ def check_action_space(space: gym.Space) -> None:
     if not (supported and np.prod(space.shape or (1,)) > 0) and not holds_numbers(space, "f"):
         raise ValueError(
             f"action space {one_line(space)} is not supported; allowed: Discrete, MultiDiscrete, MultiBinary, or a "
-            "Box of finite floats (a gymnasium.ActionWrapper can make one of them)"
+            "Box of floats with finite values (a gymnasium.ActionWrapper can make one of them)"
         )
     if (n := n_choices(space) or 0) > MOST_ELEMENTS:
         raise ValueError(f"action space {one_line(space)} has {n} choices; allowed: at most {MOST_ELEMENTS}")
