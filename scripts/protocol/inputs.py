@@ -26,6 +26,7 @@ import torch
 from klrl.agents import AGENTS, PPO, TRPO, AgentConfig
 from klrl.scripts import train
 from klrl.scripts.protocol.faulty import FAULTS, Sampled, action_spaces, observation_spaces
+from klrl.scripts.training import Conduct
 from klrl.trust_region import REGIONS
 from klrl.validation import fits, hints
 
@@ -61,7 +62,8 @@ def bad_settings() -> list[BadSetting]:
     """Every field with every word that its type does not allow, misspelt names, settings that contradict each other."""
     cases = []
     for agent, cls in AGENTS.items():
-        types = hints(cls.config_class) | ({k: v for k, v in hints(train.Training).items() if k != "agent"})
+        types = hints(cls.config_class) | hints(Conduct) | hints(train.Training)
+        del types["agent"], types["conduct"]
         for field, hint in types.items():
             flag = "--" + field.replace("_", "-")
             for word in _WORDS:
