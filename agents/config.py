@@ -132,7 +132,7 @@ class AgentConfig:
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: an entry "action_mask" of a Dict observation where there is one
     (auto), info["action_mask"] of every reset and step (info), or none at all (none)."""
-    device: Annotated[str, Pattern(r"cpu|cuda(:\d{1,4})?", "cpu, cuda, cuda:0, cuda:1, ...")] = "cpu"
+    device: Annotated[str, Pattern(r"cpu|cuda(:\d{1,2})?", "cpu, cuda, cuda:0, cuda:1, ...")] = "cpu"
     """Where the networks are and updates run: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
 
     def __new__(cls, **settings: Any) -> Self:

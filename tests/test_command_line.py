@@ -166,7 +166,7 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo", *SMALL, "--gama", "1"], "--gama is no option; did you mean --gamma?"),
         (["pppo"], "algorithm = 'pppo'; allowed: ppo, trpo, npg; klrl train ALGORITHM --help lists the options; did"),
         (["ppo", *SMALL, "0.5"], "0.5 belongs to no option; allowed: --option value"),
-        (["ppo", *SMALL, "--device", "cuda:999"], "device = 'cuda:999'; allowed here: cpu"),
+        (["ppo", *SMALL, "--device", "cuda:99"], "device = 'cuda:99'; allowed here: cpu"),
         (["ppo", *SMALL, "--reference", "nowhere"], "reference = nowhere: no saved agent there"),
         (["ppo", *SMALL, "--start-from", ""], "start_from = ''; allowed: a path or none, not empty"),
         (["ppo", *SMALL, "--learning-rate", "0"], "learning_rate = 0.0; allowed: a number in (0, 10]"),
