@@ -1,0 +1,115 @@
+"""What the protocol's child processes do: ``python -m klrl.scripts.protocol.child JOB ...``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from klrl.agents import load_agent
+from klrl.run import checkpoint
+from klrl.scripts.main import main as klrl
+from klrl.scripts.protocol.states import agent_parts, digest
+
+
+def load(path: str) -> None:
+    """Load an agent and let it act; one line of JSON: its state's digest, or the error, and the warnings."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        said: dict[str, Any] = {}
+        try:
+            agent = load_agent(path)
+            said["digest"] = digest(agent_parts(agent))
+            agent.observation_space.seed(0)
+            agent.predict(agent.observation_space.sample(), deterministic=True)
+        except Exception as error:
+            known = type(error) in (ValueError, checkpoint.Damaged, FileNotFoundError)
+            said |= {"error": str(error), "type": type(error).__name__, "known": known}
+    print(json.dumps(said | {"warnings": [str(note.message) for note in notes]}))
+
+
+def save_for_ever(path: str) -> None:
+    """Save agent after agent to one place; after each, its number on a line."""
+    generator = torch.Generator().manual_seed(0)
+    for i in range(10**9):
+        checkpoint.write(path, {"x": torch.randn(50_000, generator=generator) + i}, {"agent": "ppo", "number": i})
+        print(i, flush=True)
+
+
+def predict(path: str, observations: str, actions: str) -> None:
+    """The deterministic actions at the observations in one file, to another; no environment is made."""
+    agent = load_agent(path)
+    assert agent._envs is None
+    given = checkpoint.read(observations)[0]["observations"].numpy()
+    predicted, _ = agent.predict(given, deterministic=True)
+    checkpoint.write(actions, {"actions": torch.from_numpy(np.ascontiguousarray(predicted))}, {})
+
+
+def serve() -> None:
+    """A fork for every line of JSON on standard input; how it ended, as a line of JSON."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        began = time.monotonic()
+        pid = os.fork()
+        if pid == 0:
+            _job_in_fork(request)
+        code, peak = _waited(pid, request["timeout"])
+        print(json.dumps({"code": code, "peak": peak, "seconds": time.monotonic() - began}), flush=True)
+
+
+def _job_in_fork(request: dict[str, Any]) -> None:
+    """Never returns."""
+    status = 1
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        main(request["words"])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _waited(pid: int, timeout: float) -> tuple[int, int]:
+    """Exit status and peak of memory in bytes of a child, which is killed after the timeout."""
+    end = time.monotonic() + timeout
+    while True:
+        found, status, usage = os.wait4(pid, os.WNOHANG)
+        if found:
+            unit = 1 if sys.platform == "darwin" else 1024
+            return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+JOBS: dict[str, Callable[..., None]] = {
+    "klrl": lambda *words: klrl(list(words)),
+    "load": load,
+    "predict": predict,
+    "save-for-ever": save_for_ever,
+    "serve": serve,
+}
+
+
+def main(words: list[str]) -> None:
+    """Do a job."""
+    torch.set_num_threads(1)
+    JOBS[words[0]](*words[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

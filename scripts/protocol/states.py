@@ -1,0 +1,66 @@
+"""Whole states as digests: two runs are the same if these are, and where they are not, the names of what differs."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from klrl.agents import Agent, state
+from klrl.run import checkpoint
+
+Tensors = dict[str, Tensor]
+
+
+def parts(tensors: Tensors, data: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of every tensor (type, shape, bytes) and of every entry of the JSON, by name."""
+    digests = {f"tensor {name}": _of(f"{x.dtype} {list(x.shape)}", _bytes(x)) for name, x in tensors.items()}
+    return digests | {f"state {name}": _of(json.dumps(value, sort_keys=True)) for name, value in data.items()}
+
+
+def agent_parts(agent: Agent[Any]) -> dict[str, str]:
+    """What determines what an agent in memory does next."""
+    return parts(*state.dump(agent))
+
+
+def saved_parts(path: Path) -> dict[str, str]:
+    """Everything in a saved agent, or in a run directory's newest good checkpoint."""
+    return parts(*checkpoint.read(path))
+
+
+def run_parts(run_dir: Path) -> dict[str, str]:
+    """A run's last state, and every row of its metrics and episodes; how long anything took is left out."""
+    digests = saved_parts(run_dir)
+    for name in ("metrics.csv", "episodes.csv"):
+        for i, row in enumerate(rows(run_dir / name)):
+            digests[f"{name} row {i}"] = _of(json.dumps(row, sort_keys=True))
+    return digests
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file, without the columns ``time/...``."""
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+def digest(named: dict[str, str]) -> str:
+    """One SHA-256 of all parts."""
+    return _of(json.dumps(named, sort_keys=True))
+
+
+def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
+    """``None`` if they are the same, else a sentence with the names of the first parts that differ."""
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return f"{len(names)} of {len({**one, **other})} parts differ: {', '.join(names[:5])}" if names else None
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().cpu().contiguous().numpy().tobytes()
+
+
+def _of(text: str, data: bytes = b"") -> str:
+    return hashlib.sha256(text.encode() + b"\0" + data).hexdigest()
