@@ -157,3 +157,14 @@ def describe(hint: Any) -> str:
         type(None): "none",
     }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def plain(text: object, most: int = 1000) -> str:
+    r"""One line of printable characters, for words that come from a file: a terminal obeys others.
+
+    >>> plain("red: \x1b[31m,\nnext line")
+    'red: \\x1b[31m, next line'
+    """
+    words = " ".join(str(text).split())
+    words = words if len(words) <= most else f"{words[: most - 3]}..."
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)

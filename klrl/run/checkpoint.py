@@ -6,13 +6,17 @@ takes the place of the older one in a single rename. Whenever a process dies, th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import stat
 import uuid
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +24,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from klrl.validation import plain
+
 MANIFEST = "MANIFEST.json"
 FORMAT = 3
 _FILES = {"agent": "json", "tensors": "safetensors"}
 """What there is, and the suffix of its file."""
+_MOST = {"manifest": 2**14, "agent": 2**21, "header": 2**20}
+"""Bytes of JSON, which needs many times its size in memory: what is larger is neither written nor read."""
 
 
 class Damaged(ValueError):
     """What was saved is not what was written."""
+
+
+class OtherFormat(ValueError):
+    """What was saved is for another version of klrl."""
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
@@ -35,6 +47,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
 
     Raises:
         FileExistsError: ``path`` exists and is not a saved agent.
+        ValueError: the state is larger than what would be read again.
     """
     path = Path(path)
     if path.exists() and not _is_ours(path):
@@ -43,6 +56,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
         "agent": json.dumps(state).encode(),
         "tensors": save({name: x.detach().contiguous() for name, x in tensors.items()}),
     }
+    _check_sizes(contents["agent"], contents["tensors"][:8])
     path.mkdir(parents=True, exist_ok=True)
     try:
         files = {kind: _write(path, kind, data) for kind, data in contents.items()}
@@ -63,15 +77,33 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if (path / MANIFEST).exists():
         return _read(path)
-    candidates = _complete(path)
-    while candidates:
+    candidates = _steps(path)
+    if not _finished(candidates):
+        raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a saved agent or a run directory")
+    while True:
+        newest = candidates.pop()
         try:
-            return _read(candidates.pop())
+            return _read(newest)
         except ValueError as error:
-            if not candidates:
+            if not _finished(candidates):
                 raise
-            warnings.warn(f"{error}; going back to {candidates[-1]}", RuntimeWarning, stacklevel=2)
-    raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a saved agent or a run directory")
+            if any(newest.iterdir()):  # else a run was killed before it had written anything
+                warnings.warn(f"{error}; going back to {candidates[-1]}", RuntimeWarning, stacklevel=2)
+
+
+@contextlib.contextmanager
+def understood(path: str | Path) -> Iterator[None]:
+    """Around whatever is made of what was read: all that goes wrong there is the file's fault.
+
+    Raises:
+        ValueError: in one line that names the path.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"path = {path}: {plain(error)}") from error
+    except Exception as error:
+        raise Damaged(f"path = {path} is damaged: {plain(f'{type(error).__name__}: {error}')}") from error
 
 
 def step_directory(run_dir: Path, timesteps: int) -> Path:
@@ -84,8 +116,9 @@ def prune(run_dir: Path, keep: int) -> None:
 
     Nothing is deleted while the newest one is damaged; what a dead process left unfinished is.
     """
-    complete = _complete(run_dir)
-    for unfinished in {*(run_dir / "checkpoints").glob("[0-9]*")} - {*complete}:
+    steps = _steps(run_dir)
+    complete = _finished(steps)
+    for unfinished in {*steps} - {*complete}:
         shutil.rmtree(unfinished)
     if not complete:
         return
@@ -98,38 +131,65 @@ def prune(run_dir: Path, keep: int) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        contents = {kind: _verified(path, file) for kind, file in _manifest(path)["files"].items()}
-        return load(contents["tensors"]), json.loads(contents["agent"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, ValueError) and not isinstance(error, (Damaged, json.JSONDecodeError, UnicodeDecodeError)):
-            raise
-        raise Damaged(f"path = {path} is damaged: {error}") from error
+        files = _manifest(path)["files"]
+        state = json.loads(_verified(path, "agent", files["agent"]))
+        if not isinstance(state, dict):
+            raise Damaged("its JSON is no object")
+        return load(_verified(path, "tensors", files["tensors"])), state
+    except OtherFormat:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"path = {path} is damaged: {plain(error)}") from error
+    except MemoryError as error:
+        raise Damaged(f"path = {path} is damaged, or larger than this machine's memory") from error
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     """What the manifest says, if it is as :func:`write` wrote it."""
-    text = (path / MANIFEST).read_bytes()
+    text = _contents(path / MANIFEST, _MOST["manifest"])
     manifest = json.loads(text)
     if not isinstance(manifest, dict) or _canonical({k: v for k, v in manifest.items() if k != "sha256"}) != text:
         raise Damaged(f"{MANIFEST} is not as it was written")
     if manifest["format"] != FORMAT:
-        raise ValueError(f"path = {path} has format {manifest['format']}; this klrl reads format {FORMAT}")
+        raise OtherFormat(f"path = {path} has format {plain(manifest['format'])}; this klrl reads format {FORMAT}")
     if manifest["files"].keys() != _FILES.keys():
-        raise Damaged(f"{MANIFEST} names {', '.join(manifest['files'])}")
+        raise Damaged(f"{MANIFEST} names {[*manifest['files']]}")
     return manifest
 
 
-def _verified(path: Path, file: dict[str, Any]) -> bytes:
+def _verified(path: Path, kind: str, file: dict[str, Any]) -> bytes:
     """The bytes of a file inside the directory that has the size and the digest it was written with."""
     name = file["name"]
-    if not re.fullmatch(r"[a-z]+-[0-9a-f]{16}\.[a-z]+", name) or (path / name).is_symlink():
+    if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.{_FILES[kind]}", name):
         raise Damaged(f"{MANIFEST} names {name!r}")
-    if (path / name).stat().st_size != file["size"]:
-        raise Damaged(f"{name} does not have its size")
-    data = (path / name).read_bytes()
+    data = _contents(path / name, _MOST.get(kind), file["size"])
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise Damaged(f"{name} does not have its digest")
+    if kind == "tensors":
+        _check_sizes(b"", data[:8])
     return data
+
+
+def _contents(path: Path, most: int | None, size: int | None = None) -> bytes:
+    """Those of a real file: no link's, no pipe's, and not before its size is known to be right."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Damaged(f"{path.name} is no file")
+        if size is not None and status.st_size != size:
+            raise Damaged(f"{path.name} does not have its size")
+        if most is not None and status.st_size > most:
+            raise Damaged(f"{path.name} has {status.st_size:,} bytes; allowed: at most {most:,}")
+        return file.read(status.st_size)
+
+
+def _check_sizes(agent: bytes, length_of_header: bytes) -> None:
+    sizes = {"agent": len(agent), "header": int.from_bytes(length_of_header, "little")}
+    for name, size in sizes.items():
+        if size > _MOST[name]:
+            what = "the state's JSON" if name == "agent" else "the header of the tensors"
+            raise ValueError(f"{what} has {size:,} bytes; allowed: at most {_MOST[name]:,}")
 
 
 def _canonical(manifest: dict[str, Any]) -> bytes:
@@ -148,16 +208,30 @@ def _ours(path: Path) -> list[Path]:
     return [p for p in path.iterdir() if re.fullmatch(rf"({names})(\.[0-9a-f]{{8}}\.tmp)?", p.name)]
 
 
-def _complete(run_dir: Path) -> list[Path]:
-    return sorted(p.parent for p in (run_dir / "checkpoints").glob(f"[0-9]*/{MANIFEST}"))
+def _steps(run_dir: Path) -> list[Path]:
+    """A run's checkpoints in their order, finished or not; none of them elsewhere, behind a link.
+
+    Raises:
+        Damaged: the folder of all checkpoints is a link.
+    """
+    folder = run_dir / "checkpoints"
+    if folder.is_symlink():
+        raise Damaged(f"path = {folder} is a link; allowed: a directory (a link to the whole run directory is fine)")
+    found = (p for p in folder.glob("[0-9]*") if re.fullmatch(r"[0-9]{12,}", p.name))
+    return sorted((p for p in found if p.is_dir() and not p.is_symlink()), key=lambda p: int(p.name))
+
+
+def _finished(steps: list[Path]) -> list[Path]:
+    return [p for p in steps if (p / MANIFEST).exists()]
 
 
 def _score(path: Path) -> tuple[float, str]:
     try:
-        score = json.loads(_verified(path, _manifest(path)["files"]["agent"])).get("ep_rew_mean")
-    except (ValueError, OSError):
+        score = json.loads(_verified(path, "agent", _manifest(path)["files"]["agent"])).get("ep_rew_mean")
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, RecursionError):
         score = None
-    return (float("-inf") if score is None else score), path.name
+    known = isinstance(score, (int, float)) and not math.isnan(score)
+    return (score if known else float("-inf")), path.name
 
 
 def _write(path: Path, kind: str, data: bytes) -> dict[str, Any]:

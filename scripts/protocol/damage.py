@@ -51,9 +51,7 @@ def _damages(g: random.Random) -> Iterator[Damage]:
     files = ("MANIFEST", "agent", "tensors")
     for i in range(50):
         part = g.random()
-        yield Damage(
-            files[i % 3], f"cutting at {part:.4f}", lambda data, other, part=part: data[: int(part * len(data))]
-        )
+        yield Damage(files[i % 3], f"cutting at {part:.4f}", _cutting(part))
     for i in range(200):
         part, bits = g.random(), g.randrange(1, 256)
         yield Damage(files[i % 3], f"changing the byte at {part:.4f} by {bits}", _flipping(part, bits))
@@ -70,6 +68,10 @@ def _damages(g: random.Random) -> Iterator[Damage]:
         )
 
 
+def _cutting(part: float) -> Callable[[bytes, bytes], bytes]:
+    return lambda data, other: data[: int(part * len(data))]
+
+
 def _flipping(part: float, bits: int) -> Callable[[bytes, bytes], bytes]:
     def flip(data: bytes, other: bytes) -> bytes:
         place = int(part * len(data))
@@ -81,7 +83,7 @@ def _flipping(part: float, bits: int) -> Callable[[bytes, bytes], bytes]:
 def _case(group: Sequence[Damage], kind: str) -> Callable[[Path], Outcome]:
     def run(scratch: Path) -> Outcome:
         env, algorithm = kind.split(", ")
-        agent = AGENTS[algorithm](env, AGENTS[algorithm].config_class(n_envs=2, n_steps=64), seed=0)
+        agent = AGENTS[algorithm](env, AGENTS[algorithm].config_class.for_env(None, n_envs=2, n_steps=64), seed=0)
         original = scratch / "original"
         older, newer = (_learn_and_save(agent, original) for _ in range(2))
         agent.close()
