@@ -19,7 +19,7 @@ from klrl.agents import state
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
-from klrl.agents.saved_policy import SavedPolicy, load_space
+from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.state import Training
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.collector import Elsewhere
@@ -32,6 +32,7 @@ from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_to_json
+from klrl.validation import plain
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -386,8 +387,18 @@ class Agent(Core[C], abc.ABC):
             ValueError: damaged, or another agent's.
         """
         tensors, data = checkpoint.read(path)
+        with checkpoint.understood(path):
+            agent = cls._restored(tensors, data, trust_region, device)
+        if env is not None:
+            agent._put_in(env)
+        return agent
+
+    @classmethod
+    def _restored(
+        cls, tensors: state.Tensors, data: dict[str, Any], trust_region: TrustRegion | None, device: str | None
+    ) -> Self:
         if data["agent"] != cls.config_class.algorithm:
-            raise ValueError(f"path = {path} holds agent {data['agent']!r}; allowed: {cls.config_class.algorithm!r}")
+            raise ValueError(f"holds agent {plain(repr(data['agent']), 80)}; allowed: {cls.config_class.algorithm!r}")
         if trust_region is not None:
             data["config"] |= dict.fromkeys(PARAMETERS) | {"trust_region": trust_region}
             data["region"] = trust_region
@@ -395,15 +406,14 @@ class Agent(Core[C], abc.ABC):
         agent = cls.__new__(cls)
         config = cast("C", cls.config_class.from_json(data["config"]))
         observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
+        check_backed(observations, actions, data["config"], tensors)
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
         agent._begin(described(data["env"]), None, data["preset"])
         agent.episodes.extend(Episode(*fields) for fields in data["episodes"])
-        agent.history = state.unpacked(data["history"])
+        agent.history = state.unpacked(data["history"], tensors)
         agent.training = data["training"] and Training(*data["training"])
         agent._whereabouts = state.whereabouts(tensors)
-        if env is not None:
-            agent._put_in(env)
         return agent
 
 

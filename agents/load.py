@@ -28,6 +28,6 @@ def load_agent(path: str | Path, env: EnvLike | None = None) -> Agent[Any]:
         ValueError: damaged, or of an algorithm that this klrl does not have.
     """
     name = checkpoint.read(path)[1].get("agent")
-    if name not in AGENTS:
+    if not isinstance(name, str) or name not in AGENTS:
         raise ValueError(f"path = {path} holds agent {name!r}; allowed: {', '.join(AGENTS)}")
     return AGENTS[name].load(path, env)

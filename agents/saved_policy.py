@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
 from klrl.policy.observations import Encoding
 from klrl.policy.spaces import below, space_from
+from klrl.policy.trunks import least_parameters
 from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
@@ -38,7 +40,7 @@ class SavedPolicy:
         config = {name: state["config"][name] for name in SETTINGS}
         self.state: dict[str, Any] = {name: state[name] for name in _STATE} | {"config": config}
         self.observation_space, self.action_space = (load_space(name, tensors, state) for name in _STATE[:2])
-        self.encoding = Encoding(self.observation_space, self.action_space, config["action_mask"])
+        self.encoding = check_backed(self.observation_space, self.action_space, config, tensors, ("actor",))
         kind = {name: config[name] for name in SETTINGS if name not in ("actor_hidden_sizes", "action_mask")}
         generator = torch.Generator()
         self.actor = make_actor(
@@ -56,7 +58,9 @@ class SavedPolicy:
             FileNotFoundError: nothing saved there.
             ValueError: damaged.
         """
-        return cls(*checkpoint.read(path))
+        saved = checkpoint.read(path)
+        with checkpoint.understood(path):
+            return cls(*saved)
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:
@@ -67,6 +71,36 @@ class SavedPolicy:
 def load_space(name: str, tensors: Tensors, state: dict[str, Any]) -> gym.Space:
     """A space of a saved agent."""
     return space_from(state[name], below(f"{name}.", tensors))
+
+
+def check_backed(
+    observation_space: gym.Space,
+    action_space: gym.Space,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    networks: Sequence[str] = ("actor", "critic"),
+) -> Encoding:
+    """Make sure, before networks are made, that they are as large as what was saved; the encoding of observations.
+
+    Settings and spaces are a few words that can ask for any amount of memory; tensors are as large as their file.
+
+    Raises:
+        ValueError: they are not.
+    """
+    encoding = Encoding(observation_space, action_space, config["action_mask"])
+    if tuple(tensors["normalizer.mean"].shape) != encoding.shape:
+        have = tuple(tensors["normalizer.mean"].shape)
+        raise ValueError(f"observations have shape {encoding.shape}; allowed: {have}, as normalizer.mean")
+    for network in networks:
+        hidden = config[f"{network}_hidden_sizes"]
+        n_outputs = gym.spaces.flatdim(action_space) if network == "actor" else 1
+        least = least_parameters(encoding, hidden, n_outputs)
+        saved = sum(x.numel() for x in below(f"{network}.", tensors).values())
+        if least > saved:
+            raise ValueError(
+                f"{network}_hidden_sizes = {hidden} need {least:,} parameters; allowed: {saved:,}, as saved"
+            )
+    return encoding
 
 
 def moments(tensors: Tensors, count: int) -> Moments:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from klrl.agents.core import Core
@@ -20,6 +21,7 @@ from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.trust_region import region_from_json, region_to_json
+from klrl.validation import Fraction, NonNegativeInt, validate
 
 Tensors = dict[str, Tensor]
 
@@ -52,7 +54,24 @@ class Snapshot:
         """
         where = {} if self.whereabouts is None else self.whereabouts.tensors()
         tensors = self.tensors | {f"whereabouts.{k}": v for k, v in where.items()}
-        return checkpoint.write(path, tensors, self.state | {"history": packed(self.state["history"])})
+        groups, rows = packed(self.state["history"])
+        return checkpoint.write(path, tensors | rows, self.state | {"history": groups})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Numbers:
+    """What the JSON says of how far the agent is."""
+
+    seed: NonNegativeInt
+    num_timesteps: NonNegativeInt
+    n_updates: NonNegativeInt
+    normalizer_count: NonNegativeInt
+    return_scaler_count: NonNegativeInt
+    progress_remaining: Fraction
+    fresh: bool
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
 def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
@@ -91,7 +110,12 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
-    """Continue where :func:`dump` was called; the agent was built with the same spaces and config."""
+    """Continue where :func:`dump` was called; the agent was built with the same spaces and config.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    _Numbers(**{f.name: state[f.name] for f in fields(_Numbers)})
     agent.actor.load_state_dict(_below("actor", tensors))
     agent.critic.load_state_dict(_below("critic", tensors))
     agent.optimizer.restore(_below("optimizer", tensors))
@@ -113,22 +137,39 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
     agent.fresh = state["fresh"]
-    agent.kl_sum = state.get("kl_sum", math.nan)  # nobody added it up for agents saved before there was the metric
+    agent.kl_sum = float(
+        state.get("kl_sum", math.nan)
+    )  # nobody added it up for agents saved before there was the metric
 
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:
     return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
 
 
-def packed(history: Sequence[Metrics]) -> list[dict[str, Any]]:
-    """Rows with the same names together, which are then said once."""
-    groups = groupby(history, key=tuple)
-    return [{"names": names, "rows": [list(row.values()) for row in rows]} for names, rows in groups]
+def packed(history: Sequence[Metrics]) -> tuple[list[dict[str, Any]], Tensors]:
+    """Rows with the same names together: their names and texts as JSON, their numbers as a tensor ``[rows, names]``.
+
+    Where a row has a text, its number is that of the text.
+    """
+    groups, tensors = [], {}
+    for i, (names, same) in enumerate(groupby(history, key=tuple)):
+        rows = list(same)
+        texts = {name: sorted({row[name] for row in rows}) for name in names if isinstance(rows[0][name], str)}
+        numbers = [[texts[k].index(x) if k in texts else x for k, x in row.items()] for row in rows]
+        groups.append({"names": names, "texts": texts})
+        tensors[f"history.{i}"] = torch.tensor(numbers, dtype=torch.float64)
+    return groups, tensors
 
 
-def unpacked(groups: Sequence[dict[str, Any]]) -> list[Metrics]:
+def unpacked(groups: Sequence[dict[str, Any]], tensors: Tensors) -> list[Metrics]:
     """The inverse of :func:`packed`."""
-    return [dict(zip(group["names"], row, strict=True)) for group in groups for row in group["rows"]]
+    history: list[Metrics] = []
+    for i, group in enumerate(groups):
+        texts = [group["texts"].get(name) for name in group["names"]]
+        for row in tensors[f"history.{i}"].tolist():
+            values = (x if known is None else known[int(x)] for x, known in zip(row, texts, strict=True))
+            history.append(dict(zip(group["names"], values, strict=True)))
+    return history
 
 
 def whereabouts(tensors: Tensors) -> Whereabouts | None:

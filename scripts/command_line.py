@@ -14,15 +14,14 @@ import gymnasium as gym
 import tyro
 
 from klrl.scripts.flags import has_empty_value, objection
-from klrl.scripts.terminal import printable
-from klrl.validation import validate
+from klrl.validation import plain, validate
 
 T = TypeVar("T")
 
 
 def fail(prog: str, message: object, status: int = 2) -> NoReturn:
     """Print one line and exit; status 2 is the user's input."""
-    print(f"{prog}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+    print(f"{prog}: {plain(message, 2000)}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -18,6 +18,7 @@ from klrl.experience.environments import described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import check_new, versions
 from klrl.scripts.command_line import fail
+from klrl.validation import plain
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Opened:
         wanted = env or described(saved["env"])
         if wanted is None:
             name = saved["env"]["id"] if saved["env"] else None
-            known = f"{name}, which nobody has registered here" if name else "none that has an id"
-            raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
+            known = f"{plain(name, 80)}, which nobody has registered here" if name else "none that has an id"
+            raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{plain(name, 80)}' if name else 'ID'}")
         opened = cls(agent, saved["agent"], wanted)
-        with opened.make() as one:
+        with opened._first() as one:
             if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
                 allowed = agent.observation_space
                 raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {allowed}")
@@ -59,6 +60,12 @@ class Opened:
     def make(self) -> gym.Env:
         """One environment."""
         return factory(self.env)()
+
+    def _first(self) -> gym.Env:
+        try:
+            return self.make()
+        except Exception as error:  # arguments that were saved, or typed, and that it does not take
+            raise ValueError(f"env = {self.env_id}: {type(error).__name__}: {error}") from error
 
     def returns(self, agents: dict[str, Agent[Any]], episodes: int, seed: int) -> dict[str, dict[str, Any]]:
         """Episodes of each agent, by its most probable and by sampled actions, printed and in words of JSON."""

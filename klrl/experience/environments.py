@@ -144,8 +144,18 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
 
 
 def described(data: dict[str, Any] | None) -> EnvSpec | None:
-    """The inverse of :func:`describe`, for an id that is registered here; nothing is imported."""
-    if data is None or data["id"] not in gym.registry:
+    """The inverse of :func:`describe`, for an id that is registered here; nothing is imported.
+
+    Raises:
+        ValueError: what :func:`describe` does not write.
+    """
+    if data is None:
+        return None
+    limit = data["max_episode_steps"]
+    plain = isinstance(data["id"], str) and isinstance(data["kwargs"], dict)
+    if not plain or not (limit is None or (type(limit) is int and limit >= 1)):
+        raise ValueError(f"env = {data}; allowed: an id, keyword arguments and a number of steps >= 1 or null")
+    if data["id"] not in gym.registry:
         return None
     spec = copy.deepcopy(gym.spec(data["id"]))
     spec.kwargs, spec.max_episode_steps = data["kwargs"], data["max_episode_steps"]

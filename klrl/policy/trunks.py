@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,6 +30,24 @@ def make_trunk(
     if not encoding.images:
         return mlp([encoding.n_features, *hidden, n_outputs], **style)
     return ImageTrunk(encoding, hidden, n_outputs, **style)
+
+
+def least_parameters(encoding: Encoding, hidden: Sequence[int], n_outputs: int) -> int:
+    """How many parameters :func:`make_trunk` would make at least, without making any."""
+    n_inputs = sum(_n_features(part) for part in encoding.parts)
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise([n_inputs, *hidden, n_outputs]))
+
+
+def _n_features(part: Part) -> int:
+    """What the layers see of a part of the observation."""
+    if not part.is_image:
+        return part.columns.stop - part.columns.start
+    rows = list(part.shape)
+    if len(rows) == 3:
+        del rows[0 if _channels(part)[1] else -1]
+    for _ in _CHANNELS:
+        rows = [(n + 1) // 2 for n in rows]
+    return math.prod(rows) * _CHANNELS[-1]
 
 
 class ImageTrunk(nn.Module):

@@ -55,7 +55,7 @@ class Process:
     Args:
         words: the command line.
         scratch: its working directory, which must exist; the files of its output are there, too.
-        environment: changes to the environment's variables.
+        environment: changes to the environment's variables; a PYTHONPATH comes after klrl's own.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Process:
     ) -> None:
         self._out, self._err = (scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err"))
         self._began = time.monotonic()
-        paths = [str(Path(klrl.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        paths = [str(Path(klrl.__file__).parents[1]), *filter(None, [(environment or os.environ).get("PYTHONPATH")])]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._popen = subprocess.Popen(
                 list(map(str, words)),
                 cwd=scratch,
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})},
+                env={**os.environ, **_ONE_THREAD, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
