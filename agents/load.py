@@ -11,6 +11,7 @@ from klrl.agents.ppo import PPO
 from klrl.agents.trpo import TRPO
 from klrl.experience import EnvLike
 from klrl.run import checkpoint
+from klrl.validation import plain
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """By the name on the command line, in presets and in saved state."""
@@ -29,5 +30,5 @@ def load_agent(path: str | Path, env: EnvLike | None = None) -> Agent[Any]:
     """
     name = checkpoint.read(path)[1].get("agent")
     if not isinstance(name, str) or name not in AGENTS:
-        raise ValueError(f"path = {path} holds agent {name!r}; allowed: {', '.join(AGENTS)}")
+        raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(AGENTS)}")
     return AGENTS[name].load(path, env)

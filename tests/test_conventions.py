@@ -41,7 +41,7 @@ ONLY_IN = {
     "gymnasium": {"klrl.policy", "klrl.experience", "klrl.run", "klrl.agents", "klrl.scripts"},
     "tensorboard": {"klrl.run"},
     "rich": {"klrl.run", "klrl.scripts"},
-    "safetensors": {"klrl.run"},
+    "safetensors": {"klrl.run", "klrl.scripts"},
     "tyro": {"klrl.agents", "klrl.scripts"},
     "matplotlib": {"klrl.scripts"},
 }
@@ -85,12 +85,25 @@ def test_peers_are_imported_in_one_file_and_only_when_they_are_measured():
     assert not (PEERS | {"envpool", "torch"}) & set(loaded)
 
 
+UNSAFE_MODULES = {
+    "pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "runpy", "code", "codeop",
+}  # fmt: skip
+UNSAFE_CALLS = {
+    "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "os.system", "os.popen",
+    "torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "np.load", "numpy.load", "np.fromfile",
+    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "yaml.load_all",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_reads_pickles_or_runs_text_as_code(path):
     tree = ast.parse(path.read_text())
-    assert not {name.split(".")[0] for name in imports(path)} & {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
-    calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    assert not calls & {"eval", "exec", "torch.load", "torch.save", "yaml.load", "np.load"}
+    assert not {name.split(".")[0] for name in imports(path)} & UNSAFE_MODULES
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {ast.unparse(call.func) for call in calls} & UNSAFE_CALLS
+    assert "allow_pickle" not in {keyword.arg for call in calls for keyword in call.keywords}
+    if path != ROOT / "klrl/experience/workers.py":  # Gymnasium's way to send an environment's maker to own workers
+        assert "CloudpickleWrapper" not in {name.rpartition(".")[2] for name in imports(path)}
 
 
 def test_the_global_random_generators_are_not_used():

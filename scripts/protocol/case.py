@@ -57,7 +57,8 @@ def run_all(cases: Sequence[Case], processes: int, keep: Path | None = None) -> 
     pool = ThreadPoolExecutor(processes)
     running: list[list[Process]] = []
     try:
-        for done in as_completed([pool.submit(_run, case, root / _folder(case), running) for case in cases]):
+        folders = [root / f"{i:03d}-{_folder(case)}" for i, case in enumerate(cases)]
+        for done in as_completed([pool.submit(_run, *one, running) for one in zip(cases, folders, strict=True)]):
             yield done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

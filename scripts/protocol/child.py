@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space
 
-from klrl.agents import load_agent
+from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
 from klrl.scripts.main import main as klrl
 from klrl.scripts.protocol.states import agent_parts, digest
@@ -31,26 +32,30 @@ def load(path: str) -> None:
             agent.observation_space.seed(0)
             agent.predict(agent.observation_space.sample(), deterministic=True)
         except Exception as error:
-            known = type(error) in (ValueError, checkpoint.Damaged, FileNotFoundError)
+            known = type(error) in (ValueError, checkpoint.Damaged, checkpoint.OtherFormat, FileNotFoundError)
             said |= {"error": str(error), "type": type(error).__name__, "known": known}
     print(json.dumps(said | {"warnings": [str(note.message) for note in notes]}))
 
 
 def save_for_ever(path: str) -> None:
     """Save agent after agent to one place; after each, its number on a line."""
-    generator = torch.Generator().manual_seed(0)
+    x = torch.arange(50_000.0) / 50_000.0
     for i in range(10**9):
-        checkpoint.write(path, {"x": torch.randn(50_000, generator=generator) + i}, {"agent": "ppo", "number": i})
+        checkpoint.write(path, {"x": x + i}, {"agent": "ppo", "number": i})
         print(i, flush=True)
 
 
-def predict(path: str, observations: str, actions: str) -> None:
-    """The deterministic actions at the observations in one file, to another; no environment is made."""
+def predict(path: str, actions: str) -> None:
+    """What an agent does in a thousand states, to a file; no environment is made."""
     agent = load_agent(path)
-    assert agent._envs is None
-    given = checkpoint.read(observations)[0]["observations"].numpy()
-    predicted, _ = agent.predict(given, deterministic=True)
-    checkpoint.write(actions, {"actions": torch.from_numpy(np.ascontiguousarray(predicted))}, {})
+    checkpoint.write(actions, {"actions": torch.from_numpy(some_actions(agent))}, {})
+
+
+def some_actions(agent: Agent[Any], n: int = 1_000) -> np.ndarray:
+    """Deterministic actions at the same ``n`` samples of the observation space."""
+    space = batch_space(agent.observation_space, n)
+    space.seed(0)
+    return np.ascontiguousarray(agent.predict(space.sample(), deterministic=True)[0])
 
 
 def serve() -> None:

@@ -1,8 +1,122 @@
-"""To do."""
+"""R12: one directory, one run."""
 
-from klrl.scripts.protocol.case import Case
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from klrl.scripts.protocol.case import Case, Outcome
+from klrl.scripts.protocol.processes import Process, start_klrl
+
+_TRAIN = ("train", "ppo", "--env", "CartPole-v1", "--n-envs", "2", "--n-steps", "64", "--batch-size", "64",
+          "--checkpoint-every", "256", "--eval-episodes", "0")  # fmt: skip
+_FOR_EVER = ("--total-timesteps", "100000000")
+_RIVALS = 5
+"""In one case."""
 
 
 def cases(seed: int) -> list[Case]:
-    """None yet."""
-    return []
+    """Rivals at random moments, locks of the dead, names for runs without one."""
+    rivals = [
+        Case("R12", f"{_RIVALS} rivals for one directory, part {i}", _rivals(f"{seed} R12 {i}"), quick=i == 0)
+        for i in range(4)
+    ]
+    dead = [
+        Case("R12", f"{_RIVALS} locks of the dead, part {i}", _of_the_dead(f"{seed} R12 dead {i}"), quick=i == 0)
+        for i in range(4)
+    ]
+    return [*rivals, *dead, Case("R12", "8 runs without a name, started at once", _without_names)]
+
+
+def _rivals(seed: str) -> Callable[[Path], Outcome]:
+    """Whoever comes second is told who is there, at once, and changes nothing."""
+
+    def run(scratch: Path) -> Outcome:
+        g, run_dir = random.Random(seed), scratch / "run"
+        usual = _time_to_refuse(scratch)
+        first = _running(scratch, run_dir)
+        problems, slowest = [], 0.0
+        for i in range(_RIVALS):
+            time.sleep(g.uniform(0.0, 0.5))
+            words: list[str | Path] = ["resume", run_dir] if i % 2 else [*_TRAIN, *_FOR_EVER, "--run-dir", run_dir]
+            before = _fixed(run_dir)
+            ended = start_klrl(words, scratch).wait(60.0)
+            slowest = max(slowest, ended.seconds - usual)
+            said = " ".join(ended.err.split())
+            if ended.code != 2 or len(ended.err.splitlines()) != 1 or f"process {first.pid}" not in said:
+                problems.append(f"{words[0]} ended with {ended.code}: {said[-200:]}")
+            elif ended.seconds - usual > 1.0:
+                problems.append(f"refused {ended.seconds - usual:.1f} s after any other refusal would have come")
+            elif any(_fixed(run_dir).get(name) != digest for name, digest in before.items()):
+                problems.append("files of the first run were changed")
+            elif not first.running:
+                problems.append("the first run has ended")
+        first.kill()
+        return Outcome(problems, _RIVALS, {"largest time to refuse, s": round(slowest, 2)})
+
+    return run
+
+
+def _of_the_dead(seed: str) -> Callable[[Path], Outcome]:
+    """After kill -9 the run can be resumed at once, as often as one likes."""
+
+    def run(scratch: Path) -> Outcome:
+        g, run_dir = random.Random(seed), scratch / "run"
+        process, problems = _running(scratch, run_dir), []
+        for i in range(_RIVALS):
+            time.sleep(g.uniform(0.0, 0.3))
+            process.kill()
+            rows = _rows(run_dir)
+            process = start_klrl(["resume", run_dir], scratch)
+            try:
+                process.until(lambda rows=rows: _rows(run_dir) > rows)  # type: ignore[misc]
+            except Exception as error:
+                problems.append(f"kill {i}: {error}")
+                break
+        process.kill()
+        return Outcome(problems, _RIVALS)
+
+    return run
+
+
+def _without_names(scratch: Path) -> Outcome:
+    """The same agent on the same environment with the same seed in the same second."""
+    started = [start_klrl([*_TRAIN, "--total-timesteps", "128"], scratch) for _ in range(8)]
+    ended = [process.wait() for process in started]
+    problems = [f"ended with {e.code}: {e.err[-200:]}" for e in ended if e.code != 0]
+    whole = [path for path in (scratch / "runs").iterdir() if _rows(path) == 1]
+    if len(whole) != 8 and not problems:
+        problems.append(f"{len(whole)} directories hold one run each")
+    return Outcome(problems, 8)
+
+
+def _running(scratch: Path, run_dir: Path) -> Process:
+    """A run that has written its first checkpoint."""
+    process = start_klrl([*_TRAIN, *_FOR_EVER, "--run-dir", run_dir], scratch)
+    process.until(lambda: any(run_dir.glob("checkpoints/*/MANIFEST.json")))
+    return process
+
+
+def _time_to_refuse(scratch: Path) -> float:
+    """Seconds from the start of a process to its refusal of something that no lock is about."""
+    full = scratch / "full"
+    full.mkdir()
+    (full / "file").touch()
+    return start_klrl([*_TRAIN, *_FOR_EVER, "--run-dir", full], scratch).wait(60.0).seconds
+
+
+def _rows(run_dir: Path) -> int:
+    """Of the metrics, the head not counted."""
+    path = run_dir / "metrics.csv"
+    return path.read_text().count("\n") - 1 if path.exists() else 0
+
+
+def _fixed(run_dir: Path) -> dict[str, str]:
+    """Digests of what the first run itself does not change as it goes on."""
+    names = ["config.json", "run.lock"]
+    return {
+        name: hashlib.sha256((run_dir / name).read_bytes()).hexdigest() for name in names if (run_dir / name).exists()
+    }

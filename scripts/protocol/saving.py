@@ -56,7 +56,7 @@ def _problems(saved: Path, last: int) -> list[str]:
     found = []
     if state["number"] not in (last, last + 1):
         found.append(f"number {state['number']} is there, {last} was reported")
-    if not state["number"] - 10 < tensors["x"].mean() < state["number"] + 10:
+    if tensors["x"][0] != state["number"]:
         found.append("tensors and JSON are of different agents")
     checkpoint.write(saved, {"x": torch.zeros(1)}, {"agent": "ppo", "number": -1})
     left = sorted(path.name for path in saved.iterdir())

@@ -1,0 +1,171 @@
+"""klrl torture: what its frame makes of cases that pass, fail, raise or never end; and its helpers."""
+
+import json
+import signal
+import sys
+import time
+
+import pytest
+from environments import small_agent
+
+from klrl.agents import PPO
+from klrl.run import checkpoint
+from klrl.scripts import torture
+from klrl.scripts.main import main
+from klrl.scripts.protocol import states
+from klrl.scripts.protocol.case import Case, Outcome, run_all, table
+from klrl.scripts.protocol.forgery import Victim
+from klrl.scripts.protocol.processes import Forks, Process, Unexpected, start_child
+
+
+def passing(scratch):
+    assert scratch.is_dir()
+    assert not [*scratch.iterdir()]
+
+
+def raising(scratch):
+    raise OSError("no such\nluck")
+
+
+def endless(scratch):
+    """Its process would outlive it."""
+    Process([sys.executable, "-c", "import time; time.sleep(100)"], scratch).wait()
+
+
+FAKES = [
+    Case("R1", "passes", passing, quick=True),
+    Case("R1", "fails", lambda scratch: "a | b is wrong"),
+    Case("R2", "raises", raising),
+    Case("R2", "never ends", endless, timeout=0.5),
+    Case("R3", "tries often", lambda scratch: Outcome(["one"], 5, {"kills": 3, "largest x": 1.5}), quick=True),
+    Case("R3", "tries again", lambda scratch: Outcome([], 5, {"kills": 4, "largest x": 0.5}), quick=True),
+]
+
+
+def test_every_case_has_a_row_whatever_happens_in_it():
+    started = time.monotonic()
+    rows = {row["name"]: row for row in run_all(FAKES, processes=2)}
+    assert time.monotonic() - started < 20.0
+    assert {name for name, row in rows.items() if row["passed"]} == {"passes", "tries again"}
+    assert rows["fails"]["detail"] == "a | b is wrong"
+    assert rows["raises"]["detail"] == "OSError: no such luck"
+    assert rows["never ends"]["detail"] == "not done after 0.5 s"
+    assert (rows["tries often"]["trials"], rows["tries often"]["failed"]) == (5, 1)
+    text = table([rows[case.name] for case in FAKES], torture.POINTS)
+    assert "| 1/2 |" in text
+    assert "FAILED fails: a / b is wrong" in text
+    assert "| 9/10 |" in text
+    assert "kills: 7; largest x: 1.5; FAILED tries often: one" in text
+    assert len(text.splitlines()) == 2 + 3
+
+
+@pytest.mark.parametrize(("words", "names", "status"), [
+    (["--quick", "--only", "R1"], ["passes"], 0),
+    (["--quick"], ["passes", "tries often", "tries again"], 1),
+    (["--only", "R1", "R3"], ["passes", "fails", "tries often", "tries again"], 1),
+])  # fmt: skip
+def test_the_command_writes_rows_and_a_table_and_its_status_says_whether_all_passed(
+    words, names, status, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(torture, "MODULES", (lambda seed: FAKES,))
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "torture",
+                *words,
+                "--seed",
+                "7",
+                "--output",
+                str(tmp_path / "torture.json"),
+                "--keep",
+                str(tmp_path / "k"),
+            ]
+        )
+    assert stop.value.code == status
+    text = (tmp_path / "torture.json").read_text()
+    assert str(tmp_path) not in text
+    written = json.loads(text)
+    assert written["command"].startswith("klrl torture ")
+    assert written["versions"]["klrl"]
+    assert [row["name"] for row in written["rows"]] == names
+    assert {row["seed"] for row in written["rows"]} == {7}
+    assert len([*(tmp_path / "k").iterdir()]) == len(names)
+    out = capsys.readouterr().out
+    assert f"{len(names)}/{len(names)}  R" in out
+    assert "| R1 | kill -9 at random moments" in out
+
+
+@pytest.mark.parametrize("words", [["--only", "R99"], ["--output", "/nowhere/x.json"], ["--keep", "."]])
+def test_bad_input_is_one_line(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["torture", *words])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_real_cases_have_names_of_their_own_and_stand_for_points_of_the_protocol():
+    cases = [case for make in torture.MODULES for case in make(0)]
+    assert len({(case.protocol, case.name) for case in cases}) == len(cases)
+    points = {case.protocol for case in cases}
+    assert points <= set(torture.POINTS)
+    assert {case.protocol for case in cases if case.quick} == points
+    assert [case.name for make in torture.MODULES for case in make(0)] == [case.name for case in cases]
+
+
+def test_a_process_is_waited_for_killed_and_leaves_nobody_behind(tmp_path):
+    program = (
+        "import subprocess, sys, time; subprocess.Popen(['sleep', '100']); print('up', flush=True); time.sleep(100)"
+    )
+    process = Process([sys.executable, "-c", program], tmp_path)
+    process.until(lambda: "up" in process.out)
+    with pytest.raises(Unexpected, match="in vain"):
+        process.until(lambda: False, timeout=0.1)
+    assert len(process.survivors()) == 2
+    assert process.kill().code == -signal.SIGKILL
+    end = time.monotonic() + 5.0
+    while process.survivors() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not process.survivors()
+    with pytest.raises(Unexpected, match="ended with"):
+        process.until(lambda: False)
+
+
+def test_forks_have_output_status_and_memory_of_their_own(tmp_path):
+    saved = small_agent(PPO).save(tmp_path / "saved")
+    with Forks(tmp_path) as forks:
+        good, bad = forks.run(["load", saved]), forks.run(["klrl", "evaluate", tmp_path / "nothing"])
+        late = forks.run(["save-for-ever", tmp_path / "other"], timeout=0.5)
+    assert json.loads(good.out)["digest"] == states.digest(states.agent_parts(PPO.load(saved)))
+    assert good.peak > 10 * 2**20
+    assert (bad.code, len(bad.err.splitlines())) == (2, 1)
+    assert late.code == -signal.SIGKILL
+    assert start_child(["load", saved], tmp_path).wait().out == good.out
+
+
+def test_states_differ_where_something_differs(tmp_path):
+    agent = small_agent(PPO)
+    one = states.agent_parts(agent)
+    again = states.agent_parts(PPO.load(agent.save(tmp_path / "agent")))
+    assert states.difference(one, again) is None
+    assert states.digest(one) == states.digest(again)
+    moved = states.agent_parts(agent.learn(64))
+    assert "tensor actor." in states.difference(one, moved)
+    assert states.digest(one) != states.digest(moved)
+
+
+def test_a_run_is_the_same_run_whatever_time_it_took(tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run_dir in runs:
+        small_agent(PPO, seed=3).learn(192, run_dir=run_dir)
+    one, other = map(states.run_parts, runs)
+    assert states.difference(one, other) is None
+    text = (runs[0] / "metrics.csv").read_text()
+    (runs[0] / "metrics.csv").write_text(text.replace("0.", "1.", 1))
+    assert "metrics.csv row" in states.difference(states.run_parts(runs[0]), other)
+
+
+def test_a_forgery_has_right_digests(tmp_path):
+    small_agent(PPO).save(checkpoint.step_directory(tmp_path / "run", 0))
+    victim = Victim(tmp_path / "run", tmp_path, tmp_path / "marker")
+    victim.forge(lambda tensors, state: state.update(seed=99))
+    assert PPO.load(tmp_path / "run").seed == 99
