@@ -21,6 +21,7 @@ from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.terminal import printable
 from klrl.scripts.training import Conduct, carry_out
+from klrl.validation import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def _environment(run: dict[str, Any], given: str | None) -> str | EnvSpec:
         return given
     spec = described(run["env"])
     if spec is None:
-        name = run["env"]["id"] if run["env"] else None
+        name = plain(run["env"]["id"], 80) if run["env"] else None
         known = f"{name}, which nobody has registered here" if name else "none that has an id"
         raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
     return spec

@@ -47,9 +47,9 @@ class Opened:
         agent = load_agent(path)
         wanted = env or described(saved["env"])
         if wanted is None:
-            name = saved["env"]["id"] if saved["env"] else None
-            known = f"{plain(name, 80)}, which nobody has registered here" if name else "none that has an id"
-            raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{plain(name, 80)}' if name else 'ID'}")
+            name = plain(saved["env"]["id"], 80) if saved["env"] else None
+            known = f"{name}, which nobody has registered here" if name else "none that has an id"
+            raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
         opened = cls(agent, saved["agent"], wanted)
         with opened._first() as one:
             if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):

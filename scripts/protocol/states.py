@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from klrl.agents import Agent, state
 from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def parts(tensors: Tensors, data: dict[str, Any]) -> dict[str, str]:
@@ -23,17 +24,23 @@ def parts(tensors: Tensors, data: dict[str, Any]) -> dict[str, str]:
 
 
 def agent_parts(agent: Agent[Any]) -> dict[str, str]:
-    """What determines what an agent in memory does next."""
-    return parts(*state.dump(agent))
+    """What determines what an agent in memory does next, and its metrics; how long anything took is left out."""
+    now = agent.snapshot()
+    where = {} if now.whereabouts is None else now.whereabouts.tensors()
+    history = [_without_time(row) for row in now.state["history"]]
+    return parts(now.tensors | {f"whereabouts.{k}": x for k, x in where.items()}, now.state | {"history": history})
 
 
 def saved_parts(path: Path) -> dict[str, str]:
-    """Everything in a saved agent, or in a run directory's newest good checkpoint."""
-    return parts(*checkpoint.read(path))
+    """The same of a saved agent, or of a run directory's newest good checkpoint, without making an agent of it."""
+    tensors, data = checkpoint.read(path)
+    history = [_without_time(row) for row in state.unpacked(data["history"], tensors)]
+    others = {name: x for name, x in tensors.items() if not name.startswith("history.")}
+    return parts(others, data | {"history": history})
 
 
 def run_parts(run_dir: Path) -> dict[str, str]:
-    """A run's last state, and every row of its metrics and episodes; how long anything took is left out."""
+    """A run's last state, and every row of its metrics and episodes."""
     digests = saved_parts(run_dir)
     for name in ("metrics.csv", "episodes.csv"):
         for i, row in enumerate(rows(run_dir / name)):
@@ -44,7 +51,7 @@ def run_parts(run_dir: Path) -> dict[str, str]:
 def rows(path: Path) -> list[dict[str, str]]:
     """Of a CSV file, without the columns ``time/...``."""
     with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+        return [_without_time(row) for row in csv.DictReader(file)]
 
 
 def digest(named: dict[str, str]) -> str:
@@ -56,6 +63,10 @@ def difference(one: dict[str, str], other: dict[str, str]) -> str | None:
     """``None`` if they are the same, else a sentence with the names of the first parts that differ."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return f"{len(names)} of {len({**one, **other})} parts differ: {', '.join(names[:5])}" if names else None
+
+
+def _without_time(row: dict[str, T]) -> dict[str, T]:
+    return {name: x for name, x in row.items() if not name.startswith("time/")}
 
 
 def _bytes(x: Tensor) -> bytes:
