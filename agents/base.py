@@ -410,9 +410,9 @@ class Agent(Core[C], abc.ABC):
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
         agent._begin(described(data["env"]), None, data["preset"])
-        agent.episodes.extend(Episode(*fields) for fields in data["episodes"])
+        agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.unpacked(data["history"], tensors)
-        agent.training = data["training"] and Training(*data["training"])
+        agent.training = Training.of(data["training"])
         agent._whereabouts = state.whereabouts(tensors)
         return agent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
 from klrl.agents.saved_policy import SavedPolicy, moments
+from klrl.experience import Episode
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
@@ -31,6 +32,20 @@ class Training(NamedTuple):
 
     first: int
     last: int
+
+    @classmethod
+    def of(cls, data: Any) -> Training | None:
+        """As it was saved.
+
+        Raises:
+            ValueError: no two steps, the second after the first.
+        """
+        if data is None:
+            return None
+        training = cls(*data)
+        if not all(type(x) is int for x in training) or not 0 <= training.first < training.last:
+            raise ValueError(f"training = {data!r}; allowed: two steps, the second after the first")
+        return training
 
     def remaining(self, now: int) -> float:
         """Which part of it is left."""
@@ -162,14 +177,31 @@ def packed(history: Sequence[Metrics]) -> tuple[list[dict[str, Any]], Tensors]:
 
 
 def unpacked(groups: Sequence[dict[str, Any]], tensors: Tensors) -> list[Metrics]:
-    """The inverse of :func:`packed`."""
+    """The inverse of :func:`packed`.
+
+    Raises:
+        ValueError: a name or a text that is none.
+    """
     history: list[Metrics] = []
     for i, group in enumerate(groups):
+        for other in (x for x in [*group["names"], *chain(*group["texts"].values())] if not isinstance(x, str)):
+            raise ValueError(f"history has {other!r}; allowed: text")
         texts = [group["texts"].get(name) for name in group["names"]]
         for row in tensors[f"history.{i}"].tolist():
             values = (x if known is None else known[int(x)] for x, known in zip(row, texts, strict=True))
             history.append(dict(zip(group["names"], values, strict=True)))
     return history
+
+
+def episode(data: Sequence[Any]) -> Episode:
+    """As it was saved.
+
+    Raises:
+        ValueError: it is not made of numbers.
+    """
+    if not all(type(x) in (int, float) for x in data):
+        raise ValueError(f"episode {data!r}; allowed: numbers")
+    return Episode(*data)
 
 
 def whereabouts(tensors: Tensors) -> Whereabouts | None:

@@ -13,15 +13,15 @@ from klrl.run import checkpoint
 from klrl.scripts.protocol.case import Case, Outcome
 from klrl.scripts.protocol.processes import start_child
 
-_KILLS = 10
-"""In one case; there are ten of them."""
+_KILLS = 5
+"""In one case; there are twenty of them."""
 
 
 def cases(seed: int) -> list[Case]:
     """A hundred kills."""
     return [
         Case("R2", f"saving without end, {_KILLS} kills, part {i}", _case(f"{seed} R2 {i}"), quick=i == 0)
-        for i in range(10)
+        for i in range(20)
     ]
 
 
