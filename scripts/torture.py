@@ -16,16 +16,19 @@ from rich.console import Console
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
-from klrl.scripts.protocol import damage, locks, malice, nest, saving
+from klrl.scripts.protocol import damage, determinism, interruptions, locks, logs, malice, nest, saving
 from klrl.scripts.protocol.case import Case, Row, run_all, table
 from klrl.validation import NonNegativeInt, PositiveInt
 
 PROG = "klrl torture"
 MODULES: tuple[Callable[[int], list[Case]], ...] = (
+    interruptions.cases,
     saving.cases,
     damage.cases,
     malice.cases,
     locks.cases,
+    logs.cases,
+    determinism.cases,
     nest.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from klrl.run.disk import room_for
 from klrl.validation import plain
 
 MANIFEST = "MANIFEST.json"
@@ -46,6 +47,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     """Write a saved agent; an older one at the same path is replaced, anything else there is refused.
 
     Raises:
+        DiskFull: no room; what was there still is.
         FileExistsError: ``path`` exists and is not a saved agent.
         ValueError: the state is larger than what would be read again.
     """
@@ -57,12 +59,13 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
         "tensors": save({name: x.detach().contiguous() for name, x in tensors.items()}),
     }
     _check_sizes(contents["agent"], contents["tensors"][:8])
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        files = {kind: _write(path, kind, data) for kind, data in contents.items()}
-        _replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
-    finally:
-        _clean(path)
+    with room_for(path, sum(map(len, contents.values()))):
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            files = {kind: _write(path, kind, data) for kind, data in contents.items()}
+            _replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
+        finally:
+            _clean(path)
     _sync(path.parent)
     return path
 
@@ -126,10 +129,13 @@ def prune(run_dir: Path, keep: int) -> None:
     best = max(complete, key=_score)
     for path in complete[:-keep]:
         if path != best:
+            (path / MANIFEST).unlink()  # first: what is left of it is not taken for a checkpoint
             shutil.rmtree(path)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not (path / MANIFEST).exists():
+        raise Damaged(f"path = {path} has no {MANIFEST}: it was not finished, or that was deleted")
     try:
         files = _manifest(path)["files"]
         state = json.loads(_verified(path, "agent", files["agent"]))
