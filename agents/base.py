@@ -59,7 +59,7 @@ class Agent(Core[C], abc.ABC):
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         usable(config.device)
         reference = None if config.reference is None else _read_reference(config.reference)
-        envs = make_vector_env(env, config.n_envs, config.vectorization_mode)
+        envs = make_vector_env(env, *_engine(config))
         config = config.with_envs(envs.num_envs)
         try:
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
@@ -208,12 +208,15 @@ class Agent(Core[C], abc.ABC):
 
     def _rollout_metrics(self, speed: float) -> Metrics:
         episodes = self.episodes
-        return {
+        metrics: Metrics = {
             "time/total_timesteps": float(self.num_timesteps),
             "time/fps": speed,
             "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
             "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),
         }
+        if self.config.on_worker_failure == "restart":
+            metrics["rollout/worker_restarts"] = float(self._collect().restarts)
+        return metrics
 
     # -- acting ---------------------------------------------------------------------------------
 
@@ -276,7 +279,7 @@ class Agent(Core[C], abc.ABC):
         self._whereabouts = None
 
     def _put_in(self, env: EnvLike) -> None:
-        envs = make_vector_env(env, self.config.n_envs, self.config.vectorization_mode)
+        envs = make_vector_env(env, *_engine(self.config))
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
         except ValueError:
@@ -422,6 +425,11 @@ def _read_reference(path: str | Path) -> SavedPolicy:
         return SavedPolicy.read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
+
+
+def _engine(config: AgentConfig) -> tuple[Any, ...]:
+    """What environments are made with."""
+    return config.n_envs, config.vectorization_mode, config.worker_timeout, config.on_worker_failure
 
 
 def _is_count(x: object) -> bool:

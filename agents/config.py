@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from klrl.experience.environments import VectorizationMode
+from klrl.experience.workers import OnFailure
 from klrl.policy.box_actors import ActionDistribution
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
@@ -97,6 +98,11 @@ class AgentConfig:
     vectorization_mode: VectorizationMode = "sync"
     """Environments in this process (sync), one process each (async), by the environment's own vectorised version
     (vector_entry_point), or in EnvPool's C++ threads (envpool: pip install 'klrl[envpool]')."""
+    worker_timeout: Positive = 60.0
+    """Seconds without an answer after which a worker process of async counts as hanging."""
+    on_worker_failure: OnFailure = "stop"
+    """When a worker process of async dies, raises or hangs: end the training (stop), or make it anew and go on with its
+    next episode (restart; the third time without an episode that ended, training ends)."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95
@@ -151,6 +157,10 @@ class AgentConfig:
         self._check_sizes()
         if self.state_dependent_std and self.action_distribution == "beta":
             raise ValueError("state_dependent_std = True with action_distribution = 'beta'; allowed: with a Gaussian")
+        if self.on_worker_failure == "restart" and self.vectorization_mode != "async":
+            raise ValueError(
+                f"on_worker_failure = 'restart' with vectorization_mode = {self.vectorization_mode!r}; allowed: 'async'"
+            )
         if self.region.reads_reference and self.reference is None:
             raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")
 

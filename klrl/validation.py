@@ -168,3 +168,8 @@ def plain(text: object, most: int = 1000) -> str:
     words = " ".join(str(text).split())
     words = words if len(words) <= most else f"{words[: most - 3]}..."
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+
+
+def one_line(space: object) -> str:
+    """A space in words; arrays of several dimensions would take several lines."""
+    return " ".join(str(space).split())

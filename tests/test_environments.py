@@ -4,12 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Counting, Noise, box
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from klrl.agents import PPO
 from klrl.experience import make_vector_env
 from klrl.experience.environments import autoreset_mode, env_id, reset, streams
 from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.workers import WorkerVectorEnv
 from klrl.run.seeding import environment_seeds
 
 
@@ -24,7 +25,7 @@ from klrl.run.seeding import environment_seeds
     ],
     ids=["id", "id with module", "EnvSpec", "function", "class"],
 )
-@pytest.mark.parametrize(("mode", "cls"), [("sync", SyncVectorEnv), ("async", AsyncVectorEnv)])
+@pytest.mark.parametrize(("mode", "cls"), [("sync", SyncVectorEnv), ("async", WorkerVectorEnv)])
 def test_ids_specs_and_functions_become_vectors_that_reset_in_the_same_step(env, mode, cls):
     envs = make_vector_env(env, 3, mode)
     assert isinstance(envs, cls)

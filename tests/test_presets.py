@@ -124,7 +124,7 @@ KINDS = {
     },
     "number > 0": {
         "target_kl", "clip_range", "rollback_slope", "state_kl", "ratio_deviation", "kl_coef", "learning_rate",
-        "max_grad_norm", "cg_tolerance", "state_distance", "reference_coef", "reference_kl",
+        "max_grad_norm", "cg_tolerance", "state_distance", "reference_coef", "reference_kl", "worker_timeout",
     },
     "number >= 0": {"vf_coef", "ent_coef", "cg_damping", "regression_coef"},
     "number in [0, 1]": {"gamma", "gae_lambda"},

@@ -1,8 +1,30 @@
-"""COLLECT: vector environments, rollouts, advantages."""
+"""COLLECT: vector environments, rollouts, advantages.
 
-from klrl.experience.advantages import gae
-from klrl.experience.collector import Batch, Collector, Episode
-from klrl.experience.environments import EnvLike, make_vector_env
-from klrl.experience.steps import BadStep
+Names are imported when they are used: a worker process that has its environment only does without torch.
+"""
 
-__all__ = ["BadStep", "Batch", "Collector", "EnvLike", "Episode", "gae", "make_vector_env"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from klrl.experience.advantages import gae
+    from klrl.experience.collector import Batch, Collector, Episode
+    from klrl.experience.environments import EnvLike, make_vector_env
+    from klrl.experience.steps import BadStep
+    from klrl.experience.workers import WorkerFailed
+
+__all__ = ["BadStep", "Batch", "Collector", "EnvLike", "Episode", "WorkerFailed", "gae", "make_vector_env"]
+_MODULES = {
+    "advantages": ("gae",),
+    "collector": ("Batch", "Collector", "Episode"),
+    "environments": ("EnvLike", "make_vector_env"),
+    "steps": ("BadStep",),
+    "workers": ("WorkerFailed",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"klrl.experience.{module}"), name)
+    raise AttributeError(f"module 'klrl.experience' has no attribute {name!r}")

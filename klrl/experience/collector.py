@@ -50,7 +50,7 @@ class Batch:
     terminated: Tensor
     truncated: Tensor
     valid: Tensor
-    """False for the dummy steps that NEXT_STEP environments take to reset; they count nowhere."""
+    """False for steps that count nowhere: NEXT_STEP environments take them to reset, and lost ones to be made anew."""
     next_observations: Tensor
     """The observations after the last step, ``[N, *O]``."""
     final_observations: Tensor
@@ -130,7 +130,11 @@ class Collector:
         self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
         self._returns, self._actions = at.returns.copy(), [*at.actions]
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
-        self._observation = self._encoded(*reset(envs, at), self._resetting)
+        self.restarts = 0
+        """How often a worker process was made anew, its episode lost."""
+        observation, info = reset(envs, at)
+        self._lose(info, _Rollout())
+        self._observation = self._encoded(observation, info, self._resetting)
         if at.observation is not None:
             self._check_arrival(at.observation)
 
@@ -183,16 +187,38 @@ class Collector:
             terminated = np.array(terminated)
             truncated = truncated & ~terminated
             ended = terminated | truncated
+            lost = self._lose(info, rollout)
             seen["reward"] = rewards = _in_float32(reward)
             self._check_finite("reward", rewards)
-            self._observation = self._encoded(step, info, ended)
-            rollout.finals += [self._final(int(i), info) for i in truncated.nonzero()[0]]
+            self._observation = self._encoded(step, info, ended | lost)
+            t, valid = len(rollout.rows), valid & ~lost
+            rollout.finals |= {(t, i): self._final(i, info) for i in truncated.nonzero()[0].tolist()}
         except NonFinite as error:
             error.transition = {name: np.asarray(x).copy() for name, x in seen.items()} | {**error.transition}
             raise
         rollout.episodes += self._count(np.asarray(reward), ended, valid)
         rollout.executed.append(execute)
         rollout.rows.append((observation, action, behaviour, torch.from_numpy(rewards), terminated, truncated, valid))
+
+    def _lose(self, info: dict[str, Any], rollout: _Rollout) -> np.ndarray:
+        """Where workers were made anew; what was known of their episodes is forgotten.
+
+        The step that was lost is none; the one before it ends the episode, in the state that was seen last.
+        """
+        lost = np.asarray(info.get("worker_restarted", np.zeros(self.envs.num_envs, dtype=bool)))
+        if not lost.any():
+            return lost
+        self.restarts += int(np.count_nonzero(lost))
+        self._episodes[lost] = info["worker_episode"][lost]
+        self._lengths[lost] = 0
+        self._returns[lost] = 0.0
+        if rollout.rows:
+            *_, terminated, truncated, valid = rollout.rows[-1]
+            cut = lost & valid & ~terminated & ~truncated
+            truncated |= cut
+            t = len(rollout.rows) - 1
+            rollout.finals |= {(t, i): self._observation[i] for i in np.flatnonzero(cut).tolist()}
+        return lost
 
     def _remember(self, executed: list[np.ndarray]) -> None:
         """Keep the actions of the current episodes."""
@@ -228,6 +254,7 @@ class Collector:
 
     def _batch(self, rollout: _Rollout) -> Batch:
         observations, actions, behaviour, rewards, terminated, truncated, valid = zip(*rollout.rows, strict=True)
+        finals = [rollout.finals[where] for where in sorted(rollout.finals)]
         return Batch(
             observations=torch.stack(observations),
             actions=stack(actions),
@@ -237,7 +264,7 @@ class Collector:
             truncated=torch.as_tensor(np.array(truncated)),
             valid=torch.as_tensor(np.array(valid)),
             next_observations=self._observation,
-            final_observations=torch.stack(rollout.finals) if rollout.finals else self._observation[:0],
+            final_observations=torch.stack(finals) if finals else self._observation[:0],
             episodes=tuple(rollout.episodes),
         )
 
@@ -318,7 +345,8 @@ class _Rollout:
     rows: list[tuple[Tensor, Array, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = field(
         default_factory=list
     )
-    finals: list[Tensor] = field(default_factory=list)
+    finals: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """The last observations of truncated episodes, by row and environment."""
     episodes: list[Episode] = field(default_factory=list)
     executed: list[np.ndarray] = field(default_factory=list)
 

@@ -19,6 +19,7 @@ from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.replay import Replay, replay
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
 from klrl.validation import nearest
 
@@ -31,14 +32,21 @@ ENGINES: dict[str, Callable[[EnvSpec, int, gym.Space, gym.Space], VectorEnv]] = 
 """What makes environments by ``EnvSpec``, number and Gymnasium's spaces, by mode."""
 
 
-def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: VectorizationMode = "sync") -> VectorEnv:
+def make_vector_env(
+    env: EnvLike,
+    n_envs: int,
+    vectorization_mode: VectorizationMode = "sync",
+    worker_timeout: float = 60.0,
+    on_worker_failure: OnFailure = "stop",
+) -> VectorEnv:
     """A vector environment of ``n_envs`` copies of ``env``.
 
     In this process ("sync") or one process each ("async"), in SAME_STEP autoreset mode and with episodes that are
     seeded one by one (:class:`SeededEpisodes`); or made by id or ``EnvSpec`` in an engine with a mode of its own: the
     environment's own vector ("vector_entry_point") or EnvPool ("envpool").
     A ``VectorEnv`` passes through with its own engine, size and mode (NEXT_STEP or SAME_STEP); one ``Env`` instance
-    becomes a vector of one.
+    becomes a vector of one. Processes have ``worker_timeout`` seconds for every answer; one that fails ends them all
+    or is made anew, as ``on_worker_failure`` says.
 
     Raises:
         ValueError: an unknown id, a missing package, spaces that no network fits, autoreset switched off, or an
@@ -53,8 +61,9 @@ def make_vector_env(env: EnvLike, n_envs: int, vectorization_mode: Vectorization
         spaces = _probe(env, make)
         numbers = range(number_of(env) or n_envs)
         makes = [partial(SeededEpisodes, partial(CheckedSteps, make, i, spaces), i) for i in numbers]
-        maker = SyncVectorEnv if vectorization_mode == "sync" else AsyncVectorEnv
-        return maker(makes, autoreset_mode=AutoresetMode.SAME_STEP)
+        if vectorization_mode == "async":
+            return WorkerVectorEnv(makes, timeout=worker_timeout, on_failure=on_worker_failure)
+        return SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
     if vectorization_mode not in ENGINES:
         allowed = ", ".join(["sync", "async", *ENGINES])
         raise ValueError(f"vectorization_mode = {vectorization_mode!r}; allowed: {allowed}")
@@ -181,7 +190,7 @@ def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
 
 def is_seeded(envs: VectorEnv) -> bool:
     """Whether all episodes are seeded one by one, so that the environments can be taken to any place."""
-    makes = envs.env_fns if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv)) else [None]
+    makes = envs.env_fns if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv)) else [None]
     return all(isinstance(make, partial) and make.func is SeededEpisodes for make in makes)
 
 
@@ -213,5 +222,5 @@ def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
         envs.set_attr("place", at.places())  # type: ignore[attr-defined]
         return envs.reset()
     seeds: list[int] = at.streams.tolist()
-    own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, EnvPoolVectorEnv))
+    own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))
     return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]

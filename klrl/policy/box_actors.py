@@ -16,7 +16,8 @@ from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
 from klrl.policy.linearization import ByAutograd, Linearization
-from klrl.policy.observations import Encoding, one_line
+from klrl.policy.observations import Encoding
+from klrl.validation import one_line
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array
+from klrl.validation import one_line
 
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"
@@ -225,11 +226,6 @@ class Encoding:
             if index[0] < part.columns.stop:
                 return f"{part.name}, element [{index[0] - part.columns.start}],"
         return f"['{MASK}'],"
-
-
-def one_line(space: object) -> str:
-    """A space in words; arrays of several dimensions would take several lines."""
-    return " ".join(str(space).split())
 
 
 def holds_numbers(space: gym.Space, kinds: str) -> bool:

@@ -1,0 +1,154 @@
+"""The process of one environment: it does what the other end of a pipe says, and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing import connection, parent_process
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector.utils import batch_space, iterate, read_from_shared_memory, write_to_shared_memory
+
+from klrl.experience.episodes import Place, SeededEpisodes
+
+DEAF = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
+"""Signals that concern the parent, which may get them at the same time."""
+
+
+def work(
+    pipe: connection.Connection,
+    last_words: connection.Connection,
+    foreign: list[connection.Connection],
+    index: int,
+    n: int,
+    make: Callable[[], gym.Env],
+    attributes: dict[str, Any],
+    spaces: tuple[gym.Space, gym.Space],
+    memory: tuple[Any, Any],
+) -> None:
+    """Make an environment and obey until told None; what goes wrong is told as text, which can always be sent.
+
+    Args:
+        pipe: brings (command, data), takes (True, answer) or (False, what, traceback, whether an episode had ended).
+        last_words: where a crash or SIGUSR2 writes the stack to.
+        foreign: connections that are not for this process.
+        index: of the environment.
+        n: how many there are.
+        make: makes it.
+        attributes: to set on it.
+        spaces: of observations and actions, that it must have.
+        memory: for observations and for actions, shared with the other processes.
+    """
+    for other in foreign:
+        other.close()
+    _prepare(last_words)
+    env = server = None
+    try:
+        env = make()
+        if (env.observation_space, env.action_space) != spaces:
+            raise RuntimeError(f"spaces {env.observation_space}, {env.action_space}; allowed: {spaces}")
+        server = _Server(env, index, n, memory)
+        for name, value in attributes.items():
+            env.set_wrapper_attr(name, value)
+        while (message := pipe.recv()) is not None:
+            pipe.send((True, server.obey(*message)))
+    except BaseException as error:
+        what = traceback.format_exception_only(error)[0].partition("\n")[0][:500]
+        trace = "".join(traceback.format_exception(error))
+        with contextlib.suppress(OSError):  # nobody is there any more
+            pipe.send((False, what, trace, server is not None and server.ended))
+    finally:
+        if env is not None:
+            env.close()
+
+
+class _Server:
+    """Commands on an environment, one of ``n``."""
+
+    def __init__(self, env: gym.Env, index: int, n: int, memory: tuple[Any, Any]) -> None:
+        self.env, self._index, self._n, self._memory = env, index, n, memory[0]
+        self._observations = read_from_shared_memory(env.observation_space, memory[0], n)
+        self._actions: Any = read_from_shared_memory(env.action_space, memory[1], n)
+        self.ended = False
+        """Whether the command now obeyed has ended an episode."""
+        self._new = True
+
+    def obey(self, command: str, *data: Any) -> Any:
+        self.ended = False
+        if command == "step":
+            return self._step(*data)
+        if command == "reset":
+            return self._reset(*data)
+        if command == "set":
+            return self.env.set_wrapper_attr(*data)
+        if command == "call":
+            name, args, kwargs = data
+            attribute = self.env.get_wrapper_attr(name)
+            return attribute(*args, **kwargs) if callable(attribute) else attribute
+        return isinstance(self.env, SeededEpisodes)
+
+    def _step(self, actions: Any) -> tuple[float, bool, bool, dict[str, Any]]:
+        action = self._actions[self._index].copy() if actions is None else self._mine(actions)
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            self.ended = True
+            last = {"final_obs": observation, "final_info": info}
+            observation, info = self.env.reset()
+            info = last | info
+        self._show(observation)
+        return float(reward), bool(terminated), bool(truncated), info
+
+    def _reset(
+        self, place: Place, seed: int | None, options: dict[str, Any] | None
+    ) -> tuple[float, bool, bool, dict[str, Any]]:
+        if isinstance(self.env, SeededEpisodes):
+            self.env.place, seed = place, None
+        elif seed is None and self._new:
+            seed = place.seed
+        self._new = False
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._show(observation)
+        return 0.0, False, False, info
+
+    def _mine(self, actions: Any) -> Any:
+        each = list(iterate(batch_space(self.env.action_space, self._n), actions))
+        if len(each) != self._n:
+            raise ValueError(f"{len(each)} actions; allowed: {self._n}")
+        return each[self._index]
+
+    def _show(self, observation: Any) -> None:
+        if isinstance(self._observations, np.ndarray):
+            self._observations[self._index] = observation
+        else:
+            write_to_shared_memory(self.env.observation_space, self._index, observation, self._memory)
+
+
+def _prepare(last_words: connection.Connection) -> None:
+    """Leave signals to the parent, say where a crash or a hang was, and end with the parent."""
+    for number in DEAF:
+        # Programs that the environment starts inherit what is ignored: SIGTERM must still end them.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF)
+    os.set_blocking(last_words.fileno(), False)
+    faulthandler.enable(last_words.fileno(), all_threads=False)
+    faulthandler.register(signal.SIGUSR2, last_words.fileno(), all_threads=False)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Where the parent is gone: let the pipe tell the environment, and do not wait for it if it hangs."""
+    process = parent_process()
+    assert process is not None
+    # Processes forked later hold the other end of the sentinel, too; they do not change the parent's number.
+    while os.getppid() == parent and not connection.wait([process.sentinel], 0.5):
+        pass
+    time.sleep(1.0)
+    os._exit(1)

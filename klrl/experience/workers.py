@@ -1,0 +1,307 @@
+"""One process per environment, watched: what happens to a worker is reported at once, or the worker is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import multiprocessing
+import multiprocessing.util
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import (
+    CloudpickleWrapper,
+    batch_space,
+    create_shared_memory,
+    read_from_shared_memory,
+)
+
+from klrl.experience.episodes import Place
+from klrl.experience.processes import WorkerProcess, end, packed
+
+OnFailure = Literal["stop", "restart"]
+Step = tuple[float, bool, bool, dict[str, Any]]
+"""A worker's answer to a step (reward, terminated, truncated, info), and to a reset, without reward and ends."""
+FAILURES = 3
+"""So many in a row, without an episode that ended, are the end."""
+STEP = packed("step", None)
+"""With actions in shared memory."""
+
+
+class WorkerFailed(RuntimeError):
+    """An environment's process died, raised or hung; the first line says which one, where and why.
+
+    Args:
+        index: of the environment.
+        place: where it was; None before its first reset.
+        seed: what the episode was begun with; None before its first reset.
+        what: happened.
+        traceback: the worker's own, where there is one.
+    """
+
+    def __init__(self, index: int, place: Place | None, seed: int | None, what: str, traceback: str = "") -> None:
+        where = "before its first reset" if place is None else f"episode {place.episode}, seed {seed}"
+        self.index, self.seed, self.episode = index, seed, place.episode if place is not None else None
+        self.reason = f"environment {index} ({where}): {what}"
+        self.traceback = traceback
+        super().__init__(index, place, seed, what, traceback)  # what another process makes it from
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n\n{self.traceback}".strip()
+
+
+class WorkerVectorEnv(VectorEnv):
+    """Environments in processes of their own, in SAME_STEP autoreset mode; gives what ``SyncVectorEnv`` gives.
+
+    After a command that was interrupted, the next one has workers made anew; a reset has to come before a step.
+    Needs POSIX.
+
+    Args:
+        makes: one function per environment, called in its process; and the first once here, for its spaces.
+        timeout: seconds for a command (for each step that a reset has to play again), after which a worker hangs.
+        on_failure: raise ("stop"), or make the worker anew and begin the next episode ("restart"): then its step is
+            none, with reward 0, a True in ``infos["worker_restarted"]``, and ``infos["worker_episode"]`` says how many
+            episodes came before the one that begins. The third failure in a row without an episode that ended is
+            raised, and so is one before the first reset.
+        context: start method of ``multiprocessing``; the platform's default without.
+
+    Raises:
+        WorkerFailed: in every command; then all workers have ended.
+    """
+
+    def __init__(
+        self,
+        makes: Sequence[Callable[[], gym.Env]],
+        *,
+        timeout: float = 60.0,
+        on_failure: OnFailure = "stop",
+        context: str | None = None,
+    ) -> None:
+        self.num_envs, self.timeout, self.on_failure = len(makes), timeout, on_failure
+        self.env_fns = makes
+        self._makes = [CloudpickleWrapper(make) for make in makes]
+        self._context = cast("Any", multiprocessing.get_context(context))
+        one = makes[0]()
+        self.metadata = dict(one.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.render_mode = one.render_mode
+        self.single_observation_space, self.single_action_space = one.observation_space, one.action_space
+        one.close()
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        spaces = self.single_observation_space, self.single_action_space
+        self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
+        self._actions: Any = read_from_shared_memory(spaces[1], self._memory[1], self.num_envs)
+        self._places: list[Place | None] = [None] * self.num_envs
+        self._next: list[Place | None] = [None] * self.num_envs
+        self._attributes: list[dict[str, Any]] = [{} for _ in makes]
+        self._failures = [0] * self.num_envs
+        self._begun: dict[int, Step] = {}
+        """First steps of workers replaced while nobody could be told."""
+        self._workers: list[WorkerProcess] = []
+        # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
+        self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
+        self._busy, self._playing = True, False
+        self._seeded = [bool(answer) for answer in self._ask("hello")]
+
+    # -- the interface of VectorEnv -------------------------------------------------------------
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin episodes, by seed, at ``place`` where that was set, or the next; all, or ``options["reset_mask"]``."""
+        n, mask = self.num_envs, None
+        given = [None] * n if seed is None else seed
+        seeds = [given + i for i in range(n)] if isinstance(given, (int, np.integer)) else list(given)
+        if len(seeds) != n:
+            raise ValueError(f"seed has {len(seeds)} elements; allowed: {n}")
+        if options is not None and "reset_mask" in options:
+            options = dict(options)
+            mask = options.pop("reset_mask")
+        self._enter()
+        messages, longest = {}, 0
+        for i in range(n) if mask is None else np.flatnonzero(mask).tolist():
+            self._places[i], self._next[i] = place, _ = self._begin(i, seeds[i]), None
+            self._begun.pop(i, None)
+            messages[i] = packed("reset", place, seeds[i], options)
+            longest = max(longest, len(place.actions))
+        observations, _, _, _, infos = self._results(*self._exchange(messages, self.timeout * (1 + longest)))
+        self._busy, self._playing = False, True
+        return observations, infos
+
+    def _begin(self, i: int, seed: int | None) -> Place:
+        if seed is not None:
+            return Place(seed)
+        if (chosen := self._next[i]) is not None:
+            return chosen
+        place = self._places[i]
+        return place.following if place is not None else Place(int(np.random.SeedSequence().generate_state(1)[0]))
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One step everywhere, and a reset where it ended an episode."""
+        if not self.closed and (self._busy or not self._playing):
+            raise gym.error.ResetNeeded("step before a reset, or after a command that was interrupted; allowed: reset")
+        message = self._message(actions)
+        self._enter()
+        asked = [i for i in range(self.num_envs) if i not in self._begun]
+        answers, begun = self._exchange(dict.fromkeys(asked, message), self.timeout)
+        begun, self._begun = self._begun | begun, {}
+        for i, (_, terminated, truncated, _) in answers.items():
+            place = self._places[i]
+            if (terminated or truncated) and place is not None:
+                self._places[i], self._failures[i] = place.following, 0
+        result = self._results(answers, begun)
+        self._busy = False
+        return result
+
+    def _message(self, actions: Any) -> Any:
+        """One for all workers: arrays of the action space's type in shared memory, whatever else packed."""
+        mine = self._actions
+        arrays = isinstance(mine, np.ndarray) and isinstance(actions, np.ndarray)
+        if arrays and (mine.shape, mine.dtype) == (actions.shape, actions.dtype):
+            mine[...] = actions
+            return STEP
+        return packed("step", actions)
+
+    def _results(
+        self, answers: dict[int, Step], begun: dict[int, Step]
+    ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        rewards = np.zeros(self.num_envs)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        infos: dict[str, Any] = {}
+        answers = answers | begun
+        for i in sorted(answers):  # Gymnasium's arrays have the type of the first environment's value
+            rewards[i], terminated[i], truncated[i], info = answers[i]
+            place = self._places[i]
+            if i in begun and place is not None:
+                info = info | {"worker_restarted": True, "worker_episode": place.episode}
+            if info:
+                infos = self._add_info(infos, info, i)
+        observations = read_from_shared_memory(self.single_observation_space, self._memory[0], self.num_envs)
+        return copy.deepcopy(observations), rewards, terminated, truncated, infos
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Every environment's result of a method, or its attribute."""
+        return self._ask("call", name, args, kwargs)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Every environment's attribute."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute, to one value each where ``values`` is a list or tuple; workers made anew get it, too."""
+        values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
+        if len(values) != self.num_envs:
+            raise ValueError(f"values of {name!r} has {len(values)} elements; allowed: {self.num_envs}")
+        if name == "place":
+            self._next = values
+        else:
+            for attributes, value in zip(self._attributes, values, strict=True):
+                attributes[name] = value
+        self._ask("set", name, each=values)
+
+    def render(self) -> tuple[Any, ...]:
+        """Every environment's picture."""
+        return self.call("render")
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the workers."""
+        end(self._workers)
+        self._finalize.cancel()
+
+    # -- talking to workers ---------------------------------------------------------------------
+
+    def _ask(self, command: str, *data: Any, each: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        """Everybody's answer; of workers replaced on the way, when they are asked again."""
+        one = [()] * self.num_envs if each is None else [(value,) for value in each]
+        messages = {i: packed(command, *data, *one[i]) for i in range(self.num_envs)}
+        self._enter()
+        answers: dict[int, Any] = {}
+        while messages:
+            new, begun = self._exchange(messages, self.timeout)
+            answers |= new
+            self._begun |= begun
+            messages = {i: message for i, message in messages.items() if i not in answers}
+        self._busy = False
+        return tuple(answers[i] for i in range(self.num_envs))
+
+    def _enter(self) -> None:
+        """Begin a command; it ends where ``_busy`` becomes False again, unless it is interrupted."""
+        if self.closed:
+            raise gym.error.ClosedEnvironmentError("the environments are closed; allowed: new ones")
+        if self._busy:
+            self._start_all()
+        self._busy = True
+
+    def _exchange(self, messages: dict[int, Any], timeout: float) -> tuple[dict[int, Any], dict[int, Step]]:
+        """Answers to messages; and of workers that failed, their successors' first steps instead."""
+        answers, failed = self._converse(messages, timeout)
+        begun: dict[int, Step] = {}
+        while failed:
+            messages = {i: self._replace(failure) for i, failure in failed.items()}
+            first, failed = self._converse(messages, self.timeout)
+            begun |= first
+        return answers, begun
+
+    def _converse(self, messages: dict[int, Any], timeout: float) -> tuple[dict[int, Any], dict[int, WorkerFailed]]:
+        """Send everybody's message; answers, and failures (where they stop everything, no more than one)."""
+        deadline, waiting = time.monotonic() + timeout, list(messages)
+        for i in waiting:
+            with contextlib.suppress(OSError):  # it is gone: there is something to read all the same
+                self._workers[i].pipe.send_bytes(messages[i])
+        answers: dict[int, Any] = {}
+        failed: dict[int, WorkerFailed] = {}
+        while waiting and not (failed and self.on_failure == "stop"):
+            left = deadline - time.monotonic()
+            # One after the other wakes this process least often; now and then, look at everybody.
+            first = self._workers[waiting[0]].readable(min(left, 0.5))
+            ready = waiting[:1] if first else [i for i in waiting if self._workers[i].readable()]
+            # A process that the environment started can hold the pipe of a worker that is gone.
+            silent = [] if ready else [i for i in waiting if left <= 0 or self._workers[i].gone]
+            for i in (*ready, *silent):
+                waiting.remove(i)
+                good, *answer = self._workers[i].answer() if ready else self._workers[i].autopsy(timeout)
+                if good:
+                    answers[i] = answer[0]
+                else:
+                    failed[i] = self._failure(i, *answer)
+        return answers, failed
+
+    def _failure(self, i: int, what: str, traceback: str, ended: bool = False) -> WorkerFailed:
+        place = self._places[i]
+        if place is None:
+            return WorkerFailed(i, None, None, what, traceback)
+        if ended:
+            place = self._places[i] = place.following
+        return WorkerFailed(i, place, place.seed if self._seeded[i] else place.stream, what, traceback)
+
+    def _replace(self, failure: WorkerFailed) -> Any:
+        """Start a worker in place of one that failed, unless that is the end; what it is told first."""
+        i = failure.index
+        self._failures[i] += 1
+        place = self._places[i]
+        if self.on_failure == "stop" or self._failures[i] == FAILURES or place is None:
+            self.close()
+            raise failure
+        warnings.warn(f"{failure.reason}; restarted", RuntimeWarning, stacklevel=5)
+        end([self._workers[i]])
+        self._workers[i] = self._start(i)
+        self._places[i] = place = place.following
+        return packed("reset", place, None, None)
+
+    def _start(self, i: int) -> WorkerProcess:
+        spaces = self.single_observation_space, self.single_action_space
+        arguments = (i, self.num_envs, self._makes[i], self._attributes[i], spaces, self._memory)
+        return WorkerProcess(self._context, arguments, [worker.pipe for worker in self._workers])
+
+    def _start_all(self) -> None:
+        """Start workers; the old ones, whose last command was interrupted, end."""
+        end(self._workers)
+        self._workers.clear()
+        self._begun, self._playing = {}, False
+        for i in range(self.num_envs):
+            self._workers.append(self._start(i))
