@@ -13,6 +13,7 @@ from typing import NoReturn, TypeVar, cast
 import gymnasium as gym
 import tyro
 
+from klrl.experience import WorkerFailed
 from klrl.scripts.flags import has_empty_value, objection
 from klrl.validation import plain, validate
 
@@ -35,6 +36,16 @@ def bad_input(prog: str) -> Iterator[None]:
             fail(prog, error)
     for note in notes:
         warnings.showwarning(note.message, note.category, note.filename, note.lineno)
+
+
+@contextlib.contextmanager
+def failed_worker(prog: str) -> Iterator[None]:
+    """A worker process that fails inside is the environment's fault: its traceback, one line, and exit status 1."""
+    try:
+        yield
+    except WorkerFailed as error:
+        print(*map(printable, error.traceback.splitlines()), sep="\n", file=sys.stderr)
+        fail(prog, error.reason, status=1)
 
 
 def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:

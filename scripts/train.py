@@ -20,7 +20,7 @@ from klrl.agents.comparable import NETWORKS
 from klrl.run import checkpoint
 from klrl.run.directory import check_new
 from klrl.run.presets import preset
-from klrl.scripts.command_line import bad_input, fail, parse
+from klrl.scripts.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.training import Conduct, carry_out
 from klrl.validation import Bounds, NonNegativeInt, nearest
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         default = _defaults(name, options)
     training = parse(Training, options, prog, default)
     torch.set_num_threads(training.conduct.torch_threads)
-    with bad_input(prog):
+    with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
         agent = AGENTS[name](training.env, training.agent, seed=training.seed)

@@ -19,7 +19,7 @@ from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
-from klrl.scripts.command_line import fail
+from klrl.scripts.command_line import fail, failed_worker
 from klrl.scripts.terminal import PlainConsole
 from klrl.validation import Bounds, Positive, PositiveInt, validate
 
@@ -125,7 +125,7 @@ def carry_out(
         console.print(f"SIGUSR1: {f'checkpoint {path}' if path else 'nothing to save before the first update ends'}")
 
     try:
-        with Signals(save) as signals:
+        with Signals(save) as signals, failed_worker(prog):
             learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
             console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
             for reason in (budget.reason for budget in budgets if budget.reason):
