@@ -32,7 +32,7 @@ from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_to_json
-from klrl.validation import plain
+from klrl.words import plain
 
 C = TypeVar("C", bound=AgentConfig)
 

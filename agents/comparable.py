@@ -9,7 +9,7 @@ import torch
 
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SETTINGS, SavedPolicy
-from klrl.validation import one_line
+from klrl.words import one_line
 
 Policy = Core[Any] | SavedPolicy
 NETWORKS = (*SETTINGS, "critic_hidden_sizes")

@@ -17,18 +17,8 @@ from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
-from klrl.validation import (
-    Bounds,
-    Fraction,
-    Limit,
-    Pattern,
-    Positive,
-    PositiveInt,
-    PositiveWeight,
-    Weight,
-    nearest,
-    validate,
-)
+from klrl.validation import Bounds, Fraction, Limit, Pattern, Positive, PositiveInt, PositiveWeight, Weight, validate
+from klrl.words import nearest
 
 RegionArgument = Annotated[
     str | TrustRegion,

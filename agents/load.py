@@ -11,7 +11,7 @@ from klrl.agents.ppo import PPO
 from klrl.agents.trpo import TRPO
 from klrl.experience import EnvLike
 from klrl.run import checkpoint
-from klrl.validation import plain
+from klrl.words import plain
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """By the name on the command line, in presets and in saved state."""

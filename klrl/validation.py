@@ -15,11 +15,9 @@ ValueError: discount = 1.5; allowed: a number in [0, 1]
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -92,18 +90,6 @@ def validate(instance: object) -> None:
             raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """A question that names the words which one was meant, to end a message with; empty where none is near.
-
-    >>> nearest("gama", ["gamma", "gae_lambda"])
-    '; did you mean gamma?'
-    >>> nearest("xyz", ["gamma"])
-    ''
-    """
-    near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
-    return f"; did you mean {', '.join(near)}?" if near else ""
-
-
 def hints(cls: Any) -> dict[str, Any]:
     """The types of a dataclass's fields by name, with what restricts their values."""
     own = {field.name for field in fields(cls)}
@@ -157,19 +143,3 @@ def describe(hint: Any) -> str:
         type(None): "none",
     }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def plain(text: object, most: int = 1000) -> str:
-    r"""One line of printable characters, for words that come from a file: a terminal obeys others.
-
-    >>> plain("red: \x1b[31m,\nnext line")
-    'red: \\x1b[31m, next line'
-    """
-    words = " ".join(str(text).split())
-    words = words if len(words) <= most else f"{words[: most - 3]}..."
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
-
-
-def one_line(space: object) -> str:
-    """A space in words; arrays of several dimensions would take several lines."""
-    return " ".join(str(space).split())

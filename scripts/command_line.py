@@ -15,7 +15,8 @@ import tyro
 
 from klrl.experience import WorkerFailed
 from klrl.scripts.flags import has_empty_value, objection
-from klrl.validation import plain, validate
+from klrl.validation import validate
+from klrl.words import plain, printable
 
 T = TypeVar("T")
 

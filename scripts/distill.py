@@ -15,8 +15,8 @@ from klrl.agents.distillation import distillation_rounds, student_config
 from klrl.run.callback import Metrics
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
-from klrl.scripts.terminal import printable
 from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from klrl.agents.dpo import dpo_epochs, trajectory_kl
 from klrl.run.callback import Metrics
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
-from klrl.scripts.terminal import printable
 from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.words import printable
 
 _SAID = {
     "loss": "loss",

@@ -12,8 +12,8 @@ import tyro
 from klrl.run import evaluate
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, write
-from klrl.scripts.terminal import printable
 from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,8 @@ from klrl.experience.environments import check_id, described
 from klrl.run import Callback
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.terminal import printable
 from klrl.scripts.training import Conduct, carry_out
-from klrl.validation import plain
+from klrl.words import plain, printable
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from klrl.experience.environments import described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import check_new, versions
 from klrl.scripts.command_line import fail
-from klrl.validation import plain
+from klrl.words import plain
 
 
 @dataclass(frozen=True)

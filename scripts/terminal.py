@@ -6,14 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-
-def printable(text: object) -> str:
-    r"""Text as it is, but control and invisible characters written as escapes; lines stay lines.
-
-    >>> print(printable("runs/\x1b[31mred\u202e"))
-    runs/\x1b[31mred\u202e
-    """
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+from klrl.words import printable
 
 
 def cell(text: object) -> str:

@@ -22,7 +22,8 @@ from klrl.run.directory import check_new
 from klrl.run.presets import preset
 from klrl.scripts.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.training import Conduct, carry_out
-from klrl.validation import Bounds, NonNegativeInt, nearest
+from klrl.validation import Bounds, NonNegativeInt
+from klrl.words import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from klrl.agents import AGENTS, AgentConfig
 from klrl.trust_region import PARAMETERS, REGIONS
 from klrl.trust_region.names import parameters_of
-from klrl.validation import nearest, validate
+from klrl.validation import validate
+from klrl.words import nearest
 
 CRITIC_PASSES = ("n_epochs", "n_critic_updates")
 """What agents call the passes over the batch that fit their critic; every agent has one of them."""

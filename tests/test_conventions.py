@@ -19,13 +19,22 @@ SOURCES = [path for path in SOURCES if not path.is_relative_to(ROOT / "klrl/scri
 
 # A room may import the rooms named here (and itself); nothing below imports anything above.
 ALLOWED = {
-    "klrl.validation": set(),
-    "klrl.policy": {"klrl.validation"},
-    "klrl.kl": {"klrl.policy"},
-    "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation"},
-    "klrl.experience": {"klrl.policy", "klrl.validation"},
-    "klrl.run": {"klrl.experience", "klrl.policy", "klrl.validation"},
-    "klrl.agents": {"klrl.run", "klrl.experience", "klrl.trust_region", "klrl.kl", "klrl.policy", "klrl.validation"},
+    "klrl.words": set(),
+    "klrl.validation": {"klrl.words"},
+    "klrl.policy": {"klrl.validation", "klrl.words"},
+    "klrl.kl": {"klrl.policy", "klrl.words"},
+    "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.experience": {"klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.run": {"klrl.experience", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.agents": {
+        "klrl.run",
+        "klrl.experience",
+        "klrl.trust_region",
+        "klrl.kl",
+        "klrl.policy",
+        "klrl.validation",
+        "klrl.words",
+    },
     "klrl.scripts": {
         "klrl.agents",
         "klrl.run",
@@ -34,6 +43,7 @@ ALLOWED = {
         "klrl.kl",
         "klrl.policy",
         "klrl.validation",
+        "klrl.words",
     },
 }
 # Heavy packages stay in the rooms that are about them.

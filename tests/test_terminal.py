@@ -6,7 +6,8 @@ import pytest
 
 from klrl.scripts import compare_report, speed_report
 from klrl.scripts.command_line import fail
-from klrl.scripts.terminal import PlainConsole, cell, printable
+from klrl.scripts.terminal import PlainConsole, cell
+from klrl.words import printable
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 

@@ -21,7 +21,7 @@ from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
-from klrl.validation import nearest
+from klrl.words import nearest
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]

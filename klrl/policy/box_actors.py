@@ -17,7 +17,7 @@ from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
 from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.observations import Encoding
-from klrl.validation import one_line
+from klrl.words import one_line
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array
-from klrl.validation import one_line
+from klrl.words import one_line
 
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"

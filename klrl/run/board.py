@@ -89,9 +89,14 @@ def _new_file(path: Path) -> object:
     return (path / name).open("xb")
 
 
-def _last_step(path: Path) -> int:
-    """The last step that older files show; what comes after damage in one of them cannot be seen."""
+def points(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a directory: (step, value) by tag; nothing beyond damage in a file."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes its time to import
 
     shown = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-    return max((int(e.step) for e in shown.Scalars(STEP)), default=-1) if STEP in shown.Tags()["scalars"] else -1
+    return {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def _last_step(path: Path) -> int:
+    """The last step that older files show."""
+    return max((step for step, _ in points(path).get(STEP, [])), default=-1)

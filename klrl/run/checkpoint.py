@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from klrl.run.disk import room_for
-from klrl.validation import plain
+from klrl.words import plain
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 3

@@ -15,7 +15,7 @@ from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
-from klrl.validation import nearest
+from klrl.words import nearest
 
 
 def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:

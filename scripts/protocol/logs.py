@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+from klrl.run.board import points
 from klrl.scripts.protocol.case import Case, Outcome
 from klrl.scripts.protocol.processes import Forks
 from klrl.scripts.protocol.runs import Run, at_row, saved, succeed
@@ -31,9 +30,7 @@ def cases(seed: int) -> list[Case]:
 
 def shown(run_dir: Path) -> Points:
     """What TensorBoard reads, without times."""
-    board = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    tags = (tag for tag in board.Tags()["scalars"] if not tag.startswith("time/fps"))
-    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in tags}
+    return {tag: values for tag, values in points(run_dir).items() if tag != "time/fps"}
 
 
 def _cut(pattern: str) -> Callable[[random.Random, Path], None]:
@@ -58,7 +55,7 @@ def _damaged(seed: str, n: int, damage: Callable[[random.Random, Path], None]) -
     def case(scratch: Path) -> Outcome:
         g, interrupted, problems = random.Random(seed), scratch / "interrupted", []
         succeed(_RUN.start(scratch, scratch / "whole"))
-        expected, points = run_parts(scratch / "whole"), shown(scratch / "whole")
+        expected, seen = run_parts(scratch / "whole"), shown(scratch / "whole")
         process = _RUN.start(scratch, interrupted)
         process.until(at_row(interrupted, 15))
         process.kill()
@@ -73,7 +70,7 @@ def _damaged(seed: str, n: int, damage: Callable[[random.Random, Path], None]) -
                     problems.append(f"copy {i}: klrl resume ended with {ended.code}: {ended.err[-300:]}")
                 elif differs := difference(run_parts(run_dir), expected):
                     problems.append(f"copy {i}: {differs}")
-                elif shown(run_dir) != points:
+                elif shown(run_dir) != seen:
                     problems.append(f"copy {i}: TensorBoard shows other points")
         return Outcome(problems, n)
 

@@ -1,0 +1,43 @@
+"""Words for messages: on one line, harmless to a terminal, with the nearest word that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def one_line(text: object) -> str:
+    """Text without line breaks: spaces with arrays of several dimensions have some."""
+    return " ".join(str(text).split())
+
+
+def printable(text: object) -> str:
+    r"""Text as it is, but control and invisible characters written as escapes; lines stay lines.
+
+    >>> print(printable("runs/\x1b[31mred\u202e"))
+    runs/\x1b[31mred\u202e
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+
+
+def plain(text: object, most: int = 1000) -> str:
+    r"""One line of printable characters, for words that come from a file: a terminal obeys others.
+
+    >>> plain("red: \x1b[31m,\nnext line")
+    'red: \\x1b[31m, next line'
+    """
+    words = one_line(text)
+    words = words if len(words) <= most else f"{words[: most - 3]}..."
+    return printable(words)
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A question that names the words which one was meant, to end a message with; empty where none is near.
+
+    >>> nearest("gama", ["gamma", "gae_lambda"])
+    '; did you mean gamma?'
+    >>> nearest("xyz", ["gamma"])
+    ''
+    """
+    near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(near)}?" if near else ""
