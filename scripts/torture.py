@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
 from klrl.scripts.protocol import damage, determinism, interruptions, locks, logs, malice, nest, saving
 from klrl.scripts.protocol.case import Case, Row, run_all, table
+from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
 
 PROG = "klrl torture"
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(cases: list[Case], args: Torture) -> list[Row]:
     """The rows in the order of the cases, with a line on each as it ends."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole()
     rows: list[Row] = []
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and not without killing the others
     try:

@@ -259,7 +259,7 @@ def test_every_verb_has_help(verb, capsys):
 
 
 def test_an_unknown_verb_is_refused(refused):
-    assert "verb = 'fly'; allowed: train, evaluate, distill, dpo, doctor, benchmark, explore-kl" in refused("fly")
+    assert "verb = 'fly'; allowed: train, resume, evaluate, distill, dpo, doctor, benchmark, explore-kl" in refused("fly")
 
 
 ENDING = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

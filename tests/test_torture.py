@@ -53,7 +53,7 @@ def test_every_case_has_a_row_whatever_happens_in_it():
     assert (rows["tries often"]["trials"], rows["tries often"]["failed"]) == (5, 1)
     text = table([rows[case.name] for case in FAKES], torture.POINTS)
     assert "| 1/2 |" in text
-    assert "FAILED fails: a / b is wrong" in text
+    assert r"FAILED fails: a \| b is wrong" in text
     assert "| 9/10 |" in text
     assert "kills: 7; largest x: 1.5; FAILED tries often: one" in text
     assert len(text.splitlines()) == 2 + 3

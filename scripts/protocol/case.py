@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from klrl.scripts.protocol.processes import Process, owned
+from klrl.scripts.terminal import cell
 
 Row = dict[str, Any]
 
@@ -127,6 +128,6 @@ def _remarks(rows: Sequence[Row]) -> Iterator[str]:
         facts[name] = max(before, value) if name.startswith("largest ") else before + value
     yield from (f"{name}: {value:,.4g}" if value % 1 else f"{name}: {value:,.0f}" for name, value in facts.items())
     failed = [row for row in rows if not row["passed"]]
-    yield from (f"FAILED {row['name']}: {row['detail'][:200].replace('|', '/')}" for row in failed[:3])
+    yield from (cell(f"FAILED {row['name']}: {row['detail'][:200]}") for row in failed[:3])
     if len(failed) > 3:
         yield f"and {len(failed) - 3} more"
