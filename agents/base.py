@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import time
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, replace
@@ -12,19 +11,18 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
-import torch
-from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
+from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.state import Training
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
-from klrl.experience.collector import Elsewhere
-from klrl.experience.environments import describe, described, env_id, is_seeded, number_of, prepare
+from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.experience.replay import Replay
+from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.run import checkpoint
@@ -37,7 +35,7 @@ from klrl.words import plain
 C = TypeVar("C", bound=AgentConfig)
 
 
-class Agent(Core[C], abc.ABC):
+class Agent(Acting[C], abc.ABC):
     """An algorithm with a policy, on the environments it learns from.
 
     Args:
@@ -69,15 +67,11 @@ class Agent(Core[C], abc.ABC):
             if envs is not env:
                 envs.close()
             raise
-        self._begin(env, envs, env_id(env) if applied else None)
+        self._begin(Source(env, envs), env_id(env) if applied else None)
 
-    def _begin(self, env: EnvLike | None, envs: VectorEnv | None, preset: str | None) -> None:
-        self._env, self._envs = env, envs
-        self._collector: Collector | None = None
-        self._whereabouts: Whereabouts | None = None
+    def _begin(self, source: Source, preset: str | None) -> None:
+        self._source = source
         self.preset = preset
-        self.replay: Replay | None = None
-        """Where episodes of the environments that are learned from can be played again; ``None``: not known yet."""
         self.training: Training | None = None
         """The training that was begun last."""
         self.history: list[Metrics] = []
@@ -177,34 +171,23 @@ class Agent(Core[C], abc.ABC):
             callbacks.append(Progress())
         return CallbackList(callbacks)
 
+    @property
+    def replay(self) -> Replay | None:
+        """Where episodes of the environments that are learned from can be played again; ``None``: not known yet."""
+        return self._source.replay
+
     def _collect(self) -> Collector:
-        """The collector of the current environments, made when first needed: where they were, or at new episodes."""
-        if self._collector is None:
-            if self._envs is None:
-                if self._env is None:
-                    raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-                self._put_in(self._env)
-            assert self._envs is not None
-            self.replay = prepare(self._env, self._envs)
-            self._collector = self._continued(self._envs) or self._begun(self._envs)
-            self._whereabouts = None
-        return self._collector
-
-    def _continued(self, envs: VectorEnv) -> Collector | None:
-        """Where the environments were when the agent was saved, if that can be reached."""
-        if self._whereabouts is None or not is_seeded(envs) or len(self._whereabouts.lengths) != envs.num_envs:
-            return None
-        try:
-            return Collector(envs, self._whereabouts, self.encoding, self.num_timesteps)
-        except Elsewhere as error:
-            text = f"{error}: new episodes begin, and training goes on differently than without the interruption"
-            warnings.warn(text, RuntimeWarning, stacklevel=5)
-            return None
-
-    def _begun(self, envs: VectorEnv) -> Collector:
-        self.return_scaler = self.return_scaler.restarted(envs.num_envs)
-        seeds = environment_seeds(self.seed, self.num_timesteps)
-        return Collector(envs, seeds, self.encoding, self.num_timesteps)
+        """The collector of the current environments, made when first needed."""
+        if self._source.envs is None:
+            if self._source.env is None:
+                raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
+            self._put_in(self._source.env, self._source.whereabouts)
+        if self._source.collector is None:
+            seeds = environment_seeds(self.seed, self.num_timesteps)
+            if not self._source.begin(self.encoding, seeds, self.num_timesteps):
+                self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
+        assert self._source.collector is not None
+        return self._source.collector
 
     def _rollout_metrics(self, speed: float) -> Metrics:
         episodes = self.episodes
@@ -218,56 +201,7 @@ class Agent(Core[C], abc.ABC):
             metrics["rollout/worker_restarts"] = float(self._collect().restarts)
         return metrics
 
-    # -- acting ---------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, Any]:
-        """Actions for one observation ``[*O]`` or many ``[n, *O]``, ready for the environment; and ``state`` as given.
-
-        Sampling draws from a stream of its own: predicting never changes the course of training.
-
-        Args:
-            observation: as the observation space nests it.
-            state: handed back; there is none.
-            episode_start: not used.
-            deterministic: the mode of the distribution instead of a sample.
-            action_masks: which actions are allowed, where training took masks from ``info``; without it all are, and a
-                ``RuntimeWarning`` says so.
-
-        Raises:
-            ValueError: the observation does not fit the observation space, or the mask allows no action.
-        """
-        del episode_start
-        if self.takes_action_masks and action_masks is None:
-            warnings.warn(
-                "predict without action_masks: training took masks from info, and now every action is allowed",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        encoded = self.encoding(observation, action_masks)
-        if encoded.ndim - len(self.encoding.shape) not in (0, 1):
-            batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]
-            raise ValueError(f"observation has batch shape {batch}; allowed: () for one, ('n',) for n of them")
-        if not np.isfinite(encoded).all():
-            raise ValueError("observation has NaN or infinite elements; allowed: finite numbers")
-        if (forbidden := self.encoding.forbids_everything(encoded)).any():
-            mask = self.encoding.allowed(encoded)[forbidden][0].tolist()
-            raise ValueError(f"action_mask = {mask}; allowed: at least one action in every state")
-        policy = self.distribution(torch.from_numpy(encoded)).cpu()
-        action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
-        return self.actor.to_environment(action), state
-
-    @property
-    def takes_action_masks(self) -> bool:
-        """Whether ``predict`` needs the environment's ``info["action_mask"]``."""
-        return self.encoding.mask_in_info
+    # -- environments ---------------------------------------------------------------------------
 
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
@@ -276,9 +210,8 @@ class Agent(Core[C], abc.ABC):
             ValueError: the spaces differ.
         """
         self._put_in(env)
-        self._whereabouts = None
 
-    def _put_in(self, env: EnvLike) -> None:
+    def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
         envs = make_vector_env(env, *_engine(self.config))
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
@@ -287,12 +220,11 @@ class Agent(Core[C], abc.ABC):
                 envs.close()
             raise
         self.config = self.config.with_envs(envs.num_envs)
-        self._env, self._envs, self._collector = env, envs, None
+        self._source = Source(env, envs, at)
 
     def close(self) -> None:
         """Close the environments; worker processes end."""
-        if self._envs is not None:
-            self._envs.close()
+        self._source.close()
 
     # -- other policies -------------------------------------------------------------------------
 
@@ -337,7 +269,7 @@ class Agent(Core[C], abc.ABC):
         """The agent in words of JSON, as in a run's ``config.json``."""
         return {
             "agent": self.config.algorithm,
-            "env": describe(self._env),
+            "env": describe(self._source.env),
             "seed": self.seed,
             "preset": self.preset,
             "replay": self.replay,
@@ -359,15 +291,14 @@ class Agent(Core[C], abc.ABC):
         """The whole state as it is now, between two updates, to be written whenever it is time."""
         tensors, data = state.dump(self)
         mine = {
-            "env": describe(self._env),
+            "env": describe(self._source.env),
             "preset": self.preset,
             "ep_rew_mean": float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None,
             "episodes": [astuple(e) for e in self.episodes],
             "history": self.history.copy(),
             "training": self.training,
         }
-        where = self._whereabouts if self._collector is None else self._collector.whereabouts
-        return state.Snapshot(self.num_timesteps, tensors, data | mine, where)
+        return state.Snapshot(self.num_timesteps, tensors, data | mine, self._source.whereabouts)
 
     @classmethod
     def load(
@@ -393,7 +324,7 @@ class Agent(Core[C], abc.ABC):
         with checkpoint.understood(path):
             agent = cls._restored(tensors, data, trust_region, device)
         if env is not None:
-            agent._put_in(env)
+            agent._put_in(env, agent._source.whereabouts)
         return agent
 
     @classmethod
@@ -412,11 +343,10 @@ class Agent(Core[C], abc.ABC):
         check_backed(observations, actions, data["config"], tensors)
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
-        agent._begin(described(data["env"]), None, data["preset"])
+        agent._begin(Source(described(data["env"]), at=state.whereabouts(tensors)), data["preset"])
         agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.unpacked(data["history"], tensors)
         agent.training = Training.of(data["training"])
-        agent._whereabouts = state.whereabouts(tensors)
         return agent
 
 

@@ -59,8 +59,15 @@ class ActorDescent:
         self._adam = Adam([agent.actor_parameters], learning_rate=learning_rate, max_grad_norm=max_grad_norm)
 
     def step(self, loss: Objective) -> None:
-        """One step down."""
-        self._adam.step([loss.gradients()[self._actor]])
+        """One step down.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing has moved.
+        """
+        try:
+            self._adam.step([loss.gradients()[self._actor]])
+        except FloatingPointError as error:
+            raise FloatingPointError(f"the policy's {error}") from None
 
 
 def checked(metrics: Metrics, when: str) -> Metrics:

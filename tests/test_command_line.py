@@ -259,7 +259,9 @@ def test_every_verb_has_help(verb, capsys):
 
 
 def test_an_unknown_verb_is_refused(refused):
-    assert "verb = 'fly'; allowed: train, resume, evaluate, distill, dpo, doctor, benchmark, explore-kl" in refused("fly")
+    assert refused("fly").startswith(
+        "klrl: verb = 'fly'; allowed: train, resume, evaluate, distill, dpo, doctor, bench"
+    )
 
 
 ENDING = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]

@@ -317,14 +317,14 @@ def test_a_failed_run_is_kept_as_failed_does_not_end_the_others_and_is_tried_aga
             compare(tmp_path, *words, envs=("Broken-v0:64", "CartPole-v1:64"), seeds=(0,))
         assert stop.value.code == 1
         said = capsys.readouterr().out
-        assert "Broken-v0 gamma=0.9 seed 0: failed, FloatingPointError: reward of environment 0 is nan after " in said
+        assert "Broken-v0 gamma=0.9 seed 0: failed, NonFinite: reward of environment 0 is nan in step 1 of " in said
         assert "| Broken-v0 | gamma=0.99 | failed |" in said
     assert "2 of 4 runs are finished already" in said
     del gym.registry["Broken-v0"]
     lines = lines_of_csv(tmp_path)
     assert [line["status"] for line in lines] == ["failed", "failed", "finished", "finished"]
     assert lines[0]["mean_return"] == ""
-    assert lines[0]["error"].startswith("FloatingPointError: reward of environment 0 is nan")
+    assert lines[0]["error"].startswith("NonFinite: reward of environment 0 is nan")
 
 
 def test_a_line_of_the_table_says_how_many_of_its_runs_failed(rows):

@@ -156,7 +156,7 @@ def test_a_half_trained_cartpole_policy_learns_what_is_preferred(tmp_path):
     pairs = PreferencesConfig(n_pairs=256, label="larger", n_envs=64)
     data = collect_preferences(reference, "CartPole-v1", pairs, seed=100)
     fit_preferences(policy, reference, data, DPOConfig(n_epochs=8, learning_rate=1e-3))
-    first, last = policy.history[0], policy.history[-1]
+    first, last = policy.history[len(reference.history)], policy.history[-1]
     assert first["dpo/accuracy"] == 0.5
     assert first["dpo/loss"] == pytest.approx(math.log(2.0))
     assert [first[f"dpo/kl_{name}"] for name in ("policy_reference", "reference_policy")] == [0.0, 0.0]

@@ -251,7 +251,7 @@ def test_every_kind_of_policy_comes_back_with_its_spaces_probe_and_predictions(a
         one, other = (a.predict(x, deterministic=deterministic, action_masks=everything)[0] for a in (agent, loaded))
         np.testing.assert_array_equal(one, other)
         assert agent.action_space.contains(one)
-    batch = agent._collector.collect(agent.act, 32)
+    batch = agent._source.collector.collect(agent.act, 32)
     assert repr(loaded.update(batch)) == repr(agent.update(batch))
     assert same(parameters(loaded), parameters(agent))
 

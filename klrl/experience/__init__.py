@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from klrl.experience.advantages import gae
-    from klrl.experience.collector import Batch, Collector, Episode
+    from klrl.experience.batch import Batch, Episode
+    from klrl.experience.collector import Collector
     from klrl.experience.environments import EnvLike, make_vector_env
     from klrl.experience.steps import BadStep
     from klrl.experience.workers import WorkerFailed
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["BadStep", "Batch", "Collector", "EnvLike", "Episode", "WorkerFailed", "gae", "make_vector_env"]
 _MODULES = {
     "advantages": ("gae",),
-    "collector": ("Batch", "Collector", "Episode"),
+    "batch": ("Batch", "Episode"),
+    "collector": ("Collector",),
     "environments": ("EnvLike", "make_vector_env"),
     "steps": ("BadStep",),
     "workers": ("WorkerFailed",),

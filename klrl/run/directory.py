@@ -15,7 +15,7 @@ import numpy as np
 from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
 from klrl.run import checkpoint
-from klrl.run.board import Board, step
+from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Callback, Metrics
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
@@ -115,7 +115,8 @@ class RunDirectory(Callback):
         history: list[Metrics] = []
         episodes: list[list[str]] = []
         if self._resume:
-            history = [row for row in agent.history if step(row) > agent.training.first]
+            learned = (row for row in agent.history if STEP in row)  # not distilled, for example
+            history = [row for row in learned if step(row) > agent.training.first]
             episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
         else:
             config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}

@@ -1,0 +1,67 @@
+"""Acting outside of training, after Stable-Baselines3's protocol."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from klrl.agents.config import AgentConfig
+from klrl.agents.core import Core
+
+C = TypeVar("C", bound=AgentConfig)
+
+
+class Acting(Core[C]):
+    """A core that others can play with: ``predict`` takes what an environment gives, and gives what it takes."""
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions for one observation ``[*O]`` or many ``[n, *O]``, ready for the environment; and ``state`` as given.
+
+        Sampling draws from a stream of its own: predicting never changes the course of training.
+
+        Args:
+            observation: as the observation space nests it.
+            state: handed back; there is none.
+            episode_start: not used.
+            deterministic: the mode of the distribution instead of a sample.
+            action_masks: which actions are allowed, where training took masks from ``info``; without it all are, and a
+                ``RuntimeWarning`` says so.
+
+        Raises:
+            ValueError: the observation does not fit the observation space, or the mask allows no action.
+        """
+        del episode_start
+        if self.takes_action_masks and action_masks is None:
+            warnings.warn(
+                "predict without action_masks: training took masks from info, and now every action is allowed",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        encoded = self.encoding(observation, action_masks)
+        if encoded.ndim - len(self.encoding.shape) not in (0, 1):
+            batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]
+            raise ValueError(f"observation has batch shape {batch}; allowed: () for one, ('n',) for n of them")
+        if not np.isfinite(encoded).all():
+            raise ValueError("observation has NaN or infinite elements; allowed: finite numbers")
+        if (forbidden := self.encoding.forbids_everything(encoded)).any():
+            mask = self.encoding.allowed(encoded)[forbidden][0].tolist()
+            raise ValueError(f"action_mask = {mask}; allowed: at least one action in every state")
+        policy = self.distribution(torch.from_numpy(encoded)).cpu()
+        action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
+        return self.actor.to_environment(action), state
+
+    @property
+    def takes_action_masks(self) -> bool:
+        """Whether ``predict`` needs the environment's ``info["action_mask"]``."""
+        return self.encoding.mask_in_info

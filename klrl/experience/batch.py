@@ -1,0 +1,81 @@
+"""What a rollout leaves: a batch of steps, and the episodes that ended in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from klrl.policy.distributions import Distribution
+
+T = TypeVar("T", Tensor, Distribution)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode, as one row of ``episodes.csv``."""
+
+    total_timesteps: int
+    """Environment steps of the whole run when it ended."""
+    episode_return: float
+    """Sum of the environment's own rewards."""
+    length: int
+    env_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """T steps of N environments, time-major ``[T, N, ...]``; observations and rewards as the environment gave them."""
+
+    observations: Tensor
+    """What the policy was given, before normalisation, ``[T, N, *O]``."""
+    actions: Tensor
+    """The policy's actions (before clipping to a box or shifting to a start), ``[T, N, *A]``."""
+    behaviour: Distribution
+    """The distributions the actions were drawn from, ``[T, N]``."""
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    valid: Tensor
+    """False for steps that count nowhere: NEXT_STEP environments take them to reset, and lost ones to be made anew."""
+    next_observations: Tensor
+    """The observations after the last step, ``[N, *O]``."""
+    final_observations: Tensor
+    """The last observations of truncated episodes, ``[M, *O]``, in the order of ``truncated.nonzero()``."""
+    episodes: tuple[Episode, ...] = ()
+    """The episodes that ended in this batch."""
+
+    @property
+    def ended(self) -> Tensor:
+        """Where an episode ended, ``[T, N]``."""
+        return self.terminated | self.truncated
+
+    @cached_property
+    def n_samples(self) -> int:
+        """Number of valid steps."""
+        return int(self.valid.sum())
+
+    def samples(self, x: T) -> T:
+        """The valid steps of something time-major, ``[T, N, ...] -> [n_samples, ...]``."""
+        if self.n_samples == self.valid.numel():
+            return x.map(_merge) if isinstance(x, Distribution) else _merge(x)
+        return x[self.valid]
+
+    def next_values(self, values: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """V of the state each step led to, ``[T, N]``, given V of the states it left.
+
+        That is the value of the next row, of ``next_observations`` after the last, and of the final
+        observation where an episode was truncated.
+        """
+        following = torch.cat([values[1:], value(self.next_observations).unsqueeze(0)])
+        if len(self.final_observations):
+            following[self.truncated] = value(self.final_observations)
+        return following
+
+
+def _merge(x: Tensor) -> Tensor:
+    return x.flatten(0, 1)
