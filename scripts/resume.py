@@ -22,6 +22,9 @@ from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.training import Conduct, carry_out
 from klrl.words import plain, printable
 
+_LARGEST = 2**20
+"""Bytes of a config.json that a run could have written."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resuming:
@@ -59,10 +62,12 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
+    if (size := file.stat().st_size) > _LARGEST:
+        raise ValueError(f"path = {file} has {size:,} bytes; allowed: at most {_LARGEST:,}")
     try:
         run = json.loads(file.read_text())
         missing = {"agent", "env", "seed", "total_timesteps", "config", "versions"} - run.keys()
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
     if missing:
         raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")

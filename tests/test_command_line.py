@@ -270,17 +270,19 @@ ENDING = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 @pytest.mark.parametrize(("number", "status"), ENDING, ids=lambda x: getattr(x, "name", x))
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, tmp_path):
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
-    command = [sys.executable, "-m", "klrl.scripts.main", *words]
+    command = [sys.executable, "-u", "-m", "klrl.scripts.main", *words]
+    metrics = tmp_path / "run/metrics.csv"
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        wait_for(lambda: (tmp_path / "run/metrics.csv").exists())
+        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
         os.kill(process.pid, signal.SIGUSR1)
-        wait_for(lambda: any(tmp_path.glob("run/checkpoints/*/MANIFEST.json")))
+        while not (saved := process.stdout.readline()).startswith("SIGUSR1"):
+            assert process.poll() is None
         os.kill(process.pid, number)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
-    saved, stopped = (line for line in output.splitlines() if line.startswith(("SIGUSR1", "stopped")))
+    (stopped,) = (line for line in output.splitlines() if line.startswith("stopped"))
     assert saved.startswith("SIGUSR1: checkpoint run/checkpoints/")
     assert stopped.startswith(f"stopped by {number.name}: checkpoint run/checkpoints/")
     assert stopped.endswith("; klrl resume run goes on")

@@ -247,6 +247,11 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
     [
         (lambda run: (run / "config.json").unlink(), "no config.json there; allowed: a run directory"),
         (lambda run: (run / "config.json").write_text("[]"), "config.json is not as a run writes it: "),
+        (lambda run: (run / "config.json").write_text("[" * 10_000), "config.json is not as a run writes it: "),
+        (
+            lambda run: (run / "config.json").write_text(" " * 2**21),
+            "config.json has 2,097,152 bytes; allowed: at most",
+        ),
         (lambda run: (run / "config.json").write_text("{"), "config.json is not as a run writes it: "),
         (
             lambda run: edit(run, env={"id": "Mine-v0", "kwargs": {}, "max_episode_steps": None}),
