@@ -45,7 +45,7 @@ def failed_worker(prog: str) -> Iterator[None]:
     try:
         yield
     except WorkerFailed as error:
-        print(*map(printable, error.traceback.splitlines()), sep="\n", file=sys.stderr)
+        print(printable(error.traceback), end="", file=sys.stderr)
         fail(prog, error.reason, status=1)
 
 
