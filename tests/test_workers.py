@@ -21,7 +21,7 @@ from environments import Counting, Sampling, box, encoding_of, small_agent
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from klrl.agents import PPO, PPOConfig
-from klrl.experience import Collector, make_vector_env
+from klrl.experience import BadStep, Collector, make_vector_env
 from klrl.experience.episodes import Place, SeededEpisodes
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
@@ -699,3 +699,25 @@ def test_no_slower_than_gymnasiums_workers():
     for e in envs.values():
         e.close()
     assert best["ours"] < 1.3 * best["theirs"]
+
+
+@pytest.mark.parametrize("on_failure", ["stop", "restart"])
+def test_a_promise_that_an_environment_breaks_is_told_in_one_line_as_in_this_process(on_failure):
+    envs = make_vector_env(partial(Talkative, 4), 2, "async", on_worker_failure=on_failure)
+    envs.reset(seed=[1, 2])
+    for _ in range(3):
+        envs.step(np.zeros(2, np.int64))
+    with pytest.raises(BadStep, match=r"^environment \d, step 4: info is 'hello' \(str\); allowed: a dict"):
+        envs.step(np.zeros(2, np.int64))
+
+
+class Talkative(Counting):
+    """Its info is no dict from some step on."""
+
+    def __init__(self, step):
+        super().__init__(length=10)
+        self.chatty = step
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, "hello" if self.steps == self.chatty else info

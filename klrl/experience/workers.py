@@ -23,6 +23,7 @@ from gymnasium.vector.utils import (
 
 from klrl.experience.episodes import Place
 from klrl.experience.processes import WorkerProcess, end, packed
+from klrl.experience.steps import BadStep
 
 OnFailure = Literal["stop", "restart"]
 Step = tuple[float, bool, bool, dict[str, Any]]
@@ -31,6 +32,10 @@ FAILURES = 3
 """So many in a row, without an episode that ended, are the end."""
 STEP = packed("step", None)
 """With actions in shared memory."""
+
+
+_BAD_STEP = f"{BadStep.__module__}.{BadStep.__name__}: "
+"""How Python begins the last line of its traceback."""
 
 
 class WorkerFailed(RuntimeError):
@@ -47,6 +52,7 @@ class WorkerFailed(RuntimeError):
     def __init__(self, index: int, place: Place | None, seed: int | None, what: str, traceback: str = "") -> None:
         where = "before its first reset" if place is None else f"episode {place.episode}, seed {seed}"
         self.index, self.seed, self.episode = index, seed, place.episode if place is not None else None
+        self.what = what
         self.reason = f"environment {index} ({where}): {what}"
         self.traceback = traceback
         super().__init__(index, place, seed, what, traceback)  # what another process makes it from
@@ -71,7 +77,8 @@ class WorkerVectorEnv(VectorEnv):
         context: start method of ``multiprocessing``; the platform's default without.
 
     Raises:
-        WorkerFailed: in every command; then all workers have ended.
+        BadStep: an environment broke Gymnasium's promises, in any command; all workers have ended.
+        WorkerFailed: anything else happened to a worker; all have ended.
     """
 
     def __init__(
@@ -284,6 +291,10 @@ class WorkerVectorEnv(VectorEnv):
         i = failure.index
         self._failures[i] += 1
         place = self._places[i]
+        broken = failure.what.partition(_BAD_STEP)  # that is no accident, and the worker has said it all
+        if broken[1]:
+            self.close()
+            raise BadStep(broken[2]) from failure
         if self.on_failure == "stop" or self._failures[i] == FAILURES or place is None:
             self.close()
             raise failure
