@@ -15,7 +15,7 @@ import tyro
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
-from klrl.scripts.protocol import damage, determinism, interruptions, locks, logs, malice, nest, saving
+from klrl.scripts.protocol import damage, determinism, disks, interruptions, locks, logs, malice, nest, numbers, saving
 from klrl.scripts.protocol.case import Case, Row, run_all, table
 from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -30,6 +30,8 @@ MODULES: tuple[Callable[[int], list[Case]], ...] = (
     logs.cases,
     determinism.cases,
     nest.cases,
+    numbers.cases,
+    disks.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 POINTS = {

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
 from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
+from klrl.run.board import Board
+from klrl.run.table import Table
 from klrl.scripts.main import main as klrl
+from klrl.scripts.protocol.poisoned import ELEMENT
 from klrl.scripts.protocol.states import agent_parts, digest
 
 
@@ -57,6 +63,52 @@ def die_saving(instruction: str, *words: str) -> None:
         sync(fd)
 
     os.fsync = fsync
+    klrl(list(words))
+
+
+def full_disk(sink: str, writes: str, run_dir: str, *words: str) -> None:
+    """``klrl ...``, whose file of a kind (all its files) can grow by some bytes only, once it was written so often."""
+    owner, files = _SINKS[sink]
+    write, left = owner._write, int(writes)
+
+    def limited(*arguments: Any, **named: Any) -> Any:
+        nonlocal left
+        if isinstance(arguments[0], Table) and arguments[0]._path.name != files:
+            return write(*arguments, **named)
+        left -= 1
+        largest = max((path.stat().st_size for path in Path(run_dir).glob(files)), default=0)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard if left >= 0 else largest + 20, hard))
+        try:
+            return write(*arguments, **named)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    owner._write = limited
+    klrl(list(words))
+
+
+_SINKS: dict[str, tuple[Any, str]] = {
+    "checkpoint": (checkpoint, "no file: these are new ones"),
+    "TensorBoard": (Board, "events.*"),
+    "metrics.csv": (Table, "metrics.csv"),
+    "episodes.csv": (Table, "episodes.csv"),
+}
+"""What writes each kind of file, and the files that are there before."""
+
+
+def poison_policy(value: str, steps: str, *words: str) -> None:
+    """``klrl ...``, with a parameter that is none in the policy that acts after so many steps."""
+    act = Agent.act
+
+    def poisoned(agent: Agent[Any], observations: Tensor) -> Any:
+        if agent.num_timesteps >= int(steps):
+            biases = [p for name, p in agent.actor.named_parameters() if name.endswith("bias")]
+            with torch.no_grad():
+                biases[-1][ELEMENT] = float(value)
+        return act(agent, observations)
+
+    Agent.act = poisoned  # type: ignore[method-assign]
     klrl(list(words))
 
 
@@ -118,8 +170,10 @@ def _waited(pid: int, timeout: float) -> tuple[int, int]:
 
 JOBS: dict[str, Callable[..., None]] = {
     "die-saving": die_saving,
+    "full-disk": full_disk,
     "klrl": lambda *words: klrl(list(words)),
     "load": load,
+    "poison-policy": poison_policy,
     "predict": predict,
     "save-for-ever": save_for_ever,
     "serve": serve,
