@@ -14,6 +14,7 @@ import gymnasium as gym
 import tyro
 
 from klrl.experience import WorkerFailed
+from klrl.run.disk import DiskFull
 from klrl.scripts.flags import has_empty_value, objection
 from klrl.validation import validate
 from klrl.words import plain, printable
@@ -29,10 +30,12 @@ def fail(prog: str, message: object, status: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def bad_input(prog: str) -> Iterator[None]:
-    """Errors raised inside are the user's input: one line, no traceback, and no warnings before it."""
+    """Errors raised inside are the user's input, or a full disk: one line, no traceback, no warnings before it."""
     with warnings.catch_warnings(record=True) as notes:
         try:
             yield
+        except DiskFull as error:
+            fail(prog, error, status=1)
         except (ValueError, OSError, gym.error.Error) as error:
             fail(prog, error)
     for note in notes:

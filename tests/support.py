@@ -1,5 +1,7 @@
 """What the tests of the agents share: parametrisations, copies of state, an oracle."""
 
+import contextlib
+import resource
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -21,6 +23,17 @@ NEEDS_REFERENCE = {"reference-penalty", "reference-constraint"}
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 ACTION_SPACES = [box(1), box(6), box(17), gym.spaces.Discrete(5)]
 every_space = pytest.mark.parametrize("space", ACTION_SPACES, ids=["Box(1)", "Box(6)", "Box(17)", "Discrete(5)"])
+
+
+@contextlib.contextmanager
+def full_disk(room=0):
+    """No file of this process can have more than so many bytes; the system says so as it does of a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def same(tensors, others):

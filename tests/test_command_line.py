@@ -5,6 +5,7 @@ import csv
 import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Broken
+from support import full_disk
 
 from klrl.agents import AGENTS, PPO, AgentConfig
 from klrl.scripts.main import main
@@ -202,6 +204,14 @@ def test_a_refusal_is_the_only_line_and_the_status_of_the_real_process(tmp_path)
 def test_an_environment_that_gives_no_masks_ends_a_run_in_one_line(refused, tmp_path):
     line = refused("train", "ppo", *SMALL, "--action-mask", "info", "--run-dir", tmp_path / "run")
     assert "info of environment 0 has no 'action_mask' after 0 steps; allowed: one at every reset and step" in line
+
+
+def test_a_disk_that_is_full_from_the_start_is_no_bad_input(tmp_path, capsys):
+    with full_disk(), pytest.raises(SystemExit) as stop:
+        main(["train", "ppo", *SMALL, "--run-dir", str(tmp_path / "run")])
+    assert stop.value.code == 1
+    line = rf"klrl train ppo: File too large: {tmp_path}/run/run\.lock needs \d+ bytes, [\d,]+ are free; .*\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

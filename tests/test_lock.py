@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from support import full_disk
 
+from klrl.run.disk import DiskFull
 from klrl.run.lock import LOCK, Lock, check_free
 
 HOLDER = "import sys, time; from pathlib import Path; from klrl.run.lock import Lock; lock = Lock(Path(sys.argv[1]))"
@@ -32,6 +34,13 @@ def test_a_second_lock_is_refused_with_the_first_ones_process(tmp_path):
             refused(tmp_path)
     lock.release()
     check_free(tmp_path)
+
+
+def test_where_there_is_no_room_for_the_file_nothing_is_locked(tmp_path):
+    with full_disk(), pytest.raises(DiskFull, match=rf"{tmp_path}/{LOCK} needs \d+ bytes, [\d,]+ are free"):
+        Lock(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    Lock(tmp_path).release()
 
 
 def test_another_process_is_named_and_its_death_frees_the_directory(tmp_path, holder):

@@ -194,6 +194,17 @@ def test_a_number_that_is_none_leaves_the_last_update_and_the_step_it_came_from(
         agent.learn(TOTAL, run_dir=tmp_path)
     with np.load(tmp_path / "non-finite.npz") as step:
         np.testing.assert_array_equal(step["observation"], [[0.0, 3.0, 0.0, 0.0]])
+        assert step["environment"] == 0
+
+
+def test_where_the_step_cannot_be_written_the_number_that_is_none_is_told_all_the_same(tmp_path):
+    class InTheWay(Callback):
+        def on_training_start(self, agent, total_timesteps):
+            (tmp_path / "non-finite.npz").mkdir()
+
+    expected = r"^reward of environment 0 is nan .*; the step could not be written: .*non-finite\.npz"
+    with pytest.raises(FloatingPointError, match=expected):
+        small_agent(PPO, Broken("reward", 0)).learn(TOTAL, [RunDirectory(tmp_path), InTheWay()])
 
 
 # The command.

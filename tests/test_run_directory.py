@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from environments import Counting, small_agent
-from support import parameters, same
+from support import full_disk, parameters, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from klrl.agents import PPO, TRPO
 from klrl.run import Callback
 from klrl.run.checkpoint import read
 from klrl.run.directory import RunDirectory
+from klrl.run.disk import DiskFull
 
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 
@@ -60,6 +61,12 @@ def test_config_json_says_what_was_run(tmp_path):
     assert type(agent.config).from_json(config["config"]) == agent.config
     assert config["versions"]["torch"] == torch.__version__
     assert {"python", "klrl", "gymnasium", "numpy", "mujoco"} <= config["versions"].keys()
+
+
+def test_no_room_for_config_json_is_told(tmp_path):
+    expected = rf"{tmp_path}/config.json needs [\d,]+ bytes, [\d,]+ are free; allowed: more room, or another directory"
+    with full_disk(room=200), pytest.raises(DiskFull, match=expected):
+        small_agent(PPO).learn(64, run_dir=tmp_path)
 
 
 def test_episodes_csv_has_a_row_for_every_episode_of_every_environment(tmp_path):

@@ -17,6 +17,7 @@ from klrl.experience.collector import NonFinite
 from klrl.run import checkpoint
 from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Callback, Metrics
+from klrl.run.disk import write_text
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
 
@@ -120,7 +121,7 @@ class RunDirectory(Callback):
             episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
         else:
             config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
-            (self.path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            write_text(self.path / "config.json", json.dumps(config, indent=2) + "\n")
         header = list(history[0]) if history else []
         self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
         self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
@@ -149,8 +150,12 @@ class RunDirectory(Callback):
         """Write the step in which a number was none, for inspection."""
         if isinstance(error, NonFinite) and error.transition:
             path = self.path / "non-finite.npz"
-            np.savez(path, **error.transition)  # type: ignore[arg-type]
-            error.args = (f"{error}; the step is in {path}",)
+            try:
+                np.savez(path, **error.transition)  # type: ignore[arg-type]
+            except OSError as problem:  # the worse one is to be heard
+                error.args = (f"{error}; the step could not be written: {problem}",)
+            else:
+                error.args = (f"{error}; the step is in {path}",)
 
     def on_training_end(self, agent: Any) -> None:
         """The last checkpoint; close the files."""

@@ -15,6 +15,16 @@ class DiskFull(OSError):
     """There is no room for a file; the message says where, what was needed and what is free."""
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a small file.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
+    with room_for(path, len(text.encode())):
+        path.write_text(text)
+
+
 @contextlib.contextmanager
 def room_for(path: Path, size: int) -> Iterator[None]:
     """Around the writing of ``size`` bytes to ``path``, or to files below it.

@@ -7,6 +7,8 @@ import os
 import socket
 from pathlib import Path
 
+from klrl.run.disk import write_text
+
 try:
     import fcntl
 except ImportError:  # Windows has no such locks; there is none then
@@ -25,6 +27,7 @@ class Lock:
 
     Raises:
         BlockingIOError: another process has it (or another lock in this one); which, and on which host.
+        DiskFull: there is no room for the file; nothing is locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +39,11 @@ class Lock:
         except BlockingIOError:
             os.close(self._directory)
             raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
-        self._file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        try:
+            write_text(self._file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let others in; once more is no harm."""
