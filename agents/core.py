@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Probe, Samples, check_finite, first_not_finite, step_zero
+from klrl.agents.samples import Probe, Samples, check_finite, step_zero, worst_element
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.experience import Batch, gae
 from klrl.kl.drift import average, drift_report, mean_kl
@@ -259,7 +259,7 @@ class Core(abc.ABC, Generic[C]):
         try:
             self.optimizer.step([gradients.get(network) for network in self.optimized])
         except FloatingPointError as error:
-            where = first_not_finite(self._named, gradients) or "actor and critic"
+            where = worst_element(self._named, gradients)
             raise FloatingPointError(f"{where} in {self._when}: {error}") from None
 
     @property

@@ -119,15 +119,18 @@ def check_finite(networks: Mapping[str, nn.Module], value_loss: float | str, whe
         raise FloatingPointError(f"train/value_loss = {value_loss} in {when}; allowed: finite numbers")
 
 
-def first_not_finite(networks: Mapping[str, nn.Module], gradients: Mapping[nn.Module, Array]) -> str | None:
-    """In words, the first element of packed gradients ``[P]`` that is none; ``None`` where all are finite."""
+def worst_element(networks: Mapping[str, nn.Module], gradients: Mapping[nn.Module, Array]) -> str:
+    """In words, the first element of packed gradients ``[P]`` that is none; else the largest."""
+    found, largest = "", -1.0
     for name, network in networks.items():
         parameters = list(network.named_parameters())
         flat = torch.as_tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
         for (key, p), g in zip(parameters, flat.split([p.numel() for _, p in parameters]), strict=True):
-            for index in (~g.reshape(p.shape).isfinite()).nonzero().tolist():
-                return f"gradient of {name}.{key}, element {index},"
-    return None
+            size = g.reshape(p.shape).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+            if size.max().item() > largest:
+                index, largest = (size == size.max()).nonzero()[0].tolist(), size.max().item()
+                found = f"gradient of {name}.{key}, element {index}, is {g.reshape(p.shape)[*index].item():g}"
+    return found
 
 
 def mean_of(values: Sequence[Any]) -> float:

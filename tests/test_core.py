@@ -10,10 +10,12 @@ import torch
 from environments import Noise, box, random_batch, small_agent
 from support import every_agent, every_space, exactly, parameters, same
 from torch import distributions as td
+from torch import nn
 
 import klrl.agents.config
 import klrl.agents.core
 from klrl.agents import PPO
+from klrl.agents.samples import worst_element
 from klrl.policy.linearization import expectation
 from klrl.policy.networks import Critic
 from klrl.run import Callback
@@ -211,12 +213,18 @@ def test_a_gradient_that_is_not_finite_is_named_and_moves_nothing(agent_class, m
 
     monkeypatch.setattr(agent, "value_loss", with_nan)
     before = parameters(agent)[len([*agent.actor.parameters()]) :]
-    expected = (
-        r"^gradient of critic\.\S+, element \[\d+, \d+\], in update 0 at 0 steps: gradient of norm nan; allowed: finite"
-    )
+    expected = r"^gradient of critic\.\S+, element \[\d+, \d+\], is nan in update 0 at 0 steps: gradient of norm nan;"
     with pytest.raises(FloatingPointError, match=expected):
         agent.update(random_batch(agent))
     assert same(parameters(agent)[len([*agent.actor.parameters()]) :], before)
+
+
+def test_where_only_the_norm_of_a_gradient_is_none_its_largest_element_is_named():
+    networks = {"actor": nn.Linear(2, 1), "critic": nn.Linear(2, 1)}
+    gradients = {networks["actor"]: np.array([1.0, 2.0, 3.0]), networks["critic"]: np.array([1.0, -1e30, 5.0])}
+    assert worst_element(networks, gradients) == "gradient of critic.weight, element [0, 1], is -1e+30"
+    gradients[networks["actor"]][2] = -np.inf
+    assert worst_element(networks, gradients) == "gradient of actor.bias, element [0], is -inf"
 
 
 @every_agent
