@@ -27,7 +27,10 @@ class NonFinite(FloatingPointError):
     """A number of an environment or of the policy is none; the message says which and where."""
 
     transition: Mapping[str, np.ndarray] = MappingProxyType({})
-    """What is known of the step, ``[N, ...]`` each: observation, action, reward, next_observation."""
+    """What is known of the step, ``[N, ...]`` each: observation, action, executed, reward, next_observation.
+
+    A final_observation is the one environment's, ``[1, ...]``; ``environment`` says which one that is.
+    """
 
 
 class Elsewhere(ValueError):
@@ -267,7 +270,8 @@ class Collector:
             f"{name} of environment {index}{locate(tuple(inside))} is {array[row, *inside]} in step {step} of its "
             f"episode {episode}, after {self.total_timesteps} steps; allowed: finite numbers"
         )
-        error.transition = {{"observation": "next_observation"}.get(name, name.replace(" ", "_")): array}
+        key = {"observation": "next_observation"}.get(name, name.replace(" ", "_"))
+        error.transition = {key: array, "environment": np.array(index)}
         raise error
 
 
