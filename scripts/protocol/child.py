@@ -108,7 +108,7 @@ def poison_policy(value: str, steps: str, *words: str) -> None:
                 biases[-1][ELEMENT] = float(value)
         return act(agent, observations)
 
-    Agent.act = poisoned  # type: ignore[method-assign]
+    Agent.act = poisoned  # type: ignore[assignment, method-assign]
     klrl(list(words))
 
 

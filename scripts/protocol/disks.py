@@ -116,7 +116,7 @@ def _stops(ended: Ended, run_dir: Path, *, small: bool = False) -> Iterator[str]
         yield f"it says that there was room: {ended.err}"
 
 
-_WARNING = r"\S+: RuntimeWarning: \[Errno \d+\] [\w ]+: TensorBoard gets no more points from \S+; .*\n(  .*\n)?"
+_WARNING = r"\S+: RuntimeWarning: \[Errno \d+\] [\w ]+: TensorBoard gets no more points from .*\n(  .*\n)?"
 
 
 def _intact(run_dir: Path, whole: Path, *, at_least: bool) -> Iterator[str]:
@@ -153,7 +153,7 @@ class SmallDisk:
 
     def __init__(self, scratch: Path, size: int) -> None:
         mount = 'mount -t tmpfs -o size="$1" tmpfs "$2" && echo ready && exec cat'
-        words = ["unshare", "-rm", "sh", "-c", mount, "sh", f"{size}", scratch]
+        words: list[str | Path] = ["unshare", "-rm", "sh", "-c", mount, "sh", f"{size}", scratch]
         self._process = Process(words, scratch)
         self._process.until(lambda: "ready" in self._process.out)
         self.path = Path(f"/proc/{self._process.pid}/root{scratch}")

@@ -25,7 +25,7 @@ _POISONED_AT = 3 * STEPS
 _DUMPED = {"observation": "next_observation", "final observation": "final_observation"}
 """Names in ``non-finite.npz``, where they are not the field's."""
 _LEARNED = ("actor.", "critic.", "optimizer.", "normalizer.", "return_scaler.")
-_LOSS, _REST = r"(gradient of \S+, element \[[\d, ]+\],|returns)", ".*; allowed: finite numbers"
+_LOSS, _REST = r"(gradient of \S+, element \[[\d, ]+\], is [-+e\d.]+|returns)", ".*; allowed: finite numbers"
 """What the line says where numbers are too large to learn from."""
 
 
@@ -139,6 +139,8 @@ class _Poisoned:
         if not {"observation", "action", key} <= step.keys():
             yield f"non-finite.npz has only {', '.join(step)}"
             return
+        if step["environment"] != (0 if self.field == "action" else INDEX):
+            yield f"non-finite.npz is about environment {step['environment']}"
         row = 0 if self.field in ("action", "final observation") else INDEX
         there = step[key][row] if self.field == "reward" else step[key][row, ELEMENT]
         if not np.array_equal(there, VALUES[self.value], equal_nan=True):

@@ -80,7 +80,8 @@ def name(field: str | None = None, value: str = "nan") -> str:
     return f"{__name__}:Poisoned-{what}-v0"
 
 
-gym.register(name().rpartition(":")[2], Poisoned)
+gym.register(name().rpartition(":")[2], f"{__name__}:Poisoned")
 for _field in FIELDS:
     for _value in VALUES:
-        gym.register(name(_field, _value).rpartition(":")[2], Poisoned, kwargs={"field": _field, "value": _value})
+        _what = {"field": _field, "value": _value}
+        gym.register(name(**_what).rpartition(":")[2], f"{__name__}:Poisoned", kwargs=_what)
