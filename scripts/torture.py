@@ -15,7 +15,7 @@ import tyro
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
-from klrl.scripts.protocol import damage, determinism, disks, interruptions, locks, logs, malice, nest, numbers, saving
+from klrl.scripts.protocol import damage, determinism, disks, inputs, interruptions, locks, logs, malice, nest, numbers, saving
 from klrl.scripts.protocol.case import Case, Row, run_all, table
 from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -32,6 +32,7 @@ MODULES: tuple[Callable[[int], list[Case]], ...] = (
     nest.cases,
     numbers.cases,
     disks.cases,
+    inputs.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 POINTS = {

@@ -1,20 +1,20 @@
-"""Bad settings, spaces and environments, some of each; ``python -m klrl.scripts.protocol.inputs`` runs them all."""
+"""Bad settings, spaces and environments, some of each; ``klrl torture --only R9 R10`` runs them all."""
 
 import sys
 
 import gymnasium as gym
 import pytest
 
-from klrl.scripts.protocol import inputs
+from klrl.scripts.protocol import bad_settings, inputs
 from klrl.scripts.protocol.faulty import FAULTS, Faulty, action_spaces, observation_spaces
 
-SETTINGS = inputs.bad_settings()
+SETTINGS = bad_settings.bad_settings()
 
 
 def test_there_are_as_many_cases_as_promised_and_no_two_alike():
     names = [case.name for case in SETTINGS]
     assert len(names) == len(set(names)) >= 250
-    assert len(list(inputs.bad_keywords())) >= 250
+    assert len(list(bad_settings.bad_keywords())) >= 250
     assert len(observation_spaces()) * len(action_spaces()) >= 15 * 15
     assert len(FAULTS) >= 12
 
@@ -25,7 +25,7 @@ def test_a_bad_command_line_is_refused_before_an_environment_is_made(case):
 
 
 def test_every_bad_value_of_every_setting_is_refused_in_python():
-    assert [problem for case in inputs.bad_keywords() if (problem := inputs.refuse_keyword(*case))] == []
+    assert [problem for case in bad_settings.bad_keywords() if (problem := inputs.refuse_keyword(*case))] == []
 
 
 @pytest.mark.parametrize("name", [*observation_spaces()][::2])
@@ -44,7 +44,7 @@ def test_a_faulty_environment_is_learned_on_or_named(name):
 
 
 def test_the_protocol_notices_what_it_is_there_to_notice(monkeypatch):
-    good = inputs.BadSetting(
+    good = bad_settings.BadSetting(
         "good", ["ppo", "--env", "Marked-v0", "--total-timesteps", "1", "--eval-episodes", "0"], ()
     )
     problem = inputs.refuse_setting(good)

@@ -24,6 +24,7 @@ from klrl.run.board import Board
 from klrl.run.table import Table
 from klrl.scripts.main import main as klrl
 from klrl.scripts.protocol.poisoned import ELEMENT
+from klrl.scripts.protocol import inputs
 from klrl.scripts.protocol.states import agent_parts, digest
 
 
@@ -171,6 +172,7 @@ def _waited(pid: int, timeout: float) -> tuple[int, int]:
 JOBS: dict[str, Callable[..., None]] = {
     "die-saving": die_saving,
     "full-disk": full_disk,
+    "inputs": inputs.attempt,
     "klrl": lambda *words: klrl(list(words)),
     "load": load,
     "poison-policy": poison_policy,

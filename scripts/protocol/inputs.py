@@ -1,168 +1,101 @@
-"""R9 and R10: bad settings, spaces and environments. ``python -m klrl.scripts.protocol.inputs`` runs all cases.
+"""R9 and R10: bad settings, spaces and environments.
 
 A bad setting is refused in one line before any environment is made. Spaces and environments either train one
-iteration or are refused in one line that says what is supported. Every case is a process of its own, forked once
+iteration or are refused in one line that says what is supported. Every trial is a process of its own, forked once
 everything is imported.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import os
 import signal
 import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import gymnasium as gym
 import torch
 
-from klrl.agents import AGENTS, PPO, TRPO, AgentConfig
+from klrl.agents import PPO, TRPO, AgentConfig
 from klrl.scripts import train
+from klrl.scripts.protocol.bad_settings import ENV, BadSetting, bad_keywords, bad_settings
+from klrl.scripts.protocol.case import Case, Outcome
 from klrl.scripts.protocol.faulty import FAULTS, Sampled, action_spaces, observation_spaces
-from klrl.scripts.training import Conduct
-from klrl.trust_region import REGIONS
-from klrl.validation import fits, hints
+from klrl.scripts.protocol.processes import start_child
+from klrl.scripts.protocol.runs import succeed
 
-ENV = "Marked-v0"
-"""A CartPole whose making leaves a mark."""
 _MARK = "an-environment-was-made"
 _SECONDS = 1.0
-_WORDS = ("nan", "inf", "-inf", "-1", "0", "1e308", "1" + 30 * "0", "seven", "")
-_VALUES: tuple[Any, ...] = (math.nan, math.inf, -math.inf, -1, 0, 1e308, 10**400, "seven", "", None, [], True, b"1", {})
-_SMALL = ["--total-timesteps", "1", "--eval-episodes", "0"]
+Trial = Callable[[], str | None]
+"""What went wrong, if anything."""
+_IN_ONE_CASE = {"command lines": 60, "keywords": 600, "spaces": 21, "environments": 13}
+_POINT = {"command lines": "R9", "keywords": "R9", "spaces": "R10", "environments": "R10"}
+_QUICK = {"command lines": 24, "keywords": 0, "spaces": 13, "environments": 1}
+"""Kinds with a case that is quick, and which."""
+
+
+def cases(seed: int) -> list[Case]:
+    """All of them whatever the seed, in groups."""
+    return [case for kind in _IN_ONE_CASE for case in _cases(kind)]
+
+
+def _cases(kind: str) -> Iterator[Case]:
+    size, n = _IN_ONE_CASE[kind], len(trials(kind))
+    for i, first in enumerate(range(0, n, size)):
+        count = min(size, n - first)
+        yield Case(_POINT[kind], f"{count} {kind} from {first} on", _case(kind, first, count), i == _QUICK.get(kind))
+
+
+def trials(kind: str) -> Sequence[Trial]:
+    """All trials of a kind."""
+    every: dict[str, Callable[[], list[Trial]]] = {
+        "command lines": lambda: [partial(refuse_setting, case) for case in bad_settings()],
+        "keywords": lambda: [partial(refuse_keyword, *case) for case in bad_keywords()],
+        "spaces": lambda: [partial(try_spaces, *pair) for pair in space_pairs()],
+        "environments": lambda: [partial(try_environment, name) for name in FAULTS],
+    }
+    return every[kind]()
+
+
+def _case(kind: str, first: int, count: int) -> Callable[[Path], Outcome]:
+    def run(scratch: Path) -> Outcome:
+        said = json.loads(succeed(start_child(["inputs", kind, f"{first}", f"{count}"], scratch)).out)
+        fact = {"largest seconds of a refusal": said["slowest"]} if kind == "command lines" else {}
+        return Outcome(said["problems"], count, fact)
+
+    return run
+
+
+def attempt(kind: str, first: str, count: str) -> None:
+    """Make some trials; one line of JSON: what went wrong, and the most seconds that one's process computed."""
+    gym.logger.min_level = gym.logger.ERROR
+    problems, before, slowest = [], _of_children(), 0.0
+    for trial in trials(kind)[int(first) : int(first) + int(count)]:
+        problems.append(trial())
+        slowest, before = max(slowest, _of_children() - before), _of_children()
+    print(json.dumps({"problems": [problem for problem in problems if problem], "slowest": slowest}))
+
+
+def _of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 @dataclass(frozen=True)
-class BadSetting:
-    """A command line that must be refused, and what its one line must name; ``A|B`` is one or the other."""
-
-    name: str
-    argv: list[str]
-    mentions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
+class Status:
     """How a process ended."""
 
     status: int
     stderr: str
     seconds: float
     """Of computing: on a busy machine the clock would tell of others."""
-
-
-def bad_settings() -> list[BadSetting]:
-    """Every field with every word that its type does not allow, misspelt names, settings that contradict each other."""
-    cases = []
-    for agent, cls in AGENTS.items():
-        types = hints(cls.config_class) | hints(Conduct) | hints(train.Training)
-        del types["agent"], types["conduct"]
-        for field, hint in types.items():
-            flag = "--" + field.replace("_", "-")
-            for word in _WORDS:
-                if not _allowed(word, hint):
-                    argv = [agent, "--env", ENV, *_SMALL, flag, word]
-                    cases.append(BadSetting(f"{agent} {flag} {word!r}", argv, (field, _shown(word))))
-            misspelt = flag[: len(flag) // 2] + flag[len(flag) // 2 + 1 :]
-            argv = [agent, "--env", ENV, *_SMALL, misspelt, "1"]
-            cases.append(BadSetting(f"{agent} {misspelt}", argv, (misspelt, f"did you mean {flag}")))
-    return cases + [_contradiction(words, mentions) for words, *mentions in _contradictions()]
-
-
-def _contradictions() -> Iterator[tuple[str, ...]]:
-    """Words after ``klrl train``, then what the line must name."""
-    yield "ppo --n-envs 2 --n-steps 8 --batch-size 17", "batch_size = 17", "16"
-    yield "ppo --batch-size 1000000000000", "batch_size = 1000000000000"
-    yield "ppo --n-steps 1000000000000", "n_steps = 1000000000000"
-    yield "ppo --n-envs 65536 --n-steps 65536", "n_envs = 65536", "n_steps = 65536"
-    yield "ppo --n-envs 100000", "n_envs = 100000"
-    yield "ppo --n-envs 2048 --vectorization-mode async", "n_envs = 2048", "async"
-    yield "ppo --actor-hidden-sizes 65536 65536", "actor_hidden_sizes", "65536"
-    yield "ppo --trust-region clip+spo", "trust_region", "Clip"
-    yield "ppo --action-distribution beta --state-dependent-std", "state_dependent_std = True", "beta"
-    yield "ppo --device cuda:99", "device", "cuda:99"
-    yield "ppo --device cuda:256", "device", "cuda:256"  # torch would read it as cuda:0
-    yield "ppo --reference nowhere", "reference = nowhere"
-    yield "ppo --start-from nowhere", "start_from = nowhere"
-    yield "ppo --trust-region reference-penalty", "reference", "reference-penalty"
-    yield "ppo --run-dir /dev/null/run", "/dev/null/run"
-    yield "ppo 0.5", "0.5"
-    yield "ppo --gamma 0.5 0.6", "0.6"
-    yield "ppo --env Nowhere-v0", "env = 'Nowhere-v0'"
-    yield "ppo --env Markd-v0", "Markd-v0", f"did you mean {ENV}"
-    yield "ppo --env nowhere:Thing-v0", "nowhere:Thing-v0"
-    yield "pppo", "algorithm = 'pppo'", "did you mean ppo"
-    for agent in ("trpo", "npg"):
-        yield f"{agent} --n-steps 8 --sub-sampling-factor 65", "sub_sampling_factor = 65", "64"
-        yield f"{agent} --cg-preconditioner diagonal --cg-damping 0", "cg_preconditioner", "diagonal"
-        for region in ("none", "clip", "spo", "projection", "adaptive-lr", "constraint+projection"):
-            yield f"{agent} --trust-region {region}", "trust_region", region
-    for setting, other in _READ_ELSEWHERE.items():
-        yield (
-            f"ppo --trust-region {other} --{setting.replace('_', '-')} 0.5",
-            f"{setting} = 0.5",
-            "region that reads it",
-        )
-    for region in REGIONS:
-        misspelt = region[:-2] + region[-1]
-        yield f"ppo --trust-region {misspelt}", f"trust_region = {misspelt!r}", f"did you mean {region}"
-
-
-_READ_ELSEWHERE = {
-    "target_kl": "clip", "clip_range": "constraint", "rollback_slope": "clip", "state_kl": "constraint",
-    "state_distance": "projection", "regression_coef": "clip", "ratio_deviation": "clip", "kl_coef": "constraint",
-    "reference_coef": "clip", "reference_kl": "clip",
-}  # fmt: skip
-"""Settings of regions, each with a region that does not read it."""
-
-
-def _contradiction(words: str, mentions: list[str]) -> BadSetting:
-    agent, *options = words.split()
-    env = [] if "--env" in options else ["--env", ENV]
-    return BadSetting(words, [agent, *env, *_SMALL, *options], tuple(mentions))
-
-
-def _allowed(word: str, hint: Any) -> bool:
-    """Whether a word on the command line is a value of a type."""
-    args = get_args(hint)
-    match get_origin(hint):
-        case origin if origin is Annotated:
-            return _allowed(word, args[0]) and (not _is_number(args[0]) or fits(args[0](word), hint))
-        case origin if origin in (Union, UnionType):
-            return any(_allowed(word, option) for option in args)
-        case origin if origin is Literal:
-            return word in args
-        case origin if origin is tuple:
-            return _allowed(word, args[0])
-    if _is_number(hint):
-        try:
-            return fits(hint(word), hint)
-        except ValueError:
-            return False
-    return hint in (str, Path) and word != ""
-
-
-def _is_number(hint: Any) -> bool:
-    return hint in (int, float)
-
-
-def _shown(word: str) -> str:
-    """How a message writes a word: a number may have been read from it."""
-    return {"": "''", "1e308": "1e308|1e+308", _WORDS[6]: f"{_WORDS[6]}|1e+30"}.get(word, word)
-
-
-def bad_keywords() -> Iterator[tuple[type[AgentConfig], str, Any]]:
-    """Every field of every agent's config with every value that its type does not allow."""
-    for cls in (agent.config_class for agent in AGENTS.values()):
-        for name, hint in hints(cls).items():
-            yield from ((cls, name, value) for value in _VALUES if not fits(value, hint))
 
 
 def refuse_keyword(cls: type[AgentConfig], name: str, value: Any) -> str | None:
@@ -262,7 +195,7 @@ def _learn(make: Callable[[], gym.Env], twin: Callable[[], gym.Env] | None = Non
         assert torch.equal(agents[0].actor_parameters, agents[-1].actor_parameters), "its twin learned something else"
 
 
-def in_child(call: Callable[[], None], seconds: float = 60.0) -> Outcome:
+def in_child(call: Callable[[], None], seconds: float = 60.0) -> Status:
     """Run something in a forked process; an exception leaves its traceback on stderr and status 70."""
     with tempfile.TemporaryFile("w+") as err, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads, which sleep here
@@ -270,7 +203,7 @@ def in_child(call: Callable[[], None], seconds: float = 60.0) -> Outcome:
             os._exit(_status(call, err, seconds))
         _, code, used = os.wait4(pid, 0)
         err.seek(0)
-        return Outcome(os.waitstatus_to_exitcode(code), err.read(), used.ru_utime + used.ru_stime)
+        return Status(os.waitstatus_to_exitcode(code), err.read(), used.ru_utime + used.ru_stime)
 
 
 def _status(call: Callable[[], None], err: Any, seconds: float) -> int:
@@ -290,23 +223,3 @@ def _status(call: Callable[[], None], err: Any, seconds: float) -> int:
             status = 70
         err.flush()
     return status
-
-
-def main() -> None:
-    """Run all cases; exit status 1 where one failed."""
-    torch.set_num_threads(1)
-    gym.logger.min_level = gym.logger.ERROR
-    settings = [refuse_setting(case) for case in bad_settings()]
-    keywords = [refuse_keyword(*case) for case in bad_keywords()]
-    pairs = [try_spaces(*pair) for pair in space_pairs()]
-    faults = [try_environment(name) for name in FAULTS]
-    for name, results in {
-        "R9 command lines": settings, "R9 keywords": keywords, "R10 spaces": pairs, "R10 environments": faults,
-    }.items():  # fmt: skip
-        print(f"{name}: {results.count(None)} of {len(results)} passed")
-        print(*(f"  {problem}" for problem in results if problem), sep="\n", end="")
-    sys.exit(any([*settings, *keywords, *pairs, *faults]))
-
-
-if __name__ == "__main__":
-    main()
