@@ -43,7 +43,11 @@ def main(argv: list[str] | None = None) -> None:
     if words[0] not in VERBS:
         print(f"klrl: verb = {words[0]!r}; allowed: {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
-    import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
+    try:
+        import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
+    except KeyboardInterrupt:  # where there was nothing to keep
+        print(f"klrl {words[0]}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

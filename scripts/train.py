@@ -64,7 +64,6 @@ def main(argv: list[str] | None = None) -> None:
         notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}
         run_dir = training.run_dir or _new_directory(training.env, name, training.seed)
         keep = training.conduct.directory(run_dir, notes)
-        keep.claim()
     known = {} if training.preset == "none" else preset(name, training.env)
     held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
     if known:

@@ -19,7 +19,7 @@ from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
-from klrl.scripts.command_line import fail, failed_worker
+from klrl.scripts.command_line import bad_input, fail, failed_worker
 from klrl.scripts.terminal import PlainConsole
 from klrl.validation import Bounds, Positive, PositiveInt, validate
 
@@ -124,28 +124,43 @@ def carry_out(
         path = keep.save()
         console.print(f"SIGUSR1: {f'checkpoint {path}' if path else 'nothing to save before the first update ends'}")
 
-    try:
-        with Signals(save) as signals, failed_worker(prog):
-            learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
-            console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
-            for reason in (budget.reason for budget in budgets if budget.reason):
-                console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
-            if conduct.eval_episodes:
-                with factory(env)() as one:
-                    result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
-                mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
-                console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
-    except Interrupted as signal:
-        console.print(f"stopped by {signal}: {_kept(agent, keep)}")
-        sys.exit(128 + signal.number)
-    except FloatingPointError as error:
-        fail(prog, error, status=1)
-    except OSError as error:
-        fail(prog, error, status=1)
-    except (BadStep, gym.error.Error) as error:
-        fail(prog, error)
-    finally:
-        agent.close()
+    with Signals(save) as signals:  # before the directory is there: who sees it may send signals
+        try:
+            with bad_input(prog):
+                keep.claim()
+            with failed_worker(prog):
+                learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
+                _finish(console, agent, env, keep, conduct, budgets)
+            agent.close()
+        except Interrupted as signal:
+            console.print(f"stopped by {signal}: {_kept(agent, keep)}")
+            sys.exit(128 + signal.number)
+        except (FloatingPointError, OSError) as error:
+            fail(prog, error, status=1)
+        except (BadStep, gym.error.Error) as error:
+            fail(prog, error)
+        finally:
+            agent.close()
+            keep.release()
+
+
+def _finish(
+    console: PlainConsole,
+    agent: Agent[Any],
+    env: str | EnvSpec,
+    keep: RunDirectory,
+    conduct: Conduct,
+    budgets: Sequence[KLBudget],
+) -> None:
+    """Say where everything is, and evaluate."""
+    console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
+    for reason in (budget.reason for budget in budgets if budget.reason):
+        console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
+    if conduct.eval_episodes:
+        with factory(env)() as one:
+            result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
+        mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
+        console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
 
 
 def _kept(agent: Agent[Any], keep: RunDirectory) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from klrl.scripts.protocol.processes import Process, owned
+from klrl.scripts.protocol.processes import Unexpected, Watched, owned
 from klrl.scripts.terminal import cell
 
 Row = dict[str, Any]
@@ -56,15 +57,15 @@ def run_all(cases: Sequence[Case], processes: int, keep: Path | None = None) -> 
     """
     root = Path(tempfile.mkdtemp(prefix="klrl-torture-")) if keep is None else keep
     pool = ThreadPoolExecutor(processes)
-    running: list[list[Process]] = []
+    running: list[list[Watched]] = []
     try:
         folders = [root / f"{i:03d}-{_folder(case)}" for i, case in enumerate(cases)]
         for done in as_completed([pool.submit(_run, *one, running) for one in zip(cases, folders, strict=True)]):
             yield done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in (process for started in running for process in started):
-            process.kill()
+        for started in running:
+            _end(started)
         if keep is None:
             shutil.rmtree(root, ignore_errors=True)
 
@@ -73,11 +74,11 @@ def _folder(case: Case) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{case.protocol} {case.name}")[:100]
 
 
-def _run(case: Case, scratch: Path, running: list[list[Process]]) -> Row:
+def _run(case: Case, scratch: Path, running: list[list[Watched]]) -> Row:
     """A thread of its own, which nobody waits for longer than the case may take."""
     scratch.mkdir(parents=True)
     outcomes: list[Outcome] = []
-    started: list[Process] = []
+    started: list[Watched] = []
     running.append(started)
     began = time.monotonic()
     thread = threading.Thread(target=_attempt, args=(case, scratch, outcomes, started), daemon=True)
@@ -85,8 +86,7 @@ def _run(case: Case, scratch: Path, running: list[list[Process]]) -> Row:
     thread.join(case.timeout)
     seconds = time.monotonic() - began
     outcome = outcomes[0] if outcomes else Outcome([f"not done after {case.timeout:g} s"])
-    for process in started:
-        process.kill()
+    _end(started)
     return {
         "protocol": case.protocol,
         "name": case.name,
@@ -99,7 +99,14 @@ def _run(case: Case, scratch: Path, running: list[list[Process]]) -> Row:
     }
 
 
-def _attempt(case: Case, scratch: Path, outcomes: list[Outcome], started: list[Process]) -> None:
+def _end(started: list[Watched]) -> None:
+    """The last one first: who started it tells of its end."""
+    for process in reversed(started):
+        with contextlib.suppress(Unexpected):
+            process.kill()
+
+
+def _attempt(case: Case, scratch: Path, outcomes: list[Outcome], started: list[Watched]) -> None:
     try:
         with owned(started):
             result = case.run(scratch)

@@ -127,21 +127,23 @@ def some_actions(agent: Agent[Any], n: int = 1_000) -> np.ndarray:
 
 
 def serve() -> None:
-    """A fork for every line of JSON on standard input; how it ended, as a line of JSON."""
+    """A fork for every line of JSON on standard input; its number and how it ended, as two lines of JSON."""
     for line in sys.stdin:
         request = json.loads(line)
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:
             _job_in_fork(request)
+        print(json.dumps({"pid": pid}), flush=True)
         code, peak = _waited(pid, request["timeout"])
         print(json.dumps({"code": code, "peak": peak, "seconds": time.monotonic() - began}), flush=True)
 
 
 def _job_in_fork(request: dict[str, Any]) -> None:
-    """Never returns."""
+    """In a session of its own. Never returns: what Python takes apart at the end of a process costs a second here."""
     status = 1
     try:
+        os.setsid()
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         main(request["words"])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import klrl
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-_OWNER: ContextVar[list[Process] | None] = ContextVar("processes of the case that runs", default=None)
+_OWNER: ContextVar[list[Watched] | None] = ContextVar("processes of the case that runs", default=None)
 
 
 class Unexpected(Exception):
@@ -40,7 +41,7 @@ class Ended:
 
 
 @contextlib.contextmanager
-def owned(processes: list[Process]) -> Iterator[None]:
+def owned(processes: list[Watched]) -> Iterator[None]:
     """Everything that is started inside is put on the list, for whoever has to end it."""
     token = _OWNER.set(processes)
     try:
@@ -49,43 +50,36 @@ def owned(processes: list[Process]) -> Iterator[None]:
         _OWNER.reset(token)
 
 
-class Process:
+class Watched(ABC):
     """A process in a session of its own (its signals reach its workers, too), with its output in files.
 
     Args:
-        words: the command line.
-        scratch: its working directory, which must exist; the files of its output are there, too.
-        environment: changes to the environment's variables; a PYTHONPATH comes after klrl's own.
+        out: where its standard output goes.
+        err: where its standard error goes.
     """
 
-    def __init__(
-        self, words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self._out, self._err = (scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err"))
-        self._began = time.monotonic()
-        paths = [str(Path(klrl.__file__).parents[1]), *filter(None, [(environment or os.environ).get("PYTHONPATH")])]
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._popen = subprocess.Popen(
-                list(map(str, words)),
-                cwd=scratch,
-                env={**os.environ, **_ONE_THREAD, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-            )
-        if (owner := _OWNER.get()) is not None:
-            owner.append(self)
+    pid: int
+    """Of the first process of the session."""
+
+    def __init__(self, out: Path, err: Path) -> None:
+        self._out, self._err = out, err
 
     @property
-    def pid(self) -> int:
-        """Of the first process of the session."""
-        return self._popen.pid
-
-    @property
+    @abstractmethod
     def running(self) -> bool:
         """Whether it has not ended."""
-        return self._popen.poll() is None
+
+    @abstractmethod
+    def wait(self, timeout: float = 100.0) -> Ended:
+        """Wait until it has ended.
+
+        Raises:
+            Unexpected: it is still there after the timeout, and killed.
+        """
+
+    def _belong(self) -> None:
+        if (owner := _OWNER.get()) is not None:
+            owner.append(self)
 
     @property
     def out(self) -> str:
@@ -97,12 +91,6 @@ class Process:
         """What it has printed on its standard error so far."""
         return self._err.read_text(errors="replace")
 
-    def say(self, line: str) -> None:
-        """Write a line to its standard input."""
-        assert self._popen.stdin is not None
-        self._popen.stdin.write(f"{line}\n".encode())
-        self._popen.stdin.flush()
-
     def send(self, number: int, *, everyone: bool = False) -> None:
         """A signal to it, or to its whole session, as Ctrl-C on a terminal would."""
         with contextlib.suppress(ProcessLookupError):
@@ -112,23 +100,6 @@ class Process:
         """End it and everything in its session by SIGKILL."""
         self.send(signal.SIGKILL, everyone=True)
         return self.wait()
-
-    def wait(self, timeout: float = 100.0) -> Ended:
-        """Wait until it has ended.
-
-        Raises:
-            Unexpected: it is still there after the timeout, and killed.
-        """
-        try:
-            code = self._popen.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            self.send(signal.SIGKILL, everyone=True)
-            self._popen.wait()
-            raise Unexpected(f"process still running after {timeout:g} s: {self.err[-300:]}") from error
-        if self._popen.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                self._popen.stdin.close()
-        return Ended(code, self.out, self.err, time.monotonic() - self._began)
 
     def until(self, condition: Callable[[], bool], timeout: float = 60.0, every: float = 0.002) -> None:
         """Wait until something is true while the process runs.
@@ -141,7 +112,7 @@ class Process:
             if not self.running:
                 if condition():
                     return
-                raise Unexpected(f"process ended with {self._popen.returncode} too early: {self.err[-300:]}")
+                raise Unexpected(f"process ended with {self.wait().code} too early: {self.err[-300:]}")
             if time.monotonic() > end:
                 raise Unexpected(f"waited {timeout:g} s in vain: {self.err[-300:]}")
             time.sleep(every)
@@ -155,6 +126,59 @@ class Process:
                 if int(session) == self.pid and state != "Z":
                     found.append(int(stat.parent.name))
         return found
+
+
+class Process(Watched):
+    """A new program.
+
+    Args:
+        words: the command line.
+        scratch: its working directory, which must exist; the files of its output are there, too.
+        environment: changes to the environment's variables; a PYTHONPATH comes after klrl's own.
+    """
+
+    def __init__(
+        self, words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(*(scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err")))
+        self._began = time.monotonic()
+        paths = [str(Path(klrl.__file__).parents[1]), *filter(None, [(environment or os.environ).get("PYTHONPATH")])]
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self._popen = subprocess.Popen(
+                list(map(str, words)),
+                cwd=scratch,
+                env={**os.environ, **_ONE_THREAD, **(environment or {}), "PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        self.pid = self._popen.pid
+        self._belong()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._popen.poll() is None
+
+    def say(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._popen.stdin is not None
+        self._popen.stdin.write(f"{line}\n".encode())
+        self._popen.stdin.flush()
+
+    def wait(self, timeout: float = 100.0) -> Ended:
+        """Wait until it has ended, or kill it."""
+        try:
+            code = self._popen.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            self.send(signal.SIGKILL, everyone=True)
+            self._popen.wait()
+            raise Unexpected(f"process still running after {timeout:g} s: {self.err[-300:]}") from error
+        if self._popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._popen.stdin.close()
+        return Ended(code, self.out, self.err, time.monotonic() - self._began)
 
 
 def start_klrl(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Process:
@@ -188,13 +212,50 @@ class Forks:
     def __exit__(self, *exception: object) -> None:
         self._server.kill()
 
-    def run(self, words: Sequence[str | Path], timeout: float = 30.0) -> Ended:
-        """Do a job (``["klrl", VERB, ...]`` is one) and wait for its end; killed after the timeout, it ended by -9."""
+    def start(self, words: Sequence[str | Path], timeout: float = 60.0) -> Fork:
+        """Begin a job (``["klrl", VERB, ...]`` is one), which is killed after the timeout; one at a time."""
         self._count += 1
         out, err = (self._scratch / f"fork-{self._count}.{name}.txt" for name in ("out", "err"))
         request = {"words": list(map(str, words)), "out": str(out), "err": str(err), "timeout": timeout}
         self._server.say(json.dumps(request))
-        self._server.until(lambda: self._server.out.count("\n") >= self._count, timeout + 30.0)
-        reply: dict[str, Any] = json.loads(self._server.out.splitlines()[self._count - 1])
-        said, complained = (path.read_text(errors="replace") for path in (out, err))
-        return Ended(reply["code"], said, complained, reply["seconds"], reply["peak"])
+        return Fork(self._server, 2 * self._count - 2, out, err)
+
+    def run(self, words: Sequence[str | Path], timeout: float = 30.0) -> Ended:
+        """Do a job and wait for its end; killed after the timeout, it ended by -9."""
+        return self.start(words, timeout).wait(timeout + 30.0)
+
+
+class Fork(Watched):
+    """One of a :class:`Forks`' processes.
+
+    Args:
+        server: who forked it.
+        line: of the server's output, in which it tells of it.
+        out: where its standard output goes.
+        err: where its standard error goes.
+    """
+
+    def __init__(self, server: Process, line: int, out: Path, err: Path) -> None:
+        super().__init__(out, err)
+        self._server, self._line = server, line
+        self.pid = self._told(line, 60.0)["pid"]
+        self._belong()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._server.out.count("\n") <= self._line + 1
+
+    def wait(self, timeout: float = 100.0) -> Ended:
+        """Wait until it has ended, or kill it."""
+        try:
+            end = self._told(self._line + 1, timeout)
+        except Unexpected:
+            self.send(signal.SIGKILL, everyone=True)
+            raise
+        return Ended(end["code"], self.out, self.err, end["seconds"], end["peak"])
+
+    def _told(self, line: int, timeout: float) -> dict[str, Any]:
+        self._server.until(lambda: self._server.out.count("\n") > line, timeout)
+        told: dict[str, Any] = json.loads(self._server.out.splitlines()[line])
+        return told
