@@ -15,7 +15,21 @@ import tyro
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
-from klrl.scripts.protocol import damage, determinism, disks, inputs, interruptions, locks, logs, malice, nest, numbers, saving
+from klrl.scripts.protocol import (
+    damage,
+    determinism,
+    disks,
+    failures,
+    inputs,
+    interruptions,
+    interrupts,
+    locks,
+    logs,
+    malice,
+    nest,
+    numbers,
+    saving,
+)
 from klrl.scripts.protocol.case import Case, Row, run_all, table
 from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -33,6 +47,8 @@ MODULES: tuple[Callable[[int], list[Case]], ...] = (
     numbers.cases,
     disks.cases,
     inputs.cases,
+    failures.cases,
+    interrupts.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 POINTS = {

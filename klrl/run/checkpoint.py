@@ -63,7 +63,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
         path.mkdir(parents=True, exist_ok=True)
         try:
             files = {kind: _write(path, kind, data) for kind, data in contents.items()}
-            _replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
+            replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
         finally:
             _clean(path)
     _sync(path.parent)
@@ -92,6 +92,20 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise
             if any(newest.iterdir()):  # else a run was killed before it had written anything
                 warnings.warn(f"{error}; going back to {candidates[-1]}", RuntimeWarning, stacklevel=2)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file aside, to the disk, then under its name in one step."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -244,19 +258,8 @@ def _write(path: Path, kind: str, data: bytes) -> dict[str, Any]:
     """A file under a name that nothing else has; what the manifest says about it."""
     digest = hashlib.sha256(data).hexdigest()
     name = f"{kind}-{digest[:16]}.{_FILES[kind]}"
-    _replace(path / name, data)
+    replace(path / name, data)
     return {"name": name, "size": len(data), "sha256": digest}
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Aside, to the disk, then under its name in one step."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    _sync(path.parent)
 
 
 def _clean(path: Path) -> None:

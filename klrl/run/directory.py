@@ -17,7 +17,7 @@ from klrl.experience.collector import NonFinite
 from klrl.run import checkpoint
 from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Callback, Metrics
-from klrl.run.disk import write_text
+from klrl.run.disk import room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
 
@@ -121,7 +121,9 @@ class RunDirectory(Callback):
             episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
         else:
             config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
-            write_text(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+            text = f"{json.dumps(config, indent=2)}\n".encode()
+            with room_for(self.path / "config.json", len(text)):
+                checkpoint.replace(self.path / "config.json", text)
         header = list(history[0]) if history else []
         self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
         self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)

@@ -23,8 +23,8 @@ from klrl.run import checkpoint
 from klrl.run.board import Board
 from klrl.run.table import Table
 from klrl.scripts.main import main as klrl
-from klrl.scripts.protocol.poisoned import ELEMENT
 from klrl.scripts.protocol import inputs
+from klrl.scripts.protocol.poisoned import ELEMENT
 from klrl.scripts.protocol.states import agent_parts, digest
 
 

@@ -216,6 +216,8 @@ class Forks:
         """Begin a job (``["klrl", VERB, ...]`` is one), which is killed after the timeout; one at a time."""
         self._count += 1
         out, err = (self._scratch / f"fork-{self._count}.{name}.txt" for name in ("out", "err"))
+        out.touch()  # nobody knows when the fork does it
+        err.touch()
         request = {"words": list(map(str, words)), "out": str(out), "err": str(err), "timeout": timeout}
         self._server.say(json.dumps(request))
         return Fork(self._server, 2 * self._count - 2, out, err)

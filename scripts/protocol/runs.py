@@ -67,8 +67,9 @@ class Uninterrupted:
             lock = self._locks.setdefault(run, threading.Lock())
         with lock:
             if run not in self._parts:
-                succeed(run.start(scratch, scratch / "uninterrupted"))
-                self._parts[run] = run_parts(scratch / "uninterrupted")
+                run_dir = scratch / f"uninterrupted-{len([*scratch.glob('uninterrupted-*')])}"
+                succeed(run.start(scratch, run_dir))
+                self._parts[run] = run_parts(run_dir)
         return self._parts[run]
 
 
