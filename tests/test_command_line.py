@@ -303,6 +303,34 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
     assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
 
 
+@pytest.mark.parametrize(("number", "status"), [*ENDING, (signal.SIGUSR1, 0)], ids=lambda x: getattr(x, "name", x))
+def test_a_signal_as_soon_as_the_directory_is_there_is_heard(number, status, tmp_path):
+    command = [sys.executable, "-m", "klrl.scripts.main", "train", "ppo", *SMALL, "--run-dir", "run"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **streams) as process:
+        while not (tmp_path / "run").exists():
+            assert process.poll() is None
+        os.kill(process.pid, number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == status, output
+    assert f"{number.name}: nothing to " in output or f"{number.name}: checkpoint" in output
+    assert not (tmp_path / "run/run.lock").exists()
+    if not (tmp_path / "run/config.json").exists():
+        assert not [*(tmp_path / "run").iterdir()]  # so that the same command can begin it
+
+
+def test_an_interrupt_where_there_is_nothing_to_keep_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("klrl.scripts.evaluate.main", raising)
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "run"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "klrl evaluate: interrupted\n"
+
+
+def raising(argv):
+    raise KeyboardInterrupt
+
+
 def test_a_second_interrupt_ends_the_process_at_once(tmp_path):
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
     program = (

@@ -52,6 +52,18 @@ def test_tensorboard_shows_every_finite_number_of_metrics_csv(tmp_path, agent_cl
     assert shown == expected
 
 
+def test_config_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            small_agent(PPO).learn(64, run_dir=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} <= {"run.lock"}
+    small_agent(PPO).learn(64, run_dir=tmp_path)
+
+
 def test_config_json_says_what_was_run(tmp_path):
     agent = small_agent(PPO, seed=5).learn(64, callback=RunDirectory(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())

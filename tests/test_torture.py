@@ -142,6 +142,18 @@ def test_forks_have_output_status_and_memory_of_their_own(tmp_path):
     assert start_child(["load", saved], tmp_path).wait().out == good.out
 
 
+def test_a_fork_is_watched_and_sent_signals_while_it_runs(tmp_path):
+    with Forks(tmp_path) as forks:
+        fork = forks.start(["save-for-ever", tmp_path / "saved"])
+        fork.until(lambda: "\n" in fork.out)
+        assert fork.running
+        assert fork.survivors() == [fork.pid]
+        fork.send(signal.SIGTERM, everyone=True)
+        assert fork.wait().code == -signal.SIGTERM
+        assert not fork.running
+        assert forks.start(["save-for-ever", tmp_path / "saved"]).kill().code == -signal.SIGKILL
+
+
 def test_states_differ_where_something_differs(tmp_path):
     agent = small_agent(PPO)
     one = states.agent_parts(agent)

@@ -162,6 +162,7 @@ class RunDirectory(Callback):
     def on_training_end(self, agent: Any) -> None:
         """The last checkpoint; close the files."""
         if self._board is None:
+            self.release()
             return
         try:
             self.save()
