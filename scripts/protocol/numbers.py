@@ -25,7 +25,7 @@ _POISONED_AT = 3 * STEPS
 _DUMPED = {"observation": "next_observation", "final observation": "final_observation"}
 """Names in ``non-finite.npz``, where they are not the field's."""
 _LEARNED = ("actor.", "critic.", "optimizer.", "normalizer.", "return_scaler.")
-_LOSS, _REST = r"(gradient of \S+, element \[[\d, ]+\], is [-+e\d.]+|returns)", ".*; allowed: finite numbers"
+_LOSS, _REST = r"(gradient of \S+, element \[[\d, ]+\], is \S+|returns)", ".*; allowed: finite numbers"
 """What the line says where numbers are too large to learn from."""
 
 
