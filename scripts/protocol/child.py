@@ -187,6 +187,7 @@ JOBS: dict[str, Callable[..., None]] = {
 def main(words: list[str]) -> None:
     """Do a job."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, and klrl train then leaves it so
     JOBS[words[0]](*words[1:])
 
 
