@@ -129,6 +129,7 @@ class Agent(Acting[C], abc.ABC):
         collector = self._collect()
         self.training = training
         first, started = self.num_timesteps, time.monotonic()
+        where = self._source.whereabouts
         try:
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
@@ -140,10 +141,13 @@ class Agent(Acting[C], abc.ABC):
                 self.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
+                where = self._source.whereabouts
                 if callback.on_update_end(self, batch, metrics) is False:
                     break
-        except Exception as error:
-            callback.on_error(self, error)
+        except BaseException as error:
+            self._source.go_back(where)  # in the midst of a rollout or an update nothing is worth keeping
+            if isinstance(error, Exception):
+                callback.on_error(self, error)
             raise
         finally:
             callback.on_training_end(self)

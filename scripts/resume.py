@@ -18,7 +18,7 @@ from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.experience.environments import check_id, described
 from klrl.run import Callback
 from klrl.run.directory import versions
-from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.command_line import bad_input, failed_worker, parse
 from klrl.scripts.training import Conduct, carry_out
 from klrl.words import plain, printable
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl resume``."""
     prog = "klrl resume"
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
-    with bad_input(prog):
+    with bad_input(prog), failed_worker(prog):
         run = _read(args.path)
         conduct, config = _settings(args.path, run)
         torch.set_num_threads(conduct.torch_threads)

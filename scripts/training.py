@@ -136,6 +136,8 @@ def carry_out(
             console.print(f"stopped by {signal}: {_kept(agent, keep)}")
             sys.exit(128 + signal.number)
         except (FloatingPointError, OSError) as error:
+            if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+                raise
             fail(prog, error, status=1)
         except (BadStep, gym.error.Error) as error:
             fail(prog, error)

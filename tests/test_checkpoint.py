@@ -189,7 +189,7 @@ checkpoint.write(sys.argv[1], {"x": torch.ones(2)}, {"agent": "new"})
 
 def test_killed_at_any_moment_of_a_write_the_old_agent_is_there_or_the_new_one(saved):
     found = []
-    for calls in range(14):
+    for calls in range(18):
         checkpoint.write(saved, TENSORS, STATE)
         code = subprocess.run([sys.executable, "-c", KILLED, saved, str(calls)]).returncode
         found.append((checkpoint.read(saved)[1]["agent"], code))
@@ -234,5 +234,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path)
 )
 def test_pruning_keeps_the_newest_and_the_best(tmp_path, scores, kept):
     names = saved_run(tmp_path, scores)
-    checkpoint.prune(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, 2, tmp_path / "checkpoints" / names[-1])
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [names[i] for i in kept]
+
+
+def test_what_comes_after_the_newest_good_one_was_taken_back_damaged_or_not(tmp_path):
+    names = saved_run(tmp_path, [1.0, 2.0, 3.0, 9.0])
+    (tmp_path / "checkpoints" / names[-1] / "MANIFEST.json").write_text("{}")
+    checkpoint.prune(tmp_path, 1, tmp_path / "checkpoints" / names[1])
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [names[1]]
+
+
+def test_nothing_is_deleted_if_the_newest_is_damaged(tmp_path):
+    names = saved_run(tmp_path, [1.0, 2.0, 3.0])
+    newest = tmp_path / "checkpoints" / names[-1]
+    (newest / "MANIFEST.json").write_text("{}")
+    with pytest.raises(checkpoint.Damaged):
+        checkpoint.prune(tmp_path, 1, newest)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == names

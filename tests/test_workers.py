@@ -641,12 +641,16 @@ class Rarely(Counting):
 def test_training_goes_on_and_counts(tmp_path):
     env = partial(Rarely, tmp_path / "raised")
     agent = small_agent(PPO, env, vectorization_mode="async", on_worker_failure="restart")
+    agent._collect()  # it is tried before
+    (tmp_path / "raised").unlink()
     with pytest.warns(RuntimeWarning, match="sensor fault; restarted"):
         agent.learn(128)
     assert [metrics["rollout/worker_restarts"] for metrics in agent.history] == [1.0] * len(agent.history)
     agent.close()
     (tmp_path / "raised").unlink()
     agent = small_agent(PPO, env, vectorization_mode="async")
+    agent._collect()
+    (tmp_path / "raised").unlink()
     with pytest.raises(WorkerFailed, match="ValueError: sensor fault"):
         agent.learn(128)
 

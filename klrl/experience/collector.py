@@ -66,6 +66,7 @@ class Collector:
         self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
         self._returns, self._actions = at.returns.copy(), [*at.actions]
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
+        self._seeded = is_seeded(envs)
         self.restarts = 0
         """How often a worker process was made anew, its episode lost."""
         observation, info = reset(envs, at)
@@ -77,7 +78,7 @@ class Collector:
     @property
     def whereabouts(self) -> Whereabouts | None:
         """Where the environments are; ``None`` for such as cannot be taken to a place."""
-        if not is_seeded(self.envs):
+        if not self._seeded:
             return None
         return Whereabouts(
             streams=self._streams,
@@ -157,7 +158,9 @@ class Collector:
         return lost
 
     def _remember(self, executed: list[np.ndarray]) -> None:
-        """Keep the actions of the current episodes."""
+        """Keep the actions of the current episodes, if they can be of use."""
+        if not self._seeded:
+            return
         self._actions.append(np.array(executed))
         while self._actions and sum(map(len, self._actions[1:])) >= self._lengths.max():
             self._actions.pop(0)

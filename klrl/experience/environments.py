@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard, cast
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
-from klrl.experience.replay import Replay, replay
+from klrl.experience.replay import Replay
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
@@ -188,7 +189,7 @@ def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
     return [int(s.generate_state(1)[0]) for s in seeds.spawn(n)]
 
 
-def is_seeded(envs: VectorEnv) -> bool:
+def is_seeded(envs: VectorEnv) -> TypeGuard[SyncVectorEnv | WorkerVectorEnv]:
     """Whether all episodes are seeded one by one, so that the environments can be taken to any place."""
     makes = envs.env_fns if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv)) else [None]
     return all(isinstance(make, partial) and make.func is SeededEpisodes for make in makes)
@@ -205,11 +206,21 @@ def prepare(env: EnvLike | None, envs: VectorEnv) -> Replay:
     if isinstance(env, gym.Env):
         return "unknown"
     try:
-        where = replay(factory(env))
+        where = _played(envs)
     except Exception:  # whatever random actions do to it, a policy may not
         return "unknown"
-    envs.set_attr("rebuild", [where == "new"] * envs.num_envs)  # type: ignore[attr-defined]
+    envs.set_attr("rebuild", [where == "new"] * envs.num_envs)
     return where
+
+
+def _played(envs: SyncVectorEnv | WorkerVectorEnv) -> Replay:
+    """In a process of its own, which may hang or die, where the environments are in processes, too."""
+    make = cast("Callable[[], SeededEpisodes]", envs.env_fns[0])
+    if isinstance(envs, SyncVectorEnv):
+        with contextlib.closing(make()) as env:
+            return env.playable()
+    with contextlib.closing(WorkerVectorEnv([make], timeout=envs.timeout)) as trial:
+        return trial.call("playable")[0]
 
 
 def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
@@ -219,7 +230,7 @@ def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
     one seed only and gets one.
     """
     if is_seeded(envs):
-        envs.set_attr("place", at.places())  # type: ignore[attr-defined]
+        envs.set_attr("place", at.places())
         return envs.reset()
     seeds: list[int] = at.streams.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+
+if TYPE_CHECKING:
+    from klrl.experience.replay import Replay
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +56,7 @@ class SeededEpisodes(gym.Wrapper):
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, or go to ``place``."""
+        """Begin an episode, or go to ``place``; where that cannot be reached any more, to the episode after it."""
         if self._now is not None and self.rebuild:
             self.env.close()
             self.env = self._make()
@@ -69,9 +72,28 @@ class SeededEpisodes(gym.Wrapper):
         except Exception as error:
             self._locate(error, "reset")
             raise
-        for action in place.actions:
-            observation, _, _, _, info = self.step(action)
+        if len(place.actions) == 0:
+            return observation, info
+        try:
+            return self._played(place.actions)
+        except Exception:  # it is not what it was, and whoever asked will see that it is elsewhere
+            self.env.close()
+            self.env, self.place = self._make(), place.following
+            return self.reset(options=options)
+
+    def _played(self, actions: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
+        """What the last of these actions leads to, if none before it ends the episode."""
+        for action in actions:
+            observation, _, terminated, truncated, info = self.step(action)
+            if terminated or truncated:
+                raise RuntimeError("the episode ended early")
         return observation, info
+
+    def playable(self) -> Replay:
+        """Try where episodes can be played again, in environments of their own."""
+        from klrl.experience.replay import replay  # imports torch, which most workers do without
+
+        return replay(self._make)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment does it; an exception gets a note on where it happened."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
+from klrl.experience.steps import own
 from klrl.policy.observations import MASK, flat_mask
 
 Replay = Literal["used", "new", "never", "unknown"]
@@ -54,7 +55,7 @@ def record(env: gym.Env, seed: int) -> Recording:
     said = [(copied(observation), 0.0, False, False)]
     while len(actions) < STEPS and not any(said[-1][2:]):
         actions.append(random_action(env.action_space, observation, info))
-        observation, reward, terminated, truncated, info = env.step(actions[-1])
+        observation, reward, terminated, truncated, info = env.step(own(actions[-1]))
         said.append((copied(observation), float(reward), bool(terminated), bool(truncated)))
     return Recording(seed, actions, said)
 
@@ -83,7 +84,7 @@ def _played(env: gym.Env, recording: Recording) -> Iterator[tuple[Any, float, bo
     observation, _ = env.reset(seed=recording.seed)
     yield observation, 0.0, False, False
     for action in recording.actions:
-        observation, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, _ = env.step(own(action))
         yield observation, float(reward), bool(terminated), bool(truncated)
 
 

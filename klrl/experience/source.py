@@ -38,7 +38,8 @@ class Source:
     def begin(self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int) -> bool:
         """Make the collector, at new episodes from these seeds (False) or where the environments were (True)."""
         assert self.envs is not None
-        self.replay = prepare(self.env, self.envs)
+        if self.replay is None:
+            self.replay = prepare(self.env, self.envs)
         self.collector = self._where_they_were(self.envs, encoding, total_timesteps)
         if self.collector is not None:
             return True
@@ -48,12 +49,19 @@ class Source:
     def _where_they_were(self, envs: VectorEnv, encoding: Encoding, total_timesteps: int) -> Collector | None:
         if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
             return None
-        try:
-            return Collector(envs, self._at, encoding, total_timesteps)
-        except Elsewhere as error:
-            text = f"{error}: new episodes begin, and training goes on differently than without the interruption"
-            warnings.warn(text, RuntimeWarning, stacklevel=6)
-            return None
+        problem: object = "episodes of these environments cannot be played again"
+        if self.replay != "never":
+            try:
+                return Collector(envs, self._at, encoding, total_timesteps)
+            except Elsewhere as error:
+                problem = error
+        text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
+        warnings.warn(text, RuntimeWarning, stacklevel=6)
+        return None
+
+    def go_back(self, at: Whereabouts | None) -> None:
+        """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""
+        self.collector, self._at = None, at
 
     def close(self) -> None:
         """Close the environments; worker processes end."""

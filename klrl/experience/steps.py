@@ -75,7 +75,7 @@ class CheckedSteps(gym.Wrapper):
         """
         self._steps += 1
         try:
-            answer: Any = self.env.step(action)
+            answer: Any = self.env.step(own(action))
         except (TypeError, ValueError) as error:
             self._look_at(error, f"step(action) that returns {_STEP}")
             raise
@@ -173,6 +173,11 @@ class CheckedSteps(gym.Wrapper):
     def _bad(self, what: str, allowed: str) -> BadStep:
         where = f"step {self._steps}" if self._steps else "reset"
         return BadStep(f"environment {self._index}, {where}: {' '.join(what.split())}; allowed: {allowed}")
+
+
+def own(action: Any) -> Any:
+    """The action to be handed out: an environment may change an array, and what was recorded is to stay."""
+    return action.copy() if isinstance(action, np.ndarray) else action
 
 
 def _kind(x: Any) -> str:

@@ -204,11 +204,11 @@ class WorkerVectorEnv(VectorEnv):
         values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values of {name!r} has {len(values)} elements; allowed: {self.num_envs}")
-        if name == "place":
+        if name == "place":  # what a reset tells them anyway
             self._next = values
-        else:
-            for attributes, value in zip(self._attributes, values, strict=True):
-                attributes[name] = value
+            return
+        for attributes, value in zip(self._attributes, values, strict=True):
+            attributes[name] = value
         self._ask("set", name, each=values)
 
     def render(self) -> tuple[Any, ...]:

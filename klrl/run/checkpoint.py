@@ -128,18 +128,24 @@ def step_directory(run_dir: Path, timesteps: int) -> Path:
     return run_dir / "checkpoints" / f"{timesteps:012d}"
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Keep the newest ``keep`` checkpoints and the best one by training return; delete the others.
+def prune(run_dir: Path, keep: int, newest: Path) -> None:
+    """Keep the ``keep`` checkpoints up to ``newest`` and the best one by training return; delete the others.
 
-    Nothing is deleted while the newest one is damaged; what a dead process left unfinished is.
+    Those after it belong to steps that were taken back, or are damaged: a run goes on from the newest good one.
+
+    Args:
+        run_dir: of the run.
+        keep: how many.
+        newest: what has just been written; nothing is deleted if that is damaged.
+
+    Raises:
+        ValueError: it is.
     """
+    _read(newest)
     steps = _steps(run_dir)
-    complete = _finished(steps)
-    for unfinished in {*steps} - {*complete}:
-        shutil.rmtree(unfinished)
-    if not complete:
-        return
-    _read(complete[-1])
+    complete = [path for path in _finished(steps) if int(path.name) <= int(newest.name)]
+    for other in {*steps} - {*complete}:
+        shutil.rmtree(other)
     best = max(complete, key=_score)
     for path in complete[:-keep]:
         if path != best:

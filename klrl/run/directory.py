@@ -33,12 +33,16 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
     """
     path = Path(path)
     check_free(path)
-    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
-        raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory")
+    _check_empty(path, name)
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise PermissionError(f"{name} = {path}: nothing can be written to {above}; allowed: a directory of your own")
     return path
+
+
+def _check_empty(path: Path, name: str = "run_dir") -> None:
+    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
+        raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory")
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
@@ -116,10 +120,12 @@ class RunDirectory(Callback):
         history: list[Metrics] = []
         episodes: list[list[str]] = []
         if self._resume:
+            self._check_run(agent)
             learned = (row for row in agent.history if STEP in row)  # not distilled, for example
             history = [row for row in learned if step(row) > agent.training.first]
             episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
         else:
+            _check_empty(self.path)
             config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
             text = f"{json.dumps(config, indent=2)}\n".encode()
             with room_for(self.path / "config.json", len(text)):
@@ -131,6 +137,17 @@ class RunDirectory(Callback):
         here = checkpoint.step_directory(self.path, agent.num_timesteps)
         self.saved = here if here.exists() else None
         self._begun_at = agent.num_timesteps
+
+    def _check_run(self, agent: Any) -> None:
+        """Refuse to go on with another run's files."""
+        file = self.path / "config.json"
+        if not file.exists():
+            raise FileNotFoundError(f"run_dir = {self.path}: no config.json there; allowed: the directory of this run")
+        then, now = json.loads(file.read_text()), agent.describe() | {"total_timesteps": agent.training.last}
+        for name in ("agent", "env", "seed", "total_timesteps"):
+            if then[name] != now[name]:
+                what = f"is of a run with {name} = {then[name]}; allowed: that of this agent's, with {now[name]}"
+                raise ValueError(f"run_dir = {self.path} {what}")
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """One row and one point per metric; a checkpoint when it is time."""
@@ -169,6 +186,7 @@ class RunDirectory(Callback):
         finally:
             self._done = None
             self._board.close()
+            self._board = None
             for table in (self._metrics, self._episodes):
                 table.close()
             self.release()
@@ -193,4 +211,4 @@ class RunDirectory(Callback):
         for table in (self._metrics, self._episodes):
             table.sync()
         self.saved = done.write(checkpoint.step_directory(self.path, done.num_timesteps))
-        checkpoint.prune(self.path, self.keep)
+        checkpoint.prune(self.path, self.keep, self.saved)

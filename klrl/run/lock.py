@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
+import warnings
 from pathlib import Path
 
 from klrl.run.disk import write_text
@@ -39,6 +41,9 @@ class Lock:
         except BlockingIOError:
             os.close(self._directory)
             raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
+        except OSError as error:
+            text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
         try:
             write_text(self._file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
         except OSError:
@@ -49,6 +54,9 @@ class Lock:
         """Let others in; once more is no harm."""
         if self._directory is not None:
             self._file.unlink(missing_ok=True)
+            if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._directory, fcntl.LOCK_UN)
             os.close(self._directory)
             self._directory = None
 

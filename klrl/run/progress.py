@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from datetime import timedelta
 from typing import Any
@@ -38,12 +39,14 @@ class Progress(Callback):
             line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
             self.console.print(line, highlight=False, soft_wrap=True)
         else:
-            self._live.update(self._panel(agent, facts), refresh=True)
+            with contextlib.suppress(OSError):  # nobody is looking any more
+                self._live.update(self._panel(agent, facts), refresh=True)
 
     def on_training_end(self, agent: Any) -> None:
         """Leave the last panel on the screen."""
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError):
+                self._live.stop()
 
     def _panel(self, agent: Any, facts: dict[str, str]) -> Panel:
         grid = Table.grid(padding=(0, 2))
