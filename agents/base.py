@@ -29,7 +29,7 @@ from klrl.run import checkpoint
 from klrl.run.callback import Callback, CallbackList, Metrics
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
-from klrl.trust_region import PARAMETERS, TrustRegion, region_to_json
+from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
 from klrl.words import plain
 
 C = TypeVar("C", bound=AgentConfig)
@@ -89,6 +89,8 @@ class Agent(Acting[C], abc.ABC):
     ) -> Self:
         """Run whole updates until ``total_timesteps`` more environment steps are taken.
 
+        Where that ends by an exception, Ctrl-C too, the agent is again what its last whole update left.
+
         Args:
             total_timesteps: steps over all environments; the learning rate's schedule spans them.
             callback: one or several :class:`klrl.run.Callback`.
@@ -129,7 +131,7 @@ class Agent(Acting[C], abc.ABC):
         collector = self._collect()
         self.training = training
         first, started = self.num_timesteps, time.monotonic()
-        where = self._source.whereabouts
+        done = self.snapshot()
         try:
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
@@ -141,17 +143,26 @@ class Agent(Acting[C], abc.ABC):
                 self.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
-                where = self._source.whereabouts
+                done = self.snapshot()
                 if callback.on_update_end(self, batch, metrics) is False:
                     break
         except BaseException as error:
-            self._source.go_back(where)  # in the midst of a rollout or an update nothing is worth keeping
+            self._take_back(done)
             if isinstance(error, Exception):
                 callback.on_error(self, error)
             raise
         finally:
             callback.on_training_end(self)
         return self
+
+    def _take_back(self, done: state.Snapshot) -> None:
+        """Be what the last whole update left: half of another is nothing to go on with."""
+        state.restore(self, done.tensors, done.state)
+        self.region = done.region
+        self.history[:] = done.state["history"]
+        self.episodes.clear()
+        self.episodes.extend(map(state.episode, done.state["episodes"]))
+        self._source.go_back(done.whereabouts)
 
     def _callbacks(
         self,
@@ -302,7 +313,7 @@ class Agent(Acting[C], abc.ABC):
             "history": self.history.copy(),
             "training": self.training,
         }
-        return state.Snapshot(self.num_timesteps, tensors, data | mine, self._source.whereabouts)
+        return state.Snapshot(self.num_timesteps, tensors, data | mine, self._source.whereabouts, self.region)
 
     @classmethod
     def load(
@@ -324,9 +335,20 @@ class Agent(Acting[C], abc.ABC):
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or another agent's.
         """
-        tensors, data = checkpoint.read(path)
+        return cls._of(path, checkpoint.read(path), env, trust_region, device)
+
+    @classmethod
+    def _of(
+        cls,
+        path: str | Path,
+        saved: tuple[state.Tensors, dict[str, Any]],
+        env: EnvLike | None,
+        trust_region: TrustRegion | None = None,
+        device: str | None = None,
+    ) -> Self:
+        """What was read at ``path``."""
         with checkpoint.understood(path):
-            agent = cls._restored(tensors, data, trust_region, device)
+            agent = cls._restored(*saved, trust_region, device)
         if env is not None:
             agent._put_in(env, agent._source.whereabouts)
         return agent
@@ -347,6 +369,7 @@ class Agent(Acting[C], abc.ABC):
         check_backed(observations, actions, data["config"], tensors)
         Core.__init__(agent, observations, actions, config, data["seed"])
         state.restore(agent, tensors, data)
+        agent.region = region_from_json(data["region"])
         agent._begin(Source(described(data["env"]), at=state.whereabouts(tensors)), data["preset"])
         agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.unpacked(data["history"], tensors)

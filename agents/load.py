@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from klrl.agents.base import Agent
 from klrl.agents.npg import NPG
 from klrl.agents.ppo import PPO
@@ -17,18 +19,22 @@ AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls i
 """By the name on the command line, in presets and in saved state."""
 
 
-def load_agent(path: str | Path, env: EnvLike | None = None) -> Agent[Any]:
+def load_agent(
+    path: str | Path, env: EnvLike | None = None, *, saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+) -> Agent[Any]:
     """What :meth:`Agent.save` wrote, or a run directory's newest good checkpoint, as the agent that it is.
 
     Args:
         path: a saved agent or a run directory.
         env: as for :meth:`Agent.load`.
+        saved: what has been read there already.
 
     Raises:
         FileNotFoundError: nothing saved there.
         ValueError: damaged, or of an algorithm that this klrl does not have.
     """
-    name = checkpoint.read(path)[1].get("agent")
+    saved = saved or checkpoint.read(path)
+    name = saved[1].get("agent")
     if not isinstance(name, str) or name not in AGENTS:
         raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(AGENTS)}")
-    return AGENTS[name].load(path, env)
+    return AGENTS[name]._of(path, saved, env)

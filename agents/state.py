@@ -21,7 +21,7 @@ from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
-from klrl.trust_region import region_from_json, region_to_json
+from klrl.trust_region import TrustRegion, region_to_json
 from klrl.validation import Fraction, NonNegativeInt, validate
 
 Tensors = dict[str, Tensor]
@@ -60,6 +60,8 @@ class Snapshot:
     tensors: Tensors
     state: dict[str, Any]
     whereabouts: Whereabouts | None
+    region: TrustRegion
+    """As it is: one of a user's own class is only named in the state."""
 
     def write(self, path: str | Path) -> Path:
         """Write it; an older saved agent there is replaced.
@@ -125,7 +127,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
-    """Continue where :func:`dump` was called; the agent was built with the same spaces and config.
+    """Continue where :func:`dump` was called, but for the region; the agent was built with the same spaces and config.
 
     Raises:
         ValueError: a number is out of range.
@@ -142,19 +144,17 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.return_scaler = replace(
         agent.return_scaler, moments=moments(scaler, state["return_scaler_count"]), running=scaler["running"]
     )
+    agent.probe = None
     if probe := _below("probe", tensors):
         parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
         family = agent.distribution(probe["observations"][:1])
         agent.probe = Probe(probe["observations"], family.with_parameters(*parameters))
-    agent.region = region_from_json(state["region"])
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
     agent.fresh = state["fresh"]
-    agent.kl_sum = float(
-        state.get("kl_sum", math.nan)
-    )  # nobody added it up for agents saved before there was the metric
+    agent.kl_sum = float(state.get("kl_sum", math.nan))  # nobody added it up before there was the metric
 
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:

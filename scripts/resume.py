@@ -54,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         print(printable(f"{args.path}: finished, {reason}"))
         return
     _compare(run["versions"])
+    where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
+    print(printable(f"resuming {args.path}: {where}"))
     carry_out(prog, agent, learn, env, keep, conduct)
 
 

@@ -43,8 +43,8 @@ class Opened:
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or no environment that fits.
         """
-        _, saved = checkpoint.read(path)
-        agent = load_agent(path)
+        contents = checkpoint.read(path)
+        saved, agent = contents[1], load_agent(path, saved=contents)
         wanted = env or described(saved["env"])
         if wanted is None:
             name = plain(saved["env"]["id"], 80) if saved["env"] else None

@@ -30,8 +30,9 @@ class Conduct:
 
     eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
     """Deterministic episodes to evaluate at the end."""
-    checkpoint_every: PositiveInt = 100_000
-    """Environment steps between checkpoints; one more is written at the end."""
+    checkpoint_every: PositiveInt | None = None
+    """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
+    at the end."""
     keep_checkpoints: PositiveInt = 3
     """How many of the newest checkpoints are kept; the best one is kept, too."""
     kl_budget: Positive | None = None
@@ -159,8 +160,11 @@ def _finish(
     for reason in (budget.reason for budget in budgets if budget.reason):
         console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
     if conduct.eval_episodes:
-        with factory(env)() as one:
-            result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
+        try:
+            with factory(env)() as one:
+                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
+        except ValueError as error:  # an observation that predict refuses
+            raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
         console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
 

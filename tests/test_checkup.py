@@ -54,12 +54,17 @@ def unsupported():
 
 
 TROUBLE = [
-    (lambda: Remembering(box(1)), "the same after other episodes", "problem", "klrl makes a new environment for each"),
+    (lambda: Remembering(box(1)), "the same after other episodes", "note", "klrl makes a new environment for each"),
     (lambda: Unseeded(box(1)), "the same in a new environment", "problem", "cannot be repeated or resumed exactly"),
     (lambda: Overwriting(box(1)), "observations of their own memory", "note", "klrl copies them"),
-    (lambda: Broken("observation", 0), "finite numbers", "problem", "the observation of step 0 (episode 0) is not"),
-    (lambda: Broken("reward", 0), "finite numbers", "problem", "the reward of step 0 (episode 0) is not"),
-    (lambda: Broken("final observation", 0, length=5), "finite numbers", "problem", "the observation of step 4"),
+    (lambda: Broken("observation", 0), "finite numbers", "problem", "the observation of step 1 of episode 0 is not"),
+    (lambda: Broken("reward", 0), "finite numbers", "problem", "the reward of step 1 of episode 0 is not"),
+    (
+        lambda: Broken("final observation", 0, length=5),
+        "finite numbers",
+        "problem",
+        "the observation of step 5 of",
+    ),
     (Outside, "finite numbers", "note", "not in its space"),
     (lambda: Noise(box(1)), "time limit", "note", "may never end"),
     (unsupported, "spaces", "problem", "Text"),
@@ -85,12 +90,12 @@ def test_a_healthy_environment_passes_and_its_numbers_are_counted():
 
 def test_an_episode_that_repeats_in_a_used_environment_alone_is_not_taken_for_repeatable():
     found = findings(lambda: Counting(0))  # its observations count the episodes since it was made
-    assert found["the same after other episodes"].verdict == "problem"
+    assert found["the same after other episodes"].verdict == "note"
     assert found["the same in a new environment"].verdict == "ok"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Box2D's own, as it is imported
-@pytest.mark.parametrize(("env", "status"), [("CartPole-v1", 0), ("BipedalWalker-v3", 1)])
+@pytest.mark.parametrize(("env", "status"), [("CartPole-v1", 0), ("BipedalWalker-v3", 0)])
 def test_the_command_says_it_line_by_line_and_by_its_exit_status(env, status, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["doctor", env, "--steps", "300"])

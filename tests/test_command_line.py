@@ -377,7 +377,7 @@ def test_a_value_that_is_not_finite_ends_the_run_with_one_line_and_status_1(caps
     assert line.count("\n") == 1
     with np.load(line.split()[-1]) as step:
         assert {name: step[name].shape for name in step} == {
-            "observation": (8, 4), "action": (8,), "executed": (8,), "reward": (8,),
+            "observation": (8, 4), "action": (8,), "executed": (8,), "reward": (8,), "environment": (),
         }  # fmt: skip
         assert np.isnan(step["reward"]).all()
 

@@ -8,11 +8,11 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import Broken, Noise, Sampling, box, small_agent
-from support import every_agent, parameters, same, slots, without_time
+from environments import Broken, Counting, Noise, Sampling, box, small_agent
+from support import Nowhere, every_agent, parameters, same, slots, without_time
 from test_board import shown
 from test_command_line import klrl, wait_for
-from test_replay import Remembering
+from test_replay import Remembering, Unseeded
 
 from klrl.agents import PPO, TRPO
 from klrl.run import Callback, checkpoint
@@ -270,7 +270,7 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
         ),
         (lambda run: edit(run, env=None), "env = none that has an id; allowed: --env ID"),
         (lambda run: edit(run, agent="dqn"), "holds agent 'dqn'; allowed: ppo, trpo, npg"),
-        (lambda run: edit(run, checkpoint_every=0), "checkpoint_every = 0; allowed: an integer >= 1"),
+        (lambda run: edit(run, checkpoint_every=0), "checkpoint_every = 0; allowed: an integer >= 1 or none"),
         (lambda run: edit(run, config={}), "config.json is not as a run writes it: KeyError"),
         (lambda run: edit(run, config=7), "config.json is not as a run writes it: "),
     ],
@@ -324,3 +324,61 @@ def test_the_first_line_names_environments_that_cannot_be_played_again(tmp_path,
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "Remembering-v0: a used environment goes on differently, so every episode gets a new one"
     assert json.loads((tmp_path / "run/config.json").read_text())["replay"] == "new"
+
+
+@every_agent
+@pytest.mark.parametrize("where", ["update", "minibatch", "end"])
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_agent_itself_goes_on_as_if_it_had_not_been_interrupted(agent_class, where, mode, tmp_path):
+    whole = small_agent(agent_class, seed=2).learn(TOTAL)
+    agent = small_agent(agent_class, seed=2, vectorization_mode=mode)
+    interrupted(agent, tmp_path / "run", where)
+    agent.resume(run_dir=tmp_path / "run")
+    agent.close()
+    assert without_time(agent) == without_time(whole)
+    assert same(parameters(agent), parameters(whole))
+
+
+def test_a_region_of_ones_own_is_still_there_after_an_interrupt():
+    agent = small_agent(PPO, trust_region=Nowhere())
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(TOTAL, Interrupt("minibatch", update=1))
+    assert agent.region == Nowhere()
+    assert agent.resume().num_timesteps == TOTAL
+
+
+def test_another_runs_directory_is_refused_and_left_alone(tmp_path):
+    small_agent(PPO, seed=1).learn(TOTAL, run_dir=tmp_path / "other")
+    before = state(tmp_path / "other")
+    agent = small_agent(PPO, seed=2)
+    interrupted(agent, tmp_path / "mine", "minibatch")
+    with pytest.raises(ValueError, match=r"is of a run with seed = 1; allowed: that of this agent's, with 2"):
+        agent.resume(run_dir=tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"no config\.json there; allowed: the directory of this run"):
+        agent.resume(run_dir=tmp_path / "mistyped")
+    assert state(tmp_path / "other") == before
+
+
+def test_a_run_directory_is_not_used_twice(tmp_path):
+    keep = RunDirectory(tmp_path)
+    agent = small_agent(PPO).learn(64, keep)
+    before = state(tmp_path)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        agent.learn(64, keep)
+    assert state(tmp_path) == before
+
+
+def test_episodes_of_an_environment_that_cannot_be_played_again_begin_anew_with_a_warning(tmp_path):
+    path = small_agent(PPO, lambda: Unseeded(box(1))).learn(128).save(tmp_path / "agent")
+    with pytest.warns(RuntimeWarning, match="of these environments cannot be played again: new episodes begin"):
+        PPO.load(path, lambda: Unseeded(box(1))).learn(64)
+
+
+def test_an_environment_that_ends_early_when_it_is_played_again_is_elsewhere(tmp_path):
+    class Shorter(Counting):
+        """Its episodes end where those of the saved agent went on."""
+
+    path = small_agent(PPO, lambda: Counting(length=50)).learn(64).save(tmp_path / "agent")
+    loaded = PPO.load(path, lambda: Shorter(length=5))
+    with pytest.warns(RuntimeWarning, match="environment 0 did not come back to where it was"):
+        loaded.learn(64)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 import time
 
@@ -181,3 +182,13 @@ def test_a_forgery_has_right_digests(tmp_path):
     victim = Victim(tmp_path / "run", tmp_path, tmp_path / "marker")
     victim.forge(lambda tensors, state: state.update(seed=99))
     assert PPO.load(tmp_path / "run").seed == 99
+
+
+@pytest.mark.parametrize("point", torture.POINTS)
+def test_the_quick_cases_hold(point, tmp_path):
+    words = ["torture", "--quick", "--only", point, "--processes", "1", "--output", str(tmp_path / "torture.json")]
+    ended = subprocess.run([sys.executable, "-m", "klrl.scripts.main", *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+    rows = json.loads((tmp_path / "torture.json").read_text())["rows"]
+    assert rows
+    assert all(row["passed"] for row in rows)

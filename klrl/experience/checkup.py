@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
+from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
 
 Verdict = Literal["ok", "note", "problem"]
@@ -40,9 +41,9 @@ def check_up(make: Callable[[], gym.Env], *, seed: int = 0, steps: int = 10_000)
         recordings = [record(env, seed + i) for i in range(EPISODES)]
         yield _aliasing(env, seed)
         yield _numbers(env, seed, steps)
-        yield _replay("the same after other episodes", env, recordings, _USED)
+        yield _replay("the same after other episodes", env, recordings, "note", _USED)
     with make() as fresh:
-        yield _replay("the same in a new environment", fresh, recordings[:1], _FRESH)
+        yield _replay("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
 
 
 _USED = "an episode depends on those before it, so klrl makes a new environment for each"
@@ -64,11 +65,11 @@ def _time_limit(env: gym.Env) -> Finding:
     return Finding("time limit", "note", "none: an episode may never end, and then has no return to report")
 
 
-def _replay(question: str, env: gym.Env, recordings: list[Recording], otherwise: str) -> Finding:
+def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
     for recording in recordings:
         if (step := difference(env, recording)) is not None:
             where = f"episode with seed {recording.seed}, step {step}"
-            return Finding(question, "problem", f"no ({where}): {otherwise}")
+            return Finding(question, verdict, f"no ({where}): {otherwise}")
     n = sum(len(recording.actions) for recording in recordings)
     return Finding(question, "ok", f"yes, {n} of {n} steps equal to the bit")
 
@@ -84,18 +85,25 @@ def _aliasing(env: gym.Env, seed: int) -> Finding:
 
 
 def _numbers(env: gym.Env, seed: int, steps: int) -> Finding:
+    """Whether random steps give what the spaces promise, with the words that training would use."""
+    question, episode, length = "finite numbers", 0, 0
+    checked = CheckedSteps(lambda: env, 0, (env.observation_space, env.action_space))
     env.action_space.seed(seed)
-    observation, info = env.reset(seed=seed)
-    episode = 0
-    for step in range(steps):
-        action = random_action(env.action_space, observation, info)
-        observation, reward, terminated, truncated, info = env.step(action)
-        for what, value in (("observation", observation), ("reward", reward)):
-            if not all(np.isfinite(x).all() for x in leaves(value) if x.dtype.kind == "f"):
-                return Finding("finite numbers", "problem", f"no: the {what} of step {step} (episode {episode}) is not")
-        if not env.observation_space.contains(observation):
-            return Finding("finite numbers", "note", f"yes, but the observation of step {step} is not in its space")
-        if terminated or truncated:
-            observation, info = env.reset()
-            episode += 1
-    return Finding("finite numbers", "ok", f"yes, in {steps:,} random steps and {episode + 1:,} episodes")
+    try:
+        observation, info = checked.reset(seed=seed)
+        for _ in range(steps):
+            action = random_action(env.action_space, observation, info)
+            observation, reward, terminated, truncated, info = checked.step(action)
+            length += 1
+            where = f"step {length} of episode {episode}"
+            for what, value in (("observation", observation), ("reward", reward)):
+                if not all(np.isfinite(x).all() for x in leaves(value) if x.dtype.kind == "f"):
+                    return Finding(question, "problem", f"no: the {what} of {where} is not")
+            if not env.observation_space.contains(observation):
+                return Finding(question, "note", f"yes, but the observation of {where} is not in its space")
+            if terminated or truncated:
+                observation, info = checked.reset()
+                episode, length = episode + 1, 0
+    except BadStep as error:
+        return Finding(question, "problem", f"no: {error}")
+    return Finding(question, "ok", f"yes, in {steps:,} random steps and {episode + 1:,} episodes")

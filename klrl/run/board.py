@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -93,7 +94,13 @@ def points(path: Path) -> dict[str, list[tuple[int, float]]]:
     """What TensorBoard shows of a directory: (step, value) by tag; nothing beyond damage in a file."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes its time to import
 
-    shown = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    log = logging.getLogger("tensorboard")
+    before = log.level
+    log.setLevel(logging.ERROR)  # that steps were taken back is no news
+    try:
+        shown = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+    finally:
+        log.setLevel(before)
     return {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 

@@ -64,7 +64,8 @@ class RunDirectory(Callback):
 
     Args:
         path: a new or empty directory; with ``resume`` the one that the agent was loaded from.
-        checkpoint_every: environment steps between checkpoints; one more is written at the end.
+        checkpoint_every: environment steps between checkpoints, by default a tenth of the training and 100,000 at most;
+            one more is written at the end.
         keep: how many of the newest checkpoints stay (the best one stays too).
         notes: what else ``config.json`` is to say, as plain JSON.
         resume: go on with the files that are there; rows after the agent's last update are dropped.
@@ -79,7 +80,7 @@ class RunDirectory(Callback):
         self,
         path: str | Path,
         *,
-        checkpoint_every: int = 100_000,
+        checkpoint_every: int | None = None,
         keep: int = 3,
         notes: Mapping[str, Any] | None = None,
         resume: bool = False,
@@ -88,7 +89,7 @@ class RunDirectory(Callback):
         self.checkpoint_every = checkpoint_every
         self.keep = keep
         self.notes = {"checkpoint_every": checkpoint_every, "keep": keep, **(notes or {})}
-        if keep < 1 or checkpoint_every < 1:
+        if keep < 1 or (checkpoint_every is not None and checkpoint_every < 1):
             raise ValueError(f"keep = {keep}, checkpoint_every = {checkpoint_every}; allowed: integers >= 1")
         self._resume = resume
         self._lock: Lock | None = None
@@ -137,6 +138,8 @@ class RunDirectory(Callback):
         here = checkpoint.step_directory(self.path, agent.num_timesteps)
         self.saved = here if here.exists() else None
         self._begun_at = agent.num_timesteps
+        tenth = (agent.training.last - agent.training.first) // 10
+        self._every = self.checkpoint_every or min(100_000, tenth)
 
     def _check_run(self, agent: Any) -> None:
         """Refuse to go on with another run's files."""
@@ -157,7 +160,7 @@ class RunDirectory(Callback):
         self._episodes.add(EPISODES, episodes)
         self._board.add(metrics)
         self._done = agent.snapshot()
-        if agent.num_timesteps - self._saved_at >= self.checkpoint_every:
+        if agent.num_timesteps - self._saved_at >= self._every:
             self.save()
 
     @property
