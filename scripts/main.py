@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 
 import klrl
@@ -50,5 +51,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """``klrl`` as a program: :func:`main`, with warnings in one line each."""
+    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {message}\n"
     main()
+
+
+if __name__ == "__main__":
+    command()

@@ -122,8 +122,12 @@ def carry_out(
     budgets = conduct.budgets()
 
     def save() -> None:
-        path = keep.save()
-        console.print(f"SIGUSR1: {f'checkpoint {path}' if path else 'nothing to save before the first update ends'}")
+        try:
+            path = keep.save()
+            what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
+            console.print(f"SIGUSR1: {what}")
+        except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
+            console.print(f"SIGUSR1: not saved, {error}")
 
     with Signals(save) as signals:  # before the directory is there: who sees it may send signals
         try:
@@ -132,6 +136,7 @@ def carry_out(
             with failed_worker(prog):
                 learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
                 _finish(console, agent, env, keep, conduct, budgets)
+            signals.check()
             agent.close()
         except Interrupted as signal:
             console.print(f"stopped by {signal}: {_kept(agent, keep)}")

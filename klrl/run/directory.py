@@ -42,7 +42,8 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
 
 def _check_empty(path: Path, name: str = "run_dir") -> None:
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
-        raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory")
+        more = " (klrl resume goes on with the run there)" if (path / "config.json").exists() else ""
+        raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory{more}")
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
@@ -204,7 +205,8 @@ class RunDirectory(Callback):
             try:
                 self._write(self._done)
             except KeyboardInterrupt:
-                self._write(self._done)
+                if self._done.num_timesteps > self._saved_at:
+                    self._write(self._done)
                 raise
             finally:
                 self._saving = False

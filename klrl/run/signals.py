@@ -29,7 +29,8 @@ class Signals(Callback):
 
     That can be in the middle of an update: what is to be kept must have been copied before, as ``RunDirectory`` does.
     The second of these signals ends the process at once. SIGUSR1 saves. As a callback of the training it makes sure
-    that no code that swallows exceptions lets a signal get lost. SIGHUP stays ignored where it is (``nohup``).
+    that no code that swallows exceptions lets a signal get lost. What is ignored (by ``nohup``, for example) stays so,
+    but for SIGINT.
 
     Args:
         save: called on SIGUSR1, between two instructions of whatever is going on.
@@ -59,6 +60,14 @@ class Signals(Callback):
 
     def on_update_end(self, agent: Any, batch: Any, metrics: Metrics) -> None:
         """End now if a signal has not ended the training when it came."""
+        self.check()
+
+    def check(self) -> None:
+        """End now if a signal came and somebody swallowed its exception.
+
+        Raises:
+            Interrupted: so it was.
+        """
         if self._received is not None:
             raise Interrupted(self._received)
 
