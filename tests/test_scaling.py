@@ -12,6 +12,7 @@ from klrl.scripts import scaling, scaling_measurements
 from klrl.scripts.main import main
 from klrl.scripts.scaling_measurements import Measurements
 from klrl.scripts.scaling_report import summarise, table
+from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.timers import PARTS
 from klrl.scripts.workload import Workload
 
@@ -122,7 +123,7 @@ class Machine:
 
 def take(repeats=1, until=1e9, max_mib=1e9, max_seconds=1e9, **settings):
     points = scaling.plan(scaling.Scaling(algorithms=("ppo",), **settings))
-    measurements = Measurements(scaling.Console(soft_wrap=True, markup=False), max_mib=max_mib, max_seconds=max_seconds)
+    measurements = Measurements(PlainConsole(), max_mib=max_mib, max_seconds=max_seconds)
     for repeat in range(repeats):
         measurements.take(points, repeat, until=until)
     return measurements, points
