@@ -15,12 +15,12 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
-from klrl.experience.environments import check_id, described
-from klrl.run import Callback
+from klrl.run import Callback, checkpoint
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, failed_worker, parse
+from klrl.scripts.saved_agents import environment
 from klrl.scripts.training import Conduct, carry_out
-from klrl.words import plain, printable
+from klrl.words import printable
 
 _LARGEST = 2**20
 """Bytes of a config.json that a run could have written."""
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         torch.set_num_threads(conduct.torch_threads)
         keep = conduct.directory(args.path, resume=True)
         keep.claim()
-        env = _environment(run, args.env)
+        env = environment(run["env"], args.env)
         agent, learn = _agent(args.path, run, config, env)
     reason = _finished(agent, conduct)
     if reason is not None:
@@ -85,30 +85,20 @@ def _settings(path: Path, run: dict[str, Any]) -> tuple[Conduct, AgentConfig]:
         raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 
 
-def _environment(run: dict[str, Any], given: str | None) -> str | EnvSpec:
-    if given is not None:
-        check_id(given)
-        return given
-    spec = described(run["env"])
-    if spec is None:
-        name = plain(run["env"]["id"], 80) if run["env"] else None
-        known = f"{name}, which nobody has registered here" if name else "none that has an id"
-        raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
-    return spec
-
-
 def _agent(
     path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec
 ) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
     """The agent where it was, or as it began if nothing of it was saved; and what trains it."""
-    if any((path / "checkpoints").glob("*/MANIFEST.json")):
-        agent = load_agent(path, env)
-        return agent, agent.resume
-    agent = AGENTS[run["agent"]](env, config, seed=run["seed"])
-    if run.get("start_from") is not None:
-        agent.start_from(run["start_from"])
-    agent.preset = run.get("preset")
-    return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
+    try:
+        saved = checkpoint.read(path)
+    except FileNotFoundError:
+        agent = AGENTS[run["agent"]](env, config, seed=run["seed"])
+        if run.get("start_from") is not None:
+            agent.start_from(run["start_from"])
+        agent.preset = run.get("preset")
+        return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
+    agent = load_agent(path, env, saved=saved)
+    return agent, agent.resume
 
 
 def _finished(agent: Agent[Any], conduct: Conduct) -> str | None:

@@ -14,11 +14,28 @@ from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import Agent, load_agent
 from klrl.experience import BadStep
-from klrl.experience.environments import described, env_id, factory
+from klrl.experience.environments import check_id, described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import check_new, versions
 from klrl.scripts.command_line import fail
 from klrl.words import plain
+
+
+def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:
+    """The environment that was given, by default the one that was saved.
+
+    Raises:
+        ValueError: it is not registered here, or none was saved that has an id.
+    """
+    if given is not None:
+        check_id(given)
+        return given
+    spec = described(saved)
+    if spec is None:
+        name = plain(saved["id"], 80) if saved else None
+        known = f"{name}, which nobody has registered here" if name else "none that has an id"
+        raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
+    return spec
 
 
 @dataclass(frozen=True)
@@ -45,11 +62,7 @@ class Opened:
         """
         contents = checkpoint.read(path)
         saved, agent = contents[1], load_agent(path, saved=contents)
-        wanted = env or described(saved["env"])
-        if wanted is None:
-            name = plain(saved["env"]["id"], 80) if saved["env"] else None
-            known = f"{name}, which nobody has registered here" if name else "none that has an id"
-            raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
+        wanted = environment(saved["env"], env)
         opened = cls(agent, saved["agent"], wanted)
         with opened._first() as one:
             if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
