@@ -74,6 +74,8 @@ class Agent(Acting[C], abc.ABC):
         self.preset = preset
         self.training: Training | None = None
         """The training that was begun last."""
+        self.last_update: state.Snapshot | None = None
+        """What the last whole update left, while a training goes on."""
         self.history: list[Metrics] = []
         self.episodes: deque[Episode] = deque(maxlen=100)
 
@@ -131,7 +133,7 @@ class Agent(Acting[C], abc.ABC):
         collector = self._collect()
         self.training = training
         first, started = self.num_timesteps, time.monotonic()
-        done = self.snapshot()
+        self.last_update = self.snapshot()
         try:
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
@@ -143,20 +145,23 @@ class Agent(Acting[C], abc.ABC):
                 self.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
-                done = self.snapshot()
+                self.last_update = self.snapshot()
                 if callback.on_update_end(self, batch, metrics) is False:
                     break
         except BaseException as error:
-            self._take_back(done)
+            self._take_back()
             if isinstance(error, Exception):
                 callback.on_error(self, error)
             raise
         finally:
             callback.on_training_end(self)
+            self.last_update = None
         return self
 
-    def _take_back(self, done: state.Snapshot) -> None:
+    def _take_back(self) -> None:
         """Be what the last whole update left: half of another is nothing to go on with."""
+        done = self.last_update
+        assert done is not None
         state.restore(self, done.tensors, done.state)
         self.region = done.region
         self.history[:] = done.state["history"]

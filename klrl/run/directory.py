@@ -160,7 +160,7 @@ class RunDirectory(Callback):
         episodes = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
         self._episodes.add(EPISODES, episodes)
         self._board.add(metrics)
-        self._done = agent.snapshot()
+        self._done = agent.last_update
         if agent.num_timesteps - self._saved_at >= self._every:
             self.save()
 
