@@ -17,12 +17,12 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
-from klrl.experience.replay import Replay
+from klrl.experience.replay import Replay, replay
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
-from klrl.words import nearest
+from klrl.words import nearest, one_line
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
@@ -122,7 +122,7 @@ def check_id(env: str) -> None:
         gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         hint = nearest(name, gym.registry) or "; allowed: a registered Gymnasium id"
-        detail = " ".join(str(error).split()) if not isinstance(error, gym.error.NameNotFound) else "unknown"
+        detail = one_line(error) if not isinstance(error, gym.error.NameNotFound) else "unknown"
         raise ValueError(f"env = {env!r}: {detail}{hint}") from error
 
 
@@ -215,10 +215,9 @@ def prepare(env: EnvLike | None, envs: VectorEnv) -> Replay:
 
 def _played(envs: SyncVectorEnv | WorkerVectorEnv) -> Replay:
     """In a process of its own, which may hang or die, where the environments are in processes, too."""
-    make = cast("Callable[[], SeededEpisodes]", envs.env_fns[0])
+    make = cast("partial[SeededEpisodes]", envs.env_fns[0])
     if isinstance(envs, SyncVectorEnv):
-        with contextlib.closing(make()) as env:
-            return env.playable()
+        return replay(make.args[0])
     with contextlib.closing(WorkerVectorEnv([make], timeout=envs.timeout)) as trial:
         return trial.call("playable")[0]
 
