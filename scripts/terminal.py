@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from klrl.words import printable
+from klrl.words import one_line, printable
 
 
 def cell(text: object) -> str:
@@ -16,7 +16,7 @@ def cell(text: object) -> str:
     >>> cell("a|b <script>")
     'a\\|b &lt;script&gt;'
     """
-    line = printable(" ".join(str(text).split())).replace("\\", "\\\\").replace("|", "\\|")
+    line = printable(one_line(text)).replace("\\", "\\\\").replace("|", "\\|")
     return line.replace("<", "&lt;").replace(">", "&gt;")
 
 

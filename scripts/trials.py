@@ -22,6 +22,7 @@ from klrl.run.callback import Metrics
 from klrl.run.directory import versions
 from klrl.scripts.learning import measure
 from klrl.trust_region import DEFAULT_TARGET_KL
+from klrl.words import one_line
 
 Row = dict[str, Any]
 FINISHED, FAILED = "finished", "failed"
@@ -93,7 +94,7 @@ def run(trial: Trial, folder: Path) -> Row:
     try:
         row |= {"status": FINISHED, "error": None, **outcome(trial)}
     except Exception as error:  # a failed run is a result of the comparison and does not end it
-        row |= {"status": FAILED, "error": " ".join(f"{type(error).__name__}: {error}".split())}
+        row |= {"status": FAILED, "error": one_line(f"{type(error).__name__}: {error}")}
     folder.mkdir(parents=True, exist_ok=True)
     path = trial.path(folder)
     aside = path.with_suffix(f".{os.getpid()}.tmp")

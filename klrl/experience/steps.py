@@ -172,7 +172,7 @@ class CheckedSteps(gym.Wrapper):
 
     def _bad(self, what: str, allowed: str) -> BadStep:
         where = f"step {self._steps}" if self._steps else "reset"
-        return BadStep(f"environment {self._index}, {where}: {' '.join(what.split())}; allowed: {allowed}")
+        return BadStep(f"environment {self._index}, {where}: {one_line(what)}; allowed: {allowed}")
 
 
 def own(action: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 
 from klrl.scripts.protocol.processes import Unexpected, Watched, owned
 from klrl.scripts.terminal import cell
+from klrl.words import one_line
 
 Row = dict[str, Any]
 
@@ -111,7 +112,7 @@ def _attempt(case: Case, scratch: Path, outcomes: list[Outcome], started: list[W
         with owned(started):
             result = case.run(scratch)
     except Exception as error:  # whatever it was, the next case is not to suffer from it
-        result = " ".join(f"{type(error).__name__}: {error}".split())
+        result = one_line(f"{type(error).__name__}: {error}")
     outcomes.append(result if isinstance(result, Outcome) else Outcome([result] if result else []))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from klrl.scripts.protocol.case import Case, Outcome
 from klrl.scripts.protocol.processes import Process, start_klrl
+from klrl.words import one_line
 
 _TRAIN = ("train", "ppo", "--env", "CartPole-v1", "--n-envs", "2", "--n-steps", "64", "--batch-size", "64",
           "--checkpoint-every", "256", "--eval-episodes", "0")  # fmt: skip
@@ -46,7 +47,7 @@ def _rivals(seed: str, n: int) -> Callable[[Path], Outcome]:
             before = _fixed(run_dir)
             ended = start_klrl(words, scratch).wait(60.0)
             times.append(ended.seconds)
-            said = " ".join(ended.err.split())
+            said = one_line(ended.err)
             if ended.code != 2 or len(ended.err.splitlines()) != 1 or f"process {first.pid}" not in said:
                 problems.append(f"{words[0]} ended with {ended.code}: {said[-200:]}")
             elif any(_fixed(run_dir).get(name) != digest for name, digest in before.items()):
