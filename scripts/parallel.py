@@ -10,21 +10,23 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from types import FrameType
 from typing import Any, TypeVar
 
+from klrl.experience.worker import end_with_parent
+
 T = TypeVar("T")
 
 
 def in_parallel(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], processes: int) -> Generator[T]:
     """``function(*call)`` of every call, ``processes`` at a time, in the order in which they end.
 
-    One process is this one. Whoever stops listening ends the calls that still run, as do Ctrl-C and SIGTERM (then
-    with status 143); close the iterator (:func:`contextlib.closing`) to be sure that it happens at once.
+    One process is this one. Whoever stops listening ends the calls that still run, as do Ctrl-C, SIGTERM (then with
+    status 143) and kill -9; close the iterator (:func:`contextlib.closing`) to be sure that it happens at once.
     """
     if processes == 1:
         for call in calls:
             yield function(*call)
         return
     before = signal.signal(signal.SIGTERM, _exit)
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_leave_ctrl_c)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
         for done in as_completed([pool.submit(function, *call) for call in calls]):
             yield done.result()
@@ -41,7 +43,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def _leave_ctrl_c() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides what it means."""
+def _prepare() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one decides what it means, and none outlives it."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -140,10 +140,15 @@ def _prepare(last_words: connection.Connection) -> None:
     os.set_blocking(last_words.fileno(), False)
     faulthandler.enable(last_words.fileno(), all_threads=False)
     faulthandler.register(signal.SIGUSR2, last_words.fileno(), all_threads=False)
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent() -> None:
+    """From now on, a second after the parent is gone, however that came, this process ends, whatever it does."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     """Where the parent is gone: let the pipe tell the environment, and do not wait for it if it hangs."""
     process = parent_process()
     assert process is not None
