@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar, cast
 
 import gymnasium as gym
@@ -43,13 +43,18 @@ def bad_input(prog: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failed_worker(prog: str) -> Iterator[None]:
-    """A worker process that fails inside is the environment's fault: its traceback, one line, and exit status 1."""
+def failed_worker(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """A worker process that fails inside is the environment's fault: its traceback, one line, and exit status 1.
+
+    Args:
+        prog: the command.
+        more: what the line ends with.
+    """
     try:
         yield
     except WorkerFailed as error:
         print(printable(error.traceback), end="", file=sys.stderr)
-        fail(prog, error.reason, status=1)
+        fail(prog, f"{error.reason}{more()}", status=1)
 
 
 def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:

@@ -47,7 +47,7 @@ def _case(way: str, policy: str) -> Callable[[Path], Outcome]:
         problems = orphans(process)
         if policy == "restart" and way not in _ENDING:
             return Outcome([*problems, *_went_on(ended, way, run_dir)])
-        problems += _stopped(ended, way, took)
+        problems += _stopped(ended, way, took, run_dir)
         (scratch / MENDED).touch()
         return Outcome([*problems, *_goes_on(run, run_dir, way, scratch)], 1, {"largest seconds to the end": took})
 
@@ -62,25 +62,27 @@ def orphans(process: Watched) -> list[str]:
     return [f"{len(alive)} orphans"] if alive else []
 
 
-def _stopped(ended: Ended, way: str, took: float) -> list[str]:
+def _stopped(ended: Ended, way: str, took: float, run_dir: Path) -> list[str]:
     """What is wrong with the end of a run by a failure."""
     limit = _SECONDS + _TIMEOUT * (way == "Hang")
     last = (ended.err.splitlines() or [""])[-1]
     wrong = {
         f"status {ended.code}": ended.code != 1,
         f"the end came {took:.1f} s after the failure": took > limit,
-        f"the last line is {last[:300]!r}": not _names(last, way),
+        f"the last line is {last[:300]!r}": not _names(last, way, run_dir),
         "no original traceback": WAYS[way].trace not in ended.err,
         f"{len(ended.err.splitlines())} lines about nothing": not WAYS[way].trace and ended.err.count("\n") > 2,
     }
     return [text for text, so in wrong.items() if so]
 
 
-def _names(line: str, way: str) -> bool:
+def _names(line: str, way: str, run_dir: Path) -> bool:
     episode = FAILING.following.following if way == "MadeAgain" else FAILING  # it has failed in two others before
     where = f"environment 1 (episode {episode.episode}, seed {episode.seed})"
-    ways = [where] if way != "Constructor" else [f"environment {i} (before its first reset)" for i in (0, 1)]
-    return any(line == f"klrl train ppo: {where}: {WAYS[way].reason}" for where in ways)
+    ways, hint = [where], f"; klrl resume {run_dir} goes on"
+    if way == "Constructor":
+        ways, hint = [f"environment {i} (before its first reset)" for i in (0, 1)], ""
+    return any(line == f"klrl train ppo: {where}: {WAYS[way].reason}{hint}" for where in ways)
 
 
 def _goes_on(run: Run, run_dir: Path, way: str, scratch: Path) -> Sequence[str]:
