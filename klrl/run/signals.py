@@ -28,7 +28,8 @@ class Signals(Callback):
     """Inside this context SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` wherever the process is.
 
     That can be in the middle of an update: what is to be kept must have been copied before, as ``RunDirectory`` does.
-    The second of these signals ends the process at once. SIGUSR1 saves. As a callback of the training it makes sure
+    After it a SIGINT ends the process at once, the others do nothing more: a terminal that closes sends two in a row.
+    SIGUSR1 saves. As a callback of the training it makes sure
     that no code that swallows exceptions lets a signal get lost. What is ignored (by ``nohup``, for example) stays so,
     but for SIGINT.
 
@@ -73,6 +74,10 @@ class Signals(Callback):
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        for ending in _ENDING:
-            signal.signal(ending, signal.SIG_DFL)
+        for ending in self._before.keys() & {*_ENDING}:
+            signal.signal(ending, signal.SIG_DFL if ending == signal.SIGINT else _ignore)
         raise Interrupted(number)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Not by SIG_IGN, which processes that are started now would inherit."""
