@@ -68,13 +68,13 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     except SystemExit as stop:
         if not stop.code:
             raise
-        fail(prog, objection(cls, argv, default) or one_line(messages.getvalue()))
+        fail(prog, objection(cls, argv, default) or unboxed(messages.getvalue()))
     with bad_input(prog):
         validate(parsed)
     return parsed
 
 
-def one_line(box: str) -> str:
+def unboxed(box: str) -> str:
     """The message of one of tyro's error boxes, with the help of the flag it is about."""
     rows = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
     sections = [" ".join(part.split()) for part in re.split("[─-]{9,}", "\n".join(rows))]

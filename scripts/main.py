@@ -7,6 +7,7 @@ import warnings
 from importlib import import_module
 
 import klrl
+from klrl.words import plain
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def command() -> None:
-    """``klrl`` as a program: :func:`main`, with warnings in one line each."""
-    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {message}\n"
+    """``klrl`` as a program: :func:`main`, with warnings in one harmless line each."""
+    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(message)}\n"
     main()
 
 

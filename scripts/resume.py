@@ -16,14 +16,18 @@ from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.run import Callback, checkpoint
-from klrl.run.directory import versions
+from klrl.run.directory import LARGEST_CONFIG, versions
+from klrl.run.disk import contents
 from klrl.scripts.command_line import bad_input, failed_worker, parse
 from klrl.scripts.saved_agents import environment
 from klrl.scripts.training import Conduct, carry_out
-from klrl.words import printable
+from klrl.words import plain, printable
 
-_LARGEST = 2**20
-"""Bytes of a config.json that a run could have written."""
+_TYPES = {
+    "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
+    "versions": (dict,),
+}  # fmt: skip
+"""What a config.json must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +68,19 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
-    if (size := file.stat().st_size) > _LARGEST:
-        raise ValueError(f"path = {file} has {size:,} bytes; allowed: at most {_LARGEST:,}")
     try:
-        run = json.loads(file.read_text())
-        missing = {"agent", "env", "seed", "total_timesteps", "config", "versions"} - run.keys()
+        run = json.loads(contents(file, LARGEST_CONFIG))
+        missing = _TYPES.keys() - run.keys()
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
     if missing:
         raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")
+    for name in (name for name, types in _TYPES.items() if type(run[name]) not in types):
+        raise ValueError(f"path = {file} is not as a run writes it: {name} = {plain(run[name], 80)}")
     if run["agent"] not in AGENTS:
         raise ValueError(f"path = {path} holds agent {run['agent']!r}; allowed: {', '.join(AGENTS)}")
+    if run["total_timesteps"] < 1:
+        raise ValueError(f"path = {path}: total_timesteps = {run['total_timesteps']}; allowed: an integer >= 1")
     return run
 
 

@@ -1,10 +1,12 @@
 """TensorBoard files, read back by TensorBoard: every row once, whatever happened to the files before."""
 
+import os
 import random
 import warnings
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import masked_crc32c
 
 from klrl.run.board import Board
 
@@ -100,3 +102,18 @@ def test_a_full_disk_only_warns_once_and_what_was_written_can_be_read(tmp_path, 
     with warnings.catch_warnings(action="error"):
         write(tmp_path, HISTORY[2:], board)
     assert shown(tmp_path) == expected(HISTORY[:1])
+
+
+@pytest.mark.parametrize("kind", ["a length that is damaged", "a link", "a pipe"])
+def test_what_cannot_be_read_is_written_again(tmp_path, kind):
+    write(tmp_path, HISTORY[:8])
+    (file,) = tmp_path.iterdir()
+    if kind == "a length that is damaged":
+        length = (2**62).to_bytes(8, "little")
+        file.write_bytes(length + masked_crc32c(length).to_bytes(4, "little") + b"x")
+    else:
+        file.unlink()
+        file.symlink_to("/dev/zero") if kind == "a link" else os.mkfifo(file)
+    write(tmp_path, HISTORY[8:], Board(tmp_path, HISTORY[:8]))
+    file.unlink()
+    assert shown(tmp_path) == expected(HISTORY)

@@ -1,8 +1,11 @@
 """Saved state on disk: written whole or not at all, read without pickle, pruned."""
 
+import errno
 import hashlib
 import json
+import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -252,3 +255,23 @@ def test_nothing_is_deleted_if_the_newest_is_damaged(tmp_path):
     with pytest.raises(checkpoint.Damaged):
         checkpoint.prune(tmp_path, 1, newest)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == names
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_a_file_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch, number):
+    saved_run(tmp_path, [1.0, 2.0])
+
+    def fail(path, flags):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("klrl.run.disk.os.open", fail)
+    with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        checkpoint.read(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_no_damage(tmp_path):
+    names = saved_run(tmp_path, [1.0, 2.0])
+    manifest = {"format": 9, "files": {}}
+    (tmp_path / "checkpoints" / names[-1] / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest))
+    with pytest.raises(checkpoint.OtherFormat, match="has format 9; this klrl reads format"):
+        checkpoint.read(tmp_path)

@@ -74,3 +74,41 @@ def test_a_garbled_lock_file_still_locks(tmp_path):
 
 def test_what_is_not_there_is_free(tmp_path):
     check_free(tmp_path / "nothing")
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+from klrl.run.lock import Lock
+lock = Lock(Path(sys.argv[1]))
+if os.fork() == 0:  # a simulator's helper
+    lock.release()  # is not its own
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+def test_a_dead_process_locks_nothing_though_one_that_it_forked_lives(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", FORKING, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        helper = int(process.stdout.readline())
+        with pytest.raises(BlockingIOError, match=f"is in use by process {process.pid} on "):
+            Lock(tmp_path)
+        process.kill()
+        process.wait()
+        Lock(tmp_path).release()
+        os.kill(helper, signal.SIGKILL)
+
+
+def test_nothing_is_written_or_read_through_a_link(tmp_path):
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("mine")
+    run.mkdir()
+    (run / LOCK).symlink_to(precious)
+    lock = Lock(run)
+    (run / LOCK).unlink()
+    (run / LOCK).symlink_to("/dev/zero")
+    with pytest.raises(BlockingIOError, match="is in use by another process"):
+        Lock(run)
+    lock.release()
+    assert precious.read_text() == "mine"

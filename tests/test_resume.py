@@ -272,7 +272,15 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
         (lambda run: edit(run, agent="dqn"), "holds agent 'dqn'; allowed: ppo, trpo, npg"),
         (lambda run: edit(run, checkpoint_every=0), "checkpoint_every = 0; allowed: an integer >= 1 or none"),
         (lambda run: edit(run, config={}), "config.json is not as a run writes it: KeyError"),
-        (lambda run: edit(run, config=7), "config.json is not as a run writes it: "),
+        (lambda run: edit(run, config=7), "config.json is not as a run writes it: config = 7"),
+        (lambda run: edit(run, total_timesteps="x"), "config.json is not as a run writes it: total_timesteps = x"),
+        (lambda run: edit(run, total_timesteps=0), "total_timesteps = 0; allowed: an integer >= 1"),
+        (lambda run: edit(run, seed={}), "config.json is not as a run writes it: seed = {}"),
+        (lambda run: edit(run, agent=["ppo"]), "config.json is not as a run writes it: agent = ['ppo']"),
+        (lambda run: edit(run, versions=[1]), "config.json is not as a run writes it: versions = [1]"),
+        (lambda run: edit(run, env="CartPole-v1"), "config.json is not as a run writes it: env = CartPole-v1"),
+        (lambda run: edit(run, env={"id": "CartPole-v1"}), "allowed: an id, keyword arguments and a number of steps"),
+        (lambda run: relink(run / "config.json", "/dev/zero"), "a link, not a file: "),
     ],
 )
 def test_what_cannot_be_resumed_is_refused_with_one_line(run, spoil, expected, capsys):
@@ -285,6 +293,11 @@ def test_what_cannot_be_resumed_is_refused_with_one_line(run, spoil, expected, c
     assert said.startswith("klrl resume: ")
     assert expected in said
     assert said.count("\n") == 1
+
+
+def relink(path, target):
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
 
 
 def edit(run, **changes):

@@ -1,6 +1,7 @@
 """CSV files that are begun anew and grow."""
 
 import csv
+import os
 
 import pytest
 
@@ -65,3 +66,26 @@ def test_an_episode_that_was_not_written_whole_does_not_count(tmp_path):
 
 def test_no_file_no_episodes(tmp_path):
     assert episodes_until(tmp_path / "episodes.csv", 10) == []
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.tmp"])
+def test_no_table_is_written_through_a_link(tmp_path, name):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / name).symlink_to(precious)
+    table = Table(tmp_path / "a.csv", ["x"], [[1]])
+    table.add(["x"], [[2]])
+    table.close()
+    assert lines(tmp_path / "a.csv") == [["x"], ["1"], ["2"]]
+    assert precious.read_text() == "mine"
+
+
+def test_episodes_are_read_from_files_only(tmp_path):
+    path = tmp_path / "episodes.csv"
+    path.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match=r"a link, not a file: .*episodes\.csv"):
+        episodes_until(path, 10)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"not a file: .*episodes\.csv"):
+        episodes_until(path, 10)

@@ -161,9 +161,9 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     """
     if data is None:
         return None
-    limit = data["max_episode_steps"]
-    plain = isinstance(data["id"], str) and isinstance(data["kwargs"], dict)
-    if not plain or not (limit is None or (type(limit) is int and limit >= 1)):
+    limit = data.get("max_episode_steps", 0)
+    named = isinstance(data.get("id"), str) and isinstance(data.get("kwargs"), dict)
+    if not named or not (limit is None or (type(limit) is int and limit >= 1)):
         raise ValueError(f"env = {data}; allowed: an id, keyword arguments and a number of steps >= 1 or null")
     if data["id"] not in gym.registry:
         return None

@@ -105,5 +105,10 @@ def points(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _last_step(path: Path) -> int:
-    """The last step that older files show."""
-    return max((step for step, _ in points(path).get(STEP, [])), default=-1)
+    """The last step that older files show; -1 where they cannot be read, so that every row is written again."""
+    if any(file.is_symlink() or not file.is_file() for file in path.glob("*tfevents*")):
+        return -1
+    try:
+        return max((step for step, _ in points(path).get(STEP, [])), default=-1)
+    except (OSError, MemoryError):  # a length that is damaged asks for memory
+        return -1

@@ -7,13 +7,13 @@ takes the place of the older one in a single rename. Whenever a process dies, th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import stat
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -24,13 +24,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from klrl.run.disk import room_for
+from klrl.run.disk import contents, room_for
 from klrl.words import plain
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 3
 _FILES = {"agent": "json", "tensors": "safetensors"}
 """What there is, and the suffix of its file."""
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
+"""Errors that say what is there, or not; others may be over in a moment."""
 _MOST = {"manifest": 2**14, "agent": 2**21, "header": 2**20}
 """Bytes of JSON, which needs many times its size in memory: what is larger is neither written nor read."""
 
@@ -54,15 +56,15 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
     path = Path(path)
     if path.exists() and not _is_ours(path):
         raise FileExistsError(f"path = {path} exists and is not a saved agent; allowed: a new path, or a saved agent's")
-    contents = {
+    data = {
         "agent": json.dumps(state).encode(),
         "tensors": save({name: x.detach().contiguous() for name, x in tensors.items()}),
     }
-    _check_sizes(contents["agent"], contents["tensors"][:8])
-    with room_for(path, sum(map(len, contents.values()))):
+    _check_sizes(data["agent"], data["tensors"][:8])
+    with room_for(path, sum(map(len, data.values()))):
         path.mkdir(parents=True, exist_ok=True)
         try:
-            files = {kind: _write(path, kind, data) for kind, data in contents.items()}
+            files = {kind: _write(path, kind, text) for kind, text in data.items()}
             replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
         finally:
             _clean(path)
@@ -75,7 +77,8 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         FileNotFoundError: nothing saved there.
-        ValueError: saved by another version of klrl, or damaged (:class:`Damaged`).
+        ValueError: saved by another version of klrl, too large for the memory, or damaged (:class:`Damaged`).
+        OSError: a file is there and cannot be read now; that is no damage.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
@@ -87,7 +90,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         newest = candidates.pop()
         try:
             return _read(newest)
-        except ValueError as error:
+        except Damaged as error:
             if not _finished(candidates):
                 raise
             if any(newest.iterdir()):  # else a run was killed before it had written anything
@@ -164,15 +167,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load(_verified(path, "tensors", files["tensors"])), state
     except OtherFormat:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+        raise Damaged(f"path = {path} is damaged: {plain(error)}") from error
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(f"path = {path} is damaged: {plain(error)}") from error
     except MemoryError as error:
-        raise Damaged(f"path = {path} is damaged, or larger than this machine's memory") from error
+        raise ValueError(f"path = {path} is larger than this machine's memory") from error
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     """What the manifest says, if it is as :func:`write` wrote it."""
-    text = _contents(path / MANIFEST, _MOST["manifest"])
+    text = contents(path / MANIFEST, _MOST["manifest"])
     manifest = json.loads(text)
     if not isinstance(manifest, dict) or _canonical({k: v for k, v in manifest.items() if k != "sha256"}) != text:
         raise Damaged(f"{MANIFEST} is not as it was written")
@@ -188,26 +195,12 @@ def _verified(path: Path, kind: str, file: dict[str, Any]) -> bytes:
     name = file["name"]
     if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.{_FILES[kind]}", name):
         raise Damaged(f"{MANIFEST} names {name!r}")
-    data = _contents(path / name, _MOST.get(kind), file["size"])
+    data = contents(path / name, _MOST.get(kind), file["size"])
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise Damaged(f"{name} does not have its digest")
     if kind == "tensors":
         _check_sizes(b"", data[:8])
     return data
-
-
-def _contents(path: Path, most: int | None, size: int | None = None) -> bytes:
-    """Those of a real file: no link's, no pipe's, and not before its size is known to be right."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise Damaged(f"{path.name} is no file")
-        if size is not None and status.st_size != size:
-            raise Damaged(f"{path.name} does not have its size")
-        if most is not None and status.st_size > most:
-            raise Damaged(f"{path.name} has {status.st_size:,} bytes; allowed: at most {most:,}")
-        return file.read(status.st_size)
 
 
 def _check_sizes(agent: bytes, length_of_header: bytes) -> None:
@@ -274,7 +267,7 @@ def _clean(path: Path) -> None:
     if (path / MANIFEST).exists():
         try:
             named = {MANIFEST, *(file["name"] for file in _manifest(path)["files"].values())}
-        except ValueError:  # damaged: who knows what it named
+        except (ValueError, OSError):  # damaged: who knows what it named
             return
     for file in _ours(path):
         if file.name not in named:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -17,10 +18,12 @@ from klrl.experience.collector import NonFinite
 from klrl.run import checkpoint
 from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Callback, Metrics
-from klrl.run.disk import room_for
+from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
 
+LARGEST_CONFIG = 2**20
+"""Bytes of a config.json that a run could have written."""
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
 
 
@@ -147,7 +150,8 @@ class RunDirectory(Callback):
         file = self.path / "config.json"
         if not file.exists():
             raise FileNotFoundError(f"run_dir = {self.path}: no config.json there; allowed: the directory of this run")
-        then, now = json.loads(file.read_text()), agent.describe() | {"total_timesteps": agent.training.last}
+        then = json.loads(contents(file, LARGEST_CONFIG))
+        now = agent.describe() | {"total_timesteps": agent.training.last}
         for name in ("agent", "env", "seed", "total_timesteps"):
             if then[name] != now[name]:
                 what = f"is of a run with {name} = {then[name]}; allowed: that of this agent's, with {now[name]}"
@@ -174,7 +178,10 @@ class RunDirectory(Callback):
         if isinstance(error, NonFinite) and error.transition:
             path = self.path / "non-finite.npz"
             try:
-                np.savez(path, **error.transition)  # type: ignore[arg-type]
+                file = io.BytesIO()
+                np.savez(file, **error.transition)  # type: ignore[arg-type]
+                self.path.mkdir(parents=True, exist_ok=True)
+                checkpoint.replace(path, file.getvalue())
             except OSError as problem:  # the worse one is to be heard
                 error.args = (f"{error}; the step could not be written: {problem}",)
             else:
@@ -215,5 +222,8 @@ class RunDirectory(Callback):
     def _write(self, done: Any) -> None:
         for table in (self._metrics, self._episodes):
             table.sync()
-        self.saved = done.write(checkpoint.step_directory(self.path, done.num_timesteps))
+        path = checkpoint.step_directory(self.path, done.num_timesteps)
+        if path.is_symlink():  # what is behind it is not of this run
+            path.unlink()
+        self.saved = done.write(path)
         checkpoint.prune(self.path, self.keep, self.saved)

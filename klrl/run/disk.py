@@ -1,10 +1,12 @@
-"""A full disk, in words: what was to be written and what is free."""
+"""Files as they are on a disk: real ones, of a known size; and one that is full, in words."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +17,33 @@ class DiskFull(OSError):
     """There is no room for a file; the message says where, what was needed and what is free."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file.
+def contents(path: Path, most: int | None = None, size: int | None = None) -> bytes:
+    """Those of a real file: no link's, no pipe's, and not before its size is known to be right.
+
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+        size: bytes that it must have.
 
     Raises:
-        DiskFull: there is no room for it.
+        ValueError: it is of another size.
+        OSError: it is no file (with the numbers ELOOP and ENXIO), or cannot be read.
     """
-    with room_for(path, len(text.encode())):
-        path.write_text(text)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "a link, not a file", str(path)) from error
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENXIO, "not a file", str(path))
+        if size is not None and status.st_size != size:
+            raise ValueError(f"{path.name} does not have its size")
+        if most is not None and status.st_size > most:
+            raise ValueError(f"{path.name} has {status.st_size:,} bytes; allowed: at most {most:,}")
+        return file.read(status.st_size)
 
 
 @contextlib.contextmanager

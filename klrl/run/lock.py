@@ -8,8 +8,9 @@ import os
 import socket
 import warnings
 from pathlib import Path
+from weakref import WeakSet
 
-from klrl.run.disk import write_text
+from klrl.run.disk import contents, room_for
 
 try:
     import fcntl
@@ -44,11 +45,19 @@ class Lock:
         except OSError as error:
             text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
+        _held.add(self)
         try:
-            write_text(self._file, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+            self._say()
         except OSError:
             self.release()
             raise
+
+    def _say(self) -> None:
+        """Write by whom it is locked, to a new file: whatever lies there, a link for example, is not written to."""
+        text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
+        self._file.unlink(missing_ok=True)
+        with room_for(self._file, len(text)), self._file.open("x") as file:
+            file.write(text)
 
     def release(self) -> None:
         """Let others in; once more is no harm."""
@@ -57,8 +66,26 @@ class Lock:
             if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._directory, fcntl.LOCK_UN)
+            self._forget()
+
+    def _forget(self) -> None:
+        """Close the directory; where another process has it open, too, it stays locked."""
+        if self._directory is not None:
             os.close(self._directory)
             self._directory = None
+
+
+_held: WeakSet[Lock] = WeakSet()
+
+
+def _forget_all() -> None:
+    """A forked process must not hold what its parent has locked."""
+    for lock in _held:
+        lock._forget()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def check_free(path: Path) -> None:
@@ -73,7 +100,7 @@ def check_free(path: Path) -> None:
 
 def _owner(file: Path) -> str:
     try:
-        said = json.loads(file.read_text())
+        said = json.loads(contents(file, 1024))
         return f"process {int(said['pid'])} on {said['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

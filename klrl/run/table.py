@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from klrl.run.disk import room_for
+from klrl.run.checkpoint import replace
+from klrl.run.disk import contents, room_for
 
 EPISODES = ("total_timesteps", "return", "length", "env_index")
 """The columns of ``episodes.csv``."""
@@ -31,11 +32,9 @@ class Table:
         if not header:
             path.unlink(missing_ok=True)
             return
-        aside = path.with_name(f"{path.name}.tmp")
-        with aside.open("w", newline="") as file:
-            self._write(file, [header, *rows])
-            os.fsync(file.fileno())
-        aside.replace(path)
+        text = _lines([header, *rows])
+        with room_for(path, len(text)):
+            replace(path, text.encode())
         self._file = path.open("a", newline="")
 
     def add(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -43,7 +42,10 @@ class Table:
         if self._file is None:
             self._file = self._path.open("a", newline="")
             rows = [header, *rows]
-        self._write(self._file, rows)
+        text = _lines(rows)
+        with room_for(self._path, len(text)):
+            self._file.write(text)
+            self._file.flush()
 
     def sync(self) -> None:
         """Make sure the rows are on the disk."""
@@ -56,20 +58,23 @@ class Table:
             with contextlib.suppress(OSError):
                 self._file.close()
 
-    def _write(self, file: IO[str], rows: Iterable[Sequence[Any]]) -> None:
-        lines = io.StringIO(newline="")
-        csv.writer(lines).writerows(rows)
-        with room_for(self._path, len(lines.getvalue())):
-            file.write(lines.getvalue())
-            file.flush()
+
+def _lines(rows: Iterable[Sequence[Any]]) -> str:
+    lines = io.StringIO(newline="")
+    csv.writer(lines).writerows(rows)
+    return lines.getvalue()
 
 
 def episodes_until(path: Path, total_timesteps: int) -> list[list[str]]:
-    """The rows of an ``episodes.csv`` up to a step; none after the first that is not whole."""
+    """The rows of an ``episodes.csv`` up to a step; none after the first that is not whole.
+
+    Raises:
+        OSError: what is there is no file, or cannot be read.
+    """
     rows: list[list[str]] = []
     if not path.exists():
         return rows
-    whole = path.read_text(errors="replace").rpartition("\n")[0]
+    whole = contents(path).decode(errors="replace").rpartition("\n")[0]
     for row in list(csv.reader(whole.splitlines()))[1:]:
         if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
             break
