@@ -22,6 +22,21 @@ class Refusing(Noise):
         raise RuntimeError("not with random actions")
 
 
+class Made(Noise):
+    """Repeats its episodes, but another one has others."""
+
+    def __init__(self):
+        super().__init__(box(1))
+        self.offset = np.random.default_rng().normal()
+
+    def _observe(self):
+        return super()._observe() + np.float32(self.offset)
+
+
+def test_an_environment_that_is_made_at_random_cannot_be_played_again_in_another():
+    assert replay(Made) == "never"
+
+
 MAKES = {
     "used": lambda: Noise(box(2)),
     "new": lambda: Remembering(box(1)),
