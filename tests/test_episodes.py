@@ -1,5 +1,7 @@
 """Episodes seeded one by one: each depends on its place alone, and any place can be reached again."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -129,3 +131,16 @@ def test_an_exception_says_where_it_happened():
 def test_spaces_and_the_environment_inside_are_those_that_were_made():
     env = SeededEpisodes(lambda: gym.make("CartPole-v1"))
     assert (env.observation_space, env.spec.id) == (gym.make("CartPole-v1").observation_space, "CartPole-v1")
+
+
+class Leaving(Noise):
+    def step(self, action):
+        sys.exit(0)
+
+
+def test_an_environment_that_ends_the_program_has_failed():
+    env = SeededEpisodes(lambda: Leaving(box(1)))
+    env.reset(seed=9)
+    with pytest.raises(RuntimeError, match=r"^SystemExit: 0") as caught:
+        env.step(env.action_space.sample())
+    assert caught.value.__notes__ == [f"in step 1 of environment 0, episode 0 (seed {Place(9, 0).seed})"]

@@ -51,6 +51,8 @@ class SeededEpisodes(gym.Wrapper):
         self.place: Place | None = None
         self.rebuild = False
         """Whether every episode needs an environment of its own, because a used one would go on differently."""
+        self.played: Callable[[], object] = lambda: None
+        """Called after every step on the way to a place."""
         self._make, self._index = make, index
         self._now: Place | None = None
         self._steps = 0
@@ -69,6 +71,8 @@ class SeededEpisodes(gym.Wrapper):
         self._now, self._steps, self.place = place, 0, None
         try:
             observation, info = self.env.reset(seed=place.seed, options=options)
+        except SystemExit as error:
+            raise self._stopped(error, "reset") from error
         except Exception as error:
             self._locate(error, "reset")
             raise
@@ -85,6 +89,7 @@ class SeededEpisodes(gym.Wrapper):
         """What the last of these actions leads to, if none before it ends the episode."""
         for action in actions:
             observation, _, terminated, truncated, info = self.step(action)
+            self.played()
             if terminated or truncated:
                 raise RuntimeError("the episode ended early")
         return observation, info
@@ -100,9 +105,17 @@ class SeededEpisodes(gym.Wrapper):
         self._steps += 1
         try:
             return self.env.step(action)
+        except SystemExit as error:
+            raise self._stopped(error, f"step {self._steps}") from error
         except Exception as error:
             self._locate(error, f"step {self._steps}")
             raise
+
+    def _stopped(self, error: SystemExit, what: str) -> RuntimeError:
+        """An environment that wants to end the program has failed: training was not finished."""
+        failure = RuntimeError(f"SystemExit: {error}")
+        self._locate(failure, what)
+        return failure
 
     def _locate(self, error: Exception, what: str) -> None:
         assert self._now is not None

@@ -74,7 +74,7 @@ WAYS = {
     "Kill": Way(lambda: os.kill(os.getpid(), signal.SIGKILL), "worker was killed by SIGKILL"),
     "Exit": Way(lambda: os._exit(3), "worker exited with status 3"),
     "Crash": Way(_crash, "worker was killed by SIGSEGV", "in _crash"),
-    "SystemExit": Way(_raise(SystemExit(4)), "SystemExit: 4", "raise error"),
+    "SystemExit": Way(_raise(SystemExit(4)), "RuntimeError: SystemExit: 4", "raise error"),
     "Exception": Way(_raise(ValueError("sensor fault")), "ValueError: sensor fault", "raise error"),
     "Unpicklable": Way(_raise(Unpicklable()), f"{MODULE}.Unpicklable: it holds a function", "raise error"),
     "TwoArguments": Way(_raise(TwoArguments("sensor", 7)), f"{MODULE}.TwoArguments: sensor 7", "raise error"),
