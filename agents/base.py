@@ -130,11 +130,11 @@ class Agent(Acting[C], abc.ABC):
         return self._train(self.training, self._callbacks(callback, progress_bar, run_dir, resume=True))
 
     def _train(self, training: Training, callback: Callback) -> Self:
-        collector = self._collect()
-        self.training = training
         first, started = self.num_timesteps, time.monotonic()
-        self.last_update = self.snapshot()
         try:
+            collector = self._collect()
+            self.training = training
+            self.last_update = self.snapshot()
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
                 self.progress_remaining = training.remaining(self.num_timesteps)
@@ -161,7 +161,8 @@ class Agent(Acting[C], abc.ABC):
     def _take_back(self) -> None:
         """Be what the last whole update left: half of another is nothing to go on with."""
         done = self.last_update
-        assert done is not None
+        if done is None:  # no update was begun
+            return
         state.restore(self, done.tensors, done.state)
         self.region = done.region
         self.history[:] = done.state["history"]

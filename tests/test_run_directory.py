@@ -143,6 +143,27 @@ def test_a_directory_that_holds_something_is_refused_before_training(tmp_path, k
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+class Blind(Counting):
+    """Sees nothing from its first reset on."""
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        observation[1] = np.nan
+        return observation, info
+
+
+def test_a_first_observation_that_is_not_finite_is_named_and_written_and_nothing_has_begun(tmp_path):
+    agent = small_agent(PPO, Blind)
+    with pytest.raises(FloatingPointError, match="in step 0 of its episode 0, after 0 steps") as caught:
+        agent.learn(64, run_dir=tmp_path / "run")
+    file = tmp_path / "run/non-finite.npz"
+    assert str(caught.value).endswith(f"; the step is in {file}")
+    with np.load(file) as step:
+        assert np.isnan(step["next_observation"][:, 1]).all()
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [file.name]
+    assert agent.training is None
+
+
 class FailLater(Callback):
     """Raises in the second update."""
 

@@ -231,7 +231,7 @@ FAILURES = {
     "SIGKILL": (lambda: os.kill(os.getpid(), signal.SIGKILL), "worker was killed by SIGKILL", ""),
     "os._exit": (lambda: os._exit(3), "worker exited with status 3", ""),
     "SIGSEGV": (segfault, "worker was killed by SIGSEGV", "in segfault"),
-    "SystemExit": (lambda: leave(4), "SystemExit: 4", "in leave"),
+    "SystemExit": (lambda: leave(4), "RuntimeError: SystemExit: 4", "in leave"),
     "exception": (lambda: throw(ValueError("sensor fault")), "ValueError: sensor fault", "in throw"),
     "unpicklable exception": (lambda: throw(Unpicklable("a lock")), "test_workers.Unpicklable: a lock", "in throw"),
     "two arguments": (lambda: throw(TwoArguments(1, 2)), "test_workers.TwoArguments: 1 and 2", "in throw"),
@@ -536,6 +536,64 @@ def test_no_worker_survives_a_parent_that_is_killed_while_one_hangs(how):
     assert process.communicate()[1] == ""
 
 
+STOPPED = """
+import os, time
+import numpy as np
+from functools import partial
+from gymnasium.envs.classic_control import CartPoleEnv
+from klrl.experience.workers import WorkerVectorEnv
+
+class Slow(CartPoleEnv):
+    def step(self, action):
+        time.sleep(1.0)
+        return super().step(action)
+
+envs = WorkerVectorEnv([Slow, Slow], timeout=2.0)
+envs.reset(seed=0)
+print("ready", flush=True)
+envs.step(np.zeros(2, int))
+envs.close()
+"""
+
+
+def test_time_that_all_processes_were_stopped_is_no_hang():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", STOPPED], start_new_session=True, **pipes) as process:
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGSTOP)  # Ctrl-Z
+        time.sleep(3.0)
+        os.killpg(process.pid, signal.SIGCONT)
+        assert (process.communicate(timeout=30)[1], process.returncode) == ("", 0)
+
+
+class Slow(Counting):
+    """Hangs in one step of an episode, if there is such a step; takes its time for the others."""
+
+    def __init__(self, hangs):
+        super().__init__(length=30)
+        self.hangs = hangs
+
+    def step(self, action):
+        time.sleep(60.0 if self.steps == self.hangs else 0.1)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("hangs", [None, 12])
+def test_actions_that_are_played_again_may_take_longer_than_the_timeout_together_but_not_each(hangs):
+    envs = WorkerVectorEnv([partial(SeededEpisodes, partial(Slow, hangs))] * 2, timeout=1.5)
+    with contextlib.closing(envs):
+        envs.set_attr("place", [Place(1), Place(1, 0, [0] * 20)])
+        began = time.monotonic()
+        if hangs is None:
+            envs.reset()
+            assert time.monotonic() - began > 2.0
+        else:
+            with pytest.raises(WorkerFailed, match=r"environment 1 .*: worker hangs: no answer for 1\.5 s"):
+                envs.reset()
+            assert time.monotonic() - began < 6.0
+
+
 @pytest.mark.parametrize("end", ["", "envs.x = envs; raise KeyboardInterrupt", "os._exit(1)"])
 def test_no_worker_survives_a_parent_that_ends_without_close(end):
     process, workers = parent(end=end)
@@ -621,6 +679,37 @@ def test_a_loss_in_the_first_row_of_a_batch_changes_that_row_only():
     envs.close()
 
 
+class BlindAnew(Counting):
+    """Raises in its second episode, and whoever is made after that sees nothing."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        return observation * (np.nan if self.path.exists() else 1.0), info
+
+    def step(self, action):
+        if self.episode == 1:
+            self.path.touch()
+            raise ValueError("sensor fault")
+        return super().step(action)
+
+
+def test_what_a_worker_that_was_made_anew_gives_is_named_with_the_episode_it_begins(tmp_path):
+    envs = WorkerVectorEnv([partial(SeededEpisodes, partial(BlindAnew, tmp_path / "raised"))], on_failure="restart")
+    collector = Collector(envs, np.random.SeedSequence(0), encoding_of(envs))
+    with (
+        pytest.warns(RuntimeWarning, match="sensor fault; restarted"),
+        pytest.raises(
+            FloatingPointError, match=r"observation of environment 0.* in step 0 of its episode 2, after 3 steps"
+        ),
+    ):
+        collector.collect(act, 8)
+    envs.close()
+
+
 class Rarely(Counting):
     """Raises in one of its steps, in a worker; tells by a file that it has."""
 
@@ -632,9 +721,10 @@ class Rarely(Counting):
 
     def step(self, action):
         Rarely.taken += os.getpid() != HERE
-        if Rarely.taken == 20 and not self.path.exists():
-            self.path.touch()
-            raise ValueError("sensor fault")
+        if Rarely.taken == 20:
+            with contextlib.suppress(FileExistsError):
+                self.path.touch(exist_ok=False)
+                raise ValueError("sensor fault")
         return super().step(action)
 
 

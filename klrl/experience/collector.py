@@ -70,8 +70,8 @@ class Collector:
         self.restarts = 0
         """How often a worker process was made anew, its episode lost."""
         observation, info = reset(envs, at)
-        self._lose(info, _Rollout())
-        self._observation = self._encoded(observation, info, self._resetting)
+        self._episodes += self._lose(info, _Rollout())
+        self._observation = self._encoded(observation, info, self._resetting, ahead=0)
         if at.observation is not None:
             self._check_arrival(at.observation)
 
@@ -133,12 +133,13 @@ class Collector:
         except NonFinite as error:
             error.transition = {name: np.asarray(x).copy() for name, x in seen.items()} | {**error.transition}
             raise
+        self._episodes += lost
         rollout.episodes += self._count(np.asarray(reward), ended, valid)
         rollout.executed.append(execute)
         rollout.rows.append((observation, action, behaviour, torch.from_numpy(rewards), terminated, truncated, valid))
 
     def _lose(self, info: dict[str, Any], rollout: _Rollout) -> np.ndarray:
-        """Where workers were made anew; what was known of their episodes is forgotten.
+        """Where workers were made anew; their episodes are over, and not counted yet.
 
         The step that was lost is none; the one before it ends the episode, in the state that was seen last.
         """
@@ -146,7 +147,7 @@ class Collector:
         if not lost.any():
             return lost
         self.restarts += int(np.count_nonzero(lost))
-        self._episodes[lost] = info["worker_episode"][lost]
+        self._episodes[lost] = info["worker_episode"][lost] - 1
         self._lengths[lost] = 0
         self._returns[lost] = 0.0
         if rollout.rows:
@@ -207,8 +208,8 @@ class Collector:
             episodes=tuple(rollout.episodes),
         )
 
-    def _encoded(self, observation: Any, info: dict[str, Any], ended: np.ndarray) -> Tensor:
-        """Observations as the policy gets them, with their masks."""
+    def _encoded(self, observation: Any, info: dict[str, Any], ended: np.ndarray, ahead: int = 1) -> Tensor:
+        """Observations as the policy gets them, with their masks; ``ahead`` of the steps that are counted."""
         same_step = self.mode is AutoresetMode.SAME_STEP
         over = ended & (not same_step)  # what is done in these states has no effect
         masks = self._masks(info, over) if self.encoding.mask_in_info else None
@@ -221,7 +222,7 @@ class Collector:
                     "allowed: at least one action in every state"
                 )
         begun = ended if same_step else self._resetting
-        self._check_finite("observation", encoded, self.encoding.locate, begun=begun)
+        self._check_finite("observation", encoded, self.encoding.locate, begun=begun, ahead=ahead)
         return torch.from_numpy(encoded)
 
     def _as_array(self, observation: Any, masks: np.ndarray | None = None) -> np.ndarray:
@@ -253,6 +254,7 @@ class Collector:
         locate: Callable[[tuple[int, ...]], str] = lambda index: f", element {list(index)}," if index else "",
         environments: Sequence[int] | None = None,
         begun: np.ndarray | None = None,
+        ahead: int = 1,
     ) -> None:
         """Refuse what is not finite where it enters.
 
@@ -262,13 +264,14 @@ class Collector:
             locate: words for an index inside of a row.
             environments: which ones, if not all.
             begun: where it belongs to the episode after the one that is counted.
+            ahead: by how many steps it is ahead of those that are counted.
         """
         if array.dtype.kind != "f" or np.isfinite(array).all():
             return
         row, *inside = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
         index = row if environments is None else environments[row]
         new = begun is not None and begun[index]
-        episode, step = self._episodes[index] + new, 0 if new else self._lengths[index] + 1
+        episode, step = self._episodes[index] + new, 0 if new else self._lengths[index] + ahead
         error = NonFinite(
             f"{name} of environment {index}{locate(tuple(inside))} is {array[row, *inside]} in step {step} of its "
             f"episode {episode}, after {self.total_timesteps} steps; allowed: finite numbers"

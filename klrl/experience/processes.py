@@ -59,8 +59,11 @@ class WorkerProcess:
         """Whether it answers, or can no more, within some seconds."""
         return bool(self._poll.poll(1000 * max(0.0, seconds)))
 
-    def answer(self) -> tuple[Any, ...]:
-        """(True, answer), or (False, what happened, traceback, whether that is in the next episode)."""
+    def answer(self) -> tuple[Any, ...] | None:
+        """(True, answer), or (False, what happened, traceback, whether that is in the next episode).
+
+        None where it only says that it is still playing.
+        """
         try:
             return self.pipe.recv()
         except (EOFError, OSError):

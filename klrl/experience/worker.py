@@ -37,7 +37,8 @@ def work(
     """Make an environment and obey until told None; what goes wrong is told as text, which can always be sent.
 
     Args:
-        pipe: brings (command, data), takes (True, answer) or (False, what, traceback, whether an episode had ended).
+        pipe: brings (command, data), takes (True, answer) or (False, what, traceback, whether an episode had ended),
+            and before that None now and then, while actions are played again.
         last_words: where a crash or SIGUSR2 writes the stack to.
         foreign: connections that are not for this process.
         index: of the environment.
@@ -58,6 +59,8 @@ def work(
         server = _Server(env, index, n, memory)
         for name, value in attributes.items():
             env.set_wrapper_attr(name, value)
+        if isinstance(env, SeededEpisodes):
+            env.played = _Signs(pipe)
         while (message := pipe.recv()) is not None:
             pipe.send((True, server.obey(*message)))
     except BaseException as error:
@@ -68,6 +71,18 @@ def work(
     finally:
         if env is not None:
             env.close()
+
+
+class _Signs:
+    """Says from time to time (None) that a long way is still being gone."""
+
+    def __init__(self, pipe: connection.Connection) -> None:
+        self._pipe, self._last = pipe, time.monotonic()
+
+    def __call__(self) -> None:
+        if (now := time.monotonic()) - self._last > 0.5:
+            self._pipe.send(None)
+            self._last = now
 
 
 class _Server:

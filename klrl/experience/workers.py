@@ -69,7 +69,7 @@ class WorkerVectorEnv(VectorEnv):
 
     Args:
         makes: one function per environment, called in its process; and the first once here, for its spaces.
-        timeout: seconds for a command (for each step that a reset has to play again), after which a worker hangs.
+        timeout: seconds for a command, and for a step that a reset has to play again, after which a worker hangs.
         on_failure: raise ("stop"), or make the worker anew and begin the next episode ("restart"): then its step is
             none, with reward 0, a True in ``infos["worker_restarted"]``, and ``infos["worker_episode"]`` says how many
             episodes came before the one that begins. The third failure in a row without an episode that ended is
@@ -130,13 +130,12 @@ class WorkerVectorEnv(VectorEnv):
             options = dict(options)
             mask = options.pop("reset_mask")
         self._enter()
-        messages, longest = {}, 0
+        messages = {}
         for i in range(n) if mask is None else np.flatnonzero(mask).tolist():
             self._places[i], self._next[i] = place, _ = self._begin(i, seeds[i]), None
             self._begun.pop(i, None)
             messages[i] = packed("reset", place, seeds[i], options)
-            longest = max(longest, len(place.actions))
-        observations, _, _, _, infos = self._results(*self._exchange(messages, self.timeout * (1 + longest)))
+        observations, _, _, _, infos = self._results(*self._exchange(messages))
         self._busy, self._playing = False, True
         return observations, infos
 
@@ -155,7 +154,7 @@ class WorkerVectorEnv(VectorEnv):
         message = self._message(actions)
         self._enter()
         asked = [i for i in range(self.num_envs) if i not in self._begun]
-        answers, begun = self._exchange(dict.fromkeys(asked, message), self.timeout)
+        answers, begun = self._exchange(dict.fromkeys(asked, message))
         begun, self._begun = self._begun | begun, {}
         for i, (_, terminated, truncated, _) in answers.items():
             place = self._places[i]
@@ -229,7 +228,7 @@ class WorkerVectorEnv(VectorEnv):
         self._enter()
         answers: dict[int, Any] = {}
         while messages:
-            new, begun = self._exchange(messages, self.timeout)
+            new, begun = self._exchange(messages)
             answers |= new
             self._begun |= begun
             messages = {i: message for i, message in messages.items() if i not in answers}
@@ -244,34 +243,39 @@ class WorkerVectorEnv(VectorEnv):
             self._start_all()
         self._busy = True
 
-    def _exchange(self, messages: dict[int, Any], timeout: float) -> tuple[dict[int, Any], dict[int, Step]]:
+    def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Step]]:
         """Answers to messages; and of workers that failed, their successors' first steps instead."""
-        answers, failed = self._converse(messages, timeout)
+        answers, failed = self._converse(messages)
         begun: dict[int, Step] = {}
         while failed:
             messages = {i: self._replace(failure) for i, failure in failed.items()}
-            first, failed = self._converse(messages, self.timeout)
+            first, failed = self._converse(messages)
             begun |= first
         return answers, begun
 
-    def _converse(self, messages: dict[int, Any], timeout: float) -> tuple[dict[int, Any], dict[int, WorkerFailed]]:
+    def _converse(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, WorkerFailed]]:
         """Send everybody's message; answers, and failures (where they stop everything, no more than one)."""
-        deadline, waiting = time.monotonic() + timeout, list(messages)
+        left, waiting = self.timeout, list(messages)
         for i in waiting:
             with contextlib.suppress(OSError):  # it is gone: there is something to read all the same
                 self._workers[i].pipe.send_bytes(messages[i])
         answers: dict[int, Any] = {}
         failed: dict[int, WorkerFailed] = {}
         while waiting and not (failed and self.on_failure == "stop"):
-            left = deadline - time.monotonic()
             # One after the other wakes this process least often; now and then, look at everybody.
+            before = time.monotonic()
             first = self._workers[waiting[0]].readable(min(left, 0.5))
+            left -= min(time.monotonic() - before, 0.5)  # what is more was spent stopped, by Ctrl-Z for example
             ready = waiting[:1] if first else [i for i in waiting if self._workers[i].readable()]
             # A process that the environment started can hold the pipe of a worker that is gone.
             silent = [] if ready else [i for i in waiting if left <= 0 or self._workers[i].gone]
             for i in (*ready, *silent):
+                said = self._workers[i].answer() if ready else self._workers[i].autopsy(self.timeout)
+                if said is None:
+                    left = self.timeout
+                    continue
                 waiting.remove(i)
-                good, *answer = self._workers[i].answer() if ready else self._workers[i].autopsy(timeout)
+                good, *answer = said
                 if good:
                     answers[i] = answer[0]
                 else:

@@ -38,7 +38,7 @@ class Callback:
         """Training is about to end by an exception; what is done here cannot change that."""
 
     def on_training_end(self, agent: Any) -> None:
-        """After the last update, also when training ends by an exception."""
+        """After the last update, also when training ends by an exception or cannot begin."""
 
 
 class Outside(Callback):
