@@ -133,18 +133,19 @@ def carry_out(
         try:
             with bad_input(prog):
                 keep.claim()
-            with failed_worker(prog, lambda: _goes_on(keep)):
+            with failed_worker(prog, lambda: _goes_on(agent, keep)):
                 learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
                 _finish(console, agent, env, keep, conduct, budgets)
             signals.check()
             agent.close()
         except Interrupted as signal:
-            console.print(f"stopped by {signal}: {_kept(agent, keep)}")
+            what = f"checkpoint {keep.saved}" if keep.saved else "nothing to keep before the first update was done"
+            console.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
             sys.exit(128 + signal.number)
         except (FloatingPointError, OSError) as error:
             if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
                 raise
-            fail(prog, f"{error}{_goes_on(keep) if isinstance(error, OSError) else ''}", status=1)
+            fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
         except (BadStep, gym.error.Error) as error:
             fail(prog, error)
         finally:
@@ -174,13 +175,9 @@ def _finish(
         console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
 
 
-def _kept(agent: Agent[Any], keep: RunDirectory) -> str:
-    if keep.saved is None:
-        return "nothing to keep before the first update was done"
-    finished = agent.training is not None and agent.num_timesteps >= agent.training.last
-    return f"checkpoint {keep.saved}{'; training was finished' if finished else _goes_on(keep)}"
-
-
-def _goes_on(keep: RunDirectory) -> str:
+def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:
     """What to do about a run that something outside of it has ended; a message's end."""
-    return f"; klrl resume {keep.path} goes on" if keep.saved else ""
+    if keep.saved is None:
+        return ""
+    finished = agent.training is not None and int(keep.saved.name) >= agent.training.last
+    return "; training was finished" if finished else f"; klrl resume {keep.path} goes on"

@@ -57,6 +57,8 @@ def run_all(cases: Sequence[Case], processes: int, keep: Path | None = None) -> 
         keep: where the cases' directories stay; by default they are removed.
     """
     root = Path(tempfile.mkdtemp(prefix="klrl-torture-")) if keep is None else keep
+    import gymnasium.envs.classic_control  # noqa: F401  # before several threads meet it half imported
+
     pool = ThreadPoolExecutor(processes)
     running: list[list[Watched]] = []
     try:
