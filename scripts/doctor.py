@@ -36,7 +36,6 @@ def main(argv: list[str] | None = None) -> None:
     console = PlainConsole()
     with bad_input("klrl doctor"):
         check_id(args.env)
-        factory(args.env)().close()
     problems = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=DeprecationWarning)

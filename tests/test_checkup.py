@@ -1,9 +1,12 @@
 """The check-up of environments: each kind of trouble is found and named, and healthy ones pass."""
 
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import Broken, Counting, Noise, box
+from environments import Broken, Counting, Noise, Sampling, box
+from gymnasium.envs.registration import EnvSpec
 
 from klrl.experience.checkup import check_up
 from klrl.scripts.main import main
@@ -43,6 +46,52 @@ class Outside(Noise):
         self.observation_space = gym.spaces.Box(-1e-3, 1e-3, (3,), np.float32)
 
 
+class Starting(Broken):
+    """NaN in the observation of every reset."""
+
+    def reset(self, *, seed=None, options=None):
+        observation, info = super().reset(seed=seed, options=options)
+        return observation * np.float32(np.nan), info
+
+
+class Doubled(Broken):
+    """Observations are float64, not the float32 of their space, and the last one of an episode is NaN."""
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return observation.astype(np.float64), *rest
+
+
+class Old(Noise):
+    """The steps of Gym."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or truncated, info
+
+
+class Raising(Noise):
+    """One of its methods fails, from some call on."""
+
+    def __init__(self, method, call=1):
+        super().__init__(box(1))
+        self.left = {method: call}
+        self.fail("__init__")
+
+    def reset(self, *, seed=None, options=None):
+        self.fail("reset")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.fail("step")
+        return super().step(action)
+
+    def fail(self, method):
+        self.left[method] = self.left.get(method, 0) - 1
+        if self.left[method] == 0:
+            raise RuntimeError("sensor\nfault")
+
+
 def findings(make, **options):
     return {f.question: f for f in check_up(make, **({"steps": 200} | options))}
 
@@ -65,7 +114,29 @@ TROUBLE = [
         "problem",
         "the observation of step 5 of",
     ),
-    (Outside, "finite numbers", "note", "not in its space"),
+    (
+        lambda: Starting("final observation", 0, length=5),
+        "finite numbers",
+        "problem",
+        "the observation of the reset of episode 0 is not",
+    ),
+    (Outside, "finite numbers", "note", "the observation of the reset of episode 0 is not in its space"),
+    (
+        lambda: Doubled("final observation", 0, length=12),
+        "finite numbers",
+        "problem",
+        "the observation of step 12 of episode 0 is not",
+    ),
+    (lambda: Old(box(1)), "runs without errors", "problem", "step 1: the result is a tuple of 4; allowed: (obs"),
+    *[
+        (
+            partial(Raising, method, call),
+            "runs without errors",
+            "problem",
+            f"no: RuntimeError: sensor fault ({__file__}",
+        )
+        for method, call in (("__init__", 1), ("reset", 1), ("step", 1), ("step", 300))
+    ],
     (lambda: Noise(box(1)), "time limit", "note", "may never end"),
     (unsupported, "spaces", "problem", "Text"),
 ]
@@ -88,6 +159,19 @@ def test_a_healthy_environment_passes_and_its_numbers_are_counted():
     assert "200 random steps" in found["finite numbers"].answer
 
 
+class Listing(Sampling):
+    """Its tuples are lists."""
+
+    def _observe(self, terminal):
+        observation, info = super()._observe(terminal)
+        return list(observation), info
+
+
+def test_a_tuple_may_be_a_list():
+    found = findings(lambda: Listing(gym.spaces.Tuple([box(1), box(2)])))
+    assert {f.question for f in found.values() if f.verdict != "ok"} == {"time limit"}
+
+
 def test_an_episode_that_repeats_in_a_used_environment_alone_is_not_taken_for_repeatable():
     found = findings(lambda: Counting(0))  # its observations count the episodes since it was made
     assert found["the same after other episodes"].verdict == "note"
@@ -103,6 +187,17 @@ def test_the_command_says_it_line_by_line_and_by_its_exit_status(env, status, ca
     assert stop.value.code == status
     assert len(said) == 6
     assert sum(line.startswith("PROBLEM") for line in said) == status
+
+
+@pytest.mark.parametrize("make", [partial(Old, box(1)), partial(Raising, "__init__"), partial(Raising, "step")])
+def test_the_command_has_no_traceback_for_what_an_environment_raises(make, monkeypatch, capsys):
+    monkeypatch.setitem(gym.registry, "Failing-v0", EnvSpec("Failing-v0", make))
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "Failing-v0"])
+    said = capsys.readouterr()
+    assert stop.value.code == 1
+    assert said.out.splitlines()[-1].startswith("PROBLEM  runs without errors: no: ")
+    assert not said.err
 
 
 def test_an_unknown_environment_is_refused_in_one_line(capsys):

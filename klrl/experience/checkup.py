@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
+from klrl.words import plain
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -26,23 +28,36 @@ class Finding:
 
 
 def check_up(make: Callable[[], gym.Env], *, seed: int = 0, steps: int = 10_000) -> Iterator[Finding]:
-    """Ask an environment everything, one finding after the other.
+    """Ask an environment everything, one finding after the other; an exception of its own is the last.
 
     Args:
         make: makes one environment.
         seed: of episodes and random actions.
         steps: random steps in which to look for numbers that are none.
     """
+    try:
+        yield from _findings(make, seed, steps)
+    except BadStep as error:
+        yield Finding("runs without errors", "problem", f"no: {error}")
+    except Exception as error:
+        *_, (file, line, function, _) = traceback.extract_tb(error.__traceback__)
+        what = plain(f"{type(error).__name__}: {error}", 500)
+        yield Finding("runs without errors", "problem", f"no: {what} ({file}, line {line}, in {function})")
+
+
+def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Finding]:
     with make() as env:
         yield (spaces := _spaces(env))
         yield _time_limit(env)
         if spaces.verdict == "problem":
             return
-        recordings = [record(env, seed + i) for i in range(EPISODES)]
+        promised = env.observation_space, env.action_space
+        checked = CheckedSteps(lambda: env, 0, promised)
+        recordings = [record(checked, seed + i) for i in range(EPISODES)]
         yield _aliasing(env, seed)
-        yield _numbers(env, seed, steps)
-        yield _replay("the same after other episodes", env, recordings, "note", _USED)
-    with make() as fresh:
+        yield _numbers(checked, seed, steps)
+        yield _replay("the same after other episodes", checked, recordings, "note", _USED)
+    with CheckedSteps(make, 0, promised) as fresh:
         yield _replay("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
 
 
@@ -84,26 +99,32 @@ def _aliasing(env: gym.Env, seed: int) -> Finding:
     return Finding("observations of their own memory", "note", "no, a step overwrites the last one; klrl copies them")
 
 
-def _numbers(env: gym.Env, seed: int, steps: int) -> Finding:
-    """Whether random steps give what the spaces promise, with the words that training would use."""
-    question, episode, length = "finite numbers", 0, 0
-    checked = CheckedSteps(lambda: env, 0, (env.observation_space, env.action_space))
-    env.action_space.seed(seed)
-    try:
-        observation, info = checked.reset(seed=seed)
-        for _ in range(steps):
-            action = random_action(env.action_space, observation, info)
-            observation, reward, terminated, truncated, info = checked.step(action)
-            length += 1
-            where = f"step {length} of episode {episode}"
-            for what, value in (("observation", observation), ("reward", reward)):
-                if not all(np.isfinite(x).all() for x in leaves(value) if x.dtype.kind == "f"):
-                    return Finding(question, "problem", f"no: the {what} of {where} is not")
-            if not env.observation_space.contains(observation):
-                return Finding(question, "note", f"yes, but the observation of {where} is not in its space")
-            if terminated or truncated:
-                observation, info = checked.reset()
-                episode, length = episode + 1, 0
-    except BadStep as error:
-        return Finding(question, "problem", f"no: {error}")
+def _numbers(env: CheckedSteps, seed: int, steps: int) -> Finding:
+    """Whether resets and random steps give what the spaces promise."""
+    question, episode, outside = "finite numbers", 0, ""
+    for episode, step, observation, reward in _random_steps(env, seed, steps):
+        where = f"step {step} of episode {episode}" if step else f"the reset of episode {episode}"
+        for what, value in (("observation", observation), ("reward", reward)):
+            if not all(np.isfinite(x).all() for x in leaves(value) if x.dtype.kind == "f"):
+                return Finding(question, "problem", f"no: the {what} of {where} is not")
+        if not outside and not env.observation_space.contains(observation):
+            outside = where
+    if outside:
+        return Finding(question, "note", f"yes, but the observation of {outside} is not in its space")
     return Finding(question, "ok", f"yes, in {steps:,} random steps and {episode + 1:,} episodes")
+
+
+def _random_steps(env: CheckedSteps, seed: int, steps: int) -> Iterator[tuple[int, int, Any, float]]:
+    """Episode, step in it (0: the reset), observation, reward."""
+    env.action_space.seed(seed)
+    observation, info = env.reset(seed=seed)
+    yield (episode := 0), (length := 0), observation, 0.0
+    for _ in range(steps):
+        action = random_action(env.action_space, observation, info)
+        observation, reward, terminated, truncated, info = env.step(action)
+        length += 1
+        yield episode, length, observation, reward
+        if terminated or truncated:
+            observation, info = env.reset()
+            episode, length = episode + 1, 0
+            yield episode, length, observation, 0.0

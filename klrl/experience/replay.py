@@ -90,7 +90,7 @@ def leaves(observation: Any) -> Iterator[np.ndarray]:
     """The arrays of a nested observation."""
     if isinstance(observation, dict):
         observation = tuple(observation.values())
-    if isinstance(observation, tuple):
+    if isinstance(observation, (tuple, list)):
         for part in observation:
             yield from leaves(part)
     else:
