@@ -11,7 +11,7 @@ import tyro
 
 from klrl.run import evaluate
 from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.saved_agents import Opened, write
+from klrl.scripts.saved_agents import Opened, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
         agent, env = opened.agent, opened.make()
         if args.json:
             args.json.touch()
-    with env:
+    with working(prog), env:
         result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
     how = "stochastic" if args.stochastic else "deterministic"
     print(

@@ -17,6 +17,7 @@ from klrl.experience import BadStep
 from klrl.experience.environments import check_id, described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import check_new, versions
+from klrl.run.evaluation import CannotAct
 from klrl.scripts.command_line import fail
 from klrl.words import plain
 
@@ -114,10 +115,13 @@ def write(numbers: Path | None, record: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def working(prog: str) -> Iterator[None]:
-    """Long work: what ends it early is one line; status 1 for numbers that are not finite, 130 for Ctrl-C."""
+    """Long work: what ends it early is one line.
+
+    Status 1 for numbers that are not finite and what else an agent cannot act on, 130 for Ctrl-C.
+    """
     try:
         yield
-    except FloatingPointError as error:
+    except (FloatingPointError, CannotAct) as error:
         fail(prog, error, status=1)
     except BadStep as error:
         fail(prog, error)

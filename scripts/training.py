@@ -17,6 +17,7 @@ from klrl.experience.environments import env_id, factory
 from klrl.experience.replay import Replay
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
+from klrl.run.evaluation import CannotAct
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.scripts.command_line import bad_input, fail, failed_worker
@@ -169,7 +170,7 @@ def _finish(
         try:
             with factory(env)() as one:
                 result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
-        except ValueError as error:  # an observation that predict refuses
+        except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
         console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import Broken
+from environments import Broken, Counting, small_agent
+from gymnasium.envs.registration import EnvSpec
 from support import full_disk
 
 from klrl.agents import AGENTS, PPO, AgentConfig
@@ -380,6 +382,23 @@ def test_a_value_that_is_not_finite_ends_the_run_with_one_line_and_status_1(caps
             "observation": (8, 4), "action": (8,), "executed": (8,), "reward": (8,), "environment": (),
         }  # fmt: skip
         assert np.isnan(step["reward"]).all()
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_what_no_agent_can_act_on_ends_an_evaluation_with_one_line_and_status_1(verb, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(gym.registry, "Counting-v0", EnvSpec("Counting-v0", Counting))
+    monkeypatch.setitem(gym.registry, "Broken-v0", EnvSpec("Broken-v0", partial(Broken, "observation", 0)))
+    if verb == "train":  # in an environment that is good until then
+        monkeypatch.setattr("klrl.scripts.training.factory", lambda env: lambda: Broken("observation", 0))
+        words = ["train", "ppo", "--env", "Counting-v0", "--total-timesteps", "64", "--run-dir", str(tmp_path / "run")]
+    else:
+        words = ["evaluate", str(small_agent(PPO, Counting).save(tmp_path / "agent")), "--env", "Broken-v0"]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 1
+    start, end = ("train ppo: evaluation", "; the training is finished and saved") if verb == "train" else (verb, "")
+    what = "episode 0 after 1 steps: observation has NaN or infinite elements; allowed: finite numbers"
+    assert capsys.readouterr().err == f"klrl {start}: {what}{end}\n"
 
 
 def wait_for(condition, seconds=60.0):

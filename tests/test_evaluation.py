@@ -6,10 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Counting, Sampling, small_agent
+from environments import Broken, Counting, Sampling, small_agent
 
 from klrl.agents import PPO
 from klrl.run import Evaluation, evaluate
+from klrl.run.evaluation import CannotAct
 
 
 class Recorder:
@@ -67,8 +68,29 @@ def test_only_allowed_actions_are_evaluated(actions, source, deterministic):
 
 def test_an_environment_without_masks_is_refused_where_the_agent_was_trained_with_them():
     agent = small_agent(PPO, partial(Sampling, OBSERVATIONS, MASKED_ACTIONS[0], masks="info"), action_mask="info")
-    with pytest.raises(ValueError, match=r"^info has no 'action_mask' after 0 steps; allowed: one at every reset"):
+    with pytest.raises(CannotAct, match=r"^info has no 'action_mask' after 0 steps; allowed: one at every reset"):
         evaluate(agent, Sampling(OBSERVATIONS, MASKED_ACTIONS[0]))
+
+
+def test_what_predict_refuses_is_told_with_its_place_and_what_an_environment_raises_as_it_is():
+    with pytest.raises(CannotAct, match=r"^episode 0 after 3 steps: observation has NaN or infinite elements; allowed"):
+        evaluate(small_agent(PPO, Counting), Unending("final observation", 0))
+    with pytest.raises(ValueError, match="sensor fault") as caught:
+        evaluate(small_agent(PPO, Counting), Faulty())
+    assert not isinstance(caught.value, CannotAct)
+
+
+class Unending(Broken):
+    """Goes on after the last observation."""
+
+    def step(self, action):
+        observation, reward, *_ = super().step(action)
+        return observation, reward, False, False, {}
+
+
+class Faulty(Counting):
+    def step(self, action):
+        raise ValueError("sensor fault")
 
 
 @pytest.mark.parametrize("given", [[0, 0, 0, 0], [0.0, 0.4, 0.0, 0.0]])

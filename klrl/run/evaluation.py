@@ -12,6 +12,10 @@ from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
 
 
+class CannotAct(ValueError):
+    """An agent cannot act on what an environment gave; the message says what and when."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Undiscounted returns and lengths of evaluation episodes."""
@@ -44,20 +48,25 @@ def evaluate(
         seed: run seed; evaluation seeds never coincide with the training environments'.
 
     Raises:
-        ValueError: no episodes, or no mask in ``info`` for an agent that was trained with them.
+        ValueError: no episodes.
+        CannotAct: ``predict`` refuses an observation, or ``info`` has no mask for an agent that was trained with them.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes = {n_episodes}; allowed: an integer >= 1")
     masked = getattr(agent, "takes_action_masks", False)
-    returns, lengths = [], []
+    returns: list[float] = []
+    lengths: list[int] = []
     observation, info = env.reset(seed=evaluation_seed(seed))
     for _ in range(n_episodes):
         total, length, ended = 0.0, 0, False
         while not ended:
             if masked and MASK not in info:
-                raise ValueError(f"info has no {MASK!r} after {length} steps; allowed: one at every reset and step")
+                raise CannotAct(f"info has no {MASK!r} after {length} steps; allowed: one at every reset and step")
             masks = {"action_masks": info[MASK]} if masked else {}
-            action, _ = agent.predict(observation, deterministic=deterministic, **masks)
+            try:
+                action, _ = agent.predict(observation, deterministic=deterministic, **masks)
+            except ValueError as error:
+                raise CannotAct(f"episode {len(returns)} after {length} steps: {error}") from error
             observation, reward, terminated, truncated, info = env.step(action)
             total, length, ended = total + float(reward), length + 1, terminated or truncated
         returns.append(total)
