@@ -41,7 +41,7 @@ MOST_SAMPLES = 2**31
 MOST_WEIGHTS = 2**31
 """Between a network's hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
 MOST_PROCESSES = 1024
-"""Each has a pipe, and 1024 is the usual limit of open files."""
+"""In any case; how many the limit of open files allows is looked at before they are started."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -18,11 +20,13 @@ import numpy as np
 import pytest
 import torch
 from environments import Counting, Sampling, box, encoding_of, small_agent
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
 from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.processes import FILES
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
 from klrl.policy.distributions import Categorical
@@ -776,6 +780,43 @@ def test_the_command_line_ends_with_the_workers_traceback_and_one_line(tmp_path)
     assert traceback[0].startswith("Traceback")
     assert last.startswith("klrl train ppo: environment ")
     assert last.endswith("ValueError: sensor fault")
+
+
+@contextlib.contextmanager
+def open_files(more):
+    """This process may open only so many more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_more_workers_than_open_files_allow_are_refused_in_one_line_and_so_many_can_train():
+    gc.collect()  # what earlier tests have left open
+    with open_files(45):
+        now = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        with pytest.raises(ValueError, match=r"^n_envs = 30 with vectorization_mode = 'async'; allowed: ") as refused:
+            make_vector_env(Counting, 30, "async")
+        found = re.search(r"at most (\d+) with `ulimit -n (\d+)`, 30 with `ulimit -n (\d+)`$", str(refused.value))
+        most, limit, needed = (int(number) for number in found.groups())
+        assert (most, limit) == (7, now)
+        assert needed - limit == pytest.approx(4 * (30 - most), abs=3)
+        agent = small_agent(PPO, Counting, vectorization_mode="async", n_envs=most).learn(64)
+        assert agent.replay == "new"  # another worker was started to find that out
+        agent.close()
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
+def test_the_number_of_open_files_for_each_worker(context):
+    opened = []
+    for n in (1, 1, 4):  # the first one opens some for all
+        gc.collect()
+        before = len(os.listdir("/dev/fd"))
+        with contextlib.closing(WorkerVectorEnv([CartPoleEnv] * n, context=context)):
+            opened.append(len(os.listdir("/dev/fd")) - before)
+    assert opened[2] - opened[1] == 3 * FILES
 
 
 def test_no_slower_than_gymnasiums_workers():

@@ -17,6 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
+from klrl.experience.processes import check_open_files
 from klrl.experience.replay import Replay, replay
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
@@ -50,8 +51,8 @@ def make_vector_env(
     or is made anew, as ``on_worker_failure`` says.
 
     Raises:
-        ValueError: an unknown id, a missing package, spaces that no network fits, autoreset switched off, or an
-            environment or setting that the engine does not have.
+        ValueError: an unknown id, a missing package, spaces that no network fits, autoreset switched off, too many
+            processes for the limit of open files, or an environment or setting that the engine does not have.
     """
     if isinstance(env, VectorEnv):
         check_spaces(env.single_observation_space, env.single_action_space)
@@ -63,6 +64,7 @@ def make_vector_env(
         numbers = range(number_of(env) or n_envs)
         makes = [partial(SeededEpisodes, partial(CheckedSteps, make, i, spaces), i) for i in numbers]
         if vectorization_mode == "async":
+            check_open_files(len(makes))
             return WorkerVectorEnv(makes, timeout=worker_timeout, on_failure=on_worker_failure)
         return SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
     if vectorization_mode not in ENGINES:

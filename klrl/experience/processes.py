@@ -16,6 +16,28 @@ from klrl.experience.worker import DEAF, work
 
 GRACE = 2.0
 """Seconds that workers have to close their environments."""
+FILES = 4
+"""Open files of this process for each worker: two of pipes, and two by which ``multiprocessing`` sees its end."""
+OTHER_FILES = 16
+"""Left for everything else: shared memory, the start of one more worker, checkpoints."""
+
+
+def check_open_files(n: int) -> None:
+    """Refuse more workers than the limit of open files allows.
+
+    Raises:
+        ValueError: naming what is allowed now, and the limit that would do.
+    """
+    import resource  # POSIX only, as workers are
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = len(os.listdir("/dev/fd")) + OTHER_FILES
+    if limit != resource.RLIM_INFINITY and (needed := others + FILES * n) > limit:
+        most = max(0, (limit - others) // FILES)
+        raise ValueError(
+            f"n_envs = {n} with vectorization_mode = 'async'; allowed: at most {most} "
+            f"with `ulimit -n {limit}`, {n} with `ulimit -n {needed}`"
+        )
 
 
 def packed(command: str, *data: Any) -> Any:
