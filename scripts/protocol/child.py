@@ -22,10 +22,21 @@ from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
 from klrl.run.board import Board
 from klrl.run.table import Table
-from klrl.scripts.main import main as klrl
+from klrl.scripts.main import command
 from klrl.scripts.protocol import inputs
-from klrl.scripts.protocol.poisoned import ELEMENT
 from klrl.scripts.protocol.states import agent_parts, digest
+
+
+def klrl(words: list[str]) -> None:
+    """``klrl ...`` as the program does it, with its way to say warnings."""
+    sys.argv[1:] = words
+    command()
+
+
+def frugal(*words: str) -> None:
+    """Another job with two gigabytes of memory at most: what reads without end is not to take the machine's."""
+    resource.setrlimit(resource.RLIMIT_DATA, (2**31, 2**31))
+    main(list(words))
 
 
 def load(path: str) -> None:
@@ -99,14 +110,14 @@ _SINKS: dict[str, tuple[Any, str]] = {
 
 
 def poison_policy(value: str, steps: str, *words: str) -> None:
-    """``klrl ...``, with a parameter that is none in the policy that acts after so many steps."""
+    """``klrl ...``, with a parameter (of its last action) that is none in the policy that acts after so many steps."""
     act = Agent.act
 
     def poisoned(agent: Agent[Any], observations: Tensor) -> Any:
         if agent.num_timesteps >= int(steps):
             biases = [p for name, p in agent.actor.named_parameters() if name.endswith("bias")]
             with torch.no_grad():
-                biases[-1][ELEMENT] = float(value)
+                biases[-1][-1] = float(value)
         return act(agent, observations)
 
     Agent.act = poisoned  # type: ignore[assignment, method-assign]
@@ -173,6 +184,7 @@ def _waited(pid: int, timeout: float) -> tuple[int, int]:
 
 JOBS: dict[str, Callable[..., None]] = {
     "die-saving": die_saving,
+    "frugal": frugal,
     "full-disk": full_disk,
     "inputs": inputs.attempt,
     "klrl": lambda *words: klrl(list(words)),

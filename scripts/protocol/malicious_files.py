@@ -25,7 +25,7 @@ def attacks() -> Iterator[Attack]:
     yield from _archives()
     yield from _headers()
     yield from _manifests()
-    yield from _links_and_pipes()
+    yield from links_and_pipes()
 
 
 def _pickles() -> Iterator[Attack]:
@@ -112,7 +112,8 @@ def _manifests() -> Iterator[Attack]:
     yield "the manifest has a number of 10,000 digits", lambda v: _overwrite(v, "MANIFEST", b"1" * 10_000)
 
 
-def _links_and_pipes() -> Iterator[Attack]:
+def links_and_pipes() -> Iterator[Attack]:
+    """Files and folders of a checkpoint that are none."""
     for kind in ("MANIFEST", "agent", "tensors"):
         yield f"{kind} is a link to the outside", partial(_moved, kind=kind)
         yield f"{kind} is a pipe", partial(_pipe, kind=kind)

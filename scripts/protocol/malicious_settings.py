@@ -18,7 +18,7 @@ Change = Callable[[dict[str, Any], dict[str, Any]], Any]
 
 def attacks() -> Iterator[Attack]:
     """What is done, and how."""
-    for name, data in _texts().items():
+    for name, data in texts().items():
         yield f"JSON {name}", partial(_with_json, data=data)
     for name, change in {**_appetites(), **_environments(), **_numbers(), **_words()}.items():
         yield name, partial(Victim.forge, change=change)
@@ -30,7 +30,8 @@ def _with_json(v: Victim, data: Callable[[], bytes]) -> None:
     v.seal(agent=data())
 
 
-def _texts() -> dict[str, Callable[[], bytes]]:
+def texts() -> dict[str, Callable[[], bytes]]:
+    """What is no JSON, is not what JSON is expected there, or costs too much to read."""
     return {
         "100,000 lists deep": lambda: b'{"agent":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "900 objects deep": lambda: b'{"agent":' + b'{"a":' * 900 + b"1" + b"}" * 901,
