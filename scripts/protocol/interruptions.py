@@ -88,18 +88,18 @@ def _die_saving(run: Run, run_dir: Path, scratch: Path, instruction: int) -> Non
 
 
 def _of_many(run: Run, seed: str) -> Callable[[Path], Outcome]:
-    """Killed in the midst of its episodes; the same as the uninterrupted run, unless its first line says it is not."""
+    """Killed in the midst of its episodes; done in the end, in the same way unless its first line says otherwise."""
 
     def case(scratch: Path) -> Outcome:
         g, run_dir = random.Random(seed), scratch / "run"
         _die_saving(run, run_dir, scratch, _OF_A_WRITE + g.randrange(1, _OF_A_WRITE))
         whole = succeed(run.start(scratch, scratch / "whole"))
-        problems = finish(run, run_dir, run_parts(scratch / "whole"), scratch)
         named = "cannot be played again" in whole.out.partition("\n")[0]
+        problems = finish(run, run_dir, None if named else run_parts(scratch / "whole"), scratch)
         facts = {
             "named as not replayable": int(named),
             "a new environment every episode": int("gets a new one" in whole.out),
         }
-        return Outcome([] if named else problems, 1, facts)
+        return Outcome(problems, 1, facts)
 
     return case
