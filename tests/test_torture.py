@@ -13,10 +13,11 @@ from klrl.agents import PPO
 from klrl.run import checkpoint
 from klrl.scripts import torture
 from klrl.scripts.main import main
-from klrl.scripts.protocol import states
+from klrl.scripts.protocol import interrupts, malicious_runs, states
 from klrl.scripts.protocol.case import Case, Outcome, run_all, table
 from klrl.scripts.protocol.forgery import Victim
-from klrl.scripts.protocol.processes import Forks, Process, Unexpected, start_child
+from klrl.scripts.protocol.processes import Ended, Forks, Process, Unexpected, start_child
+from klrl.scripts.protocol.runs import Run, finish
 
 
 def passing(scratch):
@@ -182,6 +183,43 @@ def test_a_forgery_has_right_digests(tmp_path):
     victim = Victim(tmp_path / "run", tmp_path, tmp_path / "marker")
     victim.forge(lambda tensors, state: state.update(seed=99))
     assert PPO.load(tmp_path / "run").seed == 99
+
+
+def test_a_link_where_a_run_writes_is_seen(tmp_path):
+    small_agent(PPO).learn(64, run_dir=tmp_path / "run")
+    assert malicious_runs.links(tmp_path / "run") == []
+    (tmp_path / "run" / "metrics.csv").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "metrics.csv").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoints" / f"{128:012d}").symlink_to(tmp_path)
+    assert malicious_runs.links(tmp_path / "run") == ["metrics.csv", f"{128:012d}"]
+
+
+def test_every_attack_on_a_run_has_a_name_of_its_own():
+    parts = (malicious_runs.of_files, malicious_runs.of_settings, malicious_runs.of_the_last_step)
+    names = [name for part in parts for name, _ in part()]
+    assert len({*names}) == len(names) > 200
+
+
+@pytest.mark.parametrize(("moment", "rows", "said", "there", "wrong"), [
+    ("row", 4, "SIGUSR1: checkpoint runs/a/checkpoints/000000000384\n", 384, []),
+    ("start", 0, "SIGUSR1: nothing to save before the first update ends\n", 0, []),
+    ("row", 4, "SIGUSR1: checkpoint runs/a/checkpoints/000000000256\n", 256, ["256 steps saved after 4 updates"]),
+    ("row", 4, "SIGUSR1: checkpoint runs/a/checkpoints/000000000512\n", 384, ["512 steps said, newest of 384"]),
+    ("row", 4, "SIGUSR1: nothing to save before the first update ends\n", 0, ["nothing saved after 4"]),
+    ("write", 1, "SIGUSR1: nothing to save before the first update ends\n", 0, ["nothing saved after 1"]),
+    ("start", 0, "SIGUSR1: not saved, No space left on device\n", 0, ["nothing saved after 0"]),
+    ("evaluation", 12, "", 1536, ["nothing saved after 12"]),
+])  # fmt: skip
+def test_a_signal_that_saves_must_have_saved(moment, rows, said, there, wrong):
+    trial = interrupts.Trial(signal.SIGUSR1, "sync", moment, everyone=False)
+    problems = interrupts.unsaved(trial, Ended(0, f"before\n{said}after\n", "", 1.0), 7, rows, there)
+    assert len(problems) == len(wrong)
+    assert all(text in problem for text, problem in zip(wrong, problems, strict=True))
+
+
+def test_a_resume_that_fails_is_a_problem_whatever_numbers_may_differ(tmp_path):
+    (problem,) = finish(Run("ppo", "CartPole-v1"), tmp_path / "nothing", None, tmp_path)
+    assert problem.startswith("klrl resume ended with 2: klrl resume: ")
 
 
 @pytest.mark.parametrize("point", torture.POINTS)
