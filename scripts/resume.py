@@ -25,7 +25,7 @@ from klrl.words import plain, printable
 
 _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
-    "versions": (dict,),
+    "versions": (dict,), "start_from": (str, type(None)),
 }  # fmt: skip
 """What a config.json must have."""
 
@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         keep.claim()
         env = environment(run["env"], args.env)
         agent, learn = _agent(args.path, run, config, env)
+        if agent.training is not None:
+            keep.check_run(agent)
     reason = _finished(agent, conduct)
     if reason is not None:
         keep.release()
@@ -69,9 +71,9 @@ def _read(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
     try:
-        run = json.loads(contents(file, LARGEST_CONFIG))
+        run = {"start_from": None} | json.loads(contents(file, LARGEST_CONFIG))
         missing = _TYPES.keys() - run.keys()
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
     if missing:
         raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")
@@ -99,7 +101,7 @@ def _agent(
         saved = checkpoint.read(path)
     except FileNotFoundError:
         agent = AGENTS[run["agent"]](env, config, seed=run["seed"])
-        if run.get("start_from") is not None:
+        if run["start_from"] is not None:
             agent.start_from(run["start_from"])
         agent.preset = run.get("preset")
         return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)

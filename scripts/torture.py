@@ -59,7 +59,7 @@ POINTS = {
     "R5": "workers that die, hang or raise",
     "R6": "a full disk",
     "R7": "damaged checkpoints: cut, flipped, emptied, deleted, mixed",
-    "R8": "malicious checkpoints: code, links, bombs, settings, escapes",
+    "R8": "malicious checkpoints and run directories: code, links, bombs, settings, escapes",
     "R9": "bad settings",
     "R10": "spaces and environments of every kind, misbehaving ones among them",
     "R11": "signals at random moments",

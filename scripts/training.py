@@ -122,11 +122,13 @@ def carry_out(
     console = PlainConsole()
     budgets = conduct.budgets()
 
+    def said(path: Path | None) -> None:
+        what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
+        console.print(f"SIGUSR1: {what}")
+
     def save() -> None:
         try:
-            path = keep.save()
-            what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
-            console.print(f"SIGUSR1: {what}")
+            keep.save(said)
         except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
             console.print(f"SIGUSR1: not saved, {error}")
 

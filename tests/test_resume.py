@@ -280,6 +280,7 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
         (lambda run: edit(run, versions=[1]), "config.json is not as a run writes it: versions = [1]"),
         (lambda run: edit(run, env="CartPole-v1"), "config.json is not as a run writes it: env = CartPole-v1"),
         (lambda run: edit(run, env={"id": "CartPole-v1"}), "allowed: an id, keyword arguments and a number of steps"),
+        (lambda run: edit(run, start_from=["x"]), "config.json is not as a run writes it: start_from = ['x']"),
         (lambda run: relink(run / "config.json", "/dev/zero"), "a link, not a file: "),
     ],
 )

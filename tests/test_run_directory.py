@@ -13,7 +13,7 @@ from support import full_disk, parameters, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from klrl.agents import PPO, TRPO
-from klrl.run import Callback
+from klrl.run import Callback, checkpoint
 from klrl.run.checkpoint import read
 from klrl.run.directory import RunDirectory
 from klrl.run.disk import DiskFull
@@ -162,6 +162,25 @@ def test_a_first_observation_that_is_not_finite_is_named_and_written_and_nothing
         assert np.isnan(step["next_observation"][:, 1]).all()
     assert [p.name for p in (tmp_path / "run").iterdir()] == [file.name]
     assert agent.training is None
+
+
+class Asking(Callback):
+    """Asks for a checkpoint while one is being written, as a signal may."""
+
+    def __init__(self, keep, monkeypatch):
+        self.keep, self.told, self.due = keep, [], []
+        write = checkpoint.write
+        monkeypatch.setattr(checkpoint, "write", lambda *args: (self.keep.save(self.told.append), write(*args))[1])
+
+    def on_update_end(self, agent, batch, metrics):
+        self.due.append(agent.num_timesteps)
+
+
+def test_who_asks_for_a_checkpoint_while_it_is_written_is_told_when_it_is_there(tmp_path, monkeypatch):
+    keep = RunDirectory(tmp_path / "run", checkpoint_every=1)
+    asking = Asking(keep, monkeypatch)
+    small_agent(PPO).learn(64 * 3, [keep, asking])
+    assert [int(path.name) for path in asking.told] == asking.due
 
 
 class FailLater(Callback):

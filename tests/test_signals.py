@@ -15,6 +15,15 @@ def send(name):
     os.kill(os.getpid(), getattr(signal, name))
 
 
+@pytest.fixture(autouse=True)
+def _as_before():
+    numbers = [getattr(signal, name) for name in ENDING]
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", ENDING)
 def test_a_signal_raises_where_the_process_is_and_a_second_interrupt_would_end_it(name):
     before = signal.getsignal(getattr(signal, name))
@@ -25,7 +34,8 @@ def test_a_signal_raises_where_the_process_is_and_a_second_interrupt_would_end_i
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
         send("SIGHUP")  # a terminal that closes sends it twice, and the first one is not done yet
         send("SIGTERM")
-    assert signal.getsignal(getattr(signal, name)) is before
+    after = signal.getsignal(getattr(signal, name))
+    assert after is (before if name == "SIGINT" else signal.SIG_IGN)  # until the process has ended
 
 
 def test_an_interrupt_is_what_notebooks_and_scripts_know():

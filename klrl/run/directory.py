@@ -7,7 +7,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,7 @@ class RunDirectory(Callback):
         """The newest checkpoint."""
         self._done: Any = None
         self._saving = False
+        self._then: list[Callable[[Path | None], object]] = []
 
     def claim(self) -> None:
         """Make the directory and keep other processes out of it, from now until the training ends.
@@ -125,7 +126,7 @@ class RunDirectory(Callback):
         history: list[Metrics] = []
         episodes: list[list[str]] = []
         if self._resume:
-            self._check_run(agent)
+            self.check_run(agent)
             learned = (row for row in agent.history if STEP in row)  # not distilled, for example
             history = [row for row in learned if step(row) > agent.training.first]
             episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
@@ -145,8 +146,12 @@ class RunDirectory(Callback):
         tenth = (agent.training.last - agent.training.first) // 10
         self._every = self.checkpoint_every or min(100_000, tenth)
 
-    def _check_run(self, agent: Any) -> None:
-        """Refuse to go on with another run's files."""
+    def check_run(self, agent: Any) -> None:
+        """Refuse to go on with another run's files.
+
+        Raises:
+            ValueError: which setting differs.
+        """
         file = self.path / "config.json"
         if not file.exists():
             raise FileNotFoundError(f"run_dir = {self.path}: no config.json there; allowed: the directory of this run")
@@ -202,24 +207,34 @@ class RunDirectory(Callback):
                 table.close()
             self.release()
 
-    def save(self) -> Path | None:
-        """Make sure that the last whole update is in a checkpoint; where the newest one is.
+    def save(self, then: Callable[[Path | None], object] = lambda path: None) -> None:
+        """Make sure that the last whole update is in a checkpoint.
 
         A ``KeyboardInterrupt`` while it is being written takes effect afterwards.
-        """
-        if self._done is not None and self._done.num_timesteps > self._saved_at and not self._saving:
-            self._saving = True
-            try:
-                self._write(self._done)
-            except KeyboardInterrupt:
-                if self._done.num_timesteps > self._saved_at:
-                    self._write(self._done)
-                raise
-            finally:
-                self._saving = False
-        return self.saved
 
-    def _write(self, done: Any) -> None:
+        Args:
+            then: called with where the newest one is, once it is there: when a signal asks for one while one is being
+                written, that is afterwards.
+        """
+        self._then.append(then)
+        if self._saving:
+            return
+        self._saving = True
+        try:
+            self._write()
+        except KeyboardInterrupt:
+            self._write()
+            raise
+        finally:
+            self._saving = False
+            waiting, self._then = self._then, []
+        for tell in waiting:
+            tell(self.saved)
+
+    def _write(self) -> None:
+        done = self._done
+        if done is None or done.num_timesteps <= self._saved_at:
+            return
         for table in (self._metrics, self._episodes):
             table.sync()
         path = checkpoint.step_directory(self.path, done.num_timesteps)

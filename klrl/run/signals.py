@@ -55,9 +55,10 @@ class Signals(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back."""
+        """Give them back; after one that asked for the end, nothing but a SIGINT is to change the process's status."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            over = self._received is not None and number in _ENDING and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if over else handler)
 
     def on_update_end(self, agent: Any, batch: Any, metrics: Metrics) -> None:
         """End now if a signal has not ended the training when it came."""
