@@ -80,8 +80,8 @@ def die_saving(instruction: str, *words: str) -> None:
 
 def full_disk(sink: str, writes: str, run_dir: str, *words: str) -> None:
     """``klrl ...``, whose file of a kind (all its files) can grow by some bytes only, once it was written so often."""
-    owner, files = _SINKS[sink]
-    write, left = owner._write, int(writes)
+    owner, method, files = _SINKS[sink]
+    write, left = getattr(owner, method), int(writes)
 
     def limited(*arguments: Any, **named: Any) -> Any:
         nonlocal left
@@ -96,17 +96,17 @@ def full_disk(sink: str, writes: str, run_dir: str, *words: str) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
-    owner._write = limited
+    setattr(owner, method, limited)
     klrl(list(words))
 
 
-_SINKS: dict[str, tuple[Any, str]] = {
-    "checkpoint": (checkpoint, "no file: these are new ones"),
-    "TensorBoard": (Board, "events.*"),
-    "metrics.csv": (Table, "metrics.csv"),
-    "episodes.csv": (Table, "episodes.csv"),
+_SINKS: dict[str, tuple[Any, str, str]] = {
+    "checkpoint": (checkpoint, "_write", "no file: these are new ones"),
+    "TensorBoard": (Board, "_write", "events.*"),
+    "metrics.csv": (Table, "add", "metrics.csv"),
+    "episodes.csv": (Table, "add", "episodes.csv"),
 }
-"""What writes each kind of file, and the files that are there before."""
+"""What writes each kind of file, by which method, and the files that are there before."""
 
 
 def poison_policy(value: str, steps: str, *words: str) -> None:
