@@ -52,8 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         keep.claim()
         env = environment(run["env"], args.env)
         agent, learn = _agent(args.path, run, config, env)
-        if agent.training is not None:
-            keep.check_run(agent)
+        keep.check_run(agent)
     reason = _finished(agent, conduct)
     if reason is not None:
         keep.release()

@@ -119,18 +119,18 @@ def carry_out(
         conduct: everything else.
         preset: what the environment's preset has set.
     """
-    console = PlainConsole()
+    console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
     budgets = conduct.budgets()
 
     def said(path: Path | None) -> None:
         what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
-        console.print(f"SIGUSR1: {what}")
+        aside.print(f"SIGUSR1: {what}")
 
     def save() -> None:
         try:
             keep.save(said)
         except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
-            console.print(f"SIGUSR1: not saved, {error}")
+            aside.print(f"SIGUSR1: not saved, {error}")
 
     with Signals(save) as signals:  # before the directory is there: who sees it may send signals
         try:
@@ -143,7 +143,7 @@ def carry_out(
             agent.close()
         except Interrupted as signal:
             what = f"checkpoint {keep.saved}" if keep.saved else "nothing to keep before the first update was done"
-            console.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
+            aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
             sys.exit(128 + signal.number)
         except (FloatingPointError, OSError) as error:
             if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line

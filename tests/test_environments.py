@@ -78,6 +78,7 @@ def test_the_id_is_that_of_the_registry_where_there_is_one(env, id):
         ("CartPoll-v1", "env = 'CartPoll-v1': unknown; did you mean CartPole-v1"),
         ("CartPole-v7", "env = 'CartPole-v7'.*did you mean CartPole-v"),
         ("qqqqqqqqqqq-v0", "env = 'qqqqqqqqqqq-v0': unknown; allowed: a registered Gymnasium id"),
+        ("qqqqqqqqqqq:A-v0", "No module named 'qqqqqqqqqqq'; allowed: MODULE:ID with a module that can be imported"),
         (3, "env = 3; allowed: an id, an EnvSpec, a function"),
     ],
 )

@@ -280,6 +280,10 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
         (lambda run: edit(run, versions=[1]), "config.json is not as a run writes it: versions = [1]"),
         (lambda run: edit(run, env="CartPole-v1"), "config.json is not as a run writes it: env = CartPole-v1"),
         (lambda run: edit(run, env={"id": "CartPole-v1"}), "allowed: an id, keyword arguments and a number of steps"),
+        (
+            lambda run: finish_and_edit(run),
+            "config.json says learning_rate = 0.5, the saved agent 0.001; allowed: the",
+        ),
         (lambda run: edit(run, start_from=["x"]), "config.json is not as a run writes it: start_from = ['x']"),
         (lambda run: relink(run / "config.json", "/dev/zero"), "a link, not a file: "),
     ],
@@ -294,6 +298,11 @@ def test_what_cannot_be_resumed_is_refused_with_one_line(run, spoil, expected, c
     assert said.startswith("klrl resume: ")
     assert expected in said
     assert said.count("\n") == 1
+
+
+def finish_and_edit(run):
+    main(["resume", str(run)])
+    edit(run, config=json.loads((run / "config.json").read_text())["config"] | {"learning_rate": 0.5})
 
 
 def relink(path, target):
@@ -366,7 +375,10 @@ def test_another_runs_directory_is_refused_and_left_alone(tmp_path):
     before = state(tmp_path / "other")
     agent = small_agent(PPO, seed=2)
     interrupted(agent, tmp_path / "mine", "minibatch")
-    with pytest.raises(ValueError, match=r"is of a run with seed = 1; allowed: that of this agent's, with 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"config\.json says seed = 1, the saved agent 2; allowed: the directory of the agent's own run",
+    ):
         agent.resume(run_dir=tmp_path / "other")
     with pytest.raises(FileNotFoundError, match=r"no config\.json there; allowed: the directory of this run"):
         agent.resume(run_dir=tmp_path / "mistyped")

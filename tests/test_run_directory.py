@@ -162,6 +162,7 @@ def test_a_first_observation_that_is_not_finite_is_named_and_written_and_nothing
         assert np.isnan(step["next_observation"][:, 1]).all()
     assert [p.name for p in (tmp_path / "run").iterdir()] == [file.name]
     assert agent.training is None
+    small_agent(PPO).learn(64, run_dir=tmp_path / "run")  # no run was there
 
 
 class Asking(Callback):

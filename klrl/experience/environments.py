@@ -124,6 +124,8 @@ def check_id(env: str) -> None:
         gym.spec(name)
     except (gym.error.Error, ImportError) as error:
         hint = nearest(name, gym.registry) or "; allowed: a registered Gymnasium id"
+        if isinstance(error, ModuleNotFoundError):
+            hint = "; allowed: MODULE:ID with a module that can be imported (PYTHONPATH=. for this folder's)"
         detail = one_line(error) if not isinstance(error, gym.error.NameNotFound) else "unknown"
         raise ValueError(f"env = {env!r}: {detail}{hint}") from error
 

@@ -21,7 +21,10 @@ from klrl.run.callback import Callback, Metrics
 from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
+from klrl.words import plain
 
+NON_FINITE = "non-finite.npz"
+"""The step in which a number was none; alone where that was the first one, and no run has begun."""
 LARGEST_CONFIG = 2**20
 """Bytes of a config.json that a run could have written."""
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
@@ -44,7 +47,7 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
 
 
 def _check_empty(path: Path, name: str = "run_dir") -> None:
-    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK}):
+    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK, NON_FINITE}):
         more = " (klrl resume goes on with the run there)" if (path / "config.json").exists() else ""
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory{more}")
 
@@ -156,11 +159,15 @@ class RunDirectory(Callback):
         if not file.exists():
             raise FileNotFoundError(f"run_dir = {self.path}: no config.json there; allowed: the directory of this run")
         then = json.loads(contents(file, LARGEST_CONFIG))
-        now = agent.describe() | {"total_timesteps": agent.training.last}
-        for name in ("agent", "env", "seed", "total_timesteps"):
-            if then[name] != now[name]:
-                what = f"is of a run with {name} = {then[name]}; allowed: that of this agent's, with {now[name]}"
-                raise ValueError(f"run_dir = {self.path} {what}")
+        now = json.loads(json.dumps(agent.describe()))
+        if agent.training is not None:
+            now |= {"total_timesteps": agent.training.last}
+        for data in (then, now):  # wherever it was saved, it may go on elsewhere
+            data |= {k: v for k, v in data["config"].items() if k != "device"}
+        for name in (*now["config"], "agent", "env", "seed", "total_timesteps"):
+            if name in now and then.get(name) != now[name]:
+                said = plain(f"config.json says {name} = {then.get(name)}, the saved agent {now[name]}")
+                raise ValueError(f"run_dir = {self.path}: {said}; allowed: the directory of the agent's own run")
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """One row and one point per metric; a checkpoint when it is time."""
@@ -181,7 +188,7 @@ class RunDirectory(Callback):
     def on_error(self, agent: Any, error: Exception) -> None:
         """Write the step in which a number was none, for inspection."""
         if isinstance(error, NonFinite) and error.transition:
-            path = self.path / "non-finite.npz"
+            path = self.path / NON_FINITE
             try:
                 file = io.BytesIO()
                 np.savez(file, **error.transition)  # type: ignore[arg-type]
