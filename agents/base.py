@@ -26,7 +26,7 @@ from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.run import checkpoint
-from klrl.run.callback import Callback, CallbackList, Metrics
+from klrl.run.callback import Callback, Metrics, gather
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
@@ -105,7 +105,7 @@ class Agent(Acting[C], abc.ABC):
         """
         if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
-        callbacks = self._callbacks(callback, progress_bar, run_dir, resume=False)
+        callbacks = gather(callback, progress_bar, run_dir)
         return self._train(Training(self.num_timesteps, self.num_timesteps + int(total_timesteps)), callbacks)
 
     def resume(
@@ -127,7 +127,7 @@ class Agent(Acting[C], abc.ABC):
         """
         if self.training is None:
             raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
-        return self._train(self.training, self._callbacks(callback, progress_bar, run_dir, resume=True))
+        return self._train(self.training, gather(callback, progress_bar, run_dir, resume=True))
 
     def _train(self, training: Training, callback: Callback) -> Self:
         first, started = self.num_timesteps, time.monotonic()
@@ -169,28 +169,6 @@ class Agent(Acting[C], abc.ABC):
         self.episodes.clear()
         self.episodes.extend(map(state.episode, done.state["episodes"]))
         self._source.go_back(done.whereabouts)
-
-    def _callbacks(
-        self,
-        callback: Callback | Sequence[Callback] | None,
-        progress_bar: bool,
-        run_dir: str | Path | None,
-        *,
-        resume: bool,
-    ) -> Callback:
-        given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
-        callbacks = [c for c in given if c is not None]
-        for unfit in (c for c in callbacks if not isinstance(c, Callback)):
-            raise ValueError(f"callback = {unfit!r}; allowed: a klrl.run.Callback or several")
-        if run_dir is not None:
-            from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
-
-            callbacks.append(RunDirectory(run_dir, resume=resume))
-        if progress_bar:
-            from klrl.run.progress import Progress
-
-            callbacks.append(Progress())
-        return CallbackList(callbacks)
 
     @property
     def replay(self) -> Replay | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -100,3 +101,31 @@ class CallbackList(Callback):
         with ExitStack() as stack:
             for callback in reversed(self.callbacks):
                 stack.callback(callback.on_training_end, agent)
+
+
+def gather(
+    callback: Callback | Sequence[Callback] | None,
+    progress_bar: bool = False,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+) -> Callback:
+    """What is to be told of a training, as ``Agent.learn`` takes it, in one.
+
+    Raises:
+        ValueError: something that is no callback.
+        FileExistsError: ``run_dir`` is not empty.
+    """
+    given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
+    callbacks = [c for c in given if c is not None]
+    for unfit in (c for c in callbacks if not isinstance(c, Callback)):
+        raise ValueError(f"callback = {unfit!r}; allowed: a klrl.run.Callback or several")
+    if run_dir is not None:
+        from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
+
+        callbacks.append(RunDirectory(run_dir, resume=resume))
+    if progress_bar:
+        from klrl.run.progress import Progress
+
+        callbacks.append(Progress())
+    return CallbackList(callbacks)
