@@ -32,7 +32,7 @@ class Damage:
 
 
 def cases(seed: int) -> list[Case]:
-    """Some three hundred damages, in groups of twenty-five."""
+    """Three hundred damages, in groups of twenty-five."""
     every = list(_damages(random.Random(f"{seed} R7")))
     groups = [every[i : i + _IN_ONE_CASE] for i in range(0, len(every), _IN_ONE_CASE)]
     return [
@@ -52,7 +52,7 @@ def _damages(g: random.Random) -> Iterator[Damage]:
     for i in range(50):
         part = g.random()
         yield Damage(files[i % 3], f"cutting at {part:.4f}", _cutting(part))
-    for i in range(200):
+    for i in range(226):
         part, bits = g.random(), g.randrange(1, 256)
         yield Damage(files[i % 3], f"changing the byte at {part:.4f} by {bits}", _flipping(part, bits))
     for file in files:
