@@ -58,13 +58,13 @@ class Agent(Acting[C], abc.ABC):
         usable(config.device)
         reference = None if config.reference is None else _read_reference(config.reference)
         envs = make_vector_env(env, *_engine(config))
-        config = config.with_envs(envs.num_envs)
         try:
+            config = config.with_envs(envs.num_envs)
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
             if reference is not None:
                 self._refer_to(reference)
         except ValueError:  # a setting or a reference that does not fit the spaces
-            if envs is not env:
+            if number_of(env) is None:  # a user's own are still wanted
                 envs.close()
             raise
         self._begin(Source(env, envs), env_id(env) if applied else None)
@@ -205,20 +205,26 @@ class Agent(Acting[C], abc.ABC):
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
+        Where there are fewer, minibatches are no larger than the rollout. Those that the agent had made are closed.
+
         Raises:
-            ValueError: the spaces differ.
+            ValueError: the spaces differ; the agent has kept its environments.
         """
+        before = self._source
         self._put_in(env)
+        if before.envs is not self._source.envs and number_of(before.env) is None:
+            before.close()
 
     def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
         envs = make_vector_env(env, *_engine(self.config))
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
+            config = self.config.with_envs(envs.num_envs)
         except ValueError:
-            if envs is not env:
+            if number_of(env) is None:
                 envs.close()
             raise
-        self.config = self.config.with_envs(envs.num_envs)
+        self.config = config
         self._source = Source(env, envs, at)
 
     def close(self) -> None:

@@ -50,6 +50,8 @@ class AgentConfig:
 
     algorithm: ClassVar[str]
     """The agent's name on the command line, in presets and in saved state."""
+    at_most_samples: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Settings that are at most n_envs * n_steps."""
 
     trust_region: RegionArgument
     """What limits the step."""
@@ -211,5 +213,11 @@ class AgentConfig:
         return cls(**(values | {"trust_region": region_from_json(values["trust_region"])}))
 
     def with_envs(self, n_envs: int) -> Self:
-        """The same settings for another number of environments (one the user brings has its own)."""
-        return self if n_envs == self.n_envs else replace(self, n_envs=n_envs)
+        """The same settings for another number of environments (one the user brings has its own).
+
+        Minibatches are no larger than the rollout then is.
+        """
+        if n_envs == self.n_envs:
+            return self
+        capped = {name: min(getattr(self, name), n_envs * self.n_steps) for name in self.at_most_samples}
+        return replace(self, n_envs=n_envs, **capped)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from environments import Counting, Noise, Sampling, random_batch, small_agent
-from gymnasium.vector import SyncVectorEnv
-from support import Nowhere, both, parameters, same, slots
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from support import Nowhere, both, parameters, same, slots, without_time
 from test_every_space import CASES, train
 
-from klrl.agents import NPG, PPO, TRPO
+from klrl.agents import NPG, PPO, TRPO, PPOConfig
 from klrl.run import checkpoint
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
 
@@ -184,6 +184,62 @@ def test_a_loaded_agent_takes_the_environments_it_is_given(agent_class, tmp_path
     loaded = agent_class.load(path, SyncVectorEnv([Counting] * 3))
     assert loaded.config.n_envs == 3
     assert loaded.learn(64).num_timesteps >= 64
+
+
+@both
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_another_number_of_environments_learns_on_with_minibatches_no_larger_than_the_rollout(agent_class, n, tmp_path):
+    def envs():
+        return SyncVectorEnv([lambda: gym.make("CartPole-v1")] * n, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    path = small_agent(agent_class, n_envs=4, n_steps=16, batch_size=64).learn(64).save(tmp_path / "agent")
+    loaded, put_in = agent_class.load(path, envs()), agent_class.load(path)
+    put_in.set_env(envs())
+    for a in (loaded, put_in):
+        assert (a.config.n_envs, a.config.n_steps, a.config.batch_size) == (n, 16, min(64, 16 * n))
+        assert a.learn(1).num_timesteps == 64 + 16 * n
+    assert same(parameters(loaded), parameters(put_in))
+    again = agent_class.load(loaded.save(tmp_path / "other"), envs())
+    assert again.learn(1).config.n_envs == n
+
+
+def test_a_vector_of_fewer_environments_than_the_settings_have_caps_minibatches():
+    agent = PPO(SyncVectorEnv([Counting] * 2), PPOConfig(n_steps=32, batch_size=256))
+    assert (agent.config.n_envs, agent.config.batch_size) == (2, 64)
+    with pytest.raises(ValueError, match="batch_size = 256; allowed: at most n_envs"):
+        PPO(Counting, PPOConfig(n_envs=2, n_steps=32, batch_size=256))
+
+
+def test_what_thins_the_fisher_matrix_is_capped_as_well():
+    agent = small_agent(TRPO, sub_sampling_factor=64)
+    agent.set_env(gym.make("CartPole-v1"))
+    assert agent.learn(32).config.sub_sampling_factor == 32
+
+
+def test_environments_that_are_refused_leave_the_agent_learning_in_its_own(tmp_path):
+    def agent():
+        return small_agent(PPO, Counting, scale_rewards=False).learn(64)
+
+    refusing, other = agent(), agent()
+    with pytest.raises(ValueError, match="env has observation_space"):
+        refusing.set_env("Pendulum-v1")
+    assert without_time(refusing.learn(64)) == without_time(other.learn(64))
+
+
+def test_environments_that_were_made_are_closed_when_others_take_their_place_and_a_users_own_are_not():
+    made = []
+
+    def make():
+        made.append(Counting())
+        return made[-1]
+
+    agent, own = small_agent(PPO, make), Counting()
+    agent.set_env(own)
+    assert all(env.closed for env in made)
+    agent.set_env(make)
+    assert not own.closed
+    agent.set_env(agent._source.envs)
+    assert not made[-1].closed
 
 
 def test_arguments_of_a_registered_environment_are_saved_and_stay_with_the_agent(tmp_path):
