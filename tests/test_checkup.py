@@ -159,6 +159,11 @@ def test_a_healthy_environment_passes_and_its_numbers_are_counted():
     assert "200 random steps" in found["finite numbers"].answer
 
 
+def test_of_limits_around_each_other_the_least_is_named():
+    limited = gym.wrappers.TimeLimit(gym.make("CartPole-v1", max_episode_steps=70), 1000)
+    assert findings(lambda: limited)["time limit"].answer == "episodes are truncated after 70 steps"
+
+
 class Listing(Sampling):
     """Its tuples are lists."""
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
+from klrl.experience.environments import time_limit
 from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
@@ -74,8 +75,7 @@ def _spaces(env: gym.Env) -> Finding:
 
 
 def _time_limit(env: gym.Env) -> Finding:
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    if limit is not None:
+    if (limit := time_limit(env)) is not None:
         return Finding("time limit", "ok", f"episodes are truncated after {limit} steps")
     return Finding("time limit", "note", "none: an episode may never end, and then has no return to report")
 

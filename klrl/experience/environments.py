@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal, TypeGuard, cast
@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
@@ -138,7 +139,7 @@ def env_id(env: EnvLike) -> str | None:
     return spec.id if spec is not None else None
 
 
-def number_of(env: EnvLike) -> int | None:
+def number_of(env: EnvLike | None) -> int | None:
     """How many environments it is; ``None`` where as many are made as one likes."""
     return env.num_envs if isinstance(env, VectorEnv) else 1 if isinstance(env, gym.Env) else None
 
@@ -146,15 +147,37 @@ def number_of(env: EnvLike) -> int | None:
 def describe(env: EnvLike | None) -> dict[str, Any] | None:
     """An id, ``EnvSpec`` or ``Env`` as JSON; ``None`` for what a registered id and plain settings cannot name."""
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
-    spec = spec.spec if isinstance(spec, gym.Env) else spec
-    if not isinstance(spec, EnvSpec):
+    limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
+    if isinstance(env, gym.Env):
+        spec, limit = env.spec, time_limit(env)
+        if not all(type(wrapper) in _IN_A_SPEC for wrapper in _wrappers(env)):
+            return None
+    if not isinstance(spec, EnvSpec) or spec.additional_wrappers:
         return None
-    data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": spec.max_episode_steps}
+    if spec.entry_point != gym.registry.get(spec.id, spec).entry_point:
+        return None
+    data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": limit}
     try:
         plain = json.loads(json.dumps(data)) == data
     except TypeError:
         plain = False
-    return data if plain and not spec.additional_wrappers else None
+    return data if plain else None
+
+
+_IN_A_SPEC = {TimeLimit, OrderEnforcing, PassiveEnvChecker}
+"""What a spec does not count as additional wrappers, nor what is derived from them."""
+
+
+def _wrappers(env: gym.Env) -> Iterator[gym.Wrapper]:
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
+
+def time_limit(env: gym.Env) -> int | None:
+    """After how many steps episodes are truncated: the least of all limits, while ``spec`` names the outermost one."""
+    limits = (wrapper._max_episode_steps for wrapper in _wrappers(env) if isinstance(wrapper, TimeLimit))
+    return min(limits, default=None)
 
 
 def described(data: dict[str, Any] | None) -> EnvSpec | None:
