@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
 from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
+from klrl.agents.making import make_envs, try_env
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.state import Training
-from klrl.experience import Collector, EnvLike, Episode, make_vector_env
+from klrl.experience import Collector, EnvLike, Episode
 from klrl.experience.environments import describe, described, env_id, number_of
-from klrl.experience.replay import Replay
+from klrl.experience.replay import Replay, Trial
 from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
@@ -57,7 +59,7 @@ class Agent(Acting[C], abc.ABC):
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         usable(config.device)
         reference = None if config.reference is None else _read_reference(config.reference)
-        envs = make_vector_env(env, *_engine(config))
+        envs = make_envs(env, config)
         try:
             config = config.with_envs(envs.num_envs)
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
@@ -71,6 +73,8 @@ class Agent(Acting[C], abc.ABC):
 
     def _begin(self, source: Source, preset: str | None) -> None:
         self._source = source
+        self._rebuilds_where_that_helps = False
+        """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
         self.preset = preset
         self.training: Training | None = None
         """The training that was begun last."""
@@ -170,20 +174,14 @@ class Agent(Acting[C], abc.ABC):
         self.episodes.extend(map(state.episode, done.state["episodes"]))
         self._source.go_back(done.whereabouts)
 
-    @property
-    def replay(self) -> Replay | None:
-        """Where episodes of the environments that are learned from can be played again; ``None``: not known yet."""
-        return self._source.replay
-
     def _collect(self) -> Collector:
         """The collector of the current environments, made when first needed."""
-        if self._source.envs is None:
-            if self._source.env is None:
-                raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-            self._put_in(self._source.env, self._source.whereabouts)
+        self._make_envs()
         if self._source.collector is None:
+            if self._source.whereabouts is not None and self.trial is None:  # interrupted, and nobody has tried before
+                self.trial = try_env(self._source.env, self.config)
             seeds = environment_seeds(self.seed, self.num_timesteps)
-            if not self._source.begin(self.encoding, seeds, self.num_timesteps):
+            if not self._source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
         assert self._source.collector is not None
         return self._source.collector
@@ -202,6 +200,44 @@ class Agent(Acting[C], abc.ABC):
 
     # -- environments ---------------------------------------------------------------------------
 
+    @property
+    def envs(self) -> VectorEnv:
+        """The environments that are learned from: ``call(name, ...)``, ``get_attr``, ``set_attr`` as Gymnasium has it.
+
+        Names are those of the environments and their wrappers; klrl's own wrappers around them have none. Where a
+        worker process is made anew, its environment is given again what was set last.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        return self._make_envs()
+
+    def _make_envs(self) -> VectorEnv:
+        if self._source.envs is None:
+            if self._source.env is None:
+                raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
+            self._put_in(self._source.env, self._source.whereabouts)
+        assert self._source.envs is not None
+        return self._source.envs
+
+    @property
+    def trial(self) -> Trial | None:
+        """What was found when one of the environments was tried; ``None``: nobody has.
+
+        That is done where an agent is to go on in the episodes of a saved one or of an interrupted training, and by
+        ``klrl train``.
+        """
+        return self._source.trial
+
+    @trial.setter
+    def trial(self, trial: Trial) -> None:
+        self._source.trial = trial
+
+    @property
+    def replay(self) -> Replay | None:
+        """Where the environments' episodes can be played again; ``None``: not known yet."""
+        return None if self.trial is None else self.trial.replay
+
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
@@ -216,16 +252,23 @@ class Agent(Acting[C], abc.ABC):
             before.close()
 
     def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
-        envs = make_vector_env(env, *_engine(self.config))
+        """Make environments, to go on where others were if there are as many; try one before."""
+        config, trial = self.config, None
+        if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
+            trial = try_env(env, config)
+            if trial.replay == "new" and self._rebuilds_where_that_helps:
+                config = replace(config, rebuild_envs=True)
+        else:
+            at = None
+        envs = make_envs(env, config)
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
-            config = self.config.with_envs(envs.num_envs)
+            self.config = config.with_envs(envs.num_envs)
         except ValueError:
             if number_of(env) is None:
                 envs.close()
             raise
-        self.config = config
-        self._source = Source(env, envs, at)
+        self._source = Source(env, envs, at, trial)
 
     def close(self) -> None:
         """Close the environments; worker processes end."""
@@ -316,10 +359,11 @@ class Agent(Acting[C], abc.ABC):
     ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
-        Without ``env``, learning continues on the registered environment that was saved, if it was one; where its
-        episodes can be played again, in those that were interrupted. A trust region of your own class is not saved;
-        give it again as ``trust_region``. By default the agent returns to the device it was saved on, or to the CPU
-        where this machine has no such device.
+        Without ``env``, learning continues on the registered environment that was saved, if it was one. Where as many
+        environments are given or made as were saved, and their episodes can be played again, it continues in those
+        that were interrupted; two environments are made before, one after the other, to try that. A trust region of
+        your own class is not saved; give it again as ``trust_region``. By default the agent returns to the device it
+        was saved on, or to the CPU where this machine has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -361,6 +405,7 @@ class Agent(Acting[C], abc.ABC):
         state.restore(agent, tensors, data)
         agent.region = region_from_json(data["region"])
         agent._begin(Source(described(data["env"]), at=state.whereabouts(tensors)), data["preset"])
+        agent._rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
         agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.unpacked(data["history"], tensors)
         agent.training = Training.of(data["training"])
@@ -372,11 +417,6 @@ def _read_reference(path: str | Path) -> SavedPolicy:
         return SavedPolicy.read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
-
-
-def _engine(config: AgentConfig) -> tuple[Any, ...]:
-    """What environments are made with."""
-    return config.n_envs, config.vectorization_mode, config.worker_timeout, config.on_worker_failure
 
 
 def _is_count(x: object) -> bool:

@@ -95,6 +95,16 @@ class AgentConfig:
     on_worker_failure: OnFailure = "stop"
     """When a worker process of async dies, raises or hangs: end the training (stop), or make it anew and go on with its
     next episode (restart; the third time without an episode that ended, training ends)."""
+    rebuild_envs: bool = False
+    """Make a new environment for every episode, so that even those that go on differently once used can be resumed
+    exactly. The price: a constructor per episode, and all that an environment keeps over resets is lost (curricula,
+    running statistics, counters)."""
+    seed_every_episode: bool = True
+    """Seed every episode; or only each environment's first one, where a reset with a seed costs much more than one
+    without (ale-py loads the ROM anew): episodes then cannot be played again, and resumption begins new ones."""
+    try_envs: bool = True
+    """Try, with 400 random steps in environments made for that and closed, whether episodes can be played again: at the
+    beginning of klrl train, and where an agent is to go on in the episodes of a saved one or after an interrupt."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95
@@ -152,6 +162,10 @@ class AgentConfig:
         if self.on_worker_failure == "restart" and self.vectorization_mode != "async":
             raise ValueError(
                 f"on_worker_failure = 'restart' with vectorization_mode = {self.vectorization_mode!r}; allowed: 'async'"
+            )
+        if self.rebuild_envs and not self.seed_every_episode:
+            raise ValueError(
+                "seed_every_episode = False with rebuild_envs = True, so every one is a first; allowed: True"
             )
         if self.region.reads_reference and self.reference is None:
             raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")

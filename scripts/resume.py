@@ -15,12 +15,13 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
+from klrl.experience.replay import Trial
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG, versions
 from klrl.run.disk import contents
 from klrl.scripts.command_line import bad_input, failed_worker, parse
 from klrl.scripts.saved_agents import environment
-from klrl.scripts.training import Conduct, carry_out
+from klrl.scripts.training import Conduct, carry_out, tried_and_made
 from klrl.words import plain, printable
 
 _TYPES = {
@@ -86,8 +87,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _settings(path: Path, run: dict[str, Any]) -> tuple[Conduct, AgentConfig]:
+    # Before there was the setting, a new environment was made for every episode where a trial found that to help.
+    config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
     try:
-        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(run["config"])
+        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 
@@ -99,12 +102,14 @@ def _agent(
     try:
         saved = checkpoint.read(path)
     except FileNotFoundError:
-        agent = AGENTS[run["agent"]](env, config, seed=run["seed"])
+        agent = tried_and_made(run["agent"], env, config, run["seed"])
         if run["start_from"] is not None:
             agent.start_from(run["start_from"])
         agent.preset = run.get("preset")
         return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
     agent = load_agent(path, env, saved=saved)
+    if agent.trial is None:  # there is no place to go back to
+        agent.trial = Trial("never")
     return agent, agent.resume
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from klrl.agents import Agent
+from klrl.agents import AGENTS, Agent, AgentConfig
+from klrl.agents.making import try_env
 from klrl.experience import BadStep
-from klrl.experience.environments import env_id, factory
-from klrl.experience.replay import Replay
+from klrl.experience.environments import check_id, env_id, factory
+from klrl.experience.replay import Trial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
@@ -76,26 +77,48 @@ class Conduct:
 
 
 class Opening(Callback):
-    """The first lines: whether the run can be resumed exactly, and which preset it has."""
+    """The first lines: whether the run can be resumed exactly, what seeds cost, and which preset it has."""
 
     def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
         self._say, self._env, self._preset = say, env, preset
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Say what there is to say."""
-        if (note := NOTES[agent.replay]) is not None:
-            self._say(f"{env_id(self._env)}: {note}")
+        name, trial = env_id(self._env), agent.trial
+        if trial is not None:
+            for note in _notes(trial, agent.config):
+                self._say(f"{name}: {note}")
         if self._preset:
-            self._say(f"preset for {env_id(self._env)}: {', '.join(self._preset)}")
+            self._say(f"preset for {name}: {', '.join(self._preset)}")
 
 
-NOTES: dict[Replay, str | None] = {
-    "used": None,
-    "new": "a used environment goes on differently, so every episode gets a new one",
-    "unknown": "random actions fail in it, so nobody knows whether its episodes can be played again; klrl resume tries",
-    "never": "episodes cannot be played again; if this run is interrupted, klrl resume goes on in new ones",
-}
-"""What to know about a run, by where its episodes can be played again."""
+def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
+    """What to know about a run, by what was found of its environment."""
+    if not trial.playable(config.rebuild_envs):
+        why = {"new": "a used environment goes on differently: "}.get(trial.replay, "")
+        how = " (--rebuild-envs makes a new one for each)" if trial.replay == "new" else ""
+        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume goes on in new ones"
+    elif trial.replay == "unknown":
+        why = "random actions fail in it" if config.try_envs else "it was not tried"
+        yield f"{why}, so nobody knows whether its episodes can be played again; klrl resume tries"
+    elif config.rebuild_envs:
+        yield "every episode gets a new environment, and nothing that one keeps outlives it"
+    if (advice := costly_seeds(trial)) is not None:
+        yield advice
+
+
+def tried_and_made(name: str, env: str | EnvSpec, config: AgentConfig, seed: int) -> Agent[Any]:
+    """A new agent that knows what was found of its environment, tried before its own are made.
+
+    Raises:
+        ValueError: as agents do.
+    """
+    if isinstance(env, str):
+        check_id(env)
+    trial = try_env(env, config)
+    agent = AGENTS[name](env, config, seed=seed)
+    agent.trial = trial
+    return agent
 
 
 def carry_out(

@@ -11,7 +11,19 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.experience.environments import time_limit
-from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
+from klrl.experience.replay import (
+    EPISODES,
+    Recording,
+    Trial,
+    copied,
+    costly_seeds,
+    difference,
+    equal,
+    leaves,
+    random_action,
+    record,
+    reset_seconds,
+)
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
 from klrl.words import plain
@@ -58,11 +70,15 @@ def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Fi
         yield _aliasing(env, seed)
         yield _numbers(checked, seed, steps)
         yield _replay("the same after other episodes", checked, recordings, "note", _USED)
+        yield _seeds(checked)
     with CheckedSteps(make, 0, promised) as fresh:
         yield _replay("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
 
 
-_USED = "an episode depends on those before it, so klrl makes a new environment for each"
+_USED = (
+    "an episode depends on those before it, so episodes cannot be played again; if a run is interrupted, klrl resume "
+    "goes on in new ones (--rebuild-envs makes a new environment for each)"
+)
 _FRESH = "the same seed and actions give other episodes: runs cannot be repeated or resumed exactly"
 
 
@@ -87,6 +103,14 @@ def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: V
             return Finding(question, verdict, f"no ({where}): {otherwise}")
     n = sum(len(recording.actions) for recording in recordings)
     return Finding(question, "ok", f"yes, {n} of {n} steps equal to the bit")
+
+
+def _seeds(env: gym.Env) -> Finding:
+    """What they cost."""
+    seconds = reset_seconds(env)
+    if (advice := costly_seeds(Trial("unknown", *seconds))) is not None:
+        return Finding("cheap seeds", "note", f"no: {advice}")
+    return Finding("cheap seeds", "ok", "yes, a reset with one takes {:.2g} s, one without {:.2g} s".format(*seconds))
 
 
 def _aliasing(env: gym.Env, seed: int) -> Finding:

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
-from klrl.experience.environments import autoreset_mode, is_seeded, reset, streams
+from klrl.experience.environments import astray, autoreset_mode, is_seeded, reset, streams
 from klrl.experience.steps import BadStep
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
@@ -90,8 +90,9 @@ class Collector:
         )
 
     def _check_arrival(self, expected: Tensor) -> None:
-        for i, (one, other) in enumerate(zip(self._observation.numpy(), expected.numpy(), strict=True)):
-            if one.tobytes() != other.tobytes():
+        each = zip(self._observation.numpy(), expected.numpy(), astray(self.envs), strict=True)
+        for i, (one, other, lost) in enumerate(each):
+            if lost or one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
                 raise Elsewhere(f"environment {i} did not come back to where it was, {where}")
 

@@ -8,8 +8,8 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.experience.collector import Collector, Elsewhere
-from klrl.experience.environments import EnvLike, is_seeded, prepare
-from klrl.experience.replay import Replay
+from klrl.experience.environments import EnvLike, is_seeded
+from klrl.experience.replay import Trial
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.observations import Encoding
 
@@ -21,13 +21,18 @@ class Source:
         env: what they are made of; ``None`` where nobody knows.
         envs: those that have been made.
         at: where others of their kind were, and these are to go on.
+        trial: what was found of one, if one has been tried.
     """
 
-    def __init__(self, env: EnvLike | None, envs: VectorEnv | None = None, at: Whereabouts | None = None) -> None:
-        self.env, self.envs = env, envs
+    def __init__(
+        self,
+        env: EnvLike | None,
+        envs: VectorEnv | None = None,
+        at: Whereabouts | None = None,
+        trial: Trial | None = None,
+    ) -> None:
+        self.env, self.envs, self.trial = env, envs, trial
         self.collector: Collector | None = None
-        self.replay: Replay | None = None
-        """Where their episodes can be played again; ``None``: nobody has looked yet."""
         self._at = at
 
     @property
@@ -35,22 +40,31 @@ class Source:
         """Where the environments are, or are to go on."""
         return self._at if self.collector is None else self.collector.whereabouts
 
-    def begin(self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int) -> bool:
-        """Make the collector, at new episodes from these seeds (False) or where the environments were (True)."""
+    def begin(
+        self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
+    ) -> bool:
+        """Make the collector, at new episodes from these seeds (False) or where the environments were (True).
+
+        Args:
+            encoding: of observations.
+            seeds: for new episodes.
+            total_timesteps: steps taken before.
+            rebuilt: whether every episode has an environment of its own.
+        """
         assert self.envs is not None
-        if self.replay is None:
-            self.replay = prepare(self.env, self.envs)
-        self.collector = self._where_they_were(self.envs, encoding, total_timesteps)
+        self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt)
         if self.collector is not None:
             return True
         self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
         return False
 
-    def _where_they_were(self, envs: VectorEnv, encoding: Encoding, total_timesteps: int) -> Collector | None:
+    def _where_they_were(
+        self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
+    ) -> Collector | None:
         if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
             return None
         problem: object = "episodes of these environments cannot be played again"
-        if self.replay != "never":
+        if self.trial is None or self.trial.playable(rebuilt):
             try:
                 return Collector(envs, self._at, encoding, total_timesteps)
             except Elsewhere as error:

@@ -40,7 +40,8 @@ class Whereabouts:
         """The same, one environment at a time."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))
         since = [actions[len(actions) - length :, i] for i, length in enumerate(self.lengths)]
-        return [Place(int(s), int(e), tuple(a)) for s, e, a in zip(self.streams, self.episodes, since, strict=True)]
+        each = zip(self.streams, self.episodes, since, self.returns, strict=True)
+        return [Place(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved."""

@@ -108,7 +108,9 @@ class _Server:
             name, args, kwargs = data
             attribute = self.env.get_wrapper_attr(name)
             return attribute(*args, **kwargs) if callable(attribute) else attribute
-        return isinstance(self.env, SeededEpisodes)
+        if command == "astray":
+            return isinstance(self.env, SeededEpisodes) and self.env.astray
+        return isinstance(self.env, SeededEpisodes) and self.env.every
 
     def _step(self, actions: Any) -> tuple[float, bool, bool, dict[str, Any]]:
         action = self._actions[self._index].copy() if actions is None else self._mine(actions)

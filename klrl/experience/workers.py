@@ -68,13 +68,14 @@ class WorkerVectorEnv(VectorEnv):
     Needs POSIX.
 
     Args:
-        makes: one function per environment, called in its process; and the first once here, for its spaces.
+        makes: one function per environment, called in its process.
         timeout: seconds for a command, and for a step that a reset has to play again, after which a worker hangs.
         on_failure: raise ("stop"), or make the worker anew and begin the next episode ("restart"): then its step is
             none, with reward 0, a True in ``infos["worker_restarted"]``, and ``infos["worker_episode"]`` says how many
             episodes came before the one that begins. The third failure in a row without an episode that ended is
             raised, and so is one before the first reset.
         context: start method of ``multiprocessing``; the platform's default without.
+        like: one that has been made, to see its spaces; by default the first function is called once more, here.
 
     Raises:
         BadStep: an environment broke Gymnasium's promises, in any command; all workers have ended.
@@ -88,16 +89,18 @@ class WorkerVectorEnv(VectorEnv):
         timeout: float = 60.0,
         on_failure: OnFailure = "stop",
         context: str | None = None,
+        like: gym.Env | None = None,
     ) -> None:
         self.num_envs, self.timeout, self.on_failure = len(makes), timeout, on_failure
         self.env_fns = makes
         self._makes = [CloudpickleWrapper(make) for make in makes]
         self._context = cast("Any", multiprocessing.get_context(context))
-        one = makes[0]()
+        one = like or makes[0]()
         self.metadata = dict(one.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.render_mode = one.render_mode
         self.single_observation_space, self.single_action_space = one.observation_space, one.action_space
-        one.close()
+        if like is None:
+            one.close()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         spaces = self.single_observation_space, self.single_action_space
@@ -115,12 +118,17 @@ class WorkerVectorEnv(VectorEnv):
         self._busy, self._playing = True, False
         self._seeded = [bool(answer) for answer in self._ask("hello")]
 
+    @property
+    def seeded(self) -> bool:
+        """Whether all episodes are seeded one by one."""
+        return all(self._seeded)
+
     # -- the interface of VectorEnv -------------------------------------------------------------
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin episodes, by seed, at ``place`` where that was set, or the next; all, or ``options["reset_mask"]``."""
+        """Begin episodes, by seed, where :meth:`go_to` said, or the next; all, or ``options["reset_mask"]``."""
         n, mask = self.num_envs, None
         given = [None] * n if seed is None else seed
         seeds = [given + i for i in range(n)] if isinstance(given, (int, np.integer)) else list(given)
@@ -203,12 +211,17 @@ class WorkerVectorEnv(VectorEnv):
         values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values of {name!r} has {len(values)} elements; allowed: {self.num_envs}")
-        if name == "place":  # what a reset tells them anyway
-            self._next = values
-            return
         for attributes, value in zip(self._attributes, values, strict=True):
             attributes[name] = value
         self._ask("set", name, each=values)
+
+    def go_to(self, places: Sequence[Place]) -> None:
+        """Have the next reset of seeded episodes lead there."""
+        self._next = list(places)
+
+    def astray(self) -> tuple[bool, ...]:
+        """Whether the way there led elsewhere."""
+        return self._ask("astray")
 
     def render(self) -> tuple[Any, ...]:
         """Every environment's picture."""
