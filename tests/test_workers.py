@@ -738,18 +738,35 @@ class Rarely(Counting):
 def test_training_goes_on_and_counts(tmp_path):
     env = partial(Rarely, tmp_path / "raised")
     agent = small_agent(PPO, env, vectorization_mode="async", on_worker_failure="restart")
-    agent._collect()  # it is tried before
-    (tmp_path / "raised").unlink()
     with pytest.warns(RuntimeWarning, match="sensor fault; restarted"):
         agent.learn(128)
     assert [metrics["rollout/worker_restarts"] for metrics in agent.history] == [1.0] * len(agent.history)
     agent.close()
     (tmp_path / "raised").unlink()
     agent = small_agent(PPO, env, vectorization_mode="async")
-    agent._collect()
-    (tmp_path / "raised").unlink()
     with pytest.raises(WorkerFailed, match="ValueError: sensor fault"):
         agent.learn(128)
+
+
+@pytest.mark.parametrize(("every", "begun"), [(True, f"seed {Place(5, 1).seed}"), (False, None)])
+def test_the_seed_of_an_episode_that_fails_is_named_where_it_had_one(every, begun):
+    envs = make_vector_env(Fifth, 1, "async", seed_every_episode=every)
+    envs.reset(seed=[5])
+    where = "episode 1" if begun is None else f"episode 1, {begun}"
+    with pytest.raises(WorkerFailed, match=rf"^environment 0 \({where}\): ValueError: the fifth step"):
+        steps(envs, 5)
+
+
+class Fifth(Counting):
+    """Fails in its fifth step, the second of its second episode."""
+
+    taken = 0
+
+    def step(self, action):
+        self.taken += 1
+        if self.taken == 5:
+            raise ValueError("the fifth step")
+        return super().step(action)
 
 
 def test_only_workers_can_be_restarted():

@@ -110,7 +110,7 @@ class _Server:
             return attribute(*args, **kwargs) if callable(attribute) else attribute
         if command == "astray":
             return isinstance(self.env, SeededEpisodes) and self.env.astray
-        return isinstance(self.env, SeededEpisodes) and self.env.every
+        return self.env.every if isinstance(self.env, SeededEpisodes) else None
 
     def _step(self, actions: Any) -> tuple[float, bool, bool, dict[str, Any]]:
         action = self._actions[self._index].copy() if actions is None else self._mine(actions)

@@ -44,13 +44,14 @@ class WorkerFailed(RuntimeError):
     Args:
         index: of the environment.
         place: where it was; None before its first reset.
-        seed: what the episode was begun with; None before its first reset.
+        seed: what the episode was begun with; None before its first reset, or where it was begun with none.
         what: happened.
         traceback: the worker's own, where there is one.
     """
 
     def __init__(self, index: int, place: Place | None, seed: int | None, what: str, traceback: str = "") -> None:
-        where = "before its first reset" if place is None else f"episode {place.episode}, seed {seed}"
+        began = "" if seed is None else f", seed {seed}"
+        where = "before its first reset" if place is None else f"episode {place.episode}{began}"
         self.index, self.seed, self.episode = index, seed, place.episode if place is not None else None
         self.what = what
         self.reason = f"environment {index} ({where}): {what}"
@@ -116,7 +117,8 @@ class WorkerVectorEnv(VectorEnv):
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
         self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
         self._busy, self._playing = True, False
-        self._seeded = [bool(answer) for answer in self._ask("hello")]
+        self._seeded: tuple[bool | None, ...] = self._ask("seeded")
+        """Whether every episode is seeded; ``None``: nobody does that but a reset."""
 
     @property
     def seeded(self) -> bool:
@@ -301,7 +303,9 @@ class WorkerVectorEnv(VectorEnv):
             return WorkerFailed(i, None, None, what, traceback)
         if ended:
             place = self._places[i] = place.following
-        return WorkerFailed(i, place, place.seed if self._seeded[i] else place.stream, what, traceback)
+        seed = place.stream if self._seeded[i] is None else place.seed
+        begun = None if self._seeded[i] is False and place.episode > 0 else seed
+        return WorkerFailed(i, place, begun, what, traceback)
 
     def _replace(self, failure: WorkerFailed) -> Any:
         """Start a worker in place of one that failed, unless that is the end; what it is told first."""
