@@ -44,12 +44,13 @@ class Agent(Acting[C], abc.ABC):
         env: a Gymnasium id, an ``EnvSpec``, a function that makes an ``Env``, an ``Env`` or a ``VectorEnv``.
         config: settings; by default the environment's preset where there is one, else the defaults.
         seed: the run's seed; environments, networks, actions and minibatches get independent streams from it.
+        trial: try an environment before those to learn from are made, so that ``replay`` is known from the beginning.
 
     Raises:
         ValueError: an unknown id, an unsupported space, a setting out of range.
     """
 
-    def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0) -> None:
+    def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0, trial: bool = False) -> None:
         _check_seed(seed)
         if not isinstance(config, (self.config_class, type(None))):
             raise ValueError(f"config = {config!r}; allowed: a {self.config_class.__name__}")
@@ -59,6 +60,7 @@ class Agent(Acting[C], abc.ABC):
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         usable(config.device)
         reference = None if config.reference is None else _read_reference(config.reference)
+        found = try_env(env, config) if trial else None
         envs = make_envs(env, config)
         try:
             config = config.with_envs(envs.num_envs)
@@ -69,7 +71,7 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:  # a user's own are still wanted
                 envs.close()
             raise
-        self._begin(Source(env, envs), env_id(env) if applied else None)
+        self._begin(Source(env, envs, trial=found), env_id(env) if applied else None)
 
     def _begin(self, source: Source, preset: str | None) -> None:
         self._source = source
@@ -179,7 +181,7 @@ class Agent(Acting[C], abc.ABC):
         self._make_envs()
         if self._source.collector is None:
             if self._source.whereabouts is not None and self.trial is None:  # interrupted, and nobody has tried before
-                self.trial = try_env(self._source.env, self.config)
+                self._source.trial = try_env(self._source.env, self.config)
             seeds = environment_seeds(self.seed, self.num_timesteps)
             if not self._source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
@@ -228,10 +230,6 @@ class Agent(Acting[C], abc.ABC):
         ``klrl train``.
         """
         return self._source.trial
-
-    @trial.setter
-    def trial(self, trial: Trial) -> None:
-        self._source.trial = trial
 
     @property
     def replay(self) -> Replay | None:

@@ -15,13 +15,12 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
-from klrl.experience.replay import Trial
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG, versions
 from klrl.run.disk import contents
 from klrl.scripts.command_line import bad_input, failed_worker, parse
 from klrl.scripts.saved_agents import environment
-from klrl.scripts.training import Conduct, carry_out, tried_and_made
+from klrl.scripts.training import Conduct, carry_out
 from klrl.words import plain, printable
 
 _TYPES = {
@@ -102,14 +101,12 @@ def _agent(
     try:
         saved = checkpoint.read(path)
     except FileNotFoundError:
-        agent = tried_and_made(run["agent"], env, config, run["seed"])
+        agent = AGENTS[run["agent"]](env, config, seed=run["seed"], trial=True)
         if run["start_from"] is not None:
             agent.start_from(run["start_from"])
         agent.preset = run.get("preset")
         return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
     agent = load_agent(path, env, saved=saved)
-    if agent.trial is None:  # there is no place to go back to
-        agent.trial = Trial("never")
     return agent, agent.resume
 
 

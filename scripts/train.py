@@ -21,7 +21,7 @@ from klrl.run import checkpoint
 from klrl.run.directory import check_new
 from klrl.run.presets import preset
 from klrl.scripts.command_line import bad_input, fail, failed_worker, parse
-from klrl.scripts.training import Conduct, carry_out, tried_and_made
+from klrl.scripts.training import Conduct, carry_out
 from klrl.validation import Bounds, NonNegativeInt
 from klrl.words import nearest
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
-        agent = tried_and_made(name, training.env, training.agent, training.seed)
+        agent = AGENTS[name](training.env, training.agent, seed=training.seed, trial=True)
         if training.start_from is not None:
             agent.start_from(training.start_from)
         notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from klrl.agents import AGENTS, Agent, AgentConfig
-from klrl.agents.making import try_env
+from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
-from klrl.experience.environments import check_id, env_id, factory
+from klrl.experience.environments import env_id, factory
 from klrl.experience.replay import Trial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
@@ -84,10 +83,10 @@ class Opening(Callback):
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Say what there is to say."""
-        name, trial = env_id(self._env), agent.trial
-        if trial is not None:
-            for note in _notes(trial, agent.config):
-                self._say(f"{name}: {note}")
+        name = env_id(self._env)
+        trial = agent.trial or Trial("never")  # a saved agent whose environments have no place to go back to
+        for note in _notes(trial, agent.config):
+            self._say(f"{name}: {note}")
         if self._preset:
             self._say(f"preset for {name}: {', '.join(self._preset)}")
 
@@ -105,20 +104,6 @@ def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
         yield "every episode gets a new environment, and nothing that one keeps outlives it"
     if (advice := costly_seeds(trial)) is not None:
         yield advice
-
-
-def tried_and_made(name: str, env: str | EnvSpec, config: AgentConfig, seed: int) -> Agent[Any]:
-    """A new agent that knows what was found of its environment, tried before its own are made.
-
-    Raises:
-        ValueError: as agents do.
-    """
-    if isinstance(env, str):
-        check_id(env)
-    trial = try_env(env, config)
-    agent = AGENTS[name](env, config, seed=seed)
-    agent.trial = trial
-    return agent
 
 
 def carry_out(

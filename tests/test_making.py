@@ -211,3 +211,12 @@ def test_keeping_environments_changes_no_bit_where_a_used_one_is_as_good_as_a_ne
         small_agent(PPO, partial(Noise, box(1)), rebuild_envs=rebuilt).learn(2 * STEPS) for rebuilt in (False, True)
     )
     assert same(one.actor.parameters(), other.actor.parameters())
+
+
+def test_one_is_tried_before_those_of_a_new_agent_are_made_where_that_is_wanted(tmp_path):
+    path = tmp_path / "tally"
+    agent = PPO(lambda: Tallied(path, Counting()), PPOConfig(n_envs=1), trial=True)
+    letters, _ = tally(path)
+    assert (letters.count("m"), alive(letters), letters[-1]) == (3, 1, "m")
+    assert agent.replay == "new"
+    assert PPO(Counting).replay is None
