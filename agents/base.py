@@ -6,7 +6,7 @@ import abc
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -26,7 +26,7 @@ from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.run import checkpoint
-from klrl.run.callback import Callback, Metrics, gather
+from klrl.run.callback import Callback, Metrics, gather, info_metric
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
@@ -138,7 +138,7 @@ class Agent(Acting[C], abc.ABC):
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
                 self.progress_remaining = training.remaining(self.num_timesteps)
-                batch = collector.collect(self.act, self.config.n_steps)
+                batch = collector.collect(self.act, self.config.n_steps, self.config.info_keys)
                 callback.on_update_start(self, batch)
                 metrics = self.update(batch, callback)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
@@ -196,6 +196,9 @@ class Agent(Acting[C], abc.ABC):
             "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
             "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),
         }
+        for key in self.config.info_keys:
+            said = [e.info[key] for e in episodes if key in e.info]
+            metrics[info_metric(key)] = float(np.mean(said)) if said else float("nan")
         if self.config.on_worker_failure == "restart":
             metrics["rollout/worker_restarts"] = float(self._collect().restarts)
         return metrics
@@ -293,7 +296,7 @@ class Agent(Acting[C], abc.ABC):
             "env": describe(self._source.env),
             "preset": self.preset,
             "ep_rew_mean": float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None,
-            "episodes": [astuple(e) for e in self.episodes],
+            "episodes": [list(vars(e).values()) for e in self.episodes],
             "history": self.history.copy(),
             "training": self.training,
         }

@@ -93,6 +93,9 @@ class AgentConfig:
     on_worker_failure: OnFailure = "stop"
     """When a worker process of async dies, raises or hangs: end the training (stop), or make it anew and go on with its
     next episode (restart; the third time without an episode that ended, training ends)."""
+    info_keys: tuple[Annotated[str, Pattern(r"[^\x00-\x1f\x7f]+", "text of printable characters")], ...] = ()
+    """Keys of numbers in info: what an episode's last step says under them is averaged over the last 100 episodes, as
+    rollout/success_rate (is_success) or rollout/info/KEY."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95

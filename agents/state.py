@@ -194,14 +194,15 @@ def unpacked(groups: Sequence[dict[str, Any]], tensors: Tensors) -> list[Metrics
 
 
 def episode(data: Sequence[Any]) -> Episode:
-    """As it was saved.
+    """As it was saved, or before there were infos.
 
     Raises:
         ValueError: it is not made of numbers.
     """
-    if not all(type(x) in (int, float) for x in data):
+    *numbers, info = data if len(data) > 4 else [*data, {}]
+    if not isinstance(info, dict) or not all(type(x) in (int, float) for x in (*numbers, *info.values())):
         raise ValueError(f"episode {data!r}; allowed: numbers")
-    return Episode(*data)
+    return Episode(*numbers, info=info)
 
 
 def whereabouts(tensors: Tensors) -> Whereabouts | None:

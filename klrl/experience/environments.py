@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -17,6 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
+from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
 from klrl.experience.replay import Replay, replay
 from klrl.experience.steps import CheckedSteps
@@ -55,8 +57,7 @@ def make_vector_env(
             processes for the limit of open files, or an environment or setting that the engine does not have.
     """
     if isinstance(env, VectorEnv):
-        check_spaces(env.single_observation_space, env.single_action_space)
-        autoreset_mode(env)
+        _check_vector(env)
         return env
     make = factory(env)
     if vectorization_mode in ("sync", "async"):
@@ -65,8 +66,9 @@ def make_vector_env(
         makes = [partial(SeededEpisodes, partial(CheckedSteps, make, i, spaces), i) for i in numbers]
         if vectorization_mode == "async":
             check_open_files(len(makes))
-            return WorkerVectorEnv(makes, timeout=worker_timeout, on_failure=on_worker_failure)
-        return SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
+            return WorkerEnvs(makes, timeout=worker_timeout, on_failure=on_worker_failure)
+        # What is returned may change in the next step: the collector copies what it keeps.
+        return SyncEnvs(makes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     if vectorization_mode not in ENGINES:
         allowed = ", ".join(["sync", "async", *ENGINES])
         raise ValueError(f"vectorization_mode = {vectorization_mode!r}; allowed: {allowed}")
@@ -74,6 +76,24 @@ def make_vector_env(
     envs = ENGINES[vectorization_mode](spec, n_envs, *_probe(env, make))
     autoreset_mode(envs)
     return envs
+
+
+def _check_vector(envs: VectorEnv) -> None:
+    """Look at what a user's vector says of itself; and warn where the agent's seed will not reach it."""
+    for name in ("num_envs", "single_observation_space", "single_action_space"):
+        if getattr(envs, name, None) is None:
+            raise ValueError(f"env = {type(envs).__name__} without {name}; allowed: a VectorEnv that has it")
+    if not isinstance(envs.num_envs, (int, np.integer)) or envs.num_envs < 1:
+        raise ValueError(f"num_envs = {envs.num_envs!r} of {type(envs).__name__}; allowed: an integer >= 1")
+    check_spaces(envs.single_observation_space, envs.single_action_space)
+    autoreset_mode(envs)
+    if any(cls.__module__.partition(".")[0] == "envpool" for cls in type(envs.unwrapped).__mro__):
+        warnings.warn(
+            "env is an EnvPool, which takes a seed only when it is made: the agent's seed does not reach it; "
+            "allowed: envpool.make(..., seed=...) by yourself, or vectorization_mode = 'envpool'",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> tuple[gym.Space, gym.Space]:
@@ -135,7 +155,7 @@ def env_id(env: EnvLike) -> str | None:
     if isinstance(env, str):
         return env.rpartition(":")[2]
     spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
-    return spec.id if spec is not None else None
+    return spec.id if isinstance(spec, EnvSpec) else None
 
 
 def number_of(env: EnvLike) -> int | None:
@@ -180,12 +200,25 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     """NEXT_STEP or SAME_STEP, as the environment declares it; Gymnasium's default where it is silent.
 
     Raises:
-        ValueError: autoreset is off; rollouts could not go on after an episode.
+        ValueError: autoreset is off, or something else is declared.
     """
-    mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
-    if mode is AutoresetMode.DISABLED:
-        raise ValueError(f"autoreset_mode = {mode.value!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
-    return mode
+    return declared_mode(envs) or AutoresetMode.NEXT_STEP
+
+
+def declared_mode(envs: VectorEnv) -> AutoresetMode | None:
+    """NEXT_STEP or SAME_STEP, by the mode itself, its value or its name; ``None`` where the environment is silent.
+
+    Raises:
+        ValueError: autoreset is off, and rollouts could not go on after an episode; or something else is declared.
+    """
+    said = (envs.metadata or {}).get("autoreset_mode")
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        if said is mode or (isinstance(said, str) and said.replace("_", "").lower() == mode.value.lower()):
+            return mode
+    if said is None:
+        return None
+    shown = said.value if isinstance(said, AutoresetMode) else said
+    raise ValueError(f"autoreset_mode = {shown!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
 
 
 def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:

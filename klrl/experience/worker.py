@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import pickle
 import signal
 import threading
 import time
@@ -15,12 +16,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector.utils import batch_space, iterate, read_from_shared_memory, write_to_shared_memory
+from gymnasium.vector.utils import read_from_shared_memory, write_to_shared_memory
 
 from klrl.experience.episodes import Place, SeededEpisodes
 
 DEAF = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
 """Signals that concern the parent, which may get them at the same time."""
+
+Answer = tuple[float, bool, bool, bytes, tuple[Any, bytes] | None]
+"""To a step or a reset: reward, terminated, truncated, and the info of the state that it led to; where that begins
+another episode, the last observation and info of the one before. Infos are pickled apart: not everyone reads them."""
 
 
 def work(
@@ -89,7 +94,7 @@ class _Server:
     """Commands on an environment, one of ``n``."""
 
     def __init__(self, env: gym.Env, index: int, n: int, memory: tuple[Any, Any]) -> None:
-        self.env, self._index, self._n, self._memory = env, index, n, memory[0]
+        self.env, self._index, self._memory = env, index, memory[0]
         self._observations = read_from_shared_memory(env.observation_space, memory[0], n)
         self._actions: Any = read_from_shared_memory(env.action_space, memory[1], n)
         self.ended = False
@@ -110,20 +115,18 @@ class _Server:
             return attribute(*args, **kwargs) if callable(attribute) else attribute
         return isinstance(self.env, SeededEpisodes)
 
-    def _step(self, actions: Any) -> tuple[float, bool, bool, dict[str, Any]]:
-        action = self._actions[self._index].copy() if actions is None else self._mine(actions)
+    def _step(self, *given: Any) -> Answer:
+        action = given[0] if given else self._actions[self._index].copy()
         observation, reward, terminated, truncated, info = self.env.step(action)
+        last = None
         if terminated or truncated:
             self.ended = True
-            last = {"final_obs": observation, "final_info": info}
+            last = observation, pickled(info)
             observation, info = self.env.reset()
-            info = last | info
         self._show(observation)
-        return float(reward), bool(terminated), bool(truncated), info
+        return float(reward), bool(terminated), bool(truncated), pickled(info), last
 
-    def _reset(
-        self, place: Place, seed: int | None, options: dict[str, Any] | None
-    ) -> tuple[float, bool, bool, dict[str, Any]]:
+    def _reset(self, place: Place, seed: int | None, options: dict[str, Any] | None) -> Answer:
         if isinstance(self.env, SeededEpisodes):
             self.env.place, seed = place, None
         elif seed is None and self._new:
@@ -131,19 +134,29 @@ class _Server:
         self._new = False
         observation, info = self.env.reset(seed=seed, options=options)
         self._show(observation)
-        return 0.0, False, False, info
-
-    def _mine(self, actions: Any) -> Any:
-        each = list(iterate(batch_space(self.env.action_space, self._n), actions))
-        if len(each) != self._n:
-            raise ValueError(f"{len(each)} actions; allowed: {self._n}")
-        return each[self._index]
+        return 0.0, False, False, pickled(info), None
 
     def _show(self, observation: Any) -> None:
         if isinstance(self._observations, np.ndarray):
             self._observations[self._index] = observation
         else:
             write_to_shared_memory(self.env.observation_space, self._index, observation, self._memory)
+
+
+def pickled(info: dict[str, Any]) -> bytes:
+    """An info to be sent; what cannot be pickled is in it as a text that says so."""
+    try:
+        return pickle.dumps(info)
+    except Exception:  # whatever the objects in there do
+        return pickle.dumps({_sendable(key): _sendable(value) for key, value in info.items()})
+
+
+def _sendable(x: Any) -> Any:
+    try:
+        pickle.dumps(x)
+    except Exception as error:
+        return f"{type(x).__name__} that cannot be sent from a worker process: {type(error).__name__}: {error}"
+    return x
 
 
 def _prepare(last_words: connection.Connection) -> None:

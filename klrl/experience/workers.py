@@ -6,6 +6,7 @@ import contextlib
 import copy
 import multiprocessing
 import multiprocessing.util
+import pickle
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,19 +19,19 @@ from gymnasium.vector.utils import (
     CloudpickleWrapper,
     batch_space,
     create_shared_memory,
+    iterate,
     read_from_shared_memory,
 )
 
 from klrl.experience.episodes import Place
 from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
+from klrl.experience.worker import Answer
 
 OnFailure = Literal["stop", "restart"]
-Step = tuple[float, bool, bool, dict[str, Any]]
-"""A worker's answer to a step (reward, terminated, truncated, info), and to a reset, without reward and ends."""
 FAILURES = 3
 """So many in a row, without an episode that ended, are the end."""
-STEP = packed("step", None)
+STEP = packed("step")
 """With actions in shared memory."""
 
 
@@ -107,7 +108,7 @@ class WorkerVectorEnv(VectorEnv):
         self._next: list[Place | None] = [None] * self.num_envs
         self._attributes: list[dict[str, Any]] = [{} for _ in makes]
         self._failures = [0] * self.num_envs
-        self._begun: dict[int, Step] = {}
+        self._begun: dict[int, Answer] = {}
         """First steps of workers replaced while nobody could be told."""
         self._workers: list[WorkerProcess] = []
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
@@ -128,7 +129,7 @@ class WorkerVectorEnv(VectorEnv):
             raise ValueError(f"seed has {len(seeds)} elements; allowed: {n}")
         if options is not None and "reset_mask" in options:
             options = dict(options)
-            mask = options.pop("reset_mask")
+            mask = self._checked_mask(options.pop("reset_mask"))
         self._enter()
         messages = {}
         for i in range(n) if mask is None else np.flatnonzero(mask).tolist():
@@ -138,6 +139,17 @@ class WorkerVectorEnv(VectorEnv):
         observations, _, _, _, infos = self._results(*self._exchange(messages))
         self._busy, self._playing = False, True
         return observations, infos
+
+    def _checked_mask(self, mask: Any) -> np.ndarray:
+        what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        allowed = f"allowed: an array of bool and shape ({self.num_envs},), True somewhere"
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
+            raise TypeError(f"options['reset_mask'] is {what}; {allowed}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"options['reset_mask'] is {what if mask.any() else 'nowhere True'}; {allowed}")
+        if (self._busy or not self._playing) and not mask.all():
+            raise gym.error.ResetNeeded("options['reset_mask'] before a reset of all; allowed: reset")
+        return mask
 
     def _begin(self, i: int, seed: int | None) -> Place:
         if seed is not None:
@@ -151,12 +163,11 @@ class WorkerVectorEnv(VectorEnv):
         """One step everywhere, and a reset where it ended an episode."""
         if not self.closed and (self._busy or not self._playing):
             raise gym.error.ResetNeeded("step before a reset, or after a command that was interrupted; allowed: reset")
-        message = self._message(actions)
+        messages = self._messages(actions)
         self._enter()
-        asked = [i for i in range(self.num_envs) if i not in self._begun]
-        answers, begun = self._exchange(dict.fromkeys(asked, message))
+        answers, begun = self._exchange({i: m for i, m in enumerate(messages) if i not in self._begun})
         begun, self._begun = self._begun | begun, {}
-        for i, (_, terminated, truncated, _) in answers.items():
+        for i, (_, terminated, truncated, *_) in answers.items():
             place = self._places[i]
             if (terminated or truncated) and place is not None:
                 self._places[i], self._failures[i] = place.following, 0
@@ -164,31 +175,53 @@ class WorkerVectorEnv(VectorEnv):
         self._busy = False
         return result
 
-    def _message(self, actions: Any) -> Any:
-        """One for all workers: arrays of the action space's type in shared memory, whatever else packed."""
-        mine = self._actions
+    def _messages(self, actions: Any) -> list[Any]:
+        """One for each: arrays of the action space's type are in shared memory, whatever else is packed.
+
+        Raises:
+            ValueError: there are more or fewer actions than environments.
+        """
+        mine, n = self._actions, self.num_envs
         arrays = isinstance(mine, np.ndarray) and isinstance(actions, np.ndarray)
         if arrays and (mine.shape, mine.dtype) == (actions.shape, actions.dtype):
             mine[...] = actions
-            return STEP
-        return packed("step", actions)
+            return [STEP] * n
+        each = list(iterate(self.action_space, actions))
+        if len(each) != n:
+            raise ValueError(f"{len(each)} actions; allowed: {n}, one for each environment")
+        return [packed("step", action) for action in each]
 
     def _results(
-        self, answers: dict[int, Step], begun: dict[int, Step]
+        self, answers: dict[int, Answer], begun: dict[int, Answer]
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
         infos: dict[str, Any] = {}
         answers = answers | begun
         for i in sorted(answers):  # Gymnasium's arrays have the type of the first environment's value
-            rewards[i], terminated[i], truncated[i], info = answers[i]
+            rewards[i], terminated[i], truncated[i], info, last = answers[i]
             place = self._places[i]
+            if last is not None:
+                infos = self._add_info(infos, {"final_obs": last[0], "final_info": self._opened(last[1])}, i)
             if i in begun and place is not None:
-                info = info | {"worker_restarted": True, "worker_episode": place.episode}
-            if info:
-                infos = self._add_info(infos, info, i)
+                infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": place.episode}, i)
+            infos = self._add_info(infos, self._opened(info), i)
         observations = read_from_shared_memory(self.single_observation_space, self._memory[0], self.num_envs)
         return copy.deepcopy(observations), rewards, terminated, truncated, infos
+
+    def _opened(self, info: bytes) -> Any:
+        """What ``_add_info`` is to gather."""
+        return pickle.loads(info)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Every environment's seed."""
+        return self.get_attr("np_random_seed")
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Copies of every environment's generator of random numbers."""
+        return self.get_attr("np_random")
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Every environment's result of a method, or its attribute."""
@@ -243,10 +276,10 @@ class WorkerVectorEnv(VectorEnv):
             self._start_all()
         self._busy = True
 
-    def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Step]]:
+    def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Answer]]:
         """Answers to messages; and of workers that failed, their successors' first steps instead."""
         answers, failed = self._converse(messages)
-        begun: dict[int, Step] = {}
+        begun: dict[int, Answer] = {}
         while failed:
             messages = {i: self._replace(failure) for i, failure in failed.items()}
             first, failed = self._converse(messages)

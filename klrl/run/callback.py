@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float | str]
 """One update's metrics by name, ``group/name``; all are numbers but ``train/stop_reason``."""
+SUCCESS, INFO = "rollout/success_rate", "rollout/info/"
+"""Metrics of what infos say under is_success, and under any other key, whose name follows."""
+
+
+def info_metric(key: str) -> str:
+    """The metric that is the mean over episodes of what their last infos say under a key."""
+    return SUCCESS if key == "is_success" else f"{INFO}{key}"
 
 
 class Callback:

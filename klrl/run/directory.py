@@ -164,7 +164,8 @@ class RunDirectory(Callback):
             now |= {"total_timesteps": agent.training.last}
         for data in (then, now):  # wherever it was saved, it may go on elsewhere
             data |= {k: v for k, v in data["config"].items() if k != "device"}
-        for name in (*now["config"], "agent", "env", "seed", "total_timesteps"):
+        known = [name for name in now["config"] if name in then["config"]]  # others are younger than the run
+        for name in (*known, "agent", "env", "seed", "total_timesteps"):
             if name in now and then.get(name) != now[name]:
                 said = plain(f"config.json says {name} = {then.get(name)}, the saved agent {now[name]}")
                 raise ValueError(f"run_dir = {self.path}: {said}; allowed: the directory of the agent's own run")

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from klrl.experience import Batch
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import INFO, SUCCESS, Callback, Metrics
 
 
 class Progress(Callback):
@@ -73,11 +73,13 @@ def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
         "max KL": f"{number('drift/kl_max'):.3f}",
     }
     optional = {
+        "success": (SUCCESS, ".0%"),
         "clipped": ("train/clip_fraction", ".0%"),
         "penalty": ("train/kl_penalty", ".3g"),
         "line search": ("train/line_search_scale", ".2f"),
         "explained": ("train/explained_variance", ".2f"),
     }
+    optional |= {name.partition("/")[2]: (name, ".3g") for name in metrics if name.startswith(INFO)}
     facts |= {label: _show(number(name), form) for label, (name, form) in optional.items() if name in metrics}
     reason = str(metrics.get("train/stop_reason", ""))
     return facts | ({"note": reason} if reason.startswith(("rejected", "stopped")) else {})
