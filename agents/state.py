@@ -199,10 +199,11 @@ def episode(data: Sequence[Any]) -> Episode:
     Raises:
         ValueError: it is not made of numbers.
     """
-    *numbers, info = data if len(data) > 4 else [*data, {}]
+    total_timesteps, episode_return, length, env_index, info = data if len(data) > 4 else [*data, {}]
+    numbers = total_timesteps, episode_return, length, env_index
     if not isinstance(info, dict) or not all(type(x) in (int, float) for x in (*numbers, *info.values())):
         raise ValueError(f"episode {data!r}; allowed: numbers")
-    return Episode(*numbers, info=info)
+    return Episode(*numbers, info)
 
 
 def whereabouts(tensors: Tensors) -> Whereabouts | None:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import pickle
 import re
 import resource
 import signal
@@ -26,8 +27,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
 from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.infos import WorkerEnvs
 from klrl.experience.processes import FILES
 from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.worker import pickled
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
 from klrl.policy.distributions import Categorical
 
@@ -139,8 +142,67 @@ def test_what_is_no_array_of_the_action_space_reaches_the_environment_as_it_is()
         for actions in ([0, 1], np.array([1, 0], np.int32), np.array([0, 1]), (1, 1)):
             envs.step(actions)
             assert equal(envs.get_attr("last"), tuple(actions))
-        with pytest.raises(WorkerFailed, match=r"environment \d .*ValueError: 3 actions; allowed: 2"):
-            envs.step([0, 1, 0])
+
+
+@pytest.mark.parametrize("actions", [[0, 1, 0], [0], np.zeros(3, int), np.zeros((0,), int), ()], ids=repr)
+def test_a_wrong_number_of_actions_is_refused_and_nothing_happens(actions):
+    with contextlib.closing(WorkerVectorEnv([Counting] * 2)) as envs:
+        before, workers = envs.reset(seed=0)[0], pids(envs)
+        with pytest.raises(ValueError, match=rf"^{len(actions)} actions; allowed: 2, one for each environment$"):
+            envs.step(actions)
+        assert all(map(running, workers))
+        after = envs.step(np.array([3, 2]))[0]
+        assert (after - before)[:, 2:].tolist() == [[1, 3], [1, 2]]  # one step on, with these actions
+        assert pids(envs) == workers
+
+
+def test_a_wrong_number_of_actions_is_refused_in_every_action_space():
+    space = gym.spaces.Dict(a=box(1), b=gym.spaces.Discrete(3))
+    with contextlib.closing(WorkerVectorEnv([partial(Sampling, box(2), space)] * 2)) as envs:
+        envs.reset(seed=0)
+        actions = envs.action_space.sample()
+        with pytest.raises(ValueError, match=r"^1 actions; allowed: 2"):
+            envs.step({key: x[:1] for key, x in actions.items()})
+        envs.step(actions)
+
+
+def test_seeds_and_generators_are_those_of_the_environments():
+    one = SyncVectorEnv([partial(gym.make, "CartPole-v1")] * 3, autoreset_mode=SAME)
+    with contextlib.closing(WorkerVectorEnv(one.env_fns)) as envs:
+        for e in (one, envs):
+            e.reset(seed=42)
+        assert envs.np_random_seed == one.np_random_seed == (42, 43, 44)
+        assert [x.bit_generator.state for x in envs.np_random] == [x.bit_generator.state for x in one.np_random]
+        envs.reset()
+        assert envs.np_random_seed == (42, 43, 44)  # the streams go on
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "what"),
+    [
+        ([True, False], TypeError, "list"),
+        (np.array([1, 0]), TypeError, r"int64 \(2,\)"),
+        (np.array([True]), ValueError, r"bool \(1,\)"),
+        (np.array([[True, False]]), ValueError, r"bool \(1, 2\)"),
+        (np.array([False, False]), ValueError, "nowhere True"),
+    ],
+    ids=repr,
+)
+def test_a_reset_mask_is_validated(mask, error, what):
+    one = SyncVectorEnv([Counting] * 2, autoreset_mode=SAME)
+    with contextlib.closing(WorkerVectorEnv([Counting] * 2)) as envs:
+        partly = np.array([True, False])
+        with pytest.raises(gym.error.ResetNeeded):
+            envs.reset(options={"reset_mask": partly})
+        envs.reset(seed=0)
+        allowed = r"allowed: an array of bool and shape \(2,\), True somewhere"
+        with pytest.raises(error, match=rf"^options\['reset_mask'\] is {what}; {allowed}$"):
+            envs.reset(options={"reset_mask": mask})
+        with pytest.raises(error):
+            one.reset(options={"reset_mask": mask})  # so does Gymnasium
+        options = {"reset_mask": partly}
+        assert envs.reset(options=options)[0][:, 1].tolist() == [1, 0]
+        assert options == {"reset_mask": partly}
 
 
 class Remembering(Counting):
@@ -402,18 +464,42 @@ class Odd(Counting):
         return *super().step(action)[:4], self.info()
 
 
-@pytest.mark.parametrize(
-    ("info", "message"),
-    [
-        (lambda: {"lock": multiprocessing.Lock()}, "RuntimeError: .*should only be shared"),
-        (lambda: {"error": TwoArguments(1, 2)}, "its answer cannot be read: TypeError: .*missing 1 required"),
-    ],
-    ids=["written", "read"],
-)
-def test_an_info_that_cannot_be_sent_is_reported(info, message):
-    with contextlib.closing(WorkerVectorEnv([partial(Odd, info)])) as envs:
+def test_what_cannot_be_sent_of_an_info_is_a_text_that_says_so():
+    odd = {"lock": multiprocessing.Lock(), "f": lambda: 0, "n": 3, ("a", 1): "b", "deep": [{"e": (x for x in "ab")}]}
+    with contextlib.closing(WorkerVectorEnv([partial(Odd, lambda: odd)])) as envs:
         envs.reset(seed=4)
-        with pytest.raises(WorkerFailed, match=rf"environment 0 \(episode 0, seed 4\): {message}"):
+        for _ in range(5):  # an episode ends, too
+            *_, infos = envs.step(np.zeros(1, int))
+            assert infos["n"][0] == 3 if "n" in infos else infos["final_info"]["n"][0] == 3
+    assert pickle.loads(pickled(odd)) == {
+        "lock": "Lock that cannot be sent from a worker process: RuntimeError: Lock objects should only be shared "
+        "between processes through inheritance",
+        "f": f"function that cannot be sent from a worker process: {reason(odd['f'])}",
+        "n": 3,
+        ("a", 1): "b",
+        "deep": f"list that cannot be sent from a worker process: {reason(odd['deep'])}",
+    }
+
+
+def reason(x):
+    try:
+        pickle.dumps(x)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_an_info_that_cannot_be_read_is_so_only_for_those_who_read_it():
+    makes = [partial(Odd, lambda: {"error": TwoArguments(1, 2)})]
+    unreadable = pytest.raises(BadStep, match=r"^info of environment 0 cannot be read: TypeError: .*missing 1 required")
+    with contextlib.closing(WorkerEnvs(makes)) as envs:
+        envs.reset(seed=4)
+        *_, infos = envs.step(np.zeros(1, int))
+        with unreadable:
+            infos[0]
+        envs.step(np.zeros(1, int))
+    with contextlib.closing(WorkerVectorEnv(makes)) as envs:
+        envs.reset(seed=4)
+        with unreadable:
             envs.step(np.zeros(1, int))
 
 

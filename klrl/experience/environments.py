@@ -87,13 +87,18 @@ def _check_vector(envs: VectorEnv) -> None:
         raise ValueError(f"num_envs = {envs.num_envs!r} of {type(envs).__name__}; allowed: an integer >= 1")
     check_spaces(envs.single_observation_space, envs.single_action_space)
     autoreset_mode(envs)
-    if any(cls.__module__.partition(".")[0] == "envpool" for cls in type(envs.unwrapped).__mro__):
+    if _is_pool(envs):
         warnings.warn(
             "env is an EnvPool, which takes a seed only when it is made: the agent's seed does not reach it; "
             "allowed: envpool.make(..., seed=...) by yourself, or vectorization_mode = 'envpool'",
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _is_pool(envs: VectorEnv) -> bool:
+    """Whether it is EnvPool's own, which klrl does not import to find out."""
+    return any(cls.__module__.partition(".")[0] == "envpool" for cls in type(envs.unwrapped).__mro__)
 
 
 def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> tuple[gym.Space, gym.Space]:
@@ -263,10 +268,12 @@ def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
     """Take every environment to its place; the observations there and info.
 
     Environments that cannot be taken to a place begin streams of episodes; a foreign ``VectorEnv`` promises to take
-    one seed only and gets one.
+    one seed only and gets one, and EnvPool none, which it would not heed.
     """
     if is_seeded(envs):
         envs.set_attr("place", at.places())
+        return envs.reset()
+    if _is_pool(envs):
         return envs.reset()
     seeds: list[int] = at.streams.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from gymnasium.vector import SyncVectorEnv, VectorEnv
 from torch import Tensor
 
 from klrl.experience.steps import BadStep
+from klrl.experience.worker import unpickled
 from klrl.experience.workers import WorkerVectorEnv
 from klrl.words import one_line
 
@@ -68,7 +68,7 @@ class Separate(Infos):
 
     def gathered(self, key: str) -> list[Any]:
         """Every environment's value."""
-        return [_opened(self._infos[i], i).get(key) for i in range(self._n)]
+        return [self._opened(self._infos[i], i).get(key) for i in range(self._n)]
 
     def final_observation(self, i: int) -> Any:
         """The last observation of an episode."""
@@ -79,7 +79,10 @@ class Separate(Infos):
         return {i: more["worker_episode"] for i, more in self._more.items() if "worker_episode" in more}
 
     def _said(self, i: int) -> dict[str, Any]:
-        return _opened(self._more.get(i, {}).get(FINAL_INFO, self._infos[i]), i)
+        return self._opened(self._more.get(i, {}).get(FINAL_INFO, self._infos[i]), i)
+
+    def _opened(self, info: Any, i: int) -> dict[str, Any]:
+        return unpickled(info, i) if isinstance(info, bytes) else info
 
 
 class Stacked(Infos):
@@ -189,17 +192,8 @@ class SyncEnvs(_SeparateInfos, SyncVectorEnv):
 class WorkerEnvs(_SeparateInfos, WorkerVectorEnv):
     """Environments in processes of their own, with :class:`Separate` infos."""
 
-    def _opened(self, info: bytes) -> Any:
+    def _opened(self, info: bytes, i: int) -> Any:
         return info
-
-
-def _opened(info: Any, i: int) -> dict[str, Any]:
-    if not isinstance(info, bytes):
-        return info
-    try:
-        return pickle.loads(info)
-    except Exception as error:  # raised by something that only its worker could make sense of
-        raise BadStep(f"info of environment {i} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _without_finals(info: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium.vector.utils import read_from_shared_memory, write_to_shared_memory
 
 from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.steps import BadStep
 
 DEAF = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
 """Signals that concern the parent, which may get them at the same time."""
@@ -149,6 +150,18 @@ def pickled(info: dict[str, Any]) -> bytes:
         return pickle.dumps(info)
     except Exception:  # whatever the objects in there do
         return pickle.dumps({_sendable(key): _sendable(value) for key, value in info.items()})
+
+
+def unpickled(info: bytes, index: int) -> dict[str, Any]:
+    """The inverse, for the info of environment ``index``.
+
+    Raises:
+        BadStep: something in it can be pickled, but not made again from that.
+    """
+    try:
+        return pickle.loads(info)
+    except Exception as error:
+        raise BadStep(f"info of environment {index} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _sendable(x: Any) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import multiprocessing
 import multiprocessing.util
-import pickle
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from gymnasium.vector.utils import (
 from klrl.experience.episodes import Place
 from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
-from klrl.experience.worker import Answer
+from klrl.experience.worker import Answer, unpickled
 
 OnFailure = Literal["stop", "restart"]
 FAILURES = 3
@@ -202,16 +201,16 @@ class WorkerVectorEnv(VectorEnv):
             rewards[i], terminated[i], truncated[i], info, last = answers[i]
             place = self._places[i]
             if last is not None:
-                infos = self._add_info(infos, {"final_obs": last[0], "final_info": self._opened(last[1])}, i)
+                infos = self._add_info(infos, {"final_obs": last[0], "final_info": self._opened(last[1], i)}, i)
             if i in begun and place is not None:
                 infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": place.episode}, i)
-            infos = self._add_info(infos, self._opened(info), i)
+            infos = self._add_info(infos, self._opened(info, i), i)
         observations = read_from_shared_memory(self.single_observation_space, self._memory[0], self.num_envs)
         return copy.deepcopy(observations), rewards, terminated, truncated, infos
 
-    def _opened(self, info: bytes) -> Any:
+    def _opened(self, info: bytes, i: int) -> Any:
         """What ``_add_info`` is to gather."""
-        return pickle.loads(info)
+        return unpickled(info, i)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
