@@ -83,8 +83,6 @@ def _check_vector(envs: VectorEnv) -> None:
     for name in ("num_envs", "single_observation_space", "single_action_space"):
         if getattr(envs, name, None) is None:
             raise ValueError(f"env = {type(envs).__name__} without {name}; allowed: a VectorEnv that has it")
-    if not isinstance(envs.num_envs, (int, np.integer)) or envs.num_envs < 1:
-        raise ValueError(f"num_envs = {envs.num_envs!r} of {type(envs).__name__}; allowed: an integer >= 1")
     check_spaces(envs.single_observation_space, envs.single_action_space)
     autoreset_mode(envs)
     if _is_pool(envs):

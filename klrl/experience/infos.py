@@ -64,7 +64,11 @@ class Separate(Infos):
         """What is added last is the environment's own; what came before it is the vector's."""
         if i in self._infos:
             self._more[i] = self._infos[i]
-        self._infos[i] = dict(info) if isinstance(info, dict) else info  # a dict may be filled again in the next step
+        if isinstance(info, dict):  # an environment may use one again, and fill it with something else
+            info = dict(info)
+            if isinstance(final := info.get(FINAL_INFO), dict):
+                info[FINAL_INFO] = dict(final)
+        self._infos[i] = info
 
     def gathered(self, key: str) -> list[Any]:
         """Every environment's value."""
