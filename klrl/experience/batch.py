@@ -54,7 +54,7 @@ class Batch:
     infos: Sequence[Infos] = ()
     """``infos[t][i]`` is the dict that environment ``i`` gave with the result of step ``t``, whatever it holds.
 
-    In klrl's own vectors what cannot be sent from a worker process is a text there that says so.
+    What cannot be sent from a worker process is in it as a text that says so.
     """
 
     @property

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import faulthandler
+import io
 import os
-import pickle
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import connection, parent_process
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import gymnasium as gym
@@ -146,10 +148,24 @@ class _Server:
 
 def pickled(info: dict[str, Any]) -> bytes:
     """An info to be sent; what cannot be pickled is in it as a text that says so."""
+    if not info:
+        return _NOTHING
     try:
-        return pickle.dumps(info)
+        return _dumps(info)
     except Exception:  # whatever the objects in there do
-        return pickle.dumps({_sendable(key): _sendable(value) for key, value in info.items()})
+        return _dumps({_sendable(key): _sendable(value) for key, value in info.items()})
+
+
+def _dumps(x: Any) -> bytes:
+    """Whole: torch would leave tensors in shared memory, and nobody may ever come for them."""
+    file = io.BytesIO()
+    pickler = ForkingPickler(file)
+    pickler.dispatch_table = copyreg.dispatch_table
+    pickler.dump(x)
+    return file.getvalue()
+
+
+_NOTHING = _dumps({})
 
 
 def unpickled(info: bytes, index: int) -> dict[str, Any]:
@@ -159,14 +175,14 @@ def unpickled(info: bytes, index: int) -> dict[str, Any]:
         BadStep: something in it can be pickled, but not made again from that.
     """
     try:
-        return pickle.loads(info)
+        return ForkingPickler.loads(info)
     except Exception as error:
         raise BadStep(f"info of environment {index} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _sendable(x: Any) -> Any:
     try:
-        pickle.dumps(x)
+        _dumps(x)
     except Exception as error:
         return f"{type(x).__name__} that cannot be sent from a worker process: {type(error).__name__}: {error}"
     return x
