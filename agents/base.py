@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple, replace
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
+import torch
 
 from klrl.agents import state
 from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
+from klrl.agents.samples import overflow
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.state import Training
-from klrl.experience import Collector, EnvLike, Episode, make_vector_env
+from klrl.experience import Batch, Collector, EnvLike, Episode, make_vector_env
+from klrl.experience.collector import NonFinite
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.experience.replay import Replay
 from klrl.experience.source import Source
@@ -131,6 +135,8 @@ class Agent(Acting[C], abc.ABC):
 
     def _train(self, training: Training, callback: Callback) -> Self:
         first, started = self.num_timesteps, time.monotonic()
+        if first == 0 and self.actor.caution:
+            warnings.warn(self.actor.caution, RuntimeWarning, stacklevel=3)
         try:
             collector = self._collect()
             self.training = training
@@ -138,7 +144,7 @@ class Agent(Acting[C], abc.ABC):
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
                 self.progress_remaining = training.remaining(self.num_timesteps)
-                batch = collector.collect(self.act, self.config.n_steps)
+                batch = self._rollout(collector)
                 callback.on_update_start(self, batch)
                 metrics = self.update(batch, callback)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
@@ -157,6 +163,17 @@ class Agent(Acting[C], abc.ABC):
             callback.on_training_end(self)
             self.last_update = None
         return self
+
+    def _rollout(self, collector: Collector) -> Batch:
+        """A batch; where the policy's action is no number, the exception also says why."""
+        try:
+            return collector.collect(self.act, self.config.n_steps)
+        except NonFinite as error:
+            seen = error.transition
+            if "action" in seen and not np.isfinite(seen["action"]).all():
+                policy = self.distribution(torch.from_numpy(seen["observation"]))
+                error.args = (": ".join(filter(None, [str(error), overflow(policy, self.ent_coef)])),)
+            raise
 
     def _take_back(self) -> None:
         """Be what the last whole update left: half of another is nothing to go on with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -40,6 +41,8 @@ MOST_SAMPLES = 2**31
 """In a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
 """Between a network's hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
+OLDER: Mapping[str, Any] = {"scale_actions": False}
+"""What files mean that were saved before there was the setting, where that is not its default."""
 MOST_PROCESSES = 1024
 """In any case; how many the limit of open files allows is looked at before they are started."""
 
@@ -109,6 +112,9 @@ class AgentConfig:
     """Give the batch's advantages mean 0 and standard deviation 1."""
     normalize_observations: bool = True
     """Subtract the running mean of observations and divide by their standard deviation; clip at 10."""
+    image_scale: Literal["declared", "seen"] = "declared"
+    """Divide the elements of uint8 images by their space's bound (declared), or by the largest in the first batch
+    (seen), for images such as MiniGrid's that stay far below it."""
     fold_normalizer: bool = True
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
@@ -125,6 +131,9 @@ class AgentConfig:
     """Policies on Box actions: a Gaussian clipped to the box, one squashed into it by tanh, or a beta distribution."""
     state_dependent_std: bool = False
     """Let a Gaussian policy's standard deviation depend on the state."""
+    scale_actions: bool = True
+    """Let a Gaussian act in units of the box, so that -1 and 1 are its bounds; where it has none, and without this
+    setting, in the environment's units."""
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: an entry "action_mask" of a Dict observation where there is one
     (auto), info["action_mask"] of every reset and step (info), or none at all (none)."""
@@ -206,8 +215,8 @@ class AgentConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        """The inverse of :meth:`to_json`; settings that are missing mean what they meant when there were none."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {**OLDER, **data}.items()}
         return cls(**(values | {"trust_region": region_from_json(values["trust_region"])}))
 
     def with_envs(self, n_envs: int) -> Self:

@@ -26,9 +26,9 @@ from klrl.validation import Positive, PositiveInt, validate
 
 Direction = Literal["forward", "reverse"]
 _INHERITED = (
-    "gamma", "gae_lambda", "normalize_observations", "fold_normalizer", "scale_rewards", "actor_hidden_sizes",
-    "critic_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "action_mask",
-    "device",
+    "gamma", "gae_lambda", "normalize_observations", "image_scale", "fold_normalizer", "scale_rewards",
+    "actor_hidden_sizes", "critic_hidden_sizes", "activation", "log_std_init", "action_distribution",
+    "state_dependent_std", "scale_actions", "action_mask", "device",
 )  # fmt: skip
 
 

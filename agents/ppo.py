@@ -67,6 +67,11 @@ class PPO(Agent[PPOConfig]):
 
     config_class: ClassVar[type[PPOConfig]] = PPOConfig
 
+    @property
+    def ent_coef(self) -> float:
+        """As configured."""
+        return self.config.ent_coef
+
     def networks_to_optimize(self) -> tuple[nn.Module, ...]:
         """Actor and critic, which share no parameters, in one step."""
         return self.actor, self.critic

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
-from klrl.agents.saved_policy import SavedPolicy, moments
+from klrl.agents.saved_policy import SavedPolicy, moments, normalizer
 from klrl.experience import Episode
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.normalizer import Moments
@@ -99,6 +99,8 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     tensors |= {f"optimizer.{k}": v for k, v in agent.optimizer.state().items()}
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
     tensors |= _dump_moments("normalizer", agent.normalizer.moments)
+    if agent.config.image_scale == "seen" and (scale := agent.normalizer.fixed_scale) is not None:
+        tensors["normalizer.fixed_scale"] = torch.as_tensor(scale, dtype=torch.float64)
     tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
     tensors["return_scaler.running"] = agent.return_scaler.running
     if agent.probe is not None:
@@ -137,9 +139,7 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.critic.load_state_dict(_below("critic", tensors))
     agent.optimizer.restore(_below("optimizer", tensors))
     agent.streams.restore(_below("streams", tensors))
-    agent.normalizer = replace(
-        agent.normalizer, moments=moments(_below("normalizer", tensors), state["normalizer_count"])
-    )
+    agent.normalizer = normalizer(agent.encoding, tensors, state["normalizer_count"])
     scaler = _below("return_scaler", tensors)
     agent.return_scaler = replace(
         agent.return_scaler, moments=moments(scaler, state["return_scaler_count"]), running=scaler["running"]

@@ -90,7 +90,8 @@ class Collector:
         )
 
     def _check_arrival(self, expected: Tensor) -> None:
-        for i, (one, other) in enumerate(zip(self._observation.numpy(), expected.numpy(), strict=True)):
+        here = self._observation.to(expected.dtype)  # what was saved may have been rounded to float32
+        for i, (one, other) in enumerate(zip(here.numpy(), expected.numpy(), strict=True)):
             if one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
                 raise Elsewhere(f"environment {i} did not come back to where it was, {where}")

@@ -89,6 +89,7 @@ def make_actor(
     log_std_init: float = 0.0,
     action_distribution: ActionDistribution = "gaussian",
     state_dependent_std: bool = False,
+    scale_actions: bool = True,
 ) -> Actor:
     """The actor for an action space; :func:`check_action_space` names the spaces that have one.
 
@@ -98,7 +99,9 @@ def make_actor(
     check_action_space(action_space)
     style: dict[str, Any] = {"activation": activation, "generator": generator}
     if isinstance(action_space, gym.spaces.Box):
-        gaussian = {"log_std_init": log_std_init, "state_dependent_std": state_dependent_std}
+        gaussian = {
+            "log_std_init": log_std_init, "state_dependent_std": state_dependent_std, "scaled": scale_actions,
+        }  # fmt: skip
         return box_actor(encoding, action_space, hidden, action_distribution, gaussian, **style)
     for name, value in (("action_distribution", action_distribution), ("state_dependent_std", state_dependent_std)):
         if value not in ("gaussian", False):

@@ -7,6 +7,7 @@ The statistics are frozen through rollout and update, so that KL(old||new) is 0 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array, is_numpy
+
+RESOLUTION: Mapping[Any, float] = {np.float32: 2.0**-23, np.float64: 64 * 2.0**-52}
+"""How far rounding alone moves numbers of a type, relative; means of float64 are off by some of their last digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +46,19 @@ class Moments:
         scatter = self.variance * self.count + variance * n + delta.square() * (self.count * n / total)
         return Moments(self.mean + delta * (n / total), scatter / total, total)
 
+    def inverse_std(self, resolution: float) -> Tensor:
+        """1 / std, whatever the unit; 0 where nothing but rounding, so large beside the mean, ever changed."""
+        # Where 1e-8 is next to nothing it is added still: what was trained with it goes on to the bit.
+        variance = self.variance + (1e-5 * self.variance).clamp_max(1e-8)
+        moved = variance.sqrt() > resolution * self.mean.abs()
+        return torch.where(moved, variance.rsqrt(), 0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
     """x -> clip((x - mean) / std, -clip, clip) in float32, the identity until it has absorbed something.
 
+    An element that has never changed is 0, and tells nothing until its first change has been absorbed.
     Elements whose scale is known (pixels, bits, one-hot vectors) are multiplied by it instead.
     """
 
@@ -54,11 +66,13 @@ class Normalizer:
     fixed_scale: Tensor | float | None = None
     """The known scale of every element, 0 where there is none; one number for all, or ``None`` where none is known."""
     clip: float = 10.0
+    resolution: float = RESOLUTION[np.float32]
+    """Of observations, relative."""
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], fixed_scale: Tensor | float | None = None) -> Normalizer:
+    def of_shape(cls, shape: tuple[int, ...], fixed_scale: Tensor | float | None = None, **more: float) -> Normalizer:
         """Nothing absorbed yet, for observations of this shape."""
-        return cls(Moments.of_shape(shape), fixed_scale)
+        return cls(Moments.of_shape(shape), fixed_scale, **more)
 
     def __call__(self, x: Array) -> Array:
         """Normalise ``x [*B, *shape]``."""
@@ -71,7 +85,7 @@ class Normalizer:
 
     @cached_property
     def _tensors(self) -> tuple[Any, ...]:
-        mean, scale, limit = self.moments.mean, (self.moments.variance + 1e-8).rsqrt(), self.clip
+        mean, scale, limit = self.moments.mean, self.moments.inverse_std(self.resolution), self.clip
         if self.moments.count == 0:
             scale, limit = torch.ones_like(scale), math.inf
         if self.fixed_scale is None:
@@ -140,5 +154,5 @@ class ReturnScaler:
         """Scaled rewards, float32; unchanged before anything was absorbed."""
         if self.moments.count == 0:
             return rewards.to(torch.float32)
-        scaled = rewards * (self.moments.variance + 1e-8).rsqrt()
+        scaled = rewards * self.moments.inverse_std(RESOLUTION[np.float32])
         return scaled.clamp(-self.clip, self.clip).to(torch.float32)
