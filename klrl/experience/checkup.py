@@ -13,7 +13,11 @@ import numpy as np
 from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
+from klrl.policy.units import Units, caution
 from klrl.words import plain
+
+_WIDE = 1e6
+"""Half of a range from which on bounds may be nominal."""
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -51,6 +55,8 @@ def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Fi
         yield _time_limit(env)
         if spaces.verdict == "problem":
             return
+        if isinstance(env.action_space, gym.spaces.Box):
+            yield _action_scale(env.action_space)
         promised = env.observation_space, env.action_space
         checked = CheckedSteps(lambda: env, 0, promised)
         recordings = [record(checked, seed + i) for i in range(EPISODES)]
@@ -78,6 +84,19 @@ def _time_limit(env: gym.Env) -> Finding:
     if limit is not None:
         return Finding("time limit", "ok", f"episodes are truncated after {limit} steps")
     return Finding("time limit", "note", "none: an episode may never end, and then has no return to report")
+
+
+def _action_scale(space: gym.spaces.Box) -> Finding:
+    """Whether a Gaussian begins about where actions are."""
+    question = "scale of actions"
+    if words := caution(space):
+        return Finding(question, "note", f"{words}, in the environment's units; other scales must be set by hand")
+    widest = float(Units.of(space).half_range.max())
+    if widest > _WIDE:
+        return Finding(
+            question, "note", f"std {widest:g} at first, half the box: are its bounds those of useful actions?"
+        )
+    return Finding(question, "ok", "bounded: a Gaussian begins in the middle, and its std is half the box")
 
 
 def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
