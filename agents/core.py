@@ -340,7 +340,7 @@ class Core(abc.ABC, Generic[C]):
     def _take_scale(self, observations: Tensor) -> bool:
         """Learn from the first observations ``[n, *O]`` what is known of none yet; whether that changed anything."""
         before = self.normalizer
-        if self.config.image_scale == "seen":
+        if self.encoding.images and self.config.image_scale == "seen":
             self.normalizer = replace(before, fixed_scale=self.encoding.scale_seen(observations))
         elif dark := self.encoding.dark_images(observations):
             text = f"{dark}: a network learns little from numbers so small; image_scale = 'seen' divides by the largest"

@@ -49,8 +49,8 @@ class Preferences:
         Args:
             agent: who says how observations become arrays.
             observations: ``[n, 2, T]`` of what the observation space nests.
-            actions: ``[n, 2, T, *A]``, the policy's; what the environment executed of a Gaussian's is
-                ``agent.actor.units.from_environment``'s argument.
+            actions: ``[n, 2, T, *A]``, the policy's; those of a Gaussian, from what an environment executed, are
+                ``agent.actor.units.from_environment(executed)``.
             valid: ``[n, 2, T]``; by default all steps were taken.
 
         Raises:

@@ -135,6 +135,13 @@ def test_images_are_divided_by_the_largest_pixel_of_the_first_batch_for_good(age
     torch.testing.assert_close(got.double(), raw.reshape(5, -1)[:, columns].double() / 10.0, rtol=1e-6, atol=0.0)
 
 
+def test_an_agent_that_starts_from_another_keeps_its_scale_of_images(tmp_path):
+    first = small_agent(PPO, partial(Pixels, 10), image_scale="seen").learn(64)
+    other = small_agent(PPO, partial(Pixels, 10)).start_from(first)
+    assert other.learn(64).normalizer.fixed_scale == pytest.approx(0.1, rel=1e-12)
+    assert PPO.load(other.save(tmp_path / "agent")).normalizer.fixed_scale == other.normalizer.fixed_scale
+
+
 def batched(space, n):
     return gym.vector.utils.batch_space(space, n).sample()
 
