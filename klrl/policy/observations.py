@@ -149,10 +149,9 @@ class Encoding:
         self._keeps_shape = isinstance(space, gym.spaces.Box) and self.n_mask == 0
         self.shape = self.parts[0].shape if self._keeps_shape else (self.n_features + self.n_mask,)
         is_image = self._keeps_shape and self.parts[0].is_image
-        long = any(
-            isinstance(p.space, gym.spaces.Box) and not np.can_cast(p.space.dtype, np.float32) for p in self.parts
-        )
-        self.dtype = np.dtype(np.uint8 if is_image else np.float64 if long else np.float32)
+        boxes = [part.space for part in self.parts if isinstance(part.space, gym.spaces.Box)]
+        self._is_long = not all(np.can_cast(space.dtype, np.float32) for space in boxes)
+        self.dtype = np.dtype(np.uint8 if is_image else np.float64 if self._is_long else np.float32)
 
     @property
     def images(self) -> list[Part]:
@@ -193,7 +192,7 @@ class Encoding:
 
     def normalizer(self) -> Normalizer:
         """One that has absorbed nothing yet."""
-        resolution = RESOLUTION[np.float64 if self.dtype == np.float64 else np.float32]
+        resolution = RESOLUTION[np.float64 if self._is_long else np.float32]
         return Normalizer.of_shape(self.shape, self.fixed_scale, resolution=resolution)
 
     def __call__(self, observation: Any, masks: Any = None) -> np.ndarray:
@@ -215,7 +214,7 @@ class Encoding:
                 encoded = np.array(x, dtype=self.dtype)
             else:
                 encoded = self._concatenated(observation, masks)
-            if self.dtype == np.float64 and (large := np.abs(encoded) > _LARGEST).any():
+            if self._is_long and (large := np.abs(encoded) > _LARGEST).any():
                 encoded[large] *= np.inf
         return encoded
 
