@@ -127,7 +127,7 @@ class RunDirectory(Callback):
         """Write ``config.json``; or bring the files of an interrupted training to where the agent is."""
         self.claim()
         history: list[Metrics] = []
-        episodes: list[list[str]] = []
+        episodes: list[dict[str, str]] = []
         if self._resume:
             self.check_run(agent)
             learned = (row for row in agent.history if STEP in row)  # not distilled, for example
@@ -139,8 +139,7 @@ class RunDirectory(Callback):
             text = f"{json.dumps(config, indent=2)}\n".encode()
             with room_for(self.path / "config.json", len(text)):
                 checkpoint.replace(self.path / "config.json", text)
-        header = list(history[0]) if history else []
-        self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
+        self._metrics = Table(self.path / "metrics.csv", rows=history)
         self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
         self._board = Board(self.path, history)
         here = checkpoint.step_directory(self.path, agent.num_timesteps)
@@ -172,9 +171,9 @@ class RunDirectory(Callback):
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """One row and one point per metric; a checkpoint when it is time."""
         assert self._board is not None
-        self._metrics.add(list(metrics), [list(metrics.values())])
-        episodes = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
-        self._episodes.add(EPISODES, episodes)
+        self._metrics.add([metrics])
+        episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
+        self._episodes.add(dict(zip(EPISODES, episode, strict=True)) for episode in episodes)
         self._board.add(metrics)
         self._done = agent.last_update
         if agent.num_timesteps - self._saved_at >= self._every:
