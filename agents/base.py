@@ -26,7 +26,8 @@ from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.run import checkpoint
-from klrl.run.callback import Callback, Metrics, gather
+from klrl.run.callback import Callback, Metrics
+from klrl.run.callback_list import gather
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json

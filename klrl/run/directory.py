@@ -17,7 +17,7 @@ from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
 from klrl.run import checkpoint
 from klrl.run.board import STEP, Board, step
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Metrics, Recorder
 from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
@@ -63,7 +63,7 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-class RunDirectory(Callback):
+class RunDirectory(Recorder):
     """Writes a run's files as training goes on.
 
     Whatever ends the training, its last whole update is kept: the agent's state is copied after every update, and

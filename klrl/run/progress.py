@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from klrl.experience import Batch
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Metrics, Recorder
 
 
-class Progress(Callback):
+class Progress(Recorder):
     """Steps/s, time left, return, KL now against its target, and what the line search or the clipping did."""
 
     def __init__(self, console: Console | None = None) -> None:
