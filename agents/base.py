@@ -19,6 +19,7 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.state import Training
+from klrl.agents.turns import Turn, Turns
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.experience.replay import Replay
@@ -71,7 +72,7 @@ class Agent(Acting[C], abc.ABC):
         self._begin(Source(env, envs), env_id(env) if applied else None)
 
     def _begin(self, source: Source, preset: str | None) -> None:
-        self._source = source
+        self._source, self._turns = source, Turns()
         self.preset = preset
         self.training: Training | None = None
         """The training that was begun last."""
@@ -101,9 +102,11 @@ class Agent(Acting[C], abc.ABC):
             run_dir: a new directory for config, metrics, TensorBoard events and checkpoints; none is written without.
 
         Raises:
-            ValueError: ``total_timesteps`` is not a positive integer, or there is no environment.
+            ValueError: ``total_timesteps`` is not a positive integer, there is no environment, a callback has a hook
+                that nothing calls or adds what is no metric, or the agent is learning already.
             FileExistsError: ``run_dir`` is not empty.
         """
+        self._turns.check("learn()")
         if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
         callbacks = gather(callback, progress_bar, run_dir)
@@ -124,40 +127,53 @@ class Agent(Acting[C], abc.ABC):
             run_dir: the directory of that training; its rows after this agent's last update are dropped.
 
         Raises:
-            ValueError: there is no training to finish, or no environment.
+            ValueError: as for :meth:`learn`, or there is no training to finish.
         """
+        self._turns.check("resume()")
         if self.training is None:
             raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
         return self._train(self.training, gather(callback, progress_bar, run_dir, resume=True))
 
     def _train(self, training: Training, callback: Callback) -> Self:
+        turn = Turn()
+        try:
+            self._turns.begin(turn)
+            self._learn(training, callback, turn)
+        finally:
+            self._turns.end(turn)
+        return self
+
+    def _learn(self, training: Training, callback: Callback, turn: Turn) -> None:
         first, started = self.num_timesteps, time.monotonic()
         try:
-            collector = self._collect()
+            self._collect()
             self.training = training
             self.last_update = self.snapshot()
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
+                turn.whole = False
                 self.progress_remaining = training.remaining(self.num_timesteps)
-                batch = collector.collect(self.act, self.config.n_steps)
+                batch = self._collect().collect(self.act, self.config.n_steps)
                 callback.on_update_start(self, batch)
                 metrics = self.update(batch, callback)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
                 self.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
+                turn.whole = True
                 self.last_update = self.snapshot()
                 if callback.on_update_end(self, batch, metrics) is False:
                     break
         except BaseException as error:
             self._take_back()
+            turn.whole = turn.over = True
             if isinstance(error, Exception):
                 callback.on_error(self, error)
             raise
         finally:
+            turn.over = True
             callback.on_training_end(self)
             self.last_update = None
-        return self
 
     def _take_back(self) -> None:
         """Be what the last whole update left: half of another is nothing to go on with."""
@@ -207,8 +223,9 @@ class Agent(Acting[C], abc.ABC):
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
         Raises:
-            ValueError: the spaces differ.
+            ValueError: the spaces differ, or the agent is learning.
         """
+        self._turns.check("set_env()", after_last_update=True)
         self._put_in(env)
 
     def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
@@ -223,7 +240,12 @@ class Agent(Acting[C], abc.ABC):
         self._source = Source(env, envs, at)
 
     def close(self) -> None:
-        """Close the environments; worker processes end."""
+        """Close the environments; worker processes end.
+
+        Raises:
+            ValueError: the agent is learning from them.
+        """
+        self._turns.check("close()", after_last_update=True)
         self._source.close()
 
     # -- other policies -------------------------------------------------------------------------
@@ -251,8 +273,9 @@ class Agent(Acting[C], abc.ABC):
 
         Raises:
             FileNotFoundError: nothing saved there.
-            ValueError: spaces, policies or networks differ, or this agent has learned already.
+            ValueError: spaces, policies or networks differ, or this agent is learning or has learned already.
         """
+        self._turns.check("start_from()", after_last_update=True)
         if not isinstance(other, Agent):
             from klrl.agents.load import load_agent  # it knows all agents, this one too
 
@@ -282,13 +305,17 @@ class Agent(Acting[C], abc.ABC):
     def save(self, path: str | Path) -> Path:
         """Write the whole state to a directory of safetensors and JSON; an older saved agent there is replaced.
 
+        Within an update, or from another thread than the one that learns, it is the state after the last whole update.
+
         Raises:
             FileExistsError: something else is there.
         """
         return self.snapshot().write(path)
 
     def snapshot(self) -> state.Snapshot:
-        """The whole state as it is now, between two updates, to be written whenever it is time."""
+        """The whole state, to be written whenever it is time: as it is now, or within an update as it was before."""
+        if self.last_update is not None and not self._turns.between_updates:
+            return self.last_update
         tensors, data = state.dump(self)
         mine = {
             "env": describe(self._source.env),
