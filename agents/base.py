@@ -20,7 +20,7 @@ from klrl.agents.core import Core
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.state import Training
 from klrl.agents.turns import Turn, Turns
-from klrl.experience import Collector, EnvLike, Episode, make_vector_env
+from klrl.experience import Batch, Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.experience.replay import Replay
 from klrl.experience.source import Source
@@ -153,7 +153,7 @@ class Agent(Acting[C], abc.ABC):
             while self.num_timesteps < training.last:
                 turn.whole = False
                 self.progress_remaining = training.remaining(self.num_timesteps)
-                batch = self._collect().collect(self.act, self.config.n_steps)
+                batch = self._rollout()
                 callback.on_update_start(self, batch)
                 metrics = self.update(batch, callback)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
@@ -204,6 +204,12 @@ class Agent(Acting[C], abc.ABC):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
         assert self._source.collector is not None
         return self._source.collector
+
+    def _rollout(self) -> Batch:
+        """The next batch of the current environments, from where the last one has left them."""
+        self._source.undo_others()
+        self._collect()
+        return self._source.collect(self.act, self.config.n_steps)
 
     def _rollout_metrics(self, speed: float) -> Metrics:
         episodes = self.episodes

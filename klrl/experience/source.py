@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import warnings
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from klrl.experience.collector import Collector, Elsewhere
+from klrl.experience.batch import Batch
+from klrl.experience.collector import Act, Collector, Elsewhere
 from klrl.experience.environments import EnvLike, is_seeded, prepare
+from klrl.experience.footprints import Footprints
 from klrl.experience.replay import Replay
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.observations import Encoding
@@ -29,6 +32,7 @@ class Source:
         self.replay: Replay | None = None
         """Where their episodes can be played again; ``None``: nobody has looked yet."""
         self._at = at
+        self._footprints: Footprints | None = None
 
     @property
     def whereabouts(self) -> Whereabouts | None:
@@ -40,11 +44,13 @@ class Source:
         assert self.envs is not None
         if self.replay is None:
             self.replay = prepare(self.env, self.envs)
+        self._footprints = Footprints(self.env) if isinstance(self.env, gym.Env) else None
         self.collector = self._where_they_were(self.envs, encoding, total_timesteps)
-        if self.collector is not None:
-            return True
-        self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
-        return False
+        known = self.collector is not None
+        if not known:
+            self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
+        self._leave()
+        return known
 
     def _where_they_were(self, envs: VectorEnv, encoding: Encoding, total_timesteps: int) -> Collector | None:
         if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
@@ -58,6 +64,28 @@ class Source:
         text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
         warnings.warn(text, RuntimeWarning, stacklevel=6)
         return None
+
+    def collect(self, act: Act, n_steps: int) -> Batch:
+        """The next rollout."""
+        assert self.collector is not None
+        batch = self.collector.collect(act, n_steps)
+        self._leave()
+        return batch
+
+    def _leave(self) -> None:
+        if self._footprints is not None:
+            self._footprints.leave()
+
+    def undo_others(self) -> None:
+        """Go back to where the environment was, if somebody else, who has it too, has reset or stepped it meanwhile."""
+        changed = self._footprints.come_back() if self._footprints is not None and self.collector is not None else []
+        if changed:
+            text = (
+                f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
+                f"{', '.join(changed[:3])} changed): training goes back to where it was; evaluate in one of its own"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
+            self.go_back(self.whereabouts)
 
     def go_back(self, at: Whereabouts | None) -> None:
         """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""
