@@ -140,7 +140,8 @@ class Agent(Acting[C], abc.ABC):
             self._turns.begin(turn)
             self._learn(training, callback, turn)
         finally:
-            self._turns.end(turn)
+            self.last_update = None
+            turn.over = True
         return self
 
     def _learn(self, training: Training, callback: Callback, turn: Turn) -> None:
@@ -166,14 +167,13 @@ class Agent(Acting[C], abc.ABC):
                     break
         except BaseException as error:
             self._take_back()
-            turn.whole = turn.over = True
+            turn.whole = turn.last = True
             if isinstance(error, Exception):
                 callback.on_error(self, error)
             raise
         finally:
-            turn.over = True
+            turn.last = True
             callback.on_training_end(self)
-            self.last_update = None
 
     def _take_back(self) -> None:
         """Be what the last whole update left: half of another is nothing to go on with."""

@@ -6,35 +6,34 @@ import threading
 
 
 class Turn:
-    """One training of an agent, in the thread that makes this."""
+    """One training of an agent, in the thread that makes this; what it says is set as the training goes on."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.whole = True
         """Whether the agent is between two updates."""
+        self.last = False
+        """Whether there will be no more updates."""
         self.over = False
-        """Whether there will be no more of them."""
+        """Whether the agent is free again: one assignment, which no signal can come into."""
 
 
 class Turns:
     """Gives an agent to one training at a time, whichever threads and callbacks ask for it."""
 
     def __init__(self) -> None:
-        self._given: dict[str, Turn] = {}
+        self._now: Turn | None = None
+        self._door = threading.RLock()  # a signal's handler may ask, too
 
     def begin(self, turn: Turn) -> None:
-        """Take the agent; by one operation, which is done or not when a signal or another thread comes.
+        """Take the agent until the turn is over.
 
         Raises:
             ValueError: another training has it.
         """
-        if self._given.setdefault("now", turn) is not turn:
+        with self._door:
             self.check("learn()")
-
-    def end(self, turn: Turn) -> None:
-        """Let the agent go, if it was taken."""
-        if self._given.get("now") is turn:
-            del self._given["now"]
+            self._now = turn
 
     def check(self, what: str, *, after_last_update: bool = False) -> None:
         """Refuse something for the time of a training.
@@ -46,13 +45,13 @@ class Turns:
         Raises:
             ValueError: a training goes on.
         """
-        now = self._given.get("now")
-        if now is not None and not (after_last_update and now.over):
+        now = self._now
+        if now is not None and not now.over and not (after_last_update and now.last):
             where = "in one of its callbacks" if now.thread == threading.get_ident() else "in another thread"
             raise ValueError(f"{what} was called {where} while the agent learns; allowed: when learn() has returned")
 
     @property
     def between_updates(self) -> bool:
         """Whether the agent is whole, and will be until this thread goes on."""
-        now = self._given.get("now")
-        return now is None or (now.whole and now.thread == threading.get_ident())
+        now = self._now
+        return now is None or now.over or (now.whole and now.thread == threading.get_ident())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from support import Nowhere, every_agent, parameters, same, slots, without_time
 from test_board import shown
 from test_command_line import klrl, wait_for
 from test_replay import Remembering, Unseeded
+from test_run_directory import Curriculum, NowAndThen
 
 from klrl.agents import PPO, TRPO
 from klrl.run import Callback, checkpoint
@@ -92,6 +94,24 @@ def test_the_resumed_run_is_the_uninterrupted_one(agent_class, env, where, tmp_p
     assert same(parameters(agent), parameters(whole))
     assert same(slots(agent), slots(whole))
     assert without_time(agent) == without_time(whole)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("update", [1, 2, 3, 4, 5])
+def test_metrics_that_come_and_go_are_resumed_in_their_columns(tmp_path, update):
+    def callbacks():
+        return [Curriculum(), NowAndThen()]
+
+    whole = small_agent(PPO).learn(TOTAL, callbacks(), run_dir=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        small_agent(PPO).learn(TOTAL, [*callbacks(), Interrupt("end", update)], run_dir=tmp_path / "run")
+    for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)  # killed before that was written: rows and columns are taken back
+    agent = PPO.load(tmp_path / "run").resume(callbacks(), run_dir=tmp_path / "run")
+    assert same(parameters(agent), parameters(whole))
+    assert without_time(agent) == without_time(whole)
+    header = (tmp_path / "whole/metrics.csv").read_text().partition("\n")[0]
+    assert (tmp_path / "run/metrics.csv").read_text().partition("\n")[0] == header
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 

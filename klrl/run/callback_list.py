@@ -96,7 +96,7 @@ def _ends(callback: Callback, agent: Any, batch: Batch, metrics: Metrics, own: M
             settle(metrics, own, who)
         raise
     settle(metrics, own, who)
-    return ends(answer)
+    return ends(answer, who)
 
 
 def gather(

@@ -86,7 +86,7 @@ def _problem(hook: Any, arguments: tuple[str, ...]) -> str | None:
     return None
 
 
-def ends(answer: object) -> bool:
+def ends(answer: object, who: str = "on_update_end") -> bool:
     """Whether what ``on_update_end`` answered is false: Python's, numpy's or torch's, also as an array of one truth.
 
     Raises:
@@ -96,6 +96,6 @@ def ends(answer: object) -> bool:
         answer = answer.cpu().numpy()
     if isinstance(answer, (np.ndarray, np.bool_)) and answer.dtype == np.bool_:
         if answer.size != 1:
-            raise ValueError(f"on_update_end returned an array of {answer.size} truths; allowed: None, True or False")
+            raise ValueError(f"{who} returned an array of {answer.size} truths; allowed: None, True or False")
         return not answer.item()
     return answer is False
