@@ -108,7 +108,12 @@ def test_what_is_no_metric_is_refused_with_the_update_kept(tmp_path, update):
     assert agent.num_timesteps == 64 * update
     assert checkpoints(tmp_path)[-1] == 64 * update
     assert rows(tmp_path / "metrics.csv") == expected_of(agent)
-    loaded, expected = PPO.load(tmp_path), small_agent(PPO).learn(64 * update)
+
+    class Stop(Callback):
+        def on_update_end(self, agent, batch, metrics):
+            return agent.n_updates < update
+
+    loaded, expected = PPO.load(tmp_path), small_agent(PPO).learn(640, callback=Stop())
     assert same(parameters(loaded), parameters(expected))
 
 
