@@ -13,6 +13,7 @@ import tyro
 from klrl.agents import AGENTS, Agent, DistillationConfig, load_agent
 from klrl.agents.distillation import distillation_rounds, student_config
 from klrl.run.callback import Metrics
+from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -40,6 +41,8 @@ class Distilling:
     """Gymnasium id; by default the environment of the teacher's training."""
     episodes: PositiveInt = 20
     """Episodes that teacher and student play at the end."""
+    max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
     seed: NonNegativeInt = 0
     """Of the environments and of a new student."""
     json: Path | None = None
@@ -62,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
             _say(len(history), metrics, args.config)
             history.append(metrics)
         print(printable(f"student: {student.save(args.output)}"))
-        returns = teacher.returns({"teacher": teacher.agent, "student": student}, args.episodes, args.seed)
+        returns = teacher.returns(
+            {"teacher": teacher.agent, "student": student}, args.episodes, args.seed, args.max_steps
+        )
     record = {"teacher": str(args.teacher), "student": str(args.output), "env": teacher.env_id, "seed": args.seed}
     write(args.json, record | {"config": asdict(args.config), "history": history, "evaluation": returns})
 

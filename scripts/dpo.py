@@ -13,6 +13,7 @@ import tyro
 from klrl.agents import DPOConfig, PreferencesConfig, collect_preferences, load_agent
 from klrl.agents.dpo import dpo_epochs, trajectory_kl
 from klrl.run.callback import Metrics
+from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -42,6 +43,8 @@ class Tuning:
     """Gymnasium id; by default the environment of the training."""
     episodes: PositiveInt = 20
     """Episodes that reference and tuned agent play at the end."""
+    max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
     seed: NonNegativeInt = 0
     """Of the environments and the labels."""
     json: Path | None = None
@@ -68,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         length = args.preferences.segment_length
         kl, error = trajectory_kl(policy, reference.agent, reference.env, length=length, seed=args.seed)
         print(f"KL(tuned‖reference) of the tuned policy's first {length} steps: {kl:.3f} ± {error:.3f} nats")
-        returns = reference.returns({"reference": reference.agent, "tuned": policy}, args.episodes, args.seed)
+        returns = reference.returns(
+            {"reference": reference.agent, "tuned": policy}, args.episodes, args.seed, args.max_steps
+        )
     record: dict[str, Any] = {"reference": str(args.reference), "tuned": str(args.output), "env": reference.env_id}
     record |= {"seed": args.seed, "preferences": asdict(args.preferences), "config": asdict(args.config)}
     record |= {"n_pairs": len(data), "trajectory_kl_policy_reference": kl, "trajectory_kl_stderr": error}

@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from klrl.run import evaluate
+from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.saved_agents import Opened, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -28,6 +29,8 @@ class Evaluating:
     """Episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Sample actions instead of taking the most probable one."""
+    max_steps: PositiveInt = ENOUGH
+    """Most steps of an episode; one that has not ended then is cut, which the result says."""
     seed: NonNegativeInt = 0
     """Evaluation episodes never share a seed with training."""
     json: Path | None = None
@@ -45,11 +48,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.json:
             args.json.touch()
     with working(prog), env:
-        result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
+        deterministic = not args.stochastic
+        result = evaluate(
+            agent, env, args.episodes, deterministic=deterministic, seed=args.seed, max_steps=args.max_steps
+        )
     how = "stochastic" if args.stochastic else "deterministic"
     print(
         f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
-        f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
+        f"mean return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes"
     )
     if args.json:
         record = {
@@ -57,12 +63,13 @@ def main(argv: list[str] | None = None) -> None:
             "env": opened.env_id,
             "agent": opened.name,
             "num_timesteps": agent.num_timesteps,
-            "deterministic": not args.stochastic,
+            "deterministic": deterministic,
             "seed": args.seed,
             "mean_return": result.mean,
             "std_return": result.std,
             "returns": result.returns,
             "lengths": result.lengths,
+            "cut": result.cut,
         }
         write(args.json, record)
 

@@ -81,17 +81,21 @@ class Opened:
         except Exception as error:  # arguments that were saved, or typed, and that it does not take
             raise ValueError(f"env = {self.env_id}: {type(error).__name__}: {error}") from error
 
-    def returns(self, agents: dict[str, Agent[Any]], episodes: int, seed: int) -> dict[str, dict[str, Any]]:
+    def returns(
+        self, agents: dict[str, Agent[Any]], episodes: int, seed: int, max_steps: int
+    ) -> dict[str, dict[str, Any]]:
         """Episodes of each agent, by its most probable and by sampled actions, printed and in words of JSON."""
         record: dict[str, dict[str, Any]] = {}
         for name, agent in agents.items():
             said, record[name] = [], {}
             for how in ("deterministic", "stochastic"):
                 with self.make() as env:
-                    result = evaluate(agent, env, episodes, deterministic=how == "deterministic", seed=seed)
-                said.append(f"{result.mean:.1f} ± {result.std:.1f} {how}")
+                    deterministic = how == "deterministic"
+                    result = evaluate(agent, env, episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
+                said.append(f"{result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes")
                 record[name][how] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
-            print(f"{name}: mean return {', '.join(said)}, {episodes} episodes each")
+                record[name][how] |= {"cut": result.cut}
+            print(f"{name}: mean return {', '.join(said)}")
         return record
 
 

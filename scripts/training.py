@@ -17,7 +17,7 @@ from klrl.experience.environments import env_id, factory
 from klrl.experience.replay import Replay
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
-from klrl.run.evaluation import CannotAct
+from klrl.run.evaluation import ENOUGH, CannotAct
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.scripts.command_line import bad_input, fail, failed_worker
@@ -31,6 +31,8 @@ class Conduct:
 
     eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
     """Deterministic episodes to evaluate at the end."""
+    eval_max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which the last line says."""
     checkpoint_every: PositiveInt | None = None
     """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
     at the end."""
@@ -171,11 +173,11 @@ def _finish(
     if conduct.eval_episodes:
         try:
             with factory(env)() as one:
-                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
+                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed, max_steps=conduct.eval_max_steps)
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
-        console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
+        console.print(f"evaluation: {mean} over {len(result.returns)} episodes")
 
 
 def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:
