@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
@@ -50,17 +49,17 @@ _UNREAD = {errno.EPIPE, errno.EIO, errno.EBADF}
 """Numbers of errors by which there is no reader: he went away, his terminal did, or there never was one."""
 
 
-def steady(stream: TextIO | None) -> TextIO | None:
+def steady(stream: TextIO) -> TextIO:
     """The same place to write to, as a stream whose writes never raise; what its encoding lacks becomes an escape.
 
-    A stream that is no file of the operating system's (a notebook's, a test's) is returned as it is.
+    Only for files of the operating system: another stream (a notebook's, a test's) is returned as it is.
     """
-    if not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, _Descriptor):
+    if type(stream) is not io.TextIOWrapper or isinstance(stream.buffer, _Descriptor):
         return stream
     try:
         raw = _Descriptor(stream)
-    except (OSError, ValueError):  # closed
-        return None
+    except (OSError, ValueError):  # it is in memory only, or closed
+        return stream
     return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)  # type: ignore[arg-type]
 
 
@@ -73,18 +72,27 @@ def keep_steady() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-    sys.stdout, sys.stderr = steady(sys.stdout), steady(sys.stderr)  # type: ignore[assignment]
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdout, sys.stderr = steady(sys.stdout or _nowhere()), steady(sys.stderr or _nowhere())
 
 
-def lost(stream: TextIO | None) -> OSError | None:
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")  # noqa: SIM115: for as long as the process lives
+
+
+def plain_warnings() -> None:
+    """Show warnings in one harmless line each."""
+    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(message)}\n"
+
+
+def lost(stream: TextIO) -> OSError | None:
     """Why a :func:`steady` stream has not written all, if somebody was there to read it."""
     raw = getattr(stream, "buffer", None)
     return raw.lost if isinstance(raw, _Descriptor) else None
 
 
-def run(main: Callable[[], object]) -> None:
-    """Run a command: with steady output, and warnings in one harmless line each."""
+def as_program(main: Callable[[], object]) -> None:
+    """Run what a command does, with an output that never fails and warnings on a line each."""
     keep_steady()
-    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(message)}\n"
+    plain_warnings()
     main()

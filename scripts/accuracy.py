@@ -18,6 +18,7 @@ from torch import distributions as td
 from torch.nn.functional import softplus
 
 from klrl.kl import kl_divergence
+from klrl.output import as_program
 from klrl.policy.distributions import (
     Bernoulli,
     Beta,
@@ -223,4 +224,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from klrl.agents import AGENTS
 from klrl.experience.environments import check_id
+from klrl.output import as_program
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.compare_report import table, write_csv
 from klrl.scripts.learning import save
@@ -166,4 +167,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -12,6 +12,7 @@ import tyro
 
 from klrl.agents import AGENTS, Agent, DistillationConfig, load_agent
 from klrl.agents.distillation import distillation_rounds, student_config
+from klrl.output import as_program
 from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
@@ -94,4 +95,4 @@ def _say(i: int, metrics: Metrics, config: DistillationConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

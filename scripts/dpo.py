@@ -12,6 +12,7 @@ import tyro
 
 from klrl.agents import DPOConfig, PreferencesConfig, collect_preferences, load_agent
 from klrl.agents.dpo import dpo_epochs, trajectory_kl
+from klrl.output import as_program
 from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
@@ -87,4 +88,4 @@ def _say(epoch: int, metrics: Metrics) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

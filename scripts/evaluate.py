@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 import tyro
 
+from klrl.output import as_program, lost
 from klrl.run import evaluate
 from klrl.run.evaluation import ENOUGH
-from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.saved_agents import Opened, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
@@ -52,11 +53,6 @@ def main(argv: list[str] | None = None) -> None:
         result = evaluate(
             agent, env, args.episodes, deterministic=deterministic, seed=args.seed, max_steps=args.max_steps
         )
-    how = "stochastic" if args.stochastic else "deterministic"
-    print(
-        f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
-        f"mean return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes"
-    )
     if args.json:
         record = {
             "path": str(args.path),
@@ -72,7 +68,14 @@ def main(argv: list[str] | None = None) -> None:
             "cut": result.cut,
         }
         write(args.json, record)
+    how = "stochastic" if args.stochastic else "deterministic"
+    print(
+        f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
+        f"mean return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes"
+    )
+    if args.json is None and (error := lost(sys.stdout)) is not None:
+        fail(prog, f"stdout: {error.strerror}; the result is lost", status=1)
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from klrl.agents import PPO, PPOConfig
 from klrl.kl import kl_divergence
+from klrl.output import as_program
 from klrl.run import evaluate
 from klrl.scripts.command_line import parse
 from klrl.scripts.learning import measure, save
@@ -223,4 +224,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 
 from klrl.agents import AGENTS, Agent
+from klrl.output import as_program
 from klrl.run import Callback, evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
@@ -217,4 +218,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from importlib import import_module
 
 import klrl
-from klrl.words import plain
+from klrl.output import as_program
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
@@ -53,10 +52,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def command() -> None:
-    """``klrl`` as a program: :func:`main`, with warnings in one harmless line each."""
-    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(message)}\n"
-    main()
+    """``klrl`` as a program."""
+    as_program(main)
 
 
 if __name__ == "__main__":
-    command()
+    as_program(main)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from klrl.experience.worker import end_with_parent
+from klrl.output import keep_steady, plain_warnings
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 def _prepare() -> None:
     """Ctrl-C reaches every process of a terminal; the first one decides what it means, and none outlives it."""
+    keep_steady()
+    plain_warnings()
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

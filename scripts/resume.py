@@ -15,6 +15,7 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
+from klrl.output import as_program
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG, versions
 from klrl.run.disk import contents
@@ -128,4 +129,4 @@ def _compare(then: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

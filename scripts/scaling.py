@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import tyro
 
 from klrl.experience.environments import check_id
+from klrl.output import as_program
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.scaling_measurements import Axis, Measurements, Point
@@ -165,4 +166,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

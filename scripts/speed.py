@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 
 from klrl.experience.environments import check_id
+from klrl.output import as_program
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.measure import BOUND, LIBRARIES
@@ -189,4 +190,4 @@ def report(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from klrl.output import as_program
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
@@ -133,4 +134,4 @@ def _command(args: Torture) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -17,6 +17,7 @@ import tyro
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.agents.comparable import NETWORKS
+from klrl.output import as_program
 from klrl.run import checkpoint
 from klrl.run.directory import check_new
 from klrl.run.presets import preset
@@ -127,4 +128,4 @@ def _new_directory(env: str, agent: str, seed: int) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

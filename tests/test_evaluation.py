@@ -67,13 +67,13 @@ def test_episodes_that_do_not_end_are_cut_and_named(first, n, cut, recwarn):
     ][: len(cut)]
 
 
-def test_no_more_than_fifty_thousand_steps_go_to_episodes_that_do_not_end():
+def test_no_more_than_thirty_thousand_steps_go_to_episodes_that_do_not_end():
     env = Endless(first=1)
-    with pytest.warns(RuntimeWarning, match=r"1 episode was cut after max_steps = 50,000, so that only 2 of 20 were"):
+    with pytest.warns(RuntimeWarning, match=r"1 episode was cut after max_steps = 30,000, so that only 2 of 20 were"):
         result = evaluate(Recorder(), env)
-    assert (result.lengths, result.cut, env.played) == ((4, 50_000), (1,), 50_004)
-    with pytest.warns(RuntimeWarning, match=r"2 episodes were cut after max_steps = 30,000, so that only 2 of 20 were"):
-        assert evaluate(Recorder(), Endless(), max_steps=30_000).lengths == (30_000, 30_000)
+    assert (result.lengths, result.cut, env.played) == ((4, 30_000), (1,), 30_004)
+    with pytest.warns(RuntimeWarning, match=r"2 episodes were cut after max_steps = 20,000, so that only 2 of 20 were"):
+        assert evaluate(Recorder(), Endless(), max_steps=20_000).lengths == (20_000, 20_000)
 
 
 @pytest.mark.parametrize("bad", [{"n_episodes": 0}, {"max_steps": 0}])

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium.vector.utils import batch_space, iterate, read_from_shared_memory, write_to_shared_memory
 
 from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.output import keep_steady
 
 DEAF = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
 """Signals that concern the parent, which may get them at the same time."""
@@ -147,7 +148,7 @@ class _Server:
 
 
 def _prepare(last_words: connection.Connection) -> None:
-    """Leave signals to the parent, say where a crash or a hang was, and end with the parent."""
+    """Leave signals to the parent, say where a crash or a hang was, print if it can be, and end with the parent."""
     for number in DEAF:
         # Programs that the environment starts inherit what is ignored: SIGTERM must still end them.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: None)
@@ -155,6 +156,7 @@ def _prepare(last_words: connection.Connection) -> None:
     os.set_blocking(last_words.fileno(), False)
     faulthandler.enable(last_words.fileno(), all_threads=False)
     faulthandler.register(signal.SIGUSR2, last_words.fileno(), all_threads=False)
+    keep_steady()
     end_with_parent()
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
 
-ENOUGH = 50_000
-"""Steps: twice the longest episode of an Atari game."""
+ENOUGH = 30_000
+"""Steps: an Atari game is ended after 27,000."""
 
 
 class CannotAct(ValueError):
@@ -52,7 +52,7 @@ def evaluate(
     """Play ``n_episodes`` in one environment with ``agent.predict``; the agent's training state is untouched.
 
     An environment need not have a time limit: an episode that has not ended after ``max_steps`` is cut, and once
-    episodes that were cut have taken 50,000 steps together, no more are played. A warning says so.
+    episodes that were cut have taken 30,000 steps together, no more are played. A warning says so.
 
     Args:
         agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``; where it has a true

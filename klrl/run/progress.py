@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from klrl.experience import Batch
+from klrl.output import steady
 from klrl.run.callback import Callback, Metrics
 
 
@@ -21,7 +22,7 @@ class Progress(Callback):
     """Steps/s, time left, return, KL now against its target, and what the line search or the clipping did."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(file=steady(sys.stdout))
         self._live: Live | None = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
@@ -39,14 +40,12 @@ class Progress(Callback):
             line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
             self.console.print(line, highlight=False, soft_wrap=True)
         else:
-            with contextlib.suppress(OSError):  # nobody is looking any more
-                self._live.update(self._panel(agent, facts), refresh=True)
+            self._live.update(self._panel(agent, facts), refresh=True)
 
     def on_training_end(self, agent: Any) -> None:
         """Leave the last panel on the screen."""
         if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
+            self._live.stop()
 
     def _panel(self, agent: Any, facts: dict[str, str]) -> Panel:
         grid = Table.grid(padding=(0, 2))
