@@ -34,7 +34,7 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path / LOCK
+        self._path, self._file = path, path / LOCK
         self._directory: int | None = os.open(path, os.O_RDONLY)
         try:
             if fcntl is not None:
@@ -59,10 +59,24 @@ class Lock:
         with room_for(self._file, len(text)), self._file.open("x") as file:
             file.write(text)
 
+    def lost(self) -> str | None:
+        """What became of the directory that is locked, if it is no longer where it was."""
+        assert self._directory is not None
+        held = os.fstat(self._directory)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(held, self._path.stat()):
+                return None
+        place = Path(f"/proc/self/fd/{self._directory}")
+        now = os.readlink(place) if place.is_symlink() else None
+        if held.st_nlink == 0 or (now is not None and now.endswith(" (deleted)")):
+            return "was removed"
+        return f"was renamed to {now}" if now is not None else "was renamed"
+
     def release(self) -> None:
         """Let others in; once more is no harm."""
         if self._directory is not None:
-            self._file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # wherever the directory is now
+                os.unlink(LOCK, dir_fd=self._directory)
             if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
                 with contextlib.suppress(OSError):
                     fcntl.flock(self._directory, fcntl.LOCK_UN)
