@@ -19,6 +19,7 @@ from klrl.kl import kl_divergence
 from klrl.kl.drift import average
 from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Linearization, Objective
+from klrl.policy.spaces import below
 from klrl.run.callback import Metrics
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -75,15 +76,24 @@ def fit_preferences(
 
 
 def dpo_epochs(
-    policy: Agent[Any], reference: Agent[Any], preferences: Preferences, config: DPOConfig | None = None
-) -> Iterator[Metrics]:
-    """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first."""
+    policy: Agent[Any],
+    reference: Agent[Any],
+    preferences: Preferences,
+    config: DPOConfig | None = None,
+    *,
+    at: dict[str, Tensor] | None = None,
+) -> Epochs:
+    """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first.
+
+    With ``at``, the :meth:`Epochs.state` of a tuning that was interrupted, and the policy as it was then, the epochs
+    that were left follow, to the bit.
+    """
     if policy is reference:
         raise ValueError("policy is the reference; allowed: another agent, for example the reference loaded again")
     check_comparable("reference", reference, "policy", policy)
     data = Compared.of(policy, reference, preferences)
     at_states = reference.distribution(preferences.observations[preferences.valid]).map(lambda x: x.to(policy.device))
-    return _epochs(policy, data, at_states, config or DPOConfig())
+    return Epochs(policy, data, at_states, config or DPOConfig(), at)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,17 +158,49 @@ class Compared:
         return Objective(softplus(-margin).mean(), ((policy, 1.0 / len(self), gradient),))
 
 
-def _epochs(policy: Agent[Any], data: Compared, reference: Distribution, config: DPOConfig) -> Iterator[Metrics]:
-    descent = ActorDescent(policy, learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
-    for epoch in range(config.n_epochs + 1):
-        with torch.no_grad():
-            if epoch > 0:
-                order = torch.randperm(len(data), generator=policy.streams.minibatches).to(policy.device)
-                for pairs in order.split(config.batch_size):
-                    minibatch = data[pairs]
-                    descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
-            metrics = _measure(data, policy.actor(data.states), reference, config.beta)
-        yield checked(metrics, f"after epoch {epoch}")
+class Epochs(Iterator[Metrics]):
+    """The epochs of DPO, made by :func:`dpo_epochs`; it can be interrupted after each."""
+
+    def __init__(
+        self,
+        policy: Agent[Any],
+        data: Compared,
+        reference: Distribution,
+        config: DPOConfig,
+        at: dict[str, Tensor] | None,
+    ) -> None:
+        self._done = 0 if at is None else int(at["done"])
+        self._epochs = self._fit(policy, data, reference, config, at)
+
+    def __next__(self) -> Metrics:
+        return next(self._epochs)
+
+    def state(self) -> dict[str, Tensor]:
+        """After an epoch, what decides those that follow, beside the policy and the preferences."""
+        return {"done": torch.tensor(self._done)} | {f"descent.{k}": x for k, x in self._descent.state().items()}
+
+    def _fit(
+        self,
+        policy: Agent[Any],
+        data: Compared,
+        reference: Distribution,
+        config: DPOConfig,
+        at: dict[str, Tensor] | None,
+    ) -> Iterator[Metrics]:
+        limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
+        self._descent = ActorDescent(policy, **limits)
+        if at is not None:
+            self._descent.restore(below("descent.", at))
+        for epoch in range(self._done, config.n_epochs + 1):
+            with torch.no_grad():
+                if epoch > 0:
+                    order = torch.randperm(len(data), generator=policy.streams.minibatches).to(policy.device)
+                    for pairs in order.split(config.batch_size):
+                        minibatch = data[pairs]
+                        self._descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
+                metrics = _measure(data, policy.actor(data.states), reference, config.beta)
+            self._done = epoch + 1
+            yield checked(metrics, f"after epoch {epoch}")
 
 
 def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:

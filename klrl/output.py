@@ -60,7 +60,7 @@ def steady(stream: TextIO) -> TextIO:
         raw = _Descriptor(stream)
     except (OSError, ValueError):  # it is in memory only, or closed
         return stream
-    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)  # type: ignore[arg-type]
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True)
 
 
 def keep_steady() -> None:
@@ -77,7 +77,7 @@ def keep_steady() -> None:
 
 
 def _nowhere() -> TextIO:
-    return open(os.devnull, "w")  # noqa: SIM115: for as long as the process lives
+    return open(os.devnull, "w")
 
 
 def plain_warnings() -> None:

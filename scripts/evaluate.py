@@ -14,6 +14,7 @@ from klrl.run import evaluate
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.saved_agents import Opened, working, write
+from klrl.scripts.work import claim
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         opened = Opened.at(args.path, args.env)
         agent, env = opened.agent, opened.make()
         if args.json:
-            args.json.touch()
+            claim(args.json, "json")
     with working(prog), env:
         deterministic = not args.stochastic
         result = evaluate(
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
             "lengths": result.lengths,
             "cut": result.cut,
         }
-        write(args.json, record)
+        with bad_input(prog):
+            write(args.json, record)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
         f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from klrl.experience.environments import check_id, described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import check_new, versions
 from klrl.run.evaluation import CannotAct
+from klrl.scripts import work
 from klrl.scripts.command_line import fail
 from klrl.words import plain
 
@@ -99,29 +100,39 @@ class Opened:
         return record
 
 
-def claim(output: Path, numbers: Path | None) -> None:
+def claim(output: Path, numbers: Path | None, *, again: bool) -> None:
     """Make sure before long work that its results can be written.
+
+    Args:
+        output: directory of the agent.
+        numbers: file of the numbers.
+        again: it was made sure before, and the agent may be there since.
 
     Raises:
         OSError: they cannot, or there is something already at ``output``.
     """
-    check_new(output, "output")
+    if not again:
+        check_new(output, "output")
     if numbers:
-        numbers.touch()
+        work.claim(numbers, "json")
     output.mkdir(parents=True, exist_ok=True)
 
 
 def write(numbers: Path | None, record: dict[str, Any]) -> None:
     """The record as JSON, with the versions of what it was made with."""
     if numbers:
-        numbers.write_text(json.dumps(record | {"versions": versions()}, indent=1) + "\n")
+        work.write(numbers, json.dumps(record | {"versions": versions()}, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def working(prog: str) -> Iterator[None]:
+def working(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
     """Long work: what ends it early is one line.
 
     Status 1 for numbers that are not finite and what else an agent cannot act on, 130 for Ctrl-C.
+
+    Args:
+        prog: the command.
+        more: what the line about Ctrl-C, or about a disk, ends with.
     """
     try:
         yield
@@ -130,4 +141,8 @@ def working(prog: str) -> Iterator[None]:
     except BadStep as error:
         fail(prog, error)
     except KeyboardInterrupt:
-        fail(prog, "interrupted", status=130)
+        fail(prog, f"interrupted{more()}", status=130)
+    except OSError as error:
+        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+            raise
+        fail(prog, f"{error}{more()}", status=1)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -14,6 +16,7 @@ from klrl.scripts.scaling_measurements import Measurements
 from klrl.scripts.scaling_report import summarise, table
 from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.timers import PARTS
+from klrl.scripts.work import Work
 from klrl.scripts.workload import Workload
 
 TINY = ["--n-envs", "2", "--n-steps", "32", "--batch-size", "16", "--critic-batch-size", "16", "--n-epochs", "1"]
@@ -123,9 +126,11 @@ class Machine:
 
 def take(repeats=1, until=1e9, max_mib=1e9, max_seconds=1e9, **settings):
     points = scaling.plan(scaling.Scaling(algorithms=("ppo",), **settings))
-    measurements = Measurements(PlainConsole(), max_mib=max_mib, max_seconds=max_seconds)
-    for repeat in range(repeats):
-        measurements.take(points, repeat, until=until)
+    with tempfile.TemporaryDirectory() as folder:
+        work, console = Work(Path(folder) / "scaling.json", "", {}, PlainConsole()), PlainConsole()
+        measurements = Measurements(work, console, max_mib=max_mib, max_seconds=max_seconds)
+        for repeat in range(repeats):
+            measurements.take(points, repeat, until=until)
     return measurements, points
 
 

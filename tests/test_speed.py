@@ -13,6 +13,8 @@ from klrl.scripts import speed, timers
 from klrl.scripts.main import main
 from klrl.scripts.measure import BOUND, LIBRARIES
 from klrl.scripts.speed_report import summarise, table
+from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.work import Work
 from klrl.scripts.workload import Clock, Job, Workload
 
 TINY = Workload(updates=1, n_envs=2, n_steps=32, batch_size=16, critic_batch_size=16, n_epochs=2, n_critic_updates=3)
@@ -157,7 +159,8 @@ def test_a_failure_is_its_last_line_and_is_not_tried_again(tmp_path, capsys):
     file = tmp_path / "ppo.py"
     file.write_text("print('SPS: 1')")
     failing = [job("cleanrl", files=(str(file),)), job("cleanrl", env="Pendulum-v1", files=(str(file),))]
-    measurements = speed.Measurements(speed.Console(soft_wrap=True, markup=False), 60.0)
+    console = PlainConsole()
+    measurements = speed.Measurements(Work(tmp_path / "s.json", "", {}, console), console, 60.0)
     measurements.take(failing)
     measurements.take(failing)
     first, second = capsys.readouterr().out.splitlines()

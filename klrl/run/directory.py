@@ -196,6 +196,7 @@ class RunDirectory(Callback):
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """One row and one point per metric; a checkpoint when it is time, or when there is none any more."""
         if not self._look_after(agent):
+            assert self._board is not None
             self._metrics.add(list(metrics), [list(metrics.values())])
             self._board.add(metrics)
         episodes = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
