@@ -61,6 +61,8 @@ def going_on(prog: str, folder: Path, what: str = "parts") -> Iterator[None]:
     except BrokenProcessPool:
         fail(prog, f"a process was killed; {kept}", status=1)
     except OSError as error:
+        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+            raise
         fail(prog, f"{error}; {kept}", status=1)
 
 
