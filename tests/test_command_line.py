@@ -295,9 +295,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
         output, _ = process.communicate(timeout=60)
     assert process.returncode == status, output
     (stopped,) = (line for line in output.splitlines() if line.startswith("stopped"))
-    assert saved.startswith("SIGUSR1: checkpoint run/checkpoints/")
-    assert stopped.startswith(f"stopped by {number.name}: checkpoint run/checkpoints/")
-    assert stopped.endswith("; klrl resume run goes on")
+    assert saved.startswith(f"SIGUSR1: checkpoint {tmp_path}/run/checkpoints/")
+    assert stopped.startswith(f"stopped by {number.name}: checkpoint {tmp_path}/run/checkpoints/")
+    assert stopped.endswith(f"; klrl resume {tmp_path}/run goes on")
     assert "Traceback" not in output
     assert sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")) == [
         "checkpoints", "config.json", "episodes.csv", "metrics.csv",
@@ -361,7 +361,7 @@ def test_an_interrupted_evaluation_ends_at_once_and_the_agent_is_kept(tmp_path):
         os.kill(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert output == "stopped by SIGINT: checkpoint run/checkpoints/000000001024; training was finished\n"
+    assert output == f"stopped by SIGINT: checkpoint {tmp_path}/run/checkpoints/000000001024; training was finished\n"
     assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
 
 
