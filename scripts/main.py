@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
-    except KeyboardInterrupt:  # where there was nothing to keep
+    except KeyboardInterrupt as error:  # where there was nothing to keep
         print(f"klrl {words[0]}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(error, "number", 2))  # SIGINT without a number of its own
 
 
 def command() -> None:

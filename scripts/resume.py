@@ -18,6 +18,7 @@ from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG, versions
 from klrl.run.disk import contents
+from klrl.run.signals import Signals
 from klrl.scripts.command_line import bad_input, failed_worker, parse
 from klrl.scripts.saved_agents import environment
 from klrl.scripts.training import Conduct, carry_out
@@ -44,6 +45,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl resume``."""
     prog = "klrl resume"
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
+    with Signals(lambda: None):  # before the directory is claimed; nothing can be saved until the training goes on
+        _resume(prog, args)
+
+
+def _resume(prog: str, args: Resuming) -> None:
     with bad_input(prog), failed_worker(prog):
         run = _read(args.path)
         conduct, config = _settings(args.path, run)

@@ -152,8 +152,8 @@ def carry_out(
         except (BadStep, gym.error.Error) as error:
             fail(prog, error)
         finally:
-            agent.close()
             keep.release()
+            agent.close()
 
 
 def _finish(

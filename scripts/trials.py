@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from klrl.agents import AGENTS, AgentConfig
 from klrl.experience import Batch, Episode
 from klrl.experience.environments import factory
-from klrl.run import Callback
+from klrl.run import Callback, checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.directory import versions
 from klrl.scripts.learning import measure
@@ -96,10 +95,7 @@ def run(trial: Trial, folder: Path) -> Row:
     except Exception as error:  # a failed run is a result of the comparison and does not end it
         row |= {"status": FAILED, "error": one_line(f"{type(error).__name__}: {error}")}
     folder.mkdir(parents=True, exist_ok=True)
-    path = trial.path(folder)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(row, indent=1) + "\n")
-    aside.replace(path)
+    checkpoint.replace(trial.path(folder), f"{json.dumps(row, indent=1)}\n".encode())
     return row
 
 

@@ -20,14 +20,16 @@ SOURCES = [path for path in SOURCES if not path.is_relative_to(ROOT / "klrl/scri
 # A room may import the rooms named here (and itself); nothing below imports anything above.
 ALLOWED = {
     "klrl.words": set(),
+    "klrl.interrupts": set(),
     "klrl.validation": {"klrl.words"},
     "klrl.policy": {"klrl.validation", "klrl.words"},
     "klrl.kl": {"klrl.policy", "klrl.words"},
     "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation", "klrl.words"},
-    "klrl.experience": {"klrl.policy", "klrl.validation", "klrl.words"},
-    "klrl.run": {"klrl.experience", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.experience": {"klrl.interrupts", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.run": {"klrl.experience", "klrl.interrupts", "klrl.policy", "klrl.validation", "klrl.words"},
     "klrl.agents": {
         "klrl.experience",
+        "klrl.interrupts",
         "klrl.kl",
         "klrl.policy",
         "klrl.run",

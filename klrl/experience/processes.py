@@ -61,8 +61,9 @@ class WorkerProcess:
         foreign = [*others, self.pipe, self.last_words] if method == "fork" else []
         self.process = context.Process(target=work, args=(theirs, say, foreign, *arguments), daemon=True)
         # A signal must not meet a process that still has this one's handlers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, () if method == "forkserver" else DEAF)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, () if method == "forkserver" else DEAF)
             with clear_mpi_env_vars():
                 self.process.start()
         finally:

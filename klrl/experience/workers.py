@@ -24,6 +24,7 @@ from gymnasium.vector.utils import (
 from klrl.experience.episodes import Place
 from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
+from klrl.interrupts import held
 
 OnFailure = Literal["stop", "restart"]
 Step = tuple[float, bool, bool, dict[str, Any]]
@@ -101,7 +102,8 @@ class WorkerVectorEnv(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         spaces = self.single_observation_space, self.single_action_space
-        self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
+        with held():
+            self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
         self._actions: Any = read_from_shared_memory(spaces[1], self._memory[1], self.num_envs)
         self._places: list[Place | None] = [None] * self.num_envs
         self._next: list[Place | None] = [None] * self.num_envs
@@ -113,7 +115,11 @@ class WorkerVectorEnv(VectorEnv):
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
         self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
         self._busy, self._playing = True, False
-        self._seeded = [bool(answer) for answer in self._ask("hello")]
+        try:
+            self._seeded = [bool(answer) for answer in self._ask("hello")]
+        except BaseException:  # nobody else knows the workers yet
+            self.close()
+            raise
 
     # -- the interface of VectorEnv -------------------------------------------------------------
 
@@ -304,7 +310,8 @@ class WorkerVectorEnv(VectorEnv):
             raise failure
         warnings.warn(f"{failure.reason}; restarted", RuntimeWarning, stacklevel=5)
         end([self._workers[i]])
-        self._workers[i] = self._start(i)
+        with held():
+            self._workers[i] = self._start(i)
         self._places[i] = place = place.following
         return packed("reset", place, None, None)
 
@@ -319,4 +326,5 @@ class WorkerVectorEnv(VectorEnv):
         self._workers.clear()
         self._begun, self._playing = {}, False
         for i in range(self.num_envs):
-            self._workers.append(self._start(i))
+            with held():
+                self._workers.append(self._start(i))

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from klrl.interrupts import held
 from klrl.run.disk import contents, room_for
 from klrl.words import plain
 
@@ -61,7 +62,7 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
         "tensors": save({name: x.detach().contiguous() for name, x in tensors.items()}),
     }
     _check_sizes(data["agent"], data["tensors"][:8])
-    with room_for(path, sum(map(len, data.values()))):
+    with held(), room_for(path, sum(map(len, data.values()))):
         path.mkdir(parents=True, exist_ok=True)
         try:
             files = {kind: _write(path, kind, text) for kind, text in data.items()}
@@ -100,15 +101,16 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def replace(path: Path, data: bytes) -> None:
     """Write a file aside, to the disk, then under its name in one step."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(path.parent)
+    with held():
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -277,8 +279,9 @@ def _clean(path: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with held():
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -15,6 +15,7 @@ import numpy as np
 
 from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
+from klrl.interrupts import held
 from klrl.run import checkpoint
 from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Callback, Metrics
@@ -113,15 +114,17 @@ class RunDirectory(Callback):
         Raises:
             BlockingIOError: another process writes there.
         """
-        if self._lock is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path)
+        with held():
+            if self._lock is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = Lock(self.path)
 
     def release(self) -> None:
         """Let other processes in."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        with held():
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Write ``config.json``; or bring the files of an interrupted training to where the agent is."""
@@ -140,9 +143,10 @@ class RunDirectory(Callback):
             with room_for(self.path / "config.json", len(text)):
                 checkpoint.replace(self.path / "config.json", text)
         header = list(history[0]) if history else []
-        self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
-        self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
-        self._board = Board(self.path, history)
+        with held():
+            self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
+            self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
+            self._board = Board(self.path, history)
         here = checkpoint.step_directory(self.path, agent.num_timesteps)
         self.saved = here if here.exists() else None
         self._begun_at = agent.num_timesteps
@@ -201,23 +205,24 @@ class RunDirectory(Callback):
 
     def on_training_end(self, agent: Any) -> None:
         """The last checkpoint; close the files."""
-        if self._board is None:
-            self.release()
-            return
-        try:
-            self.save()
-        finally:
-            self._done = None
+        with held():
+            try:
+                if self._board is not None:
+                    self.save()
+            finally:
+                self._close()
+                self.release()
+
+    def _close(self) -> None:
+        self._done = None
+        if self._board is not None:
             self._board.close()
             self._board = None
             for table in (self._metrics, self._episodes):
                 table.close()
-            self.release()
 
     def save(self, then: Callable[[Path | None], object] = lambda path: None) -> None:
         """Make sure that the last whole update is in a checkpoint.
-
-        A ``KeyboardInterrupt`` while it is being written takes effect afterwards.
 
         Args:
             then: called with where the newest one is, once it is there: when a signal asks for one while one is being
@@ -226,15 +231,13 @@ class RunDirectory(Callback):
         self._then.append(then)
         if self._saving:
             return
-        self._saving = True
-        try:
-            self._write()
-        except KeyboardInterrupt:
-            self._write()
-            raise
-        finally:
-            self._saving = False
-            waiting, self._then = self._then, []
+        with held():
+            self._saving = True
+            try:
+                self._write()
+            finally:
+                self._saving = False
+                waiting, self._then = self._then, []
         for tell in waiting:
             tell(self.saved)
 
