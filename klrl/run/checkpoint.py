@@ -115,7 +115,7 @@ def replace(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def understood(path: str | Path) -> Iterator[None]:
-    """Around whatever is made of what was read: all that goes wrong there is the file's fault.
+    """Around what is made of what was read, whose digests were right: it may be of other versions, or of other hands.
 
     Raises:
         ValueError: in one line that names the path.
@@ -125,7 +125,8 @@ def understood(path: str | Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"path = {path}: {plain(error)}") from error
     except Exception as error:
-        raise Damaged(f"path = {path} is damaged: {plain(f'{type(error).__name__}: {error}')}") from error
+        said = plain(f"{type(error).__name__}: {error}")
+        raise ValueError(f"path = {path} is as it was written, but nothing can be made of it here: {said}") from error
 
 
 def step_directory(run_dir: Path, timesteps: int) -> Path:
