@@ -4,6 +4,7 @@ import contextlib
 import resource
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from dis import opmap
 
@@ -37,6 +38,14 @@ def full_disk(room=0):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def wait_for(condition, seconds=600.0):
+    """Wait until something has happened; the limit is against a hang, and far beyond what a busy machine needs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def same(tensors, others):

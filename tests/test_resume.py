@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Broken, Counting, Noise, Sampling, box, small_agent
-from support import Nowhere, every_agent, parameters, same, slots, without_time
+from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
 from test_board import shown
-from test_command_line import klrl, wait_for
+from test_command_line import klrl
 from test_replay import Remembering, Unseeded
 
 from klrl.agents import PPO, TRPO
