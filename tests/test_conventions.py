@@ -157,6 +157,16 @@ def test_the_version_is_the_same_everywhere():
     assert f"## {klrl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_lowest_versions_that_are_tried_are_those_that_are_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / ".ci/constraints-lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in declared:
+        name, _, version = requirement.partition(">=")
+        lowest = version.partition(",")[0]
+        assert f"{pinned[name]}.".startswith(f"{lowest}."), name
+
+
 def test_every_package_folder_is_installed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in SOURCES}
