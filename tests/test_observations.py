@@ -116,7 +116,7 @@ def test_what_is_no_element_of_a_discrete_space_is_refused_by_name(value, start)
 
 
 def test_small_integers_are_not_too_small_for_the_difference():
-    encoding = Encoding(Discrete(250, start=-120, dtype=np.int16), Discrete(2))
+    encoding = Encoding(Discrete(250, start=-120), Discrete(2))
     assert [int(encoding(np.int8(value)).argmax()) for value in (-120, 0, 127)] == [0, 120, 247]
     encoding = Encoding(MultiDiscrete([3], start=[1], dtype=np.uint8), Discrete(2))
     assert refusal(lambda: encoding(np.array([0], np.uint8))).startswith("observation has 0; allowed: elements of Mult")
