@@ -27,6 +27,7 @@ from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, Metrics, gather
+from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
@@ -76,7 +77,7 @@ class Agent(Acting[C], abc.ABC):
         """The training that was begun last."""
         self.last_update: state.Snapshot | None = None
         """What the last whole update left, while a training goes on."""
-        self.history: list[Metrics] = []
+        self.history = History()
         self.episodes: deque[Episode] = deque(maxlen=100)
 
     # -- learning -------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class Agent(Acting[C], abc.ABC):
             return
         state.restore(self, done.tensors, done.state)
         self.region = done.region
-        self.history[:] = done.state["history"]
+        self.history.become(done.state["history"])
         self.episodes.clear()
         self.episodes.extend(map(state.episode, done.state["episodes"]))
         self._source.go_back(done.whereabouts)
@@ -356,7 +357,7 @@ class Agent(Acting[C], abc.ABC):
         agent.region = region_from_json(data["region"])
         agent._begin(Source(described(data["env"]), at=state.whereabouts(tensors)), data["preset"])
         agent.episodes.extend(map(state.episode, data["episodes"]))
-        agent.history = state.unpacked(data["history"], tensors)
+        agent.history = state.history(data["history"], tensors)
         agent.training = Training.of(data["training"])
         return agent
 

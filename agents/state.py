@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, groupby
+from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from klrl.agents.core import Core
@@ -21,6 +20,7 @@ from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
+from klrl.run.history import Block, History
 from klrl.trust_region import TrustRegion, region_to_json
 from klrl.validation import Fraction, NonNegativeInt, validate
 
@@ -63,16 +63,21 @@ class Snapshot:
     region: TrustRegion
     """As it is: one of a user's own class is only named in the state."""
 
-    def write(self, path: str | Path) -> Path:
+    def write(self, path: str | Path, lender: Path | None = None) -> Path:
         """Write it; an older saved agent there is replaced.
+
+        Args:
+            path: where to.
+            lender: a saved agent that has older rows of the history already.
 
         Raises:
             FileExistsError: something else is there.
         """
         where = {} if self.whereabouts is None else self.whereabouts.tensors()
         tensors = self.tensors | {f"whereabouts.{k}": v for k, v in where.items()}
-        groups, rows = packed(self.state["history"])
-        return checkpoint.write(path, tensors | rows, self.state | {"history": groups})
+        history: History = self.state["history"]
+        parts = [block.part for block in history.blocks()]
+        return checkpoint.write(path, tensors, self.state | {"history": len(history)}, parts, lender)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,36 +166,29 @@ def _dump_moments(name: str, moments: Moments) -> Tensors:
     return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
 
 
-def packed(history: Sequence[Metrics]) -> tuple[list[dict[str, Any]], Tensors]:
-    """Rows with the same names together: their names and texts as JSON, their numbers as a tensor ``[rows, names]``.
-
-    Where a row has a text, its number is that of the text.
-    """
-    groups, tensors = [], {}
-    for i, (names, same) in enumerate(groupby(history, key=tuple)):
-        rows = list(same)
-        texts = {name: sorted({row[name] for row in rows}) for name in names if isinstance(rows[0][name], str)}
-        numbers = [[texts[k].index(x) if k in texts else x for k, x in row.items()] for row in rows]
-        groups.append({"names": names, "texts": texts})
-        tensors[f"history.{i}"] = torch.tensor(numbers, dtype=torch.float64)
-    return groups, tensors
-
-
-def unpacked(groups: Sequence[dict[str, Any]], tensors: Tensors) -> list[Metrics]:
-    """The inverse of :func:`packed`.
+def history(data: Any, tensors: Tensors) -> History:
+    """As it was saved; in format 3, in groups of rows with the same names, whose numbers are a tensor.
 
     Raises:
-        ValueError: a name or a text that is none.
+        ValueError: it is none.
     """
-    history: list[Metrics] = []
+    if isinstance(data, list):
+        return History(_grouped(data, tensors))
+    parts = takewhile(bool, (_below(f"history.{i}", tensors) for i in count()))
+    read = History.of(map(Block.read, parts))
+    if data != len(read):
+        raise ValueError(f"history = {data!r}; allowed: {len(read)}, the number of rows")
+    return read
+
+
+def _grouped(groups: Sequence[dict[str, Any]], tensors: Tensors) -> Iterator[Metrics]:
     for i, group in enumerate(groups):
         for other in (x for x in [*group["names"], *chain(*group["texts"].values())] if not isinstance(x, str)):
             raise ValueError(f"history has {other!r}; allowed: text")
         texts = [group["texts"].get(name) for name in group["names"]]
         for row in tensors[f"history.{i}"].tolist():
             values = (x if known is None else known[int(x)] for x, known in zip(row, texts, strict=True))
-            history.append(dict(zip(group["names"], values, strict=True)))
-    return history
+            yield dict(zip(group["names"], values, strict=True))
 
 
 def episode(data: Sequence[Any]) -> Episode:

@@ -15,6 +15,7 @@ from test_command_line import klrl, wait_for
 from test_replay import Remembering, Unseeded
 
 from klrl.agents import PPO, TRPO
+from klrl.agents.state import history as saved_history
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import Lock
@@ -55,12 +56,13 @@ def rows(path):
 def state(run):
     """Everything a run has kept but times, as text or bits."""
     tensors, saved = checkpoint.read(run)
-    for i, group in enumerate(saved["history"]):
-        tensors[f"history.{i}"][:, group["names"].index("time/fps")] = 0.0
+    history = [row | {"time/fps": 0.0} for row in saved_history(saved["history"], tensors)]
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("history.")}
     points = {tag: values for tag, values in shown(run).items() if tag != "time/fps"}
     return {
         "tensors": {name: x.numpy().tobytes() for name, x in tensors.items()},
         "saved": repr(saved),
+        "history": repr(history),
         "metrics": rows(run / "metrics.csv"),
         "episodes": (run / "episodes.csv").read_text(),
         "points": points,

@@ -1,5 +1,7 @@
 """Saved and loaded agents: every bit, every setting, no other environment."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from environments import Counting, Noise, Sampling, random_batch, small_agent
 from gymnasium.vector import SyncVectorEnv
-from support import Nowhere, both, parameters, same, slots
+from support import Nowhere, both, parameters, same, slots, without_time
 from test_every_space import CASES, train
 
 from klrl.agents import NPG, PPO, TRPO
@@ -264,3 +266,45 @@ def test_a_dict_in_an_order_of_its_own_is_read_in_that_order_after_loading(tmp_p
     one, other = (a.distribution(x).mean for a in (agent, loaded))
     assert torch.equal(one, other)
     assert not torch.equal(one, agent.distribution(x | {"z": 0}).mean)
+
+
+def in_format_3(path):
+    """A saved agent as it was written before history had parts: groups of rows with the same names."""
+    tensors, state = checkpoint.read(path)
+    rows = [*PPO.load(path).history]
+    state["history"] = []
+    for i, row in enumerate(rows):  # a group each: their names may have been the same
+        texts = {name: [x] for name, x in row.items() if isinstance(x, str)}
+        state["history"].append({"names": list(row), "texts": texts})
+        numbers = [0.0 if isinstance(x, str) else x for x in row.values()]
+        tensors = {name: x for name, x in tensors.items() if not name.startswith("history.")}
+        tensors |= {f"old.{i}": torch.tensor([numbers], dtype=torch.float64)}
+    tensors = {name.replace("old.", "history."): x for name, x in tensors.items()}
+    checkpoint.write(path, tensors, state)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    del manifest["sha256"]
+    (path / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest | {"format": 3}))
+    return path
+
+
+def test_agents_of_format_3_are_read_and_learn_on_as_those_of_today(tmp_path):
+    agent = small_agent(PPO, seed=3).learn(192)
+    old = PPO.load(in_format_3(agent.save(tmp_path / "old")))
+    assert same(parameters(old), parameters(agent))
+    assert without_time(old) == without_time(agent)
+    assert old.history[0]["train/stop_reason"] == agent.history[0]["train/stop_reason"]
+    assert without_time(PPO.load(old.save(tmp_path / "again")).learn(64)) == without_time(agent.learn(64))
+
+
+def test_a_long_history_is_whole_in_every_checkpoint_and_written_once_or_twice(tmp_path):
+    agent = small_agent(PPO)
+    written = []
+    for i in range(40):
+        agent.history.extend({"time/total_timesteps": float(64 * i + k), "eval/return": 1.0} for k in range(64))
+        agent.num_timesteps += 1
+        path = agent.snapshot().write(tmp_path / f"{i}", tmp_path / f"{i - 2}" if i > 1 else None)
+        written.append(sum(p.stat().st_size for p in path.glob("history*") if p.stat().st_nlink == 1))
+        assert len(PPO.load(path).history) == 64 * (i + 1)
+    size = sum(p.stat().st_size for p in path.glob("history*"))
+    assert sum(written) < 10 * size  # and not 20, as if it was written anew every time
+    assert PPO.load(shutil.copytree(path, tmp_path / "copied")).history == agent.history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from torch import Tensor
 from klrl.experience.batch import Batch, Episode
 from klrl.experience.environments import autoreset_mode, is_seeded, reset, streams
 from klrl.experience.steps import BadStep
+from klrl.experience.tape import MOST, Tape
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
@@ -64,7 +66,8 @@ class Collector:
         self.mode = autoreset_mode(envs)
         self.total_timesteps = total_timesteps
         self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
-        self._returns, self._actions = at.returns.copy(), [*at.actions]
+        self._returns, self._tape = at.returns.copy(), Tape(np.concatenate(at.actions) if at.actions else None)
+        self._told = False
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
         self._seeded = is_seeded(envs)
         self.restarts = 0
@@ -85,7 +88,7 @@ class Collector:
             episodes=self._episodes.copy(),
             lengths=self._lengths.copy(),
             returns=self._returns.copy(),
-            actions=tuple(self._actions),
+            actions=(self._tape.actions,),
             observation=self._observation,
         )
 
@@ -162,9 +165,18 @@ class Collector:
         """Keep the actions of the current episodes, if they can be of use."""
         if not self._seeded:
             return
-        self._actions.append(np.array(executed))
-        while self._actions and sum(map(len, self._actions[1:])) >= self._lengths.max():
-            self._actions.pop(0)
+        actions, longest = np.array(executed), int(self._lengths.max())
+        if longest * actions[0].nbytes <= MOST:
+            self._tape.add(actions, longest)
+            return
+        self._tape = Tape()
+        if not self._told:
+            self._told = True
+            text = (
+                f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
+                "longer kept; after an interruption new episodes begin, and training goes on differently than without"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _count(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> list[Episode]:
         """Follow returns and lengths; the episodes that ended in this step."""

@@ -50,7 +50,9 @@ class Source:
         if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
             return None
         problem: object = "episodes of these environments cannot be played again"
-        if self.replay != "never":
+        if not self._at.reachable:
+            problem = f"the actions of an episode of {self._at.lengths.max():,} steps were not kept"
+        elif self.replay != "never":
             try:
                 return Collector(envs, self._at, encoding, total_timesteps)
             except Elsewhere as error:

@@ -25,7 +25,7 @@ class Whereabouts:
     returns: np.ndarray
     """Sum of its rewards, ``[N]``."""
     actions: Sequence[np.ndarray]
-    """What was executed, in pieces ``[T, N, *A]``; altogether at least as far back as the longest episode goes."""
+    """What was executed, in pieces ``[T, N, *A]``; altogether as far back as the longest episode goes, or fewer."""
     observation: Tensor | None = None
     """Where that led, as the policy is given it, ``[N, *O]``; ``None``: nobody has been there yet."""
 
@@ -36,6 +36,11 @@ class Whereabouts:
         zeros = np.zeros(n, dtype=np.int64)
         return cls(np.array(streams, dtype=np.int64), zeros, zeros, np.zeros(n), ())
 
+    @property
+    def reachable(self) -> bool:
+        """Whether all actions are there that lead to it: those of very long episodes are not kept."""
+        return sum(map(len, self.actions)) >= self.lengths.max()
+
     def places(self) -> list[Place]:
         """The same, one environment at a time."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))
@@ -45,7 +50,7 @@ class Whereabouts:
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved."""
         numbers = {name: torch.from_numpy(getattr(self, name)) for name in _NUMBERS}
-        longest = int(self.lengths.max())
+        longest = int(self.lengths.max()) if self.reachable else 0
         actions = {"actions": torch.from_numpy(np.concatenate(self.actions)[-longest:])} if longest else {}
         return numbers | actions | ({} if self.observation is None else {"observation": self.observation})
 

@@ -247,5 +247,5 @@ class RunDirectory(Callback):
         path = checkpoint.step_directory(self.path, done.num_timesteps)
         if path.is_symlink():  # what is behind it is not of this run
             path.unlink()
-        self.saved = done.write(path)
+        self.saved = done.write(path, checkpoint.lender(self.path, self.keep))
         checkpoint.prune(self.path, self.keep, self.saved)
