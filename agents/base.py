@@ -18,6 +18,7 @@ from klrl.agents.comparable import check_comparable, check_same_spaces, copy_net
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
+from klrl.agents.saved_tensors import check_tensors
 from klrl.agents.state import Training
 from klrl.experience import Collector, EnvLike, Episode, make_vector_env
 from klrl.experience.environments import describe, described, env_id, number_of
@@ -353,9 +354,12 @@ class Agent(Acting[C], abc.ABC):
         observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
         check_backed(observations, actions, data["config"], tensors)
         Core.__init__(agent, observations, actions, config, data["seed"])
+        check_tensors(tensors, state.dump(agent)[0])
         state.restore(agent, tensors, data)
         agent.region = region_from_json(data["region"])
-        agent._begin(Source(described(data["env"]), at=state.whereabouts(tensors)), data["preset"])
+        if not isinstance(agent.region, TrustRegion):
+            raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
+        agent._begin(Source(described(data["env"]), at=state.whereabouts(agent, tensors)), data["preset"])
         agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.history(data["history"], tensors)
         agent.training = Training.of(data["training"])

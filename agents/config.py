@@ -208,7 +208,8 @@ class AgentConfig:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_json`."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**(values | {"trust_region": region_from_json(values["trust_region"])}))
+        region = values["trust_region"]
+        return cls(**(values | {"trust_region": region if isinstance(region, str) else region_from_json(region)}))
 
     def with_envs(self, n_envs: int) -> Self:
         """The same settings for another number of environments (one the user brings has its own)."""

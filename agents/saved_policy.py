@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from klrl.agents.saved_tensors import MOST, check_finite, check_tensor
 from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
@@ -48,7 +49,8 @@ class SavedPolicy:
         )
         self.actor.load_state_dict(below("actor.", tensors))
         scale = self.encoding.fixed_scale
-        self.normalizer = Normalizer(moments(below("normalizer.", tensors), state["normalizer_count"]), scale)
+        statistics = below("normalizer.", tensors), state["normalizer_count"]
+        self.normalizer = Normalizer(moments("normalizer", *statistics, self.encoding.shape), scale)
 
     @classmethod
     def read(cls, path: str | Path) -> SavedPolicy:
@@ -103,6 +105,15 @@ def check_backed(
     return encoding
 
 
-def moments(tensors: Tensors, count: int) -> Moments:
-    """Statistics of a saved agent."""
+def moments(name: str, tensors: Tensors, count: int, shape: Sequence[int]) -> Moments:
+    """Statistics of a saved agent.
+
+    Raises:
+        ValueError: of other numbers than ``shape`` asks for, or of such as no statistics have.
+    """
+    if type(count) is not int or not 0 <= count <= MOST:
+        raise ValueError(f"{name}_count = {count!r}; allowed: an integer in [0, {MOST}]")
+    for kind, least in (("mean", None), ("variance", 0.0)):
+        check_tensor(f"{name}.{kind}", tensors[kind], torch.float64, shape)
+        check_finite(f"{name}.{kind}", tensors[kind], least)
     return Moments(tensors["mean"], tensors["variance"], count)

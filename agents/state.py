@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, count, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from torch import Tensor
 
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
 from klrl.agents.saved_policy import SavedPolicy, moments
+from klrl.agents.saved_tensors import MOST, check_tensor
 from klrl.experience import Episode
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.normalizer import Moments
@@ -22,9 +23,10 @@ from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.history import Block, History
 from klrl.trust_region import TrustRegion, region_to_json
-from klrl.validation import Fraction, NonNegativeInt, validate
+from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
 
 Tensors = dict[str, Tensor]
+Count = Annotated[int, Bounds(0, MOST)]
 
 
 class Training(NamedTuple):
@@ -85,10 +87,8 @@ class _Numbers:
     """What the JSON says of how far the agent is."""
 
     seed: NonNegativeInt
-    num_timesteps: NonNegativeInt
-    n_updates: NonNegativeInt
-    normalizer_count: NonNegativeInt
-    return_scaler_count: NonNegativeInt
+    num_timesteps: Count
+    n_updates: Count
     progress_remaining: Fraction
     fresh: bool
 
@@ -142,17 +142,19 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.critic.load_state_dict(_below("critic", tensors))
     agent.optimizer.restore(_below("optimizer", tensors))
     agent.streams.restore(_below("streams", tensors))
-    agent.normalizer = replace(
-        agent.normalizer, moments=moments(_below("normalizer", tensors), state["normalizer_count"])
-    )
-    scaler = _below("return_scaler", tensors)
-    agent.return_scaler = replace(
-        agent.return_scaler, moments=moments(scaler, state["return_scaler_count"]), running=scaler["running"]
-    )
+    statistics = {
+        name: moments(name, _below(name, tensors), state[f"{name}_count"], shape)
+        for name, shape in (("normalizer", agent.encoding.shape), ("return_scaler", ()))
+    }
+    agent.normalizer = replace(agent.normalizer, moments=statistics["normalizer"])
+    running = tensors["return_scaler.running"]
+    agent.return_scaler = replace(agent.return_scaler, moments=statistics["return_scaler"], running=running)
     agent.probe = None
     if probe := _below("probe", tensors):
         parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
-        family = agent.distribution(probe["observations"][:1])
+        family = agent.distribution(probe["observations"][:1]).cpu()
+        for i, (saved, its) in enumerate(zip(parameters, family.parameters, strict=True)):
+            check_tensor(f"probe.first.{i}", saved, its.dtype, (len(probe["observations"]), *its.shape[1:]))
         agent.probe = Probe(probe["observations"], family.with_parameters(*parameters))
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
@@ -202,10 +204,14 @@ def episode(data: Sequence[Any]) -> Episode:
     return Episode(*data)
 
 
-def whereabouts(tensors: Tensors) -> Whereabouts | None:
-    """Where the saved agent's environments were, if they can be taken there."""
+def whereabouts(agent: Core[Any], tensors: Tensors) -> Whereabouts | None:
+    """Where the saved agent's environments were, if they can be taken there.
+
+    Raises:
+        ValueError: they cannot have been there.
+    """
     where = _below("whereabouts", tensors)
-    return Whereabouts.of(where) if where else None
+    return Whereabouts.of(where, agent.action_space.shape or (), agent.encoding.shape) if where else None
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

@@ -55,11 +55,32 @@ class Whereabouts:
         return numbers | actions | ({} if self.observation is None else {"observation": self.observation})
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Whereabouts:
-        """The inverse of :meth:`tensors`."""
-        numbers = {name: tensors[name].numpy() for name in _NUMBERS}
+    def of(cls, tensors: Mapping[str, Tensor], action: Sequence[int], observation: Sequence[int]) -> Whereabouts:
+        """The inverse of :meth:`tensors`.
+
+        Args:
+            tensors: what was saved.
+            action: shape of an environment's action.
+            observation: shape of what the policy is given of one.
+
+        Raises:
+            ValueError: no environment with these shapes can have been there.
+        """
+        numbers = {name: tensors[name] for name in _NUMBERS}
+        n, longest = len(numbers["streams"].reshape(-1)), 0
+        for name, x in numbers.items():
+            if (x.dtype, tuple(x.shape)) != (_NUMBERS[name], (n,)) or n == 0:
+                raise ValueError(f"whereabouts.{name} is {x.dtype} {[*x.shape]}; allowed: {_NUMBERS[name]} [{n or 1}]")
+            if not x.is_floating_point() and not ((x >= 0) & (x < 2**53)).all():
+                raise ValueError(f"whereabouts.{name} has {x.min()} to {x.max()}; allowed: integers in [0, 2^53)")
+        longest = int(numbers["lengths"].max())
+        shapes = {"actions": (longest, n, *action), "observation": (n, *observation)}
+        for name in shapes.keys() & tensors.keys():
+            if tuple(tensors[name].shape) != shapes[name]:
+                raise ValueError(f"whereabouts.{name} has shape {[*tensors[name].shape]}; allowed: {[*shapes[name]]}")
         actions = (tensors["actions"].numpy(),) if "actions" in tensors else ()
-        return cls(**numbers, actions=actions, observation=tensors.get("observation"))
+        arrays = {name: x.numpy() for name, x in numbers.items()}
+        return cls(**arrays, actions=actions, observation=tensors.get("observation"))
 
 
-_NUMBERS = ("streams", "episodes", "lengths", "returns")
+_NUMBERS = {"streams": torch.int64, "episodes": torch.int64, "lengths": torch.int64, "returns": torch.float64}

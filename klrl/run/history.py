@@ -146,20 +146,20 @@ class Block:
     def joined(cls, blocks: Sequence[Block]) -> Block:
         """The rows of several."""
         names, texts = _Index(), _Index()
-        columns, values, ends, size = [], [], [], 0
-        for block in blocks:
-            name = np.array([names[x] for x in block.names], int)
-            text = np.array([texts[x] for x in block.texts], int)
-            is_text, value = block.columns < 0, block.values.copy()
-            old = block.columns.astype(int)
-            new = name[np.where(is_text, -1 - old, old)]
-            value[is_text] = text[value[is_text].astype(int)]
-            columns.append(np.where(is_text, -1 - new, new))
-            values.append(value)
-            ends.append(block.ends + size)
-            size += len(value)
-        parts = _narrow(np.concatenate(columns), names), np.concatenate(values), np.concatenate(ends)
-        return cls(tuple(names), tuple(texts), *parts)
+        cells = [block._cells([names[x] for x in block.names], [texts[x] for x in block.texts]) for block in blocks]
+        columns, values = map(np.concatenate, zip(*cells, strict=True))
+        begins = np.cumsum([0, *(len(block.values) for block in blocks)])
+        ends = np.concatenate([block.ends + begin for block, begin in zip(blocks, begins, strict=False)])
+        return cls(tuple(names), tuple(texts), _narrow(columns, names), values, ends)
+
+    def _cells(self, names: list[int], texts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Columns and values where names and texts have other places."""
+        if (names, texts) == ([*range(len(names))], [*range(len(texts))]):
+            return self.columns, self.values
+        is_text, values = self.columns < 0, self.values.copy()
+        columns = np.array(names, int)[np.where(is_text, -1 - self.columns, self.columns)]
+        values[is_text] = np.array(texts, int)[values[is_text].astype(int)]
+        return np.where(is_text, -1 - columns, columns), values
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -228,7 +228,7 @@ def _number(name: str, x: Any) -> float:
 
 def _narrow(columns: Any, names: _Index) -> np.ndarray:
     """Indices of names in as few bytes as they need."""
-    return np.array(columns, np.int16 if len(names) < 2**15 else np.int64)
+    return np.asarray(columns, np.int16 if len(names) < 2**15 else np.int64)
 
 
 def _words(codes: np.ndarray, ends: np.ndarray) -> tuple[str, ...]:

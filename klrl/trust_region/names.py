@@ -152,11 +152,18 @@ def region_from_json(data: Any) -> Any:
     """The inverse of :func:`region_to_json`.
 
     Raises:
-        ValueError: a class that is not one of klrl's.
+        ValueError: a class that is not one of klrl's, or neither a region nor a coefficient.
     """
+    region = _from_json(data)
+    if not isinstance(region, (TrustRegion, Coefficient)):
+        raise ValueError(f"saved trust region {data!r}; allowed: one in words of JSON")
+    return region
+
+
+def _from_json(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if (name := data.get("class")) not in _CLASSES:
         raise ValueError(f"saved trust region {name!r} is not klrl's; allowed: to give it to load(..., trust_region=)")
-    values = {k: region_from_json(v) for k, v in data.items() if k != "class"}
-    return All(*map(region_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)
+    values = {k: _from_json(v) for k, v in data.items() if k != "class"}
+    return All(*map(_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)
