@@ -100,10 +100,18 @@ def trials_of(plan: Comparison, steps: dict[str, int], seeds: Sequence[int], con
 
 
 def kept_rows(trials: Sequence[Trial], folder: Path, console: Console) -> dict[str, Row]:
-    """Finished runs of earlier calls by name, and a line for each that is another one by now."""
+    """Finished runs of earlier calls by name, and a line for each that is another one by now, or none of klrl's.
+
+    Raises:
+        OSError: what is there cannot be read, or not be replaced.
+    """
     rows = {}
     for trial in trials:
-        row = trial.kept(folder)
+        try:
+            row = trial.kept(folder)
+        except ValueError as error:
+            console.print(f"{trial.name}: run again, {error}")
+            continue
         if row is None:
             continue
         if changed := trial.differences(row):
@@ -150,7 +158,7 @@ def main(argv: list[str] | None = None) -> None:
         trials = trials_of(plan, steps_by_env(args.envs), args.seeds, console)
         folder = args.output / "runs"
         folder.mkdir(parents=True, exist_ok=True)
-    rows = kept_rows(trials, folder, console)
+        rows = kept_rows(trials, folder, console)
     try:
         rows |= run_all([trial for trial in trials if trial.name not in rows], folder, args.processes, console)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from klrl.run import checkpoint
+from klrl.run.sealed import sealed
 
 TENSORS = {
     "float": torch.randn(3, 4),
@@ -152,7 +153,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(saved, name):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     manifest["files"]["agent"]["name"] = name
     del manifest["sha256"]
-    (saved / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest))
+    (saved / "MANIFEST.json").write_bytes(sealed(manifest))
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.read(saved)
 
@@ -169,7 +170,7 @@ def test_a_link_to_elsewhere_is_refused(saved, tmp_path):
 def test_another_format_is_refused(saved, format):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     del manifest["sha256"]
-    (saved / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest | {"format": format}))
+    (saved / "MANIFEST.json").write_bytes(sealed(manifest | {"format": format}))
     with pytest.raises(ValueError, match=f"has format {format}; this klrl reads formats 3 and 4"):
         checkpoint.read(saved)
 
@@ -360,6 +361,6 @@ def test_a_file_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch, numb
 def test_a_checkpoint_of_another_version_is_no_damage(tmp_path):
     names = saved_run(tmp_path, [1.0, 2.0])
     manifest = {"format": 9, "files": {}}
-    (tmp_path / "checkpoints" / names[-1] / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest))
+    (tmp_path / "checkpoints" / names[-1] / "MANIFEST.json").write_bytes(sealed(manifest))
     with pytest.raises(checkpoint.OtherFormat, match="has format 9; this klrl reads format"):
         checkpoint.read(tmp_path)

@@ -16,6 +16,7 @@ from test_every_space import CASES, train
 
 from klrl.agents import NPG, PPO, TRPO
 from klrl.run import checkpoint
+from klrl.run.sealed import sealed
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
 
 
@@ -283,7 +284,7 @@ def in_format_3(path):
     checkpoint.write(path, tensors, state)
     manifest = json.loads((path / "MANIFEST.json").read_text())
     del manifest["sha256"]
-    (path / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest | {"format": 3}))
+    (path / "MANIFEST.json").write_bytes(sealed(manifest | {"format": 3}))
     return path
 
 

@@ -30,6 +30,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from klrl.run.disk import contents, room_for
+from klrl.run.sealed import sealed, unsealed
 from klrl.words import plain
 
 MANIFEST = "MANIFEST.json"
@@ -98,7 +99,7 @@ def write(
         try:
             files = {f"{_PART}.{i}": _write_part(path, part, lender) for i, part in enumerate(parts)}
             files |= {kind: _write(path, kind, text) for kind, text in data.items()}
-            replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
+            replace(path / MANIFEST, sealed({"format": FORMAT, "files": files}))
         finally:
             _clean(path)
     _sync(path.parent)
@@ -230,10 +231,10 @@ def _read(path: Path, *, parts: bool = True) -> tuple[dict[str, Tensor], dict[st
 
 def _manifest(path: Path) -> dict[str, Any]:
     """What the manifest says, if it is as :func:`write` wrote it."""
-    text = contents(path / MANIFEST, _MOST["manifest"])
-    manifest = json.loads(text)
-    if not isinstance(manifest, dict) or _canonical({k: v for k, v in manifest.items() if k != "sha256"}) != text:
-        raise Damaged(f"{MANIFEST} is not as it was written")
+    try:
+        manifest = unsealed(contents(path / MANIFEST, _MOST["manifest"]))
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST}: {error}") from error
     if manifest["format"] not in _READ:
         formats = " and ".join(map(str, _READ))
         raise OtherFormat(f"path = {path} has format {plain(manifest['format'])}; this klrl reads formats {formats}")
@@ -262,12 +263,6 @@ def _check_sizes(agent: bytes, length_of_header: bytes) -> None:
         if size > _MOST[name]:
             what = "the state's JSON" if name == "agent" else "the header of the tensors"
             raise ValueError(f"{what} has {size:,} bytes; allowed: at most {_MOST[name]:,}")
-
-
-def _canonical(manifest: dict[str, Any]) -> bytes:
-    """The one text of a manifest, its own digest included."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return json.dumps(manifest | {"sha256": digest}, indent=1, sort_keys=True).encode()
 
 
 def _is_ours(path: Path) -> bool:
