@@ -53,7 +53,7 @@ def check_same_spaces(
 
 def family(agent: Policy) -> str:
     """The name of the record that the agent's policy gives."""
-    return type(agent.distribution(torch.ones(1, *agent.encoding.shape))).__name__
+    return type(agent.distribution(torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device="cpu"))).__name__
 
 
 def _reading(agent: Policy) -> str:

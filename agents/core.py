@@ -57,7 +57,8 @@ class Core(abc.ABC, Generic[C]):
             state_dependent_std=config.state_dependent_std,
             **style,
         ).to(self.device)
-        self.region.project(*2 * [self.actor(torch.ones(1, *self.encoding.shape, device=self.device))])
+        anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
+        self.region.project(*2 * [self.actor(anything)])
         self.critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
         self._pack()
         self.normalizer = Normalizer.of_shape(self.encoding.shape, self.encoding.fixed_scale)
@@ -224,7 +225,8 @@ class Core(abc.ABC, Generic[C]):
     def minibatches(self, samples: Samples, batch_size: int | None = None) -> Iterator[Samples]:
         """A pass over the samples in a fresh random order, so many (by default the setting) at a time."""
         batch_size = batch_size or self.config.batch_size
-        shuffled = samples[self._on_device(torch.randperm(len(samples), generator=self.streams.minibatches))]
+        order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
+        shuffled = samples[self._on_device(order)]
         fast = batch_size <= self.numpy_rows
         return (shuffled.numpy() if fast else shuffled).split(batch_size)
 

@@ -114,9 +114,9 @@ class Compared:
         if not log_prob.isfinite().all():
             count = int((~log_prob.isfinite()).sum())
             raise ValueError(f"the reference never takes {count} of {len(log_prob)} actions; allowed: actions it takes")
-        log_reference = torch.zeros(valid.shape, device=where).masked_scatter(valid.to(where), log_prob)
-        x = policy.normalized(preferences.observations)
-        return cls(x, preferences.actions.to(where), valid.to(where), log_reference)
+        valid = valid.to(where)
+        log_reference = torch.zeros_like(valid, dtype=log_prob.dtype).masked_scatter(valid, log_prob)
+        return cls(policy.normalized(preferences.observations), preferences.actions.to(where), valid, log_reference)
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -153,7 +153,7 @@ def _epochs(policy: Agent[Any], data: Compared, reference: Distribution, config:
     for epoch in range(config.n_epochs + 1):
         with torch.no_grad():
             if epoch > 0:
-                order = torch.randperm(len(data), generator=policy.streams.minibatches).to(policy.device)
+                order = torch.randperm(len(data), generator=policy.streams.minibatches, device="cpu").to(policy.device)
                 for pairs in order.split(config.batch_size):
                     minibatch = data[pairs]
                     descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
@@ -198,5 +198,5 @@ def trajectory_kl(
         (played,) = play_segments(policy, envs, n, length, seed)
     states = played.observations[played.valid]
     kl = kl_divergence(policy.distribution(states).cpu(), reference.distribution(states).cpu())
-    along = torch.zeros(played.valid.shape).masked_scatter(played.valid, kl).sum(-1).double()
+    along = torch.zeros_like(played.valid, dtype=kl.dtype).masked_scatter(played.valid, kl).sum(-1).double()
     return along.mean().item(), (along.std() / n**0.5).item()

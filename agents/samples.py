@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.kl.drift import mean_kl
-from klrl.policy.arrays import Array
+from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
 from klrl.trust_region import Change
@@ -82,7 +82,8 @@ class Probe:
     @classmethod
     def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
         """Some 256 of these states, evenly over the batch."""
-        rows = torch.linspace(0, len(observations) - 1, min(_PROBES, len(observations))).long()
+        n = len(observations)
+        rows = torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
         return cls(observations[rows], policy[rows])
 
 
@@ -124,7 +125,7 @@ def worst_element(networks: Mapping[str, nn.Module], gradients: Mapping[nn.Modul
     found, largest = "", -1.0
     for name, network in networks.items():
         parameters = list(network.named_parameters())
-        flat = torch.as_tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
+        flat = tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
         for (key, p), g in zip(parameters, flat.split([p.numel() for _, p in parameters]), strict=True):
             size = g.reshape(p.shape).abs().nan_to_num(nan=math.inf, posinf=math.inf)
             if size.max().item() > largest:

@@ -172,7 +172,7 @@ def packed(history: Sequence[Metrics]) -> tuple[list[dict[str, Any]], Tensors]:
         texts = {name: sorted({row[name] for row in rows}) for name in names if isinstance(rows[0][name], str)}
         numbers = [[texts[k].index(x) if k in texts else x for k, x in row.items()] for row in rows]
         groups.append({"names": names, "texts": texts})
-        tensors[f"history.{i}"] = torch.tensor(numbers, dtype=torch.float64)
+        tensors[f"history.{i}"] = torch.tensor(numbers, dtype=torch.float64, device="cpu")
     return groups, tensors
 
 

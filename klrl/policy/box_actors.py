@@ -63,7 +63,8 @@ class GaussianActor(BoxActor):
     ) -> None:
         super().__init__(encoding, space, hidden, 2 if state_dependent_std else 1, **style)
         self.squashed, self.log_std_init = squashed, log_std_init
-        self.log_std = None if state_dependent_std else nn.Parameter(torch.full((self.d,), log_std_init))
+        first = torch.full((self.d,), log_std_init, dtype=torch.float32, device="cpu")
+        self.log_std = None if state_dependent_std else nn.Parameter(first)
 
     def policy(self, outputs: Array, allowed: Array | None) -> DiagGaussian | SquashedGaussian:
         """Mean and log_std, before the tanh if there is one."""

@@ -29,7 +29,8 @@ class Moments:
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Moments:
         """Nothing absorbed yet: mean 0, variance 1."""
-        return cls(torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64))
+        mean = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        return cls(mean, torch.ones_like(mean))
 
     def absorb(self, x: Tensor) -> Moments:
         """Merge the rows of ``x [n, *shape]`` exactly (Chan, Golub and LeVeque 1979, eq. 2.1)."""
@@ -76,7 +77,7 @@ class Normalizer:
             scale, limit = torch.ones_like(scale), math.inf
         if self.fixed_scale is None:
             return mean, scale, limit
-        fixed = torch.as_tensor(self.fixed_scale)
+        fixed = torch.as_tensor(self.fixed_scale, device=mean.device)
         known = fixed > 0.0
         return torch.where(known, 0.0, mean), torch.where(known, fixed, scale), torch.where(known, math.inf, limit)
 
@@ -119,17 +120,17 @@ class ReturnScaler:
     @classmethod
     def for_environments(cls, n: int) -> ReturnScaler:
         """No rewards seen yet, in ``n`` environments."""
-        return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64))
+        return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64, device="cpu"))
 
     def restarted(self, n: int) -> ReturnScaler:
         """The same statistics for ``n`` environments whose episodes begin anew."""
-        return replace(self, running=torch.zeros(n, dtype=torch.float64))
+        return replace(self, running=torch.zeros(n, dtype=torch.float64, device="cpu"))
 
     def absorb(self, rewards: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> ReturnScaler:
         """Follow the discounted returns through ``[T, N]`` rewards; rows that are not ``valid`` do not count."""
         n = rewards.shape[1]
         running = self.running if len(self.running) == n else self.restarted(n).running
-        seen = torch.empty(rewards.shape, dtype=torch.float64)
+        seen = torch.empty(rewards.shape, dtype=torch.float64, device="cpu")
         for t, reward in enumerate(rewards.to(torch.float64)):
             running = torch.where(valid[t], gamma * running + reward, running)
             seen[t] = running
