@@ -10,6 +10,7 @@ import torch
 
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
+from klrl.policy.surroundings import undisturbed
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -17,6 +18,7 @@ C = TypeVar("C", bound=AgentConfig)
 class Acting(Core[C]):
     """A core that others can play with: ``predict`` takes what an environment gives, and gives what it takes."""
 
+    @undisturbed
     @torch.no_grad()
     def predict(
         self,
@@ -48,6 +50,8 @@ class Acting(Core[C]):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if self.actor.training:  # somebody has put it in, or switched it
+            self.take_in_networks()
         encoded = self.encoding(observation, action_masks)
         if encoded.ndim - len(self.encoding.shape) not in (0, 1):
             batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]

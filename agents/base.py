@@ -25,6 +25,7 @@ from klrl.experience.replay import Replay
 from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
+from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, Metrics, gather
 from klrl.run.presets import preset
@@ -129,15 +130,18 @@ class Agent(Acting[C], abc.ABC):
             raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
         return self._train(self.training, gather(callback, progress_bar, run_dir, resume=True))
 
+    @undisturbed
     def _train(self, training: Training, callback: Callback) -> Self:
         first, started = self.num_timesteps, time.monotonic()
         try:
             collector = self._collect()
             self.training = training
+            self.take_in_networks()
             self.last_update = self.snapshot()
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
                 self.progress_remaining = training.remaining(self.num_timesteps)
+                self.take_in_networks()
                 batch = collector.collect(self.act, self.config.n_steps)
                 callback.on_update_start(self, batch)
                 metrics = self.update(batch, callback)
@@ -322,6 +326,7 @@ class Agent(Acting[C], abc.ABC):
         return cls._of(path, checkpoint.read(path), env, trust_region, device)
 
     @classmethod
+    @undisturbed
     def _of(
         cls,
         path: str | Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+import warnings
 from collections.abc import Iterator
 from operator import sub
 from typing import Any, ClassVar, Generic, TypeVar
@@ -24,10 +25,11 @@ from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
 from klrl.policy.folding import fold
 from klrl.policy.linearization import Linearization, Objective, check_separate, expectation, is_packed, pack
-from klrl.policy.networks import Critic, rows_for_numpy
+from klrl.policy.networks import Critic, check_one_mode, rows_for_numpy
 from klrl.policy.normalizer import Normalizer, ReturnScaler
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import Adam
+from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
 from klrl.trust_region import DEFAULT_TARGET_KL, Change
@@ -40,6 +42,7 @@ class Core(abc.ABC, Generic[C]):
 
     config_class: ClassVar[type[AgentConfig]]
 
+    @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self.encoding = Encoding(observation_space, action_space, config.action_mask)
@@ -60,6 +63,8 @@ class Core(abc.ABC, Generic[C]):
         anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
         self.region.project(*2 * [self.actor(anything)])
         self.critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
+        self._as_evaluated: set[str] = set()
+        check_one_mode(**self._named)
         self._pack()
         self.normalizer = Normalizer.of_shape(self.encoding.shape, self.encoding.fixed_scale)
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
@@ -90,7 +95,15 @@ class Core(abc.ABC, Generic[C]):
         self._packed = packed
 
     def take_in_networks(self) -> None:
-        """Where somebody has put another network in: pack it; the optimiser starts anew."""
+        """Where somebody has put another network in: pack it; the optimiser starts anew. All in evaluation mode.
+
+        Raises:
+            ValueError: a network that no KL could be measured of, or that shares parameters with the other.
+        """
+        if unlike := set(check_one_mode(**self._named)) - self._as_evaluated:
+            self._as_evaluated |= unlike
+            what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
+            warnings.warn(f"{what}, so nothing is dropped and running statistics stay", RuntimeWarning, stacklevel=5)
         if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
             self._pack()
 
@@ -108,6 +121,7 @@ class Core(abc.ABC, Generic[C]):
 
     # -- acting ---------------------------------------------------------------------------------
 
+    @undisturbed
     @torch.no_grad()
     def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
         """The policy's distribution at observations ``[*B]`` of the environment, normalisation included.
@@ -125,8 +139,9 @@ class Core(abc.ABC, Generic[C]):
 
     def normalized(self, observations: Tensor) -> Tensor:
         """What the networks are given for raw observations, on their device."""
-        return self.normalizer(observations).to(self.device)
+        return self._on_device(self.normalizer(observations))
 
+    @undisturbed
     @torch.no_grad()
     def act(self, observations: Tensor) -> tuple[Array, np.ndarray, Distribution]:
         """Sample one action per raw observation: (policy's actions, environment's actions, distributions).
@@ -144,6 +159,7 @@ class Core(abc.ABC, Generic[C]):
 
     # -- updating -------------------------------------------------------------------------------
 
+    @undisturbed
     def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
         """Learn from one batch that the current policy collected; the metrics with the drift report.
 
@@ -191,7 +207,7 @@ class Core(abc.ABC, Generic[C]):
         return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
     def _on_device(self, x: Tensor) -> Tensor:
-        return x.to(self.device)
+        return ordinary(x).to(self.device)
 
     @torch.no_grad()
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from klrl.kl.drift import average
 from klrl.policy.arrays import Array, numpy_as_torch, tensor
 from klrl.policy.distributions import Distribution, derivative
 from klrl.policy.linearization import Linearization, Objective, expectation
+from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
 from klrl.validation import Positive, PositiveInt, validate
@@ -133,6 +134,7 @@ def _rounds(
             yield checked(metrics, f"in round {i + 1}")
 
 
+@undisturbed
 @torch.no_grad()
 def _round(
     teacher: Agent[Any], student: Agent[Any], batch: Batch, descent: ActorDescent | None, config: DistillationConfig

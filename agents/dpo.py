@@ -19,6 +19,7 @@ from klrl.kl import kl_divergence
 from klrl.kl.drift import average
 from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Linearization, Objective
+from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -98,6 +99,7 @@ class Compared:
     """log ref(a|s), 0 where no step was taken, ``[n, 2, T]``."""
 
     @classmethod
+    @undisturbed
     def of(cls, policy: Agent[Any], reference: Agent[Any], preferences: Preferences) -> Compared:
         """Ask the reference, once.
 
@@ -151,14 +153,22 @@ class Compared:
 def _epochs(policy: Agent[Any], data: Compared, reference: Distribution, config: DPOConfig) -> Iterator[Metrics]:
     descent = ActorDescent(policy, learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
     for epoch in range(config.n_epochs + 1):
-        with torch.no_grad():
-            if epoch > 0:
-                order = torch.randperm(len(data), generator=policy.streams.minibatches, device="cpu").to(policy.device)
-                for pairs in order.split(config.batch_size):
-                    minibatch = data[pairs]
-                    descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
-            metrics = _measure(data, policy.actor(data.states), reference, config.beta)
+        metrics = _epoch(policy, data, reference, descent if epoch > 0 else None, config)
         yield checked(metrics, f"after epoch {epoch}")
+
+
+@undisturbed
+@torch.no_grad()
+def _epoch(
+    policy: Agent[Any], data: Compared, reference: Distribution, descent: ActorDescent | None, config: DPOConfig
+) -> Metrics:
+    """Fit the policy, unless there is no ``descent`` yet, then measure it."""
+    if descent is not None:
+        order = torch.randperm(len(data), generator=policy.streams.minibatches, device="cpu").to(policy.device)
+        for pairs in order.split(config.batch_size):
+            minibatch = data[pairs]
+            descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
+    return _measure(data, policy.actor(data.states), reference, config.beta)
 
 
 def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:

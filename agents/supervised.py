@@ -15,6 +15,7 @@ from klrl.experience import EnvLike, make_vector_env
 from klrl.experience.environments import number_of
 from klrl.policy.linearization import Objective
 from klrl.policy.optimizer import Adam
+from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 
 
@@ -50,6 +51,7 @@ class ActorDescent:
     more.
     """
 
+    @undisturbed
     def __init__(self, agent: Agent[Any], *, learning_rate: float, max_grad_norm: float) -> None:
         agent.take_in_networks()
         if agent.actor in agent.optimized:

@@ -19,6 +19,7 @@ from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
+from klrl.policy.surroundings import undisturbed
 
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
 
@@ -52,6 +53,7 @@ class Collector:
         NonFinite: the first observation is NaN or infinite.
     """
 
+    @undisturbed
     def __init__(
         self,
         envs: VectorEnv,
@@ -95,6 +97,7 @@ class Collector:
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
                 raise Elsewhere(f"environment {i} did not come back to where it was, {where}")
 
+    @undisturbed
     def collect(self, act: Act, n_steps: int) -> Batch:
         """Take ``n_steps`` in every environment.
 

@@ -56,7 +56,7 @@ class Source:
             except Elsewhere as error:
                 problem = error
         text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
-        warnings.warn(text, RuntimeWarning, stacklevel=6)
+        warnings.warn(text, RuntimeWarning, stacklevel=7)
         return None
 
     def go_back(self, at: Whereabouts | None) -> None:
