@@ -15,6 +15,25 @@ from klrl.policy.surroundings import undisturbed
 C = TypeVar("C", bound=AgentConfig)
 
 
+class Choice(np.ndarray):
+    """One number as an array ``[]``, as Stable-Baselines3 gives it, that dicts can be looked up by as by a number.
+
+    Gymnasium's FrozenLake, Taxi and CliffWalking look their transitions up in dicts, where an array has no place.
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self.item())
+
+    def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:  # what is computed from it is nothing special
+        return array[()]
+
+
+def one_or_many(actions: np.ndarray) -> np.ndarray:
+    """Actions as an array, also where it is one that is one number."""
+    x = np.asarray(actions)
+    return x if x.ndim else x.view(Choice)
+
+
 class Acting(Core[C]):
     """A core that others can play with: ``predict`` takes what an environment gives, and gives what it takes."""
 
@@ -63,7 +82,7 @@ class Acting(Core[C]):
             raise ValueError(f"action_mask = {mask}; allowed: at least one action in every state")
         policy = self.distribution(torch.from_numpy(encoded)).cpu()
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
-        return self.actor.to_environment(action), state
+        return one_or_many(self.actor.to_environment(action)), state
 
     @property
     def takes_action_masks(self) -> bool:

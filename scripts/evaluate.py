@@ -11,7 +11,7 @@ import tyro
 
 from klrl.run import evaluate
 from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.saved_agents import Opened, working, write
+from klrl.scripts.saved_agents import Opened, compare_versions, versions_of, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 
@@ -23,7 +23,8 @@ class Evaluating:
     path: tyro.conf.Positional[Path]
     """A run directory (its newest checkpoint) or a saved agent."""
     env: str | None = None
-    """Gymnasium id; by default the environment of the training."""
+    """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
+    keeps its keyword arguments and its time limit."""
     episodes: PositiveInt = 20
     """Episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
         agent, env = opened.agent, opened.make()
         if args.json:
             args.json.touch()
+    compare_versions(versions_of(args.path), "returns may differ from those of the training")
     with working(prog), env:
         result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
     how = "stochastic" if args.stochastic else "deterministic"

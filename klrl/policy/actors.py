@@ -29,15 +29,15 @@ class CategoricalActor(Actor):
         self, encoding: Encoding, action_space: gym.spaces.Discrete, hidden: Sequence[int], **style: Any
     ) -> None:
         super().__init__(encoding, int(action_space.n), hidden, **style)
-        self.start = int(action_space.start)
+        self.start, self.dtype = int(action_space.start), action_space.dtype
 
     def policy(self, outputs: Array, allowed: Array | None) -> Categorical:
         """The outputs are the logits."""
         return Categorical(outputs) if allowed is None else Categorical.masked(outputs, allowed)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """Indices shifted to the space's ``start``; one alone is a number, which tables can be looked up by."""
-        return on_host(action) + self.start
+        """In the space's dtype, shifted to its ``start``."""
+        return np.asarray(on_host(action) + self.start).astype(self.dtype, copy=False)
 
 
 class MultiCategoricalActor(Actor):

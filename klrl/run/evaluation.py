@@ -67,6 +67,8 @@ def evaluate(
                 action, _ = agent.predict(observation, deterministic=deterministic, **masks)
             except ValueError as error:
                 raise CannotAct(f"episode {len(returns)} after {length} steps: {error}") from error
+            if isinstance(action, np.ndarray):
+                action = action[()]  # one number as a number, which is what vector environments hand out
             observation, reward, terminated, truncated, info = env.step(action)
             total, length, ended = total + float(reward), length + 1, terminated or truncated
         returns.append(total)

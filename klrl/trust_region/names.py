@@ -148,6 +148,18 @@ def region_to_json(region: Any) -> Any:
     return {"class": type(region).__name__} | values
 
 
+def own_class(data: Any) -> str | None:
+    """The name of the first class in a saved region that is not klrl's, if there is one."""
+    if isinstance(data, list):
+        return next(filter(None, map(own_class, data)), None)
+    if not isinstance(data, dict):
+        return None
+    name = data.get("class")
+    if not isinstance(name, str) or name not in _CLASSES:
+        return str(name)
+    return own_class([*data.values()])
+
+
 def region_from_json(data: Any) -> Any:
     """The inverse of :func:`region_to_json`.
 
