@@ -10,13 +10,34 @@ import torch
 
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
+from klrl.policy.surroundings import undisturbed
 
 C = TypeVar("C", bound=AgentConfig)
+
+
+class Choice(np.ndarray):
+    """One number as an array ``[]``, as Stable-Baselines3 gives it, that dicts can be looked up by as by a number.
+
+    Gymnasium's FrozenLake, Taxi and CliffWalking look their transitions up in dicts, where an array has no place.
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(self.item())
+
+    def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:  # what is computed from it is nothing special
+        return array[()]
+
+
+def one_or_many(actions: np.ndarray) -> np.ndarray:
+    """Actions as an array, also where it is one that is one number."""
+    x = np.asarray(actions)
+    return x if x.ndim else x.view(Choice)
 
 
 class Acting(Core[C]):
     """A core that others can play with: ``predict`` takes what an environment gives, and gives what it takes."""
 
+    @undisturbed
     @torch.no_grad()
     def predict(
         self,
@@ -48,6 +69,8 @@ class Acting(Core[C]):
                 RuntimeWarning,
                 stacklevel=2,
             )
+        if self.actor.training:  # somebody has put it in, or switched it
+            self.take_in_networks()
         encoded = self.encoding(observation, action_masks)
         if encoded.ndim - len(self.encoding.shape) not in (0, 1):
             batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]
@@ -59,7 +82,7 @@ class Acting(Core[C]):
             raise ValueError(f"action_mask = {mask}; allowed: at least one action in every state")
         policy = self.distribution(torch.from_numpy(encoded)).cpu()
         action = policy.mode() if deterministic else policy.sample(self.streams.predictions)
-        return self.actor.to_environment(action), state
+        return one_or_many(self.actor.to_environment(action)), state
 
     @property
     def takes_action_masks(self) -> bool:

@@ -4,29 +4,40 @@ from __future__ import annotations
 
 import abc
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
 
 from klrl.agents import state
 from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
+from klrl.agents.making import make_envs, try_env
+from klrl.agents.samples import overflow
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
+from klrl.agents.saved_tensors import check_tensors
 from klrl.agents.state import Training
-from klrl.experience import Collector, EnvLike, Episode, make_vector_env
+from klrl.agents.turns import Turn, Turns
+from klrl.experience import Batch, Collector, EnvLike, Episode
+from klrl.experience.collector import NonFinite
 from klrl.experience.environments import describe, described, env_id, number_of
-from klrl.experience.replay import Replay
+from klrl.experience.replay import Replay, Trial
 from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
+from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
-from klrl.run.callback import Callback, Metrics, gather
+from klrl.run.callback import Callback, Metrics, info_metric
+from klrl.run.callback_list import gather
+from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
@@ -42,12 +53,13 @@ class Agent(Acting[C], abc.ABC):
         env: a Gymnasium id, an ``EnvSpec``, a function that makes an ``Env``, an ``Env`` or a ``VectorEnv``.
         config: settings; by default the environment's preset where there is one, else the defaults.
         seed: the run's seed; environments, networks, actions and minibatches get independent streams from it.
+        trial: try an environment before those to learn from are made, so that ``replay`` is known from the beginning.
 
     Raises:
         ValueError: an unknown id, an unsupported space, a setting out of range.
     """
 
-    def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0) -> None:
+    def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0, trial: bool = False) -> None:
         _check_seed(seed)
         if not isinstance(config, (self.config_class, type(None))):
             raise ValueError(f"config = {config!r}; allowed: a {self.config_class.__name__}")
@@ -57,26 +69,29 @@ class Agent(Acting[C], abc.ABC):
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         usable(config.device)
         reference = None if config.reference is None else _read_reference(config.reference)
-        envs = make_vector_env(env, *_engine(config))
-        config = config.with_envs(envs.num_envs)
+        found = try_env(env, config) if trial else None
+        envs = make_envs(env, config)
         try:
+            config = config.with_envs(envs.num_envs)
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
             if reference is not None:
                 self._refer_to(reference)
         except ValueError:  # a setting or a reference that does not fit the spaces
-            if envs is not env:
+            if number_of(env) is None:  # a user's own are still wanted
                 envs.close()
             raise
-        self._begin(Source(env, envs), env_id(env) if applied else None)
+        self._begin(Source(env, envs, trial=found), env_id(env) if applied else None)
 
     def _begin(self, source: Source, preset: str | None) -> None:
-        self._source = source
+        self._source, self._turns = source, Turns()
+        self._rebuilds_where_that_helps = False
+        """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
         self.preset = preset
         self.training: Training | None = None
         """The training that was begun last."""
         self.last_update: state.Snapshot | None = None
         """What the last whole update left, while a training goes on."""
-        self.history: list[Metrics] = []
+        self.history = History()
         self.episodes: deque[Episode] = deque(maxlen=100)
 
     # -- learning -------------------------------------------------------------------------------
@@ -100,9 +115,11 @@ class Agent(Acting[C], abc.ABC):
             run_dir: a new directory for config, metrics, TensorBoard events and checkpoints; none is written without.
 
         Raises:
-            ValueError: ``total_timesteps`` is not a positive integer, or there is no environment.
+            ValueError: ``total_timesteps`` is not a positive integer, there is no environment, a callback has a hook
+                that cannot be called or adds what is no metric, or the agent is learning already.
             FileExistsError: ``run_dir`` is not empty.
         """
+        self._turns.check("learn()")
         if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
         callbacks = gather(callback, progress_bar, run_dir)
@@ -123,40 +140,74 @@ class Agent(Acting[C], abc.ABC):
             run_dir: the directory of that training; its rows after this agent's last update are dropped.
 
         Raises:
-            ValueError: there is no training to finish, or no environment.
+            ValueError: as for :meth:`learn`, or there is no training to finish.
         """
+        self._turns.check("resume()")
         if self.training is None:
             raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
         return self._train(self.training, gather(callback, progress_bar, run_dir, resume=True))
 
+    @undisturbed
     def _train(self, training: Training, callback: Callback) -> Self:
-        first, started = self.num_timesteps, time.monotonic()
+        turn = Turn()
         try:
-            collector = self._collect()
+            self._turns.begin(turn)
+            self._learn(training, callback, turn)
+        finally:
+            self.last_update = None
+            turn.over = True
+        return self
+
+    def _learn(self, training: Training, callback: Callback, turn: Turn) -> None:
+        first, started = self.num_timesteps, time.monotonic()
+        if first == 0 and self.actor.caution:
+            warnings.warn(self.actor.caution, RuntimeWarning, stacklevel=3)
+        try:
+            self._collect()
             self.training = training
+            self.take_in_networks()
             self.last_update = self.snapshot()
             callback.on_training_start(self, training.last)
             while self.num_timesteps < training.last:
+                turn.whole = False
                 self.progress_remaining = training.remaining(self.num_timesteps)
-                batch = collector.collect(self.act, self.config.n_steps)
+                self.take_in_networks()
+                batch = self._rollout()
                 callback.on_update_start(self, batch)
                 metrics = self.update(batch, callback)
                 speed = (self.num_timesteps - first) / (time.monotonic() - started)
                 self.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics(speed) | metrics
                 self.history.append(metrics)
+                turn.whole = True
                 self.last_update = self.snapshot()
                 if callback.on_update_end(self, batch, metrics) is False:
                     break
         except BaseException as error:
             self._take_back()
+            turn.whole = turn.last = True
             if isinstance(error, Exception):
                 callback.on_error(self, error)
             raise
         finally:
+            turn.last = True
             callback.on_training_end(self)
-            self.last_update = None
-        return self
+
+    def _rollout(self) -> Batch:
+        """The next batch, from where the last one has left the environments.
+
+        Where the policy's action is no number, the exception also says why.
+        """
+        self._source.undo_others()
+        self._collect()
+        try:
+            return self._source.collect(self.act, self.config.n_steps, self.config.info_keys)
+        except NonFinite as error:
+            seen = error.transition
+            if "action" in seen and not np.isfinite(seen["action"]).all():
+                policy = self.distribution(torch.from_numpy(seen["observation"]))
+                error.args = (": ".join(filter(None, [str(error), overflow(policy, self.ent_coef)])),)
+            raise
 
     def _take_back(self) -> None:
         """Be what the last whole update left: half of another is nothing to go on with."""
@@ -165,25 +216,19 @@ class Agent(Acting[C], abc.ABC):
             return
         state.restore(self, done.tensors, done.state)
         self.region = done.region
-        self.history[:] = done.state["history"]
+        self.history.become(done.state["history"])
         self.episodes.clear()
         self.episodes.extend(map(state.episode, done.state["episodes"]))
         self._source.go_back(done.whereabouts)
 
-    @property
-    def replay(self) -> Replay | None:
-        """Where episodes of the environments that are learned from can be played again; ``None``: not known yet."""
-        return self._source.replay
-
     def _collect(self) -> Collector:
         """The collector of the current environments, made when first needed."""
-        if self._source.envs is None:
-            if self._source.env is None:
-                raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-            self._put_in(self._source.env, self._source.whereabouts)
+        self._make_envs()
         if self._source.collector is None:
+            if self._source.whereabouts is not None and self.trial is None:  # interrupted, and nobody has tried before
+                self._source.trial = try_env(self._source.env, self.config)
             seeds = environment_seeds(self.seed, self.num_timesteps)
-            if not self._source.begin(self.encoding, seeds, self.num_timesteps):
+            if not self._source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
         assert self._source.collector is not None
         return self._source.collector
@@ -196,33 +241,89 @@ class Agent(Acting[C], abc.ABC):
             "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
             "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),
         }
+        for key in self.config.info_keys:
+            said = [e.info[key] for e in episodes if key in e.info]
+            metrics[info_metric(key)] = float(np.mean(said)) if said else float("nan")
         if self.config.on_worker_failure == "restart":
             metrics["rollout/worker_restarts"] = float(self._collect().restarts)
         return metrics
 
     # -- environments ---------------------------------------------------------------------------
 
+    @property
+    def envs(self) -> VectorEnv:
+        """The environments that are learned from: ``call(name, ...)``, ``get_attr``, ``set_attr`` as Gymnasium has it.
+
+        Names are those of the environments and their wrappers; klrl's own wrappers around them have none. Where a
+        worker process is made anew, its environment is given again what was set last.
+
+        Raises:
+            ValueError: there is no environment.
+        """
+        return self._make_envs()
+
+    def _make_envs(self) -> VectorEnv:
+        if self._source.envs is None:
+            if self._source.env is None:
+                raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
+            self._put_in(self._source.env, self._source.whereabouts)
+        assert self._source.envs is not None
+        return self._source.envs
+
+    @property
+    def trial(self) -> Trial | None:
+        """What was found when one of the environments was tried; ``None``: nobody has.
+
+        That is done where an agent is to go on in the episodes of a saved one or of an interrupted training, and by
+        ``klrl train``.
+        """
+        return self._source.trial
+
+    @property
+    def replay(self) -> Replay | None:
+        """Where the environments' episodes can be played again; ``None``: not known yet."""
+        return None if self.trial is None else self.trial.replay
+
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
+        Where there are fewer, minibatches are no larger than the rollout. Those that the agent had made are closed.
+
         Raises:
-            ValueError: the spaces differ.
+            ValueError: the spaces differ, and the agent has kept its environments; or the agent is learning.
         """
+        self._turns.check("set_env()", after_last_update=True)
+        before = self._source
         self._put_in(env)
+        if before.envs is not self._source.envs and number_of(before.env) is None:
+            before.close()
 
     def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
-        envs = make_vector_env(env, *_engine(self.config))
+        """Make environments, to go on where others were if there are as many; try one before."""
+        config, trial = self.config, None
+        if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
+            trial = try_env(env, config)
+            if trial.replay == "new" and self._rebuilds_where_that_helps:
+                config = replace(config, rebuild_envs=True)
+        else:
+            at = None
+        envs = make_envs(env, config)
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
+            self.config = config.with_envs(envs.num_envs)
         except ValueError:
-            if envs is not env:
+            if number_of(env) is None:
                 envs.close()
             raise
-        self.config = self.config.with_envs(envs.num_envs)
-        self._source = Source(env, envs, at)
+        self._source = Source(env, envs, at, trial)
 
     def close(self) -> None:
-        """Close the environments; worker processes end."""
+        """Close the environments; worker processes end.
+
+        Raises:
+            ValueError: the agent is learning from them.
+        """
+        self._turns.check("close()", after_last_update=True)
         self._source.close()
 
     # -- other policies -------------------------------------------------------------------------
@@ -250,8 +351,9 @@ class Agent(Acting[C], abc.ABC):
 
         Raises:
             FileNotFoundError: nothing saved there.
-            ValueError: spaces, policies or networks differ, or this agent has learned already.
+            ValueError: spaces, policies or networks differ, or this agent is learning or has learned already.
         """
+        self._turns.check("start_from()", after_last_update=True)
         if not isinstance(other, Agent):
             from klrl.agents.load import load_agent  # it knows all agents, this one too
 
@@ -281,19 +383,23 @@ class Agent(Acting[C], abc.ABC):
     def save(self, path: str | Path) -> Path:
         """Write the whole state to a directory of safetensors and JSON; an older saved agent there is replaced.
 
+        Within an update, or from another thread than the one that learns, it is the state after the last whole update.
+
         Raises:
             FileExistsError: something else is there.
         """
         return self.snapshot().write(path)
 
     def snapshot(self) -> state.Snapshot:
-        """The whole state as it is now, between two updates, to be written whenever it is time."""
+        """The whole state, to be written whenever it is time: as it is now, or within an update as it was before."""
+        if self.last_update is not None and not self._turns.between_updates:
+            return self.last_update
         tensors, data = state.dump(self)
         mine = {
             "env": describe(self._source.env),
             "preset": self.preset,
             "ep_rew_mean": float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None,
-            "episodes": [astuple(e) for e in self.episodes],
+            "episodes": [list(vars(e).values()) for e in self.episodes],
             "history": self.history.copy(),
             "training": self.training,
         }
@@ -310,10 +416,11 @@ class Agent(Acting[C], abc.ABC):
     ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
-        Without ``env``, learning continues on the registered environment that was saved, if it was one; where its
-        episodes can be played again, in those that were interrupted. A trust region of your own class is not saved;
-        give it again as ``trust_region``. By default the agent returns to the device it was saved on, or to the CPU
-        where this machine has no such device.
+        Without ``env``, learning continues on the registered environment that was saved, if it was one. Where as many
+        environments are given or made as were saved, and their episodes can be played again, it continues in those
+        that were interrupted; two environments are made before, one after the other, to try that. A trust region of
+        your own class is not saved; give it again as ``trust_region``. By default the agent returns to the device it
+        was saved on, or to the CPU where this machine has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -322,6 +429,7 @@ class Agent(Acting[C], abc.ABC):
         return cls._of(path, checkpoint.read(path), env, trust_region, device)
 
     @classmethod
+    @undisturbed
     def _of(
         cls,
         path: str | Path,
@@ -352,11 +460,15 @@ class Agent(Acting[C], abc.ABC):
         observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
         check_backed(observations, actions, data["config"], tensors)
         Core.__init__(agent, observations, actions, config, data["seed"])
+        check_tensors(tensors, state.dump(agent)[0])
         state.restore(agent, tensors, data)
         agent.region = region_from_json(data["region"])
-        agent._begin(Source(described(data["env"]), at=state.whereabouts(tensors)), data["preset"])
+        if not isinstance(agent.region, TrustRegion):
+            raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
+        agent._begin(Source(described(data["env"]), at=state.whereabouts(agent, tensors)), data["preset"])
+        agent._rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
         agent.episodes.extend(map(state.episode, data["episodes"]))
-        agent.history = state.unpacked(data["history"], tensors)
+        agent.history = state.history(data["history"], tensors)
         agent.training = Training.of(data["training"])
         return agent
 
@@ -366,11 +478,6 @@ def _read_reference(path: str | Path) -> SavedPolicy:
         return SavedPolicy.read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
-
-
-def _engine(config: AgentConfig) -> tuple[Any, ...]:
-    """What environments are made with."""
-    return config.n_envs, config.vectorization_mode, config.worker_timeout, config.on_worker_failure
 
 
 def _is_count(x: object) -> bool:

@@ -12,12 +12,12 @@ from klrl.agents.saved_policy import SETTINGS, SavedPolicy
 from klrl.words import one_line
 
 Policy = Core[Any] | SavedPolicy
-NETWORKS = (*SETTINGS, "critic_hidden_sizes")
+NETWORKS = (*(name for name in SETTINGS if name != "scale_actions"), "critic_hidden_sizes")
 """Of an agent's config, what its networks depend on."""
 
 
 def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -> None:
-    """Refuse two agents whose policies have no KL: it needs the same spaces, masks and family.
+    """Refuse two agents whose policies have no KL: it needs the same spaces, masks, family and units of actions.
 
     Args:
         name: what the user calls the first agent.
@@ -36,6 +36,9 @@ def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -
         raise ValueError(
             f"{name}'s policy is a {families[0]}, {other_name}'s a {families[1]}; allowed: the same family"
         )
+    if agent.actor.units != other.actor.units:
+        mine, its = _units(agent), _units(other)
+        raise ValueError(f"{other_name} acts in units of the {its}; allowed: of the {mine}, as {name} (scale_actions)")
 
 
 def check_same_spaces(
@@ -53,7 +56,12 @@ def check_same_spaces(
 
 def family(agent: Policy) -> str:
     """The name of the record that the agent's policy gives."""
-    return type(agent.distribution(torch.ones(1, *agent.encoding.shape))).__name__
+    return type(agent.distribution(torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device="cpu"))).__name__
+
+
+def _units(agent: Policy) -> str:
+    units = agent.actor.units
+    return "environment" if units is None or units.are_environments else "box"
 
 
 def _reading(agent: Policy) -> str:

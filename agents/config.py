@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
@@ -40,6 +41,8 @@ MOST_SAMPLES = 2**31
 """In a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
 """Between a network's hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
+OLDER: Mapping[str, Any] = {"scale_actions": False}
+"""What files mean that were saved before there was the setting, where that is not its default."""
 MOST_PROCESSES = 1024
 """In any case; how many the limit of open files allows is looked at before they are started."""
 
@@ -50,6 +53,8 @@ class AgentConfig:
 
     algorithm: ClassVar[str]
     """The agent's name on the command line, in presets and in saved state."""
+    at_most_samples: ClassVar[tuple[str, ...]] = ("batch_size",)
+    """Settings that are at most n_envs * n_steps."""
 
     trust_region: RegionArgument
     """What limits the step."""
@@ -93,6 +98,19 @@ class AgentConfig:
     on_worker_failure: OnFailure = "stop"
     """When a worker process of async dies, raises or hangs: end the training (stop), or make it anew and go on with its
     next episode (restart; the third time without an episode that ended, training ends)."""
+    rebuild_envs: bool = False
+    """Make a new environment for every episode, so that even those that go on differently once used can be resumed
+    exactly. The price: a constructor per episode, and all that an environment keeps over resets is lost (curricula,
+    running statistics, counters)."""
+    seed_every_episode: bool = True
+    """Seed every episode; or only each environment's first one, where a reset with a seed costs much more than one
+    without (ale-py loads the ROM anew): episodes then cannot be played again, and resumption begins new ones."""
+    try_envs: bool = True
+    """Try, with 400 random steps in environments made for that and closed, whether episodes can be played again: at the
+    beginning of klrl train, and where an agent is to go on in the episodes of a saved one or after an interrupt."""
+    info_keys: tuple[Annotated[str, Pattern(r"[^\x00-\x1f\x7f]+", "text of printable characters")], ...] = ()
+    """Keys of numbers in info: what an episode's last step says under them is averaged over the last 100 episodes, as
+    rollout/success_rate (is_success) or rollout/info/KEY."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95
@@ -109,6 +127,9 @@ class AgentConfig:
     """Give the batch's advantages mean 0 and standard deviation 1."""
     normalize_observations: bool = True
     """Subtract the running mean of observations and divide by their standard deviation; clip at 10."""
+    image_scale: Literal["declared", "seen"] = "declared"
+    """Divide the elements of uint8 images by their space's bound (declared), or by the largest in the first batch
+    (seen), for images such as MiniGrid's that stay far below it."""
     fold_normalizer: bool = True
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
@@ -125,6 +146,9 @@ class AgentConfig:
     """Policies on Box actions: a Gaussian clipped to the box, one squashed into it by tanh, or a beta distribution."""
     state_dependent_std: bool = False
     """Let a Gaussian policy's standard deviation depend on the state."""
+    scale_actions: bool = True
+    """Let a Gaussian act in units of the box, so that -1 and 1 are its bounds; where it has none, and without this
+    setting, in the environment's units."""
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: an entry "action_mask" of a Dict observation where there is one
     (auto), info["action_mask"] of every reset and step (info), or none at all (none)."""
@@ -150,6 +174,10 @@ class AgentConfig:
         if self.on_worker_failure == "restart" and self.vectorization_mode != "async":
             raise ValueError(
                 f"on_worker_failure = 'restart' with vectorization_mode = {self.vectorization_mode!r}; allowed: 'async'"
+            )
+        if self.rebuild_envs and not self.seed_every_episode:
+            raise ValueError(
+                "seed_every_episode = False with rebuild_envs = True, so every one is a first; allowed: True"
             )
         if self.region.reads_reference and self.reference is None:
             raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")
@@ -206,10 +234,17 @@ class AgentConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**(values | {"trust_region": region_from_json(values["trust_region"])}))
+        """The inverse of :meth:`to_json`; settings that are missing mean what they meant when there were none."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {**OLDER, **data}.items()}
+        region = values["trust_region"]
+        return cls(**(values | {"trust_region": region if isinstance(region, str) else region_from_json(region)}))
 
     def with_envs(self, n_envs: int) -> Self:
-        """The same settings for another number of environments (one the user brings has its own)."""
-        return self if n_envs == self.n_envs else replace(self, n_envs=n_envs)
+        """The same settings for another number of environments (one the user brings has its own).
+
+        Minibatches are no larger than the rollout then is.
+        """
+        if n_envs == self.n_envs:
+            return self
+        capped = {name: min(getattr(self, name), n_envs * self.n_steps) for name in self.at_most_samples}
+        return replace(self, n_envs=n_envs, **capped)

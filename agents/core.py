@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import abc
 import math
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import sub
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Probe, Samples, check_finite, step_zero, worst_element
+from klrl.agents.samples import Probe, Samples, check_finite, overflow, step_zero, worst_element
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.experience import Batch, gae
 from klrl.kl.drift import average, drift_report, mean_kl
@@ -24,10 +26,11 @@ from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
 from klrl.policy.folding import fold
 from klrl.policy.linearization import Linearization, Objective, check_separate, expectation, is_packed, pack
-from klrl.policy.networks import Critic, rows_for_numpy
-from klrl.policy.normalizer import Normalizer, ReturnScaler
+from klrl.policy.networks import Critic, check_one_mode, rows_for_numpy
+from klrl.policy.normalizer import ReturnScaler
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import Adam
+from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
 from klrl.trust_region import DEFAULT_TARGET_KL, Change
@@ -40,6 +43,7 @@ class Core(abc.ABC, Generic[C]):
 
     config_class: ClassVar[type[AgentConfig]]
 
+    @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self.encoding = Encoding(observation_space, action_space, config.action_mask)
@@ -55,12 +59,16 @@ class Core(abc.ABC, Generic[C]):
             log_std_init=config.log_std_init,
             action_distribution=config.action_distribution,
             state_dependent_std=config.state_dependent_std,
+            scale_actions=config.scale_actions,
             **style,
         ).to(self.device)
-        self.region.project(*2 * [self.actor(torch.ones(1, *self.encoding.shape, device=self.device))])
+        anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
+        self.region.project(*2 * [self.actor(anything)])
         self.critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
+        self._as_evaluated: set[str] = set()
+        check_one_mode(**self._named)
         self._pack()
-        self.normalizer = Normalizer.of_shape(self.encoding.shape, self.encoding.fixed_scale)
+        self.normalizer = self.encoding.normalizer()
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.reference: SavedPolicy | None = None
         """Whose policy the region's reference terms, and drift/kl_reference, are measured from."""
@@ -71,6 +79,11 @@ class Core(abc.ABC, Generic[C]):
         self.fresh = True
         """Whether nothing has been learned or taken over yet."""
         self.kl_sum = 0.0
+
+    @property
+    def ent_coef(self) -> float:
+        """How much the algorithm rewards entropy."""
+        return 0.0
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -89,7 +102,15 @@ class Core(abc.ABC, Generic[C]):
         self._packed = packed
 
     def take_in_networks(self) -> None:
-        """Where somebody has put another network in: pack it; the optimiser starts anew."""
+        """Where somebody has put another network in: pack it; the optimiser starts anew. All in evaluation mode.
+
+        Raises:
+            ValueError: a network that no KL could be measured of, or that shares parameters with the other.
+        """
+        if unlike := set(check_one_mode(**self._named)) - self._as_evaluated:
+            self._as_evaluated |= unlike
+            what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
+            warnings.warn(f"{what}, so nothing is dropped and running statistics stay", RuntimeWarning, stacklevel=5)
         if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
             self._pack()
 
@@ -107,12 +128,14 @@ class Core(abc.ABC, Generic[C]):
 
     # -- acting ---------------------------------------------------------------------------------
 
+    @undisturbed
     @torch.no_grad()
     def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
         """The policy's distribution at observations ``[*B]`` of the environment, normalisation included.
 
         Its actions are the policy's: those of a squashed Gaussian lie in (-1, 1), of a Beta in (0, 1), of a Discrete
-        space they begin at 0, and a Gaussian's are not clipped; the environment gets them stretched, shifted, clipped.
+        space they begin at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped; the
+        environment gets them stretched, shifted, clipped (``actor.to_environment``).
 
         Args:
             observations: as the observation space nests them, or a tensor of them as in a batch.
@@ -124,8 +147,9 @@ class Core(abc.ABC, Generic[C]):
 
     def normalized(self, observations: Tensor) -> Tensor:
         """What the networks are given for raw observations, on their device."""
-        return self.normalizer(observations).to(self.device)
+        return self._on_device(self.normalizer(observations))
 
+    @undisturbed
     @torch.no_grad()
     def act(self, observations: Tensor) -> tuple[Array, np.ndarray, Distribution]:
         """Sample one action per raw observation: (policy's actions, environment's actions, distributions).
@@ -143,6 +167,7 @@ class Core(abc.ABC, Generic[C]):
 
     # -- updating -------------------------------------------------------------------------------
 
+    @undisturbed
     def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
         """Learn from one batch that the current policy collected; the metrics with the drift report.
 
@@ -165,15 +190,19 @@ class Core(abc.ABC, Generic[C]):
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples, behaviour = self.samples(batch), batch.samples(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
-        begins = self.fresh and self._normalizes and self.normalizer.moments.count == 0
+        begins = self.fresh and self._take_scale(batch.samples(batch.observations))
         if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
-            self.absorb(batch.samples(batch.observations))
             samples = self.samples(batch)
             metrics = step_zero(behaviour, samples, warn=False)
         self.fresh = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
-        metrics |= self.improve(batch, samples, callback)
-        check_finite(self._named, metrics["train/value_loss"], self._when)
+        try:
+            metrics |= self.improve(batch, samples, callback)
+            check_finite(self._named, metrics["train/value_loss"], self._when)
+        except FloatingPointError as error:
+            if why := overflow(self.actor(samples.observations), self.ent_coef):
+                raise FloatingPointError(f"{error}: {why}") from error
+            raise
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
@@ -190,7 +219,7 @@ class Core(abc.ABC, Generic[C]):
         return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
     def _on_device(self, x: Tensor) -> Tensor:
-        return x.to(self.device)
+        return ordinary(x).to(self.device)
 
     @torch.no_grad()
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -224,7 +253,8 @@ class Core(abc.ABC, Generic[C]):
     def minibatches(self, samples: Samples, batch_size: int | None = None) -> Iterator[Samples]:
         """A pass over the samples in a fresh random order, so many (by default the setting) at a time."""
         batch_size = batch_size or self.config.batch_size
-        shuffled = samples[self._on_device(torch.randperm(len(samples), generator=self.streams.minibatches))]
+        order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
+        shuffled = samples[self._on_device(order)]
         fast = batch_size <= self.numpy_rows
         return (shuffled.numpy() if fast else shuffled).split(batch_size)
 
@@ -290,6 +320,8 @@ class Core(abc.ABC, Generic[C]):
     def _measure(self, batch: Batch, samples: Samples, *, absorb: bool) -> Metrics:
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
+        if why := overflow(change.new, self.ent_coef):
+            raise FloatingPointError(f"after {self._when} {why}")
         metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
         self.kl_sum += float(metrics["drift/kl"])
         metrics["drift/kl_sum"] = self.kl_sum
@@ -321,6 +353,18 @@ class Core(abc.ABC, Generic[C]):
             "drift/kl_normalizer": mean_kl(change.new, after),
             "drift/kl_total": mean_kl(change.old, after),
         }
+
+    def _take_scale(self, observations: Tensor) -> bool:
+        """Learn from the first observations ``[n, *O]`` what is known of none yet; whether that changed anything."""
+        before = self.normalizer
+        if self.encoding.images and self.config.image_scale == "seen":
+            self.normalizer = replace(before, fixed_scale=self.encoding.scale_seen(observations))
+        elif dark := self.encoding.dark_images(observations):
+            text = f"{dark}: a network learns little from numbers so small; image_scale = 'seen' divides by the largest"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        if self._normalizes and before.moments.count == 0:
+            self.absorb(observations)
+        return self.normalizer is not before
 
     @property
     def _normalizes(self) -> bool:

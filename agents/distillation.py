@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.comparable import check_comparable
@@ -15,20 +17,25 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Samples, mean_of
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
+from klrl.experience.collector import Elsewhere
+from klrl.experience.environments import is_seeded
+from klrl.experience.whereabouts import Whereabouts
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.kl.drift import average
 from klrl.policy.arrays import Array, numpy_as_torch, tensor
 from klrl.policy.distributions import Distribution, derivative
 from klrl.policy.linearization import Linearization, Objective, expectation
+from klrl.policy.spaces import below
+from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
 from klrl.validation import Positive, PositiveInt, validate
 
 Direction = Literal["forward", "reverse"]
 _INHERITED = (
-    "gamma", "gae_lambda", "normalize_observations", "fold_normalizer", "scale_rewards", "actor_hidden_sizes",
-    "critic_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "action_mask",
-    "device",
+    "gamma", "gae_lambda", "normalize_observations", "image_scale", "fold_normalizer", "scale_rewards",
+    "actor_hidden_sizes", "critic_hidden_sizes", "activation", "log_std_init", "action_distribution",
+    "state_dependent_std", "scale_actions", "action_mask", "device",
 )  # fmt: skip
 
 
@@ -102,8 +109,13 @@ def distillation_rounds(
     config: DistillationConfig | None = None,
     *,
     seed: int = 0,
-) -> Iterator[Metrics]:
-    """As :func:`distill`, round by round: yields the metrics of each."""
+    at: dict[str, Tensor] | None = None,
+) -> Rounds:
+    """As :func:`distill`, round by round: yields the metrics of each.
+
+    With ``at``, the :meth:`Rounds.state` of a distillation that was interrupted, and the student as it was then, the
+    rounds that were left follow, to the bit where the environments' episodes can be played again.
+    """
     if teacher is student:
         raise ValueError("student is the teacher; allowed: another agent, for example one loaded again")
     check_comparable("teacher", teacher, "student", student)
@@ -111,28 +123,82 @@ def distillation_rounds(
     envs = environments(env, config.n_envs, teacher)
     if student.fresh:
         student.normalizer, student.fresh = teacher.normalizer, False
-    return _rounds(teacher, student, envs, env, config, seed)
+    return Rounds(teacher, student, envs, env, config, seed, at)
 
 
-def _rounds(
-    teacher: Agent[Any], student: Agent[Any], envs: VectorEnv, env: EnvLike, config: DistillationConfig, seed: int
-) -> Iterator[Metrics]:
-    limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
-    descent = ActorDescent(student, **limits)
-    student.optimizer.learning_rate = config.learning_rate
-    student.return_scaler = student.return_scaler.restarted(envs.num_envs)
-    visitor = student if config.states == "student" else teacher
-    with closed_after(envs, env):
-        collector = Collector(envs, environment_seeds(seed, student.num_timesteps), student.encoding)
-        for i in range(config.n_rounds + 1):
-            batch = collector.collect(visitor.act, config.n_steps)
-            metrics = _round(teacher, student, batch, descent if i < config.n_rounds else None, config)
-            student.num_timesteps += batch.n_samples
-            if visitor is student:
-                student.episodes.extend(batch.episodes)
-            yield checked(metrics, f"in round {i + 1}")
+class Rounds(Iterator[Metrics]):
+    """The rounds of a distillation, made by :func:`distillation_rounds`; it can be interrupted after each."""
+
+    def __init__(
+        self,
+        teacher: Agent[Any],
+        student: Agent[Any],
+        envs: VectorEnv,
+        env: EnvLike,
+        config: DistillationConfig,
+        seed: int,
+        at: dict[str, Tensor] | None,
+    ) -> None:
+        self._teacher, self._student, self._config, self._seed = teacher, student, config, seed
+        self._done = 0 if at is None else int(at["done"])
+        self._rounds = self._play(envs, env, at)
+
+    def __next__(self) -> Metrics:
+        return next(self._rounds)
+
+    def state(self) -> dict[str, Tensor]:
+        """After a round, what decides those that follow, beside the student and the teacher's policy."""
+        where = self._collector.whereabouts
+        parts = {
+            "descent": self._descent.state(),
+            "teacher": self._teacher.streams.state(),
+            "whereabouts": {} if where is None else where.tensors(),
+        }
+        numbers = {"done": self._done, "timesteps": self._collector.total_timesteps}
+        tensors = {name: torch.tensor(number) for name, number in numbers.items()}
+        return tensors | {f"{part}.{name}": x for part, named in parts.items() for name, x in named.items()}
+
+    def _play(self, envs: VectorEnv, env: EnvLike, at: dict[str, Tensor] | None) -> Iterator[Metrics]:
+        student, config = self._student, self._config
+        limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
+        self._descent = ActorDescent(student, **limits)
+        student.optimizer.learning_rate = config.learning_rate
+        visitor = student if config.states == "student" else self._teacher
+        with closed_after(envs, env):
+            self._collector = self._begin(envs) if at is None else self._go_on(envs, at)
+            for i in range(self._done, config.n_rounds + 1):
+                batch = self._collector.collect(visitor.act, config.n_steps)
+                metrics = _round(self._teacher, student, batch, self._descent if i < config.n_rounds else None, config)
+                student.num_timesteps += batch.n_samples
+                if visitor is student:
+                    student.episodes.extend(batch.episodes)
+                self._done = i + 1
+                yield checked(metrics, f"in round {i + 1}")
+
+    def _begin(self, envs: VectorEnv, timesteps: int = 0) -> Collector:
+        """New episodes."""
+        self._student.return_scaler = self._student.return_scaler.restarted(envs.num_envs)
+        seeds = environment_seeds(self._seed, self._student.num_timesteps)
+        return Collector(envs, seeds, self._student.encoding, timesteps)
+
+    def _go_on(self, envs: VectorEnv, at: dict[str, Tensor]) -> Collector:
+        """The episodes that were interrupted, where they can be played again."""
+        self._descent.restore(below("descent.", at))
+        self._teacher.streams.restore(below("teacher.", at))
+        where, timesteps = below("whereabouts.", at), int(at["timesteps"])
+        problem: object = "episodes of these environments cannot be played again"
+        shapes = self._student.action_space.shape or (), self._student.encoding.shape
+        if where and is_seeded(envs) and (place := Whereabouts.of(where, *shapes)).reachable:
+            try:
+                return Collector(envs, place, self._student.encoding, timesteps)
+            except Elsewhere as error:
+                problem = error
+        text = f"{problem}: new episodes begin, and the rest goes on differently than without the interruption"
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
+        return self._begin(envs, timesteps)
 
 
+@undisturbed
 @torch.no_grad()
 def _round(
     teacher: Agent[Any], student: Agent[Any], batch: Batch, descent: ActorDescent | None, config: DistillationConfig

@@ -19,6 +19,8 @@ from klrl.kl import kl_divergence
 from klrl.kl.drift import average
 from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Linearization, Objective
+from klrl.policy.spaces import below
+from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -75,15 +77,24 @@ def fit_preferences(
 
 
 def dpo_epochs(
-    policy: Agent[Any], reference: Agent[Any], preferences: Preferences, config: DPOConfig | None = None
-) -> Iterator[Metrics]:
-    """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first."""
+    policy: Agent[Any],
+    reference: Agent[Any],
+    preferences: Preferences,
+    config: DPOConfig | None = None,
+    *,
+    at: dict[str, Tensor] | None = None,
+) -> Epochs:
+    """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first.
+
+    With ``at``, the :meth:`Epochs.state` of a tuning that was interrupted, and the policy as it was then, the epochs
+    that were left follow, to the bit.
+    """
     if policy is reference:
         raise ValueError("policy is the reference; allowed: another agent, for example the reference loaded again")
     check_comparable("reference", reference, "policy", policy)
     data = Compared.of(policy, reference, preferences)
     at_states = reference.distribution(preferences.observations[preferences.valid]).map(lambda x: x.to(policy.device))
-    return _epochs(policy, data, at_states, config or DPOConfig())
+    return Epochs(policy, data, at_states, config or DPOConfig(), at)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +109,7 @@ class Compared:
     """log ref(a|s), 0 where no step was taken, ``[n, 2, T]``."""
 
     @classmethod
+    @undisturbed
     def of(cls, policy: Agent[Any], reference: Agent[Any], preferences: Preferences) -> Compared:
         """Ask the reference, once.
 
@@ -114,9 +126,9 @@ class Compared:
         if not log_prob.isfinite().all():
             count = int((~log_prob.isfinite()).sum())
             raise ValueError(f"the reference never takes {count} of {len(log_prob)} actions; allowed: actions it takes")
-        log_reference = torch.zeros(valid.shape, device=where).masked_scatter(valid.to(where), log_prob)
-        x = policy.normalized(preferences.observations)
-        return cls(x, preferences.actions.to(where), valid.to(where), log_reference)
+        valid = valid.to(where)
+        log_reference = torch.zeros_like(valid, dtype=log_prob.dtype).masked_scatter(valid, log_prob)
+        return cls(policy.normalized(preferences.observations), preferences.actions.to(where), valid, log_reference)
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -148,17 +160,57 @@ class Compared:
         return Objective(softplus(-margin).mean(), ((policy, 1.0 / len(self), gradient),))
 
 
-def _epochs(policy: Agent[Any], data: Compared, reference: Distribution, config: DPOConfig) -> Iterator[Metrics]:
-    descent = ActorDescent(policy, learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm)
-    for epoch in range(config.n_epochs + 1):
-        with torch.no_grad():
-            if epoch > 0:
-                order = torch.randperm(len(data), generator=policy.streams.minibatches).to(policy.device)
-                for pairs in order.split(config.batch_size):
-                    minibatch = data[pairs]
-                    descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
-            metrics = _measure(data, policy.actor(data.states), reference, config.beta)
-        yield checked(metrics, f"after epoch {epoch}")
+class Epochs(Iterator[Metrics]):
+    """The epochs of DPO, made by :func:`dpo_epochs`; it can be interrupted after each."""
+
+    def __init__(
+        self,
+        policy: Agent[Any],
+        data: Compared,
+        reference: Distribution,
+        config: DPOConfig,
+        at: dict[str, Tensor] | None,
+    ) -> None:
+        self._done = 0 if at is None else int(at["done"])
+        self._epochs = self._fit(policy, data, reference, config, at)
+
+    def __next__(self) -> Metrics:
+        return next(self._epochs)
+
+    def state(self) -> dict[str, Tensor]:
+        """After an epoch, what decides those that follow, beside the policy and the preferences."""
+        return {"done": torch.tensor(self._done)} | {f"descent.{k}": x for k, x in self._descent.state().items()}
+
+    def _fit(
+        self,
+        policy: Agent[Any],
+        data: Compared,
+        reference: Distribution,
+        config: DPOConfig,
+        at: dict[str, Tensor] | None,
+    ) -> Iterator[Metrics]:
+        limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
+        self._descent = ActorDescent(policy, **limits)
+        if at is not None:
+            self._descent.restore(below("descent.", at))
+        for epoch in range(self._done, config.n_epochs + 1):
+            metrics = _epoch(policy, data, reference, self._descent if epoch > 0 else None, config)
+            self._done = epoch + 1
+            yield checked(metrics, f"after epoch {epoch}")
+
+
+@undisturbed
+@torch.no_grad()
+def _epoch(
+    policy: Agent[Any], data: Compared, reference: Distribution, descent: ActorDescent | None, config: DPOConfig
+) -> Metrics:
+    """Fit the policy, unless there is no ``descent`` yet, then measure it."""
+    if descent is not None:
+        order = torch.randperm(len(data), generator=policy.streams.minibatches, device="cpu").to(policy.device)
+        for pairs in order.split(config.batch_size):
+            minibatch = data[pairs]
+            descent.step(minibatch.loss(policy.actor.linearize(minibatch.states), config.beta))
+    return _measure(data, policy.actor(data.states), reference, config.beta)
 
 
 def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:
@@ -198,5 +250,5 @@ def trajectory_kl(
         (played,) = play_segments(policy, envs, n, length, seed)
     states = played.observations[played.valid]
     kl = kl_divergence(policy.distribution(states).cpu(), reference.distribution(states).cpu())
-    along = torch.zeros(played.valid.shape).masked_scatter(played.valid, kl).sum(-1).double()
+    along = torch.zeros_like(played.valid, dtype=kl.dtype).masked_scatter(played.valid, kl).sum(-1).double()
     return along.mean().item(), (along.std() / n**0.5).item()

@@ -13,6 +13,7 @@ from klrl.agents.ppo import PPO
 from klrl.agents.trpo import TRPO
 from klrl.experience import EnvLike
 from klrl.run import checkpoint
+from klrl.trust_region import TrustRegion
 from klrl.words import plain
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
@@ -20,13 +21,18 @@ AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls i
 
 
 def load_agent(
-    path: str | Path, env: EnvLike | None = None, *, saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    path: str | Path,
+    env: EnvLike | None = None,
+    *,
+    trust_region: TrustRegion | None = None,
+    saved: tuple[dict[str, Tensor], dict[str, Any]] | None = None,
 ) -> Agent[Any]:
     """What :meth:`Agent.save` wrote, or a run directory's newest good checkpoint, as the agent that it is.
 
     Args:
         path: a saved agent or a run directory.
         env: as for :meth:`Agent.load`.
+        trust_region: as for :meth:`Agent.load`.
         saved: what has been read there already.
 
     Raises:
@@ -37,4 +43,4 @@ def load_agent(
     name = saved[1].get("agent")
     if not isinstance(name, str) or name not in AGENTS:
         raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(AGENTS)}")
-    return AGENTS[name]._of(path, saved, env)
+    return AGENTS[name]._of(path, saved, env, trust_region)

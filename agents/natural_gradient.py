@@ -6,7 +6,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from klrl.validation import Bounds, PositiveInt, Weight
 @dataclass(frozen=True, kw_only=True)
 class NaturalGradientConfig(AgentConfig):
     """Settings of agents whose policy moves by the natural gradient and whose critic moves by its own."""
+
+    at_most_samples: ClassVar[tuple[str, ...]] = ("batch_size", "sub_sampling_factor")
 
     trust_region: RegionArgument = "constraint"
     """What limits the step; one of them must give it a length (none and clip do not)."""

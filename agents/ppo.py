@@ -14,7 +14,7 @@ from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument
 from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
-from klrl.policy.arrays import Array
+from klrl.policy.arrays import Array, share
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import Change, Clip
 from klrl.trust_region.all import redefines
@@ -67,6 +67,11 @@ class PPO(Agent[PPOConfig]):
 
     config_class: ClassVar[type[PPOConfig]] = PPOConfig
 
+    @property
+    def ent_coef(self) -> float:
+        """As configured."""
+        return self.config.ent_coef
+
     def networks_to_optimize(self) -> tuple[nn.Module, ...]:
         """Actor and critic, which share no parameters, in one step."""
         return self.actor, self.critic
@@ -113,8 +118,7 @@ class PPO(Agent[PPOConfig]):
 
     def _clip_fraction(self, change: Change) -> Array:
         """Share of ratios outside the clipping interval, PPO's default one where nothing clips."""
-        outside = abs(change.ratio - 1.0) > (self.region.clip_range or Clip().clip_range)
-        return outside.sum() / len(outside)
+        return share(abs(change.ratio - 1.0) > (self.region.clip_range or Clip().clip_range))
 
     def _critic_step(self, minibatch: Samples) -> dict[str, Array]:
         """The policy has stopped, the critic has not."""

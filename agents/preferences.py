@@ -14,6 +14,7 @@ from torch import Tensor
 from klrl.agents.base import Agent
 from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
+from klrl.policy.arrays import tensor
 from klrl.run.seeding import segment_seeds
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -49,17 +50,18 @@ class Preferences:
         Args:
             agent: who says how observations become arrays.
             observations: ``[n, 2, T]`` of what the observation space nests.
-            actions: ``[n, 2, T, *A]``, the policy's.
+            actions: ``[n, 2, T, *A]``, the policy's; those of a Gaussian, from what an environment executed, are
+                ``agent.actor.units.from_environment(executed)``.
             valid: ``[n, 2, T]``; by default all steps were taken.
 
         Raises:
             ValueError: shapes that do not go together.
         """
-        taken = torch.as_tensor(np.asarray(actions))
+        taken = tensor(np.asarray(actions))
         taken = taken.float() if taken.is_floating_point() else taken.long()
         encoded = torch.from_numpy(agent.encoding(observations))
-        steps = taken.shape[:3] if valid is None else np.shape(valid)
-        return cls(encoded, taken, torch.ones(steps, dtype=torch.bool) if valid is None else torch.as_tensor(valid))
+        steps = np.ones(taken.shape[:3], bool) if valid is None else np.asarray(valid)
+        return cls(encoded, taken, tensor(steps))
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -150,7 +152,7 @@ def collect_preferences(
     kept, first = _label(a.returns - b.returns, config, seed)
     pairs = Preferences(*(torch.stack([getattr(a, name), getattr(b, name)], 1) for name in _ARRAYS))
     order = torch.stack([~first, first], 1).long()  # 0 is a, 1 is b
-    return pairs.map(lambda x: x[torch.arange(len(x))[:, None], order][kept])
+    return pairs.map(lambda x: x[torch.arange(len(x), device="cpu")[:, None], order][kept])
 
 
 def _label(difference: Tensor, config: PreferencesConfig, seed: int) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from klrl.kl.drift import mean_kl
-from klrl.policy.arrays import Array
-from klrl.policy.distributions import Distribution
+from klrl.policy.arrays import Array, tensor
+from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
 from klrl.run.callback import Metrics
 from klrl.trust_region import Change
 
 _PROBES = 256
+_LOG_STD = 85.0
+"""Beyond, a sample of a few standard deviations is more than float32 holds."""
 _START_KL, _START_RATIO = 1e-6, 1e-2
 
 
@@ -82,7 +84,8 @@ class Probe:
     @classmethod
     def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
         """Some 256 of these states, evenly over the batch."""
-        rows = torch.linspace(0, len(observations) - 1, min(_PROBES, len(observations))).long()
+        n = len(observations)
+        rows = torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
         return cls(observations[rows], policy[rows])
 
 
@@ -119,12 +122,24 @@ def check_finite(networks: Mapping[str, nn.Module], value_loss: float | str, whe
         raise FloatingPointError(f"train/value_loss = {value_loss} in {when}; allowed: finite numbers")
 
 
+def overflow(policy: Distribution, ent_coef: float) -> str:
+    """In words, where a Gaussian's std is more than float32 holds, and why that may be; empty if it is nowhere."""
+    if not isinstance(policy, (DiagGaussian, SquashedGaussian)):
+        return ""
+    largest = tensor(policy.log_std).reshape(-1, policy.log_std.shape[-1]).max(0).values
+    if not (largest > _LOG_STD).any():
+        return ""
+    i = int(largest.argmax())
+    why = f"; ent_coef = {ent_coef:g} rewards a large std: lower it" if ent_coef > 0.0 else ""
+    return f"std = exp(log_std) of action element [{i}] overflows, log_std = {largest[i].item():.4g}{why}"
+
+
 def worst_element(networks: Mapping[str, nn.Module], gradients: Mapping[nn.Module, Array]) -> str:
     """In words, the first element of packed gradients ``[P]`` that is none; else the largest."""
     found, largest = "", -1.0
     for name, network in networks.items():
         parameters = list(network.named_parameters())
-        flat = torch.as_tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
+        flat = tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
         for (key, p), g in zip(parameters, flat.split([p.numel() for _, p in parameters]), strict=True):
             size = g.reshape(p.shape).abs().nan_to_num(nan=math.inf, posinf=math.inf)
             if size.max().item() > largest:

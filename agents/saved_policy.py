@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from klrl.agents.config import OLDER
+from klrl.agents.saved_tensors import MOST, check_finite, check_tensor
 from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
@@ -20,7 +23,8 @@ from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
 SETTINGS = (
-    "actor_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "action_mask",
+    "actor_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "scale_actions",
+    "action_mask",
 )  # fmt: skip
 """Of an agent's config, what its policy depends on."""
 _TENSORS = ("actor.", "normalizer.", "observation_space.", "action_space.")
@@ -37,7 +41,7 @@ class SavedPolicy:
 
     def __init__(self, tensors: Tensors, state: dict[str, Any]) -> None:
         self.tensors = {name: x for name, x in tensors.items() if name.startswith(_TENSORS)}
-        config = {name: state["config"][name] for name in SETTINGS}
+        config = {name: {**OLDER, **state["config"]}[name] for name in SETTINGS}
         self.state: dict[str, Any] = {name: state[name] for name in _STATE} | {"config": config}
         self.observation_space, self.action_space = (load_space(name, tensors, state) for name in _STATE[:2])
         self.encoding = check_backed(self.observation_space, self.action_space, config, tensors, ("actor",))
@@ -47,8 +51,7 @@ class SavedPolicy:
             self.encoding, self.action_space, config["actor_hidden_sizes"], **kind, generator=generator
         )
         self.actor.load_state_dict(below("actor.", tensors))
-        scale = self.encoding.fixed_scale
-        self.normalizer = Normalizer(moments(below("normalizer.", tensors), state["normalizer_count"]), scale)
+        self.normalizer = normalizer(self.encoding, tensors, state["normalizer_count"])
 
     @classmethod
     def read(cls, path: str | Path) -> SavedPolicy:
@@ -103,6 +106,32 @@ def check_backed(
     return encoding
 
 
-def moments(tensors: Tensors, count: int) -> Moments:
-    """Statistics of a saved agent."""
+def normalizer(encoding: Encoding, tensors: Tensors, count: int) -> Normalizer:
+    """Observation statistics of a saved agent, and the scales of images where it found them out.
+
+    Raises:
+        ValueError: scales of other observations.
+    """
+    saved = below("normalizer.", tensors)
+    known = encoding.normalizer()
+    if (scale := saved.get("fixed_scale")) is not None:
+        if scale.shape not in ((), encoding.shape) or not (scale.isfinite() & (scale >= 0.0)).all():
+            raise ValueError(
+                f"normalizer.fixed_scale of shape {tuple(scale.shape)}; allowed: scales of {encoding.shape}"
+            )
+        known = replace(known, fixed_scale=scale if scale.ndim else scale.item())
+    return replace(known, moments=moments("normalizer", saved, count, encoding.shape))
+
+
+def moments(name: str, tensors: Tensors, count: int, shape: Sequence[int]) -> Moments:
+    """Statistics of a saved agent.
+
+    Raises:
+        ValueError: of other numbers than ``shape`` asks for, or of such as no statistics have.
+    """
+    if type(count) is not int or not 0 <= count <= MOST:
+        raise ValueError(f"{name}_count = {count!r}; allowed: an integer in [0, {MOST}]")
+    for kind, least in (("mean", None), ("variance", 0.0)):
+        check_tensor(f"{name}.{kind}", tensors[kind], torch.float64, shape)
+        check_finite(f"{name}.{kind}", tensors[kind], least)
     return Moments(tensors["mean"], tensors["variance"], count)

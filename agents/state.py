@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, groupby
+from itertools import chain, count, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from klrl.agents.core import Core
 from klrl.agents.samples import Probe
-from klrl.agents.saved_policy import SavedPolicy, moments
+from klrl.agents.saved_policy import SavedPolicy, moments, normalizer
+from klrl.agents.saved_tensors import MOST, check_tensor
 from klrl.experience import Episode
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
+from klrl.run.history import Block, History
 from klrl.trust_region import TrustRegion, region_to_json
-from klrl.validation import Fraction, NonNegativeInt, validate
+from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
 
 Tensors = dict[str, Tensor]
+Count = Annotated[int, Bounds(0, MOST)]
 
 
 class Training(NamedTuple):
@@ -63,16 +66,21 @@ class Snapshot:
     region: TrustRegion
     """As it is: one of a user's own class is only named in the state."""
 
-    def write(self, path: str | Path) -> Path:
+    def write(self, path: str | Path, lender: Path | None = None) -> Path:
         """Write it; an older saved agent there is replaced.
+
+        Args:
+            path: where to.
+            lender: a saved agent that has older rows of the history already.
 
         Raises:
             FileExistsError: something else is there.
         """
         where = {} if self.whereabouts is None else self.whereabouts.tensors()
         tensors = self.tensors | {f"whereabouts.{k}": v for k, v in where.items()}
-        groups, rows = packed(self.state["history"])
-        return checkpoint.write(path, tensors | rows, self.state | {"history": groups})
+        history: History = self.state["history"]
+        parts = [block.part for block in history.blocks()]
+        return checkpoint.write(path, tensors, self.state | {"history": len(history)}, parts, lender)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +88,8 @@ class _Numbers:
     """What the JSON says of how far the agent is."""
 
     seed: NonNegativeInt
-    num_timesteps: NonNegativeInt
-    n_updates: NonNegativeInt
-    normalizer_count: NonNegativeInt
-    return_scaler_count: NonNegativeInt
+    num_timesteps: Count
+    n_updates: Count
     progress_remaining: Fraction
     fresh: bool
 
@@ -99,6 +105,8 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     tensors |= {f"optimizer.{k}": v for k, v in agent.optimizer.state().items()}
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
     tensors |= _dump_moments("normalizer", agent.normalizer.moments)
+    if agent.encoding.images:  # whose scale may be that of a first batch, another agent's even
+        tensors["normalizer.fixed_scale"] = torch.as_tensor(agent.normalizer.fixed_scale, dtype=torch.float64)
     tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
     tensors["return_scaler.running"] = agent.return_scaler.running
     if agent.probe is not None:
@@ -137,17 +145,16 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.critic.load_state_dict(_below("critic", tensors))
     agent.optimizer.restore(_below("optimizer", tensors))
     agent.streams.restore(_below("streams", tensors))
-    agent.normalizer = replace(
-        agent.normalizer, moments=moments(_below("normalizer", tensors), state["normalizer_count"])
-    )
+    agent.normalizer = normalizer(agent.encoding, tensors, state["normalizer_count"])
     scaler = _below("return_scaler", tensors)
-    agent.return_scaler = replace(
-        agent.return_scaler, moments=moments(scaler, state["return_scaler_count"]), running=scaler["running"]
-    )
+    returns = moments("return_scaler", scaler, state["return_scaler_count"], ())
+    agent.return_scaler = replace(agent.return_scaler, moments=returns, running=scaler["running"])
     agent.probe = None
     if probe := _below("probe", tensors):
         parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
-        family = agent.distribution(probe["observations"][:1])
+        family = agent.distribution(probe["observations"][:1]).cpu()
+        for i, (saved, its) in enumerate(zip(parameters, family.parameters, strict=True)):
+            check_tensor(f"probe.first.{i}", saved, its.dtype, (len(probe["observations"]), *its.shape[1:]))
         agent.probe = Probe(probe["observations"], family.with_parameters(*parameters))
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
@@ -161,53 +168,52 @@ def _dump_moments(name: str, moments: Moments) -> Tensors:
     return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
 
 
-def packed(history: Sequence[Metrics]) -> tuple[list[dict[str, Any]], Tensors]:
-    """Rows with the same names together: their names and texts as JSON, their numbers as a tensor ``[rows, names]``.
-
-    Where a row has a text, its number is that of the text.
-    """
-    groups, tensors = [], {}
-    for i, (names, same) in enumerate(groupby(history, key=tuple)):
-        rows = list(same)
-        texts = {name: sorted({row[name] for row in rows}) for name in names if isinstance(rows[0][name], str)}
-        numbers = [[texts[k].index(x) if k in texts else x for k, x in row.items()] for row in rows]
-        groups.append({"names": names, "texts": texts})
-        tensors[f"history.{i}"] = torch.tensor(numbers, dtype=torch.float64)
-    return groups, tensors
-
-
-def unpacked(groups: Sequence[dict[str, Any]], tensors: Tensors) -> list[Metrics]:
-    """The inverse of :func:`packed`.
+def history(data: Any, tensors: Tensors) -> History:
+    """As it was saved; in format 3, in groups of rows with the same names, whose numbers are a tensor.
 
     Raises:
-        ValueError: a name or a text that is none.
+        ValueError: it is none.
     """
-    history: list[Metrics] = []
+    if isinstance(data, list):
+        return History(_grouped(data, tensors))
+    parts = takewhile(bool, (_below(f"history.{i}", tensors) for i in count()))
+    read = History.of(map(Block.read, parts))
+    if data != len(read):
+        raise ValueError(f"history = {data!r}; allowed: {len(read)}, the number of rows")
+    return read
+
+
+def _grouped(groups: Sequence[dict[str, Any]], tensors: Tensors) -> Iterator[Metrics]:
     for i, group in enumerate(groups):
         for other in (x for x in [*group["names"], *chain(*group["texts"].values())] if not isinstance(x, str)):
             raise ValueError(f"history has {other!r}; allowed: text")
         texts = [group["texts"].get(name) for name in group["names"]]
         for row in tensors[f"history.{i}"].tolist():
             values = (x if known is None else known[int(x)] for x, known in zip(row, texts, strict=True))
-            history.append(dict(zip(group["names"], values, strict=True)))
-    return history
+            yield dict(zip(group["names"], values, strict=True))
 
 
 def episode(data: Sequence[Any]) -> Episode:
-    """As it was saved.
+    """As it was saved, or before there were infos.
 
     Raises:
         ValueError: it is not made of numbers.
     """
-    if not all(type(x) in (int, float) for x in data):
+    total_timesteps, episode_return, length, env_index, info = data if len(data) > 4 else [*data, {}]
+    numbers = total_timesteps, episode_return, length, env_index
+    if not isinstance(info, dict) or not all(type(x) in (int, float) for x in (*numbers, *info.values())):
         raise ValueError(f"episode {data!r}; allowed: numbers")
-    return Episode(*data)
+    return Episode(*numbers, info)
 
 
-def whereabouts(tensors: Tensors) -> Whereabouts | None:
-    """Where the saved agent's environments were, if they can be taken there."""
+def whereabouts(agent: Core[Any], tensors: Tensors) -> Whereabouts | None:
+    """Where the saved agent's environments were, if they can be taken there.
+
+    Raises:
+        ValueError: they cannot have been there.
+    """
     where = _below("whereabouts", tensors)
-    return Whereabouts.of(where) if where else None
+    return Whereabouts.of(where, agent.action_space.shape or (), agent.encoding.shape) if where else None
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.comparable import check_same_spaces
@@ -15,6 +16,7 @@ from klrl.experience import EnvLike, make_vector_env
 from klrl.experience.environments import number_of
 from klrl.policy.linearization import Objective
 from klrl.policy.optimizer import Adam
+from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 
 
@@ -50,6 +52,7 @@ class ActorDescent:
     more.
     """
 
+    @undisturbed
     def __init__(self, agent: Agent[Any], *, learning_rate: float, max_grad_norm: float) -> None:
         agent.take_in_networks()
         if agent.actor in agent.optimized:
@@ -57,6 +60,14 @@ class ActorDescent:
             agent.optimizer.put_back(i, {name: 0.0 * x for name, x in agent.optimizer.moments(i).items()})
         self._actor = agent.actor
         self._adam = Adam([agent.actor_parameters], learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's moments and step count."""
+        return self._adam.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue where :meth:`state` was taken."""
+        self._adam.restore(state)
 
     def step(self, loss: Objective) -> None:
         """One step down.

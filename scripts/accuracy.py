@@ -18,6 +18,7 @@ from torch import distributions as td
 from torch.nn.functional import softplus
 
 from klrl.kl import kl_divergence
+from klrl.output import as_program
 from klrl.policy.distributions import (
     Bernoulli,
     Beta,
@@ -29,8 +30,9 @@ from klrl.policy.distributions import (
     SquashedGaussian,
 )
 from klrl.run.directory import versions
-from klrl.scripts.command_line import parse
+from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.work import claim, write
 from klrl.validation import PositiveInt
 
 Fields = tuple[Tensor, ...]
@@ -208,6 +210,9 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     args = parse(Accuracy, words, "klrl benchmark accuracy")
     torch.set_num_threads(1)
+    with bad_input("klrl benchmark accuracy"):
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        claim(args.output)
     generator = torch.Generator().manual_seed(0)
     rows = [errors(case, level, args.pairs, generator) for case in CASES for level in LEVELS]
     times = cost(args.repeats)
@@ -217,10 +222,9 @@ def main(argv: list[str] | None = None) -> None:
         "rows": rows,
         "microseconds": times,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
+    write(args.output, json.dumps(record, indent=1) + "\n")
     PlainConsole().print(tables(rows, times))
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from klrl.output import as_program
 from klrl.scripts.command_line import parse
 from klrl.scripts.learning import Task, benchmark
 from klrl.scripts.spaces import five_levels, two_pushers
@@ -49,4 +50,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
+from klrl.output import as_program
+
 WHAT = {
     "learning": "train every task with its preset: returns, measured KL, steps/s",
     "speed": "steps/s and peak memory at equal work, beside other libraries; where klrl's time goes",
@@ -31,4 +33,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

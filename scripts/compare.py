@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +16,15 @@ from rich.console import Console
 
 from klrl.agents import AGENTS
 from klrl.experience.environments import check_id
-from klrl.scripts.command_line import bad_input, fail, parse
+from klrl.output import as_program
+from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.compare_report import table, write_csv
 from klrl.scripts.learning import save
 from klrl.scripts.parallel import in_parallel
 from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.trials import FAILED, Row, Trial, run
 from klrl.scripts.variants import Comparison, comparison
+from klrl.scripts.work import going_on
 from klrl.validation import NonNegativeInt, PositiveInt
 
 PROG = "klrl compare"
@@ -100,10 +101,18 @@ def trials_of(plan: Comparison, steps: dict[str, int], seeds: Sequence[int], con
 
 
 def kept_rows(trials: Sequence[Trial], folder: Path, console: Console) -> dict[str, Row]:
-    """Finished runs of earlier calls by name, and a line for each that is another one by now."""
+    """Finished runs of earlier calls by name, and a line for each that is another one by now, or none of klrl's.
+
+    Raises:
+        OSError: what is there cannot be read, or not be replaced.
+    """
     rows = {}
     for trial in trials:
-        row = trial.kept(folder)
+        try:
+            row = trial.kept(folder)
+        except ValueError as error:
+            console.print(f"{trial.name}: run again, {error}")
+            continue
         if row is None:
             continue
         if changed := trial.differences(row):
@@ -151,12 +160,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = args.output / "runs"
         folder.mkdir(parents=True, exist_ok=True)
     rows = kept_rows(trials, folder, console)
-    try:
+    with going_on(PROG, folder, "runs"):
         rows |= run_all([trial for trial in trials if trial.name not in rows], folder, args.processes, console)
-    except KeyboardInterrupt:
-        fail(PROG, f"interrupted; finished runs are in {folder}, and the same command goes on", status=130)
-    except BrokenProcessPool:
-        fail(PROG, f"a process of a run was killed; finished runs are in {folder}, the same command goes on", status=1)
     ordered = [{k: v for k, v in rows[trial.name].items() if k != "versions"} for trial in trials]
     write_csv(ordered, args.output / "compare.csv")
     save(f"{PROG} {shlex.join(words)}", ordered, args.output / "compare.json")
@@ -166,4 +171,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

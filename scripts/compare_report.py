@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from klrl.scripts.terminal import cell
 from klrl.scripts.trials import FINISHED, Row
+from klrl.scripts.work import write
 from klrl.trust_region import DEFAULT_TARGET_KL
 
 COLUMNS = (
@@ -104,11 +106,12 @@ def _with_interval(values: Sequence[float]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """One line per run; what a failed run has not is empty."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            share = {}
-            if row["status"] == FINISHED:
-                share["share_of_updates_over_target"] = row["updates_over_target"] / row["updates"]
-            writer.writerow(row | share)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        share = {}
+        if row["status"] == FINISHED:
+            share["share_of_updates_over_target"] = row["updates_over_target"] / row["updates"]
+        writer.writerow(row | share)
+    write(path, lines.getvalue())

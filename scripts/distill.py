@@ -12,8 +12,12 @@ import tyro
 
 from klrl.agents import AGENTS, Agent, DistillationConfig, load_agent
 from klrl.agents.distillation import distillation_rounds, student_config
+from klrl.experience.environments import describe
+from klrl.output import as_program
 from klrl.run.callback import Metrics
+from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.halfway import Halfway, fingerprint
 from klrl.scripts.saved_agents import Opened, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
@@ -40,6 +44,8 @@ class Distilling:
     """Gymnasium id; by default the environment of the teacher's training."""
     episodes: PositiveInt = 20
     """Episodes that teacher and student play at the end."""
+    max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
     seed: NonNegativeInt = 0
     """Of the environments and of a new student."""
     json: Path | None = None
@@ -54,17 +60,34 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog):
         teacher = Opened.at(args.teacher, args.env)
         student = _student(args, teacher)
-        rounds = distillation_rounds(teacher.agent, student, teacher.env, args.config, seed=args.seed)
-        claim(args.output, args.json)
-    history: list[Metrics] = []
-    with working(prog):
+        halfway = Halfway(args.output, _decided(args, teacher, student))
+        found = halfway.find()
+        history: list[Metrics] = []
+        state = None
+        if found is not None:
+            student, state, history = found.agent, found.state, found.history
+        rounds = distillation_rounds(teacher.agent, student, teacher.env, args.config, seed=args.seed, at=state)
+        claim(args.output, args.json, again=found is not None)
+    with working(prog, halfway.goes_on):
         for metrics in rounds:
-            _say(len(history), metrics, args.config)
             history.append(metrics)
-        print(printable(f"student: {student.save(args.output)}"))
-        returns = teacher.returns({"teacher": teacher.agent, "student": student}, args.episodes, args.seed)
+            halfway.keep(student, rounds.state(), history, last=len(history) > args.config.n_rounds)
+            _say(len(history) - 1, metrics, args.config)
+        student.save(args.output)
+        print(printable(f"student: {args.output}"))
+        returns = teacher.returns(
+            {"teacher": teacher.agent, "student": student}, args.episodes, args.seed, args.max_steps
+        )
     record = {"teacher": str(args.teacher), "student": str(args.output), "env": teacher.env_id, "seed": args.seed}
-    write(args.json, record | {"config": asdict(args.config), "history": history, "evaluation": returns})
+    with bad_input(prog):
+        write(args.json, record | {"config": asdict(args.config), "history": history, "evaluation": returns})
+    halfway.forget()
+
+
+def _decided(args: Distilling, teacher: Opened, student: Agent[Any]) -> dict[str, Any]:
+    """Everything that decides the finished student."""
+    agents = {"teacher": fingerprint(teacher.agent), "student": fingerprint(student), "env": describe(teacher.env)}
+    return agents | {"config": asdict(args.config), "agent": student.config.to_json(), "seed": args.seed}
 
 
 def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
@@ -89,4 +112,4 @@ def _say(i: int, metrics: Metrics, config: DistillationConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -11,6 +11,7 @@ import tyro
 
 from klrl.experience.checkup import check_up
 from klrl.experience.environments import check_id, factory
+from klrl.output import as_program
 from klrl.scripts.command_line import bad_input, parse
 from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -47,4 +48,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

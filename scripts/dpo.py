@@ -12,8 +12,12 @@ import tyro
 
 from klrl.agents import DPOConfig, PreferencesConfig, collect_preferences, load_agent
 from klrl.agents.dpo import dpo_epochs, trajectory_kl
+from klrl.experience.environments import describe
+from klrl.output import as_program
 from klrl.run.callback import Metrics
+from klrl.run.evaluation import ENOUGH
 from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.halfway import Halfway, fingerprint
 from klrl.scripts.saved_agents import Opened, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
@@ -42,6 +46,8 @@ class Tuning:
     """Gymnasium id; by default the environment of the training."""
     episodes: PositiveInt = 20
     """Episodes that reference and tuned agent play at the end."""
+    max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
     seed: NonNegativeInt = 0
     """Of the environments and the labels."""
     json: Path | None = None
@@ -55,24 +61,42 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     with bad_input(prog):
         reference, policy = Opened.at(args.reference, args.env), load_agent(args.reference)
-        claim(args.output, args.json)
-    history: list[Metrics] = []
-    with working(prog):
+        halfway = Halfway(args.output, _decided(args, reference))
+        found = halfway.find()
+        history: list[Metrics] = []
+        state = None
+        if found is not None:
+            policy, state, history = found.agent, found.state, found.history
+        claim(args.output, args.json, again=found is not None)
+    with working(prog, halfway.goes_on):
         with bad_input(prog):
             data = collect_preferences(reference.agent, reference.env, args.preferences, seed=args.seed)
         print(f"{len(data)} pairs of segments, {int(data.valid.sum()):,} steps")
-        for metrics in dpo_epochs(policy, reference.agent, data, args.config):
-            _say(len(history), metrics)
+        epochs = dpo_epochs(policy, reference.agent, data, args.config, at=state)
+        for metrics in epochs:
             history.append(metrics)
-        print(printable(f"tuned: {policy.save(args.output)}"))
+            halfway.keep(policy, epochs.state(), history, last=len(history) > args.config.n_epochs)
+            _say(len(history) - 1, metrics)
+        policy.save(args.output)
+        print(printable(f"tuned: {args.output}"))
         length = args.preferences.segment_length
         kl, error = trajectory_kl(policy, reference.agent, reference.env, length=length, seed=args.seed)
         print(f"KL(tuned‖reference) of the tuned policy's first {length} steps: {kl:.3f} ± {error:.3f} nats")
-        returns = reference.returns({"reference": reference.agent, "tuned": policy}, args.episodes, args.seed)
+        returns = reference.returns(
+            {"reference": reference.agent, "tuned": policy}, args.episodes, args.seed, args.max_steps
+        )
     record: dict[str, Any] = {"reference": str(args.reference), "tuned": str(args.output), "env": reference.env_id}
     record |= {"seed": args.seed, "preferences": asdict(args.preferences), "config": asdict(args.config)}
     record |= {"n_pairs": len(data), "trajectory_kl_policy_reference": kl, "trajectory_kl_stderr": error}
-    write(args.json, record | {"history": history, "evaluation": returns})
+    with bad_input(prog):
+        write(args.json, record | {"history": history, "evaluation": returns})
+    halfway.forget()
+
+
+def _decided(args: Tuning, reference: Opened) -> dict[str, Any]:
+    """Everything that decides the tuned agent."""
+    settings = {"preferences": asdict(args.preferences), "config": asdict(args.config), "seed": args.seed}
+    return settings | {"reference": fingerprint(reference.agent), "env": describe(reference.env)}
 
 
 def _say(epoch: int, metrics: Metrics) -> None:
@@ -82,4 +106,4 @@ def _say(epoch: int, metrics: Metrics) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

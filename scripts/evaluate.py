@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 import tyro
 
+from klrl.output import as_program, lost
 from klrl.run import evaluate
-from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.saved_agents import Opened, working, write
+from klrl.run.evaluation import ENOUGH
+from klrl.scripts.command_line import bad_input, fail, parse
+from klrl.scripts.saved_agents import Opened, compare_versions, versions_of, working, write
+from klrl.scripts.work import claim
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 
@@ -23,11 +26,14 @@ class Evaluating:
     path: tyro.conf.Positional[Path]
     """A run directory (its newest checkpoint) or a saved agent."""
     env: str | None = None
-    """Gymnasium id; by default the environment of the training."""
+    """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
+    keeps its keyword arguments and its time limit."""
     episodes: PositiveInt = 20
     """Episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Sample actions instead of taking the most probable one."""
+    max_steps: PositiveInt = ENOUGH
+    """Most steps of an episode; one that has not ended then is cut, which the result says."""
     seed: NonNegativeInt = 0
     """Evaluation episodes never share a seed with training."""
     json: Path | None = None
@@ -43,29 +49,37 @@ def main(argv: list[str] | None = None) -> None:
         opened = Opened.at(args.path, args.env)
         agent, env = opened.agent, opened.make()
         if args.json:
-            args.json.touch()
+            claim(args.json, "json")
+    compare_versions(versions_of(args.path), "returns may differ from those of the training")
     with working(prog), env:
-        result = evaluate(agent, env, args.episodes, deterministic=not args.stochastic, seed=args.seed)
-    how = "stochastic" if args.stochastic else "deterministic"
-    print(
-        f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
-        f"mean return {result.mean:.1f} ± {result.std:.1f} over {args.episodes} {how} episodes"
-    )
+        deterministic = not args.stochastic
+        result = evaluate(
+            agent, env, args.episodes, deterministic=deterministic, seed=args.seed, max_steps=args.max_steps
+        )
     if args.json:
         record = {
             "path": str(args.path),
             "env": opened.env_id,
             "agent": opened.name,
             "num_timesteps": agent.num_timesteps,
-            "deterministic": not args.stochastic,
+            "deterministic": deterministic,
             "seed": args.seed,
             "mean_return": result.mean,
             "std_return": result.std,
             "returns": result.returns,
             "lengths": result.lengths,
+            "cut": result.cut,
         }
-        write(args.json, record)
+        with bad_input(prog):
+            write(args.json, record)
+    how = "stochastic" if args.stochastic else "deterministic"
+    print(
+        f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
+        f"mean return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes"
+    )
+    if args.json is None and (error := lost(sys.stdout)) is not None:
+        fail(prog, f"stdout: {error.strerror}; the result is lost", status=1)
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

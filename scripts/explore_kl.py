@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from klrl.output import as_program
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.explore import (
@@ -88,4 +89,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

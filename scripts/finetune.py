@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,17 +13,20 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from rich.console import Console
 
 from klrl.agents import PPO, PPOConfig
 from klrl.kl import kl_divergence
-from klrl.run import evaluate
-from klrl.scripts.command_line import parse
-from klrl.scripts.learning import measure, save
-from klrl.scripts.parallel import in_parallel
+from klrl.output import as_program
+from klrl.run import checkpoint, evaluate
+from klrl.run.directory import versions
+from klrl.scripts.command_line import bad_input, parse
+from klrl.scripts.learning import measure, text
 from klrl.scripts.terminal import PlainConsole, cell
+from klrl.scripts.work import SAVED as FOLDER
+from klrl.scripts.work import Work, going_on
 from klrl.validation import NonNegativeInt, Positive, PositiveInt
 
+PROG = "klrl benchmark finetune"
 ENV = "CartPole-v1"
 old_task: Callable[[], gym.Env] = partial(gym.make, ENV)
 HALF_LENGTH = 0.05
@@ -159,26 +160,43 @@ def kl_on_the_old_task(agent: PPO, saved: PPO) -> float:
         return float(kl_divergence(agent.distribution(states), saved.distribution(states)).mean())
 
 
-def run(args: Finetune, console: Console) -> list[dict[str, Any]]:
+def run(args: Finetune, console: PlainConsole, work: Work) -> list[dict[str, Any]]:
     """First all saved policies, then all that starts from them; ``processes`` at a time."""
     variants, rows = args.variants(), []
-    with tempfile.TemporaryDirectory() as name:
-        folder, seeds = Path(name), tuple(dict.fromkeys(args.seeds))
-        first = [(seed, args.old_timesteps, folder) for seed in seeds]
-        then = [(variant, seed, args.new_timesteps, folder) for variant in variants for seed in seeds]
-        for function, calls in ((prepare, first), (fine_tune, then)):
-            with contextlib.closing(in_parallel(function, calls, args.processes)) as results:
-                for row in results:
-                    rows.append(row)
-                    console.print(_line(row, len(rows), len(first) + len(then)))
+    folder, seeds = work.folder / FOLDER, tuple(dict.fromkeys(args.seeds))
+    old: dict[str, Any] = {"old_timesteps": args.old_timesteps, "old_config": PPOConfig.for_env(ENV).to_json()}
+    for seed in seeds:
+        work.forget_unless(_is_saved(folder / str(seed)), f"{SAVED} seed {seed}", old | {"seed": seed})
+    first = [(f"{SAVED} seed {seed}", old | {"seed": seed}, (seed, args.old_timesteps, folder)) for seed in seeds]
+    then = [
+        (
+            f"{variant.name} seed {seed}",
+            old | {"seed": seed, "settings": dict(variant.settings), "new_timesteps": args.new_timesteps},
+            (variant, seed, args.new_timesteps, folder),
+        )
+        for variant in variants
+        for seed in seeds
+    ]
+    for function, calls in ((prepare, first), (fine_tune, then)):
+        for row in work.all(function, calls, args.processes):
+            rows.append(row)
+            console.print(_line(row, len(rows), len(first) + len(then)))
     order = {name: i for i, name in enumerate([SAVED, *(v.name for v in variants)])}
     return sorted(rows, key=lambda r: (order[r["variant"]], r["seed"]))
 
 
+def _is_saved(path: Path) -> bool:
+    try:
+        checkpoint.read(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _line(row: Mapping[str, Any], done: int, total: int) -> str:
-    text = f"{done}/{total}  {row['variant']} seed {row['seed']}: "
-    text += ", ".join(f"{task} task {row[f'{task}_deterministic']:.1f}" for task in ("new", "old"))
-    return text + (f", KL to the saved policy {row['kl_reference']:.4f}" if "kl_reference" in row else "")
+    line = f"{done}/{total}  {row['variant']} seed {row['seed']}: "
+    line += ", ".join(f"{task} task {row[f'{task}_deterministic']:.1f}" for task in ("new", "old"))
+    return line + (f", KL to the saved policy {row['kl_reference']:.4f}" if "kl_reference" in row else "")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -215,12 +233,16 @@ def _kl_cells(group: Sequence[Mapping[str, Any]]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark finetune``."""
     words = sys.argv[1:] if argv is None else argv
-    args = parse(Finetune, words, "klrl benchmark finetune")
+    args = parse(Finetune, words, PROG)
     console = PlainConsole()
-    rows = run(args, console)
-    save(" ".join(["klrl benchmark finetune", *words]), rows, args.output)
-    console.print(table(rows))
+    work = Work(args.output, " ".join([PROG, *words]), versions(), console)
+    with bad_input(PROG):
+        work.claim()
+    with going_on(PROG, work.folder):
+        if (record := work.finished()) is None:
+            record = work.save(text(work.command, run(args, console, work)))
+    console.print(table(record["rows"]))
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

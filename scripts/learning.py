@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -14,14 +13,14 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from rich.console import Console
 
-from klrl.agents import AGENTS, Agent
+from klrl.agents import AGENTS, Agent, AgentConfig
+from klrl.output import as_program
 from klrl.run import Callback, evaluate
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.parallel import in_parallel
 from klrl.scripts.terminal import PlainConsole, cell
+from klrl.scripts.work import Work, going_on, write
 from klrl.validation import NonNegativeInt, PositiveInt
 
 Wrapper = Callable[[gym.Env], gym.Env]
@@ -47,6 +46,16 @@ class Task:
         """One environment."""
         env = gym.make(self.env)
         return env if self.wrap is None else self.wrap(env)
+
+    @property
+    def config(self) -> AgentConfig:
+        """The environment's preset with the task's settings."""
+        return AGENTS[self.agent].config_class.for_env(self.env, **self.settings)
+
+    def decided_by(self, seed: int) -> dict[str, Any]:
+        """Everything that decides its result, as JSON."""
+        named = {name: getattr(self, name) for name in ("agent", "env", "space", "total_timesteps", "goal", "one_seed")}
+        return named | {"seed": seed, "config": self.config.to_json()}
 
     @property
     def name(self) -> tuple[str, str, str]:
@@ -83,8 +92,7 @@ class Learning:
 def train(task: Task, seed: int) -> dict[str, Any]:
     """Train one task with one seed and measure it."""
     torch.set_num_threads(1)
-    config = AGENTS[task.agent].config_class.for_env(task.env, **task.settings)
-    agent = AGENTS[task.agent](task.env if task.wrap is None else task.make, config, seed=seed)
+    agent = AGENTS[task.agent](task.env if task.wrap is None else task.make, task.config, seed=seed)
     measured = measure(agent, task.total_timesteps, task.make)
     every = max(1, len(agent.history) // 30)
     return {
@@ -149,32 +157,38 @@ def _name(row: dict[str, Any]) -> tuple[str, str, str]:
     return row["agent"], row["env"], row["space"]
 
 
-def run_all(tasks: Sequence[Task], seeds: Sequence[int], processes: int, console: Console) -> list[dict[str, Any]]:
-    """Train and measure every task, ``processes`` at a time; the longest first."""
+def run_all(
+    tasks: Sequence[Task], seeds: Sequence[int], processes: int, console: PlainConsole, work: Work
+) -> list[dict[str, Any]]:
+    """Train and measure every task, ``processes`` at a time; the longest first, and none that is finished already."""
     jobs = [
-        (task, seed)
+        (" ".join(filter(None, [*task.name, f"seed {seed}"])), task.decided_by(seed), (task, seed))
         for task in sorted(tasks, key=lambda t: -t.total_timesteps)
         for seed in (seeds[:1] if task.one_seed else seeds)
     ]
     rows: list[dict[str, Any]] = []
-    with contextlib.closing(in_parallel(train, jobs, processes)) as results:
-        for row in results:
-            rows.append(row)
-            console.print(
-                f"{len(rows)}/{len(jobs)}  {' '.join(filter(None, _name(row)))} seed {row['seed']}: "
-                f"return {row['mean_return']:.1f}, KL mean {row['kl_mean']:.4f} largest {row['kl_largest']:.4f}, "
-                f"{row['steps_per_second']:,.0f} steps/s"
-            )
+    for row in work.all(train, jobs, processes):
+        rows.append(row)
+        console.print(
+            f"{len(rows)}/{len(jobs)}  {' '.join(filter(None, _name(row)))} seed {row['seed']}: "
+            f"return {row['mean_return']:.1f}, KL mean {row['kl_mean']:.4f} largest {row['kl_largest']:.4f}, "
+            f"{row['steps_per_second']:,.0f} steps/s"
+        )
     order = {task.name: i for i, task in enumerate(tasks)}
     return sorted(rows, key=lambda r: (order[_name(r)], r["seed"]))
 
 
-def save(command: str, rows: list[dict[str, Any]], output: Path) -> None:
-    """Write all rows, a line each, with the command and the versions that they come from."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+def text(command: str, rows: list[dict[str, Any]]) -> str:
+    """All rows as JSON, a line each, with the command and the versions that they come from."""
     lines = ",\n".join(map(json.dumps, rows))
     head = f'"command": {json.dumps(command)},\n"versions": {json.dumps(versions())}'
-    output.write_text(f'{{\n{head},\n"rows": [\n{lines}\n]\n}}\n')
+    return f'{{\n{head},\n"rows": [\n{lines}\n]\n}}\n'
+
+
+def save(command: str, rows: list[dict[str, Any]], output: Path) -> None:
+    """Write :func:`text` in one step."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write(output, text(command, rows))
 
 
 def benchmark(
@@ -199,14 +213,18 @@ def benchmark(
         processes: runs at a time.
         output: where the JSON goes.
     """
-    console = PlainConsole()
+    prog, console = f"klrl benchmark {name}", PlainConsole()
+    work = Work(output, " ".join([prog, *words]), versions(), console)
     known = list(dict.fromkeys(getattr(task, by) for task in tasks))
-    with bad_input(f"klrl benchmark {name}"):
+    with bad_input(prog):
         for unknown in (x for x in chosen if x not in known):
             raise ValueError(f"{by}s = {unknown!r}; allowed: {', '.join(known)}")
-    rows = run_all([task for task in tasks if getattr(task, by) in chosen], seeds, processes, console)
-    save(" ".join(["klrl benchmark", name, *words]), rows, output)
-    console.print(table(rows))
+        work.claim()
+    with going_on(prog, work.folder):
+        if (record := work.finished()) is None:
+            rows = run_all([task for task in tasks if getattr(task, by) in chosen], seeds, processes, console, work)
+            record = work.save(text(work.command, rows))
+    console.print(table(record["rows"]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -217,4 +235,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from importlib import import_module
 
 import klrl
-from klrl.words import plain
+from klrl.output import as_program
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
@@ -47,16 +46,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
-    except KeyboardInterrupt:  # where there was nothing to keep
+    except KeyboardInterrupt as error:  # where there was nothing to keep
         print(f"klrl {words[0]}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(error, "number", 2))  # SIGINT without a number of its own
 
 
 def command() -> None:
-    """``klrl`` as a program: :func:`main`, with warnings in one harmless line each."""
-    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(message)}\n"
-    main()
+    """``klrl`` as a program."""
+    as_program(main)
 
 
 if __name__ == "__main__":
-    command()
+    as_program(main)

@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from klrl.experience.worker import end_with_parent
+from klrl.interrupts import held
+from klrl.output import keep_steady, plain_warnings
 
 T = TypeVar("T")
 
@@ -25,18 +27,22 @@ def in_parallel(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], pr
         for call in calls:
             yield function(*call)
         return
-    before = signal.signal(signal.SIGTERM, _exit)
+    before = signal.getsignal(signal.SIGTERM)
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
-        for done in as_completed([pool.submit(function, *call) for call in calls]):
+        signal.signal(signal.SIGTERM, _exit)
+        with held():  # this starts the processes
+            results = [pool.submit(function, *call) for call in calls]
+        for done in as_completed(results):
             yield done.result()
     except BaseException:
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
-        signal.signal(signal.SIGTERM, before)
+        with held():
+            pool.shutdown(cancel_futures=True)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
@@ -45,6 +51,8 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 def _prepare() -> None:
     """Ctrl-C reaches every process of a terminal; the first one decides what it means, and none outlives it."""
+    keep_steady()
+    plain_warnings()
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

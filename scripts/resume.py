@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ import tyro
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
+from klrl.output import as_program
 from klrl.run import Callback, checkpoint
-from klrl.run.directory import LARGEST_CONFIG, versions
+from klrl.run.directory import LARGEST_CONFIG
 from klrl.run.disk import contents
+from klrl.run.signals import Signals
 from klrl.scripts.command_line import bad_input, failed_worker, parse
-from klrl.scripts.saved_agents import environment
+from klrl.scripts.saved_agents import compare_versions, environment
 from klrl.scripts.training import Conduct, carry_out
-from klrl.words import plain, printable
+from klrl.trust_region import PARAMETERS, TrustRegion
+from klrl.trust_region.names import own_class
+from klrl.words import one_line, plain, printable
 
 _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
@@ -37,28 +41,37 @@ class Resuming:
     path: tyro.conf.Positional[Path]
     """A run directory."""
     env: str | None = None
-    """Gymnasium id, for environments of your own: module:Id-v0; by default that of the run."""
+    """Gymnasium id, for environments of your own: module:Id-v0; by default that of the run. That one keeps its keyword
+    arguments and its time limit."""
+    trust_region: str | None = None
+    """A trust region of a class of your own, which is not saved: module:NAME of one, or of what makes one."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl resume``."""
     prog = "klrl resume"
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
+    with Signals(lambda: None):  # before the directory is claimed; nothing can be saved until the training goes on
+        _resume(prog, args)
+
+
+def _resume(prog: str, args: Resuming) -> None:
     with bad_input(prog), failed_worker(prog):
         run = _read(args.path)
-        conduct, config = _settings(args.path, run)
+        region = _region(args.path, run, args.trust_region)
+        conduct, config = _settings(args.path, run, region)
         torch.set_num_threads(conduct.torch_threads)
         keep = conduct.directory(args.path, resume=True)
         keep.claim()
         env = environment(run["env"], args.env)
-        agent, learn = _agent(args.path, run, config, env)
+        agent, learn = _agent(args.path, run, config, env, region)
         keep.check_run(agent)
     reason = _finished(agent, conduct)
     if reason is not None:
         keep.release()
         print(printable(f"{args.path}: finished, {reason}"))
         return
-    _compare(run["versions"])
+    compare_versions(run["versions"], "the run may differ from the uninterrupted one")
     where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
     print(printable(f"resuming {args.path}: {where}"))
     carry_out(prog, agent, learn, env, keep, conduct)
@@ -85,26 +98,53 @@ def _read(path: Path) -> dict[str, Any]:
     return run
 
 
-def _settings(path: Path, run: dict[str, Any]) -> tuple[Conduct, AgentConfig]:
+def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion | None:
+    """The trust region that was given in the place of a user's own, which is not saved; ``None`` for klrl's."""
+    saved = own_class(run["config"].get("trust_region"))
+    if saved is None:
+        if given is not None:
+            raise ValueError(f"trust_region = {given}; allowed: only for a run whose trust region is of your own class")
+        return None
+    if given is None:
+        raise ValueError(
+            f"path = {path}: trust region {plain(saved, 80)} is not klrl's; allowed: --trust-region MODULE:NAME"
+        )
+    module, _, name = given.partition(":")
     try:
-        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(run["config"])
+        found = getattr(import_module(module), name)
+        region = found if isinstance(found, TrustRegion) else found()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"trust_region = {given}: {one_line(error)}; allowed: MODULE:NAME of one") from error
+    if not isinstance(region, TrustRegion):
+        raise ValueError(
+            f"trust_region = {given} is a {type(region).__name__}; allowed: a TrustRegion, or what makes one"
+        )
+    return region
+
+
+def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[Conduct, AgentConfig]:
+    # Before there was the setting, a new environment was made for every episode where a trial found that to help.
+    config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
+    own = {} if region is None else dict.fromkeys(PARAMETERS) | {"trust_region": region}
+    try:
+        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(config | own)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 
 
 def _agent(
-    path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec
+    path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec, region: TrustRegion | None
 ) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
     """The agent where it was, or as it began if nothing of it was saved; and what trains it."""
     try:
         saved = checkpoint.read(path)
     except FileNotFoundError:
-        agent = AGENTS[run["agent"]](env, config, seed=run["seed"])
+        agent = AGENTS[run["agent"]](env, config, seed=run["seed"], trial=True)
         if run["start_from"] is not None:
             agent.start_from(run["start_from"])
         agent.preset = run.get("preset")
         return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
-    agent = load_agent(path, env, saved=saved)
+    agent = load_agent(path, env, saved=saved, trust_region=region)
     return agent, agent.resume
 
 
@@ -118,14 +158,5 @@ def _finished(agent: Agent[Any], conduct: Conduct) -> str | None:
     return next((reason for reason in spent if reason), None)
 
 
-def _compare(then: dict[str, str]) -> None:
-    """Warn where other versions than then may give other numbers."""
-    now = versions()
-    changed = [f"{name} {then[name]} -> {now.get(name, 'none')}" for name in then if then[name] != now.get(name)]
-    if changed:
-        text = f"versions differ, so the run may differ from the uninterrupted one: {', '.join(changed)}"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-
-
 if __name__ == "__main__":
-    main()
+    as_program(main)

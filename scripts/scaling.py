@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import tyro
 
 from klrl.experience.environments import check_id
+from klrl.output import as_program
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.scaling_measurements import Axis, Measurements, Point
@@ -18,6 +19,7 @@ from klrl.scripts.scaling_report import summarise, table
 from klrl.scripts.speed import installed
 from klrl.scripts.speed_report import machine
 from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.work import Work, going_on
 from klrl.scripts.workload import Job, Workload
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -137,20 +139,29 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(PROG):
         if not installed("matplotlib"):
             raise ValueError("the figures need matplotlib: pip install 'klrl[plots]'")
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.touch()
+        console = PlainConsole()
+        work = Work(args.output, " ".join([PROG, *words]), versions(["matplotlib"]), console)
+        work.claim()
     from klrl.scripts.scaling_figures import save
 
-    console = PlainConsole()
+    with going_on(PROG, work.folder):
+        record = work.finished() or work.save(_measured(args, work, console))
+        console.print("", table(record["summary"]), "", sep="\n")
+        for path in save(record, args.output):
+            console.print(path)
+
+
+def _measured(args: Scaling, work: Work, console: PlainConsole) -> str:
+    """Everything measured, as JSON."""
     points = plan(args)
-    measurements = Measurements(console, max_mib=1024.0 * args.max_gib, max_seconds=args.max_seconds)
+    measurements = Measurements(work, console, max_mib=1024.0 * args.max_gib, max_seconds=args.max_seconds)
     for repeat in range(args.repeats):
         measurements.take(points, repeat, until=60.0 * args.minutes)
     if not measurements.rows:
         fail(PROG, "nothing could be measured", status=1)
     record: dict[str, Any] = {
-        "command": " ".join([PROG, *words]),
-        "versions": versions(["matplotlib"]),
+        "command": work.command,
+        "versions": work.versions,
         "machine": machine(),
         "workload": asdict(args.workload),
         "env": args.env,
@@ -158,11 +169,8 @@ def main(argv: list[str] | None = None) -> None:
         "skipped": measurements.skipped,
         "summary": summarise((point, measurements.of(point)) for point in points),
     }
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
-    console.print("", table(record["summary"]), "", sep="\n")
-    for path in save(record, args.output):
-        console.print(path)
+    return json.dumps(record, indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from klrl.scripts.scaling_report import PHASES, WITHIN
+from klrl.scripts.work import write
 
 Rows = list[dict[str, Any]]
 Spread = dict[str, float]
@@ -50,7 +52,9 @@ def save(record: dict[str, Any], output: Path) -> list[Path]:
     paths = []
     for axis in dict.fromkeys(row["axis"] for row in record["summary"]):
         path = output.with_name(f"{output.stem}-{axis}.png")
-        figure(record, axis).savefig(path, dpi=120)
+        picture = io.BytesIO()
+        figure(record, axis).savefig(picture, dpi=120, format="png")
+        write(path, picture.getvalue())
         paths.append(path)
     return paths
 

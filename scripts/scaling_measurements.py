@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
-from rich.console import Console
-
 from klrl.scripts.speed import run
+from klrl.scripts.speed_report import machine
+from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.work import Work
 from klrl.scripts.workload import Job
 
 Row = dict[str, Any]
@@ -49,8 +51,9 @@ class Point:
 class Measurements:
     """Everything measured so far, and every point that was skipped."""
 
-    def __init__(self, console: Console, *, max_mib: float, max_seconds: float) -> None:
-        self.console, self.max_mib, self.max_seconds = console, max_mib, max_seconds
+    def __init__(self, work: Work, console: PlainConsole, *, max_mib: float, max_seconds: float) -> None:
+        self.work, self.console, self.max_mib, self.max_seconds = work, console, max_mib, max_seconds
+        self._machine = machine()
         self.started = time.monotonic()
         self.rows: list[Row] = []
         self.skipped: list[Row] = []
@@ -102,16 +105,19 @@ class Measurements:
         return None
 
     def _measure(self, point: Point, repeat: int) -> None:
-        started = time.monotonic()
+        job = replace(point.job, seed=repeat)
+        of = asdict(job) | {"machine": self._machine}
         try:
-            result = run(replace(point.job, seed=repeat), self.max_seconds)
+            result, known = self.work.once(f"repeat {repeat + 1} {point}", of, partial(_timed, job, self.max_seconds))
         except RuntimeError as error:
             self._skip(point, str(error))
             return
-        job, work = asdict(point.job), point.job.workload
-        row = {name: job[name] for name in ("algorithm", "env", "settings")}
+        if known:
+            self.started -= result["process_seconds"]  # an earlier call has spent them
+        work = point.job.workload
+        row = {name: of[name] for name in ("algorithm", "env", "settings")}
         row |= {name: getattr(work, name) for name in ("n_envs", "n_steps", "hidden_sizes", "updates", "warm_up")}
-        self.rows.append(row | {"repeat": repeat, "process_seconds": time.monotonic() - started} | result)
+        self.rows.append(row | {"repeat": repeat} | result)
         self._jobs.append(point.job)
         speed, peak = result["steps_per_second"], result["peak_mib"]
         self.console.print(f"repeat {repeat + 1}  {point}: {speed:,.0f} steps/s, {peak:,.0f} MiB")
@@ -119,3 +125,10 @@ class Measurements:
     def _skip(self, point: Point, why: str) -> None:
         self.skipped.append(point.names | {"why": why})
         self.console.print(f"{point}: skipped: {why}")
+
+
+def _timed(job: Job, timeout: float) -> Row:
+    """A measurement, and how long its process took."""
+    started = time.monotonic()
+    result = run(job, timeout)
+    return {"process_seconds": time.monotonic() - started} | result

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from klrl.output import as_program
 from klrl.scripts.command_line import parse
 from klrl.scripts.learning import Task, benchmark
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -88,4 +89,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

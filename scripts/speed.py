@@ -7,19 +7,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from rich.console import Console
 
 from klrl.experience.environments import check_id
+from klrl.output import as_program
 from klrl.run.directory import versions
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.measure import BOUND, LIBRARIES
 from klrl.scripts.speed_report import machine, profile_table, summarise, table
 from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.work import Work, going_on
 from klrl.scripts.workload import Job, Workload
 from klrl.validation import Positive, PositiveInt, validate
 
@@ -65,7 +68,7 @@ class Speed:
             raise ValueError(f"cleanrl = {path}; allowed: CleanRL's ppo.py and ppo_continuous_action.py")
 
 
-def plan(args: Speed, console: Console) -> list[Job]:
+def plan(args: Speed, console: PlainConsole) -> list[Job]:
     """The jobs of one repeat; a line about everything that is skipped."""
     absent = {name: why for name in (BOUND, "klrl", *args.peers) if (why := missing(name, args))}
     engines = [engine for engine in args.engines if engine == "sync" or installed(engine)]
@@ -124,8 +127,9 @@ def run(job: Job, timeout: float) -> dict[str, Any]:
 class Measurements:
     """Everything measured so far, and what failed; what failed once is not tried again."""
 
-    def __init__(self, console: Console, timeout: float) -> None:
-        self.console, self.timeout = console, timeout
+    def __init__(self, work: Work, console: PlainConsole, timeout: float) -> None:
+        self.work, self.console, self.timeout = work, console, timeout
+        self._machine = machine()
         self.rows: list[dict[str, Any]] = []
         self.failed: dict[tuple[str, str, str, str], str] = {}
 
@@ -133,8 +137,10 @@ class Measurements:
         """One measurement of each job that has not failed before."""
         for job in (job for job in jobs if job.key not in self.failed):
             name = " ".join(word for word in job.key if word)
+            kind = "profile" if job.profile else f"repeat {job.seed + 1}"
             try:
-                result = run(job, self.timeout)
+                of = asdict(job) | {"machine": self._machine}
+                result, _ = self.work.once(f"{kind} {name}", of, partial(run, job, self.timeout))
             except RuntimeError as error:
                 known = {(*key[:2], why) for key, why in self.failed.items()}
                 self.failed[job.key] = str(error)
@@ -142,7 +148,6 @@ class Measurements:
                     self.console.print(f"{name}: failed: {error}")
                 continue
             self.rows.append({name: getattr(job, name) for name in (*KEY, "seed", "profile")} | result)
-            kind = "profile" if job.profile else f"repeat {job.seed + 1}"
             speed, peak = result["steps_per_second"], result["peak_mib"]
             self.console.print(f"{kind}  {name}: {speed:,.0f} steps/s, {peak:,.0f} MiB")
 
@@ -155,27 +160,33 @@ def main(argv: list[str] | None = None) -> None:
     console = PlainConsole()
     with bad_input(prog):
         jobs = plan(args, console)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.touch()
-    measurements = Measurements(console, args.timeout)
+        work = Work(args.output, " ".join([prog, *words]), versions(PEER_PACKAGES), console)
+        work.claim()
+    with going_on(prog, work.folder):
+        record = work.finished() or work.save(_measured(args, jobs, work, console))
+    console.print(report(record))
+
+
+def _measured(args: Speed, jobs: Sequence[Job], work: Work, console: PlainConsole) -> str:
+    """Everything measured, as JSON."""
+    measurements = Measurements(work, console, args.timeout)
     for repeat in range(args.repeats):
         measurements.take([replace(job, seed=repeat) for job in jobs])
     if args.profile:
         measurements.take([replace(job, profile=True) for job in jobs if job.library == "klrl"])
     timed = [row for row in measurements.rows if not row["profile"]]
     if not timed:
-        fail(prog, "nothing could be measured", status=1)
+        fail("klrl benchmark speed", "nothing could be measured", status=1)
     record = {
-        "command": " ".join([prog, *words]),
-        "versions": versions(PEER_PACKAGES),
+        "command": work.command,
+        "versions": work.versions,
         "machine": machine(),
         "workload": asdict(args.workload),
         "measurements": measurements.rows,
         "failed": [dict(zip(KEY, key, strict=True)) | {"error": error} for key, error in measurements.failed.items()],
         "summary": summarise(timed),
     }
-    args.output.write_text(json.dumps(record, indent=1) + "\n")
-    console.print(report(record))
+    return json.dumps(record, indent=1) + "\n"
 
 
 def report(record: dict[str, Any]) -> str:
@@ -189,4 +200,4 @@ def report(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +26,5 @@ class PlainConsole(Console):
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def print(self, *objects: Any, **style: Any) -> None:
-        """As Rich does, for text by way of :func:`printable`; nothing, where the terminal is gone."""
-        with contextlib.suppress(OSError):
-            super().print(*(printable(x) if isinstance(x, str) else x for x in objects), **style)
+        """As Rich does, for text by way of :func:`printable`."""
+        super().print(*(printable(x) if isinstance(x, str) else x for x in objects), **style)

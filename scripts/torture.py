@@ -12,10 +12,12 @@ from pathlib import Path
 
 import tyro
 
+from klrl.output import as_program
 from klrl.run.directory import check_new
 from klrl.scripts.command_line import bad_input, fail, parse
 from klrl.scripts.learning import save
 from klrl.scripts.protocol import (
+    clocks,
     damage,
     determinism,
     disks,
@@ -28,11 +30,13 @@ from klrl.scripts.protocol import (
     malice,
     nest,
     numbers,
+    places,
     saving,
+    soak,
 )
 from klrl.scripts.protocol.case import Case, Row, run_all, table
 from klrl.scripts.terminal import PlainConsole
-from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.validation import NonNegativeInt, Positive, PositiveInt
 
 PROG = "klrl torture"
 MODULES: tuple[Callable[[int], list[Case]], ...] = (
@@ -49,6 +53,9 @@ MODULES: tuple[Callable[[int], list[Case]], ...] = (
     inputs.cases,
     failures.cases,
     interrupts.cases,
+    soak.cases,
+    clocks.cases,
+    places.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 POINTS = {
@@ -67,6 +74,9 @@ POINTS = {
     "R13": "logs after a crash",
     "R14": "the same run in other processes, directories and workers",
     "R15": "policies without the environment they were trained in",
+    "R16": "long runs: memory, open files, shared memory, processes",
+    "R17": "clocks that jump",
+    "R19": "directories of every kind, and what becomes of them",
 }
 
 
@@ -84,6 +94,8 @@ class Torture:
     """Cases at a time; each starts the processes it needs, with one torch thread each."""
     output: Path = Path("torture.json")
     """Where the results go."""
+    soak_minutes: Positive = 2.0
+    """Of each long run of R16."""
     keep: Path | None = None
     """A new or empty folder for what the cases leave behind; by default it is removed."""
 
@@ -98,13 +110,18 @@ def main(argv: list[str] | None = None) -> None:
             check_new(args.keep, "keep")
         if args.output.is_dir() or not os.access(args.output.absolute().parent, os.W_OK):
             raise ValueError(f"output = {args.output}; allowed: a file in a folder that exists")
-    cases = [case for make in MODULES for case in make(args.seed) if case.protocol in args.only]
+    known = [case for make in MODULES for case in _cases(make, args)]
+    cases = [case for case in known if case.protocol in args.only]
     rows = _run([case for case in cases if case.quick or not args.quick], args)
     save(_command(args), [row | {"seed": args.seed} for row in rows], args.output)
     print(table(rows, POINTS))
     failed = sum(not row["passed"] for row in rows)
     print(f"{len(rows)} cases, {failed} failed; written: {args.output}")
     sys.exit(1 if failed else 0)
+
+
+def _cases(make: Callable[[int], list[Case]], args: Torture) -> list[Case]:
+    return soak.cases(args.seed, args.soak_minutes) if make is soak.cases else make(args.seed)
 
 
 def _run(cases: list[Case], args: Torture) -> list[Row]:
@@ -133,4 +150,4 @@ def _command(args: Torture) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -17,6 +17,7 @@ import tyro
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.agents.comparable import NETWORKS
+from klrl.output import as_program
 from klrl.run import checkpoint
 from klrl.run.directory import check_new
 from klrl.run.presets import preset
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
-        agent = AGENTS[name](training.env, training.agent, seed=training.seed)
+        agent = AGENTS[name](training.env, training.agent, seed=training.seed, trial=True)
         if training.start_from is not None:
             agent.start_from(training.start_from)
         notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}
@@ -127,4 +128,4 @@ def _new_directory(env: str, agent: str, seed: int) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from klrl.agents import Agent
+from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
-from klrl.experience.replay import Replay
+from klrl.experience.replay import Trial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
-from klrl.run.evaluation import CannotAct
+from klrl.run.evaluation import ENOUGH, CannotAct
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.scripts.command_line import bad_input, fail, failed_worker
@@ -31,6 +31,8 @@ class Conduct:
 
     eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
     """Deterministic episodes to evaluate at the end."""
+    eval_max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which the last line says."""
     checkpoint_every: PositiveInt | None = None
     """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
     at the end."""
@@ -76,26 +78,34 @@ class Conduct:
 
 
 class Opening(Callback):
-    """The first lines: whether the run can be resumed exactly, and which preset it has."""
+    """The first lines: whether the run can be resumed exactly, what seeds cost, and which preset it has."""
 
     def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
         self._say, self._env, self._preset = say, env, preset
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Say what there is to say."""
-        if (note := NOTES[agent.replay]) is not None:
-            self._say(f"{env_id(self._env)}: {note}")
+        name = env_id(self._env)
+        trial = agent.trial or Trial("never")  # a saved agent whose environments have no place to go back to
+        for note in _notes(trial, agent.config):
+            self._say(f"{name}: {note}")
         if self._preset:
-            self._say(f"preset for {env_id(self._env)}: {', '.join(self._preset)}")
+            self._say(f"preset for {name}: {', '.join(self._preset)}")
 
 
-NOTES: dict[Replay, str | None] = {
-    "used": None,
-    "new": "a used environment goes on differently, so every episode gets a new one",
-    "unknown": "random actions fail in it, so nobody knows whether its episodes can be played again; klrl resume tries",
-    "never": "episodes cannot be played again; if this run is interrupted, klrl resume goes on in new ones",
-}
-"""What to know about a run, by where its episodes can be played again."""
+def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
+    """What to know about a run, by what was found of its environment."""
+    if not trial.playable(config.rebuild_envs):
+        why = {"new": "a used environment goes on differently: "}.get(trial.replay, "")
+        how = " (--rebuild-envs makes a new one for each)" if trial.replay == "new" else ""
+        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume goes on in new ones"
+    elif trial.replay == "unknown":
+        why = "random actions fail in it" if config.try_envs else "it was not tried"
+        yield f"{why}, so nobody knows whether its episodes can be played again; klrl resume tries"
+    elif config.rebuild_envs:
+        yield "every episode gets a new environment, and nothing that one keeps outlives it"
+    if (advice := costly_seeds(trial)) is not None:
+        yield advice
 
 
 def carry_out(
@@ -152,8 +162,8 @@ def carry_out(
         except (BadStep, gym.error.Error) as error:
             fail(prog, error)
         finally:
-            agent.close()
             keep.release()
+            agent.close()
 
 
 def _finish(
@@ -171,11 +181,11 @@ def _finish(
     if conduct.eval_episodes:
         try:
             with factory(env)() as one:
-                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed)
+                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed, max_steps=conduct.eval_max_steps)
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
-        console.print(f"evaluation: {mean} over {conduct.eval_episodes} episodes")
+        console.print(f"evaluation: {mean} over {len(result.returns)} episodes")
 
 
 def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:

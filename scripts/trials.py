@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +19,24 @@ from klrl.experience.environments import factory
 from klrl.run import Callback
 from klrl.run.callback import Metrics
 from klrl.run.directory import versions
+from klrl.scripts.kept import check, keep, kept
 from klrl.scripts.learning import measure
 from klrl.trust_region import DEFAULT_TARGET_KL
+from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import one_line
 
 Row = dict[str, Any]
 FINISHED, FAILED = "finished", "failed"
 _NAMED = ("env", "variant", "agent", "seed", "total_timesteps")
+_IDENTITY = {"status": Literal["finished", "failed"], "config": dict, "versions": dict}
+_OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_second_half", "kl_largest"), float) | {
+    **dict.fromkeys(("steps_per_second", "judged_by", "states_over_target"), float),
+    **dict.fromkeys(("target_kl", "last_tenth_return", "last_beta", "last_actor_learning_rate"), float | None),
+    **dict.fromkeys(("num_timesteps", "last_tenth_episodes", "updates_over_target"), NonNegativeInt),
+    "updates": PositiveInt,
+    "curve": list,
+}
+"""What :func:`outcome` leaves, by type."""
 
 
 class Episodes(Callback):
@@ -71,12 +81,18 @@ class Trial:
         return json.loads(json.dumps({**named, "versions": versions(), "config": self.config.to_json()}))
 
     def kept(self, folder: Path) -> Row | None:
-        """What an earlier call left of it, if it was finished then."""
-        try:
-            row = json.loads(self.path(folder).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        """What an earlier call left of it, if it was finished then.
+
+        Raises:
+            ValueError: something else is there, in one line.
+            OSError: it cannot be read now.
+        """
+        path = self.path(folder)
+        row = kept(path, _IDENTITY)
+        if row is None or row["status"] != FINISHED:
             return None
-        return row if row["status"] == FINISHED else None
+        check(path.name, row, _OUTCOME)
+        return row
 
     def differences(self, row: Row) -> list[str]:
         """Where a kept run was another one: names of settings and of packages."""
@@ -95,11 +111,7 @@ def run(trial: Trial, folder: Path) -> Row:
         row |= {"status": FINISHED, "error": None, **outcome(trial)}
     except Exception as error:  # a failed run is a result of the comparison and does not end it
         row |= {"status": FAILED, "error": one_line(f"{type(error).__name__}: {error}")}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = trial.path(folder)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(row, indent=1) + "\n")
-    aside.replace(path)
+    keep(trial.path(folder), row)
     return row
 
 

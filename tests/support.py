@@ -2,7 +2,11 @@
 
 import contextlib
 import resource
+import signal
+import sys
+import time
 from dataclasses import dataclass
+from dis import opmap
 
 import gymnasium as gym
 import pytest
@@ -34,6 +38,14 @@ def full_disk(room=0):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def wait_for(condition, seconds=600.0):
+    """Wait until something has happened; the limit is against a hang, and far beyond what a busy machine needs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def same(tensors, others):
@@ -103,3 +115,35 @@ class BeforeAndAfter(Callback):
 
     def on_update_end(self, agent, batch, metrics):
         self.kls.append(self.measure(self.old, exactly(agent.distribution(self.observations))).item())
+
+
+def interrupted(call, n, rooms=("klrl", "contextlib"), number=signal.SIGINT):
+    """Send this process a signal at the n-th instruction of a call, in files whose path has one of ``rooms`` in it.
+
+    Python hears signals at some instructions only; here it may be any, but for one that a raising trace breaks.
+
+    Returns:
+        Whether it has so many instructions; what the signal's handler raised is over.
+    """
+    left = n
+
+    def trace(frame, event, arg):
+        nonlocal left
+        if not any(room in frame.f_code.co_filename for room in rooms):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode" and left >= 0 and frame.f_code.co_code[frame.f_lasti] != opmap["PUSH_EXC_INFO"]:
+            left -= 1
+            if left < 0:
+                signal.raise_signal(number)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        assert left < 0
+    finally:
+        sys.settrace(before)
+    return left < 0

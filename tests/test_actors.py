@@ -148,11 +148,17 @@ NUMBERS = EXTREME | st.floats(width=32, allow_nan=False)
 def test_clipped_actions_are_in_the_box_however_extreme_they_are(dtype, actions):
     low, high = np.array([[-1.0, 0.1], [-3.0, 5.0]], dtype), np.array([[1.0, 0.3], [2.0, 6e4]], dtype)
     space = Box(low, high, dtype=dtype)
-    for policy in (actor(space), actor(space, state_dependent_std=True)):
-        executed = policy.to_environment(actions)
-        assert (executed.shape, executed.dtype) == ((5, 2, 2), dtype)
-        assert all(space.contains(row) for row in executed)
-        np.testing.assert_array_equal(executed, np.clip(actions.reshape(5, 2, 2), low, high).astype(dtype))
+    for options in ({}, {"state_dependent_std": True}):
+        plain, scaled = (
+            actor(space, **options, scale_actions=scale).to_environment(actions) for scale in (False, True)
+        )
+        for executed in (plain, scaled):
+            assert (executed.shape, executed.dtype) == ((5, 2, 2), dtype)
+            assert all(space.contains(row) for row in executed)
+        np.testing.assert_array_equal(plain, np.clip(actions.reshape(5, 2, 2), low, high).astype(dtype))
+        on_a_line = [np.interp(a, [-1, 1], [*ends]) for a, *ends in zip(actions.T, low.flat, high.flat, strict=True)]
+        rounding = 1e-3 if dtype == np.float16 else 1e-6
+        np.testing.assert_allclose(scaled.reshape(5, 4), np.transpose(on_a_line), rtol=rounding, atol=rounding)
 
 
 @given(outputs=arrays(np.float32, (6, 8), elements=st.floats(-1e6, 1e6, width=32)), seed=st.integers(0, 99))
@@ -342,7 +348,7 @@ def test_box_actions_are_clipped_to_the_box_in_its_shape_and_dtype(dtype, batch)
     low, high = np.array([[-1.0, -np.inf], [0.0, -2.0]], dtype), np.array([[1.0, np.inf], [0.5, 3.0]], dtype)
     space = Box(low, high, dtype=dtype)
     action = torch.randn(*batch, 4, generator=generator()) * 10
-    executed = actor(space).to_environment(action)
+    executed = actor(space, scale_actions=False).to_environment(action)
     expected = np.maximum(np.minimum(action.numpy().reshape(*batch, 2, 2), high), low)
     assert executed.dtype == dtype
     np.testing.assert_array_equal(executed, expected)

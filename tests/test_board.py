@@ -1,11 +1,19 @@
 """TensorBoard files, read back by TensorBoard: every row once, whatever happened to the files before."""
 
+import importlib
 import os
 import random
+import re
+import resource
+import socket
+import threading
+import time
 import warnings
 
 import pytest
+import torch.utils.tensorboard.writer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.summary.writer.record_writer import masked_crc32c
 
 from klrl.run.board import Board
@@ -89,19 +97,122 @@ def test_a_directory_that_cannot_be_written_only_warns_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_only_warns_once_and_what_was_written_can_be_read(tmp_path, monkeypatch):
+def test_a_full_disk_only_warns_once_and_what_was_written_can_be_read(tmp_path):
     board = Board(tmp_path)
     board.add(HISTORY[0])
-
-    def full(data):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(board._records, "write", full)
-    with pytest.warns(RuntimeWarning, match="No space left on device: TensorBoard gets no more points"):
-        board.add(HISTORY[1])
+    (file,) = tmp_path.iterdir()
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 30, hard))
+    try:
+        with pytest.warns(RuntimeWarning, match="File too large: TensorBoard gets no more points"):
+            board.add(HISTORY[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     with warnings.catch_warnings(action="error"):
         write(tmp_path, HISTORY[2:], board)
     assert shown(tmp_path) == expected(HISTORY[:1])
+
+
+def test_a_row_that_was_cut_is_written_again_as_a_whole(tmp_path):
+    write(tmp_path, HISTORY[:5])
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for cut in range(1, 150):  # the last row has about as many bytes
+        file.write_bytes(whole[:-cut])
+        write(tmp_path, HISTORY[5:6], Board(tmp_path, HISTORY[:5]))
+        assert shown(tmp_path) == expected(HISTORY[:6]), cut
+        for other in {*tmp_path.iterdir()} - {file}:
+            other.unlink()
+
+
+@pytest.mark.parametrize("shifts", [(3600, -3600), (-3600, -7200), (-3600, 0), (0, 0, 0), (10**8, -(10**8))])
+def test_files_come_in_their_order_whatever_the_clock_says(tmp_path, monkeypatch, shifts):
+    now = time.time
+    for i, shift in enumerate((0, *shifts)):
+        monkeypatch.setattr(time, "time", lambda shift=shift: now() + shift)
+        write(tmp_path, HISTORY[2 * i : 2 * i + 3], Board(tmp_path, HISTORY[: 2 * i]))
+    assert shown(tmp_path) == expected(HISTORY[: 2 * len(shifts) + 3])
+    assert len(list(tmp_path.iterdir())) == 1 + len(shifts)
+
+
+def test_a_file_comes_after_those_of_older_versions(tmp_path):
+    write(tmp_path, HISTORY[:3])
+    (file,) = tmp_path.iterdir()
+    file.rename(tmp_path / f"events.out.tfevents.{time.time() + 100.0:.6f}.host.1")
+    write(tmp_path, HISTORY[3:], Board(tmp_path, HISTORY[:3]))
+    assert shown(tmp_path) == expected(HISTORY)
+
+
+def tracked(path, since):
+    """What W&B's reader takes from a directory: its files of this host since the run began, one after the other."""
+    pattern = rf"tfevents\.(\d+)\.{re.escape(socket.gethostname())}"
+    found = [(file, re.search(pattern, file.name)) for file in sorted(path.iterdir())]
+    seen = []
+    for file in (file for file, name in found if name and int(name[1]) >= int(since)):
+        for event in EventFileLoader(str(file)).Load():
+            seen += [(v.tag, event.step, v.tensor.float_val[0]) for v in event.summary.value]
+    return seen
+
+
+@pytest.mark.parametrize("module", ["tensorboard.summary.writer.event_file_writer", "torch.utils.tensorboard.writer"])
+def test_a_tracker_that_stands_in_for_the_class_of_event_files_hears_of_them_and_reads_all_rows(
+    tmp_path, monkeypatch, module
+):
+    """As ``wandb.init(sync_tensorboard=True)`` does; a resumed run's rows are those after its last one."""
+    place, told = importlib.import_module(module), []
+
+    class Watched(place.EventFileWriter):
+        def __init__(self, logdir, *args, **kwargs):
+            told.append(logdir)
+            super().__init__(logdir, *args, **kwargs)
+
+    monkeypatch.setattr(place, "EventFileWriter", Watched)
+    write(tmp_path, HISTORY[:4])
+    since = time.time()
+    write(tmp_path, HISTORY[4:], Board(tmp_path, HISTORY[:4]))
+    if module.startswith("torch"):  # which has taken the class from tensorboard before
+        assert told == [str(tmp_path)] * 2
+    for tag, points in expected(HISTORY).items():
+        assert [(step, x) for name, step, x in tracked(tmp_path, since - 100) if name == tag] == points
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"), [("SummaryWriter", "add_scalar"), ("FileWriter", "add_summary"), ("FileWriter", "add_event")]
+)
+def test_a_tracker_that_listens_to_a_method_hears_every_number(tmp_path, monkeypatch, owner, method):
+    """As SwanLab, Neptune and Comet listen to the first one, ClearML and MLflow to the last one."""
+    cls, heard = getattr(torch.utils.tensorboard.writer, owner), []
+    original = getattr(cls, method)
+
+    def listening(self, *args, **kwargs):
+        heard.append(args)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(cls, method, listening)
+    write(tmp_path, HISTORY)
+    values = [value for args in heard for value in getattr(getattr(args[0], "summary", args[0]), "value", [])]
+    numbers = [(v.tag, v.simple_value) for v in values] or [(tag, x) for tag, x, *_ in heard]
+    for tag, points in expected(HISTORY).items():
+        assert [x for name, x in numbers if name == tag] == [x for _, x in points]
+
+
+def test_a_tracker_that_fails_only_warns(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise RuntimeError("no\nconnection")
+
+    board = Board(tmp_path)
+    monkeypatch.setattr(torch.utils.tensorboard.SummaryWriter, "add_scalar", offline)
+    with pytest.warns(RuntimeWarning, match="^RuntimeError: no connection: TensorBoard gets no more points"):
+        board.add(HISTORY[0])
+    with warnings.catch_warnings(action="error"):
+        write(tmp_path, HISTORY, board)
+
+
+def test_no_thread_is_left_that_could_fail_on_its_own(tmp_path):
+    before = threading.active_count()
+    board = Board(tmp_path)
+    assert threading.active_count() == before
+    board.close()
 
 
 @pytest.mark.parametrize("kind", ["a length that is damaged", "a link", "a pipe"])

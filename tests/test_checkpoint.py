@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from klrl.run import checkpoint
+from klrl.run.sealed import sealed
 
 TENSORS = {
     "float": torch.randn(3, 4),
@@ -151,7 +153,7 @@ def test_a_manifest_that_points_elsewhere_is_refused(saved, name):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     manifest["files"]["agent"]["name"] = name
     del manifest["sha256"]
-    (saved / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest))
+    (saved / "MANIFEST.json").write_bytes(sealed(manifest))
     with pytest.raises(ValueError, match="is damaged"):
         checkpoint.read(saved)
 
@@ -168,8 +170,8 @@ def test_a_link_to_elsewhere_is_refused(saved, tmp_path):
 def test_another_format_is_refused(saved, format):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     del manifest["sha256"]
-    (saved / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest | {"format": format}))
-    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads format 3"):
+    (saved / "MANIFEST.json").write_bytes(sealed(manifest | {"format": format}))
+    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads formats 3 and 4"):
         checkpoint.read(saved)
 
 
@@ -257,6 +259,93 @@ def test_nothing_is_deleted_if_the_newest_is_damaged(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == names
 
 
+def parts(*numbers):
+    """Parts that were never written, one per number."""
+    return [checkpoint.Part({"x": torch.full((1000,), float(i))}) for i in numbers]
+
+
+def test_parts_are_read_back_in_their_order_whoever_wrote_their_files(tmp_path):
+    many = parts(*range(12))
+    first = checkpoint.write(tmp_path / "first", TENSORS, STATE, many)
+    second = checkpoint.write(tmp_path / "second", TENSORS, STATE, [*many, *parts(12)], first)
+    for path, n in ((first, 12), (second, 13)):
+        tensors, _ = checkpoint.read(path)
+        assert tensors.keys() == {*TENSORS, *(f"history.{i}.x" for i in range(n))}
+        assert all(torch.equal(tensors[f"history.{i}.x"], torch.full((1000,), float(i))) for i in range(n))
+
+
+def test_what_a_lender_has_is_linked_and_not_written_again(tmp_path):
+    many = parts(*range(5))
+    first = checkpoint.write(tmp_path / "first", {}, STATE, many)
+    second = checkpoint.write(tmp_path / "second", {}, STATE, [*many, *parts(5)], first)
+    ours = {p.name: p.stat().st_ino for p in second.glob("history*")}
+    its = {p.name: p.stat().st_ino for p in first.glob("history*")}
+    assert len(ours) == 6
+    assert its.items() <= ours.items()
+
+
+def test_a_checkpoint_with_links_can_be_copied_and_outlives_the_others(tmp_path):
+    many = parts(*range(3))
+    first = checkpoint.write(tmp_path / "first", {}, STATE, many)
+    second = checkpoint.write(tmp_path / "second", {}, STATE, many, first)
+    copied = shutil.copytree(second, tmp_path / "copied")
+    shutil.rmtree(first)
+    for path in (second, copied):
+        assert len(checkpoint.read(path)[0]) == 3
+
+
+@pytest.mark.parametrize("kind", ["no links", "gone", "cut", "a link", "taken"])
+def test_what_cannot_be_linked_is_written(tmp_path, monkeypatch, kind):
+    (part,) = many = parts(7)
+    first = checkpoint.write(tmp_path / "first", {}, STATE, many)
+    (file,) = first.glob("history*")
+    if kind == "no links":
+        monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no links")))
+    elif kind == "taken":
+        (tmp_path / "second").mkdir()
+        (tmp_path / "second" / file.name).write_text("half")
+    else:
+        file.rename(tmp_path / "elsewhere")
+        if kind == "cut":
+            file.write_text("half")
+        elif kind == "a link":
+            file.symlink_to(tmp_path / "elsewhere")
+    second = checkpoint.write(tmp_path / "second", {}, STATE, many, first)
+    assert torch.equal(checkpoint.read(second)[0]["history.0.x"], part.tensors["x"])
+    assert (second / file.name).stat().st_nlink == 1
+
+
+def test_a_file_that_is_damaged_is_never_in_both_of_the_newest_two(tmp_path):
+    many = parts(*range(3))
+    for i in range(8):
+        many += parts(100 + i)
+        path = checkpoint.step_directory(tmp_path, i)
+        checkpoint.write(path, {}, {"ep_rew_mean": 0.0, "i": i}, many, checkpoint.lender(tmp_path, 3))
+        checkpoint.prune(tmp_path, 3, path)
+    assert sum(p.stat().st_nlink > 1 for p in path.glob("history*")) >= 3
+    with next(p for p in path.glob("history*") if p.stat().st_nlink > 1).open("r+b") as file:
+        file.write(b"x")  # in place, and so in every checkpoint that shares it
+    with pytest.warns(RuntimeWarning, match="going back to"):
+        assert checkpoint.read(tmp_path)[1]["i"] == 6
+
+
+@pytest.mark.parametrize("damage", ["gone", "one byte", "cut", "another's"])
+def test_a_damaged_part_is_refused_with_its_path(tmp_path, damage):
+    path = checkpoint.write(tmp_path / "saved", TENSORS, STATE, parts(1, 2))
+    first, second = path.glob("history*")
+    data = first.read_bytes()
+    if damage == "gone":
+        first.unlink()
+    else:
+        first.write_bytes({"one byte": data[:-1] + b"x", "cut": data[:-1], "another's": second.read_bytes()}[damage])
+    with pytest.raises(ValueError, match=f"path = {path} is damaged"):
+        checkpoint.read(path)
+
+
+def test_an_older_klrl_is_told_that_it_cannot_read_this(saved):
+    assert json.loads((saved / "MANIFEST.json").read_text())["format"] == 4
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
 def test_a_file_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch, number):
     saved_run(tmp_path, [1.0, 2.0])
@@ -272,6 +361,6 @@ def test_a_file_that_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch, numb
 def test_a_checkpoint_of_another_version_is_no_damage(tmp_path):
     names = saved_run(tmp_path, [1.0, 2.0])
     manifest = {"format": 9, "files": {}}
-    (tmp_path / "checkpoints" / names[-1] / "MANIFEST.json").write_bytes(checkpoint._canonical(manifest))
+    (tmp_path / "checkpoints" / names[-1] / "MANIFEST.json").write_bytes(sealed(manifest))
     with pytest.raises(checkpoint.OtherFormat, match="has format 9; this klrl reads format"):
         checkpoint.read(tmp_path)

@@ -1,12 +1,14 @@
 """The check-up of environments: each kind of trouble is found and named, and healthy ones pass."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Broken, Counting, Noise, Sampling, box
 from gymnasium.envs.registration import EnvSpec
+from test_replay import Loading
 
 from klrl.experience.checkup import check_up
 from klrl.scripts.main import main
@@ -103,7 +105,12 @@ def unsupported():
 
 
 TROUBLE = [
-    (lambda: Remembering(box(1)), "the same after other episodes", "note", "klrl makes a new environment for each"),
+    (
+        lambda: Remembering(box(1)),
+        "the same after other episodes",
+        "note",
+        "episodes cannot be played again; if a run is",
+    ),
     (lambda: Unseeded(box(1)), "the same in a new environment", "problem", "cannot be repeated or resumed exactly"),
     (lambda: Overwriting(box(1)), "observations of their own memory", "note", "klrl copies them"),
     (lambda: Broken("observation", 0), "finite numbers", "problem", "the observation of step 1 of episode 0 is not"),
@@ -127,6 +134,9 @@ TROUBLE = [
         "problem",
         "the observation of step 12 of episode 0 is not",
     ),
+    (lambda: Noise(gym.spaces.Box(500.0, np.inf, (2,))), "scale of actions", "note", "100.0% is outside of [500, inf]"),
+    (lambda: Noise(gym.spaces.Box(-np.inf, np.inf, (2,))), "scale of actions", "note", "begins with mean 0 and std 1"),
+    (lambda: Noise(gym.spaces.Box(-1e10, 1e10, (2,))), "scale of actions", "note", "std 1e+10 at first"),
     (lambda: Old(box(1)), "runs without errors", "problem", "step 1: the result is a tuple of 4; allowed: (obs"),
     *[
         (
@@ -154,9 +164,24 @@ def test_trouble_is_found_and_named(make, question, verdict, text):
 
 def test_a_healthy_environment_passes_and_its_numbers_are_counted():
     found = findings(lambda: gym.make("CartPole-v1"), seed=3)
-    assert [f.verdict for f in found.values()] == ["ok"] * 6
+    assert [f.verdict for f in found.values()] == ["ok"] * 7
     assert "after 500 steps" in found["time limit"].answer
     assert "200 random steps" in found["finite numbers"].answer
+
+
+def test_seeds_that_cost_much_are_named(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr("klrl.experience.replay.time", clock)
+    found = findings(lambda: Loading(clock, 0.45, 0.016))["cheap seeds"]
+    assert found.verdict == "note"
+    assert found.answer.startswith(
+        "no: a reset with a seed takes 0.450 s, one without 0.016 s; seed_every_episode = Fal"
+    )
+
+
+def test_of_limits_around_each_other_the_least_is_named():
+    limited = gym.wrappers.TimeLimit(gym.make("CartPole-v1", max_episode_steps=70), 1000)
+    assert findings(lambda: limited)["time limit"].answer == "episodes are truncated after 70 steps"
 
 
 class Listing(Sampling):
@@ -185,7 +210,7 @@ def test_the_command_says_it_line_by_line_and_by_its_exit_status(env, status, ca
         main(["doctor", env, "--steps", "300"])
     said = capsys.readouterr().out.splitlines()
     assert stop.value.code == status
-    assert len(said) == 6
+    assert len(said) == (8 if env == "BipedalWalker-v3" else 7)  # of a Box also the scale of its actions
     assert sum(line.startswith("PROBLEM") for line in said) == status
 
 

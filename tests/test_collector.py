@@ -14,6 +14,7 @@ from support import GAUSSIAN_ONLY, NEEDS_REFERENCE
 from klrl.agents import PPO, TRPO
 from klrl.experience import Collector
 from klrl.policy.distributions import Categorical, stack_records
+from klrl.run import checkpoint
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import REGIONS
 
@@ -353,3 +354,35 @@ def test_multi_discrete_masks_in_info_may_be_a_tuple_of_one_per_component():
     batch = agent._collect().collect(agent.act, 4)
     assert agent.encoding.allowed(batch.observations.numpy()).tolist() == [[[1, 0, 0, 1, 1]] * 2] * 4
     assert agent.predict(np.zeros(2), deterministic=True, action_masks=mask)[0][0] == 0
+
+
+def few_actions(monkeypatch, steps):
+    """Let those of so many steps of two environments be the most that are kept."""
+    monkeypatch.setattr("klrl.experience.collector.MOST", steps * 2 * np.dtype(np.int64).itemsize)
+
+
+def test_actions_of_very_long_episodes_are_given_up_and_a_resumption_begins_new_ones(tmp_path, monkeypatch):
+    few_actions(monkeypatch, 40)
+    make = partial(Counting, length=1000)
+    agent = small_agent(PPO, make, n_envs=2, n_steps=32)
+    with pytest.warns(RuntimeWarning, match="environment 0 is 64 steps long: its actions are no longer kept") as caught:
+        agent.learn(64 * 4)
+    assert len(caught) == 1
+    tensors, _ = checkpoint.read(agent.save(tmp_path / "agent"))
+    assert tensors["whereabouts.lengths"].tolist() == [128, 128]
+    assert "whereabouts.actions" not in tensors
+    loaded = PPO.load(tmp_path / "agent", make)
+    with pytest.warns(RuntimeWarning, match="actions of an episode of 128 steps were not kept: new episodes begin"):
+        loaded.learn(64)
+    assert loaded._source.whereabouts.lengths.tolist() == [32, 32]
+
+
+def test_actions_are_kept_again_when_the_long_episodes_have_ended(tmp_path, monkeypatch):
+    few_actions(monkeypatch, 60)
+    make = partial(Counting, length=70)
+    agent = small_agent(PPO, make, n_envs=2, n_steps=32)
+    with pytest.warns(RuntimeWarning, match="64 steps long"):
+        agent.learn(64 * 3)
+    loaded = PPO.load(agent.save(tmp_path / "agent"), make).learn(64)
+    assert loaded._source.whereabouts.lengths.tolist() == [128 - 70] * 2
+    assert torch.equal(loaded._source.whereabouts.observation, agent.learn(64)._source.whereabouts.observation)

@@ -20,14 +20,17 @@ SOURCES = [path for path in SOURCES if not path.is_relative_to(ROOT / "klrl/scri
 # A room may import the rooms named here (and itself); nothing below imports anything above.
 ALLOWED = {
     "klrl.words": set(),
+    "klrl.interrupts": set(),
+    "klrl.output": {"klrl.words"},
     "klrl.validation": {"klrl.words"},
     "klrl.policy": {"klrl.validation", "klrl.words"},
     "klrl.kl": {"klrl.policy", "klrl.words"},
     "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation", "klrl.words"},
-    "klrl.experience": {"klrl.policy", "klrl.validation", "klrl.words"},
-    "klrl.run": {"klrl.experience", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.experience": {"klrl.interrupts", "klrl.output", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.run": {"klrl.experience", "klrl.interrupts", "klrl.output", "klrl.policy", "klrl.validation", "klrl.words"},
     "klrl.agents": {
         "klrl.experience",
+        "klrl.interrupts",
         "klrl.kl",
         "klrl.policy",
         "klrl.run",
@@ -36,7 +39,7 @@ ALLOWED = {
         "klrl.words",
     },
 }
-ALLOWED["klrl.scripts"] = ALLOWED["klrl.agents"] | {"klrl.agents"}
+ALLOWED["klrl.scripts"] = ALLOWED["klrl.agents"] | {"klrl.agents", "klrl.output"}
 # Heavy packages stay in the rooms that are about them.
 ONLY_IN = {
     "gymnasium": {"klrl.policy", "klrl.experience", "klrl.run", "klrl.agents", "klrl.scripts"},
@@ -135,7 +138,7 @@ def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
     penalised = PPO("CartPole-v1", PPOConfig(trust_region="adaptive-penalty", n_steps=32), seed=0).learn(1)
     reference = str(penalised.save(tmp_path / "reference"))
     referring = PPO("CartPole-v1", PPOConfig(reference=reference, n_steps=32), seed=0).learn(1)
-    mending = PPOConfig(vectorization_mode="async", on_worker_failure="restart", n_steps=32)
+    mending = PPOConfig(vectorization_mode="async", on_worker_failure="restart", n_steps=32, info_keys=("is_success",))
     restarting = PPO("CartPole-v1", mending, seed=0).learn(1)
     restarting.close()
     seen |= {*penalised.history[-1], *referring.history[-1], *restarting.history[-1]}
@@ -153,6 +156,16 @@ def test_the_version_is_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == klrl.__version__
     assert f"## {klrl.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_lowest_versions_that_are_tried_are_those_that_are_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    lines = (ROOT / ".ci/constraints-lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for requirement in declared:
+        name, _, version = requirement.partition(">=")
+        lowest = version.partition(",")[0]
+        assert f"{pinned[name]}.".startswith(f"{lowest}."), name
 
 
 def test_every_package_folder_is_installed():

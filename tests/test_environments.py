@@ -4,11 +4,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Counting, Noise, box
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
 from klrl.agents import PPO
 from klrl.experience import make_vector_env
-from klrl.experience.environments import autoreset_mode, env_id, reset, streams
+from klrl.experience.environments import autoreset_mode, describe, described, env_id, reset, streams
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerVectorEnv
 from klrl.run.seeding import environment_seeds
@@ -161,3 +163,57 @@ def test_an_engine_that_does_not_exist_is_refused_with_those_that_do():
         ValueError, match=r"vectorization_mode = 'nonsense'; allowed: sync, async, vector_entry_point, envpool"
     ):
         make_vector_env("CartPole-v1", 2, "nonsense")
+
+
+class OwnLimit(TimeLimit):
+    """Derived from Gymnasium's, whose ``spec`` hides it."""
+
+
+def pendulum(**settings):
+    return gym.make("Pendulum-v1", **settings)
+
+
+def steps_of_an_episode(env):
+    env.reset(seed=0)
+    for step in range(1, 1000):
+        if any(env.step(np.zeros(1, np.float32))[2:4]):
+            return step
+    return None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pendulum,
+        lambda: TimeLimit(pendulum(), 700),
+        lambda: TimeLimit(pendulum(), 50),
+        lambda: TimeLimit(TimeLimit(pendulum(max_episode_steps=300), 30), 400),
+        lambda: pendulum(max_episode_steps=500, g=2.0),
+        lambda: pendulum(max_episode_steps=-1),
+        lambda: pendulum().unwrapped,
+        lambda: TimeLimit(pendulum().unwrapped, 7),
+        lambda: gym.spec("Pendulum-v1"),
+        lambda: TimeLimit(pendulum(), 700).spec,
+    ],
+)
+def test_what_is_saved_of_an_environment_makes_one_with_episodes_of_the_same_length(make):
+    env = make()
+    again = gym.make(described(describe(env)))
+    made = env if isinstance(env, gym.Env) else gym.make(env)
+    assert steps_of_an_episode(again) == steps_of_an_episode(made)
+    assert again.unwrapped.g == made.unwrapped.g
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OwnLimit(pendulum(), 9),
+        lambda: TimeLimit(OwnLimit(pendulum(), 9), 100),
+        lambda: RecordEpisodeStatistics(pendulum()),
+        lambda: TimeLimit(Counting(), 9),
+        lambda: EnvSpec("Pendulum-v1", Counting),
+        lambda: pendulum,
+    ],
+)
+def test_what_a_registered_id_and_plain_settings_cannot_name_is_not_named(make):
+    assert describe(make()) is None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from environments import Counting, Noise, box
 
+from klrl.experience import make_vector_env
 from klrl.experience.episodes import Place, SeededEpisodes
 
 
@@ -83,10 +84,10 @@ def test_a_stream_that_nobody_seeded_is_random():
     assert one != other
 
 
-def test_where_a_used_environment_goes_on_differently_every_episode_gets_a_new_one():
+def test_where_a_used_environment_goes_on_differently_new_ones_can_be_made_for_every_episode():
     def first_of_episode_3(rebuild, at):
-        env = SeededEpisodes(lambda: Remembering(box(1)))
-        env.rebuild, env.place = rebuild, at
+        env = SeededEpisodes(lambda: Remembering(box(1)), rebuild=rebuild)
+        env.place = at
         env.reset()
         for _ in range(3 - at.episode):
             env.reset()
@@ -104,8 +105,7 @@ def test_environments_that_are_replaced_are_closed():
         made.append(Counting())
         return made[-1]
 
-    env = SeededEpisodes(make)
-    env.rebuild = True
+    env = SeededEpisodes(make, rebuild=True)
     for _ in range(3):
         env.reset()
     env.close()
@@ -144,3 +144,91 @@ def test_an_environment_that_ends_the_program_has_failed():
     with pytest.raises(RuntimeError, match=r"^SystemExit: 0") as caught:
         env.step(env.action_space.sample())
     assert caught.value.__notes__ == [f"in step 1 of environment 0, episode 0 (seed {Place(9, 0).seed})"]
+
+
+class Listening(Noise):
+    """Remembers the seeds of its resets."""
+
+    def __init__(self):
+        super().__init__(box(1))
+        self.seeds = []
+
+    def reset(self, *, seed=None, options=None):
+        self.seeds.append(seed)
+        return super().reset(seed=seed, options=options)
+
+
+def test_only_the_first_episode_is_seeded_where_that_is_wanted_and_what_a_seed_begins():
+    env = SeededEpisodes(Listening, every=False)
+    for seed in (7, None, None, 8, None):
+        env.reset(seed=seed)
+    assert env.unwrapped.seeds == [Place(7).seed, None, None, Place(8).seed, None]
+    unseeded = SeededEpisodes(Listening, every=False)
+    unseeded.reset()
+    assert type(unseeded.unwrapped.seeds[0]) is int
+
+
+def test_where_an_episode_had_no_seed_none_is_named():
+    env = SeededEpisodes(lambda: Failing(box(1)), index=3, every=False)
+    env.reset(seed=9)
+    env.reset()
+    with pytest.raises(RuntimeError, match=r"^sensor fault") as caught:
+        play(env, 3)
+    assert caught.value.__notes__ == ["in step 3 of environment 3, episode 1"]
+
+
+@pytest.mark.parametrize("what", ["early end", "rewards", "exception"])
+def test_a_way_that_leads_elsewhere_is_said_and_the_environment_is_kept(what):
+    made = []
+
+    def make():
+        made.append({"early end": Counting, "rewards": lambda: Counting(length=50), "exception": Faulty}[what]())
+        return made[-1]
+
+    env = SeededEpisodes(make)
+    env.place = Place(1, 4, [0] * 5, {"early end": None, "rewards": 9.0, "exception": None}[what])
+    env.reset()
+    assert env.astray
+    assert (len(made), made[0].closed) == (1, False)
+    assert made[0].episode == 1  # the second reset
+    env.place = Place(1, 5, [0] * 2, 1.0)  # 0 + 1
+    env.reset()
+    assert not env.astray
+
+
+class Faulty(Counting):
+    def step(self, action):
+        if self.steps == 3:
+            raise RuntimeError("sensor fault")
+        return super().step(action)
+
+
+class Namesake(Counting):
+    """Its attributes have the names of those that wrappers have."""
+
+    NAMES = (
+        "place", "astray", "every", "played", "_make", "_index", "_rebuild", "_now", "_seed", "_steps", "_spaces",
+        "_shape", "_dtype",
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        for name in self.NAMES:
+            setattr(self, name, f"my {name}")
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_every_name_is_the_environments_from_outside(mode):
+    envs = make_vector_env(lambda: gym.wrappers.TimeLimit(Namesake(), 10), 2, mode)
+    envs.reset(seed=[1, 2])
+    assert envs.get_attr("_max_episode_steps") == (10, 10)  # of a wrapper in between
+    for name in Namesake.NAMES:
+        assert envs.get_attr(name) == (f"my {name}",) * 2
+        envs.set_attr(name, [f"{name} 0", f"{name} 1"])
+        assert envs.get_attr(name) == (f"{name} 0", f"{name} 1")
+    envs.set_attr("nobody_had_it", 3)
+    assert envs.get_attr("nobody_had_it") == (3, 3)
+    assert envs.call("has_wrapper_attr", "nothing") == (False, False)
+    envs.reset()
+    envs.step(np.zeros(2, int))
+    envs.close()

@@ -33,6 +33,56 @@ def test_every_step_of_every_episode_is_played_once(ending, deterministic):
     assert result == Evaluation(returns=(6.0,) * 3, lengths=(4,) * 3)
 
 
+class Endless(Counting):
+    """Its episodes from the ``first`` one on do not end."""
+
+    def __init__(self, first=0):
+        super().__init__(length=4, ending="terminated")
+        self.first, self.resets, self.played = first, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        self.resets += 1
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action):
+        self.played += 1
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated and self.resets <= self.first, truncated, info
+
+
+def test_an_environment_is_reset_once_per_episode():
+    env = Endless(first=3)
+    evaluate(Recorder(), env, n_episodes=3)
+    assert (env.resets, env.played) == (3, 12)
+
+
+@pytest.mark.parametrize(("first", "n", "cut"), [(0, 20, tuple(range(20))), (2, 3, (2,)), (5, 5, ())])
+def test_episodes_that_do_not_end_are_cut_and_named(first, n, cut, recwarn):
+    env = Endless(first)
+    result = evaluate(Recorder(), env, n_episodes=n, max_steps=10)
+    lengths = tuple(10 if i in cut else 4 for i in range(n))
+    assert (result.cut, result.lengths, env.played) == (cut, lengths, sum(lengths))
+    assert [str(w.message).partition(";")[0] for w in recwarn] == [
+        f"evaluation: {len(cut)} episode{'s were' if len(cut) > 1 else ' was'} cut after max_steps = 10"
+    ][: len(cut)]
+
+
+def test_no_more_than_thirty_thousand_steps_go_to_episodes_that_do_not_end():
+    env = Endless(first=1)
+    with pytest.warns(RuntimeWarning, match=r"1 episode was cut after max_steps = 30,000, so that only 2 of 20 were"):
+        result = evaluate(Recorder(), env)
+    assert (result.lengths, result.cut, env.played) == ((4, 30_000), (1,), 30_004)
+    with pytest.warns(RuntimeWarning, match=r"2 episodes were cut after max_steps = 20,000, so that only 2 of 20 were"):
+        assert evaluate(Recorder(), Endless(), max_steps=20_000).lengths == (20_000, 20_000)
+
+
+@pytest.mark.parametrize("bad", [{"n_episodes": 0}, {"max_steps": 0}])
+def test_no_episodes_and_no_steps_are_refused(bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=f"^{name} = {value}; allowed: an integer >= 1$"):
+        evaluate(Recorder(), Counting(), **bad)
+
+
 def test_mean_and_standard_deviation_are_those_of_the_episodes():
     result = Evaluation(returns=(1.0, 3.0), lengths=(1, 1))
     assert (result.mean, result.std) == (2.0, 1.0)

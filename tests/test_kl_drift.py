@@ -73,6 +73,17 @@ def test_no_change_is_reported_as_exactly_none(make):
     assert all(type(value) is float for value in report.values())
 
 
+@pytest.mark.parametrize(("n", "states_below"), [(1, 0), (2, 1), (10, 9), (22, 20), (30, 28), (100, 95), (2048, 1945)])
+def test_at_least_95_of_100_states_have_moved_no_further_than_the_percentile(n, states_below):
+    # KL(N(0, 1)||N(x, 1)) = x^2 / 2: with x^2 = 2, 4, ..., 2n in any order, the KL of the states are 1, 2, ..., n.
+    kl = np.random.default_rng(0).permutation(np.arange(1.0, n + 1.0))
+    zero = torch.zeros(n, 1, dtype=torch.float64)
+    new = DiagGaussian(torch.tensor(np.sqrt(2.0 * kl))[:, None], zero)
+    p95 = drift_report(DiagGaussian(zero, zero), new, torch.zeros(n))["drift/kl_p95"]
+    assert p95 == pytest.approx(states_below + 1.0, rel=1e-12)
+    assert (kl <= p95 * (1 + 1e-9)).mean() >= 0.95
+
+
 def test_infinite_drift_is_reported_as_infinite_and_never_as_nan():
     old = Categorical(torch.zeros(4, 2))
     new = Categorical(torch.tensor([[0.0, 0.0], [0.0, -math.inf], [0.0, -math.inf], [0.0, -math.inf]]))

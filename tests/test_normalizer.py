@@ -1,12 +1,14 @@
 """Running statistics against numpy on everything at once, and reward scaling against a plain loop."""
 
 import dataclasses
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from klrl.policy.normalizer import Moments, Normalizer, ReturnScaler
+from klrl.policy.normalizer import RESOLUTION, Moments, Normalizer, ReturnScaler
 
 
 def rows(n, *shape, seed=0):
@@ -169,3 +171,65 @@ def test_known_scales_multiply_their_elements_and_statistics_the_others(n_absorb
     expected[:, 0], expected[:, 2] = data[:, 0], data[:, 2] / 255.0
     torch.testing.assert_close(mixed(data), expected, rtol=1e-6, atol=0.0)
     np.testing.assert_array_equal(mixed(data.numpy()), mixed(data))
+
+
+# Any unit.
+def exact(x):
+    """(x - mean) / std by fractions, for a column."""
+    x = [Fraction(float(v)) for v in x]
+    mean = sum(x) / len(x)
+    std = math.sqrt(sum((v - mean) ** 2 for v in x) / len(x))
+    return [float(v - mean) / std for v in x]
+
+
+@pytest.mark.parametrize(
+    ("scale", "offset"),
+    [(10.0**k, 0.0) for k in (-100, -30, -8, -4, 6, 30)] + [(1.0, b) for b in (-1e3, 1e7, 1.7e9)] + [(1e-3, 1.7e9)],
+)
+def test_every_unit_and_offset_is_normalised_to_its_digits(scale, offset):
+    data = np.random.default_rng(0).normal(size=(300, 2)) * scale + offset
+    normalizer = Normalizer.of_shape((2,), resolution=RESOLUTION[np.float64])
+    for chunk in np.split(data, [1, 2, 100]):
+        normalizer = normalizer.absorb(torch.tensor(chunk))
+    z = normalizer(torch.tensor(data))
+    expected = np.transpose([exact(column) for column in data.T])
+    digits = 1e-15 * abs(offset) / scale
+    np.testing.assert_allclose(z, expected, rtol=1e-5 + digits, atol=1e-6 + digits)
+    np.testing.assert_array_equal(normalizer(data), z)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0 / 3.0, -7.25, 1e-30, 1.7e9 + 0.1, 1e30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_never_changes_is_exactly_zero_in_every_unit(value, dtype):
+    normalizer = Normalizer.of_shape((), resolution=RESOLUTION[dtype])
+    for n in (1, 7, 1000, 333) * 10:
+        x = np.full(n, value, dtype)
+        normalizer = normalizer.absorb(torch.tensor(x))
+    assert not normalizer(x).any()
+    assert np.isfinite(normalizer(x + dtype(1.0))).all()
+
+
+def test_the_rounding_of_a_float32_is_no_change_and_more_is():
+    value = np.float32(1000.1)
+    jitter = np.array([value, np.nextafter(value, np.float32(2e3)), np.nextafter(value, np.float32(0.0))] * 50)
+    assert not Normalizer.of_shape(()).absorb(torch.tensor(jitter))(jitter).any()
+    wider = value + 1e-2 * (jitter - value) / np.abs(jitter - value).max()
+    assert Normalizer.of_shape(()).absorb(torch.tensor(wider))(wider).std() == pytest.approx(1.0, rel=1e-2)
+
+
+def test_a_constant_that_begins_to_move_is_normalised_from_the_next_statistics_on():
+    constant, moving = torch.full((100,), 3.0), 3.0 + torch.randn(100, generator=torch.Generator().manual_seed(0))
+    normalizer = Normalizer.of_shape(()).absorb(constant)
+    assert not normalizer(moving).any()
+    both = torch.cat([constant, moving]).double()
+    expected = (moving - both.mean()) / both.std(correction=0)
+    torch.testing.assert_close(normalizer.absorb(moving)(moving), expected.float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [10.0**k for k in (-30, -12, -8, -3, 6, 12, 30)])
+def test_rewards_are_scaled_alike_in_every_unit(scale):
+    rewards, ended, valid = map(torch.tensor, rollout())
+    seen = loop_returns(rewards.numpy(), ended.numpy(), valid.numpy(), 0.9)
+    scaler = ReturnScaler.for_environments(3).absorb(scale * rewards, ended, valid, 0.9)
+    expected = (rewards / np.std(seen)).clip(-10, 10)
+    np.testing.assert_allclose(scaler((scale * rewards).float()), expected, rtol=1e-5)

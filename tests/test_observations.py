@@ -47,7 +47,7 @@ every_space = pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 
 def by_flatten(space, x):
     """Gymnasium's own layout, in the shape and type that a Box keeps."""
-    flat = np.asarray(flatten(space, x), np.float32)
+    flat = np.asarray(flatten(space, x), np.float64 if "float64" in str(space) else np.float32)
     return flat.reshape(space.shape) if isinstance(space, Box) else flat
 
 
@@ -82,10 +82,14 @@ def test_a_batch_is_encoded_as_its_rows(space, n):
     np.testing.assert_array_equal(Encoding(space, Discrete(2))(x), expected)
 
 
-def test_the_type_is_float32_but_for_an_image_alone():
+def test_the_type_is_float32_but_for_an_image_alone_and_where_a_box_has_more_digits():
     dtypes = {name: Encoding(space, Discrete(2)).dtype for name, space in SPACES.items()}
     assert {name for name, dtype in dtypes.items() if dtype == np.uint8} == {"image"}
-    assert set(dtypes.values()) == {np.dtype(np.uint8), np.dtype(np.float32)}
+    assert {name for name, dtype in dtypes.items() if dtype == np.float64} == {"float64", "integers"}
+    assert set(dtypes.values()) == {np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.float64)}
+    for dtype, long in ((np.float16, 0), (np.int16, 0), (np.int32, 1), (np.uint32, 1), (np.int64, 1), (np.float64, 1)):
+        space = gym.spaces.Dict(count=Box(0, 9, (2,), dtype), kind=Discrete(3))
+        assert Encoding(space, Discrete(2)).dtype == (np.float64 if long else np.float32)
 
 
 def test_a_nested_observation_by_hand():
@@ -116,7 +120,7 @@ def test_what_is_no_element_of_a_discrete_space_is_refused_by_name(value, start)
 
 
 def test_small_integers_are_not_too_small_for_the_difference():
-    encoding = Encoding(Discrete(250, start=-120, dtype=np.int16), Discrete(2))
+    encoding = Encoding(Discrete(250, start=-120), Discrete(2))
     assert [int(encoding(np.int8(value)).argmax()) for value in (-120, 0, 127)] == [0, 120, 247]
     encoding = Encoding(MultiDiscrete([3], start=[1], dtype=np.uint8), Discrete(2))
     assert refusal(lambda: encoding(np.array([0], np.uint8))).startswith("observation has 0; allowed: elements of Mult")

@@ -32,6 +32,15 @@ def test_summary_shows_speed_time_left_return_and_kl_against_its_target():
     }
 
 
+def test_numbers_of_infos_are_shown_and_change_no_other_fact():
+    more = {"rollout/success_rate": 0.25, "rollout/info/KL": 3.25, "rollout/info/a/b": float("nan")}
+    assert summary(METRICS | more, 1000) == summary(METRICS, 1000) | {
+        "success": "25%",
+        "info/KL": "3.25",
+        "info/a/b": "-",
+    }
+
+
 def test_no_time_is_left_once_the_steps_are_done_and_an_accepted_step_is_no_news():
     done = summary(METRICS | {"time/total_timesteps": 1100.0, "train/stop_reason": "accepted"}, 1000)
     assert done["left"] == "0:00:00"

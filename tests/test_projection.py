@@ -174,6 +174,30 @@ def test_the_gain_is_the_surrogate_of_the_projection_less_the_regression(region)
     assert by_mean.any()
 
 
+@pytest.mark.parametrize("region", [KLProjection(), WassersteinProjection(), FrobeniusProjection()], ids=repr)
+def test_the_regression_draws_the_network_to_its_projection_and_not_the_projection_to_the_network(region):
+    # Without advantages the gain is the regression alone: its derivative is that of KL(new||m) for a fixed Gaussian m.
+    old, new = MAKE[DiagGaussian](30, seed=1), MAKE[DiagGaussian](30, seed=2)
+    action = old.sample(torch.Generator().manual_seed(0))
+    change = Change(old, new, action, old.log_prob(action), torch.zeros(30, dtype=torch.float64))
+    target = region.project(new, old)
+    by_mean, by_log_std = region.gain_gradient(change)
+    variance = (2.0 * target.log_std).exp()
+    assert by_mean.abs().max() > 1.0
+    torch.testing.assert_close(by_mean, -10.0 * (new.mean - target.mean) / variance)
+    torch.testing.assert_close(by_log_std, -10.0 * ((2.0 * new.log_std).exp() / variance - 1.0))
+
+
+def test_so_does_that_of_a_categorical():
+    old, new = MAKE[Categorical](30, seed=1), MAKE[Categorical](30, seed=2)
+    action = old.sample(torch.Generator().manual_seed(0))
+    change = Change(old, new, action, old.log_prob(action), torch.zeros(30, dtype=torch.float64))
+    p, q = new.probs.numpy(), KLProjection().project(new, old).probs.numpy()
+    (by_logits,) = KLProjection().gain_gradient(change)
+    kl = (p * np.log(p / q)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(by_logits, -10.0 * p * (np.log(p / q) - kl), rtol=1e-7, atol=1e-9)
+
+
 FAST = {"learning_rate": 2e-2, "n_epochs": 3, "normalize_observations": False}
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,12 +10,15 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Broken, Counting, Noise, Sampling, box, small_agent
-from support import Nowhere, every_agent, parameters, same, slots, without_time
+from gymnasium.envs.registration import EnvSpec
+from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
 from test_board import shown
-from test_command_line import klrl, wait_for
+from test_command_line import klrl
 from test_replay import Remembering, Unseeded
+from test_run_directory import Curriculum, NowAndThen
 
 from klrl.agents import PPO, TRPO
+from klrl.agents.state import history as saved_history
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import Lock
@@ -55,12 +59,13 @@ def rows(path):
 def state(run):
     """Everything a run has kept but times, as text or bits."""
     tensors, saved = checkpoint.read(run)
-    for i, group in enumerate(saved["history"]):
-        tensors[f"history.{i}"][:, group["names"].index("time/fps")] = 0.0
+    history = [row | {"time/fps": 0.0} for row in saved_history(saved["history"], tensors)]
+    tensors = {name: x for name, x in tensors.items() if not name.startswith("history.")}
     points = {tag: values for tag, values in shown(run).items() if tag != "time/fps"}
     return {
         "tensors": {name: x.numpy().tobytes() for name, x in tensors.items()},
         "saved": repr(saved),
+        "history": repr(history),
         "metrics": rows(run / "metrics.csv"),
         "episodes": (run / "episodes.csv").read_text(),
         "points": points,
@@ -84,7 +89,7 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 @pytest.mark.parametrize("where", ["update", "minibatch", "end"])
 def test_the_resumed_run_is_the_uninterrupted_one(agent_class, env, where, tmp_path):
-    settings = {"seed": 4, "action_mask": "info" if env == "masks" else "auto"}
+    settings = {"seed": 4, "action_mask": "info" if env == "masks" else "auto", "rebuild_envs": env == "Remembering"}
     whole = small_agent(agent_class, ENVIRONMENTS[env], **settings).learn(TOTAL, run_dir=tmp_path / "whole")
     interrupted(small_agent(agent_class, ENVIRONMENTS[env], **settings), tmp_path / "run", where, checkpoint_every=128)
     given = None if isinstance(ENVIRONMENTS[env], str) else ENVIRONMENTS[env]
@@ -92,6 +97,24 @@ def test_the_resumed_run_is_the_uninterrupted_one(agent_class, env, where, tmp_p
     assert same(parameters(agent), parameters(whole))
     assert same(slots(agent), slots(whole))
     assert without_time(agent) == without_time(whole)
+    assert state(tmp_path / "run") == state(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("update", [1, 2, 3, 4, 5])
+def test_metrics_that_come_and_go_are_resumed_in_their_columns(tmp_path, update):
+    def callbacks():
+        return [Curriculum(), NowAndThen()]
+
+    whole = small_agent(PPO).learn(TOTAL, callbacks(), run_dir=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        small_agent(PPO).learn(TOTAL, [*callbacks(), Interrupt("end", update)], run_dir=tmp_path / "run")
+    for path in sorted((tmp_path / "run/checkpoints").iterdir())[1:]:
+        shutil.rmtree(path)  # killed before that was written: rows and columns are taken back
+    agent = PPO.load(tmp_path / "run").resume(callbacks(), run_dir=tmp_path / "run")
+    assert same(parameters(agent), parameters(whole))
+    assert without_time(agent) == without_time(whole)
+    header = (tmp_path / "whole/metrics.csv").read_text().partition("\n")[0]
+    assert (tmp_path / "run/metrics.csv").read_text().partition("\n")[0] == header
     assert state(tmp_path / "run") == state(tmp_path / "whole")
 
 
@@ -337,16 +360,66 @@ def test_other_versions_than_then_are_said(run):
         main(["resume", str(path)])
 
 
-def test_the_first_line_names_environments_that_cannot_be_played_again(tmp_path, capsys):
-    gym.register("Remembering-v0", lambda: Remembering(box(1)), max_episode_steps=None)
-    try:
-        words = ["--total-timesteps", "64", "--run-dir", str(tmp_path / "run")]
-        main(["train", "ppo", *QUICK, *words, "--env", "Remembering-v0"])
-    finally:
-        del gym.registry["Remembering-v0"]
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first == "Remembering-v0: a used environment goes on differently, so every episode gets a new one"
-    assert json.loads((tmp_path / "run/config.json").read_text())["replay"] == "new"
+def remembering():
+    return Remembering(box(1))
+
+
+NEW_ONES = "if this run is interrupted, klrl resume goes on in new ones"
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "replay"),
+    [
+        (
+            [],
+            "a used environment goes on differently: episodes cannot be played again (--rebuild-envs makes a new one "
+            f"for each); {NEW_ONES}",
+            "new",
+        ),
+        (["--rebuild-envs"], "every episode gets a new environment, and nothing that one keeps outlives it", "new"),
+        (["--no-seed-every-episode"], f"episodes cannot be played again; {NEW_ONES}", "never"),
+        (
+            ["--no-try-envs"],
+            "it was not tried, so nobody knows whether its episodes can be played again; klrl resume tries",
+            "unknown",
+        ),
+    ],
+)
+def test_the_first_line_says_whether_episodes_can_be_played_again(more, line, replay, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(gym.registry, "Remembering-v0", EnvSpec("Remembering-v0", remembering))
+    words = ["--total-timesteps", "64", "--run-dir", str(tmp_path / "run"), *more]
+    main(["train", "ppo", *QUICK, *words, "--env", "Remembering-v0"])
+    assert capsys.readouterr().out.splitlines()[0] == f"Remembering-v0: {line}"
+    assert json.loads((tmp_path / "run/config.json").read_text())["replay"] == replay
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["checkpoint", "none"])
+@pytest.mark.parametrize("rebuilt", [True, False])
+def test_a_run_with_new_environments_before_there_was_the_setting_goes_on_with_them(
+    rebuilt, kept, tmp_path, monkeypatch
+):
+    """Saved with the field taken out of config and checkpoint, as runs were then."""
+    monkeypatch.setitem(gym.registry, "Remembering-v0", EnvSpec("Remembering-v0", remembering))
+    settings = {"total_timesteps": 256, "checkpoint_every": 64}
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+    more = ["--rebuild-envs"] if rebuilt else []
+    for name in ("whole", "run"):
+        main(["train", "ppo", *QUICK, *words, *more, "--env", "Remembering-v0", "--run-dir", str(tmp_path / name)])
+    for step in (tmp_path / "run/checkpoints").iterdir():
+        if int(step.name) > 128 or not kept:
+            shutil.rmtree(step)
+        else:
+            tensors, data = checkpoint.read(step)
+            del data["config"]["rebuild_envs"]
+            shutil.rmtree(step)
+            checkpoint.write(step, tensors, data)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    del config["config"]["rebuild_envs"]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    main(["resume", str(tmp_path / "run")])
+    one, other = (PPO.load(tmp_path / name) for name in ("whole", "run"))
+    assert other.config.rebuild_envs
+    assert same(parameters(one), parameters(other)) == rebuilt
 
 
 @every_agent
@@ -400,11 +473,67 @@ def test_episodes_of_an_environment_that_cannot_be_played_again_begin_anew_with_
         PPO.load(path, lambda: Unseeded(box(1))).learn(64)
 
 
-def test_an_environment_that_ends_early_when_it_is_played_again_is_elsewhere(tmp_path):
-    class Shorter(Counting):
-        """Its episodes end where those of the saved agent went on."""
+class Shorter(Counting):
+    """Its episodes end where those of the saved agent went on."""
 
-    path = small_agent(PPO, lambda: Counting(length=50)).learn(64).save(tmp_path / "agent")
-    loaded = PPO.load(path, lambda: Shorter(length=5))
+    def __init__(self, length):
+        super().__init__(length=5)
+
+
+class Dearer(Counting):
+    """Its rewards are others."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward + 1.0, *rest
+
+
+@pytest.mark.parametrize("other", [Shorter, Dearer])
+def test_an_environment_that_ends_early_or_pays_something_else_when_it_is_played_again_is_elsewhere(other, tmp_path):
+    agent = small_agent(PPO, lambda: Counting(length=50), try_envs=False).learn(64)  # a trial would know it already
+    loaded = PPO.load(agent.save(tmp_path / "agent"), lambda: other(length=50))
     with pytest.warns(RuntimeWarning, match="environment 0 did not come back to where it was"):
         loaded.learn(64)
+
+
+class Bandit(gym.Env):
+    """Every observation is the same."""
+
+    observation_space = box(1)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length):
+        self.length = length
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), 1.0, self.steps == self.length, False, {}
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_end_that_no_observation_shows_is_noticed_when_it_is_played_again(mode, tmp_path):
+    path = small_agent(PPO, lambda: Bandit(50), vectorization_mode=mode).learn(64).save(tmp_path / "agent")
+    loaded = PPO.load(path, lambda: Bandit(5))
+    with pytest.warns(RuntimeWarning, match="environment 0 did not come back to where it was"):
+        loaded.learn(64)
+    loaded.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_environment_that_keeps_something_is_kept_after_an_interrupt_and_begins_new_episodes_with_a_warning(mode):
+    agent = small_agent(PPO, remembering, vectorization_mode=mode)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(TOTAL, Interrupt("minibatch", update=1))
+    before = agent.envs.get_attr("episodes")
+    assert before == (1 + 64 // 20,) * 2
+    with pytest.warns(RuntimeWarning, match="of these environments cannot be played again: new episodes begin"):
+        agent.resume()
+    assert agent.num_timesteps == TOTAL
+    steps = TOTAL // 2 - 32  # since the end of the first update
+    assert agent.envs.get_attr("episodes") == tuple(n + 1 + steps // 20 for n in before)
+    agent.close()

@@ -17,6 +17,7 @@ from klrl.run import Callback, checkpoint
 from klrl.run.checkpoint import read
 from klrl.run.directory import RunDirectory
 from klrl.run.disk import DiskFull
+from klrl.trust_region import All, Clip, KLConstraint
 
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 
@@ -50,6 +51,70 @@ def test_tensorboard_shows_every_finite_number_of_metrics_csv(tmp_path, agent_cl
         if name != "train/stop_reason" and not math.isnan(float(text))
     }
     assert shown == expected
+
+
+class Curriculum(Callback):
+    """Bounds the KL from some step on, until another one."""
+
+    def on_update_start(self, agent, batch):
+        bounded = 64 <= agent.num_timesteps < 192
+        agent.region = All(Clip(0.2), KLConstraint(0.02)) if bounded else Clip(0.2)
+
+
+class NowAndThen(Callback):
+    """Adds other metrics in every update, of every kind."""
+
+    def on_update_end(self, agent, batch, metrics):
+        n = agent.n_updates
+        metrics |= [{"my/one": n}, {"my/two": np.float32(n) / 2, "my/note": f"update {n}"}, {}][n % 3]
+
+
+def expected_of(agent):
+    """The history by name, as a reader of CSV files sees it."""
+    names = dict.fromkeys(name for row in agent.history for name in row)
+    return [{name: str(row.get(name, "")) for name in names} for row in agent.history]
+
+
+def test_a_region_that_is_switched_in_training_moves_no_number_to_another_column(tmp_path):
+    agent = small_agent(PPO).learn(64 * 5, callback=Curriculum(), run_dir=tmp_path)
+    table = rows(tmp_path / "metrics.csv")
+    assert table == expected_of(agent)
+    assert [row["drift/kl_target"] for row in table] == ["", "0.02", "0.02", "", ""]
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert {len(row) for row in csv.reader(file)} == {len(table[0])}
+
+
+def test_metrics_that_come_and_go_are_the_same_in_csv_tensorboard_and_what_is_loaded(tmp_path):
+    agent = small_agent(PPO).learn(64 * 7, callback=NowAndThen(), run_dir=tmp_path)
+    table, board = rows(tmp_path / "metrics.csv"), EventAccumulator(str(tmp_path)).Reload()
+    assert [row["my/one"] for row in table] == ["", "", "3.0", "", "", "6.0", ""]
+    assert [row["my/two"] for row in table] == ["0.5", "", "", "2.0", "", "", "3.5"]
+    assert [row["my/note"] for row in table] == ["update 1", "", "", "update 4", "", "", "update 7"]
+    assert [(e.step, e.value) for e in board.Scalars("my/one")] == [(192, 3.0), (384, 6.0)]
+    assert [(e.step, e.value) for e in board.Scalars("my/two")] == [(64, 0.5), (256, 2.0), (448, 3.5)]
+    assert "my/note" not in board.Tags()["scalars"]
+    assert repr(PPO.load(tmp_path).history) == repr(agent.history)
+
+
+@pytest.mark.parametrize("update", [1, 3])
+def test_what_is_no_metric_is_refused_with_the_update_kept(tmp_path, update):
+    class Late(Callback):
+        def on_update_end(self, agent, batch, metrics):
+            metrics["my/x"] = 0.5 if agent.n_updates < update else None
+
+    agent = small_agent(PPO)
+    with pytest.raises(ValueError, match=r"^metric 'my/x' is None .* \(from Late\.on_update_end\)$"):
+        agent.learn(640, callback=Late(), run_dir=tmp_path)
+    assert agent.num_timesteps == 64 * update
+    assert checkpoints(tmp_path)[-1] == 64 * update
+    assert rows(tmp_path / "metrics.csv") == expected_of(agent)
+
+    class Stop(Callback):
+        def on_update_end(self, agent, batch, metrics):
+            return agent.n_updates < update
+
+    loaded, expected = PPO.load(tmp_path), small_agent(PPO).learn(640, callback=Stop())
+    assert same(parameters(loaded), parameters(expected))
 
 
 def test_config_json_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

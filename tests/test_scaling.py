@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -14,10 +16,12 @@ from klrl.scripts.scaling_measurements import Measurements
 from klrl.scripts.scaling_report import summarise, table
 from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.timers import PARTS
+from klrl.scripts.work import Work
 from klrl.scripts.workload import Workload
 
 TINY = ["--n-envs", "2", "--n-steps", "32", "--batch-size", "16", "--critic-batch-size", "16", "--n-epochs", "1"]
 TINY += ["--n-critic-updates", "1", "--hidden-sizes", "8", "8", "--updates", "2", "--timed-steps", "128"]
+TINY += ["--max-seconds", "1000"]
 TINY += ["--env-counts", "1", "2", "--widths", "8", "16", "--batches", "64", "128", "--repeats", "1"]
 ON_BATCHES = ["ppo", "trpo", "trpo, every 5th state", "trpo, 2,048 states at a time"]
 
@@ -27,7 +31,7 @@ def tiny(tmp_path_factory):
     """The command's output, its JSON and the folder of its files, from one real run."""
     path = tmp_path_factory.mktemp("scaling") / "made" / "scaling.json"
     command = [sys.executable, "-m", "klrl.scripts.main", "benchmark", "scaling", *TINY, "--output", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text()), path.parent
 
@@ -123,9 +127,11 @@ class Machine:
 
 def take(repeats=1, until=1e9, max_mib=1e9, max_seconds=1e9, **settings):
     points = scaling.plan(scaling.Scaling(algorithms=("ppo",), **settings))
-    measurements = Measurements(PlainConsole(), max_mib=max_mib, max_seconds=max_seconds)
-    for repeat in range(repeats):
-        measurements.take(points, repeat, until=until)
+    with tempfile.TemporaryDirectory() as folder:
+        work, console = Work(Path(folder) / "scaling.json", "", {}, PlainConsole()), PlainConsole()
+        measurements = Measurements(work, console, max_mib=max_mib, max_seconds=max_seconds)
+        for repeat in range(repeats):
+            measurements.take(points, repeat, until=until)
     return measurements, points
 
 

@@ -1,16 +1,23 @@
 """Spaces as JSON and tensors: equal after the way there and back, also in the order of their parts."""
 
+import inspect
+
 import numpy as np
 import pytest
+from environments import small_agent
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Text, Tuple
 from test_observations import SPACES
 
+from klrl.agents import PPO
+from klrl.agents.saved_policy import SavedPolicy
 from klrl.policy.observations import Encoding
 from klrl.policy.spaces import check_spaces, describe_space, space_from
 from klrl.run import checkpoint
 
+TYPED = "dtype" in inspect.signature(Discrete).parameters
+"""Whether this release of Gymnasium has Discrete spaces of other types than int64: since 1.2.2."""
 MORE = {
-    "small Discrete": Discrete(3, start=-2, dtype=np.int32),
+    **({"small Discrete": Discrete(3, start=-2, dtype=np.int32)} if TYPED else {}),
     "small MultiDiscrete": MultiDiscrete([3, 4], dtype=np.int16),
     "half-open": Box(np.float32([0.0, -np.inf]), np.float32([np.inf, 1.0])),
     "half precision": Box(-1.0, 1.0, (2,), np.float16),
@@ -72,3 +79,34 @@ def test_unsupported_spaces_are_refused_in_one_line_that_says_what_would_do(obse
         check_spaces(observations, actions)
     assert str(error.value).startswith(text)
     assert "\n" not in str(error.value)
+
+
+class Older(Discrete):
+    """As Gymnasium had it before 1.2.2: there is no other type than int64, and no argument for one."""
+
+    def __init__(self, n, seed=None, start=0):
+        super().__init__(n, seed, start)
+
+
+def test_a_release_that_knows_one_type_of_numbers_reads_it_and_names_others(monkeypatch):
+    data, arrays = describe_space(Discrete(5, start=-1))
+    monkeypatch.setattr("gymnasium.spaces.Discrete", Older)
+    assert space_from(data, arrays) == Older(5, start=-1)
+    monkeypatch.setattr("gymnasium.__version__", "1.1.0")
+    expected = r"^space Discrete\(5\) of type int8; allowed with gymnasium 1\.1\.0: int64$"
+    with pytest.raises(ValueError, match=expected):
+        space_from(data | {"dtype": "int8"}, arrays)
+
+
+def test_a_saved_agent_whose_space_is_refused_here_is_not_called_damaged(tmp_path, monkeypatch):
+    path = small_agent(PPO).save(tmp_path / "agent")
+
+    def refuse(*args, **kwargs):
+        raise TypeError("an argument that this release does not know")
+
+    monkeypatch.setattr("gymnasium.spaces.Box", refuse)
+    for read in (PPO.load, SavedPolicy.read):
+        with pytest.raises(ValueError, match=f"^path = {path} is as it was written, but .* not know$") as refused:
+            read(path)
+        assert type(refused.value) is ValueError
+        assert "damaged" not in str(refused.value)

@@ -13,6 +13,8 @@ from klrl.scripts import speed, timers
 from klrl.scripts.main import main
 from klrl.scripts.measure import BOUND, LIBRARIES
 from klrl.scripts.speed_report import summarise, table
+from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.work import Work
 from klrl.scripts.workload import Clock, Job, Workload
 
 TINY = Workload(updates=1, n_envs=2, n_steps=32, batch_size=16, critic_batch_size=16, n_epochs=2, n_critic_updates=3)
@@ -62,9 +64,10 @@ def job(library, algorithm="ppo", engine="sync", **changes):
 def tiny(tmp_path_factory):
     """The command's output and its JSON, from one real run of klrl and Stable-Baselines3."""
     path = tmp_path_factory.mktemp("speed") / "made" / "speed.json"
-    words = ["--peers", "stable-baselines3", "--engines", "sync", "--repeats", "1", "--output", str(path)]
+    words = ["--peers", "stable-baselines3", "--engines", "sync", "--repeats", "1"]
+    words += ["--timeout", "1000", "--output", str(path)]
     command = [sys.executable, "-m", "klrl.scripts.main", "benchmark", "speed", *FLAGS, *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(path.read_text())
 
@@ -148,7 +151,7 @@ def test_cleanrl_is_timed_by_its_printed_lines_with_flags_for_the_same_settings(
     file.write_text(
         "import sys\nfor _ in range(2): print('SPS:', 1)\nopen('made', 'w')\nprint(sys.argv, file=sys.stderr)"
     )
-    result = speed.run(job("cleanrl", files=(str(file),)), 60.0)
+    result = speed.run(job("cleanrl", files=(str(file),)), 1000.0)
     assert result["steps_per_second"] == pytest.approx(64 / result["seconds"])
     assert list(tmp_path.iterdir()) == [file]
 
@@ -157,7 +160,8 @@ def test_a_failure_is_its_last_line_and_is_not_tried_again(tmp_path, capsys):
     file = tmp_path / "ppo.py"
     file.write_text("print('SPS: 1')")
     failing = [job("cleanrl", files=(str(file),)), job("cleanrl", env="Pendulum-v1", files=(str(file),))]
-    measurements = speed.Measurements(speed.Console(soft_wrap=True, markup=False), 60.0)
+    console = PlainConsole()
+    measurements = speed.Measurements(Work(tmp_path / "s.json", "", {}, console), console, 1000.0)
     measurements.take(failing)
     measurements.take(failing)
     first, second = capsys.readouterr().out.splitlines()

@@ -1,5 +1,7 @@
 """Saved and loaded agents: every bit, every setting, no other environment."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from environments import Counting, Noise, Sampling, random_batch, small_agent
-from gymnasium.vector import SyncVectorEnv
-from support import Nowhere, both, parameters, same, slots
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from support import Nowhere, both, parameters, same, slots, without_time
 from test_every_space import CASES, train
 
-from klrl.agents import NPG, PPO, TRPO
+from klrl.agents import NPG, PPO, TRPO, PPOConfig
 from klrl.run import checkpoint
+from klrl.run.sealed import sealed
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
 
 
@@ -186,6 +189,62 @@ def test_a_loaded_agent_takes_the_environments_it_is_given(agent_class, tmp_path
     assert loaded.learn(64).num_timesteps >= 64
 
 
+@both
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_another_number_of_environments_learns_on_with_minibatches_no_larger_than_the_rollout(agent_class, n, tmp_path):
+    def envs():
+        return SyncVectorEnv([lambda: gym.make("CartPole-v1")] * n, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    path = small_agent(agent_class, n_envs=4, n_steps=16, batch_size=64).learn(64).save(tmp_path / "agent")
+    loaded, put_in = agent_class.load(path, envs()), agent_class.load(path)
+    put_in.set_env(envs())
+    for a in (loaded, put_in):
+        assert (a.config.n_envs, a.config.n_steps, a.config.batch_size) == (n, 16, min(64, 16 * n))
+        assert a.learn(1).num_timesteps == 64 + 16 * n
+    assert same(parameters(loaded), parameters(put_in))
+    again = agent_class.load(loaded.save(tmp_path / "other"), envs())
+    assert again.learn(1).config.n_envs == n
+
+
+def test_a_vector_of_fewer_environments_than_the_settings_have_caps_minibatches():
+    agent = PPO(SyncVectorEnv([Counting] * 2), PPOConfig(n_steps=32, batch_size=256))
+    assert (agent.config.n_envs, agent.config.batch_size) == (2, 64)
+    with pytest.raises(ValueError, match="batch_size = 256; allowed: at most n_envs"):
+        PPO(Counting, PPOConfig(n_envs=2, n_steps=32, batch_size=256))
+
+
+def test_what_thins_the_fisher_matrix_is_capped_as_well():
+    agent = small_agent(TRPO, sub_sampling_factor=64)
+    agent.set_env(gym.make("CartPole-v1"))
+    assert agent.learn(32).config.sub_sampling_factor == 32
+
+
+def test_environments_that_are_refused_leave_the_agent_learning_in_its_own(tmp_path):
+    def agent():
+        return small_agent(PPO, Counting, scale_rewards=False).learn(64)
+
+    refusing, other = agent(), agent()
+    with pytest.raises(ValueError, match="env has observation_space"):
+        refusing.set_env("Pendulum-v1")
+    assert without_time(refusing.learn(64)) == without_time(other.learn(64))
+
+
+def test_environments_that_were_made_are_closed_when_others_take_their_place_and_a_users_own_are_not():
+    made = []
+
+    def make():
+        made.append(Counting())
+        return made[-1]
+
+    agent, own = small_agent(PPO, make), Counting()
+    agent.set_env(own)
+    assert all(env.closed for env in made)
+    agent.set_env(make)
+    assert not own.closed
+    agent.set_env(agent._source.envs)
+    assert not made[-1].closed
+
+
 def test_arguments_of_a_registered_environment_are_saved_and_stay_with_the_agent(tmp_path):
     spec = gym.make("Pendulum-v1", g=5.0).spec
     loaded = PPO.load(small_agent(PPO, spec).save(tmp_path / "agent"))
@@ -264,3 +323,45 @@ def test_a_dict_in_an_order_of_its_own_is_read_in_that_order_after_loading(tmp_p
     one, other = (a.distribution(x).mean for a in (agent, loaded))
     assert torch.equal(one, other)
     assert not torch.equal(one, agent.distribution(x | {"z": 0}).mean)
+
+
+def in_format_3(path):
+    """A saved agent as it was written before history had parts: groups of rows with the same names."""
+    tensors, state = checkpoint.read(path)
+    rows = [*PPO.load(path).history]
+    state["history"] = []
+    for i, row in enumerate(rows):  # a group each: their names may have been the same
+        texts = {name: [x] for name, x in row.items() if isinstance(x, str)}
+        state["history"].append({"names": list(row), "texts": texts})
+        numbers = [0.0 if isinstance(x, str) else x for x in row.values()]
+        tensors = {name: x for name, x in tensors.items() if not name.startswith("history.")}
+        tensors |= {f"old.{i}": torch.tensor([numbers], dtype=torch.float64)}
+    tensors = {name.replace("old.", "history."): x for name, x in tensors.items()}
+    checkpoint.write(path, tensors, state)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    del manifest["sha256"]
+    (path / "MANIFEST.json").write_bytes(sealed(manifest | {"format": 3}))
+    return path
+
+
+def test_agents_of_format_3_are_read_and_learn_on_as_those_of_today(tmp_path):
+    agent = small_agent(PPO, seed=3).learn(192)
+    old = PPO.load(in_format_3(agent.save(tmp_path / "old")))
+    assert same(parameters(old), parameters(agent))
+    assert without_time(old) == without_time(agent)
+    assert old.history[0]["train/stop_reason"] == agent.history[0]["train/stop_reason"]
+    assert without_time(PPO.load(old.save(tmp_path / "again")).learn(64)) == without_time(agent.learn(64))
+
+
+def test_a_long_history_is_whole_in_every_checkpoint_and_written_once_or_twice(tmp_path):
+    agent = small_agent(PPO)
+    written = []
+    for i in range(40):
+        agent.history.extend({"time/total_timesteps": float(64 * i + k), "eval/return": 1.0} for k in range(64))
+        agent.num_timesteps += 1
+        path = agent.snapshot().write(tmp_path / f"{i}", tmp_path / f"{i - 2}" if i > 1 else None)
+        written.append(sum(p.stat().st_size for p in path.glob("history*") if p.stat().st_nlink == 1))
+        assert len(PPO.load(path).history) == 64 * (i + 1)
+    size = sum(p.stat().st_size for p in path.glob("history*"))
+    assert sum(written) < 10 * size  # and not 20, as if it was written anew every time
+    assert PPO.load(shutil.copytree(path, tmp_path / "copied")).history == agent.history

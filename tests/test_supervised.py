@@ -67,7 +67,7 @@ def test_environments_are_closed_but_not_those_of_the_user():
     for env in (make, own):
         with closed_after(environments(env, 2, agent), env):
             assert not own.closed
-    assert [env.closed for env in made] == [True] * 3  # one to look at, two to play
+    assert [env.closed for env in made] == [True] * 2
     assert not own.closed
 
 

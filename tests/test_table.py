@@ -1,10 +1,15 @@
-"""CSV files that are begun anew and grow."""
+"""CSV files that are begun anew and grow, by rows and by columns."""
 
 import csv
 import os
+import random
+from pathlib import Path
 
 import pytest
+from support import full_disk
 
+from klrl.run import checkpoint
+from klrl.run.disk import DiskFull
 from klrl.run.table import EPISODES, Table, episodes_until
 
 
@@ -18,8 +23,8 @@ def test_a_table_appears_with_its_first_row_and_its_header(tmp_path):
     path.write_text("of an older run")
     table = Table(path)
     assert not path.exists()
-    table.add(["x", "y"], [[1, 2.5], ["a,b", float("nan")]])
-    table.add(["x", "y"], [[3, 4]])
+    table.add([{"x": 1, "y": 2.5}, {"x": "a,b", "y": float("nan")}])
+    table.add([{"y": 4, "x": 3}])
     table.sync()
     table.close()
     assert lines(path) == [["x", "y"], ["1", "2.5"], ["a,b", "nan"], ["3", "4"]]
@@ -28,8 +33,8 @@ def test_a_table_appears_with_its_first_row_and_its_header(tmp_path):
 def test_a_table_is_begun_anew_with_the_rows_it_is_to_have_and_grows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x\n9\n9")
-    table = Table(path, ["x"], [[1], [2]])
-    table.add(["x"], [[3]])
+    table = Table(path, ["x"], [{"x": 1}, {"x": 2}])
+    table.add([{"x": 3}])
     table.close()
     assert lines(path) == [["x"], ["1"], ["2"], ["3"]]
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
@@ -37,12 +42,89 @@ def test_a_table_is_begun_anew_with_the_rows_it_is_to_have_and_grows(tmp_path):
 
 def test_a_row_is_in_the_file_when_it_has_been_added(tmp_path):
     table = Table(tmp_path / "a.csv", ["x"])
-    table.add(["x"], [[1]])
+    table.add([{"x": 1}])
     assert lines(tmp_path / "a.csv") == [["x"], ["1"]]
+    table.add([{"x": 2, "y": 3}])
+    assert lines(tmp_path / "a.csv") == [["x", "y"], ["1", ""], ["2", "3"]]
     table.close()
 
 
-ROWS = [[10, 1.5, 5, 0], [20, 2.5, 10, 1], [20, -1.0, 10, 0], [30, 0.0, 10, 1]]
+WORDS = ["plain", 'a "quoted", one', "two\nlines", "Erwärmung ✓", "", " "]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_cell_is_in_its_column_whatever_rows_bring_and_whenever_it_is_begun_anew(tmp_path, seed):
+    g, path, rows = random.Random(seed), tmp_path / "a.csv", []
+    table = Table(path)
+    for _ in range(30):
+        if g.random() < 0.1:
+            table.close()
+            table = Table(path, rows=rows)
+        names = g.sample("abcdefgh", g.randrange(1, 9))
+        rows.append({f"drift/{name}": g.choice([g.random(), g.randrange(9), *WORDS]) for name in names})
+        table.add(rows[-1:])
+    table.close()
+    order = [*dict.fromkeys(name for row in rows for name in row)]  # as they were met
+    assert lines(path) == [order, *([str(row.get(name, "")) for name in order] for row in rows)]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_the_file_is_replaced_only_for_a_new_column(tmp_path, monkeypatch):
+    replaced = []
+    monkeypatch.setattr("klrl.run.table.replace", lambda *args: (replaced.append(args[0]), checkpoint.replace(*args)))
+    table = Table(tmp_path / "a.csv")
+    for row in [{"x": 1}, {"x": 2}, {"y": 3}, {"x": 4}, {"y": 5, "x": 6}, {"z": 7}, {"y": 8}, {}]:
+        table.add([row])
+    table.close()
+    assert len(replaced) == 2
+    assert lines(tmp_path / "a.csv")[0] == ["x", "y", "z"]
+
+
+def test_until_a_new_column_is_whole_the_older_file_stays(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """As if the process ended here."""
+
+    def kill(*arguments):
+        raise Killed
+
+    before, after = [["x"], ["1"]], [["x", "y"], ["1", ""], ["2", "3"]]
+    for owner, name, left in [(os, "fsync", before), (Path, "replace", before), (checkpoint, "_sync", after)]:
+        table = Table(tmp_path / "a.csv", rows=[{"x": 1}])
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, kill)
+            with pytest.raises(Killed):
+                table.add([{"x": 2, "y": 3}])
+        assert lines(tmp_path / "a.csv") == left
+        table.sync()
+        table.close()
+
+
+def test_without_room_for_a_new_column_the_older_file_stays(tmp_path):
+    table = Table(tmp_path / "a.csv", rows=[{"x": i} for i in range(1000)])
+    size = (tmp_path / "a.csv").stat().st_size
+    with full_disk(room=size + 10), pytest.raises(DiskFull, match=r"a\.csv needs [\d,]+ bytes"):
+        table.add([{"x": 0, "y": 1}])
+    table.close()
+    assert lines(tmp_path / "a.csv") == [["x"], *([str(i)] for i in range(1000))]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_rows_stay_where_somebody_has_deleted_the_file(tmp_path):
+    table = Table(tmp_path / "a.csv", rows=[{"x": 1}])
+    (tmp_path / "a.csv").unlink()
+    table.add([{"y": 2}])
+    table.close()
+    assert lines(tmp_path / "a.csv") == [["x", "y"], ["1", ""], ["", "2"]]
+
+
+ROWS = [
+    dict(zip(EPISODES, row, strict=True))
+    for row in ([10, 1.5, 5, 0], [20, 2.5, 10, 1], [20, -1.0, 10, 0], [30, 0.0, 10, 1])
+]
+
+
+def as_read(rows):
+    return [{name: str(x) for name, x in row.items()} for row in rows]
 
 
 @pytest.mark.parametrize("until", [0, 10, 19, 20, 1000])
@@ -50,7 +132,7 @@ def test_episodes_up_to_a_step(tmp_path, until):
     path = tmp_path / "episodes.csv"
     table = Table(path, EPISODES, ROWS)
     table.close()
-    assert episodes_until(path, until) == [[str(x) for x in row] for row in ROWS if row[0] <= until]
+    assert episodes_until(path, until) == as_read(row for row in ROWS if row["total_timesteps"] <= until)
 
 
 def test_an_episode_that_was_not_written_whole_does_not_count(tmp_path):
@@ -60,7 +142,7 @@ def test_an_episode_that_was_not_written_whole_does_not_count(tmp_path):
     for cut in range(len(text)):
         path.write_text(text[:cut])
         found = episodes_until(path, 1000)
-        assert found == [[str(x) for x in row] for row in ROWS][: len(found)]
+        assert found == as_read(ROWS)[: len(found)]
     assert len(found) == 3
 
 
@@ -73,8 +155,8 @@ def test_no_table_is_written_through_a_link(tmp_path, name):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / name).symlink_to(precious)
-    table = Table(tmp_path / "a.csv", ["x"], [[1]])
-    table.add(["x"], [[2]])
+    table = Table(tmp_path / "a.csv", ["x"], [{"x": 1}])
+    table.add([{"x": 2}])
     table.close()
     assert lines(tmp_path / "a.csv") == [["x"], ["1"], ["2"]]
     assert precious.read_text() == "mine"

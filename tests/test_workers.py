@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import pickle
 import re
 import resource
 import signal
@@ -21,13 +22,16 @@ import pytest
 import torch
 from environments import Counting, Sampling, box, encoding_of, small_agent
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from support import wait_for
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
 from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.infos import WorkerEnvs
 from klrl.experience.processes import FILES
 from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.worker import pickled
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
 from klrl.policy.distributions import Categorical
 
@@ -47,20 +51,14 @@ def pids(envs):
     return [worker.process.pid for worker in envs._workers]
 
 
-def wait_until(condition, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 @pytest.fixture(autouse=True)
 def _no_process_is_left():
     yield
-    left = not wait_until(lambda: not multiprocessing.active_children())
-    for process in multiprocessing.active_children():
-        process.kill()  # not the next test's
-    assert not left
+    try:
+        wait_for(lambda: not multiprocessing.active_children())
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()  # not the next test's
 
 
 # -- the same as in one process -----------------------------------------------------------------
@@ -139,8 +137,67 @@ def test_what_is_no_array_of_the_action_space_reaches_the_environment_as_it_is()
         for actions in ([0, 1], np.array([1, 0], np.int32), np.array([0, 1]), (1, 1)):
             envs.step(actions)
             assert equal(envs.get_attr("last"), tuple(actions))
-        with pytest.raises(WorkerFailed, match=r"environment \d .*ValueError: 3 actions; allowed: 2"):
-            envs.step([0, 1, 0])
+
+
+@pytest.mark.parametrize("actions", [[0, 1, 0], [0], np.zeros(3, int), np.zeros((0,), int), ()], ids=repr)
+def test_a_wrong_number_of_actions_is_refused_and_nothing_happens(actions):
+    with contextlib.closing(WorkerVectorEnv([Counting] * 2)) as envs:
+        before, workers = envs.reset(seed=0)[0], pids(envs)
+        with pytest.raises(ValueError, match=rf"^{len(actions)} actions; allowed: 2, one for each environment$"):
+            envs.step(actions)
+        assert all(map(running, workers))
+        after = envs.step(np.array([3, 2]))[0]
+        assert (after - before)[:, 2:].tolist() == [[1, 3], [1, 2]]  # one step on, with these actions
+        assert pids(envs) == workers
+
+
+def test_a_wrong_number_of_actions_is_refused_in_every_action_space():
+    space = gym.spaces.Dict(a=box(1), b=gym.spaces.Discrete(3))
+    with contextlib.closing(WorkerVectorEnv([partial(Sampling, box(2), space)] * 2)) as envs:
+        envs.reset(seed=0)
+        actions = envs.action_space.sample()
+        with pytest.raises(ValueError, match=r"^1 actions; allowed: 2"):
+            envs.step({key: x[:1] for key, x in actions.items()})
+        envs.step(actions)
+
+
+def test_seeds_and_generators_are_those_of_the_environments():
+    one = SyncVectorEnv([partial(gym.make, "CartPole-v1")] * 3, autoreset_mode=SAME)
+    with contextlib.closing(WorkerVectorEnv(one.env_fns)) as envs:
+        for e in (one, envs):
+            e.reset(seed=42)
+        assert envs.np_random_seed == one.np_random_seed == (42, 43, 44)
+        assert [x.bit_generator.state for x in envs.np_random] == [x.bit_generator.state for x in one.np_random]
+        envs.reset()
+        assert envs.np_random_seed == (42, 43, 44)  # the streams go on
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "what"),
+    [
+        ([True, False], TypeError, "list"),
+        (np.array([1, 0]), TypeError, r"int64 \(2,\)"),
+        (np.array([True]), ValueError, r"bool \(1,\)"),
+        (np.array([[True, False]]), ValueError, r"bool \(1, 2\)"),
+        (np.array([False, False]), ValueError, "nowhere True"),
+    ],
+    ids=repr,
+)
+def test_a_reset_mask_is_validated(mask, error, what):
+    one = SyncVectorEnv([Counting] * 2, autoreset_mode=SAME)
+    with contextlib.closing(WorkerVectorEnv([Counting] * 2)) as envs:
+        partly = np.array([True, False])
+        with pytest.raises(gym.error.ResetNeeded):
+            envs.reset(options={"reset_mask": partly})
+        envs.reset(seed=0)
+        allowed = r"allowed: an array of bool and shape \(2,\), True somewhere"
+        with pytest.raises(error, match=rf"^options\['reset_mask'\] is {what}; {allowed}$"):
+            envs.reset(options={"reset_mask": mask})
+        with pytest.raises(error):
+            one.reset(options={"reset_mask": mask})  # so does Gymnasium
+        options = {"reset_mask": partly}
+        assert envs.reset(options=options)[0][:, 1].tolist() == [1, 0]
+        assert options == {"reset_mask": partly}
 
 
 class Remembering(Counting):
@@ -172,9 +229,12 @@ def test_attributes_methods_and_places():
     one, envs = SyncVectorEnv(makes, autoreset_mode=SAME), WorkerVectorEnv(makes)
     for e in (one, envs):
         e.reset(seed=[5, 6])
-        e.set_attr("rebuild", True)
-        e.set_attr("place", [Place(5, 3, [0, 1, 1]), Place(9, 1)])
-    assert envs.get_attr("rebuild") == envs.call("get_wrapper_attr", "rebuild") == (True, True)
+        e.set_attr("gravity", 5.0)
+    places = [Place(5, 3, [0, 1, 1]), Place(9, 1)]
+    envs.go_to(places)
+    for env, place in zip(one.envs, places, strict=True):
+        env.place = place
+    assert envs.get_attr("gravity") == envs.call("get_wrapper_attr", "gravity") == (5.0, 5.0)
     assert envs.call("has_wrapper_attr", "nothing") == (False, False)
     assert equal(one.reset(), envs.reset())
     assert [place.episode for place in envs._places] == [3, 1]
@@ -240,7 +300,7 @@ FAILURES = {
     "unpicklable exception": (lambda: throw(Unpicklable("a lock")), "test_workers.Unpicklable: a lock", "in throw"),
     "two arguments": (lambda: throw(TwoArguments(1, 2)), "test_workers.TwoArguments: 1 and 2", "in throw"),
     "a broken pipe of its own": (lambda: throw(BrokenPipeError("simulator")), "BrokenPipeError: simulator", "in throw"),
-    "hang": (lambda: time.sleep(60), "worker hangs: no answer for 2 s", "in <lambda>"),
+    "hang": (lambda: time.sleep(10_000), "worker hangs: no answer for 2 s", "in <lambda>"),
     "busy hang": (lambda: [None for _ in iter(int, 1)], "worker hangs: no answer for 2 s", "in <lambda>"),
     "1 MB": (lambda: throw(ValueError("first\n" + "x" * 2**20)), "ValueError: first", "x" * 2**20),
 }
@@ -270,7 +330,7 @@ class Failing(Counting):
             self.fail()
 
 
-def failing(fail, timeout=30.0, on_failure="stop", **when):
+def failing(fail, timeout=600.0, on_failure="stop", **when):
     """The second of three environments fails, by default in step 2 of its second episode."""
     makes = [partial(SeededEpisodes, partial(Failing, fail if i == 1 else None, i, **when), i) for i in range(3)]
     envs = WorkerVectorEnv(makes, on_failure=on_failure)
@@ -288,11 +348,9 @@ def test_a_failure_stops_with_environment_episode_seed_and_traceback(fail, what,
     envs = failing(fail)
     workers = pids(envs)
     steps(envs, 4)
-    envs.timeout = 2.0 if "hangs" in what else 30.0
-    before = time.monotonic()
+    envs.timeout = 2.0 if "hangs" in what else 600.0
     with pytest.raises(WorkerFailed) as caught:
         steps(envs, 1)
-    assert time.monotonic() - before < 5.0
     error, seed = caught.value, Place(11, 1).seed
     assert error.reason == str(error).partition("\n")[0] == f"environment 1 (episode 1, seed {seed}): {what}"
     assert (error.index, error.episode, error.seed) == (1, 1, seed)
@@ -311,7 +369,7 @@ def test_a_failed_worker_is_made_anew_and_begins_the_next_episode(fail, what, tr
     envs = failing(fail, on_failure="restart")
     workers = pids(envs)
     steps(envs, 4)
-    envs.timeout = 2.0 if "hangs" in what else 30.0
+    envs.timeout = 2.0 if "hangs" in what else 600.0
     with pytest.warns(RuntimeWarning) as caught:
         observations, rewards, terminated, truncated, infos = envs.step(np.full(3, 2))
     assert [str(w.message) for w in caught] == [
@@ -373,11 +431,11 @@ def test_a_failure_of_the_reset_that_follows_an_episode_names_the_new_one(step):
 
 def test_a_failure_in_reset_is_mended_too():
     envs = failing(lambda: throw(ValueError("x")), step=0, on_failure="restart")
-    envs.set_attr("rebuild", True)
+    envs.set_attr("length", 9)
     with pytest.warns(RuntimeWarning, match="ValueError: x; restarted"):
         _, infos = envs.reset()
     assert infos["worker_restarted"].tolist() == [False, True, False]
-    assert envs.get_attr("rebuild") == (True,) * 3  # it was told what the one before was told
+    assert envs.get_attr("length") == (9,) * 3  # it was told what the one before was told
     assert envs.get_attr("seed") == (Place(10, 1).seed, Place(11, 2).seed, Place(12, 1).seed)
     envs.close()
 
@@ -402,18 +460,42 @@ class Odd(Counting):
         return *super().step(action)[:4], self.info()
 
 
-@pytest.mark.parametrize(
-    ("info", "message"),
-    [
-        (lambda: {"lock": multiprocessing.Lock()}, "RuntimeError: .*should only be shared"),
-        (lambda: {"error": TwoArguments(1, 2)}, "its answer cannot be read: TypeError: .*missing 1 required"),
-    ],
-    ids=["written", "read"],
-)
-def test_an_info_that_cannot_be_sent_is_reported(info, message):
-    with contextlib.closing(WorkerVectorEnv([partial(Odd, info)])) as envs:
+def test_what_cannot_be_sent_of_an_info_is_a_text_that_says_so():
+    odd = {"lock": multiprocessing.Lock(), "f": lambda: 0, "n": 3, ("a", 1): "b", "deep": [{"e": (x for x in "ab")}]}
+    with contextlib.closing(WorkerVectorEnv([partial(Odd, lambda: odd)])) as envs:
         envs.reset(seed=4)
-        with pytest.raises(WorkerFailed, match=rf"environment 0 \(episode 0, seed 4\): {message}"):
+        for _ in range(5):  # an episode ends, too
+            *_, infos = envs.step(np.zeros(1, int))
+            assert infos["n"][0] == 3 if "n" in infos else infos["final_info"]["n"][0] == 3
+    assert pickle.loads(pickled(odd)) == {
+        "lock": "Lock that cannot be sent from a worker process: RuntimeError: Lock objects should only be shared "
+        "between processes through inheritance",
+        "f": f"function that cannot be sent from a worker process: {reason(odd['f'])}",
+        "n": 3,
+        ("a", 1): "b",
+        "deep": f"list that cannot be sent from a worker process: {reason(odd['deep'])}",
+    }
+
+
+def reason(x):
+    try:
+        pickle.dumps(x)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_an_info_that_cannot_be_read_is_so_only_for_those_who_read_it():
+    makes = [partial(Odd, lambda: {"error": TwoArguments(1, 2)})]
+    unreadable = pytest.raises(BadStep, match=r"^info of environment 0 cannot be read: TypeError: .*missing 1 required")
+    with contextlib.closing(WorkerEnvs(makes)) as envs:
+        envs.reset(seed=4)
+        *_, infos = envs.step(np.zeros(1, int))
+        with unreadable:
+            infos[0]
+        envs.step(np.zeros(1, int))
+    with contextlib.closing(WorkerVectorEnv(makes)) as envs:
+        envs.reset(seed=4)
+        with unreadable:
             envs.step(np.zeros(1, int))
 
 
@@ -434,7 +516,7 @@ def interrupted(envs, seconds):
 
 
 def test_an_interrupt_in_the_middle_of_a_step_leaves_nothing_that_waits():
-    envs = failing(lambda: time.sleep(60), timeout=30.0)
+    envs = failing(lambda: time.sleep(10_000))
     steps(envs, 4)
 
     def stop(*_):
@@ -445,9 +527,8 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_nothing_that_waits():
         assert interrupted(envs, 0.3)
         with pytest.raises(gym.error.ResetNeeded):
             steps(envs, 1)
-        workers, started = pids(envs), time.monotonic()
+        workers = pids(envs)
         observations, _ = envs.reset()  # goes on with new workers, in the next episodes
-        assert time.monotonic() - started < 4.0
         assert not any(map(running, workers))
         assert envs.get_attr("seed") == tuple(Place(stream, 2).seed for stream in (10, 11, 12))
         assert observations[:, 2].tolist() == [0, 0, 0]
@@ -455,9 +536,8 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_nothing_that_waits():
             assert interrupted(envs, 0.003)
             envs.reset()
         assert interrupted(envs, 0.003)
-        workers, started = pids(envs), time.monotonic()
+        workers = pids(envs)
         envs.close()
-        assert time.monotonic() - started < 3.0
         assert not any(map(running, workers))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -473,7 +553,9 @@ def test_signals_are_left_to_the_parent():
             steps(envs, 2)
 
 
-def test_environments_are_closed_and_nothing_is_left_open(tmp_path):
+def test_environments_are_closed_and_nothing_is_left_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("klrl.experience.processes.GRACE", 600.0)
+
     def makes():
         return [partial(Closing, tmp_path / str(i)) for i in range(3)]
 
@@ -514,7 +596,7 @@ class Hanging(CartPoleEnv):
             pass
         return super().step(action)
 
-envs = WorkerVectorEnv([CartPoleEnv, Hanging, CartPoleEnv], timeout=600.0)
+envs = WorkerVectorEnv([CartPoleEnv, Hanging, CartPoleEnv], timeout=10_000.0)
 envs.reset(seed=0)
 print(*(worker.process.pid for worker in envs._workers), flush=True)
 envs.step(np.zeros(3, int))
@@ -531,12 +613,12 @@ def parent(sleep=0, loop=False, end=""):
     return process, workers
 
 
-@pytest.mark.parametrize("how", [{"sleep": 600}, {"loop": True}], ids=["sleep", "loop"])
+@pytest.mark.parametrize("how", [{"sleep": 10_000}, {"loop": True}], ids=["sleep", "loop"])
 def test_no_worker_survives_a_parent_that_is_killed_while_one_hangs(how):
     process, workers = parent(**how)
     assert all(map(running, workers))
     process.kill()
-    assert wait_until(lambda: not any(map(running, workers)))
+    wait_for(lambda: not any(map(running, workers)))
     assert process.communicate()[1] == ""
 
 
@@ -552,7 +634,7 @@ class Slow(CartPoleEnv):
         time.sleep(1.0)
         return super().step(action)
 
-envs = WorkerVectorEnv([Slow, Slow], timeout=2.0)
+envs = WorkerVectorEnv([Slow, Slow], timeout=4.0)
 envs.reset(seed=0)
 print("ready", flush=True)
 envs.step(np.zeros(2, int))
@@ -566,43 +648,42 @@ def test_time_that_all_processes_were_stopped_is_no_hang():
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
         os.killpg(process.pid, signal.SIGSTOP)  # Ctrl-Z
-        time.sleep(3.0)
+        time.sleep(5.0)
         os.killpg(process.pid, signal.SIGCONT)
-        assert (process.communicate(timeout=30)[1], process.returncode) == ("", 0)
+        assert (process.communicate()[1], process.returncode) == ("", 0)
 
 
 class Slow(Counting):
     """Hangs in one step of an episode, if there is such a step; takes its time for the others."""
 
     def __init__(self, hangs):
-        super().__init__(length=30)
+        super().__init__(length=60)
         self.hangs = hangs
 
     def step(self, action):
-        time.sleep(60.0 if self.steps == self.hangs else 0.1)
+        time.sleep(10_000.0 if self.steps == self.hangs else 0.1)
         return super().step(action)
 
 
 @pytest.mark.parametrize("hangs", [None, 12])
 def test_actions_that_are_played_again_may_take_longer_than_the_timeout_together_but_not_each(hangs):
-    envs = WorkerVectorEnv([partial(SeededEpisodes, partial(Slow, hangs))] * 2, timeout=1.5)
+    envs = WorkerVectorEnv([partial(SeededEpisodes, partial(Slow, hangs))] * 2, timeout=2.5)
     with contextlib.closing(envs):
-        envs.set_attr("place", [Place(1), Place(1, 0, [0] * 20)])
+        envs.go_to([Place(1), Place(1, 0, [0] * 30)])
         began = time.monotonic()
         if hangs is None:
             envs.reset()
-            assert time.monotonic() - began > 2.0
+            assert time.monotonic() - began > 2.5
         else:
-            with pytest.raises(WorkerFailed, match=r"environment 1 .*: worker hangs: no answer for 1\.5 s"):
+            with pytest.raises(WorkerFailed, match=r"environment 1 .*: worker hangs: no answer for 2\.5 s"):
                 envs.reset()
-            assert time.monotonic() - began < 6.0
 
 
 @pytest.mark.parametrize("end", ["", "envs.x = envs; raise KeyboardInterrupt", "os._exit(1)"])
 def test_no_worker_survives_a_parent_that_ends_without_close(end):
     process, workers = parent(end=end)
-    process.communicate(timeout=60)
-    assert wait_until(lambda: not any(map(running, workers)))
+    process.communicate()
+    wait_for(lambda: not any(map(running, workers)))
 
 
 # -- batches and agents -------------------------------------------------------------------------
@@ -735,18 +816,35 @@ class Rarely(Counting):
 def test_training_goes_on_and_counts(tmp_path):
     env = partial(Rarely, tmp_path / "raised")
     agent = small_agent(PPO, env, vectorization_mode="async", on_worker_failure="restart")
-    agent._collect()  # it is tried before
-    (tmp_path / "raised").unlink()
     with pytest.warns(RuntimeWarning, match="sensor fault; restarted"):
         agent.learn(128)
     assert [metrics["rollout/worker_restarts"] for metrics in agent.history] == [1.0] * len(agent.history)
     agent.close()
     (tmp_path / "raised").unlink()
     agent = small_agent(PPO, env, vectorization_mode="async")
-    agent._collect()
-    (tmp_path / "raised").unlink()
     with pytest.raises(WorkerFailed, match="ValueError: sensor fault"):
         agent.learn(128)
+
+
+@pytest.mark.parametrize(("every", "begun"), [(True, f"seed {Place(5, 1).seed}"), (False, None)])
+def test_the_seed_of_an_episode_that_fails_is_named_where_it_had_one(every, begun):
+    envs = make_vector_env(Fifth, 1, "async", seed_every_episode=every)
+    envs.reset(seed=[5])
+    where = "episode 1" if begun is None else f"episode 1, {begun}"
+    with pytest.raises(WorkerFailed, match=rf"^environment 0 \({where}\): ValueError: the fifth step"):
+        steps(envs, 5)
+
+
+class Fifth(Counting):
+    """Fails in its fifth step, the second of its second episode."""
+
+    taken = 0
+
+    def step(self, action):
+        self.taken += 1
+        if self.taken == 5:
+            raise ValueError("the fifth step")
+        return super().step(action)
 
 
 def test_only_workers_can_be_restarted():
@@ -772,7 +870,7 @@ def test_the_command_line_ends_with_the_workers_traceback_and_one_line(tmp_path)
     words = "train ppo --env faulty:Faulty-v0 --vectorization-mode async --total-timesteps 64 --n-envs 2 --run-dir run"
     result = subprocess.run(
         [sys.executable, "-m", "klrl.scripts.main", *words.split()],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
     )  # fmt: skip
     assert result.returncode == 1
@@ -804,7 +902,6 @@ def test_more_workers_than_open_files_allow_are_refused_in_one_line_and_so_many_
         assert (most, limit) == (7, now)
         assert needed - limit == pytest.approx(4 * (30 - most), abs=3)
         agent = small_agent(PPO, Counting, vectorization_mode="async", n_envs=most).learn(64)
-        assert agent.replay == "new"  # another worker was started to find that out
         agent.close()
 
 
@@ -817,23 +914,6 @@ def test_the_number_of_open_files_for_each_worker(context):
         with contextlib.closing(WorkerVectorEnv([CartPoleEnv] * n, context=context)):
             opened.append(len(os.listdir("/dev/fd")) - before)
     assert opened[2] - opened[1] == 3 * FILES
-
-
-def test_no_slower_than_gymnasiums_workers():
-    """The best of a few tries each: it has been a fifth faster; an allowance for machines that do other things."""
-    makers = {"ours": WorkerVectorEnv, "theirs": partial(AsyncVectorEnv, autoreset_mode=SAME)}
-    envs = {name: make([partial(gym.make, "CartPole-v1")] * 2) for name, make in makers.items()}
-    best = dict.fromkeys(envs, np.inf)
-    for _ in range(10):
-        for name, e in envs.items():
-            e.reset(seed=0)
-            started = time.perf_counter()
-            for _ in range(100):
-                e.step(np.zeros(2, int))
-            best[name] = min(best[name], time.perf_counter() - started)
-    for e in envs.values():
-        e.close()
-    assert best["ours"] < 1.3 * best["theirs"]
 
 
 @pytest.mark.parametrize("on_failure", ["stop", "restart"])

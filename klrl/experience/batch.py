@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from klrl.experience.infos import Infos
 from klrl.policy.distributions import Distribution
 
 T = TypeVar("T", Tensor, Distribution)
@@ -25,6 +26,8 @@ class Episode:
     """Sum of the environment's own rewards."""
     length: int
     env_index: int
+    info: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What the info of its last step said under the agent's ``info_keys``; a key that was not there is not here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,11 @@ class Batch:
     """The last observations of truncated episodes, ``[M, *O]``, in the order of ``truncated.nonzero()``."""
     episodes: tuple[Episode, ...] = ()
     """The episodes that ended in this batch."""
+    infos: Sequence[Infos] = ()
+    """``infos[t][i]`` is the dict that environment ``i`` gave with the result of step ``t``, whatever it holds.
+
+    What cannot be sent from a worker process is in it as a text that says so.
+    """
 
     @property
     def ended(self) -> Tensor:

@@ -10,10 +10,27 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from klrl.experience.replay import EPISODES, Recording, copied, difference, equal, leaves, random_action, record
+from klrl.experience.environments import time_limit
+from klrl.experience.replay import (
+    EPISODES,
+    Recording,
+    Trial,
+    copied,
+    costly_seeds,
+    difference,
+    equal,
+    leaves,
+    random_action,
+    record,
+    reset_seconds,
+)
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
+from klrl.policy.units import Units, caution
 from klrl.words import plain
+
+_WIDE = 1e6
+"""Half of a range from which on bounds may be nominal."""
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -51,17 +68,23 @@ def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Fi
         yield _time_limit(env)
         if spaces.verdict == "problem":
             return
+        if isinstance(env.action_space, gym.spaces.Box):
+            yield _action_scale(env.action_space)
         promised = env.observation_space, env.action_space
         checked = CheckedSteps(lambda: env, 0, promised)
         recordings = [record(checked, seed + i) for i in range(EPISODES)]
         yield _aliasing(env, seed)
         yield _numbers(checked, seed, steps)
         yield _replay("the same after other episodes", checked, recordings, "note", _USED)
+        yield _seeds(checked)
     with CheckedSteps(make, 0, promised) as fresh:
         yield _replay("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
 
 
-_USED = "an episode depends on those before it, so klrl makes a new environment for each"
+_USED = (
+    "an episode depends on those before it, so episodes cannot be played again; if a run is interrupted, klrl resume "
+    "goes on in new ones (--rebuild-envs makes a new environment for each)"
+)
 _FRESH = "the same seed and actions give other episodes: runs cannot be repeated or resumed exactly"
 
 
@@ -74,10 +97,22 @@ def _spaces(env: gym.Env) -> Finding:
 
 
 def _time_limit(env: gym.Env) -> Finding:
-    limit = env.spec.max_episode_steps if env.spec is not None else None
-    if limit is not None:
+    if (limit := time_limit(env)) is not None:
         return Finding("time limit", "ok", f"episodes are truncated after {limit} steps")
     return Finding("time limit", "note", "none: an episode may never end, and then has no return to report")
+
+
+def _action_scale(space: gym.spaces.Box) -> Finding:
+    """Whether a Gaussian begins about where actions are."""
+    question = "scale of actions"
+    if words := caution(space):
+        return Finding(question, "note", f"{words}, in the environment's units; other scales must be set by hand")
+    widest = float(Units.of(space).half_range.max())
+    if widest > _WIDE:
+        return Finding(
+            question, "note", f"std {widest:g} at first, half the box: are its bounds those of useful actions?"
+        )
+    return Finding(question, "ok", "bounded: a Gaussian begins in the middle, and its std is half the box")
 
 
 def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
@@ -87,6 +122,14 @@ def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: V
             return Finding(question, verdict, f"no ({where}): {otherwise}")
     n = sum(len(recording.actions) for recording in recordings)
     return Finding(question, "ok", f"yes, {n} of {n} steps equal to the bit")
+
+
+def _seeds(env: gym.Env) -> Finding:
+    """What they cost."""
+    seconds = reset_seconds(env)
+    if (advice := costly_seeds(Trial("unknown", *seconds))) is not None:
+        return Finding("cheap seeds", "note", f"no: {advice}")
+    return Finding("cheap seeds", "ok", "yes, a reset with one takes {:.2g} s, one without {:.2g} s".format(*seconds))
 
 
 def _aliasing(env: gym.Env, seed: int) -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -13,12 +14,16 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
-from klrl.experience.environments import autoreset_mode, is_seeded, reset, streams
+from klrl.experience.environments import astray, is_seeded, streams
+from klrl.experience.infos import Infos, numbers
 from klrl.experience.steps import BadStep
+from klrl.experience.tape import MOST, Tape
+from klrl.experience.vector import Vector, as_numpy
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
+from klrl.policy.surroundings import undisturbed
 
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
 
@@ -52,6 +57,7 @@ class Collector:
         NonFinite: the first observation is NaN or infinite.
     """
 
+    @undisturbed
     def __init__(
         self,
         envs: VectorEnv,
@@ -61,19 +67,25 @@ class Collector:
     ) -> None:
         at = begin if isinstance(begin, Whereabouts) else Whereabouts.beginning(streams(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
-        self.mode = autoreset_mode(envs)
+        self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
         self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
-        self._returns, self._actions = at.returns.copy(), [*at.actions]
+        self._returns, self._tape = at.returns.copy(), Tape(np.concatenate(at.actions) if at.actions else None)
+        self._told = False
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
         self._seeded = is_seeded(envs)
         self.restarts = 0
         """How often a worker process was made anew, its episode lost."""
-        observation, info = reset(envs, at)
-        self._episodes += self._lose(info, _Rollout())
-        self._observation = self._encoded(observation, info, self._resetting, ahead=0)
+        observation, infos = self._vector.reset(at)
+        self._episodes += self._lose(infos, _Rollout(()))
+        self._observation = self._encoded(observation, infos, self._resetting, ahead=0)
         if at.observation is not None:
             self._check_arrival(at.observation)
+
+    @property
+    def mode(self) -> AutoresetMode:
+        """What the environments do after an episode, as far as that is known."""
+        return self._vector.mode
 
     @property
     def whereabouts(self) -> Whereabouts | None:
@@ -85,28 +97,32 @@ class Collector:
             episodes=self._episodes.copy(),
             lengths=self._lengths.copy(),
             returns=self._returns.copy(),
-            actions=tuple(self._actions),
+            actions=(self._tape.actions,),
             observation=self._observation,
         )
 
     def _check_arrival(self, expected: Tensor) -> None:
-        for i, (one, other) in enumerate(zip(self._observation.numpy(), expected.numpy(), strict=True)):
-            if one.tobytes() != other.tobytes():
+        here = self._observation.to(expected.dtype)  # what was saved may have been rounded to float32
+        each = zip(here.numpy(), expected.numpy(), astray(self.envs), strict=True)
+        for i, (one, other, lost) in enumerate(each):
+            if lost or one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
                 raise Elsewhere(f"environment {i} did not come back to where it was, {where}")
 
-    def collect(self, act: Act, n_steps: int) -> Batch:
+    @undisturbed
+    def collect(self, act: Act, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:
         """Take ``n_steps`` in every environment.
 
         Args:
             act: observations ``[N, *O]`` to (policy's actions, environment's actions, distributions).
             n_steps: T.
+            info_keys: whose numbers in the info of an episode's last step are kept with the episode.
 
         Raises:
             BadStep: an environment gave what cannot be used.
             NonFinite: an action, a reward or an observation is NaN or infinite.
         """
-        rollout = _Rollout()
+        rollout = _Rollout(info_keys)
         for _ in range(n_steps):
             self._step(act, rollout)
         self._remember(rollout.executed)
@@ -119,35 +135,39 @@ class Collector:
         seen: dict[str, Any] = {"observation": observation, "action": action, "executed": execute}
         try:
             self._check_finite("action", np.asarray(action))
-            step, reward, terminated, truncated, info = self.envs.step(execute)
-            # Copies: an environment may use the same arrays again for its next step.
-            terminated = np.array(terminated)
-            truncated = truncated & ~terminated
+            step, reward, terminated, truncated, infos = self._vector.step(execute)
+            valid &= ~(lost := self._lose(infos, rollout))
+            reward = np.where(valid, reward, 0.0)  # a step that only resets may have one, which belongs to no episode
+            terminated, truncated = terminated & valid, truncated & valid & ~terminated
             ended = terminated | truncated
-            lost = self._lose(info, rollout)
             seen["reward"] = rewards = _in_float32(reward)
             self._check_finite("reward", rewards)
-            self._observation = self._encoded(step, info, ended | lost)
-            t, valid = len(rollout.rows), valid & ~lost
-            rollout.finals |= {(t, i): self._final(i, info) for i in truncated.nonzero()[0].tolist()}
+            self._observation = self._encoded(step, infos, ended | lost)
+            for i in truncated.nonzero()[0].tolist():
+                if (final := self._final(i, infos)) is not None:
+                    rollout.finals[len(rollout.rows), i] = final
+                else:
+                    terminated[i], truncated[i] = True, False
         except NonFinite as error:
             error.transition = {name: np.asarray(x).copy() for name, x in seen.items()} | {**error.transition}
             raise
         self._episodes += lost
-        rollout.episodes += self._count(np.asarray(reward), ended, valid)
+        rollout.episodes += self._count(reward, ended, valid, infos, rollout.info_keys)
         rollout.executed.append(execute)
+        rollout.infos.append(infos)
         rollout.rows.append((observation, action, behaviour, torch.from_numpy(rewards), terminated, truncated, valid))
 
-    def _lose(self, info: dict[str, Any], rollout: _Rollout) -> np.ndarray:
+    def _lose(self, infos: Infos, rollout: _Rollout) -> np.ndarray:
         """Where workers were made anew; their episodes are over, and not counted yet.
 
         The step that was lost is none; the one before it ends the episode, in the state that was seen last.
         """
-        lost = np.asarray(info.get("worker_restarted", np.zeros(self.envs.num_envs, dtype=bool)))
-        if not lost.any():
+        lost = np.zeros(self.envs.num_envs, dtype=bool)
+        if not (restarted := self._vector.restarted(infos)):
             return lost
-        self.restarts += int(np.count_nonzero(lost))
-        self._episodes[lost] = info["worker_episode"][lost] - 1
+        for i, episodes in restarted.items():
+            lost[i], self._episodes[i] = True, episodes - 1
+        self.restarts += len(restarted)
         self._lengths[lost] = 0
         self._returns[lost] = 0.0
         if rollout.rows:
@@ -162,33 +182,47 @@ class Collector:
         """Keep the actions of the current episodes, if they can be of use."""
         if not self._seeded:
             return
-        self._actions.append(np.array(executed))
-        while self._actions and sum(map(len, self._actions[1:])) >= self._lengths.max():
-            self._actions.pop(0)
+        actions, longest = np.array(executed), int(self._lengths.max())
+        if longest * actions[0].nbytes <= MOST:
+            self._tape.add(actions, longest)
+            return
+        self._tape = Tape()
+        if not self._told:
+            self._told = True
+            text = (
+                f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
+                "longer kept; after an interruption new episodes begin, and training goes on differently than without"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
-    def _count(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> list[Episode]:
+    def _count(
+        self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray, infos: Infos, info_keys: Sequence[str]
+    ) -> list[Episode]:
         """Follow returns and lengths; the episodes that ended in this step."""
         self.total_timesteps += int(np.count_nonzero(valid))
-        self._returns += reward * valid
+        self._returns += reward
         self._lengths += valid
         if self.mode is AutoresetMode.NEXT_STEP:
             self._resetting = ended
         if not ended.any():
             return []
-        done = [
-            Episode(self.total_timesteps, float(self._returns[i]), int(self._lengths[i]), int(i))
-            for i in np.flatnonzero(ended)
-        ]
+        done = []
+        for i in np.flatnonzero(ended).tolist():
+            where = f"environment {i} at the end of its episode {self._episodes[i]}"
+            said = numbers(infos[i], info_keys, where) if info_keys else {}
+            done.append(Episode(self.total_timesteps, float(self._returns[i]), int(self._lengths[i]), i, said))
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
         self._episodes += ended
         return done
 
-    def _final(self, i: int, info: dict[str, Any]) -> Tensor:
-        """The last observation of the episode that just ended in environment ``i``."""
+    def _final(self, i: int, infos: Infos) -> Tensor | None:
+        """The last observation of the episode that was just truncated in environment ``i``, if it has been told."""
         if self.mode is AutoresetMode.NEXT_STEP:
             return self._observation[i]
-        final = self._as_array(info["final_obs"][i])
+        if (told := self._vector.final_observation(i, infos)) is None:
+            return None
+        final = self._as_array(told)
         self._check_finite("final observation", final[None], self.encoding.locate, [i])
         return torch.from_numpy(final)
 
@@ -200,20 +234,24 @@ class Collector:
             actions=stack(actions),
             behaviour=stack_records(behaviour),
             rewards=torch.stack(rewards),
-            terminated=torch.as_tensor(np.array(terminated)),
-            truncated=torch.as_tensor(np.array(truncated)),
-            valid=torch.as_tensor(np.array(valid)),
+            terminated=torch.from_numpy(np.array(terminated)),
+            truncated=torch.from_numpy(np.array(truncated)),
+            valid=torch.from_numpy(np.array(valid)),
             next_observations=self._observation,
             final_observations=torch.stack(finals) if finals else self._observation[:0],
             episodes=tuple(rollout.episodes),
+            infos=tuple(rollout.infos),
         )
 
-    def _encoded(self, observation: Any, info: dict[str, Any], ended: np.ndarray, ahead: int = 1) -> Tensor:
+    def _encoded(self, observation: Any, infos: Infos, ended: np.ndarray, ahead: int = 1) -> Tensor:
         """Observations as the policy gets them, with their masks; ``ahead`` of the steps that are counted."""
         same_step = self.mode is AutoresetMode.SAME_STEP
         over = ended & (not same_step)  # what is done in these states has no effect
-        masks = self._masks(info, over) if self.encoding.mask_in_info else None
+        masks = self._masks(infos, over) if self.encoding.mask_in_info else None
         encoded = self._as_array(observation, masks)
+        n, many = self.envs.num_envs, encoded.shape[: encoded.ndim - len(self.encoding.shape)]
+        if many != (n,):
+            raise BadStep(f"the vector environment gave {many} observations; allowed: ({n},), one for each environment")
         if self.encoding.n_mask:
             self.encoding.allowed(encoded)[over] = 1.0
             for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
@@ -231,10 +269,10 @@ class Collector:
         except ValueError as error:
             raise BadStep(f"{error} (after {self.total_timesteps} steps)") from error
 
-    def _masks(self, info: dict[str, Any], ended: np.ndarray) -> np.ndarray:
-        """``info``'s masks ``[N, n]``; none is needed where an episode has just ended."""
-        masks = info.get(MASK, [None] * len(ended))
-        known = np.asarray(info.get(f"_{MASK}", [mask is not None for mask in masks]))
+    def _masks(self, infos: Infos, ended: np.ndarray) -> np.ndarray:
+        """Masks of infos ``[N, n]``; none is needed where an episode has just ended."""
+        masks = as_numpy(infos.gathered(MASK))
+        known = np.array([mask is not None for mask in masks])
         for i in np.flatnonzero(~known & ~ended):
             raise BadStep(
                 f"info of environment {i} has no {MASK!r} after {self.total_timesteps} steps; "
@@ -285,6 +323,7 @@ class Collector:
 class _Rollout:
     """What a rollout has gathered so far."""
 
+    info_keys: Sequence[str]
     rows: list[tuple[Tensor, Array, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = field(
         default_factory=list
     )
@@ -292,6 +331,7 @@ class _Rollout:
     """The last observations of truncated episodes, by row and environment."""
     episodes: list[Episode] = field(default_factory=list)
     executed: list[np.ndarray] = field(default_factory=list)
+    infos: list[Infos] = field(default_factory=list)
 
 
 def _in_float32(reward: Any) -> np.ndarray:

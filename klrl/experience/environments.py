@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any, Literal, TypeGuard, cast
@@ -14,11 +15,12 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
+from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
-from klrl.experience.replay import Replay, replay
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
@@ -40,6 +42,9 @@ def make_vector_env(
     vectorization_mode: VectorizationMode = "sync",
     worker_timeout: float = 60.0,
     on_worker_failure: OnFailure = "stop",
+    *,
+    rebuild_envs: bool = False,
+    seed_every_episode: bool = True,
 ) -> VectorEnv:
     """A vector environment of ``n_envs`` copies of ``env``.
 
@@ -47,37 +52,66 @@ def make_vector_env(
     seeded one by one (:class:`SeededEpisodes`); or made by id or ``EnvSpec`` in an engine with a mode of its own: the
     environment's own vector ("vector_entry_point") or EnvPool ("envpool").
     A ``VectorEnv`` passes through with its own engine, size and mode (NEXT_STEP or SAME_STEP); one ``Env`` instance
-    becomes a vector of one. Processes have ``worker_timeout`` seconds for every answer; one that fails ends them all
-    or is made anew, as ``on_worker_failure`` says.
+    becomes a vector of one. A function is called ``n_envs`` times; for processes once more before, in this one, to see
+    the spaces. Processes have ``worker_timeout`` seconds for every answer; one that fails ends them all or is made
+    anew, as ``on_worker_failure`` says. Environments are kept, unless ``rebuild_envs`` gives every episode a new one.
 
     Raises:
         ValueError: an unknown id, a missing package, spaces that no network fits, autoreset switched off, too many
-            processes for the limit of open files, or an environment or setting that the engine does not have.
+            processes for the limit of open files, an environment or setting that the engine does not have, or
+            ``rebuild_envs`` where nothing can be made.
     """
+    if rebuild_envs and (number_of(env) is not None or vectorization_mode not in ("sync", "async")):
+        what = f"vectorization_mode = {vectorization_mode!r}" if number_of(env) is None else f"a {type(env).__name__}"
+        raise ValueError(f"rebuild_envs = True with {what}; allowed: an id, EnvSpec or function in sync or async")
     if isinstance(env, VectorEnv):
-        check_spaces(env.single_observation_space, env.single_action_space)
-        autoreset_mode(env)
+        _check_vector(env)
         return env
     make = factory(env)
-    if vectorization_mode in ("sync", "async"):
-        spaces = _probe(env, make)
-        numbers = range(number_of(env) or n_envs)
-        makes = [partial(SeededEpisodes, partial(CheckedSteps, make, i, spaces), i) for i in numbers]
-        if vectorization_mode == "async":
-            check_open_files(len(makes))
-            return WorkerVectorEnv(makes, timeout=worker_timeout, on_failure=on_worker_failure)
-        return SyncVectorEnv(makes, autoreset_mode=AutoresetMode.SAME_STEP)
-    if vectorization_mode not in ENGINES:
+    if vectorization_mode in ENGINES:
+        spec = plain_spec(env, vectorization_mode)
+        with _first(env, make) as one:
+            envs = ENGINES[vectorization_mode](spec, n_envs, one.observation_space, one.action_space)
+        autoreset_mode(envs)
+        return envs
+    if vectorization_mode not in ("sync", "async"):
         allowed = ", ".join(["sync", "async", *ENGINES])
         raise ValueError(f"vectorization_mode = {vectorization_mode!r}; allowed: {allowed}")
-    spec = plain_spec(env, vectorization_mode)
-    envs = ENGINES[vectorization_mode](spec, n_envs, *_probe(env, make))
+    one = _first(env, make)
+    n = number_of(env) or n_envs
+    seeded = _Seeded(make, (one.observation_space, one.action_space), seed_every_episode, rebuild_envs)
+    if vectorization_mode == "sync":
+        return _in_this_process(one, seeded, n)
+    if one is not env:  # else workers have copies of it
+        one.close()
+    check_open_files(n)
+    makes = [partial(seeded, i) for i in range(n)]
+    return WorkerEnvs(makes, timeout=worker_timeout, on_failure=on_worker_failure, like=one)
+
+
+def _check_vector(envs: VectorEnv) -> None:
+    """Look at what a user's vector says of itself; and warn where the agent's seed will not reach it."""
+    for name in ("num_envs", "single_observation_space", "single_action_space"):
+        if getattr(envs, name, None) is None:
+            raise ValueError(f"env = {type(envs).__name__} without {name}; allowed: a VectorEnv that has it")
+    check_spaces(envs.single_observation_space, envs.single_action_space)
     autoreset_mode(envs)
-    return envs
+    if _is_pool(envs):
+        warnings.warn(
+            "env is an EnvPool, which takes a seed only when it is made: the agent's seed does not reach it; "
+            "allowed: envpool.make(..., seed=...) by yourself, or vectorization_mode = 'envpool'",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
-def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> tuple[gym.Space, gym.Space]:
-    """Make one environment and look at it before there are many; its spaces."""
+def _is_pool(envs: VectorEnv) -> bool:
+    """Whether it is EnvPool's own, which klrl does not import to find out."""
+    return any(cls.__module__.partition(".")[0] == "envpool" for cls in type(envs.unwrapped).__mro__)
+
+
+def _first(env: EnvLike, make: Callable[[], gym.Env]) -> gym.Env:
+    """Make one environment and look at it before there are many."""
     try:
         one = make()
     except (gym.error.Error, ImportError) as error:
@@ -90,10 +124,46 @@ def _probe(env: EnvLike, make: Callable[[], gym.Env]) -> tuple[gym.Space, gym.Sp
         raise ValueError(f"env made a {type(one).__name__}; allowed: a function that makes a gymnasium.Env")
     try:
         check_spaces(one.observation_space, one.action_space)
-    finally:
+    except ValueError:
         if one is not env:
             one.close()
-    return one.observation_space, one.action_space
+        raise
+    return one
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """Makes environments whose episodes are seeded and whose steps are checked, by their index."""
+
+    make: Callable[[], gym.Env]
+    spaces: tuple[gym.Space, gym.Space]
+    every: bool
+    rebuild: bool
+
+    def __call__(self, i: int, ready: Sequence[gym.Env] = ()) -> SeededEpisodes:
+        """One of them, around what is ``ready`` already."""
+        left = [*ready]
+
+        def make() -> gym.Env:
+            return CheckedSteps(left.pop if left else self.make, i, self.spaces)
+
+        return SeededEpisodes(make, i, every=self.every, rebuild=self.rebuild)
+
+
+def _in_this_process(one: gym.Env, seeded: _Seeded, n: int) -> SyncVectorEnv:
+    """A vector of ``n``, of which ``one`` has been made; of those that can be made none stays open where one fails."""
+    made: list[gym.Env] = [one]
+    try:
+        made[0] = seeded(0, [one])
+        while len(made) < n:
+            made.append(seeded(len(made)))
+        makes = [partial(made.__getitem__, i) for i in range(n)]
+        # What is returned may change in the next step: the collector copies what it keeps.
+        return SyncEnvs(makes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    except BaseException:
+        for env in made:
+            env.close()
+        raise
 
 
 def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[], gym.Env]:
@@ -135,10 +205,10 @@ def env_id(env: EnvLike) -> str | None:
     if isinstance(env, str):
         return env.rpartition(":")[2]
     spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
-    return spec.id if spec is not None else None
+    return spec.id if isinstance(spec, EnvSpec) else None
 
 
-def number_of(env: EnvLike) -> int | None:
+def number_of(env: EnvLike | None) -> int | None:
     """How many environments it is; ``None`` where as many are made as one likes."""
     return env.num_envs if isinstance(env, VectorEnv) else 1 if isinstance(env, gym.Env) else None
 
@@ -146,15 +216,37 @@ def number_of(env: EnvLike) -> int | None:
 def describe(env: EnvLike | None) -> dict[str, Any] | None:
     """An id, ``EnvSpec`` or ``Env`` as JSON; ``None`` for what a registered id and plain settings cannot name."""
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
-    spec = spec.spec if isinstance(spec, gym.Env) else spec
-    if not isinstance(spec, EnvSpec):
+    limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
+    if isinstance(env, gym.Env):
+        spec, limit = env.spec, time_limit(env)
+        if not all(type(wrapper) in _IN_A_SPEC for wrapper in _wrappers(env)):
+            return None
+    if not isinstance(spec, EnvSpec) or spec.additional_wrappers:
         return None
-    data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": spec.max_episode_steps}
+    if spec.entry_point != gym.registry.get(spec.id, spec).entry_point:
+        return None
+    data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": limit}
     try:
         plain = json.loads(json.dumps(data)) == data
     except TypeError:
         plain = False
-    return data if plain and not spec.additional_wrappers else None
+    return data if plain else None
+
+
+_IN_A_SPEC = {TimeLimit, OrderEnforcing, PassiveEnvChecker}
+"""What a spec does not count as additional wrappers, nor what is derived from them."""
+
+
+def _wrappers(env: gym.Env) -> Iterator[gym.Wrapper]:
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
+
+def time_limit(env: gym.Env) -> int | None:
+    """After how many steps episodes are truncated: the least of all limits, while ``spec`` names the outermost one."""
+    limits = (wrapper._max_episode_steps for wrapper in _wrappers(env) if isinstance(wrapper, TimeLimit))
+    return min(limits, default=None)
 
 
 def described(data: dict[str, Any] | None) -> EnvSpec | None:
@@ -180,12 +272,25 @@ def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     """NEXT_STEP or SAME_STEP, as the environment declares it; Gymnasium's default where it is silent.
 
     Raises:
-        ValueError: autoreset is off; rollouts could not go on after an episode.
+        ValueError: autoreset is off, or something else is declared.
     """
-    mode = AutoresetMode(envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
-    if mode is AutoresetMode.DISABLED:
-        raise ValueError(f"autoreset_mode = {mode.value!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
-    return mode
+    return declared_mode(envs) or AutoresetMode.NEXT_STEP
+
+
+def declared_mode(envs: VectorEnv) -> AutoresetMode | None:
+    """NEXT_STEP or SAME_STEP, by the mode itself, its value or its name; ``None`` where the environment is silent.
+
+    Raises:
+        ValueError: autoreset is off, and rollouts could not go on after an episode; or something else is declared.
+    """
+    said = (envs.metadata or {}).get("autoreset_mode")
+    for mode in (AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP):
+        if said is mode or (isinstance(said, str) and said.replace("_", "").lower() == mode.value.lower()):
+            return mode
+    if said is None:
+        return None
+    shown = said.value if isinstance(said, AutoresetMode) else said
+    raise ValueError(f"autoreset_mode = {shown!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
 
 
 def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
@@ -195,46 +300,37 @@ def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
 
 def is_seeded(envs: VectorEnv) -> TypeGuard[SyncVectorEnv | WorkerVectorEnv]:
     """Whether all episodes are seeded one by one, so that the environments can be taken to any place."""
-    makes = envs.env_fns if isinstance(envs, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv)) else [None]
-    return all(isinstance(make, partial) and make.func is SeededEpisodes for make in makes)
-
-
-def prepare(env: EnvLike | None, envs: VectorEnv) -> Replay:
-    """Try where the environments' episodes can be played again, and let each have a new environment where that helps.
-
-    Two more environments are made to try it with random actions. A single ``Env`` instance is not tried: that would
-    disturb it.
-    """
-    if env is None or isinstance(env, VectorEnv) or not is_seeded(envs):
-        return "never"
-    if isinstance(env, gym.Env):
-        return "unknown"
-    try:
-        where = _played(envs)
-    except Exception:  # whatever random actions do to it, a policy may not
-        return "unknown"
-    envs.set_attr("rebuild", [where == "new"] * envs.num_envs)
-    return where
-
-
-def _played(envs: SyncVectorEnv | WorkerVectorEnv) -> Replay:
-    """In a process of its own, which may hang or die, where the environments are in processes, too."""
-    make = cast("partial[SeededEpisodes]", envs.env_fns[0])
     if isinstance(envs, SyncVectorEnv):
-        return replay(make.args[0])
-    with contextlib.closing(WorkerVectorEnv([make], timeout=envs.timeout)) as trial:
-        return trial.call("playable")[0]
+        return all(isinstance(env, SeededEpisodes) and env.every for env in envs.envs)
+    return isinstance(envs, WorkerVectorEnv) and envs.seeded
 
 
 def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
     """Take every environment to its place; the observations there and info.
 
     Environments that cannot be taken to a place begin streams of episodes; a foreign ``VectorEnv`` promises to take
-    one seed only and gets one.
+    one seed only and gets one, and EnvPool none, which it would not heed.
     """
     if is_seeded(envs):
-        envs.set_attr("place", at.places())
+        if isinstance(envs, WorkerVectorEnv):
+            envs.go_to(at.places())
+        else:
+            for env, place in zip(_seeded(envs), at.places(), strict=True):
+                env.place = place
+        return envs.reset()
+    if _is_pool(envs):
         return envs.reset()
     seeds: list[int] = at.streams.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))
     return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]
+
+
+def astray(envs: VectorEnv) -> Sequence[bool]:
+    """Of each environment, whether the last :func:`reset` found another way than the one to its place."""
+    if not is_seeded(envs):
+        return [False] * envs.num_envs
+    return envs.astray() if isinstance(envs, WorkerVectorEnv) else [env.astray for env in _seeded(envs)]
+
+
+def _seeded(envs: SyncVectorEnv) -> Sequence[SeededEpisodes]:
+    return cast("Sequence[SeededEpisodes]", envs.envs)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-if TYPE_CHECKING:
-    from klrl.experience.replay import Replay
+from klrl.experience.steps import Transparent
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +22,8 @@ class Place:
     """How many came before it."""
     actions: Sequence[Any] = ()
     """What has been executed since its reset."""
+    total: float | None = None
+    """Sum of the rewards since then; ``None``: nobody knows."""
 
     @property
     def seed(self) -> int:
@@ -35,7 +36,7 @@ class Place:
         return Place(self.stream, self.episode + 1)
 
 
-class SeededEpisodes(gym.Wrapper):
+class SeededEpisodes(Transparent):
     """Seeds every episode on its own: none depends on how long the ones before it were.
 
     A reset with a seed begins a stream of episodes, a reset without one its next episode. Where ``place`` is set, the
@@ -44,33 +45,36 @@ class SeededEpisodes(gym.Wrapper):
     Args:
         make: makes the environment.
         index: which one of several it is, for messages.
+        every: seed every episode; or only an environment's first one, and what a reset with a seed begins.
+        rebuild: make a new environment for every episode.
     """
 
-    def __init__(self, make: Callable[[], gym.Env], index: int = 0) -> None:
+    def __init__(
+        self, make: Callable[[], gym.Env], index: int = 0, *, every: bool = True, rebuild: bool = False
+    ) -> None:
         super().__init__(make())
         self.place: Place | None = None
-        self.rebuild = False
-        """Whether every episode needs an environment of its own, because a used one would go on differently."""
+        self.astray = False
+        """Whether the way to the last place led elsewhere: the episode after it has begun instead."""
+        self.every = every
         self.played: Callable[[], object] = lambda: None
         """Called after every step on the way to a place."""
-        self._make, self._index = make, index
+        self._make, self._index, self._rebuild = make, index, rebuild
         self._now: Place | None = None
+        self._seed: int | None = None
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, or go to ``place``; where that cannot be reached any more, to the episode after it."""
-        if self._now is not None and self.rebuild:
+        begins = self._now is None or seed is not None
+        if self._now is not None and self._rebuild:
             self.env.close()
-            self.env = self._make()
-        if seed is not None:
-            place = Place(seed)
-        elif self.place is not None:
-            place = self.place
-        else:
-            place = Place(np.random.SeedSequence().generate_state(1)[0]) if self._now is None else self._now.following
-        self._now, self._steps, self.place = place, 0, None
+            self.env, begins = self._make(), True
+        place = self._next(seed)
+        self._now, self._steps, self.place, self.astray = place, 0, None, False
+        self._seed = place.seed if self.every or begins else None
         try:
-            observation, info = self.env.reset(seed=place.seed, options=options)
+            observation, info = self.env.reset(seed=self._seed, options=options)
         except SystemExit as error:
             raise self._stopped(error, "reset") from error
         except Exception as error:
@@ -79,26 +83,32 @@ class SeededEpisodes(gym.Wrapper):
         if len(place.actions) == 0:
             return observation, info
         try:
-            return self._played(place.actions)
-        except Exception:  # it is not what it was, and whoever asked will see that it is elsewhere
-            self.env.close()
-            self.env, self.place = self._make(), place.following
-            return self.reset(options=options)
+            return self._played(place)
+        except Exception:  # it is not what it was
+            self.place = place.following
+            answer = self.reset(options=options)
+            self.astray = True
+            return answer
 
-    def _played(self, actions: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-        """What the last of these actions leads to, if none before it ends the episode."""
-        for action in actions:
-            observation, _, terminated, truncated, info = self.step(action)
+    def _next(self, seed: int | None) -> Place:
+        if seed is not None:
+            return Place(seed)
+        if self.place is not None:
+            return self.place
+        return Place(np.random.SeedSequence().generate_state(1)[0]) if self._now is None else self._now.following
+
+    def _played(self, place: Place) -> tuple[Any, dict[str, Any]]:
+        """What the last of its actions leads to, if none before it ends the episode and they earn as much as before."""
+        total = 0.0
+        for action in place.actions:
+            observation, reward, terminated, truncated, info = self.step(action)
+            total += float(reward)
             self.played()
             if terminated or truncated:
                 raise RuntimeError("the episode ended early")
+        if place.total not in (None, total):
+            raise RuntimeError("the rewards are others")
         return observation, info
-
-    def playable(self) -> Replay:
-        """Try where episodes can be played again, in environments of their own."""
-        from klrl.experience.replay import replay  # imports torch, which most workers do without
-
-        return replay(self._make)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment does it; an exception gets a note on where it happened."""
@@ -119,4 +129,5 @@ class SeededEpisodes(gym.Wrapper):
 
     def _locate(self, error: Exception, what: str) -> None:
         assert self._now is not None
-        error.add_note(f"in {what} of environment {self._index}, episode {self._now.episode} (seed {self._now.seed})")
+        seed = "" if self._seed is None else f" (seed {self._seed})"
+        error.add_note(f"in {what} of environment {self._index}, episode {self._now.episode}{seed}")

@@ -61,8 +61,9 @@ class WorkerProcess:
         foreign = [*others, self.pipe, self.last_words] if method == "fork" else []
         self.process = context.Process(target=work, args=(theirs, say, foreign, *arguments), daemon=True)
         # A signal must not meet a process that still has this one's handlers.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, () if method == "forkserver" else DEAF)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, () if method == "forkserver" else DEAF)
             with clear_mpi_env_vars():
                 self.process.start()
         finally:
@@ -89,7 +90,7 @@ class WorkerProcess:
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            self.process.join(1.0)
+            self.process.join(4.0)
             return self.autopsy(0.0)
         except Exception as error:  # raised by something that only its worker could make sense of
             return False, f"its answer cannot be read: {type(error).__name__}: {error}", ""
@@ -106,7 +107,7 @@ class WorkerProcess:
         else:
             what = f"worker exited with status {code}"
         said = b""
-        while self.last_words.poll(0.2) and (more := os.read(self.last_words.fileno(), 1 << 16)):
+        while self.last_words.poll(0.2 if said else 2.0) and (more := os.read(self.last_words.fileno(), 1 << 16)):
             said += more  # it writes line by line
         if code is None:
             self.process.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,10 +15,37 @@ from klrl.experience.steps import own
 from klrl.policy.observations import MASK, flat_mask
 
 Replay = Literal["used", "new", "never", "unknown"]
-"""Where an episode can be played again: in any environment, only in one that is new, nowhere; or nobody has tried."""
+"""Where an episode can be played again: in any environment, only in one that is new, nowhere; or nobody knows."""
 
 EPISODES, STEPS = 8, 50
 """How many are tried, and how far at most."""
+RESETS = 3
+"""Of each kind are timed."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was found of an environment before training in others of its kind."""
+
+    replay: Replay
+    seeded: float = 0.0
+    """Seconds of a reset with a seed."""
+    unseeded: float = 0.0
+    """Seconds of one without."""
+
+    def playable(self, rebuilt: bool) -> bool:
+        """Whether it is worth trying to play episodes again, in used environments or in rebuilt ones."""
+        return self.replay != "never" and (self.replay != "new" or rebuilt)
+
+
+def costly_seeds(trial: Trial) -> str | None:
+    """What to do where seeds cost far more than resets: five times as much, and a hundredth of a second."""
+    if trial.seeded < 5.0 * trial.unseeded or trial.seeded - trial.unseeded < 0.01:
+        return None
+    return (
+        f"a reset with a seed takes {trial.seeded:.3f} s, one without {trial.unseeded:.3f} s; seed_every_episode = "
+        "False seeds only an environment's first (episodes then cannot be played again)"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,20 +58,30 @@ class Recording:
     """Observation, reward, terminated, truncated: of the reset, then of every step."""
 
 
-def replay(make: Callable[[], gym.Env]) -> Replay:
+def replay(make: Callable[[], gym.Env]) -> Trial:
     """Try with random actions: record some episodes one after the other, and play them again, also in a new one.
 
     Args:
-        make: makes one environment; two are needed.
+        make: makes one environment; two are needed, one after the other.
     """
-    one = make()
-    recordings = [record(one, seed) for seed in range(EPISODES)]
-    repeats = all(difference(one, recording) is None for recording in recordings)
-    one.close()
-    other = make()
-    equal = difference(other, recordings[0]) is None  # another process will have another one
-    other.close()
-    return "never" if not equal else "used" if repeats else "new"
+    with make() as one:
+        recordings = [record(one, seed) for seed in range(EPISODES)]
+        repeats = all(difference(one, recording) is None for recording in recordings)
+        seconds = reset_seconds(one)
+    with make() as other:  # as another process will have one
+        equal = difference(other, recordings[0]) is None
+    return Trial("never" if not equal else "used" if repeats else "new", *seconds)
+
+
+def reset_seconds(env: gym.Env) -> tuple[float, float]:
+    """What a reset takes at least with a seed and without one."""
+    fastest = [math.inf, math.inf]
+    for seed in range(RESETS):
+        for i, given in enumerate((seed, None)):
+            began = time.perf_counter()
+            env.reset(seed=given)
+            fastest[i] = min(fastest[i], time.perf_counter() - began)
+    return fastest[0], fastest[1]
 
 
 def record(env: gym.Env, seed: int) -> Recording:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
+import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from klrl.experience.collector import Collector, Elsewhere
-from klrl.experience.environments import EnvLike, is_seeded, prepare
-from klrl.experience.replay import Replay
+from klrl.experience.batch import Batch
+from klrl.experience.collector import Act, Collector, Elsewhere
+from klrl.experience.environments import EnvLike, is_seeded
+from klrl.experience.footprints import Footprints
+from klrl.experience.replay import Trial
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.observations import Encoding
 
@@ -21,43 +25,84 @@ class Source:
         env: what they are made of; ``None`` where nobody knows.
         envs: those that have been made.
         at: where others of their kind were, and these are to go on.
+        trial: what was found of one, if one has been tried.
     """
 
-    def __init__(self, env: EnvLike | None, envs: VectorEnv | None = None, at: Whereabouts | None = None) -> None:
-        self.env, self.envs = env, envs
+    def __init__(
+        self,
+        env: EnvLike | None,
+        envs: VectorEnv | None = None,
+        at: Whereabouts | None = None,
+        trial: Trial | None = None,
+    ) -> None:
+        self.env, self.envs, self.trial = env, envs, trial
         self.collector: Collector | None = None
-        self.replay: Replay | None = None
-        """Where their episodes can be played again; ``None``: nobody has looked yet."""
         self._at = at
+        self._footprints: Footprints | None = None
 
     @property
     def whereabouts(self) -> Whereabouts | None:
         """Where the environments are, or are to go on."""
         return self._at if self.collector is None else self.collector.whereabouts
 
-    def begin(self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int) -> bool:
-        """Make the collector, at new episodes from these seeds (False) or where the environments were (True)."""
-        assert self.envs is not None
-        if self.replay is None:
-            self.replay = prepare(self.env, self.envs)
-        self.collector = self._where_they_were(self.envs, encoding, total_timesteps)
-        if self.collector is not None:
-            return True
-        self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
-        return False
+    def begin(
+        self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
+    ) -> bool:
+        """Make the collector, at new episodes from these seeds (False) or where the environments were (True).
 
-    def _where_they_were(self, envs: VectorEnv, encoding: Encoding, total_timesteps: int) -> Collector | None:
+        Args:
+            encoding: of observations.
+            seeds: for new episodes.
+            total_timesteps: steps taken before.
+            rebuilt: whether every episode has an environment of its own.
+        """
+        assert self.envs is not None
+        self._footprints = Footprints(self.env) if isinstance(self.env, gym.Env) else None
+        self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt)
+        known = self.collector is not None
+        if not known:
+            self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
+        self._leave()
+        return known
+
+    def _where_they_were(
+        self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
+    ) -> Collector | None:
         if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
             return None
         problem: object = "episodes of these environments cannot be played again"
-        if self.replay != "never":
+        if not self._at.reachable:
+            problem = f"the actions of an episode of {self._at.lengths.max():,} steps were not kept"
+        elif self.trial is None or self.trial.playable(rebuilt):
             try:
                 return Collector(envs, self._at, encoding, total_timesteps)
             except Elsewhere as error:
                 problem = error
         text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
-        warnings.warn(text, RuntimeWarning, stacklevel=6)
+        warnings.warn(text, RuntimeWarning, stacklevel=7)
         return None
+
+    def collect(self, act: Act, n_steps: int, info_keys: Sequence[str]) -> Batch:
+        """The next rollout."""
+        assert self.collector is not None
+        batch = self.collector.collect(act, n_steps, info_keys)
+        self._leave()
+        return batch
+
+    def _leave(self) -> None:
+        if self._footprints is not None:
+            self._footprints.leave()
+
+    def undo_others(self) -> None:
+        """Go back to where the environment was, if somebody else, who has it too, has reset or stepped it meanwhile."""
+        changed = self._footprints.come_back() if self._footprints is not None and self.collector is not None else []
+        if changed:
+            text = (
+                f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
+                f"{', '.join(changed[:3])} changed): training goes back to where it was; evaluate in one of its own"
+            )
+            warnings.warn(text, RuntimeWarning, stacklevel=5)
+            self.go_back(self.whereabouts)
 
     def go_back(self, at: Whereabouts | None) -> None:
         """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""

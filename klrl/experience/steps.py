@@ -21,7 +21,23 @@ class BadStep(ValueError):
     """What an environment gave cannot be used; the message says what, where and what would do."""
 
 
-class CheckedSteps(gym.Wrapper):
+class Transparent(gym.Wrapper):
+    """A wrapper without a name of its own: whoever asks for an attribute, or sets one, means the environment's."""
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Whether the environment has it."""
+        return self.env.has_wrapper_attr(name)
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """The environment's."""
+        return self.env.get_wrapper_attr(name)
+
+    def set_wrapper_attr(self, name: str, value: Any, **how: Any) -> bool:
+        """Set it where the environment has it, else on its outermost wrapper."""
+        return self.env.set_wrapper_attr(name, value, **how)
+
+
+class CheckedSteps(Transparent):
     """An environment that keeps Gymnasium's promises, or says which one it breaks.
 
     Observations have the space's structure, shape and type, and memory of their own: an environment may write its next

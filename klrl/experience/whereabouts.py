@@ -25,7 +25,7 @@ class Whereabouts:
     returns: np.ndarray
     """Sum of its rewards, ``[N]``."""
     actions: Sequence[np.ndarray]
-    """What was executed, in pieces ``[T, N, *A]``; altogether at least as far back as the longest episode goes."""
+    """What was executed, in pieces ``[T, N, *A]``; altogether as far back as the longest episode goes, or fewer."""
     observation: Tensor | None = None
     """Where that led, as the policy is given it, ``[N, *O]``; ``None``: nobody has been there yet."""
 
@@ -36,25 +36,52 @@ class Whereabouts:
         zeros = np.zeros(n, dtype=np.int64)
         return cls(np.array(streams, dtype=np.int64), zeros, zeros, np.zeros(n), ())
 
+    @property
+    def reachable(self) -> bool:
+        """Whether all actions are there that lead to it: those of very long episodes are not kept."""
+        return sum(map(len, self.actions)) >= self.lengths.max()
+
     def places(self) -> list[Place]:
         """The same, one environment at a time."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))
         since = [actions[len(actions) - length :, i] for i, length in enumerate(self.lengths)]
-        return [Place(int(s), int(e), tuple(a)) for s, e, a in zip(self.streams, self.episodes, since, strict=True)]
+        each = zip(self.streams, self.episodes, since, self.returns, strict=True)
+        return [Place(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved."""
         numbers = {name: torch.from_numpy(getattr(self, name)) for name in _NUMBERS}
-        longest = int(self.lengths.max())
+        longest = int(self.lengths.max()) if self.reachable else 0
         actions = {"actions": torch.from_numpy(np.concatenate(self.actions)[-longest:])} if longest else {}
         return numbers | actions | ({} if self.observation is None else {"observation": self.observation})
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Whereabouts:
-        """The inverse of :meth:`tensors`."""
-        numbers = {name: tensors[name].numpy() for name in _NUMBERS}
+    def of(cls, tensors: Mapping[str, Tensor], action: Sequence[int], observation: Sequence[int]) -> Whereabouts:
+        """The inverse of :meth:`tensors`.
+
+        Args:
+            tensors: what was saved.
+            action: shape of an environment's action.
+            observation: shape of what the policy is given of one.
+
+        Raises:
+            ValueError: no environment with these shapes can have been there.
+        """
+        numbers = {name: tensors[name] for name in _NUMBERS}
+        n, longest = len(numbers["streams"].reshape(-1)), 0
+        for name, x in numbers.items():
+            if (x.dtype, tuple(x.shape)) != (_NUMBERS[name], (n,)) or n == 0:
+                raise ValueError(f"whereabouts.{name} is {x.dtype} {[*x.shape]}; allowed: {_NUMBERS[name]} [{n or 1}]")
+            if not x.is_floating_point() and not ((x >= 0) & (x < 2**53)).all():
+                raise ValueError(f"whereabouts.{name} has {x.min()} to {x.max()}; allowed: integers in [0, 2^53)")
+        longest = int(numbers["lengths"].max())
+        shapes = {"actions": (longest, n, *action), "observation": (n, *observation)}
+        for name in shapes.keys() & tensors.keys():
+            if tuple(tensors[name].shape) != shapes[name]:
+                raise ValueError(f"whereabouts.{name} has shape {[*tensors[name].shape]}; allowed: {[*shapes[name]]}")
         actions = (tensors["actions"].numpy(),) if "actions" in tensors else ()
-        return cls(**numbers, actions=actions, observation=tensors.get("observation"))
+        arrays = {name: x.numpy() for name, x in numbers.items()}
+        return cls(**arrays, actions=actions, observation=tensors.get("observation"))
 
 
-_NUMBERS = ("streams", "episodes", "lengths", "returns")
+_NUMBERS = {"streams": torch.int64, "episodes": torch.int64, "lengths": torch.int64, "returns": torch.float64}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import faulthandler
+import io
 import os
 import signal
 import threading
@@ -11,16 +13,23 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import connection, parent_process
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector.utils import batch_space, iterate, read_from_shared_memory, write_to_shared_memory
+from gymnasium.vector.utils import read_from_shared_memory, write_to_shared_memory
 
 from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.steps import BadStep
+from klrl.output import keep_steady
 
 DEAF = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")}
 """Signals that concern the parent, which may get them at the same time."""
+
+Answer = tuple[float, bool, bool, bytes, tuple[Any, bytes] | None]
+"""To a step or a reset: reward, terminated, truncated, and the info of the state that it led to; where that begins
+another episode, the last observation and info of the one before. Infos are pickled apart: not everyone reads them."""
 
 
 def work(
@@ -89,7 +98,7 @@ class _Server:
     """Commands on an environment, one of ``n``."""
 
     def __init__(self, env: gym.Env, index: int, n: int, memory: tuple[Any, Any]) -> None:
-        self.env, self._index, self._n, self._memory = env, index, n, memory[0]
+        self.env, self._index, self._memory = env, index, memory[0]
         self._observations = read_from_shared_memory(env.observation_space, memory[0], n)
         self._actions: Any = read_from_shared_memory(env.action_space, memory[1], n)
         self.ended = False
@@ -108,22 +117,22 @@ class _Server:
             name, args, kwargs = data
             attribute = self.env.get_wrapper_attr(name)
             return attribute(*args, **kwargs) if callable(attribute) else attribute
-        return isinstance(self.env, SeededEpisodes)
+        if command == "astray":
+            return isinstance(self.env, SeededEpisodes) and self.env.astray
+        return self.env.every if isinstance(self.env, SeededEpisodes) else None
 
-    def _step(self, actions: Any) -> tuple[float, bool, bool, dict[str, Any]]:
-        action = self._actions[self._index].copy() if actions is None else self._mine(actions)
+    def _step(self, *given: Any) -> Answer:
+        action = given[0] if given else self._actions[self._index].copy()
         observation, reward, terminated, truncated, info = self.env.step(action)
+        last = None
         if terminated or truncated:
             self.ended = True
-            last = {"final_obs": observation, "final_info": info}
+            last = observation, pickled(info)
             observation, info = self.env.reset()
-            info = last | info
         self._show(observation)
-        return float(reward), bool(terminated), bool(truncated), info
+        return float(reward), bool(terminated), bool(truncated), pickled(info), last
 
-    def _reset(
-        self, place: Place, seed: int | None, options: dict[str, Any] | None
-    ) -> tuple[float, bool, bool, dict[str, Any]]:
+    def _reset(self, place: Place, seed: int | None, options: dict[str, Any] | None) -> Answer:
         if isinstance(self.env, SeededEpisodes):
             self.env.place, seed = place, None
         elif seed is None and self._new:
@@ -131,13 +140,7 @@ class _Server:
         self._new = False
         observation, info = self.env.reset(seed=seed, options=options)
         self._show(observation)
-        return 0.0, False, False, info
-
-    def _mine(self, actions: Any) -> Any:
-        each = list(iterate(batch_space(self.env.action_space, self._n), actions))
-        if len(each) != self._n:
-            raise ValueError(f"{len(each)} actions; allowed: {self._n}")
-        return each[self._index]
+        return 0.0, False, False, pickled(info), None
 
     def _show(self, observation: Any) -> None:
         if isinstance(self._observations, np.ndarray):
@@ -146,8 +149,50 @@ class _Server:
             write_to_shared_memory(self.env.observation_space, self._index, observation, self._memory)
 
 
+def pickled(info: dict[str, Any]) -> bytes:
+    """An info to be sent; what cannot be pickled is in it as a text that says so."""
+    if not info:
+        return _NOTHING
+    try:
+        return _dumps(info)
+    except Exception:  # whatever the objects in there do
+        return _dumps({_sendable(key): _sendable(value) for key, value in info.items()})
+
+
+def _dumps(x: Any) -> bytes:
+    """Whole: torch would leave tensors in shared memory, and nobody may ever come for them."""
+    file = io.BytesIO()
+    pickler = ForkingPickler(file)
+    pickler.dispatch_table = copyreg.dispatch_table
+    pickler.dump(x)
+    return file.getvalue()
+
+
+_NOTHING = _dumps({})
+
+
+def unpickled(info: bytes, index: int) -> dict[str, Any]:
+    """The inverse, for the info of environment ``index``.
+
+    Raises:
+        BadStep: something in it can be pickled, but not made again from that.
+    """
+    try:
+        return ForkingPickler.loads(info)
+    except Exception as error:
+        raise BadStep(f"info of environment {index} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _sendable(x: Any) -> Any:
+    try:
+        _dumps(x)
+    except Exception as error:
+        return f"{type(x).__name__} that cannot be sent from a worker process: {type(error).__name__}: {error}"
+    return x
+
+
 def _prepare(last_words: connection.Connection) -> None:
-    """Leave signals to the parent, say where a crash or a hang was, and end with the parent."""
+    """Leave signals to the parent, say where a crash or a hang was, print if it can be, and end with the parent."""
     for number in DEAF:
         # Programs that the environment starts inherit what is ignored: SIGTERM must still end them.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: None)
@@ -155,6 +200,7 @@ def _prepare(last_words: connection.Connection) -> None:
     os.set_blocking(last_words.fileno(), False)
     faulthandler.enable(last_words.fileno(), all_threads=False)
     faulthandler.register(signal.SIGUSR2, last_words.fileno(), all_threads=False)
+    keep_steady()
     end_with_parent()
 
 

@@ -18,19 +18,20 @@ from gymnasium.vector.utils import (
     CloudpickleWrapper,
     batch_space,
     create_shared_memory,
+    iterate,
     read_from_shared_memory,
 )
 
 from klrl.experience.episodes import Place
 from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
+from klrl.experience.worker import Answer, unpickled
+from klrl.interrupts import held
 
 OnFailure = Literal["stop", "restart"]
-Step = tuple[float, bool, bool, dict[str, Any]]
-"""A worker's answer to a step (reward, terminated, truncated, info), and to a reset, without reward and ends."""
 FAILURES = 3
 """So many in a row, without an episode that ended, are the end."""
-STEP = packed("step", None)
+STEP = packed("step")
 """With actions in shared memory."""
 
 
@@ -44,13 +45,14 @@ class WorkerFailed(RuntimeError):
     Args:
         index: of the environment.
         place: where it was; None before its first reset.
-        seed: what the episode was begun with; None before its first reset.
+        seed: what the episode was begun with; None before its first reset, or where it was begun with none.
         what: happened.
         traceback: the worker's own, where there is one.
     """
 
     def __init__(self, index: int, place: Place | None, seed: int | None, what: str, traceback: str = "") -> None:
-        where = "before its first reset" if place is None else f"episode {place.episode}, seed {seed}"
+        began = "" if seed is None else f", seed {seed}"
+        where = "before its first reset" if place is None else f"episode {place.episode}{began}"
         self.index, self.seed, self.episode = index, seed, place.episode if place is not None else None
         self.what = what
         self.reason = f"environment {index} ({where}): {what}"
@@ -68,13 +70,14 @@ class WorkerVectorEnv(VectorEnv):
     Needs POSIX.
 
     Args:
-        makes: one function per environment, called in its process; and the first once here, for its spaces.
+        makes: one function per environment, called in its process.
         timeout: seconds for a command, and for a step that a reset has to play again, after which a worker hangs.
         on_failure: raise ("stop"), or make the worker anew and begin the next episode ("restart"): then its step is
             none, with reward 0, a True in ``infos["worker_restarted"]``, and ``infos["worker_episode"]`` says how many
             episodes came before the one that begins. The third failure in a row without an episode that ended is
             raised, and so is one before the first reset.
         context: start method of ``multiprocessing``; the platform's default without.
+        like: one that has been made, to see its spaces; by default the first function is called once more, here.
 
     Raises:
         BadStep: an environment broke Gymnasium's promises, in any command; all workers have ended.
@@ -88,39 +91,52 @@ class WorkerVectorEnv(VectorEnv):
         timeout: float = 60.0,
         on_failure: OnFailure = "stop",
         context: str | None = None,
+        like: gym.Env | None = None,
     ) -> None:
         self.num_envs, self.timeout, self.on_failure = len(makes), timeout, on_failure
         self.env_fns = makes
         self._makes = [CloudpickleWrapper(make) for make in makes]
         self._context = cast("Any", multiprocessing.get_context(context))
-        one = makes[0]()
+        one = like or makes[0]()
         self.metadata = dict(one.metadata) | {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.render_mode = one.render_mode
         self.single_observation_space, self.single_action_space = one.observation_space, one.action_space
-        one.close()
+        if like is None:
+            one.close()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         spaces = self.single_observation_space, self.single_action_space
-        self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
+        with held():
+            self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
         self._actions: Any = read_from_shared_memory(spaces[1], self._memory[1], self.num_envs)
         self._places: list[Place | None] = [None] * self.num_envs
         self._next: list[Place | None] = [None] * self.num_envs
         self._attributes: list[dict[str, Any]] = [{} for _ in makes]
         self._failures = [0] * self.num_envs
-        self._begun: dict[int, Step] = {}
+        self._begun: dict[int, Answer] = {}
         """First steps of workers replaced while nobody could be told."""
         self._workers: list[WorkerProcess] = []
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
         self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
         self._busy, self._playing = True, False
-        self._seeded = [bool(answer) for answer in self._ask("hello")]
+        try:
+            self._seeded: tuple[bool | None, ...] = self._ask("seeded")
+            """Whether every episode is seeded; ``None``: nobody does that but a reset."""
+        except BaseException:  # nobody else knows the workers yet
+            self.close()
+            raise
+
+    @property
+    def seeded(self) -> bool:
+        """Whether all episodes are seeded one by one."""
+        return all(self._seeded)
 
     # -- the interface of VectorEnv -------------------------------------------------------------
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin episodes, by seed, at ``place`` where that was set, or the next; all, or ``options["reset_mask"]``."""
+        """Begin episodes, by seed, where :meth:`go_to` said, or the next; all, or ``options["reset_mask"]``."""
         n, mask = self.num_envs, None
         given = [None] * n if seed is None else seed
         seeds = [given + i for i in range(n)] if isinstance(given, (int, np.integer)) else list(given)
@@ -128,7 +144,7 @@ class WorkerVectorEnv(VectorEnv):
             raise ValueError(f"seed has {len(seeds)} elements; allowed: {n}")
         if options is not None and "reset_mask" in options:
             options = dict(options)
-            mask = options.pop("reset_mask")
+            mask = self._checked_mask(options.pop("reset_mask"))
         self._enter()
         messages = {}
         for i in range(n) if mask is None else np.flatnonzero(mask).tolist():
@@ -138,6 +154,17 @@ class WorkerVectorEnv(VectorEnv):
         observations, _, _, _, infos = self._results(*self._exchange(messages))
         self._busy, self._playing = False, True
         return observations, infos
+
+    def _checked_mask(self, mask: Any) -> np.ndarray:
+        what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        allowed = f"allowed: an array of bool and shape ({self.num_envs},), True somewhere"
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool:
+            raise TypeError(f"options['reset_mask'] is {what}; {allowed}")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(f"options['reset_mask'] is {what if mask.any() else 'nowhere True'}; {allowed}")
+        if (self._busy or not self._playing) and not mask.all():
+            raise gym.error.ResetNeeded("options['reset_mask'] before a reset of all; allowed: reset")
+        return mask
 
     def _begin(self, i: int, seed: int | None) -> Place:
         if seed is not None:
@@ -151,12 +178,11 @@ class WorkerVectorEnv(VectorEnv):
         """One step everywhere, and a reset where it ended an episode."""
         if not self.closed and (self._busy or not self._playing):
             raise gym.error.ResetNeeded("step before a reset, or after a command that was interrupted; allowed: reset")
-        message = self._message(actions)
+        messages = self._messages(actions)
         self._enter()
-        asked = [i for i in range(self.num_envs) if i not in self._begun]
-        answers, begun = self._exchange(dict.fromkeys(asked, message))
+        answers, begun = self._exchange({i: m for i, m in enumerate(messages) if i not in self._begun})
         begun, self._begun = self._begun | begun, {}
-        for i, (_, terminated, truncated, _) in answers.items():
+        for i, (_, terminated, truncated, *_) in answers.items():
             place = self._places[i]
             if (terminated or truncated) and place is not None:
                 self._places[i], self._failures[i] = place.following, 0
@@ -164,31 +190,53 @@ class WorkerVectorEnv(VectorEnv):
         self._busy = False
         return result
 
-    def _message(self, actions: Any) -> Any:
-        """One for all workers: arrays of the action space's type in shared memory, whatever else packed."""
-        mine = self._actions
+    def _messages(self, actions: Any) -> list[Any]:
+        """One for each: arrays of the action space's type are in shared memory, whatever else is packed.
+
+        Raises:
+            ValueError: there are more or fewer actions than environments.
+        """
+        mine, n = self._actions, self.num_envs
         arrays = isinstance(mine, np.ndarray) and isinstance(actions, np.ndarray)
         if arrays and (mine.shape, mine.dtype) == (actions.shape, actions.dtype):
             mine[...] = actions
-            return STEP
-        return packed("step", actions)
+            return [STEP] * n
+        each = list(iterate(self.action_space, actions))
+        if len(each) != n:
+            raise ValueError(f"{len(each)} actions; allowed: {n}, one for each environment")
+        return [packed("step", action) for action in each]
 
     def _results(
-        self, answers: dict[int, Step], begun: dict[int, Step]
+        self, answers: dict[int, Answer], begun: dict[int, Answer]
     ) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         rewards = np.zeros(self.num_envs)
         terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
         infos: dict[str, Any] = {}
         answers = answers | begun
         for i in sorted(answers):  # Gymnasium's arrays have the type of the first environment's value
-            rewards[i], terminated[i], truncated[i], info = answers[i]
+            rewards[i], terminated[i], truncated[i], info, last = answers[i]
             place = self._places[i]
+            if last is not None:
+                infos = self._add_info(infos, {"final_obs": last[0], "final_info": self._opened(last[1], i)}, i)
             if i in begun and place is not None:
-                info = info | {"worker_restarted": True, "worker_episode": place.episode}
-            if info:
-                infos = self._add_info(infos, info, i)
+                infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": place.episode}, i)
+            infos = self._add_info(infos, self._opened(info, i), i)
         observations = read_from_shared_memory(self.single_observation_space, self._memory[0], self.num_envs)
         return copy.deepcopy(observations), rewards, terminated, truncated, infos
+
+    def _opened(self, info: bytes, i: int) -> Any:
+        """What ``_add_info`` is to gather."""
+        return unpickled(info, i)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Every environment's seed."""
+        return self.get_attr("np_random_seed")
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Copies of every environment's generator of random numbers."""
+        return self.get_attr("np_random")
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Every environment's result of a method, or its attribute."""
@@ -203,12 +251,17 @@ class WorkerVectorEnv(VectorEnv):
         values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values of {name!r} has {len(values)} elements; allowed: {self.num_envs}")
-        if name == "place":  # what a reset tells them anyway
-            self._next = values
-            return
         for attributes, value in zip(self._attributes, values, strict=True):
             attributes[name] = value
         self._ask("set", name, each=values)
+
+    def go_to(self, places: Sequence[Place]) -> None:
+        """Have the next reset of seeded episodes lead there."""
+        self._next = list(places)
+
+    def astray(self) -> tuple[bool, ...]:
+        """Whether the way there led elsewhere."""
+        return self._ask("astray")
 
     def render(self) -> tuple[Any, ...]:
         """Every environment's picture."""
@@ -243,10 +296,10 @@ class WorkerVectorEnv(VectorEnv):
             self._start_all()
         self._busy = True
 
-    def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Step]]:
+    def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Answer]]:
         """Answers to messages; and of workers that failed, their successors' first steps instead."""
         answers, failed = self._converse(messages)
-        begun: dict[int, Step] = {}
+        begun: dict[int, Answer] = {}
         while failed:
             messages = {i: self._replace(failure) for i, failure in failed.items()}
             first, failed = self._converse(messages)
@@ -288,7 +341,9 @@ class WorkerVectorEnv(VectorEnv):
             return WorkerFailed(i, None, None, what, traceback)
         if ended:
             place = self._places[i] = place.following
-        return WorkerFailed(i, place, place.seed if self._seeded[i] else place.stream, what, traceback)
+        seed = place.stream if self._seeded[i] is None else place.seed
+        begun = None if self._seeded[i] is False and place.episode > 0 else seed
+        return WorkerFailed(i, place, begun, what, traceback)
 
     def _replace(self, failure: WorkerFailed) -> Any:
         """Start a worker in place of one that failed, unless that is the end; what it is told first."""
@@ -304,7 +359,8 @@ class WorkerVectorEnv(VectorEnv):
             raise failure
         warnings.warn(f"{failure.reason}; restarted", RuntimeWarning, stacklevel=5)
         end([self._workers[i]])
-        self._workers[i] = self._start(i)
+        with held():
+            self._workers[i] = self._start(i)
         self._places[i] = place = place.following
         return packed("reset", place, None, None)
 
@@ -319,4 +375,5 @@ class WorkerVectorEnv(VectorEnv):
         self._workers.clear()
         self._begun, self._playing = {}, False
         for i in range(self.num_envs):
-            self._workers.append(self._start(i))
+            with held():
+                self._workers.append(self._start(i))

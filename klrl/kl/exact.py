@@ -183,6 +183,8 @@ def total(parts: Array) -> Array:
         return parts.squeeze(-1)
     if is_numpy(parts):
         return like(total(tensor(parts)), parts)
+    if torch.is_autocast_enabled(parts.device.type):  # it would multiply in half precision
+        return parts.sum(-1)
     return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum
 
 

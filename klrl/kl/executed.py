@@ -25,8 +25,9 @@ def kl_executed(p: AnyDistribution, q: AnyDistribution, low: Array, high: Array,
     Args:
         p: a DiagGaussian.
         q: a DiagGaussian.
-        low: smallest executed action, a number or ``[d]``; may be -inf.
-        high: largest executed action, > low; may be inf.
+        low: smallest executed action in units of p and q, a number or ``[d]``; may be -inf. For an agent on a bounded
+            Box that is -1 (``scale_actions``).
+        high: largest executed action, > low; may be inf. For such an agent 1.
         base: unit of information, as in :func:`klrl.kl.kl_divergence`.
 
     Raises:

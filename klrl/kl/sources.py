@@ -128,7 +128,7 @@ class TorchSource(Source):
 
 
 def _draw(distribution: td.Distribution, n: int, generator: torch.Generator | None) -> Tensor:
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         return distribution.sample(torch.Size([n]))

@@ -54,7 +54,7 @@ def wasserstein(
 def _between_categoricals(p: Categorical, q: Categorical, ground_metric: Array | None) -> Tensor:
     prob_p, prob_q = torch.broadcast_tensors(p.probs, q.probs)
     k = prob_p.shape[-1]
-    ground = torch.arange(k).double() if ground_metric is None else numbers(ground_metric)
+    ground = torch.arange(k, dtype=torch.float64, device="cpu") if ground_metric is None else numbers(ground_metric)
     if list(ground.shape) not in ([k], [k, k]) or not bool(ground.isfinite().all()):
         shape = list(ground.shape)
         raise ValueError(f"ground_metric of shape {shape}; allowed: finite positions [{k}] or distances [{k}, {k}]")

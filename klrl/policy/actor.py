@@ -15,10 +15,14 @@ from klrl.policy.linearization import Linearization
 from klrl.policy.networks import OnTrunk, evaluate, features, linearize
 from klrl.policy.observations import Encoding
 from klrl.policy.trunks import make_trunk
+from klrl.policy.units import Units
 
 
 class Actor(nn.Module, abc.ABC):
     """pi(.|s): observations ``[*B, *O]`` to a record ``[*B]`` whose fields are pieces of a trunk's outputs."""
+
+    units: Units | None = None
+    """Of a Gaussian's actions."""
 
     def __init__(self, encoding: Encoding, n_outputs: int, hidden: Sequence[int], **style: Any) -> None:
         super().__init__()
@@ -32,6 +36,11 @@ class Actor(nn.Module, abc.ABC):
     @abc.abstractmethod
     def to_environment(self, action: Array) -> np.ndarray:
         """What the environment executes for these actions of the policy."""
+
+    @property
+    def caution(self) -> str:
+        """What is to be known before it is trained; empty if there is nothing."""
+        return ""
 
     def forward(self, observation: Array) -> Distribution:
         """The policy's distribution at these observations."""

@@ -29,15 +29,15 @@ class CategoricalActor(Actor):
         self, encoding: Encoding, action_space: gym.spaces.Discrete, hidden: Sequence[int], **style: Any
     ) -> None:
         super().__init__(encoding, int(action_space.n), hidden, **style)
-        self.start = int(action_space.start)
+        self.start, self.dtype = int(action_space.start), action_space.dtype
 
     def policy(self, outputs: Array, allowed: Array | None) -> Categorical:
         """The outputs are the logits."""
         return Categorical(outputs) if allowed is None else Categorical.masked(outputs, allowed)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """Indices shifted to the space's ``start``; one alone is a number, which tables can be looked up by."""
-        return on_host(action) + self.start
+        """In the space's dtype, shifted to its ``start``."""
+        return np.asarray(on_host(action) + self.start).astype(self.dtype, copy=False)
 
 
 class MultiCategoricalActor(Actor):
@@ -89,6 +89,7 @@ def make_actor(
     log_std_init: float = 0.0,
     action_distribution: ActionDistribution = "gaussian",
     state_dependent_std: bool = False,
+    scale_actions: bool = True,
 ) -> Actor:
     """The actor for an action space; :func:`check_action_space` names the spaces that have one.
 
@@ -98,7 +99,9 @@ def make_actor(
     check_action_space(action_space)
     style: dict[str, Any] = {"activation": activation, "generator": generator}
     if isinstance(action_space, gym.spaces.Box):
-        gaussian = {"log_std_init": log_std_init, "state_dependent_std": state_dependent_std}
+        gaussian = {
+            "log_std_init": log_std_init, "state_dependent_std": state_dependent_std, "scaled": scale_actions,
+        }  # fmt: skip
         return box_actor(encoding, action_space, hidden, action_distribution, gaussian, **style)
     for name, value in (("action_distribution", action_distribution), ("state_dependent_std", state_dependent_std)):
         if value not in ("gaussian", False):

@@ -61,7 +61,7 @@ def is_numpy(x: Array) -> bool:
 def tensor(x: Array) -> Tensor:
     """The same numbers as a tensor, on the same memory if it may be written to."""
     if not isinstance(x, np.ndarray):
-        return torch.as_tensor(x)
+        return x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu")
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
@@ -135,6 +135,11 @@ def concatenate_last(parts: Sequence[Array]) -> Array:
     if len(parts) == 1:
         return parts[0]
     return torch.cat(tuple(parts), -1) if isinstance(parts[0], Tensor) else np.concatenate(parts, -1)
+
+
+def share(condition: Array) -> Array:
+    """How many of these truth values hold, of all: a number in [0, 1]."""
+    return condition.float().mean() if isinstance(condition, Tensor) else condition.mean()
 
 
 def split_last(x: Array, n: int) -> Sequence[Array]:

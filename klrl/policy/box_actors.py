@@ -17,6 +17,7 @@ from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
 from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.observations import Encoding
+from klrl.policy.units import Units, caution
 from klrl.words import one_line
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
@@ -46,9 +47,12 @@ class BoxActor(Actor, abc.ABC):
 class GaussianActor(BoxActor):
     """Diagonal Gaussian: the mean from the network, log_std a free vector, or from the network too.
 
-    The environment receives the action clipped to the box; log-probability and KL are those of the unclipped
-    Gaussian, as in Stable-Baselines3. Squashed, it is the tanh of such a Gaussian, stretched to the box.
+    It acts in units of the box, or in the environment's (``scaled``). The environment receives the action clipped to
+    the box; log-probability and KL are those of the unclipped Gaussian, as in Stable-Baselines3. Squashed, it is the
+    tanh of such a Gaussian, stretched to the box.
     """
+
+    units: Units
 
     def __init__(
         self,
@@ -59,11 +63,14 @@ class GaussianActor(BoxActor):
         log_std_init: float,
         state_dependent_std: bool,
         squashed: bool,
+        scaled: bool,
         **style: Any,
     ) -> None:
         super().__init__(encoding, space, hidden, 2 if state_dependent_std else 1, **style)
-        self.squashed, self.log_std_init = squashed, log_std_init
-        self.log_std = None if state_dependent_std else nn.Parameter(torch.full((self.d,), log_std_init))
+        self.squashed, self.scaled, self.log_std_init = squashed, scaled, log_std_init
+        self.units = Units.of(space) if scaled and not squashed else Units.of_environment(space)
+        first = torch.full((self.d,), log_std_init, dtype=torch.float32, device="cpu")
+        self.log_std = None if state_dependent_std else nn.Parameter(first)
 
     def policy(self, outputs: Array, allowed: Array | None) -> DiagGaussian | SquashedGaussian:
         """Mean and log_std, before the tanh if there is one."""
@@ -78,7 +85,17 @@ class GaussianActor(BoxActor):
     def to_environment(self, action: Array) -> np.ndarray:
         """Clipped to the box, or stretched from (-1, 1) to it."""
         a = on_host(action)
-        return self.stretched(0.5 * (a + 1.0)) if self.squashed else self.clipped(a)
+        return self.stretched(0.5 * (a + 1.0)) if self.squashed else self.clipped(self.units.to_environment(a))
+
+    @property
+    def caution(self) -> str:
+        """Where the unit is a guess: in the environment's units, although those of the box were asked for."""
+        if not self.scaled or not (words := caution(self.space, self.log_std_init)):
+            return ""
+        return (
+            f"{words}, in the environment's units; if its actions have another size, put a "
+            "gymnasium.wrappers.TransformAction around it or set log_std_init (scale_actions = False: it is right so)"
+        )
 
 
 class BetaActor(BoxActor):

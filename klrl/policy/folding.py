@@ -30,11 +30,11 @@ def fold(networks: Iterable[nn.Module], encoding: Encoding, old: Normalizer, new
     """Let networks compute at ``new(x)`` what they computed at ``old(x)``, but for rounding, and for x that is clipped.
 
     In place. Networks without a known first layer are left alone, and so are elements whose standard deviation grew
-    more than ``clip`` times: most of what they are was clipped before (one that had been constant, say), so there is no
-    function to keep, and weights so much larger would spoil what is learnt next.
+    more than ``clip`` times: most of what they are was clipped before, so there is no function to keep, and weights so
+    much larger would spoil what is learnt next. One that had been constant, and so 0, begins with weights of 0.
     """
     (mean, scale), (new_mean, new_scale) = _affine(encoding, old), _affine(encoding, new)
-    growth, shift = scale / new_scale, scale * (new_mean - mean)
+    growth, shift = torch.where(new_scale > 0.0, scale / new_scale, 1.0), scale * (new_mean - mean)
     kept = (growth <= new.clip) | (old.moments.count == 0)  # nothing was clipped where there were no statistics
     growth, shift = torch.where(kept, growth, 1.0), torch.where(kept, shift, 0.0)
     for layer in filter(None, map(first_layer, networks)):

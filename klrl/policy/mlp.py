@@ -27,13 +27,14 @@ class MLP(nn.Sequential):
     """Linear layers and activations in turn, as :func:`mlp` makes them."""
 
     def forward(self, input: Array) -> Array:
-        """The outputs ``[*B, out]`` at ``[*B, in]``."""
-        if isinstance(input, Tensor):
-            return super().forward(input)  # type: ignore[no-untyped-call]
+        """The outputs ``[*B, out]`` at ``[*B, in]``, in evaluation mode, also of layers that were put in."""
         layers = self.layers
-        if layers.explicit:
+        if layers.explicit and is_numpy(input):
             return _Explicit(self, input, layers).output
-        return super().forward(tensor(input)).detach().numpy()  # type: ignore[no-untyped-call]
+        if not layers.explicit:
+            self.eval()
+        output = super().forward(tensor(input))  # type: ignore[no-untyped-call]
+        return output.detach().numpy() if is_numpy(input) else output
 
     def linearize(self, x: Array) -> Linearization[Array]:
         """The outputs at ``x [n, in]`` and their derivative by the parameters."""
@@ -94,7 +95,7 @@ def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, gen
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)  # the default would draw from the global generator
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)  # its own init would draw globally
         nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]

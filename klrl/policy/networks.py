@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from klrl.policy.arrays import Array, concatenate_last, expand, split, split_last, tensor
@@ -15,6 +16,8 @@ from klrl.policy.observations import Encoding
 from klrl.policy.trunks import make_trunk
 
 T = TypeVar("T")
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 
 
 class Critic(nn.Module):
@@ -67,6 +70,26 @@ def rows_for_numpy(*networks: nn.Module) -> int:
     return 2**22 // max(p.numel() for p in parameters) if all(p.is_cpu for p in parameters) else 0
 
 
+def check_one_mode(**networks: nn.Module) -> list[str]:
+    """Put networks in evaluation mode; the parts that would do something else in training mode, in words.
+
+    Raises:
+        ValueError: numbers of another type than float32, or a part that computes a state's output from other states.
+    """
+    changed = []
+    for name, network in networks.items():
+        for key, x in network.state_dict(prefix=f"{name}.").items():
+            if x.is_floating_point() and x.dtype != torch.float32:
+                raise ValueError(f"{key} has dtype {x.dtype}; allowed: torch.float32")
+        for key, module in network.eval().named_modules(prefix=name):
+            if isinstance(module, _BATCH_NORM) and module.running_mean is None:
+                what = f"{key} is a {type(module).__name__} without running statistics"
+                raise ValueError(f"{what}: what it does in one state depends on others; allowed: track_running_stats")
+            if isinstance(module, (*_BATCH_NORM, *_DROPOUT)):
+                changed.append(f"{key} ({type(module).__name__})")
+    return changed
+
+
 def features(encoding: Encoding, observation: Array) -> Array:
     """One vector per state of what is no mask, ``[*B, *O] -> [*B, n_features]``."""
     if len(encoding.shape) != 1:
@@ -75,13 +98,16 @@ def features(encoding: Encoding, observation: Array) -> Array:
 
 
 def linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
-    """Outputs and derivative of a trunk at ``x [n, in]``: written out for an :class:`MLP`, else by autograd."""
-    return trunk.linearize(x) if isinstance(trunk, MLP) else ByAutograd(trunk, x)
+    """Outputs and derivative of a trunk at ``x [n, in]``: written out for an :class:`MLP`, else by autograd.
+
+    In evaluation mode, as :func:`evaluate` has it: what acts is what is updated, and what every KL is measured of.
+    """
+    return trunk.linearize(x) if isinstance(trunk, MLP) else ByAutograd(trunk.eval(), x)
 
 
 def evaluate(trunk: nn.Module, x: Array) -> Array:
-    """The outputs alone; any other trunk than an :class:`MLP` is given a tensor ``[n, in]``."""
+    """The outputs alone, in evaluation mode; any other trunk than an :class:`MLP` is given a tensor ``[n, in]``."""
     if isinstance(trunk, MLP):
         return trunk(x)
-    outputs = trunk(tensor(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    outputs = trunk.eval()(tensor(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
     return outputs if isinstance(x, Tensor) else outputs.detach().numpy()

@@ -7,6 +7,7 @@ The statistics are frozen through rollout and update, so that KL(old||new) is 0 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array, is_numpy
+
+RESOLUTION: Mapping[Any, float] = {np.float32: 2.0**-23, np.float64: 64 * 2.0**-52}
+"""How far rounding alone moves numbers of a type, relative; means of float64 are off by some of their last digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +33,8 @@ class Moments:
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Moments:
         """Nothing absorbed yet: mean 0, variance 1."""
-        return cls(torch.zeros(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64))
+        mean = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        return cls(mean, torch.ones_like(mean))
 
     def absorb(self, x: Tensor) -> Moments:
         """Merge the rows of ``x [n, *shape]`` exactly (Chan, Golub and LeVeque 1979, eq. 2.1)."""
@@ -42,11 +47,19 @@ class Moments:
         scatter = self.variance * self.count + variance * n + delta.square() * (self.count * n / total)
         return Moments(self.mean + delta * (n / total), scatter / total, total)
 
+    def inverse_std(self, resolution: float) -> Tensor:
+        """1 / std, whatever the unit; 0 where nothing but rounding, so large beside the mean, ever changed."""
+        # Where 1e-8 is next to nothing it is added still: what was trained with it goes on to the bit.
+        variance = self.variance + (1e-5 * self.variance).clamp_max(1e-8)
+        moved = variance.sqrt() > resolution * self.mean.abs()
+        return torch.where(moved, variance.rsqrt(), 0.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Normalizer:
     """x -> clip((x - mean) / std, -clip, clip) in float32, the identity until it has absorbed something.
 
+    An element that has never changed is 0, and tells nothing until its first change has been absorbed.
     Elements whose scale is known (pixels, bits, one-hot vectors) are multiplied by it instead.
     """
 
@@ -54,11 +67,13 @@ class Normalizer:
     fixed_scale: Tensor | float | None = None
     """The known scale of every element, 0 where there is none; one number for all, or ``None`` where none is known."""
     clip: float = 10.0
+    resolution: float = RESOLUTION[np.float32]
+    """Of observations, relative."""
 
     @classmethod
-    def of_shape(cls, shape: tuple[int, ...], fixed_scale: Tensor | float | None = None) -> Normalizer:
+    def of_shape(cls, shape: tuple[int, ...], fixed_scale: Tensor | float | None = None, **more: float) -> Normalizer:
         """Nothing absorbed yet, for observations of this shape."""
-        return cls(Moments.of_shape(shape), fixed_scale)
+        return cls(Moments.of_shape(shape), fixed_scale, **more)
 
     def __call__(self, x: Array) -> Array:
         """Normalise ``x [*B, *shape]``."""
@@ -71,12 +86,12 @@ class Normalizer:
 
     @cached_property
     def _tensors(self) -> tuple[Any, ...]:
-        mean, scale, limit = self.moments.mean, (self.moments.variance + 1e-8).rsqrt(), self.clip
+        mean, scale, limit = self.moments.mean, self.moments.inverse_std(self.resolution), self.clip
         if self.moments.count == 0:
             scale, limit = torch.ones_like(scale), math.inf
         if self.fixed_scale is None:
             return mean, scale, limit
-        fixed = torch.as_tensor(self.fixed_scale)
+        fixed = torch.as_tensor(self.fixed_scale, device=mean.device)
         known = fixed > 0.0
         return torch.where(known, 0.0, mean), torch.where(known, fixed, scale), torch.where(known, math.inf, limit)
 
@@ -119,17 +134,17 @@ class ReturnScaler:
     @classmethod
     def for_environments(cls, n: int) -> ReturnScaler:
         """No rewards seen yet, in ``n`` environments."""
-        return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64))
+        return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64, device="cpu"))
 
     def restarted(self, n: int) -> ReturnScaler:
         """The same statistics for ``n`` environments whose episodes begin anew."""
-        return replace(self, running=torch.zeros(n, dtype=torch.float64))
+        return replace(self, running=torch.zeros(n, dtype=torch.float64, device="cpu"))
 
     def absorb(self, rewards: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> ReturnScaler:
         """Follow the discounted returns through ``[T, N]`` rewards; rows that are not ``valid`` do not count."""
         n = rewards.shape[1]
         running = self.running if len(self.running) == n else self.restarted(n).running
-        seen = torch.empty(rewards.shape, dtype=torch.float64)
+        seen = torch.empty(rewards.shape, dtype=torch.float64, device="cpu")
         for t, reward in enumerate(rewards.to(torch.float64)):
             running = torch.where(valid[t], gamma * running + reward, running)
             seen[t] = running
@@ -140,5 +155,5 @@ class ReturnScaler:
         """Scaled rewards, float32; unchanged before anything was absorbed."""
         if self.moments.count == 0:
             return rewards.to(torch.float32)
-        scaled = rewards * (self.moments.variance + 1e-8).rsqrt()
+        scaled = rewards * self.moments.inverse_std(RESOLUTION[np.float32])
         return scaled.clamp(-self.clip, self.clip).to(torch.float32)

@@ -1,13 +1,14 @@
 """Observations of any supported space as one array: what collectors store and networks read.
 
-A ``Box`` keeps its shape (a ``uint8`` image its type, too). Anything else becomes a float32 vector of its parts, one
-after the other: numbers as they are, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, wherever it
-came from, is the vector's end, so that it stays with the state through batches, minibatches and measurements.
+A ``Box`` keeps its shape (a ``uint8`` image its type, too). Anything else becomes a vector of its parts, one after the
+other: numbers as they are, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, wherever it came from, is
+the vector's end, so that it stays with the state through batches, minibatches and measurements. Numbers are float32, or
+float64 where a ``Box`` has more digits than float32: what is normalised must keep them until its mean is subtracted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array
+from klrl.policy.normalizer import RESOLUTION, Normalizer
 from klrl.words import one_line
 
 MaskSource = Literal["auto", "info", "none"]
@@ -24,6 +26,10 @@ MASK = "action_mask"
 """The name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
 MOST_ELEMENTS = 2**25
 """Of an observation or an action, as a network sees it: an image of 4K has fewer."""
+_DARK = 8
+"""An image whose elements are all below its bound over this is dark."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Networks compute with float32."""
 _KEYED = (gym.spaces.Dict, gym.spaces.Tuple)
 
 
@@ -143,7 +149,9 @@ class Encoding:
         self._keeps_shape = isinstance(space, gym.spaces.Box) and self.n_mask == 0
         self.shape = self.parts[0].shape if self._keeps_shape else (self.n_features + self.n_mask,)
         is_image = self._keeps_shape and self.parts[0].is_image
-        self.dtype = np.dtype(np.uint8 if is_image else np.float32)
+        boxes = [part.space for part in self.parts if isinstance(part.space, gym.spaces.Box)]
+        self._is_long = not all(np.can_cast(space.dtype, np.float32) for space in boxes)
+        self.dtype = np.dtype(np.uint8 if is_image else np.float64 if self._is_long else np.float32)
 
     @property
     def images(self) -> list[Part]:
@@ -156,11 +164,36 @@ class Encoding:
 
         ``None`` where running statistics must find all of them.
         """
-        columns = [np.full(_width(part.space), part.scale) for part in self.parts] + [np.ones(self.n_mask)]
-        scale = np.concatenate(columns)
+        return self._scale([part.scale for part in self.parts])
+
+    def scale_seen(self, encoded: Tensor) -> Tensor | float | None:
+        """As :attr:`fixed_scale`, but for images 1 over the largest element in these observations ``[n, *shape]``."""
+        seen = self._largest(encoded)
+        return self._scale([1.0 / seen[part.keys] if seen.get(part.keys) else part.scale for part in self.parts])
+
+    def dark_images(self, encoded: Tensor) -> str:
+        """In words, the images that stay far below their space's bound in these observations; empty if none does."""
+        seen = self._largest(encoded)
+        declared = {part.keys: (part, round(1.0 / part.scale)) for part in self.images}
+        dark = [(part, seen[k], most) for k, (part, most) in declared.items() if 0.0 < seen[k] <= most / _DARK]
+        return " and ".join(f"observation{part.name} has elements up to {x:g} of {most:g}" for part, x, most in dark)
+
+    def _largest(self, encoded: Tensor) -> dict[tuple[str | int, ...], float]:
+        """In every image."""
+        flat = encoded.reshape(len(encoded), -1)
+        return {part.keys: float(flat[:, part.columns].max()) for part in self.images}
+
+    def _scale(self, of_parts: Sequence[float]) -> Tensor | float | None:
+        columns = [np.full(_width(part.space), x) for part, x in zip(self.parts, of_parts, strict=True)]
+        scale = np.concatenate([*columns, np.ones(self.n_mask)])
         if (scale == scale[0]).all():
             return float(scale[0]) or None
         return torch.from_numpy(scale).reshape(self.shape)
+
+    def normalizer(self) -> Normalizer:
+        """One that has absorbed nothing yet."""
+        resolution = RESOLUTION[np.float64 if self._is_long else np.float32]
+        return Normalizer.of_shape(self.shape, self.fixed_scale, resolution=resolution)
 
     def __call__(self, observation: Any, masks: Any = None) -> np.ndarray:
         """Observations ``[*B]``, as the space nests them, as an array ``[*B, *shape]`` of its own memory.
@@ -178,8 +211,12 @@ class Encoding:
             if self._keeps_shape:
                 x = self.parts[0].read(observation)
                 self._batch(self.parts[0], x)
-                return np.array(x, dtype=self.dtype)
-            return self._concatenated(observation, masks)
+                encoded = np.array(x, dtype=self.dtype)
+            else:
+                encoded = self._concatenated(observation, masks)
+            if self._is_long and (large := np.abs(encoded) > _LARGEST).any():
+                encoded[large] *= np.inf
+        return encoded
 
     def _concatenated(self, observation: Any, masks: Any) -> np.ndarray:
         parts = self.parts if self._mask is None else [*self.parts, self._mask]
@@ -191,7 +228,7 @@ class Encoding:
         columns = [part.encode(x) for part, x in values]
         if self.mask_in_info:
             columns.append(np.ones((*batch, self.n_mask)) if masks is None else self._checked_masks(masks, batch))
-        return np.concatenate(columns, axis=-1, dtype=np.float32)
+        return np.concatenate(columns, axis=-1, dtype=self.dtype)
 
     def _batch(self, part: Part, x: np.ndarray) -> tuple[int, ...]:
         n = x.ndim - len(part.shape)

@@ -105,7 +105,7 @@ class _Network:
         self.theta -= step
 
     def state(self) -> dict[str, Tensor]:
-        steps = torch.tensor(float(self.steps))
+        steps = torch.tensor(self.steps, dtype=torch.float32, device="cpu")
         return {"exp_avg": tensor(self.mean), "exp_avg_sq": tensor(self.square), "step": steps}
 
     def restore(self, state: dict[str, Tensor]) -> None:

@@ -54,7 +54,7 @@ def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
         # Pairs keep their order, which is that of the networks' inputs; a dict's keys would be sorted.
         return gym.spaces.Dict(inner) if kind == "Dict" else gym.spaces.Tuple([x for _, x in inner])
     if kind == "Discrete":
-        return gym.spaces.Discrete(data["n"], start=data["start"], dtype=np.dtype(data["dtype"]).type)
+        return _discrete(data["n"], data["start"], np.dtype(data["dtype"]))
     if kind == "MultiBinary":
         return gym.spaces.MultiBinary(data["n"])
     dtype = np.dtype(data["dtype"]).type
@@ -63,6 +63,17 @@ def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
     if kind == "MultiDiscrete":
         return gym.spaces.MultiDiscrete(arrays["nvec"].numpy(), dtype=dtype, start=arrays["start"].numpy())
     raise ValueError(f"space of class {kind!r}; allowed: Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple")
+
+
+def _discrete(n: int, start: int, dtype: np.dtype) -> gym.spaces.Discrete:
+    """Gymnasium before 1.2.2 knows one type only, and no argument for it."""
+    if dtype == np.int64:
+        return gym.spaces.Discrete(n, start=start)
+    try:
+        return gym.spaces.Discrete(n, start=start, dtype=dtype.type)
+    except TypeError as error:
+        release = f"gymnasium {gym.__version__}"
+        raise ValueError(f"space Discrete({n}) of type {dtype}; allowed with {release}: int64") from error
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

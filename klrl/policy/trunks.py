@@ -67,7 +67,7 @@ class ImageTrunk(nn.Module):
         self.others = [part.columns for part in encoding.parts if not part.is_image]
         self.convolutions = nn.ModuleList(_convolutions(_channels(part)[0], generator) for part in self.images)
         with torch.no_grad():
-            size = self._features(torch.zeros(1, encoding.n_features)).shape[-1]
+            size = self._features(torch.zeros(1, encoding.n_features, dtype=torch.float32, device="cpu")).shape[-1]
         self.layers = mlp([size, *hidden, n_outputs], generator=generator, **style)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def _convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
     """Orthogonal weights of gain sqrt(2), zero biases."""
     layers: list[nn.Module] = []
     for n in _CHANNELS:
-        layer = nn.utils.skip_init(nn.Conv2d, channels, n, 3, stride=2, padding=1)
+        layer = nn.utils.skip_init(nn.Conv2d, channels, n, 3, stride=2, padding=1, dtype=torch.float32)
         nn.init.orthogonal_(layer.weight, 2**0.5, generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]

@@ -1,27 +1,34 @@
-"""TensorBoard: the metrics once more, to look at; nothing depends on them there, so a failure only warns."""
+"""TensorBoard: the metrics once more, to look at; nothing depends on them there, so a failure only warns.
+
+They go through PyTorch's ``SummaryWriter``, number by number: that is where experiment trackers listen.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
+import re
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from klrl.run.callback import Metrics
+from klrl.words import one_line
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 STEP = "time/total_timesteps"
 
 
 class Board:
-    """Writes a new event file, one record per row; no file is ever appended to.
+    """Writes a new event file; no file is ever appended to, and TensorBoard reads it after the older ones.
 
     What older files show from the first row on that this one writes no longer counts: their end may be missing, or
     belong to steps that were taken back.
@@ -33,61 +40,106 @@ class Board:
 
     def __init__(self, path: Path, history: Sequence[Metrics] = ()) -> None:
         self._path = path
-        self._records: RecordWriter | None = None
+        self._writer: SummaryWriter | None = None
         older, shown = any(path.glob("events.*")), -1
         with self._warning():
             if older and history:
                 shown = min(_last_step(path), step(history[-1]))
-            self._records = RecordWriter(_new_file(path))
-            self._write(file_version="brain.Event:2")
-            if older:
-                self._write(step=shown + 1, session_log=SessionLog(status=SessionLog.START))
+            self._writer = _open(path, purge_step=shown + 1 if older else None)
         for row in history:
             if step(row) > shown:
                 self.add(row)
 
     def add(self, metrics: Metrics) -> None:
         """A point for every number that is one."""
-        points = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in metrics.items()
-            if isinstance(value, float) and value == value
-        ]
-        with self._warning():
-            self._write(step=step(metrics), summary=Summary(value=points))
+        if self._writer is not None:
+            with self._warning():
+                self._write(self._writer, metrics)
 
     def close(self) -> None:
         """Close the file."""
-        if self._records is not None:
+        if self._writer is not None:
             with self._warning():
-                self._records.close()
+                self._writer.close()
 
-    def _write(self, **what: object) -> None:
-        if self._records is not None:
-            self._records.write(Event(wall_time=time.time(), **what).SerializeToString())
-            self._records.flush()
+    def _write(self, writer: SummaryWriter, metrics: Metrics) -> None:
+        """A row that was cut short is written again: what says that it is there comes last."""
+        at, now = step(metrics), time.time()
+        for name in (*(name for name in metrics if name != STEP), STEP):
+            value = metrics[name]
+            if isinstance(value, float) and value == value:
+                writer.add_scalar(name, value, at, now)
+        writer.flush()
 
     @contextlib.contextmanager
     def _warning(self) -> Iterator[None]:
+        """Also about whatever goes wrong in a tracker that listens."""
         try:
             yield
-        except OSError as error:
-            if self._records is not None:
-                with contextlib.suppress(OSError):
-                    self._records.close()
-            self._records = None
-            text = f"{error}: TensorBoard gets no more points from {self._path}; training and metrics.csv go on"
+        except Exception as error:
+            if self._writer is not None:
+                with contextlib.suppress(Exception):
+                    self._writer.close()
+            self._writer = None
+            what = f"{error}" if isinstance(error, OSError) else f"{type(error).__name__}: {one_line(error)}"
+            text = f"{what}: TensorBoard gets no more points from {self._path}; training and metrics.csv go on"
             warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+class _Records:
+    """An event file, in place of a writer's own queue and thread: what cannot be written is known at once.
+
+    Args:
+        file: that the writer has begun.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._records = RecordWriter(file.open("ab", buffering=2**20))
+
+    def add_event(self, event: Event) -> None:
+        """Add it to what :meth:`flush` writes."""
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Write everything through to the operating system, or close the file."""
+        try:
+            self._records.flush()
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._records.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+
+def _open(path: Path, purge_step: int | None) -> SummaryWriter:
+    """A writer to a file that comes after the others: TensorBoard orders them by name, and names begin with a time."""
+    from torch.utils.tensorboard import SummaryWriter  # takes its time to import
+
+    with tempfile.TemporaryFile(
+        dir=path
+    ) as file:  # where there is no room, the writer's thread would print a traceback
+        file.write(bytes(2**12))
+    older = {*path.glob("*tfevents*")}
+    writer = SummaryWriter(str(path), purge_step=purge_step)
+    assert writer.file_writer is not None
+    writer.file_writer.event_writer.close()
+    (file,) = {*path.glob("*tfevents*")} - older
+    stamps = [int(found[1]) for other in older if (found := re.search(_STAMP, other.name))]
+    if older and file.name <= max(other.name for other in older):
+        file = file.rename(path / re.sub(_STAMP, f"tfevents.{max(stamps) + 1:010d}", file.name))
+    writer.file_writer.event_writer = _Records(file)
+    return writer
+
+
+_STAMP = r"tfevents\.(\d+)"
 
 
 def step(metrics: Metrics) -> int:
     """The environment steps that a row was written after."""
     return int(float(metrics[STEP]))
-
-
-def _new_file(path: Path) -> object:
-    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-    return (path / name).open("xb")
 
 
 def points(path: Path) -> dict[str, list[tuple[int, float]]]:

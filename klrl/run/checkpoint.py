@@ -2,6 +2,9 @@
 
 The manifest is the commit: the files it names are written and synchronised first, under names of their own, then it
 takes the place of the older one in a single rename. Whenever a process dies, the old state is there, or the new one.
+
+What grows with a training is in parts that never change. A part's file is written once or twice, and later checkpoints
+of the run have a link to it: every directory is whole, and can be copied or deleted on its own.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import math
 import os
 import re
 import shutil
+import stat
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +29,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from klrl.interrupts import held
 from klrl.run.disk import contents, room_for
+from klrl.run.sealed import sealed, unsealed
 from klrl.words import plain
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 3
+FORMAT = 4
+_READ = (3, FORMAT)
+"""Format 3 has no parts."""
 _FILES = {"agent": "json", "tensors": "safetensors"}
 """What there is, and the suffix of its file."""
+_PART = "history"
+"""What a part is called, followed by its number."""
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 """Errors that say what is there, or not; others may be over in a moment."""
-_MOST = {"manifest": 2**14, "agent": 2**21, "header": 2**20}
+_MOST = {"manifest": 2**16, "agent": 2**21, "header": 2**20}
 """Bytes of JSON, which needs many times its size in memory: what is larger is neither written nor read."""
 
 
@@ -45,8 +56,30 @@ class OtherFormat(ValueError):
     """What was saved is for another version of klrl."""
 
 
-def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
+@dataclass(eq=False)
+class Part:
+    """Tensors that nobody changes any more, in a file of their own."""
+
+    tensors: dict[str, Tensor]
+    file: dict[str, Any] | None = None
+    """What manifests say of it, once it has been written."""
+
+
+def write(
+    path: str | Path,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    parts: Sequence[Part] = (),
+    lender: Path | None = None,
+) -> Path:
     """Write a saved agent; an older one at the same path is replaced, anything else there is refused.
+
+    Args:
+        path: its directory.
+        tensors: what is read again as it is.
+        state: plain JSON.
+        parts: more tensors; those of the i-th are read again under their names after ``history.i.``.
+        lender: a saved agent whose files of parts, where it has the same ones, are linked to and not written again.
 
     Raises:
         DiskFull: no room; what was there still is.
@@ -61,11 +94,13 @@ def write(path: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -
         "tensors": save({name: x.detach().contiguous() for name, x in tensors.items()}),
     }
     _check_sizes(data["agent"], data["tensors"][:8])
-    with room_for(path, sum(map(len, data.values()))):
+    size = sum(map(len, data.values())) + sum(x.nbytes for part in parts for x in part.tensors.values())
+    with held(), room_for(path, size):
         path.mkdir(parents=True, exist_ok=True)
         try:
-            files = {kind: _write(path, kind, text) for kind, text in data.items()}
-            replace(path / MANIFEST, _canonical({"format": FORMAT, "files": files}))
+            files = {f"{_PART}.{i}": _write_part(path, part, lender) for i, part in enumerate(parts)}
+            files |= {kind: _write(path, kind, text) for kind, text in data.items()}
+            replace(path / MANIFEST, sealed({"format": FORMAT, "files": files}))
         finally:
             _clean(path)
     _sync(path.parent)
@@ -100,20 +135,21 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def replace(path: Path, data: bytes) -> None:
     """Write a file aside, to the disk, then under its name in one step."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    _sync(path.parent)
+    with held():
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        _sync(path.parent)
 
 
 @contextlib.contextmanager
 def understood(path: str | Path) -> Iterator[None]:
-    """Around whatever is made of what was read: all that goes wrong there is the file's fault.
+    """Around what is made of what was read, whose digests were right: it may be of other versions, or of other hands.
 
     Raises:
         ValueError: in one line that names the path.
@@ -123,7 +159,8 @@ def understood(path: str | Path) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"path = {path}: {plain(error)}") from error
     except Exception as error:
-        raise Damaged(f"path = {path} is damaged: {plain(f'{type(error).__name__}: {error}')}") from error
+        said = plain(f"{type(error).__name__}: {error}")
+        raise ValueError(f"path = {path} is as it was written, but nothing can be made of it here: {said}") from error
 
 
 def step_directory(run_dir: Path, timesteps: int) -> Path:
@@ -134,7 +171,8 @@ def step_directory(run_dir: Path, timesteps: int) -> Path:
 def prune(run_dir: Path, keep: int, newest: Path) -> None:
     """Keep the ``keep`` checkpoints up to ``newest`` and the best one by training return; delete the others.
 
-    Those after it belong to steps that were taken back, or are damaged: a run goes on from the newest good one.
+    Those after it belong to steps that were taken back, or are damaged: a run goes on from the newest good one. Of its
+    parts only the sizes are looked at: they would take longer with every update.
 
     Args:
         run_dir: of the run.
@@ -144,7 +182,7 @@ def prune(run_dir: Path, keep: int, newest: Path) -> None:
     Raises:
         ValueError: it is.
     """
-    _read(newest)
+    _read(newest, parts=False)
     steps = _steps(run_dir)
     complete = [path for path in _finished(steps) if int(path.name) <= int(newest.name)]
     for other in {*steps} - {*complete}:
@@ -156,7 +194,18 @@ def prune(run_dir: Path, keep: int, newest: Path) -> None:
             shutil.rmtree(path)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def lender(run_dir: Path, keep: int) -> Path | None:
+    """The checkpoint whose parts the next one may link to, of a run that keeps so many.
+
+    The newest but one: a file that gets damaged is never in both of the newest two.
+    """
+    finished = _finished(_steps(run_dir))
+    among = min(keep, 2)
+    return finished[-among] if len(finished) >= among else None
+
+
+def _read(path: Path, *, parts: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that is saved there; without ``parts`` these only have to be there."""
     if not (path / MANIFEST).exists():
         raise Damaged(f"path = {path} has no {MANIFEST}: it was not finished, or that was deleted")
     try:
@@ -164,7 +213,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         state = json.loads(_verified(path, "agent", files["agent"]))
         if not isinstance(state, dict):
             raise Damaged("its JSON is no object")
-        return load(_verified(path, "tensors", files["tensors"])), state
+        tensors = load(_verified(path, "tensors", files["tensors"]))
+        for name in files.keys() - _FILES.keys():
+            if parts:
+                tensors |= {f"{name}.{k}": x for k, x in load(_verified(path, _PART, files[name])).items()}
+            elif not _is_there(path / files[name]["name"], files[name]["size"]):
+                raise Damaged(f"{files[name]['name']} does not have its size")
+        return tensors, state
     except OtherFormat:
         raise
     except OSError as error:
@@ -179,26 +234,28 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     """What the manifest says, if it is as :func:`write` wrote it."""
-    text = contents(path / MANIFEST, _MOST["manifest"])
-    manifest = json.loads(text)
-    if not isinstance(manifest, dict) or _canonical({k: v for k, v in manifest.items() if k != "sha256"}) != text:
-        raise Damaged(f"{MANIFEST} is not as it was written")
-    if manifest["format"] != FORMAT:
-        raise OtherFormat(f"path = {path} has format {plain(manifest['format'])}; this klrl reads format {FORMAT}")
-    if manifest["files"].keys() != _FILES.keys():
-        raise Damaged(f"{MANIFEST} names {[*manifest['files']]}")
+    try:
+        manifest = unsealed(contents(path / MANIFEST, _MOST["manifest"]))
+    except ValueError as error:
+        raise Damaged(f"{MANIFEST}: {error}") from error
+    if manifest["format"] not in _READ:
+        formats = " and ".join(map(str, _READ))
+        raise OtherFormat(f"path = {path} has format {plain(manifest['format'])}; this klrl reads formats {formats}")
+    files = manifest["files"]
+    if files.keys() != {*_FILES, *(f"{_PART}.{i}" for i in range(len(files) - len(_FILES)))}:
+        raise Damaged(f"{MANIFEST} names {[*files]}")
     return manifest
 
 
 def _verified(path: Path, kind: str, file: dict[str, Any]) -> bytes:
     """The bytes of a file inside the directory that has the size and the digest it was written with."""
     name = file["name"]
-    if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.{_FILES[kind]}", name):
+    if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.{_FILES.get(kind, 'safetensors')}", name):
         raise Damaged(f"{MANIFEST} names {name!r}")
     data = contents(path / name, _MOST.get(kind), file["size"])
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise Damaged(f"{name} does not have its digest")
-    if kind == "tensors":
+    if kind != "agent":
         _check_sizes(b"", data[:8])
     return data
 
@@ -211,19 +268,13 @@ def _check_sizes(agent: bytes, length_of_header: bytes) -> None:
             raise ValueError(f"{what} has {size:,} bytes; allowed: at most {_MOST[name]:,}")
 
 
-def _canonical(manifest: dict[str, Any]) -> bytes:
-    """The one text of a manifest, its own digest included."""
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    return json.dumps(manifest | {"sha256": digest}, indent=1, sort_keys=True).encode()
-
-
 def _is_ours(path: Path) -> bool:
     """Whether there is nothing but what :func:`write` makes, finished or not."""
     return path.is_dir() and set(path.iterdir()) == set(_ours(path))
 
 
 def _ours(path: Path) -> list[Path]:
-    names = rf"{re.escape(MANIFEST)}|({'|'.join(_FILES)})-[0-9a-f]{{16}}\.({'|'.join(_FILES.values())})"
+    names = rf"{re.escape(MANIFEST)}|({'|'.join([*_FILES, _PART])})-[0-9a-f]{{16}}\.({'|'.join(_FILES.values())})"
     return [p for p in path.iterdir() if re.fullmatch(rf"({names})(\.[0-9a-f]{{8}}\.tmp)?", p.name)]
 
 
@@ -256,9 +307,32 @@ def _score(path: Path) -> tuple[float, str]:
 def _write(path: Path, kind: str, data: bytes) -> dict[str, Any]:
     """A file under a name that nothing else has; what the manifest says about it."""
     digest = hashlib.sha256(data).hexdigest()
-    name = f"{kind}-{digest[:16]}.{_FILES[kind]}"
+    name = f"{kind}-{digest[:16]}.{_FILES.get(kind, 'safetensors')}"
     replace(path / name, data)
     return {"name": name, "size": len(data), "sha256": digest}
+
+
+def _write_part(path: Path, part: Part, lender: Path | None) -> dict[str, Any]:
+    if part.file is None or lender is None or not _link(lender / part.file["name"], path, part.file["size"]):
+        part.file = _write(path, _PART, save(part.tensors))
+    return part.file
+
+
+def _link(file: Path, path: Path, size: int) -> bool:
+    """Give a file a second name in a directory; whether that was possible."""
+    try:
+        if _is_there(file, size):
+            os.link(file, path / file.name)
+            return True
+    except OSError:  # the disk has no links or no more of them, or something has this name already
+        pass
+    return False
+
+
+def _is_there(file: Path, size: int) -> bool:
+    """Whether it is a file of this size, behind no link."""
+    status = file.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def _clean(path: Path) -> None:
@@ -277,8 +351,9 @@ def _clean(path: Path) -> None:
 
 
 def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with held():
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

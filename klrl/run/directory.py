@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 
 from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
+from klrl.interrupts import held
 from klrl.run import checkpoint
 from klrl.run.board import STEP, Board, step
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Metrics, Recorder
 from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
@@ -27,6 +29,8 @@ NON_FINITE = "non-finite.npz"
 """The step in which a number was none; alone where that was the first one, and no run has begun."""
 LARGEST_CONFIG = 2**20
 """Bytes of a config.json that a run could have written."""
+_LONGEST = 255
+"""Bytes of a file's name."""
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
 
 
@@ -38,6 +42,9 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
         OSError: naming the directory.
     """
     path = Path(path)
+    for part in (part for part in path.parts if len(os.fsencode(part)) > _LONGEST or "\0" in part):
+        said = f"{name} = {plain(path, 120)} has a name of {len(os.fsencode(part))} bytes"
+        raise OSError(f"{said}; allowed: at most {_LONGEST}, none of them zero")
     check_free(path)
     _check_empty(path, name)
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -63,7 +70,11 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
-class RunDirectory(Callback):
+_NEVER = -1
+"""When a run was saved last whose checkpoints are gone."""
+
+
+class RunDirectory(Recorder):
     """Writes a run's files as training goes on.
 
     Whatever ends the training, its last whole update is kept: the agent's state is copied after every update, and
@@ -92,7 +103,7 @@ class RunDirectory(Callback):
         notes: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> None:
-        self.path = Path(path) if resume else check_new(path)
+        self.path = (Path(path) if resume else check_new(path)).absolute()
         self.checkpoint_every = checkpoint_every
         self.keep = keep
         self.notes = {"checkpoint_every": checkpoint_every, "keep": keep, **(notes or {})}
@@ -113,41 +124,58 @@ class RunDirectory(Callback):
         Raises:
             BlockingIOError: another process writes there.
         """
-        if self._lock is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path)
+        with held():
+            if self._lock is None:
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock = Lock(self.path)
 
     def release(self) -> None:
         """Let other processes in."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        with held():
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Write ``config.json``; or bring the files of an interrupted training to where the agent is."""
         self.claim()
         history: list[Metrics] = []
-        episodes: list[list[str]] = []
+        episodes: list[dict[str, str]] = []
         if self._resume:
             self.check_run(agent)
-            learned = (row for row in agent.history if STEP in row)  # not distilled, for example
-            history = [row for row in learned if step(row) > agent.training.first]
+            history = _rows(agent)
             episodes = episodes_until(self.path / "episodes.csv", agent.num_timesteps)
         else:
             _check_empty(self.path)
-            config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
-            text = f"{json.dumps(config, indent=2)}\n".encode()
-            with room_for(self.path / "config.json", len(text)):
-                checkpoint.replace(self.path / "config.json", text)
-        header = list(history[0]) if history else []
-        self._metrics = Table(self.path / "metrics.csv", header, [list(row.values()) for row in history])
-        self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
-        self._board = Board(self.path, history)
+            self._describe(agent, total_timesteps)
+        with held():
+            self._open(history, episodes)
         here = checkpoint.step_directory(self.path, agent.num_timesteps)
         self.saved = here if here.exists() else None
         self._begun_at = agent.num_timesteps
         tenth = (agent.training.last - agent.training.first) // 10
         self._every = self.checkpoint_every or min(100_000, tenth)
+
+    def _describe(self, agent: Any, total_timesteps: int) -> None:
+        """Write ``config.json``."""
+        config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
+        text = f"{json.dumps(config, indent=2)}\n".encode()
+        with room_for(self.path / "config.json", len(text)):
+            checkpoint.replace(self.path / "config.json", text)
+
+    def _open(self, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
+        """Begin the files that grow, with the rows up to now."""
+        self._metrics = Table(self.path / "metrics.csv", rows=history)
+        self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
+        self._board = Board(self.path, history)
+
+    def _close(self) -> None:
+        """Close the files that grow, if they are open."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+            for table in (self._metrics, self._episodes):
+                table.close()
 
     def check_run(self, agent: Any) -> None:
         """Refuse to go on with another run's files.
@@ -164,21 +192,54 @@ class RunDirectory(Callback):
             now |= {"total_timesteps": agent.training.last}
         for data in (then, now):  # wherever it was saved, it may go on elsewhere
             data |= {k: v for k, v in data["config"].items() if k != "device"}
-        for name in (*now["config"], "agent", "env", "seed", "total_timesteps"):
+        known = [name for name in now["config"] if name in then["config"]]  # others are younger than the run
+        for name in (*known, "agent", "env", "seed", "total_timesteps"):
             if name in now and then.get(name) != now[name]:
                 said = plain(f"config.json says {name} = {then.get(name)}, the saved agent {now[name]}")
                 raise ValueError(f"run_dir = {self.path}: {said}; allowed: the directory of the agent's own run")
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """One row and one point per metric; a checkpoint when it is time."""
-        assert self._board is not None
-        self._metrics.add(list(metrics), [list(metrics.values())])
-        episodes = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
-        self._episodes.add(EPISODES, episodes)
-        self._board.add(metrics)
+        """One row and one point per metric; a checkpoint when it is time, or when there is none any more."""
+        if not self._look_after(agent):
+            assert self._board is not None
+            self._metrics.add([metrics])
+            self._board.add(metrics)
+        episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
+        self._episodes.add(dict(zip(EPISODES, episode, strict=True)) for episode in episodes)
         self._done = agent.last_update
-        if agent.num_timesteps - self._saved_at >= self._every:
+        if self._saved_at == _NEVER or agent.num_timesteps - self._saved_at >= self._every:
             self.save()
+
+    def _look_after(self, agent: Any) -> bool:
+        """Say what somebody has renamed or removed under the run; whether the directory was begun anew for that."""
+        assert self._lock is not None
+        what = self._lock.lost()
+        if what is not None:
+            self._begin_anew(agent, f"run_dir = {self.path} {what} while the run was writing there")
+        elif self.saved is not None and not self.saved.is_dir():
+            text = f"checkpoint {self.saved} was removed while the run was going on; one of now takes its place"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            self.saved, self._begun_at = None, _NEVER
+        return what is not None
+
+    def _begin_anew(self, agent: Any, happened: str) -> None:
+        """Write everything that the agent knows of the run to a new directory of the same name.
+
+        Raises:
+            OSError: something else is there now.
+        """
+        self._close()
+        self.release()
+        self.saved, self._begun_at = None, _NEVER
+        try:
+            check_new(self.path)
+            self.claim()
+            self._describe(agent, agent.training.last)
+            self._open(_rows(agent), [])
+        except OSError as error:
+            raise OSError(f"{happened}, and it cannot go on: {error}") from error
+        new = "it goes on in a new directory of that name, with episodes.csv from here on"
+        warnings.warn(f"{happened}; {new}", RuntimeWarning, stacklevel=5)
 
     @property
     def _saved_at(self) -> int:
@@ -192,6 +253,8 @@ class RunDirectory(Callback):
             try:
                 file = io.BytesIO()
                 np.savez(file, **error.transition)  # type: ignore[arg-type]
+                if self._board is not None:
+                    self._look_after(agent)
                 self.path.mkdir(parents=True, exist_ok=True)
                 checkpoint.replace(path, file.getvalue())
             except OSError as problem:  # the worse one is to be heard
@@ -201,23 +264,18 @@ class RunDirectory(Callback):
 
     def on_training_end(self, agent: Any) -> None:
         """The last checkpoint; close the files."""
-        if self._board is None:
-            self.release()
-            return
-        try:
-            self.save()
-        finally:
-            self._done = None
-            self._board.close()
-            self._board = None
-            for table in (self._metrics, self._episodes):
-                table.close()
-            self.release()
+        with held():
+            try:
+                if self._board is not None:
+                    self._look_after(agent)
+                    self.save()
+            finally:
+                self._done = None
+                self._close()
+                self.release()
 
     def save(self, then: Callable[[Path | None], object] = lambda path: None) -> None:
         """Make sure that the last whole update is in a checkpoint.
-
-        A ``KeyboardInterrupt`` while it is being written takes effect afterwards.
 
         Args:
             then: called with where the newest one is, once it is there: when a signal asks for one while one is being
@@ -226,15 +284,13 @@ class RunDirectory(Callback):
         self._then.append(then)
         if self._saving:
             return
-        self._saving = True
-        try:
-            self._write()
-        except KeyboardInterrupt:
-            self._write()
-            raise
-        finally:
-            self._saving = False
-            waiting, self._then = self._then, []
+        with held():
+            self._saving = True
+            try:
+                self._write()
+            finally:
+                self._saving = False
+                waiting, self._then = self._then, []
         for tell in waiting:
             tell(self.saved)
 
@@ -242,10 +298,18 @@ class RunDirectory(Callback):
         done = self._done
         if done is None or done.num_timesteps <= self._saved_at:
             return
+        if self._lock is not None and (what := self._lock.lost()) is not None:  # and a signal came before it was seen
+            raise FileNotFoundError(f"run_dir = {self.path} {what}")
         for table in (self._metrics, self._episodes):
             table.sync()
         path = checkpoint.step_directory(self.path, done.num_timesteps)
         if path.is_symlink():  # what is behind it is not of this run
             path.unlink()
-        self.saved = done.write(path)
+        self.saved = done.write(path, checkpoint.lender(self.path, self.keep))
         checkpoint.prune(self.path, self.keep, self.saved)
+
+
+def _rows(agent: Any) -> list[Metrics]:
+    """What the agent's history has of its training."""
+    learned = (row for row in agent.history if STEP in row)  # not distilled, for example
+    return [row for row in learned if step(row) > agent.training.first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
 
+ENOUGH = 30_000
+"""Steps: an Atari game is ended after 27,000."""
+
 
 class CannotAct(ValueError):
     """An agent cannot act on what an environment gave; the message says what and when."""
@@ -18,10 +22,12 @@ class CannotAct(ValueError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns and lengths of evaluation episodes."""
+    """Undiscounted returns and lengths of evaluation episodes, as far as these were played."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
+    cut: tuple[int, ...] = ()
+    """Which of them had not ended when they met the bound in steps."""
 
     @property
     def mean(self) -> float:
@@ -35,41 +41,75 @@ class Evaluation:
 
 
 def evaluate(
-    agent: Any, env: gym.Env, n_episodes: int = 20, *, deterministic: bool = True, seed: int = 0
+    agent: Any,
+    env: gym.Env,
+    n_episodes: int = 20,
+    *,
+    deterministic: bool = True,
+    seed: int = 0,
+    max_steps: int = ENOUGH,
 ) -> Evaluation:
     """Play ``n_episodes`` in one environment with ``agent.predict``; the agent's training state is untouched.
+
+    An environment need not have a time limit: an episode that has not ended after ``max_steps`` is cut, and once
+    episodes that were cut have taken 30,000 steps together, no more are played. A warning says so.
 
     Args:
         agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``; where it has a true
             attribute ``takes_action_masks``, it is given ``info["action_mask"]`` as ``action_masks``.
         env: a single environment, reset with a seed made from ``seed`` and then left to its own stream.
-        n_episodes: whole episodes to play.
+        n_episodes: episodes to play.
         deterministic: take the mode instead of a sample.
         seed: run seed; evaluation seeds never coincide with the training environments'.
+        max_steps: most steps of an episode.
 
     Raises:
-        ValueError: no episodes.
+        ValueError: no episodes, or no steps.
         CannotAct: ``predict`` refuses an observation, or ``info`` has no mask for an agent that was trained with them.
     """
-    if n_episodes < 1:
-        raise ValueError(f"n_episodes = {n_episodes}; allowed: an integer >= 1")
-    masked = getattr(agent, "takes_action_masks", False)
+    for name, value in (("n_episodes", n_episodes), ("max_steps", max_steps)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}; allowed: an integer >= 1")
     returns: list[float] = []
     lengths: list[int] = []
-    observation, info = env.reset(seed=evaluation_seed(seed))
-    for _ in range(n_episodes):
-        total, length, ended = 0.0, 0, False
-        while not ended:
-            if masked and MASK not in info:
-                raise CannotAct(f"info has no {MASK!r} after {length} steps; allowed: one at every reset and step")
-            masks = {"action_masks": info[MASK]} if masked else {}
-            try:
-                action, _ = agent.predict(observation, deterministic=deterministic, **masks)
-            except ValueError as error:
-                raise CannotAct(f"episode {len(returns)} after {length} steps: {error}") from error
-            observation, reward, terminated, truncated, info = env.step(action)
-            total, length, ended = total + float(reward), length + 1, terminated or truncated
+    cut: list[int] = []
+    while len(returns) < n_episodes and len(cut) * max_steps < ENOUGH:
+        start = env.reset() if returns else env.reset(seed=evaluation_seed(seed))
+        total, length, ended = _episode(agent, env, start, deterministic, max_steps, len(returns))
+        if not ended:
+            cut.append(len(returns))
         returns.append(total)
         lengths.append(length)
-        observation, info = env.reset()
-    return Evaluation(tuple(returns), tuple(lengths))
+    if cut:
+        warnings.warn(_said(len(cut), len(returns), n_episodes, max_steps), RuntimeWarning, stacklevel=2)
+    return Evaluation(tuple(returns), tuple(lengths), tuple(cut))
+
+
+def _episode(
+    agent: Any, env: gym.Env, start: tuple[Any, dict[str, Any]], deterministic: bool, max_steps: int, index: int
+) -> tuple[float, int, bool]:
+    """Return, length, and whether it ended by itself."""
+    masked = getattr(agent, "takes_action_masks", False)
+    observation, info = start
+    total = 0.0
+    for length in range(max_steps):
+        if masked and MASK not in info:
+            raise CannotAct(f"info has no {MASK!r} after {length} steps; allowed: one at every reset and step")
+        masks = {"action_masks": info[MASK]} if masked else {}
+        try:
+            action, _ = agent.predict(observation, deterministic=deterministic, **masks)
+        except ValueError as error:
+            raise CannotAct(f"episode {index} after {length} steps: {error}") from error
+        if isinstance(action, np.ndarray):
+            action = action[()]  # one number as a number, which is what vector environments hand out
+        observation, reward, terminated, truncated, info = env.step(action)
+        total += float(reward)
+        if terminated or truncated:
+            return total, length + 1, True
+    return total, max_steps, False
+
+
+def _said(cut: int, played: int, wanted: int, max_steps: int) -> str:
+    what = "1 episode was" if cut == 1 else f"{cut} episodes were"
+    more = "" if played == wanted else f", so that only {played} of {wanted} were played"
+    return f"evaluation: {what} cut after max_steps = {max_steps:,}{more}; their returns are those of the steps played"

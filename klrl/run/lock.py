@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from weakref import WeakSet
 
+from klrl.interrupts import held
 from klrl.run.disk import contents, room_for
 
 try:
@@ -21,7 +22,7 @@ LOCK = "run.lock"
 
 
 class Lock:
-    """Held from construction until :meth:`release`, or until the process ends, however it does.
+    """Held from construction until :meth:`release`, until nobody knows the lock any more, or until the process ends.
 
     The directory itself is locked; the file ``run.lock`` only says by whom.
 
@@ -33,24 +34,32 @@ class Lock:
         DiskFull: there is no room for the file; nothing is locked.
     """
 
+    _directory: int | None = None
+    """It is open while it is locked."""
+
     def __init__(self, path: Path) -> None:
-        self._file = path / LOCK
-        self._directory: int | None = os.open(path, os.O_RDONLY)
+        self._path, self._file = path, path / LOCK
+        with held():
+            self._directory = os.open(path, os.O_RDONLY)
+            try:
+                self._lock(path)
+                _locks.add(self)
+                self._say()
+            except BaseException:
+                self.release()
+                raise
+
+    def _lock(self, path: Path) -> None:
+        assert self._directory is not None
         try:
             if fcntl is not None:
                 fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._directory)
+            self._forget()  # it is another one's
             raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
         except OSError as error:
             text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
-        _held.add(self)
-        try:
-            self._say()
-        except OSError:
-            self.release()
-            raise
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
 
     def _say(self) -> None:
         """Write by whom it is locked, to a new file: whatever lies there, a link for example, is not written to."""
@@ -59,14 +68,32 @@ class Lock:
         with room_for(self._file, len(text)), self._file.open("x") as file:
             file.write(text)
 
+    def lost(self) -> str | None:
+        """What became of the directory that is locked, if it is no longer where it was."""
+        assert self._directory is not None
+        ours = os.fstat(self._directory)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if os.path.samestat(ours, self._path.stat()):
+                return None
+        place = Path(f"/proc/self/fd/{self._directory}")
+        now = os.readlink(place) if place.is_symlink() else None
+        if ours.st_nlink == 0 or (now is not None and now.endswith(" (deleted)")):
+            return "was removed"
+        return f"was renamed to {now}" if now is not None else "was renamed"
+
     def release(self) -> None:
         """Let others in; once more is no harm."""
-        if self._directory is not None:
-            self._file.unlink(missing_ok=True)
-            if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
-                with contextlib.suppress(OSError):
-                    fcntl.flock(self._directory, fcntl.LOCK_UN)
-            self._forget()
+        with held():
+            if self._directory is not None:
+                with contextlib.suppress(FileNotFoundError):  # wherever the directory is now
+                    os.unlink(LOCK, dir_fd=self._directory)
+                if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(self._directory, fcntl.LOCK_UN)
+                self._forget()
+
+    def __del__(self) -> None:
+        self.release()
 
     def _forget(self) -> None:
         """Close the directory; where another process has it open, too, it stays locked."""
@@ -75,12 +102,12 @@ class Lock:
             self._directory = None
 
 
-_held: WeakSet[Lock] = WeakSet()
+_locks: WeakSet[Lock] = WeakSet()
 
 
 def _forget_all() -> None:
     """A forked process must not hold what its parent has locked."""
-    for lock in _held:
+    for lock in _locks:
         lock._forget()
 
 
@@ -95,7 +122,8 @@ def check_free(path: Path) -> None:
         BlockingIOError: saying who.
     """
     if path.is_dir() and (path / LOCK).exists():
-        Lock(path).release()
+        with held():
+            Lock(path).release()
 
 
 def _owner(file: Path) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -14,14 +14,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from klrl.experience import Batch
-from klrl.run.callback import Callback, Metrics
+from klrl.output import steady
+from klrl.run.callback import INFO, SUCCESS, Metrics, Recorder
 
 
-class Progress(Callback):
+class Progress(Recorder):
     """Steps/s, time left, return, KL now against its target, and what the line search or the clipping did."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Console(file=steady(sys.stdout))
         self._live: Live | None = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
@@ -39,14 +40,12 @@ class Progress(Callback):
             line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
             self.console.print(line, highlight=False, soft_wrap=True)
         else:
-            with contextlib.suppress(OSError):  # nobody is looking any more
-                self._live.update(self._panel(agent, facts), refresh=True)
+            self._live.update(self._panel(agent, facts), refresh=True)
 
     def on_training_end(self, agent: Any) -> None:
         """Leave the last panel on the screen."""
         if self._live is not None:
-            with contextlib.suppress(OSError):
-                self._live.stop()
+            self._live.stop()
 
     def _panel(self, agent: Any, facts: dict[str, str]) -> Panel:
         grid = Table.grid(padding=(0, 2))
@@ -73,11 +72,13 @@ def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
         "max KL": f"{number('drift/kl_max'):.3f}",
     }
     optional = {
+        "success": (SUCCESS, ".0%"),
         "clipped": ("train/clip_fraction", ".0%"),
         "penalty": ("train/kl_penalty", ".3g"),
         "line search": ("train/line_search_scale", ".2f"),
         "explained": ("train/explained_variance", ".2f"),
     }
+    optional |= {name.partition("/")[2]: (name, ".3g") for name in metrics if name.startswith(INFO)}
     facts |= {label: _show(number(name), form) for label, (name, form) in optional.items() if name in metrics}
     reason = str(metrics.get("train/stop_reason", ""))
     return facts | ({"note": reason} if reason.startswith(("rejected", "stopped")) else {})

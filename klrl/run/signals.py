@@ -7,9 +7,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from klrl.interrupts import ENDING
 from klrl.run.callback import Callback, Metrics
 
-_ENDING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
 _SAVING = getattr(signal, "SIGUSR1", None)
 
 
@@ -44,20 +44,25 @@ class Signals(Callback):
 
     def __enter__(self) -> Self:
         """Take the signals over."""
-        handlers: dict[int, Any] = dict.fromkeys(_ENDING, self._end)
+        handlers: dict[int, Any] = dict.fromkeys(ENDING, self._end)
         if _SAVING is not None:
             handlers[_SAVING] = lambda number, frame: self._save()
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGINT:
-                self._before[number] = signal.signal(number, handler)
+        before = {number: signal.getsignal(number) for number in handlers}
+        self._before = {k: v for k, v in before.items() if v is not signal.SIG_IGN or k == signal.SIGINT}
+        try:
+            for number in self._before:
+                signal.signal(number, handlers[number])
+        except BaseException as error:  # a signal between two of them
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give them back; after one that asked for the end, nothing but a SIGINT is to change the process's status."""
-        for number, handler in self._before.items():
-            over = self._received is not None and number in _ENDING and number != signal.SIGINT
+        for number, handler in reversed(self._before.items()):  # SIGINT's last: it may raise
+            over = self._received is not None and number in ENDING and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if over else handler)
 
     def on_update_end(self, agent: Any, batch: Any, metrics: Metrics) -> None:
@@ -75,7 +80,7 @@ class Signals(Callback):
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        for ending in self._before.keys() & {*_ENDING}:
+        for ending in self._before.keys() & {*ENDING}:
             signal.signal(ending, signal.SIG_DFL if ending == signal.SIGINT else _ignore)
         raise Interrupted(number)
 

@@ -1,4 +1,4 @@
-"""CSV files that grow by rows and survive whatever ends the process that writes them."""
+"""CSV files that grow by rows and by columns, and survive whatever ends the process that writes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,36 +16,43 @@ from klrl.run.disk import contents, room_for
 EPISODES = ("total_timesteps", "return", "length", "env_index")
 """The columns of ``episodes.csv``."""
 
+Row = Mapping[str, Any]
+"""Values by the names of their columns; a cell without a value stays empty."""
+
 
 class Table:
     """A CSV file, begun anew with the rows it is to have so far; an older one is replaced in one step.
 
     Args:
-        path: of the file; it appears with its first row where there is no header yet.
-        header: the columns.
-        rows: as many values each.
+        path: of the file; it appears with its first row where there is no column yet.
+        columns: in their order. Rows may bring new ones, which come after these in the order in which they are met.
+        rows: what it is to have.
     """
 
-    def __init__(self, path: Path, header: Sequence[str] = (), rows: Iterable[Sequence[Any]] = ()) -> None:
+    def __init__(self, path: Path, columns: Sequence[str] = (), rows: Iterable[Row] = ()) -> None:
         self._path = path
         self._file: IO[str] | None = None
-        if not header:
+        rows = [*rows]
+        self._columns = _united(columns, rows)
+        if self._columns:
+            self._begin(rows)
+        else:
             path.unlink(missing_ok=True)
-            return
-        text = _lines([header, *rows])
-        with room_for(path, len(text)):
-            replace(path, text.encode())
-        self._file = path.open("a", newline="")
 
-    def add(self, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write rows through to the operating system, after ``header`` where there is none yet."""
-        if self._file is None:
-            self._file = self._path.open("a", newline="")
-            rows = [header, *rows]
-        text = _lines(rows)
-        with room_for(self._path, len(text)):
-            self._file.write(text)
-            self._file.flush()
+    def add(self, rows: Iterable[Row]) -> None:
+        """Write rows through to the operating system.
+
+        Where they bring new columns, the file is replaced in one step by one that has these from its first row on.
+        """
+        rows = [*rows]
+        known, self._columns = self._columns, _united(self._columns, rows)
+        if self._file is None and self._columns:
+            self._file = self._open()
+            self._append(_lines(self._columns, rows, header=True))
+        elif len(self._columns) > len(known):
+            self._begin([*self._rows(), *rows])
+        elif rows:
+            self._append(_lines(self._columns, rows))
 
     def sync(self) -> None:
         """Make sure the rows are on the disk."""
@@ -58,20 +65,51 @@ class Table:
             with contextlib.suppress(OSError):
                 self._file.close()
 
+    def _begin(self, rows: Iterable[Row]) -> None:
+        text = _lines(self._columns, rows, header=True).encode()
+        with room_for(self._path, len(text)):
+            replace(self._path, text)
+        older, self._file = self._file, self._open()
+        if older is not None:
+            older.close()
 
-def _lines(rows: Iterable[Sequence[Any]]) -> str:
+    def _open(self) -> IO[str]:
+        return self._path.open("a+", encoding="utf-8", newline="")
+
+    def _append(self, text: str) -> None:
+        assert self._file is not None
+        with room_for(self._path, len(text)):
+            self._file.write(text)
+            self._file.flush()
+
+    def _rows(self) -> list[dict[str, str]]:
+        """What has been written, by the open file: whoever has moved it since has not changed what is in it."""
+        assert self._file is not None
+        self._file.seek(0)
+        return list(csv.DictReader(self._file))
+
+
+def _united(columns: Sequence[str], rows: Iterable[Row]) -> list[str]:
+    """The columns, then those of the rows, each once."""
+    return [*dict.fromkeys([*columns, *(name for row in rows for name in row)])]
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Row], *, header: bool = False) -> str:
     lines = io.StringIO(newline="")
-    csv.writer(lines).writerows(rows)
+    writer = csv.DictWriter(lines, columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
     return lines.getvalue()
 
 
-def episodes_until(path: Path, total_timesteps: int) -> list[list[str]]:
+def episodes_until(path: Path, total_timesteps: int) -> list[dict[str, str]]:
     """The rows of an ``episodes.csv`` up to a step; none after the first that is not whole.
 
     Raises:
         OSError: what is there is no file, or cannot be read.
     """
-    rows: list[list[str]] = []
+    rows: list[dict[str, str]] = []
     if not path.exists():
         return rows
     whole = contents(path).decode(errors="replace").rpartition("\n")[0]
@@ -79,5 +117,5 @@ def episodes_until(path: Path, total_timesteps: int) -> list[list[str]]:
         if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
             break
         if int(row[0]) <= total_timesteps:
-            rows.append(row)
+            rows.append(dict(zip(EPISODES, row, strict=True)))
     return rows

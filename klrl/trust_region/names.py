@@ -148,15 +148,34 @@ def region_to_json(region: Any) -> Any:
     return {"class": type(region).__name__} | values
 
 
+def own_class(data: Any) -> str | None:
+    """The name of the first class in a saved region that is not klrl's, if there is one."""
+    if isinstance(data, list):
+        return next(filter(None, map(own_class, data)), None)
+    if not isinstance(data, dict):
+        return None
+    name = data.get("class")
+    if not isinstance(name, str) or name not in _CLASSES:
+        return str(name)
+    return own_class([*data.values()])
+
+
 def region_from_json(data: Any) -> Any:
     """The inverse of :func:`region_to_json`.
 
     Raises:
-        ValueError: a class that is not one of klrl's.
+        ValueError: a class that is not one of klrl's, or neither a region nor a coefficient.
     """
+    region = _from_json(data)
+    if not isinstance(region, (TrustRegion, Coefficient)):
+        raise ValueError(f"saved trust region {data!r}; allowed: one in words of JSON")
+    return region
+
+
+def _from_json(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if (name := data.get("class")) not in _CLASSES:
         raise ValueError(f"saved trust region {name!r} is not klrl's; allowed: to give it to load(..., trust_region=)")
-    values = {k: region_from_json(v) for k, v in data.items() if k != "class"}
-    return All(*map(region_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)
+    values = {k: _from_json(v) for k, v in data.items() if k != "class"}
+    return All(*map(_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)

@@ -21,6 +21,9 @@ class KLPenalty(TrustRegion):
 
     coefficient: Coefficient = field(default_factory=Fixed)
 
+    def __post_init__(self) -> None:
+        validate(self)
+
     @property
     def target_kl(self) -> float | None:  # type: ignore[override]
         """What the coefficient aims at."""

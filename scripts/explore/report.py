@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from klrl.scripts.work import write as write_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -150,8 +152,8 @@ def write(sections: list[Section], text: str, folder: Path) -> None:
             _save(picture, folder)
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([["section", "quantity", "value", "unit"], *rows(sections)])
-    (folder / "numbers.csv").write_text(table.getvalue(), encoding="utf-8")
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_file(folder / "numbers.csv", table.getvalue())
+    write_file(folder / "README.md", text)
 
 
 def _save(picture: Picture, folder: Path) -> None:
@@ -160,4 +162,6 @@ def _save(picture: Picture, folder: Path) -> None:
     figure = Figure(figsize=picture.size, layout="constrained")
     picture.draw(figure)
     figure.suptitle(picture.title, fontsize=14)
-    figure.savefig(folder / picture.file, dpi=110)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110, format="png")
+    write_file(folder / picture.file, data.getvalue())

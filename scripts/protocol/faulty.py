@@ -141,7 +141,7 @@ class _OtherActions(Faulty):
 class _Different(Faulty):
     def __init__(self) -> None:
         super().__init__()
-        self.observation_space = Box(-10.0, 10.0, (3,)) if self.made < 3 else Box(-9.0, 10.0, (3,))
+        self.observation_space = Box(-10.0, 10.0, (3,)) if self.made < 2 else Box(-9.0, 10.0, (3,))
 
 
 def _seeing(space: Space, see: Callable[[Faulty], Any]) -> type[Faulty]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from klrl.run import checkpoint
 from klrl.run.checkpoint import MANIFEST
+from klrl.run.sealed import sealed
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Victim:
             files[kind] = {"name": f"{kind}-{digest[:16]}.{suffix}", "size": len(data), "sha256": digest}
             (saved / files[kind]["name"]).write_bytes(data)
         manifest = change({"format": checkpoint.FORMAT, "files": files})
-        sealed = checkpoint._canonical(manifest) if isinstance(manifest, dict) else json.dumps(manifest).encode()
-        (saved / MANIFEST).write_bytes(sealed)
+        text = sealed(manifest) if isinstance(manifest, dict) else json.dumps(manifest).encode()
+        (saved / MANIFEST).write_bytes(text)
 
     def forge(self, change: Callable[[dict[str, Tensor], dict[str, Any]], Any]) -> None:
         """Change tensors and JSON in place, or return other JSON."""

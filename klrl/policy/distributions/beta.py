@@ -31,7 +31,7 @@ class Beta(Distribution):
 
     def sample(self, generator: torch.Generator | None = None) -> Array:
         """By numpy, whose generator gets its seed from torch's."""
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         a, b = (np.asarray(x if is_numpy(x) else x.detach().cpu()) for x in self.parameters)
         x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))
         return like(_inside(x if is_numpy(self.alpha) else x.to(self.alpha.device)), self.alpha)
@@ -40,7 +40,7 @@ class Beta(Distribution):
     def mode(self) -> Tensor:
         """(a - 1) / (a + b - 2) where both are > 1, else the mean: a mode on the border would be no policy's wish."""
         peaked = (self.alpha > 1.0) & (self.beta > 1.0)
-        a, b = (x - torch.where(peaked, 1.0, 0.0) for x in (self.alpha, self.beta))
+        a, b = (x - peaked.to(x.dtype) for x in (self.alpha, self.beta))
         return _inside(a / (a + b))
 
     @on_tensors

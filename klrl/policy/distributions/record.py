@@ -118,7 +118,7 @@ def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
     """Random numbers in the shape, type and place of an array; drawn on the CPU, by torch's generators."""
     if is_numpy(shape_of):
         return fill(torch.from_numpy(np.empty(shape_of.shape, shape_of.dtype))).numpy()
-    return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype)).to(shape_of.device)
+    return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype, device="cpu")).to(shape_of.device)
 
 
 def stack_records(records: Sequence[D]) -> D:

@@ -1,0 +1,38 @@
+"""Environments as an agent's settings want them: tried, and made."""
+
+from __future__ import annotations
+
+from gymnasium.vector import VectorEnv
+
+from klrl.agents.config import AgentConfig
+from klrl.experience import EnvLike, make_vector_env
+from klrl.experience.replay import Trial
+from klrl.experience.trial import try_out
+
+
+def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:
+    """Make as many as there are to be.
+
+    Raises:
+        ValueError: as :func:`klrl.experience.make_vector_env` does.
+    """
+    return make_vector_env(
+        env,
+        config.n_envs,
+        config.vectorization_mode,
+        config.worker_timeout,
+        config.on_worker_failure,
+        rebuild_envs=config.rebuild_envs,
+        seed_every_episode=config.seed_every_episode,
+    )
+
+
+def try_env(env: EnvLike | None, config: AgentConfig) -> Trial:
+    """What is found of such an environment, before those to learn from are made."""
+    return try_out(
+        env,
+        config.vectorization_mode,
+        config.worker_timeout,
+        seed_every_episode=config.seed_every_episode,
+        try_envs=config.try_envs,
+    )

@@ -1,0 +1,51 @@
+"""Saved tensors are looked at before anything is made of them: their types, their shapes, and what they count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+MOST = 2**53
+"""Of whatever is counted: up to here every integer is a float, too."""
+
+
+def check_tensors(saved: Tensors, new: Tensors) -> None:
+    """Refuse tensors that are not as those of a new agent with the same spaces and settings.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    for name, x in new.items():
+        if name not in saved:
+            raise ValueError(f"no tensor {name}; allowed: every one that a new agent has")
+        if name != "return_scaler.running":  # as many as there were environments then
+            check_tensor(name, saved[name], x.dtype, x.shape)
+    check_tensor("return_scaler.running", running := saved["return_scaler.running"], torch.float64, running.shape[:1])
+    check_finite("return_scaler.running", running)
+    for name in (name for name in new if name.startswith("optimizer.")):
+        check_finite(name, saved[name], least=None if name.endswith(".exp_avg") else 0.0)
+
+
+def check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> None:
+    """Refuse another type or shape.
+
+    Raises:
+        ValueError: naming the tensor.
+    """
+    if (x.dtype, tuple(x.shape)) != (dtype, tuple(shape)):
+        raise ValueError(f"{name} is {x.dtype} {[*x.shape]}; allowed: {dtype} {[*shape]}")
+
+
+def check_finite(name: str, x: Tensor, least: float | None = None) -> None:
+    """Refuse numbers that are none, and such as are below the least one.
+
+    Raises:
+        ValueError: naming the tensor and the number.
+    """
+    good = x.isfinite() if least is None else x.isfinite() & (x >= least)
+    if not good.all():
+        allowed = "finite numbers" if least is None else f"finite numbers >= {least:g}"
+        raise ValueError(f"{name} has {x[~good].flatten()[0].item()}; allowed: {allowed}")

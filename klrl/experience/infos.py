@@ -1,0 +1,240 @@
+"""What environments say beside a step: a dict for each of them, never stacked, because Gymnasium promises no types."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+from torch import Tensor
+
+from klrl.experience.steps import BadStep
+from klrl.experience.worker import unpickled
+from klrl.experience.workers import WorkerVectorEnv
+from klrl.words import one_line
+
+FINAL_OBSERVATION = ("final_obs", "final_observation")
+"""Where vector environments have the last observations of episodes; the second name is that of Gymnasium before 1.0."""
+FINAL_INFO = "final_info"
+
+
+class Infos(abc.ABC):
+    """What N environments said of one step: a dict for each, also where it ended an episode and the next has begun."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._said(range(self._n)[i])
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return map(self._said, range(self._n))
+
+    @abc.abstractmethod
+    def _said(self, i: int) -> dict[str, Any]: ...
+
+    @abc.abstractmethod
+    def gathered(self, key: str) -> list[Any]:
+        """Every environment's value that belongs to the state it is in now; ``None`` where it has none."""
+
+    @abc.abstractmethod
+    def final_observation(self, i: int) -> Any:
+        """The last observation of the episode that ended in environment ``i``; ``None``: nobody told it."""
+
+    @abc.abstractmethod
+    def restarted(self) -> dict[int, int]:
+        """Whose worker was made anew, and how many episodes came before the one that began with it."""
+
+
+class Separate(Infos):
+    """As klrl's own vectors tell them; bytes are opened when somebody reads them."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._infos: dict[int, Any] = {}
+        self._more: dict[int, dict[str, Any]] = {}
+
+    def add(self, i: int, info: Any) -> None:
+        """What is added last is the environment's own; what came before it is the vector's."""
+        if i in self._infos:
+            self._more[i] = self._infos[i]
+        if isinstance(info, dict):  # an environment may use one again, and fill it with something else
+            info = dict(info)
+            if isinstance(final := info.get(FINAL_INFO), dict):
+                info[FINAL_INFO] = dict(final)
+        self._infos[i] = info
+
+    def gathered(self, key: str) -> list[Any]:
+        """Every environment's value."""
+        return [self._opened(self._infos[i], i).get(key) for i in range(self._n)]
+
+    def final_observation(self, i: int) -> Any:
+        """The last observation of an episode."""
+        return self._more[i][FINAL_OBSERVATION[0]]
+
+    def restarted(self) -> dict[int, int]:
+        """Whose worker was made anew."""
+        return {i: more["worker_episode"] for i, more in self._more.items() if "worker_episode" in more}
+
+    def _said(self, i: int) -> dict[str, Any]:
+        return self._opened(self._more.get(i, {}).get(FINAL_INFO, self._infos[i]), i)
+
+    def _opened(self, info: Any, i: int) -> dict[str, Any]:
+        return unpickled(info, i) if isinstance(info, bytes) else info
+
+
+class Stacked(Infos):
+    """Gymnasium's arrays: a value for ``i`` is in ``infos[key][i]`` where ``infos["_" + key][i]``, if there is that.
+
+    Args:
+        infos: the arrays, which may be used again for the next step.
+        space: of one observation, the last of an episode too.
+        n: how many environments.
+    """
+
+    def __init__(self, infos: Mapping[Any, Any], space: gym.Space, n: int) -> None:
+        super().__init__(n)
+        self._infos, self._space = _copied(infos), space
+
+    def gathered(self, key: str) -> list[Any]:
+        """Every environment's value."""
+        return [self._value(self._infos, key, i) for i in range(self._n)]
+
+    def final_observation(self, i: int) -> Any:
+        """The last observation of an episode."""
+        for name in FINAL_OBSERVATION:
+            if name in self._infos and self._has(self._infos, name, i):
+                return self._rows(self._infos[name], self._space, name, i)
+        return None
+
+    def restarted(self) -> dict[int, int]:
+        """Whose worker was made anew."""
+        return {i: int(x) for i, x in enumerate(self.gathered("worker_episode")) if x is not None}
+
+    def _said(self, i: int) -> dict[str, Any]:
+        final = self._value(self._infos, FINAL_INFO, i)
+        return final if isinstance(final, dict) else _without_finals(self._row(self._infos, i))
+
+    def _row(self, infos: Mapping[Any, Any], i: int) -> dict[str, Any]:
+        masks = {f"_{key}" for key in infos}
+        own = (key for key in infos if key not in masks and self._has(infos, key, i))
+        return {key: self._value(infos, key, i) for key in own}
+
+    def _has(self, infos: Mapping[Any, Any], key: Any, i: int) -> bool:
+        return bool(self._share(infos.get(f"_{key}", True), i))
+
+    def _value(self, infos: Mapping[Any, Any], key: Any, i: int) -> Any:
+        if key not in infos or not self._has(infos, key, i):
+            return None
+        value = infos[key]
+        return self._row(value, i) if isinstance(value, Mapping) else self._share(value, i)
+
+    def _share(self, value: Any, i: int) -> Any:
+        """Environment ``i``'s part of what each has one of; all of it otherwise."""
+        each = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
+        return value[i] if each and len(value) == self._n else value
+
+    def _rows(self, value: Any, space: gym.Space, name: str, i: int) -> Any:
+        """One observation of many: a list or an array of them, or what their space nests with arrays inside."""
+        if isinstance(value, Mapping) and isinstance(space, gym.spaces.Dict):
+            known = {key: inner for key, inner in space.spaces.items() if key in value}
+            return {key: self._rows(value[key], inner, name, i) for key, inner in known.items()}
+        if isinstance(value, tuple) and isinstance(space, gym.spaces.Tuple):
+            return tuple(self._rows(x, inner, name, i) for x, inner in zip(value, space.spaces, strict=False))
+        try:
+            if len(value) == self._n:
+                return value[i]
+            what = f"has {len(value)} rows"
+        except TypeError:
+            what = f"is of {type(value).__name__}"
+        raise BadStep(f"infos[{name!r}] {what}; allowed: {self._n}, one for each environment")
+
+
+class Listed(Infos):
+    """One dict per environment, as Gymnasium's ``DictInfoToList`` makes them."""
+
+    def __init__(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(len(infos))
+        self._infos = [_copied(info) for info in infos]
+
+    def gathered(self, key: str) -> list[Any]:
+        """Every environment's value."""
+        return [info.get(key) for info in self._infos]
+
+    def final_observation(self, i: int) -> Any:
+        """The last observation of an episode."""
+        return next((x for name in FINAL_OBSERVATION if (x := self._infos[i].get(name)) is not None), None)
+
+    def restarted(self) -> dict[int, int]:
+        """Nobody can tell."""
+        return {}
+
+    def _said(self, i: int) -> dict[str, Any]:
+        info = self._infos[i]
+        return info[FINAL_INFO] if isinstance(info.get(FINAL_INFO), dict) else _without_finals(info)
+
+
+class _SeparateInfos(VectorEnv):
+    """Overrides the hook by which Gymnasium's vectors gather infos: first their own about an environment, then its."""
+
+    def _add_info(self, vector_infos: Any, env_info: Any, env_num: int) -> Any:
+        infos = vector_infos if isinstance(vector_infos, Separate) else Separate(self.num_envs)
+        infos.add(env_num, env_info)
+        return infos
+
+
+class SyncEnvs(_SeparateInfos, SyncVectorEnv):
+    """Environments in this process, with :class:`Separate` infos."""
+
+
+class WorkerEnvs(_SeparateInfos, WorkerVectorEnv):
+    """Environments in processes of their own, with :class:`Separate` infos."""
+
+    def _opened(self, info: bytes, i: int) -> Any:
+        return info
+
+
+def _without_finals(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key not in (*FINAL_OBSERVATION, FINAL_INFO)}
+
+
+def _copied(x: Any) -> Any:
+    """With arrays on memory of their own."""
+    if isinstance(x, Mapping):
+        return {key: _copied(value) for key, value in x.items()}
+    if isinstance(x, np.ndarray):
+        return x.copy()
+    return x.detach().clone() if isinstance(x, Tensor) else x
+
+
+def numbers(info: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, float]:
+    """What an info says under these keys; nothing where it has none, or ``None``.
+
+    Raises:
+        BadStep: something else than a number; naming the key, ``where`` and the value.
+    """
+    found = {}
+    for key in keys:
+        if (value := info.get(key)) is not None:
+            try:
+                found[key] = _number(value)
+            except (TypeError, ValueError, OverflowError) as error:
+                what = f"{one_line(value)[:50]} ({type(value).__name__})"
+                allowed = "allowed as one of info_keys: a number, or None"
+                raise BadStep(f"info[{key!r}] of {where} is {what}; {allowed}") from error
+    return found
+
+
+def _number(x: Any) -> float:
+    if isinstance(x, int):
+        return float(x)
+    array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if array.ndim or array.dtype.kind not in "fiub":
+        raise TypeError("not one number")
+    return float(array)

@@ -1,0 +1,37 @@
+"""What environments were told to do lately, as far back as their current episodes go."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MOST = 2**26
+"""Bytes that the actions of current episodes may have: they are in memory, and in every checkpoint."""
+
+
+class Tape:
+    """The last actions of N environments; a row costs the same however many there are.
+
+    Args:
+        actions: those so far, ``[T, N, *A]``.
+    """
+
+    def __init__(self, actions: np.ndarray | None = None) -> None:
+        self._rows = np.zeros((0,)) if actions is None else actions
+        self._begin, self._end = 0, len(self._rows)
+
+    @property
+    def actions(self) -> np.ndarray:
+        """The rows that are kept, ``[T, N, *A]``: a view that stays as it is while more are added."""
+        return self._rows[self._begin : self._end]
+
+    def add(self, actions: np.ndarray, keep: int) -> None:
+        """Add rows, and keep so many of all that there are."""
+        if self._end + len(actions) > len(self._rows):
+            old = self.actions[max(0, self._end - self._begin + len(actions) - keep) :]
+            self._rows = np.zeros((2 * (len(old) + len(actions)), *actions.shape[1:]), actions.dtype)
+            if len(old):
+                self._rows[: len(old)] = old
+            self._begin, self._end = 0, len(old)
+        self._rows[self._end : self._end + len(actions)] = actions
+        self._end += len(actions)
+        self._begin = max(self._begin, self._end - keep)

@@ -1,0 +1,61 @@
+"""What is found of an environment before others of its kind are made to learn from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+import gymnasium as gym
+from gymnasium.vector import VectorEnv
+
+from klrl.experience.environments import EnvLike, VectorizationMode, factory
+from klrl.experience.replay import Trial, replay
+from klrl.experience.workers import WorkerVectorEnv
+
+
+def try_out(
+    env: EnvLike | None,
+    vectorization_mode: VectorizationMode = "sync",
+    worker_timeout: float = 60.0,
+    *,
+    seed_every_episode: bool = True,
+    try_envs: bool = True,
+) -> Trial:
+    """Try with random actions where episodes can be played again, and what their seeds cost.
+
+    Two environments are made for it, one after the other, in a process of their own where those of training will be,
+    and closed. A single ``Env`` instance is not tried: that would disturb it.
+
+    Args:
+        env: as for :func:`klrl.experience.make_vector_env`.
+        vectorization_mode: the engine of training.
+        worker_timeout: seconds for all of it, where it is in a process.
+        seed_every_episode: whether training will seed them one by one; else they cannot be played again.
+        try_envs: make them at all.
+    """
+    engine = vectorization_mode not in ("sync", "async")
+    if engine or env is None or isinstance(env, VectorEnv) or not seed_every_episode:
+        return Trial("never")
+    if isinstance(env, gym.Env) or not try_envs:
+        return Trial("unknown")
+    try:
+        make = factory(env)
+        if vectorization_mode == "sync":
+            return replay(make)
+        with contextlib.closing(WorkerVectorEnv([partial(_InWorker, make)], timeout=worker_timeout)) as one:
+            return one.call("replay")[0]
+    except (Exception, SystemExit):  # whatever random actions do to it, a policy may not
+        return Trial("unknown")
+
+
+class _InWorker(gym.Env):
+    """What a worker has instead of an environment when it is only to try some."""
+
+    observation_space = action_space = gym.spaces.Discrete(1)
+
+    def __init__(self, make: Callable[[], gym.Env]) -> None:
+        self._make = make
+
+    def replay(self) -> Trial:
+        return replay(self._make)

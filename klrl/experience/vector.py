@@ -1,0 +1,149 @@
+"""A vector environment as a collector sees it, klrl's own or a user's: what it answers is checked where it enters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from klrl.experience.environments import declared_mode, reset
+from klrl.experience.infos import Infos, Listed, Separate, Stacked
+from klrl.experience.steps import BadStep
+from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.workers import WorkerVectorEnv
+
+_RESET = "(observations, infos)"
+_STEP = "(observations, rewards, terminations, truncations, infos)"
+_DECLARE = "metadata['autoreset_mode'] = 'NextStep' or 'SameStep'"
+
+
+class Vector:
+    """Arrays of numpy's, infos one environment at a time, and an autoreset mode that is known or recognised.
+
+    Where the environments do not declare a mode, it is SAME_STEP as soon as infos have the last observation of an
+    episode, and NEXT_STEP, Gymnasium's default, until then.
+    """
+
+    def __init__(self, envs: VectorEnv) -> None:
+        self.envs, self.num_envs = envs, envs.num_envs
+        declared = declared_mode(envs)
+        self.mode = declared or AutoresetMode.NEXT_STEP
+        self._declared = declared is not None
+        self._restarts = isinstance(envs.unwrapped, WorkerVectorEnv)
+        self._warned: set[str] = set()
+
+    def reset(self, at: Whereabouts) -> tuple[Any, Infos]:
+        """Take every environment to its place: observations and infos.
+
+        Raises:
+            BadStep: they are something else.
+        """
+        answer: Any = reset(self.envs, at)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise BadStep(f"reset of the vector environment returned {_kind(answer)}; allowed: {_RESET}")
+        observations, infos = answer
+        return as_numpy(observations), self._infos(infos)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Infos]:
+        """Observations, rewards ``[N]``, where episodes were terminated and truncated, bool ``[N]``, and infos.
+
+        All but the observations are on memory of their own.
+
+        Raises:
+            BadStep: they are something else.
+        """
+        answer: Any = self.envs.step(actions)
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise BadStep(f"step of the vector environment returned {_kind(answer)}; allowed: {_STEP}")
+        observations, rewards, terminated, truncated, infos = answer
+        if isinstance(infos, Separate):
+            return answer
+        rewards = self._numbers("rewards", rewards)
+        terminated = self._truths("terminations", terminated)
+        truncated = self._truths("truncations", truncated)
+        infos = self._infos(infos)
+        if not self._declared:
+            self._recognise(infos, np.flatnonzero(terminated | truncated).tolist())
+        return as_numpy(observations), rewards, terminated, truncated, infos
+
+    def final_observation(self, i: int, infos: Infos) -> Any:
+        """The last observation of the episode that SAME_STEP environment ``i`` truncated; ``None``: nobody told it."""
+        final = as_numpy(infos.final_observation(i))
+        if final is None:
+            self._warn(
+                f"environment {i} truncated an episode in SAME_STEP mode and infos['final_obs'] has no last observation"
+                " of it: such episodes count as terminated, their last states as worth no more than their rewards; "
+                "allowed: infos['final_obs'][i] and infos['_final_obs'][i], as in Gymnasium"
+            )
+        return final
+
+    def restarted(self, infos: Infos) -> dict[int, int]:
+        """Whose worker was made anew, and how many episodes came before the one that began with it."""
+        return infos.restarted() if self._restarts else {}
+
+    def _recognise(self, infos: Infos, ended: list[int]) -> None:
+        if any(infos.final_observation(i) is not None for i in ended):
+            self.mode, self._declared = AutoresetMode.SAME_STEP, True
+        elif ended:
+            self._warn(
+                f"{type(self.envs.unwrapped).__name__} does not say what it does after an episode, and infos have no "
+                "'final_obs': taken as NEXT_STEP, whose next step only resets and counts nowhere; "
+                f"allowed: {_DECLARE}"
+            )
+
+    def _warn(self, text: str) -> None:
+        """Once of every kind."""
+        kind = text[-40:]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def _infos(self, infos: Any) -> Infos:
+        if isinstance(infos, Infos):
+            return infos
+        if isinstance(infos, Mapping):
+            return Stacked(infos, self.envs.single_observation_space, self.num_envs)
+        listed = isinstance(infos, (list, tuple)) and all(isinstance(info, Mapping) for info in infos)
+        if not listed or len(infos) != self.num_envs:
+            raise BadStep(f"infos are {_kind(infos)}; allowed: a dict, or a list of {self.num_envs} dicts")
+        return Listed(infos)
+
+    def _numbers(self, name: str, values: Any) -> np.ndarray:
+        """One number each, ``[N]`` or ``[N, 1]``."""
+        n = self.num_envs
+        try:
+            x = np.array(as_numpy(values))
+            x = x.astype(float) if x.dtype == object else x
+        except (TypeError, ValueError):  # None, or rows of different lengths
+            x = np.empty(0)
+        if x.dtype.kind not in "fiub" or x.shape not in ((n,), (n, 1)):
+            raise BadStep(f"{name} are {_kind(values)}; allowed: {n} numbers, one for each environment")
+        return x.reshape(n)
+
+    def _truths(self, name: str, values: Any) -> np.ndarray:
+        """Also of 0 and 1."""
+        x = self._numbers(name, values)
+        if x.dtype != bool and (odd := x[(x != 0) & (x != 1)]).size:
+            raise BadStep(f"{name} have {odd[0]}; allowed: True or False")
+        return x.astype(bool)
+
+
+def as_numpy(x: Any) -> Any:
+    """Tensors as arrays, wherever they are nested."""
+    if isinstance(x, Tensor):
+        return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
+    if isinstance(x, Mapping):
+        return {key: as_numpy(value) for key, value in x.items()}
+    return type(x)(map(as_numpy, x)) if type(x) in (tuple, list) else x
+
+
+def _kind(x: Any) -> str:
+    """A value in a few words."""
+    if isinstance(x, (np.ndarray, Tensor)):
+        return f"of shape {tuple(x.shape)} and dtype {x.dtype}"
+    return f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"{str(x)[:50]!r}"

@@ -1,0 +1,125 @@
+"""Several callbacks as one, and what is checked between them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klrl.run.callback import Callback, Metrics, Recorder
+from klrl.run.hooks import check_callback, ends
+from klrl.run.metrics import settle
+
+if TYPE_CHECKING:
+    from klrl.experience import Batch
+
+
+class CallbackList(Callback):
+    """Calls several callbacks in order; training ends if one of them says so.
+
+    Raises:
+        ValueError: something that is no callback, or one with a hook that cannot be called.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = tuple(_flat(callbacks))
+        for callback in self.callbacks:
+            check_callback(callback)
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_training_start(agent, total_timesteps)
+
+    def on_update_start(self, agent: Any, batch: Batch) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_update_start(agent, batch)
+
+    def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_minibatch_end(agent, metrics)
+
+    def on_epoch_end(self, agent: Any, epoch: int) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_epoch_end(agent, epoch)
+
+    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
+        """Pass on to all, those that record the update last; then say whether one of them wants to stop.
+
+        Where one raises, nobody hears of the update after it but those that record it.
+
+        Raises:
+            ValueError: what one of them has added is no metric, or what it answered no truth.
+        """
+        own, wishes = dict(metrics), []
+        recorders = [callback for callback in self.callbacks if isinstance(callback, Recorder)]
+        others = [callback for callback in self.callbacks if not isinstance(callback, Recorder)]
+        try:
+            wishes += [_ends(callback, agent, batch, metrics, own) for callback in others]
+        finally:
+            wishes += [ends(recorder.on_update_end(agent, batch, metrics)) for recorder in recorders]
+        return False if any(wishes) else None
+
+    def on_error(self, agent: Any, error: Exception) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_error(agent, error)
+
+    def on_training_end(self, agent: Any) -> None:
+        """Pass on to all, whatever one of them raises."""
+        with ExitStack() as stack:
+            for callback in reversed(self.callbacks):
+                stack.callback(callback.on_training_end, agent)
+
+
+def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:
+    """All of them, also those of lists in the list."""
+    for callback in callbacks:
+        if type(callback) is CallbackList:
+            yield from callback.callbacks
+        else:
+            yield callback
+
+
+def _ends(callback: Callback, agent: Any, batch: Batch, metrics: Metrics, own: Metrics) -> bool:
+    """Let it have the update's metrics, and see what it has made of them; whether it wants to stop."""
+    who = f"{type(callback).__name__}.on_update_end"
+    try:
+        answer = callback.on_update_end(agent, batch, metrics)
+    except BaseException:
+        with contextlib.suppress(ValueError):  # the worse one is to be heard
+            settle(metrics, own, who)
+        raise
+    settle(metrics, own, who)
+    return ends(answer, who)
+
+
+def gather(
+    callback: Callback | Sequence[Callback] | None,
+    progress_bar: bool = False,
+    run_dir: str | Path | None = None,
+    *,
+    resume: bool = False,
+) -> Callback:
+    """What is to be told of a training, as ``Agent.learn`` takes it, in one.
+
+    Raises:
+        ValueError: something that is no callback, or one with a hook that cannot be called.
+        FileExistsError: ``run_dir`` is not empty.
+    """
+    given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
+    told = CallbackList([c for c in given if c is not None])
+    if run_dir is not None:
+        from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
+
+        told.callbacks += (RunDirectory(run_dir, resume=resume),)
+    if progress_bar:
+        from klrl.run.progress import Progress
+
+        told.callbacks += (Progress(),)
+    return told

@@ -1,0 +1,105 @@
+"""Callbacks checked before they are called: what cannot be called is refused, what nothing would call is named."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from klrl.run.callback import Callback
+from klrl.words import plain
+
+_HOOKS = {
+    name: tuple(inspect.signature(hook).parameters)[1:] for name, hook in vars(Callback).items() if name[:3] == "on_"
+}
+"""What each is called with."""
+_ELSEWHERE = {
+    "on_step": "on_update_end",
+    "on_rollout_start": "on_update_end",
+    "on_rollout_end": "on_update_start",
+    "on_episode_end": "on_update_end",
+    "on_training_begin": "on_training_start",
+    "on_train_begin": "on_training_start",
+    "on_exception": "on_error",
+}
+"""Hooks of other libraries, and when klrl calls whoever waits for them: with whole rollouts and their episodes."""
+_USE = (
+    "on_update_start(agent, batch) is called when a rollout has been collected, on_minibatch_end(agent, metrics) and "
+    "on_epoch_end(agent, epoch) in its update, on_update_end(agent, batch, metrics) after it"
+)
+
+
+def check_callback(callback: object) -> None:
+    """Refuse what is no callback, or has a hook that cannot be called; warn of a method that only looks like a hook.
+
+    That may also be a helper by an unlucky name, which its own class calls.
+
+    Raises:
+        ValueError: in one line that names it, and what was probably meant.
+    """
+    if not isinstance(callback, Callback):
+        is_class = isinstance(callback, type) and issubclass(callback, Callback)
+        meant = f"; did you mean {callback.__name__}()?" if is_class else ""  # type: ignore[attr-defined]
+        said = plain(repr(callback), 200)
+        raise ValueError(f"callback = {said}; allowed: a klrl.run.Callback or several, whose {_USE}{meant}")
+    for name in _lookalikes(type(callback)):
+        nearest = _nearest(f"on_{name.partition('on_')[2]}")
+        text = (
+            f"{type(callback).__name__}.{name} is no hook, and training never calls it; hooks are {', '.join(_HOOKS)}; "
+            f"did you mean {nearest}({', '.join(_HOOKS[nearest])})?"
+        )
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
+    for name, arguments in _HOOKS.items():
+        if (problem := _problem(getattr(callback, name), arguments)) is not None:
+            allowed = f"def {name}({', '.join(('self', *arguments))})"
+            raise ValueError(f"{type(callback).__name__}.{name} {problem}; allowed: {allowed}")
+
+
+def _lookalikes(cls: type) -> Iterator[str]:
+    """Methods that begin like hooks, but for those that klrl's own classes have."""
+    for name in dir(cls):
+        if name.lstrip("_").startswith("on_") and name not in _HOOKS and callable(getattr(cls, name)):
+            owner = next(c for c in cls.__mro__ if name in vars(c))
+            if owner.__module__.partition(".")[0] != "klrl":
+                yield name
+
+
+def _nearest(name: str) -> str:
+    return _ELSEWHERE.get(name) or difflib.get_close_matches(name, _HOOKS, n=1, cutoff=0.0)[0]
+
+
+def _problem(hook: Any, arguments: tuple[str, ...]) -> str | None:
+    """Why calling it would fail, or do nothing."""
+    if not callable(hook):
+        return f"is {plain(repr(hook), 80)}"
+    if any(is_kind(hook) for is_kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction)):
+        return "is a coroutine or a generator, which does nothing when it is called"
+    try:
+        signature = inspect.signature(hook)
+    except ValueError:  # it is written in C
+        return None
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        return f"cannot be called with ({', '.join(arguments)}): {error}"
+    return None
+
+
+def ends(answer: object, who: str = "on_update_end") -> bool:
+    """Whether what ``on_update_end`` answered is false: Python's, numpy's or torch's, also as an array of one truth.
+
+    Raises:
+        ValueError: it is an array of several truths.
+    """
+    if isinstance(answer, torch.Tensor) and answer.dtype == torch.bool:
+        answer = answer.cpu().numpy()
+    if isinstance(answer, (np.ndarray, np.bool_)) and answer.dtype == np.bool_:
+        if answer.size != 1:
+            raise ValueError(f"{who} returned an array of {answer.size} truths; allowed: None, True or False")
+        return not answer.item()
+    return answer is False

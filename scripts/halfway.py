@@ -1,0 +1,101 @@
+"""Where the fitting of an agent is kept while it goes on, so that the same command goes on after whatever ended it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.agents import Agent, load_agent
+from klrl.run import checkpoint
+from klrl.run.callback import Metrics
+from klrl.run.directory import versions
+from klrl.words import plain, printable
+
+EVERY = 10.0
+"""Seconds: work that is over sooner leaves nothing on the disk but its result."""
+
+
+def fingerprint(agent: Agent[Any]) -> str:
+    """A digest of an agent's tensors: which one it is, wherever it is saved."""
+    digest = hashlib.sha256()
+    for name, x in sorted(agent.snapshot().tensors.items()):
+        digest.update(f"{name} {tuple(x.shape)} ".encode() + x.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass
+class Found:
+    """What an earlier call of the same command left."""
+
+    agent: Agent[Any]
+    state: dict[str, Tensor]
+    """Of the passes that were left."""
+    history: list[Metrics]
+
+
+class Halfway:
+    """A folder beside an agent's own, with the agent after one of the last passes and all that decides the others.
+
+    Args:
+        output: where the agent is to be saved in the end.
+        decided_by: everything that decides the result, as plain JSON; the work of other commands is left alone.
+    """
+
+    def __init__(self, output: Path, decided_by: dict[str, Any]) -> None:
+        decided = json.dumps(decided_by | {"versions": versions()}, sort_keys=True)
+        self._decided = hashlib.sha256(decided.encode()).hexdigest()
+        self._parts = output.with_name(f"{output.name}.parts")
+        self.folder = self._parts / self._decided[:16]
+        self._kept: Path | None = None
+        self._at = time.monotonic()
+
+    def find(self) -> Found | None:
+        """The newest good state, said in a line; one more about each that is damaged."""
+        for path in sorted(self.folder.glob("[0-9]" * 9), reverse=True):
+            try:
+                tensors, state = checkpoint.read(path / "state")
+                with checkpoint.understood(path):
+                    history = json.loads(tensors.pop("history").numpy().tobytes())
+                    if state["decided_by"] != self._decided or state["passes"] != len(history):
+                        raise ValueError("it belongs to other work")
+                found = Found(load_agent(path / "agent"), tensors, history)
+            except (ValueError, OSError) as error:
+                print(f"left out: {plain(error)}")
+                continue
+            print(printable(f"going on after {len(history)} passes, from {path}"))
+            self._kept = path
+            return found
+        return None
+
+    def goes_on(self) -> str:
+        """What to do about work that something outside of it has ended; a message's end."""
+        return "" if self._kept is None else f"; {self._kept} is kept, and the same command goes on"
+
+    def keep(self, agent: Agent[Any], state: dict[str, Tensor], history: list[Metrics], *, last: bool) -> None:
+        """Write the agent and the state after a pass, if it is time, or after the ``last`` one if that ever was."""
+        if self._kept is None if last else time.monotonic() - self._at < EVERY:
+            return
+        path = self.folder / f"{len(history):09d}"
+        path.mkdir(parents=True, exist_ok=True)
+        agent.save(path / "agent")
+        rows = torch.from_numpy(np.frombuffer(json.dumps(history).encode(), np.uint8).copy())
+        said = {"decided_by": self._decided, "passes": len(history)}
+        checkpoint.write(path / "state", {**state, "history": rows}, said)  # its manifest says that all is there
+        if self._kept is not None and self._kept != path:
+            shutil.rmtree(self._kept)
+        self._kept, self._at = path, time.monotonic()
+
+    def forget(self) -> None:
+        """Remove it: the result is there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._parts.is_dir() and not any(self._parts.iterdir()):
+            self._parts.rmdir()
