@@ -106,7 +106,9 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
     tensors |= _dump_moments("normalizer", agent.normalizer.moments)
     if agent.encoding.images:  # whose scale may be that of a first batch, another agent's even
-        tensors["normalizer.fixed_scale"] = torch.as_tensor(agent.normalizer.fixed_scale, dtype=torch.float64)
+        tensors["normalizer.fixed_scale"] = torch.as_tensor(
+            agent.normalizer.fixed_scale, dtype=torch.float64, device="cpu"
+        )
     tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
     tensors["return_scaler.running"] = agent.return_scaler.running
     if agent.probe is not None:

@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         trials = trials_of(plan, steps_by_env(args.envs), args.seeds, console)
         folder = args.output / "runs"
         folder.mkdir(parents=True, exist_ok=True)
-    rows = kept_rows(trials, folder, console)
+        rows = kept_rows(trials, folder, console)
     with going_on(PROG, folder, "runs"):
         rows |= run_all([trial for trial in trials if trial.name not in rows], folder, args.processes, console)
     ordered = [{k: v for k, v in rows[trial.name].items() if k != "versions"} for trial in trials]

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from environments import Broken, Counting, Sampling, encoding_of, small_agent
+from environments import Broken, Counting, Probe, Sampling, encoding_of, small_agent
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from support import GAUSSIAN_ONLY, NEEDS_REFERENCE
 
@@ -379,7 +379,7 @@ def test_actions_of_very_long_episodes_are_given_up_and_a_resumption_begins_new_
 
 def test_actions_are_kept_again_when_the_long_episodes_have_ended(tmp_path, monkeypatch):
     few_actions(monkeypatch, 60)
-    make = partial(Counting, length=70)
+    make = partial(Probe, lambda state, action: state, observations=(1.0, 2.0), length=70)
     agent = small_agent(PPO, make, n_envs=2, n_steps=32)
     with pytest.warns(RuntimeWarning, match="64 steps long"):
         agent.learn(64 * 3)

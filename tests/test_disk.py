@@ -35,7 +35,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 table = Table(Path(sys.argv[1]))
 try:
     for i in range(1000):
-        table.add(["x"], [[i]])
+        table.add([{"x": i}])
 except DiskFull as error:
     table.close()
     print(i, error)

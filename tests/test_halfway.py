@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,7 +56,7 @@ def test_the_same_command_goes_on_after_a_kill_and_ends_as_if_there_had_been_non
     assert not (tmp_path / "again.json").exists()
     capsys.readouterr()
     main(words)
-    assert capsys.readouterr().out.startswith("going on after ")
+    assert re.search("^going on after ", capsys.readouterr().out, re.MULTILINE)  # perhaps after one that was cut short
     (ours, _), (theirs, _) = (checkpoint.read(tmp_path / path) for path in ("again", "whole"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(x, theirs[name]) for name, x in ours.items())  # networks, optimisers, streams, statistics
@@ -76,7 +77,7 @@ def test_another_command_begins_anew_and_damage_is_left_out(agent, tmp_path, cap
     manifest.write_text(manifest.read_text().replace("sha256", "sha265", 1))
     shutil.rmtree(tmp_path / "out")
     main(["distill", agent, *DISTILL, "--output", str(tmp_path / "out")])
-    assert capsys.readouterr().out.startswith(f"left out: path = {kept / 'state'} is damaged: MANIFEST.json is not as")
+    assert capsys.readouterr().out.startswith(f"left out: path = {kept / 'state'} is damaged: ")
 
 
 def test_work_that_is_soon_over_leaves_nothing_but_its_result(agent, tmp_path):

@@ -20,7 +20,7 @@ def test_preferences_compare_segments_from_one_start_by_return(label):
     assert len(data.observations[:, 0, 0].unique(dim=0)) == 300
     assert not (data.actions[:, 0] == data.actions[:, 1]).any()
     cos, sin, speed = data.observations.double().unbind(-1)
-    torque = data.actions[..., 0].double().clamp(-2.0, 2.0)
+    torque = 2.0 * data.actions[..., 0].double().clamp(-1.0, 1.0)  # the policy acts in units of the box
     returns = -(torch.atan2(sin, cos).square() + 0.1 * speed.square() + 0.001 * torque.square()).sum(-1)
     difference = returns[:, 0] - returns[:, 1]
     if label == "larger":

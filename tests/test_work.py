@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from klrl.scripts import work as module
+from klrl.scripts.kept import MOST
 from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.work import Work, claim, write
 
@@ -94,7 +94,7 @@ def damages():
     yield link
     for text in ("", "{", "[]", "null", '{"of": 1}', '{"of": {}, "row": []}', "[" * 100_000, "\ud800"):
         yield lambda file, text=text: file.write_text(text, errors="surrogatepass")
-    yield lambda file: os.truncate(file, module.LARGEST + 1)
+    yield lambda file: os.truncate(file, MOST + 1)
 
 
 @pytest.mark.parametrize("damage", [*damages()])
@@ -104,7 +104,7 @@ def test_a_part_that_is_not_as_it_was_written_is_named_and_made_again(work, dama
     damage(file)
     assert work.once("part", OF, lambda: {"x": 2}) == ({"x": 2}, False)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"part: made again, {file}: ")
+    assert line.startswith(f"part: made again, {file.name} is not as it was written: ")
     assert work.once("part", OF, again) == ({"x": 2}, True)
 
 

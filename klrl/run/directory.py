@@ -9,6 +9,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,8 @@ class RunDirectory(Recorder):
             raise ValueError(f"keep = {keep}, checkpoint_every = {checkpoint_every}; allowed: integers >= 1")
         self._resume = resume
         self._lock: Lock | None = None
+        self._files = ExitStack()
+        """What is open."""
         self._board: Board | None = None
         self.saved: Path | None = None
         """The newest checkpoint."""
@@ -165,17 +168,14 @@ class RunDirectory(Recorder):
 
     def _open(self, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
         """Begin the files that grow, with the rows up to now."""
-        self._metrics = Table(self.path / "metrics.csv", rows=history)
-        self._episodes = Table(self.path / "episodes.csv", EPISODES, episodes)
-        self._board = Board(self.path, history)
+        self._metrics = self._files.enter_context(closing(Table(self.path / "metrics.csv", rows=history)))
+        self._episodes = self._files.enter_context(closing(Table(self.path / "episodes.csv", EPISODES, episodes)))
+        self._board = self._files.enter_context(closing(Board(self.path, history)))
 
     def _close(self) -> None:
-        """Close the files that grow, if they are open."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-            for table in (self._metrics, self._episodes):
-                table.close()
+        """Close the files that grow, as far as they are open."""
+        self._board = None
+        self._files.close()
 
     def check_run(self, agent: Any) -> None:
         """Refuse to go on with another run's files.

@@ -27,5 +27,5 @@ def unsealed(text: bytes) -> dict[str, Any]:
         raise ValueError("it is no object")
     data.pop("sha256", None)
     if sealed(data) != text:
-        raise ValueError("it is not as it was written")
+        raise ValueError("its text and its digest do not belong together")
     return data

@@ -18,8 +18,8 @@ from klrl.scripts.protocol.states import difference, run_parts, saved_parts
 
 _RUN = Run("ppo", "CartPole-v1", updates=12, every=4, more=("--keep-checkpoints", "99"))
 _LEVELS = ("full from the start", "full after some updates", "full after the first checkpoint")
-_WRITES = {"checkpoint": (0, 1, 2), "TensorBoard": (0, 3, 6), "metrics.csv": (0, 2, 5), "episodes.csv": (0, 3, 6)}
-"""How often each file is written before there is no more room, by level; of a checkpoint, its two files."""
+_WRITES = {"checkpoint": (0, 1, 3), "TensorBoard": (0, 3, 6), "metrics.csv": (0, 2, 5), "episodes.csv": (0, 3, 6)}
+"""How often each file is written before there is no more room, by level; of a checkpoint, its three files."""
 _ROWS = (0, 2, 5)
 """Rows of metrics.csv before a whole disk is full, by level."""
 _DISK, _LEFT = 2**21, {"nothing": 0, "room for rows": 2**14}

@@ -182,6 +182,7 @@ def _is_clear(line: str) -> bool:
 def _learn(make: Callable[[], gym.Env], twin: Callable[[], gym.Env] | None = None) -> None:
     """One iteration of PPO and TRPO; a refusal is one line on stderr, status 2. A twin must lead to the same policy."""
     warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=".* in the environment's units; if its actions have another size")
     for cls in (PPO, TRPO):
         agents = []
         for maker in (make, twin or make)[: 1 if twin is None else 2]:

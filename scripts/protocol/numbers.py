@@ -105,7 +105,8 @@ class _Poisoned:
         """What the line must say, and the steps of all environments before, as they have recorded them."""
         index = 0 if self.field == "action" else INDEX  # all get actions from the same policy
         words = [line.split() for line in (self.scratch / RECORD).read_text().splitlines()]
-        mine = [(int(seed), int(step)) for _, seed, step in words if PLACES.get(int(seed), (-1, 0))[0] == index]
+        seeded = [(int(seed), int(step)) for _, seed, step in words if seed != "None"]  # the trial resets without, too
+        mine = [(seed, step) for seed, step in seeded if PLACES.get(seed, (-1, 0))[0] == index]
         taken = sum(step > 0 for _, step in mine) - (self.field != "action")
         if self.field == "final observation":
             mine.pop()  # a reset came after it, in the same step of all environments
