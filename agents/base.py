@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import time
-import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +40,7 @@ from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
-from klrl.words import plain
+from klrl.words import plain, warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -154,14 +153,14 @@ class Agent(Acting[C], abc.ABC):
             self._turns.begin(turn)
             self._learn(training, callback, turn)
         finally:
-            self.last_update = None
             turn.over = True
+            self.last_update = None
         return self
 
     def _learn(self, training: Training, callback: Callback, turn: Turn) -> None:
         first, started = self.num_timesteps, time.monotonic()
         if first == 0 and self.actor.caution:
-            warnings.warn(self.actor.caution, RuntimeWarning, stacklevel=3)
+            warn_user(self.actor.caution)
         try:
             self._collect()
             self.training = training
@@ -184,7 +183,10 @@ class Agent(Acting[C], abc.ABC):
                 if callback.on_update_end(self, batch, metrics) is False:
                     break
         except BaseException as error:
-            self._take_back()
+            try:
+                self._take_back()
+            except Exception as problem:  # the first error is to be heard
+                error.add_note(f"the agent could not be taken back to its last whole update: {problem}")
             turn.whole = turn.last = True
             if isinstance(error, Exception):
                 callback.on_error(self, error)
@@ -395,6 +397,8 @@ class Agent(Acting[C], abc.ABC):
         if self.last_update is not None and not self._turns.between_updates:
             return self.last_update
         tensors, data = state.dump(self)
+        if self._rebuilds_where_that_helps:  # what the file meant that it was read from
+            del data["config"]["rebuild_envs"]
         mine = {
             "env": describe(self._source.env),
             "preset": self.preset,

@@ -115,10 +115,8 @@ def normalizer(encoding: Encoding, tensors: Tensors, count: int) -> Normalizer:
     saved = below("normalizer.", tensors)
     known = encoding.normalizer()
     if (scale := saved.get("fixed_scale")) is not None:
-        if scale.shape not in ((), encoding.shape) or not (scale.isfinite() & (scale >= 0.0)).all():
-            raise ValueError(
-                f"normalizer.fixed_scale of shape {tuple(scale.shape)}; allowed: scales of {encoding.shape}"
-            )
+        check_tensor("normalizer.fixed_scale", scale, torch.float64, encoding.shape if scale.ndim else ())
+        check_finite("normalizer.fixed_scale", scale, 0.0)
         known = replace(known, fixed_scale=scale if scale.ndim else scale.item())
     return replace(known, moments=moments("normalizer", saved, count, encoding.shape))
 

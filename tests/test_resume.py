@@ -435,6 +435,29 @@ def test_the_agent_itself_goes_on_as_if_it_had_not_been_interrupted(agent_class,
     assert same(parameters(agent), parameters(whole))
 
 
+@every_agent
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_it_goes_on_where_not_even_the_first_update_was_whole(agent_class, mode):
+    class Once(Callback):
+        def on_update_start(self, agent, batch):
+            raise KeyboardInterrupt
+
+    whole = small_agent(agent_class, seed=2).learn(TOTAL)
+    agent = small_agent(agent_class, seed=2, vectorization_mode=mode)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(TOTAL, callback=Once())
+    agent.resume()
+    agent.close()
+    assert same(parameters(agent), parameters(whole))
+
+
+def test_an_agent_of_before_keeps_its_meaning_when_it_is_saved_again(tmp_path):
+    tensors, data = checkpoint.read(small_agent(PPO).learn(64).save(tmp_path / "new"))
+    del data["config"]["rebuild_envs"]  # a trial decided then
+    old = PPO.load(checkpoint.write(tmp_path / "old", tensors, data))
+    assert "rebuild_envs" not in checkpoint.read(old.save(tmp_path / "again"))[1]["config"]
+
+
 def test_a_region_of_ones_own_is_still_there_after_an_interrupt():
     agent = small_agent(PPO, trust_region=Nowhere())
     with pytest.raises(KeyboardInterrupt):

@@ -19,6 +19,7 @@ from klrl.experience import Collector
 from klrl.experience.collector import NonFinite
 from klrl.policy.distributions import Categorical, DiagGaussian, SquashedGaussian
 from klrl.policy.observations import Encoding
+from klrl.run import checkpoint
 
 
 class Far(Noise):
@@ -133,6 +134,26 @@ def test_images_are_divided_by_the_largest_pixel_of_the_first_batch_for_good(age
     columns = agent.encoding.images[0].columns
     got = agent.normalizer(raw).reshape(5, -1)[:, columns]
     torch.testing.assert_close(got.double(), raw.reshape(5, -1)[:, columns].double() / 10.0, rtol=1e-6, atol=0.0)
+
+
+def test_scales_of_several_images_are_read_again_and_a_file_without_any_means_the_declared_ones(tmp_path):
+    class Two(Sampling):
+        """Images that end at 10 and at 100."""
+
+        def _observe(self, terminal):
+            observation, info = super()._observe(terminal)
+            return {"a": np.minimum(observation["a"], 10), "b": np.minimum(observation["b"], 100)}, info
+
+    agent = small_agent(PPO, partial(Two, Dict(a=IMAGE, b=IMAGE)), image_scale="seen").learn(64)
+    loaded = PPO.load(agent.save(tmp_path / "agent"))
+    assert sorted({*loaded.normalizer.fixed_scale.tolist()}) == [0.01, 0.1]
+    old = small_agent(PPO, partial(Pixels, 200)).learn(64)
+    tensors, state = checkpoint.read(old.save(tmp_path / "old"))
+    del tensors["normalizer.fixed_scale"]  # as files were before
+    again = PPO.load(checkpoint.write(tmp_path / "older", tensors, state))
+    assert again.normalizer.fixed_scale == 1.0 / 255.0
+    raw = torch.from_numpy(old.encoding(batched(IMAGE, 5)))
+    assert torch.equal(again.distribution(raw).logits, old.distribution(raw).logits)
 
 
 def test_an_agent_that_starts_from_another_keeps_its_scale_of_images(tmp_path):

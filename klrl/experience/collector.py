@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
+from klrl.words import warn_user
 
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
 
@@ -97,7 +97,7 @@ class Collector:
             episodes=self._episodes.copy(),
             lengths=self._lengths.copy(),
             returns=self._returns.copy(),
-            actions=(self._tape.actions,),
+            actions=(self._tape.actions,) if len(self._tape.actions) else (),
             observation=self._observation,
         )
 
@@ -193,7 +193,7 @@ class Collector:
                 f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
                 "longer kept; after an interruption new episodes begin, and training goes on differently than without"
             )
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn_user(text)
 
     def _count(
         self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray, infos: Infos, info_keys: Sequence[str]
@@ -202,8 +202,7 @@ class Collector:
         self.total_timesteps += int(np.count_nonzero(valid))
         self._returns += reward
         self._lengths += valid
-        if self.mode is AutoresetMode.NEXT_STEP:
-            self._resetting = ended
+        self._resetting = ended & (self.mode is AutoresetMode.NEXT_STEP)
         if not ended.any():
             return []
         done = []

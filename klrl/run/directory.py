@@ -7,7 +7,6 @@ import io
 import json
 import os
 import platform
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -24,7 +23,7 @@ from klrl.run.callback import Metrics, Recorder
 from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
-from klrl.words import plain
+from klrl.words import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
 """The step in which a number was none; alone where that was the first one, and no run has begun."""
@@ -218,7 +217,7 @@ class RunDirectory(Recorder):
             self._begin_anew(agent, f"run_dir = {self.path} {what} while the run was writing there")
         elif self.saved is not None and not self.saved.is_dir():
             text = f"checkpoint {self.saved} was removed while the run was going on; one of now takes its place"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn_user(text)
             self.saved, self._begun_at = None, _NEVER
         return what is not None
 
@@ -239,7 +238,7 @@ class RunDirectory(Recorder):
         except OSError as error:
             raise OSError(f"{happened}, and it cannot go on: {error}") from error
         new = "it goes on in a new directory of that name, with episodes.csv from here on"
-        warnings.warn(f"{happened}; {new}", RuntimeWarning, stacklevel=5)
+        warn_user(f"{happened}; {new}")
 
     @property
     def _saved_at(self) -> int:
@@ -296,7 +295,7 @@ class RunDirectory(Recorder):
 
     def _write(self) -> None:
         done = self._done
-        if done is None or done.num_timesteps <= self._saved_at:
+        if done is None or self._board is None or done.num_timesteps <= self._saved_at:
             return
         if self._lock is not None and (what := self._lock.lost()) is not None:  # and a signal came before it was seen
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
