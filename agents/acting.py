@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.policy.surroundings import undisturbed
+from klrl.words import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -64,11 +64,7 @@ class Acting(Core[C]):
         """
         del episode_start
         if self.takes_action_masks and action_masks is None:
-            warnings.warn(
-                "predict without action_masks: training took masks from info, and now every action is allowed",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            warn_user("predict without action_masks: training took masks from info, and now every action is allowed")
         if self.actor.training:  # somebody has put it in, or switched it
             self.take_in_networks()
         encoded = self.encoding(observation, action_masks)

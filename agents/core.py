@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from operator import sub
@@ -34,6 +33,7 @@ from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
 from klrl.trust_region import DEFAULT_TARGET_KL, Change
+from klrl.words import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -110,7 +110,7 @@ class Core(abc.ABC, Generic[C]):
         if unlike := set(check_one_mode(**self._named)) - self._as_evaluated:
             self._as_evaluated |= unlike
             what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
-            warnings.warn(f"{what}, so nothing is dropped and running statistics stay", RuntimeWarning, stacklevel=5)
+            warn_user(f"{what}, so nothing is dropped and running statistics stay")
         if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
             self._pack()
 
@@ -361,7 +361,7 @@ class Core(abc.ABC, Generic[C]):
             self.normalizer = replace(before, fixed_scale=self.encoding.scale_seen(observations))
         elif dark := self.encoding.dark_images(observations):
             text = f"{dark}: a network learns little from numbers so small; image_scale = 'seen' divides by the largest"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warn_user(text)
         if self._normalizes and before.moments.count == 0:
             self.absorb(observations)
         return self.normalizer is not before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
 from klrl.validation import Positive, PositiveInt, validate
+from klrl.words import warn_user
 
 Direction = Literal["forward", "reverse"]
 _INHERITED = (
@@ -194,7 +194,7 @@ class Rounds(Iterator[Metrics]):
             except Elsewhere as error:
                 problem = error
         text = f"{problem}: new episodes begin, and the rest goes on differently than without the interruption"
-        warnings.warn(text, RuntimeWarning, stacklevel=5)
+        warn_user(text)
         return self._begin(envs, timesteps)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
 from klrl.run.callback import Metrics
 from klrl.trust_region import Change
+from klrl.words import warn_user
 
 _PROBES = 256
 _LOG_STD = 85.0
@@ -99,11 +99,9 @@ def step_zero(behaviour: Distribution, samples: Samples, *, warn: bool = True) -
     ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()
     error = (ratio - 1.0).abs().max().item()
     if warn and not (kl <= _START_KL and error <= _START_RATIO):
-        warnings.warn(
+        warn_user(
             f"the policy that collected the batch is not the one being updated: KL = {kl:.3g} nats, "
-            f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}",
-            RuntimeWarning,
-            stacklevel=3,
+            f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}"
         )
     return {"drift/start_kl": kl, "drift/start_ratio_error": error}
 

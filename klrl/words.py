@@ -1,9 +1,14 @@
-"""Words for messages: on one line, harmless to a terminal, with the nearest word that was meant."""
+"""Words for messages: on one line, harmless to a terminal, with the nearest word that was meant; warnings."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
+
+_BETWEEN = {"klrl", "torch", "gymnasium", "contextlib"}
+"""Packages whose functions may be on the way from the user's code to a warning; decorators are, too."""
 
 
 def one_line(text: object) -> str:
@@ -41,3 +46,11 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def warn_user(text: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn with the line that called klrl, however many calls of klrl's own are in between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)

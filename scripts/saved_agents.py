@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from klrl.scripts import work
 from klrl.scripts.command_line import fail
 from klrl.trust_region import KLConstraint, TrustRegion
 from klrl.trust_region.names import own_class
-from klrl.words import plain
+from klrl.words import plain, warn_user
 
 
 def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:
@@ -120,7 +119,7 @@ def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
     now = versions()
     changed = [f"{name} {then[name]} -> {now.get(name, 'none')}" for name in then if then[name] != now.get(name)]
     if changed:
-        warnings.warn(f"versions differ, so {consequence}: {plain(', '.join(changed))}", RuntimeWarning, stacklevel=2)
+        warn_user(f"versions differ, so {consequence}: {plain(', '.join(changed))}")
 
 
 def versions_of(path: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from klrl.experience.steps import CheckedSteps
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
-from klrl.words import nearest, one_line
+from klrl.words import nearest, one_line, warn_user
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
@@ -97,11 +96,9 @@ def _check_vector(envs: VectorEnv) -> None:
     check_spaces(envs.single_observation_space, envs.single_action_space)
     autoreset_mode(envs)
     if _is_pool(envs):
-        warnings.warn(
+        warn_user(
             "env is an EnvPool, which takes a seed only when it is made: the agent's seed does not reach it; "
-            "allowed: envpool.make(..., seed=...) by yourself, or vectorization_mode = 'envpool'",
-            RuntimeWarning,
-            stacklevel=4,
+            "allowed: envpool.make(..., seed=...) by yourself, or vectorization_mode = 'envpool'"
         )
 
 

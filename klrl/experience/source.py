@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import gymnasium as gym
@@ -16,6 +15,7 @@ from klrl.experience.footprints import Footprints
 from klrl.experience.replay import Trial
 from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.observations import Encoding
+from klrl.words import warn_user
 
 
 class Source:
@@ -79,7 +79,7 @@ class Source:
             except Elsewhere as error:
                 problem = error
         text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
-        warnings.warn(text, RuntimeWarning, stacklevel=7)
+        warn_user(text)
         return None
 
     def collect(self, act: Act, n_steps: int, info_keys: Sequence[str]) -> Batch:
@@ -101,7 +101,7 @@ class Source:
                 f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
                 f"{', '.join(changed[:3])} changed): training goes back to where it was; evaluate in one of its own"
             )
-            warnings.warn(text, RuntimeWarning, stacklevel=5)
+            warn_user(text)
             self.go_back(self.whereabouts)
 
     def go_back(self, at: Whereabouts | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from klrl.experience.infos import Infos, Listed, Separate, Stacked
 from klrl.experience.steps import BadStep
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerVectorEnv
+from klrl.words import warn_user
 
 _RESET = "(observations, infos)"
 _STEP = "(observations, rewards, terminations, truncations, infos)"
@@ -101,7 +101,7 @@ class Vector:
         kind = text[-40:]
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warn_user(text)
 
     def _infos(self, infos: Any) -> Infos:
         if isinstance(infos, Infos):

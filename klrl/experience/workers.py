@@ -7,7 +7,6 @@ import copy
 import multiprocessing
 import multiprocessing.util
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
@@ -27,6 +26,7 @@ from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
 from klrl.experience.worker import Answer, unpickled
 from klrl.interrupts import held
+from klrl.words import warn_user
 
 OnFailure = Literal["stop", "restart"]
 FAILURES = 3
@@ -357,7 +357,7 @@ class WorkerVectorEnv(VectorEnv):
         if self.on_failure == "stop" or self._failures[i] == FAILURES or place is None:
             self.close()
             raise failure
-        warnings.warn(f"{failure.reason}; restarted", RuntimeWarning, stacklevel=5)
+        warn_user(f"{failure.reason}; restarted")
         end([self._workers[i]])
         with held():
             self._workers[i] = self._start(i)

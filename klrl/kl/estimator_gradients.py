@@ -27,13 +27,13 @@ tables of the other targets are derived here. All are enumerated in tests/test_k
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from klrl.kl.estimators import SampleEstimator, kl_samples, weighted_samples
+from klrl.words import warn_user
 
 Sampler = Literal["policy", "old"]
 Target = Literal["KL(policy||reference)", "KL(reference||policy)", "KL(old||policy)"]
@@ -199,7 +199,7 @@ def kl_loss(
         shapes = f"{list(log_policy.shape)}, {list(log_reference.shape)}, {list(log_s.shape)}"
         raise ValueError(f"log_policy, log_reference, log_sampler have shapes {shapes}; allowed: one shape")
     if not verdict.right:
-        warnings.warn(str(verdict), BiasedGradientWarning, stacklevel=2)
+        warn_user(str(verdict), BiasedGradientWarning)
     log_p, log_q = log_policy, log_reference.detach()
     if target != "KL(policy||reference)":
         log_p, log_q = log_q, log_p

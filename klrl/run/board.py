@@ -10,7 +10,6 @@ import logging
 import re
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from klrl.run.callback import Metrics
-from klrl.words import one_line
+from klrl.words import one_line, warn_user
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -83,7 +82,7 @@ class Board:
             self._writer = None
             what = f"{error}" if isinstance(error, OSError) else f"{type(error).__name__}: {one_line(error)}"
             text = f"{what}: TensorBoard gets no more points from {self._path}; training and metrics.csv go on"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn_user(text)
 
 
 class _Records:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from klrl.run.callback import Callback, Metrics
 from klrl.validation import Positive, validate
+from klrl.words import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch
@@ -56,5 +56,5 @@ class KLBudget(Callback):
         if spent and self.reason is None:
             self.reason = f"{spent}, after {agent.num_timesteps:,} steps"
             if self.on_exceed == "warn":
-                warnings.warn(self.reason, RuntimeWarning, stacklevel=2)
+                warn_user(self.reason)
         return False if spent and self.on_exceed == "stop" else None

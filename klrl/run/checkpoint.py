@@ -19,7 +19,6 @@ import re
 import shutil
 import stat
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from torch import Tensor
 from klrl.interrupts import held
 from klrl.run.disk import contents, room_for
 from klrl.run.sealed import sealed, unsealed
-from klrl.words import plain
+from klrl.words import plain, warn_user
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 4
@@ -129,7 +128,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not _finished(candidates):
                 raise
             if any(newest.iterdir()):  # else a run was killed before it had written anything
-                warnings.warn(f"{error}; going back to {candidates[-1]}", RuntimeWarning, stacklevel=2)
+                warn_user(f"{error}; going back to {candidates[-1]}")
 
 
 def replace(path: Path, data: bytes) -> None:

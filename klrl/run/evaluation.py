@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
+from klrl.words import warn_user
 
 ENOUGH = 30_000
 """Steps: an Atari game is ended after 27,000."""
@@ -81,7 +81,7 @@ def evaluate(
         returns.append(total)
         lengths.append(length)
     if cut:
-        warnings.warn(_said(len(cut), len(returns), n_episodes, max_steps), RuntimeWarning, stacklevel=2)
+        warn_user(_said(len(cut), len(returns), n_episodes, max_steps))
     return Evaluation(tuple(returns), tuple(lengths), tuple(cut))
 
 

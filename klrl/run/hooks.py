@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from klrl.run.callback import Callback
-from klrl.words import plain
+from klrl.words import plain, warn_user
 
 _HOOKS = {
     name: tuple(inspect.signature(hook).parameters)[1:] for name, hook in vars(Callback).items() if name[:3] == "on_"
@@ -53,7 +52,7 @@ def check_callback(callback: object) -> None:
             f"{type(callback).__name__}.{name} is no hook, and training never calls it; hooks are {', '.join(_HOOKS)}; "
             f"did you mean {nearest}({', '.join(_HOOKS[nearest])})?"
         )
-        warnings.warn(text, RuntimeWarning, stacklevel=5)
+        warn_user(text)
     for name, arguments in _HOOKS.items():
         if (problem := _problem(getattr(callback, name), arguments)) is not None:
             allowed = f"def {name}({', '.join(('self', *arguments))})"

@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import socket
-import warnings
 from pathlib import Path
 from weakref import WeakSet
 
 from klrl.interrupts import held
 from klrl.run.disk import contents, room_for
+from klrl.words import warn_user
 
 try:
     import fcntl
@@ -59,7 +59,7 @@ class Lock:
             raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
         except OSError as error:
             text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
+            warn_user(text)
 
     def _say(self) -> None:
         """Write by whom it is locked, to a new file: whatever lies there, a link for example, is not written to."""
