@@ -196,6 +196,16 @@ def test_same_step_is_recognised_late_too():
     assert batch.valid[-1].all()
 
 
+def test_an_environment_that_ended_before_same_step_was_recognised_loses_one_step_and_no_more():
+    envs = Worlds(SAME, lengths=(3, 4), final=lambda o, e: {"final_obs": o} if e[1] else {})
+    envs.worlds[0].ending = "terminated"
+    with pytest.warns(RuntimeWarning, match="taken as NEXT_STEP"):
+        batch, collector = collected(envs)
+    assert collector.mode is SAME
+    np.testing.assert_array_equal(batch.valid, [[i == 1 or t != 3 for i in range(2)] for t in range(ROWS)])
+    np.testing.assert_array_equal(batch.terminated[:, 0], [t % 3 == 2 for t in range(ROWS)])
+
+
 def test_a_truncation_without_a_last_observation_counts_as_a_termination_and_is_told_once():
     with pytest.warns(
         RuntimeWarning, match=r"SAME_STEP mode and infos\['final_obs'\] has no last .*; allowed:"
