@@ -131,6 +131,17 @@ def test_every_number_is_that_of_environments_in_one_process(make, seeded):
     many.close()
 
 
+@pytest.mark.parametrize("every", [True, False])
+def test_seeds_of_a_reset_begin_the_episodes_that_they_begin_in_one_process(every):
+    makes = [partial(SeededEpisodes, partial(Sampling, box(2), ACTIONS[0]), i, every=every) for i in range(2)]
+    one = SyncVectorEnv(makes, autoreset_mode=SAME)
+    with contextlib.closing(WorkerVectorEnv(makes)) as many:
+        first, other, again = ((one.reset(seed=s), many.reset(seed=s)) for s in ([1, 2], [3, 4], [1, 2]))
+        assert all(equal(a, b) for a, b in (first, other, again))
+        assert equal(first[1], again[1])
+        assert not equal(first[1], other[1])
+
+
 def test_what_is_no_array_of_the_action_space_reaches_the_environment_as_it_is():
     with contextlib.closing(WorkerVectorEnv([Remembering] * 2)) as envs:
         envs.reset(seed=0)

@@ -133,8 +133,8 @@ class _Server:
         return float(reward), bool(terminated), bool(truncated), pickled(info), last
 
     def _reset(self, place: Place, seed: int | None, options: dict[str, Any] | None) -> Answer:
-        if isinstance(self.env, SeededEpisodes):
-            self.env.place, seed = place, None
+        if seed is None and isinstance(self.env, SeededEpisodes):
+            self.env.place = place
         elif seed is None and self._new:
             seed = place.seed
         self._new = False
