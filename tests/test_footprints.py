@@ -168,6 +168,15 @@ def test_between_two_trainings_too_and_where_there_is_no_way_back_new_episodes_b
     assert "did not come back to where it was" in second
 
 
+def test_where_no_episode_can_be_played_again_new_ones_are_what_the_warning_announces():
+    env = Noise(box(1))
+    agent = small_agent(PPO, env, seed_every_episode=False).learn(32)
+    evaluate_policy(agent, env, 1, warn=False)
+    with pytest.warns(RuntimeWarning, match=r"changed\): new episodes begin; evaluate in one of its own") as caught:
+        agent.learn(32)
+    assert len(caught) == 1
+
+
 def test_nobody_else_no_warning_and_environments_of_one_s_own_are_nobody_s_business():
     class Level(Callback):
         def on_update_end(self, agent, batch, metrics):

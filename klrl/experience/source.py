@@ -97,12 +97,14 @@ class Source:
         """Go back to where the environment was, if somebody else, who has it too, has reset or stepped it meanwhile."""
         changed = self._footprints.come_back() if self._footprints is not None and self.collector is not None else []
         if changed:
+            at = self.whereabouts
+            then = "new episodes begin" if at is None else "training goes back to where it was"
             text = (
                 f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
-                f"{', '.join(changed[:3])} changed): training goes back to where it was; evaluate in one of its own"
+                f"{', '.join(changed[:3])} changed): {then}; evaluate in one of its own"
             )
             warn_user(text)
-            self.go_back(self.whereabouts)
+            self.go_back(at)
 
     def go_back(self, at: Whereabouts | None) -> None:
         """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""
