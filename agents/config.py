@@ -101,7 +101,7 @@ class AgentConfig:
     rebuild_envs: bool = False
     """Make a new environment for every episode, so that even those that go on differently once used can be resumed
     exactly. The price: a constructor per episode, and all that an environment keeps over resets is lost (curricula,
-    running statistics, counters)."""
+    running statistics, counters), and so are attributes that callbacks set."""
     seed_every_episode: bool = True
     """Seed every episode; or only each environment's first one, where a reset with a seed costs much more than one
     without (ale-py loads the ROM anew): episodes then cannot be played again, and resumption begins new ones."""
