@@ -17,7 +17,7 @@ from support import both, parameters, same
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import Collector, make_vector_env
 from klrl.experience.engines import NO_LIMIT
-from klrl.experience.environments import autoreset_mode
+from klrl.experience.environments import declared_mode
 from klrl.policy.distributions import Categorical
 from klrl.run.seeding import environment_seeds
 
@@ -69,7 +69,7 @@ def episodes(batch, i):
 def test_an_agent_sees_gymnasiums_spaces_whatever_the_engine(engine, env):
     envs, sync = (make_vector_env(env, 3, mode) for mode in (engine, "sync"))
     assert envs.num_envs == 3
-    assert autoreset_mode(envs) is AutoresetMode.NEXT_STEP
+    assert declared_mode(envs) is AutoresetMode.NEXT_STEP
     for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
         assert getattr(envs, name) == getattr(sync, name)
     envs.close()
@@ -283,7 +283,7 @@ def test_a_saved_agent_goes_on_in_the_same_engine(agent_class, engine, env, tmp_
     for a in (agent, again):
         a.learn(128)
         assert a.config.vectorization_mode == a.describe()["config"]["vectorization_mode"] == engine
-        assert autoreset_mode(a._source.envs) is AutoresetMode.NEXT_STEP  # of klrl's own engines only these
+        assert declared_mode(a._source.envs) is AutoresetMode.NEXT_STEP  # of klrl's own engines only these
         a.close()
     assert same(parameters(agent), parameters(again))
 

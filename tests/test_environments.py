@@ -10,7 +10,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
 from klrl.agents import PPO
 from klrl.experience import make_vector_env
-from klrl.experience.environments import autoreset_mode, describe, described, env_id, reset, streams
+from klrl.experience.environments import declared_mode, describe, described, env_id, reset, streams
 from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerVectorEnv
 from klrl.run.seeding import environment_seeds
@@ -32,7 +32,7 @@ def test_ids_specs_and_functions_become_vectors_that_reset_in_the_same_step(env,
     envs = make_vector_env(env, 3, mode)
     assert isinstance(envs, cls)
     assert envs.num_envs == 3
-    assert autoreset_mode(envs) is AutoresetMode.SAME_STEP
+    assert declared_mode(envs) is AutoresetMode.SAME_STEP
     envs.close()
 
 
@@ -49,13 +49,7 @@ def test_a_vector_env_passes_through_with_its_own_size_and_mode(mode):
     wrapped = gym.wrappers.vector.RecordEpisodeStatistics(envs)
     assert make_vector_env(envs, 8) is envs
     assert make_vector_env(wrapped, 8) is wrapped
-    assert autoreset_mode(envs) is autoreset_mode(wrapped) is mode
-
-
-def test_a_vector_env_that_is_silent_about_its_mode_has_gymnasiums_default():
-    envs = SyncVectorEnv([Counting])
-    envs.metadata = {}
-    assert autoreset_mode(envs) is AutoresetMode.NEXT_STEP
+    assert declared_mode(envs) is declared_mode(wrapped) is mode
 
 
 @pytest.mark.parametrize(
@@ -93,6 +87,16 @@ def test_what_is_no_environment_is_refused_in_one_line(env, message):
 def test_autoreset_switched_off_is_refused():
     with pytest.raises(ValueError, match="autoreset_mode = 'Disabled'; allowed: 'NextStep', 'SameStep'"):
         make_vector_env(SyncVectorEnv([Counting], autoreset_mode=AutoresetMode.DISABLED), 1)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_where_no_vector_can_be_made_only_the_users_own_environment_stays_open(own, monkeypatch):
+    monkeypatch.setattr(Closing, "closed", False)
+    env = Closing(box(1))
+    env.metadata = None  # Gymnasium's vectors write into it
+    with pytest.raises(TypeError):
+        make_vector_env(env if own else lambda: env, 1)
+    assert Closing.closed is not own
 
 
 class Closing(Noise):

@@ -71,7 +71,7 @@ def make_vector_env(
         spec = plain_spec(env, vectorization_mode)
         with _first(env, make) as one:
             envs = ENGINES[vectorization_mode](spec, n_envs, one.observation_space, one.action_space)
-        autoreset_mode(envs)
+        declared_mode(envs)
         return envs
     if vectorization_mode not in ("sync", "async"):
         allowed = ", ".join(["sync", "async", *ENGINES])
@@ -80,7 +80,7 @@ def make_vector_env(
     n = number_of(env) or n_envs
     seeded = _Seeded(make, (one.observation_space, one.action_space), seed_every_episode, rebuild_envs)
     if vectorization_mode == "sync":
-        return _in_this_process(one, seeded, n)
+        return _in_this_process(one, seeded, n, kept=one is env)
     if one is not env:  # else workers have copies of it
         one.close()
     check_open_files(n)
@@ -94,7 +94,7 @@ def _check_vector(envs: VectorEnv) -> None:
         if getattr(envs, name, None) is None:
             raise ValueError(f"env = {type(envs).__name__} without {name}; allowed: a VectorEnv that has it")
     check_spaces(envs.single_observation_space, envs.single_action_space)
-    autoreset_mode(envs)
+    declared_mode(envs)
     if _is_pool(envs):
         warn_user(
             "env is an EnvPool, which takes a seed only when it is made: the agent's seed does not reach it; "
@@ -147,8 +147,8 @@ class _Seeded:
         return SeededEpisodes(make, i, every=self.every, rebuild=self.rebuild)
 
 
-def _in_this_process(one: gym.Env, seeded: _Seeded, n: int) -> SyncVectorEnv:
-    """A vector of ``n``, of which ``one`` has been made; of those that can be made none stays open where one fails."""
+def _in_this_process(one: gym.Env, seeded: _Seeded, n: int, kept: bool) -> SyncVectorEnv:
+    """A vector of ``n``, of which ``one`` is made; where that fails none stays open, but for ``one`` to be ``kept``."""
     made: list[gym.Env] = [one]
     try:
         made[0] = seeded(0, [one])
@@ -158,7 +158,7 @@ def _in_this_process(one: gym.Env, seeded: _Seeded, n: int) -> SyncVectorEnv:
         # What is returned may change in the next step: the collector copies what it keeps.
         return SyncEnvs(makes, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     except BaseException:
-        for env in made:
+        for env in made[kept:]:
             env.close()
         raise
 
@@ -263,15 +263,6 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     spec = copy.deepcopy(gym.spec(data["id"]))
     spec.kwargs, spec.max_episode_steps = data["kwargs"], data["max_episode_steps"]
     return spec
-
-
-def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
-    """NEXT_STEP or SAME_STEP, as the environment declares it; Gymnasium's default where it is silent.
-
-    Raises:
-        ValueError: autoreset is off, or something else is declared.
-    """
-    return declared_mode(envs) or AutoresetMode.NEXT_STEP
 
 
 def declared_mode(envs: VectorEnv) -> AutoresetMode | None:
