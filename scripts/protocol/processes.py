@@ -93,8 +93,14 @@ class Watched(ABC):
 
     def send(self, number: int, *, everyone: bool = False) -> None:
         """A signal to it, or to its whole session, as Ctrl-C on a terminal would."""
+        if everyone:
+            try:
+                os.killpg(self.pid, number)
+                return
+            except ProcessLookupError:  # it has ended, or has not begun its session yet
+                pass
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if everyone else os.kill)(self.pid, number)
+            os.kill(self.pid, number)
 
     def kill(self) -> Ended:
         """End it and everything in its session by SIGKILL."""
