@@ -1,6 +1,7 @@
 """What is found of an environment before training, and what that costs."""
 
 import os
+import time
 from functools import partial
 
 import gymnasium as gym
@@ -80,6 +81,24 @@ def test_an_instance_is_not_tried_and_what_is_not_seeded_one_by_one_cannot_be_pl
     assert not hasattr(env, "steps")
     assert try_out(gym.vector.SyncVectorEnv([MAKES["used"]])).replay == "never"
     assert try_out("CartPole-v1", "envpool").replay == "never"
+
+
+class Slow(Noise):
+    """Hangs in one step, if there is such a step; takes its time for the others."""
+
+    def __init__(self, hangs):
+        super().__init__(box(1))
+        self.hangs = hangs
+
+    def step(self, action):
+        time.sleep(10_000.0 if self.steps == self.hangs else 0.015)
+        return super().step(action)
+
+
+@pytest.mark.parametrize(("hangs", "expected"), [(None, "used"), (12, "unknown")])
+def test_all_steps_may_take_longer_than_the_timeout_together_but_not_each(hangs, expected):
+    # 340 steps, as counted above, of 0.015 s are 5.1 s.
+    assert try_out(partial(Slow, hangs), "async", worker_timeout=4.0).replay == expected
 
 
 class Leaving(Counting):

@@ -36,7 +36,14 @@ class Place:
         return Place(self.stream, self.episode + 1)
 
 
-class SeededEpisodes(Transparent):
+class Playing:
+    """What steps environments by itself, so that one command to it may take as long as many steps."""
+
+    played: Callable[[], object] = staticmethod(lambda: None)
+    """Called after every one of them."""
+
+
+class SeededEpisodes(Transparent, Playing):
     """Seeds every episode on its own: none depends on how long the ones before it were.
 
     A reset with a seed begins a stream of episodes, a reset without one its next episode. Where ``place`` is set, the
@@ -57,8 +64,6 @@ class SeededEpisodes(Transparent):
         self.astray = False
         """Whether the way to the last place led elsewhere: the episode after it has begun instead."""
         self.every = every
-        self.played: Callable[[], object] = lambda: None
-        """Called after every step on the way to a place."""
         self._make, self._index, self._rebuild = make, index, rebuild
         self._now: Place | None = None
         self._seed: int | None = None

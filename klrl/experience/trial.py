@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from klrl.experience.environments import EnvLike, VectorizationMode, factory
+from klrl.experience.episodes import Playing
 from klrl.experience.replay import Trial, replay
+from klrl.experience.steps import Transparent
 from klrl.experience.workers import WorkerVectorEnv
 
 
@@ -30,7 +33,7 @@ def try_out(
     Args:
         env: as for :func:`klrl.experience.make_vector_env`.
         vectorization_mode: the engine of training.
-        worker_timeout: seconds for all of it, where it is in a process.
+        worker_timeout: seconds for each environment to be made, reset and stepped, where that is in a process.
         seed_every_episode: whether training will seed them one by one; else they cannot be played again.
         try_envs: make them at all.
     """
@@ -49,7 +52,7 @@ def try_out(
         return Trial("unknown")
 
 
-class _InWorker(gym.Env):
+class _InWorker(gym.Env, Playing):
     """What a worker has instead of an environment when it is only to try some."""
 
     observation_space = action_space = gym.spaces.Discrete(1)
@@ -58,4 +61,23 @@ class _InWorker(gym.Env):
         self._make = make
 
     def replay(self) -> Trial:
-        return replay(self._make)
+        return replay(lambda: _Watched(self._make(), self.played))
+
+
+class _Watched(Transparent):
+    """Says when it was made, reset and stepped."""
+
+    def __init__(self, env: gym.Env, played: Callable[[], object]) -> None:
+        super().__init__(env)
+        self._played = played
+        played()
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        answer = self.env.reset(**how)
+        self._played()
+        return answer
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        answer = self.env.step(action)
+        self._played()
+        return answer

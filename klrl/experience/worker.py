@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import read_from_shared_memory, write_to_shared_memory
 
-from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.episodes import Place, Playing, SeededEpisodes
 from klrl.experience.steps import BadStep
 from klrl.output import keep_steady
 
@@ -47,7 +47,7 @@ def work(
 
     Args:
         pipe: brings (command, data), takes (True, answer) or (False, what, traceback, whether an episode had ended),
-            and before that None now and then, while actions are played again.
+            and before that None now and then, while it plays by itself.
         last_words: where a crash or SIGUSR2 writes the stack to.
         foreign: connections that are not for this process.
         index: of the environment.
@@ -68,7 +68,7 @@ def work(
         server = _Server(env, index, n, memory)
         for name, value in attributes.items():
             env.set_wrapper_attr(name, value)
-        if isinstance(env, SeededEpisodes):
+        if isinstance(env, Playing):
             env.played = _Signs(pipe)
         while (message := pipe.recv()) is not None:
             pipe.send((True, server.obey(*message)))
@@ -83,7 +83,7 @@ def work(
 
 
 class _Signs:
-    """Says from time to time (None) that a long way is still being gone."""
+    """Says from time to time (None) that it still plays."""
 
     def __init__(self, pipe: connection.Connection) -> None:
         self._pipe, self._last = pipe, time.monotonic()
