@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from klrl.words import plain
+from klrl.words import colourless, plain
 
 
 class _Descriptor(io.FileIO):
@@ -82,7 +82,7 @@ def _nowhere() -> TextIO:
 
 def plain_warnings() -> None:
     """Show warnings in one harmless line each."""
-    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(message)}\n"
+    warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(colourless(message))}\n"
 
 
 def lost(stream: TextIO) -> OSError | None:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Iterable
 
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 _BETWEEN = {"klrl", "torch", "gymnasium", "contextlib"}
 """Packages whose functions may be on the way from the user's code to a warning; decorators are, too."""
+
+
+def colourless(text: object) -> str:
+    r"""Text without the sequences that colour it on a terminal (Gymnasium's warnings have some).
+
+    >>> colourless("\x1b[1;33mWARN: 1\x1b[0m")
+    'WARN: 1'
+    """
+    return _COLOURS.sub("", str(text))
 
 
 def one_line(text: object) -> str:

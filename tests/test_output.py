@@ -5,11 +5,13 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
-from klrl.output import lost, steady
+from klrl.output import lost, plain_warnings, steady
 from klrl.scripts.main import main
 
 # A command that works, says so all the time, and leaves a file; then what its output has become.
@@ -79,6 +81,16 @@ def test_a_pipe_that_somebody_has_made_non_blocking_gets_everything():
         with open(reading, newline="") as file:
             assert file.read() == data
     assert process.returncode == 0
+
+
+def test_a_warning_that_gymnasium_colours_is_shown_as_plain_text(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # for the tests that follow
+    plain_warnings()
+    with pytest.warns(UserWarning, match="WARN: old") as caught:
+        gym.logger.warn("old\x1b[2J")
+    assert str(caught[0].message).startswith("\x1b[33m")
+    text = warnings.formatwarning(caught[0].message, UserWarning, "file", 1)
+    assert text == "klrl: UserWarning: WARN: old\\x1b[2J\n"
 
 
 def test_lines_of_others_to_the_same_file_stay_in_order(tmp_path):
