@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from klrl.agents import PPO
 from klrl.run import Callback, CallbackList, KLBudget
 from klrl.run.directory import RunDirectory
-from klrl.run.hooks import check_callback, ends
+from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.progress import Progress
 
 HOOKS = {name for name in vars(Callback) if name.startswith("on_")}
@@ -47,8 +47,9 @@ def test_it_is_found_wherever_the_callback_is(wrap):
         """Has it from a class of its own."""
 
     for callback in (with_method("on_step"), Below()):
-        with pytest.warns(RuntimeWarning, match=r"\.on_step is no hook"):
+        with pytest.warns(RuntimeWarning, match=r"\.on_step is no hook") as caught:
             small_agent(PPO).learn(64, callback=wrap(callback))
+        assert len(caught) == 1
 
 
 def test_helpers_by_other_names_and_klrl_s_own_classes_are_fine(tmp_path):
@@ -66,6 +67,7 @@ def test_helpers_by_other_names_and_klrl_s_own_classes_are_fine(tmp_path):
 
     for callback in (Mine(total=1.0), RunDirectory(tmp_path), Progress(), CallbackList([KLBudget(initial=1.0)])):
         check_callback(callback)
+        name_lookalikes(callback)
 
 
 CANNOT = {

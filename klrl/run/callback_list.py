@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from klrl.run.callback import Callback, Metrics, Recorder
-from klrl.run.hooks import check_callback, ends
+from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.metrics import settle
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def gather(
     """
     given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
     told = CallbackList([c for c in given if c is not None])
+    for one in told.callbacks:
+        name_lookalikes(one)
     if run_dir is not None:
         from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
 

@@ -34,9 +34,7 @@ _USE = (
 
 
 def check_callback(callback: object) -> None:
-    """Refuse what is no callback, or has a hook that cannot be called; warn of a method that only looks like a hook.
-
-    That may also be a helper by an unlucky name, which its own class calls.
+    """Refuse what is no callback, or has a hook that cannot be called.
 
     Raises:
         ValueError: in one line that names it, and what was probably meant.
@@ -46,17 +44,20 @@ def check_callback(callback: object) -> None:
         meant = f"; did you mean {callback.__name__}()?" if is_class else ""  # type: ignore[attr-defined]
         said = plain(repr(callback), 200)
         raise ValueError(f"callback = {said}; allowed: a klrl.run.Callback or several, whose {_USE}{meant}")
-    for name in _lookalikes(type(callback)):
-        nearest = _nearest(f"on_{name.partition('on_')[2]}")
-        text = (
-            f"{type(callback).__name__}.{name} is no hook, and training never calls it; hooks are {', '.join(_HOOKS)}; "
-            f"did you mean {nearest}({', '.join(_HOOKS[nearest])})?"
-        )
-        warn_user(text)
     for name, arguments in _HOOKS.items():
         if (problem := _problem(getattr(callback, name), arguments)) is not None:
             allowed = f"def {name}({', '.join(('self', *arguments))})"
             raise ValueError(f"{type(callback).__name__}.{name} {problem}; allowed: {allowed}")
+
+
+def name_lookalikes(callback: Callback) -> None:
+    """Warn of methods that only look like hooks, or are helpers by unlucky names, which their own class calls."""
+    for name in _lookalikes(type(callback)):
+        nearest = _nearest(f"on_{name.partition('on_')[2]}")
+        warn_user(
+            f"{type(callback).__name__}.{name} is no hook, and training never calls it; hooks are {', '.join(_HOOKS)}; "
+            f"did you mean {nearest}({', '.join(_HOOKS[nearest])})?"
+        )
 
 
 def _lookalikes(cls: type) -> Iterator[str]:
