@@ -17,6 +17,7 @@ import tyro
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.agents.comparable import NETWORKS
+from klrl.agents.config import OLDER
 from klrl.output import as_program
 from klrl.run import checkpoint
 from klrl.run.directory import check_new
@@ -107,10 +108,10 @@ def inherited(path: str) -> dict[str, Any]:
         ValueError: damaged.
     """
     try:
-        config = checkpoint.read(path)[1]["config"]
+        config = {**OLDER, **checkpoint.read(path)[1]["config"]}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"start_from = {path}: {str(error).partition(': ')[2]}") from error
-    names = (*NETWORKS, "normalize_observations", "scale_rewards")
+    names = (*NETWORKS, "scale_actions", "normalize_observations", "scale_rewards")
     return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 
 

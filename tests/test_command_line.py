@@ -23,6 +23,7 @@ from gymnasium.envs.registration import EnvSpec
 from support import full_disk, wait_for
 
 from klrl.agents import AGENTS, PPO, AgentConfig
+from klrl.run import checkpoint
 from klrl.scripts.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -420,3 +421,12 @@ def test_a_saved_policy_is_tuned_near_itself(tmp_path, capsys):
         main(["train", "ppo", "--env", "CartPole-v1", "--start-from", str(tmp_path / "nothing")])
     assert stop.value.code == 2
     assert "start_from = " + str(tmp_path / "nothing") + ": no saved agent there" in capsys.readouterr().err
+
+
+def test_an_agent_of_before_actions_were_scaled_can_be_started_from(tmp_path):
+    tensors, data = checkpoint.read(small_agent(PPO, "Pendulum-v1", scale_actions=False).learn(64).save(tmp_path / "a"))
+    del data["config"]["scale_actions"]
+    old = checkpoint.write(tmp_path / "old", tensors, data)
+    words = ["--n-steps", "32", "--eval-episodes", "0", "--total-timesteps", "64", "--run-dir", str(tmp_path / "run")]
+    main(["train", "ppo", "--env", "Pendulum-v1", "--start-from", str(old), *words])
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["scale_actions"] is False
