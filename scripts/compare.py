@@ -24,7 +24,7 @@ from klrl.scripts.parallel import in_parallel
 from klrl.scripts.terminal import PlainConsole
 from klrl.scripts.trials import FAILED, Row, Trial, run
 from klrl.scripts.variants import Comparison, comparison
-from klrl.scripts.work import going_on
+from klrl.scripts.work import claim, going_on
 from klrl.validation import NonNegativeInt, PositiveInt
 
 PROG = "klrl compare"
@@ -159,12 +159,15 @@ def main(argv: list[str] | None = None) -> None:
         trials = trials_of(plan, steps_by_env(args.envs), args.seeds, console)
         folder = args.output / "runs"
         folder.mkdir(parents=True, exist_ok=True)
+        lines, record = args.output / "compare.csv", args.output / "compare.json"
+        for file in (lines, record):
+            claim(file)
         rows = kept_rows(trials, folder, console)
     with going_on(PROG, folder, "runs"):
         rows |= run_all([trial for trial in trials if trial.name not in rows], folder, args.processes, console)
-    ordered = [{k: v for k, v in rows[trial.name].items() if k != "versions"} for trial in trials]
-    write_csv(ordered, args.output / "compare.csv")
-    save(f"{PROG} {shlex.join(words)}", ordered, args.output / "compare.json")
+        ordered = [{k: v for k, v in rows[trial.name].items() if k != "versions"} for trial in trials]
+        write_csv(ordered, lines)
+        save(f"{PROG} {shlex.join(words)}", ordered, record)
     console.print(table(ordered))
     if any(row["status"] == FAILED for row in ordered):
         sys.exit(1)

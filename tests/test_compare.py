@@ -19,7 +19,7 @@ import pytest
 from environments import Broken
 from rich.console import Console
 from scipy import stats
-from support import wait_for
+from support import full_disk, wait_for
 
 from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
 from klrl.run import evaluate
@@ -338,6 +338,28 @@ def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(again, caps
         again()
     assert stop.value.code == 2
     assert f"a folder, where a file is to be: '{path}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["compare.csv", "compare.json"])
+def test_a_result_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, name, capsys):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit) as stop:
+        compare(tmp_path, *REGION_WORDS)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"klrl compare: output = {tmp_path / name} is a directory; allowed: a file\n"
+    assert not [*(tmp_path / "runs").iterdir()]
+
+
+def test_results_that_a_full_disk_does_not_take_are_one_line_and_the_same_command_goes_on(again, made, capsys):
+    with pytest.raises(SystemExit) as stop, full_disk():
+        again()
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"; finished runs are in {again.output / 'runs'}, and the same command goes on\n")
+    assert said.count("\n") == 1
+    assert again()[1] == []
+    assert lines_of_csv(again.output) == lines_of_csv(made)
 
 
 def test_a_changed_setting_runs_again_what_it_changes_and_says_so(again):
