@@ -227,8 +227,6 @@ class Agent(Acting[C], abc.ABC):
         """The collector of the current environments, made when first needed."""
         self._make_envs()
         if self._source.collector is None:
-            if self._source.whereabouts is not None and self.trial is None:  # interrupted, and nobody has tried before
-                self._source.trial = try_env(self._source.env, self.config)
             seeds = environment_seeds(self.seed, self.num_timesteps)
             if not self._source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
@@ -276,8 +274,7 @@ class Agent(Acting[C], abc.ABC):
     def trial(self) -> Trial | None:
         """What was found when one of the environments was tried; ``None``: nobody has.
 
-        That is done where an agent is to go on in the episodes of a saved one or of an interrupted training, and by
-        ``klrl train``.
+        That is done where an agent is to go on in the episodes of a saved one, and by ``klrl train``.
         """
         return self._source.trial
 

@@ -107,7 +107,7 @@ class AgentConfig:
     without (ale-py loads the ROM anew): episodes then cannot be played again, and resumption begins new ones."""
     try_envs: bool = True
     """Try, with 400 random steps in environments made for that and closed, whether episodes can be played again: at the
-    beginning of klrl train, and where an agent is to go on in the episodes of a saved one or after an interrupt."""
+    beginning of klrl train, and where an agent is to go on in the episodes of a saved one."""
     info_keys: tuple[Annotated[str, Pattern(r"[^\x00-\x1f\x7f]+", "text of printable characters")], ...] = ()
     """Keys of numbers in info: what an episode's last step says under them is averaged over the last 100 episodes, as
     rollout/success_rate (is_success) or rollout/info/KEY."""

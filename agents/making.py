@@ -27,7 +27,7 @@ def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:
     )
 
 
-def try_env(env: EnvLike | None, config: AgentConfig) -> Trial:
+def try_env(env: EnvLike, config: AgentConfig) -> Trial:
     """What is found of such an environment, before those to learn from are made."""
     return try_out(
         env,

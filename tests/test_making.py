@@ -11,6 +11,7 @@ from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 from support import same
 from test_episodes import Listening
+from test_resume import Interrupt
 from test_trial import Tallied, alive, tally
 
 from klrl.agents import PPO, PPOConfig
@@ -126,6 +127,20 @@ def test_one_is_tried_before_those_of_a_loaded_agent_are_made(mode, try_envs, n,
     assert of_training.startswith("c" if try_envs else "m")  # the last one that was tried is closed before
     assert agent.replay == ("new" if try_envs else "unknown")  # its observations count the episodes
     agent.close()
+
+
+@both_modes
+def test_after_an_interrupt_none_is_made_beside_those_of_training(mode, tmp_path):
+    path = tmp_path / "tally"
+    agent = small_agent(PPO, lambda: Tallied(path, Counting(length=LENGTH)), vectorization_mode=mode)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(2 * STEPS, Interrupt("minibatch", update=1))
+    with pytest.warns(RuntimeWarning, match="environment 0 did not come back to where it was"):
+        agent.resume()  # it counts its episodes
+    agent.close()
+    letters, _ = tally(path)
+    assert (letters.count("m"), alive(letters)) == (2 + (mode == "async"), 2)
+    assert agent.replay is None
 
 
 def test_of_environments_that_cannot_all_be_made_none_stays_open():

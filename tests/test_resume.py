@@ -9,7 +9,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import Broken, Counting, Noise, Sampling, box, small_agent
+from environments import SMALL, Broken, Counting, Noise, Sampling, box, small_agent
 from gymnasium.envs.registration import EnvSpec
 from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
 from test_board import shown
@@ -17,7 +17,7 @@ from test_command_line import klrl
 from test_replay import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
 
-from klrl.agents import PPO, TRPO
+from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.state import history as saved_history
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import RunDirectory
@@ -549,7 +549,7 @@ def test_an_end_that_no_observation_shows_is_noticed_when_it_is_played_again(mod
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_an_environment_that_keeps_something_is_kept_after_an_interrupt_and_begins_new_episodes_with_a_warning(mode):
-    agent = small_agent(PPO, remembering, vectorization_mode=mode)
+    agent = PPO(remembering, PPOConfig(**SMALL, vectorization_mode=mode), trial=True)
     with pytest.raises(KeyboardInterrupt):
         agent.learn(TOTAL, Interrupt("minibatch", update=1))
     before = agent.envs.get_attr("episodes")

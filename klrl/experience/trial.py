@@ -18,7 +18,7 @@ from klrl.experience.workers import WorkerVectorEnv
 
 
 def try_out(
-    env: EnvLike | None,
+    env: EnvLike,
     vectorization_mode: VectorizationMode = "sync",
     worker_timeout: float = 60.0,
     *,
@@ -38,7 +38,7 @@ def try_out(
         try_envs: make them at all.
     """
     engine = vectorization_mode not in ("sync", "async")
-    if engine or env is None or isinstance(env, VectorEnv) or not seed_every_episode:
+    if engine or isinstance(env, VectorEnv) or not seed_every_episode:
         return Trial("never")
     if isinstance(env, gym.Env) or not try_envs:
         return Trial("unknown")
