@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl resume``."""
     prog = "klrl resume"
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
-    with Signals(lambda: None):  # before the directory is claimed; nothing can be saved until the training goes on
-        _resume(prog, args)
+    with Signals() as signals:  # nothing can be saved until the training goes on
+        _resume(prog, args, signals)
 
 
-def _resume(prog: str, args: Resuming) -> None:
+def _resume(prog: str, args: Resuming, signals: Signals) -> None:
     with bad_input(prog), failed_worker(prog):
         run = _read(args.path)
         region = _region(args.path, run, args.trust_region)
@@ -74,7 +74,7 @@ def _resume(prog: str, args: Resuming) -> None:
     compare_versions(run["versions"], "the run may differ from the uninterrupted one")
     where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
     print(printable(f"resuming {args.path}: {where}"))
-    carry_out(prog, agent, learn, env, keep, conduct)
+    carry_out(prog, agent, learn, env, keep, conduct, signals)
 
 
 def _read(path: Path) -> dict[str, Any]:

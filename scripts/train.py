@@ -22,6 +22,7 @@ from klrl.output import as_program
 from klrl.run import checkpoint
 from klrl.run.directory import check_new
 from klrl.run.presets import preset
+from klrl.run.signals import Signals
 from klrl.scripts.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.training import Conduct, carry_out
 from klrl.validation import Bounds, NonNegativeInt
@@ -71,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     if known:
         agent.preset = training.env
     learn = partial(agent.learn, training.total_timesteps)
-    carry_out(prog, agent, learn, training.env, keep, training.conduct, preset=held)
+    with Signals() as signals:
+        carry_out(prog, agent, learn, training.env, keep, training.conduct, signals, preset=held)
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:

@@ -115,6 +115,7 @@ def carry_out(
     env: str | EnvSpec,
     keep: RunDirectory,
     conduct: Conduct,
+    signals: Signals,
     *,
     preset: Sequence[str] = (),
 ) -> None:
@@ -127,6 +128,8 @@ def carry_out(
         env: to evaluate in.
         keep: the run's files.
         conduct: everything else.
+        signals: taken over before the directory is there, as who sees it may send some; only once, as the outer one of
+            two would give back what the inner one has answered.
         preset: what the environment's preset has set.
     """
     console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
@@ -142,28 +145,28 @@ def carry_out(
         except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
             aside.print(f"SIGUSR1: not saved, {error}")
 
-    with Signals(save) as signals:  # before the directory is there: who sees it may send signals
-        try:
-            with bad_input(prog):
-                keep.claim()
-            with failed_worker(prog, lambda: _goes_on(agent, keep)):
-                learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
-                _finish(console, agent, env, keep, conduct, budgets)
-            signals.check()
-            agent.close()
-        except Interrupted as signal:
-            what = f"checkpoint {keep.saved}" if keep.saved else "nothing to keep before the first update was done"
-            aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
-            sys.exit(128 + signal.number)
-        except (FloatingPointError, OSError) as error:
-            if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
-                raise
-            fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
-        except (BadStep, gym.error.Error) as error:
-            fail(prog, error)
-        finally:
-            keep.release()
-            agent.close()
+    signals.save = save
+    try:
+        with bad_input(prog):
+            keep.claim()
+        with failed_worker(prog, lambda: _goes_on(agent, keep)):
+            learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
+            _finish(console, agent, env, keep, conduct, budgets)
+        signals.check()
+        agent.close()
+    except Interrupted as signal:
+        what = f"checkpoint {keep.saved}" if keep.saved else "nothing to keep before the first update was done"
+        aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
+        sys.exit(128 + signal.number)
+    except (FloatingPointError, OSError) as error:
+        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+            raise
+        fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
+    except (BadStep, gym.error.Error) as error:
+        fail(prog, error)
+    finally:
+        keep.release()
+        agent.close()
 
 
 def _finish(

@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 
+import gymnasium as gym
 import pytest
 
 from klrl.run.signals import Interrupted, Signals
+from klrl.scripts.main import main
 
 ENDING = ["SIGINT", "SIGTERM", "SIGHUP"]
 
@@ -57,6 +59,37 @@ def test_a_signal_that_somebody_swallowed_ends_the_training_after_the_update():
             send("SIGTERM")
         with pytest.raises(Interrupted, match="SIGTERM"):
             signals.on_update_end(None, None, {})
+
+
+class Signalled(gym.Env):
+    """Sends this process a signal in a step."""
+
+    observation_space = action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action):
+        send("SIGTERM")
+        return 0, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("verb", ["train", "resume"])
+def test_after_a_training_that_was_ended_no_second_signal_changes_the_status(verb, tmp_path, capsys):
+    run, words = tmp_path / "run", ["train", "ppo", "--env", "Signalled-v0", "--total-timesteps", "64", "--no-try-envs"]
+    gym.register("Signalled-v0", Signalled)
+    try:
+        for argv in [[*words, "--run-dir", str(run)], ["resume", str(run)]][: 1 + (verb == "resume")]:
+            for name in ENDING:
+                signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+            with pytest.raises(SystemExit) as stop:
+                main(argv)
+            assert stop.value.code == 128 + signal.SIGTERM
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN is signal.getsignal(signal.SIGHUP)
+    finally:
+        del gym.registry["Signalled-v0"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("stopped by SIGTERM: ")
 
 
 def test_what_nohup_ignores_stays_ignored():

@@ -34,11 +34,11 @@ class Signals(Callback):
     but for SIGINT.
 
     Args:
-        save: called on SIGUSR1, between two instructions of whatever is going on.
+        save: called on SIGUSR1, between two instructions of whatever is going on; it may be set later.
     """
 
-    def __init__(self, save: Callable[[], object]) -> None:
-        self._save = save
+    def __init__(self, save: Callable[[], object] = lambda: None) -> None:
+        self.save = save
         self._received: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -46,7 +46,7 @@ class Signals(Callback):
         """Take the signals over."""
         handlers: dict[int, Any] = dict.fromkeys(ENDING, self._end)
         if _SAVING is not None:
-            handlers[_SAVING] = lambda number, frame: self._save()
+            handlers[_SAVING] = lambda number, frame: self.save()
         before = {number: signal.getsignal(number) for number in handlers}
         self._before = {k: v for k, v in before.items() if v is not signal.SIG_IGN or k == signal.SIGINT}
         try:
