@@ -101,7 +101,9 @@ def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
     if name not in AGENTS:
         raise ValueError(f"agent = {name!r}; allowed: {', '.join(AGENTS)}")
     config = student_config(AGENTS[name].config_class, teacher.agent, teacher.env_id, **own)
-    return AGENTS[name](teacher.env, config, seed=args.seed)
+    student = AGENTS[name](teacher.env, config, seed=args.seed)
+    student.close()  # it is shown states of others
+    return student
 
 
 def _say(i: int, metrics: Metrics, config: DistillationConfig) -> None:

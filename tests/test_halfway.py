@@ -7,13 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from typing import ClassVar
 
+import gymnasium as gym
 import pytest
 import torch
 from environments import small_agent
+from gymnasium.envs.classic_control import CartPoleEnv
+from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import PPO
 from klrl.run import checkpoint
+from klrl.scripts import halfway
 from klrl.scripts.main import main
 
 PROGRAM = "import sys; from klrl.scripts import halfway, main; halfway.EVERY = 0.0; main.main(sys.argv[1:])"
@@ -65,6 +70,40 @@ def test_the_same_command_goes_on_after_a_kill_and_ends_as_if_there_had_been_non
         del record["student" if "student" in record else "tuned"]
     assert again == whole
     assert not (tmp_path / "again.parts").exists()
+
+
+class Listed(CartPoleEnv):
+    """All that were made can be looked at."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self):
+        super().__init__()
+        self.closed = False
+        self.made.append(self)
+
+    def close(self):
+        self.closed = True
+
+
+def test_a_command_that_goes_on_closes_every_environment(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(halfway, "EVERY", 0.0)
+    monkeypatch.setitem(gym.registry, "Listed-v0", EnvSpec("Listed-v0", Listed, max_episode_steps=50))
+    small_agent(PPO, "Listed-v0").save(tmp_path / "agent")
+    words = ["distill", str(tmp_path / "agent"), *DISTILL, "--output", str(tmp_path / "out")]
+    with monkeypatch.context() as cut:
+        cut.setattr("klrl.scripts.distill._say", interrupt)
+        with pytest.raises(SystemExit):
+            main(words)
+    Listed.made.clear()
+    main(words)
+    assert "going on after 1 passes" in capsys.readouterr().out
+    assert len(Listed.made) > 2
+    assert all(env.closed for env in Listed.made)
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_another_command_begins_anew_and_damage_is_left_out(agent, tmp_path, capsys):
