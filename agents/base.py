@@ -115,7 +115,7 @@ class Agent(Acting[C], abc.ABC):
 
         Raises:
             ValueError: ``total_timesteps`` is not a positive integer, there is no environment, a callback has a hook
-                that cannot be called or adds what is no metric, or the agent is learning already.
+                that cannot be called, or the agent is learning already.
             FileExistsError: ``run_dir`` is not empty.
         """
         self._turns.check("learn()")

@@ -43,8 +43,8 @@ class Callback:
         """The update is done and ``metrics`` holds its drift report.
 
         What is added to ``metrics`` is written wherever they are: numbers of any kind become floats, one line of text
-        stays text, and anything else is refused. ``False``, numpy's and torch's too, ends the training; any other
-        answer does not.
+        stays text, and anything else is left out, with a warning. ``False``, numpy's and torch's too, ends the
+        training; any other answer does not.
         """
 
     def on_error(self, agent: Any, error: Exception) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from klrl.run.callback import Callback, Metrics, Recorder
 from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.metrics import settle
+from klrl.words import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch
@@ -27,6 +28,8 @@ class CallbackList(Callback):
         self.callbacks = tuple(_flat(callbacks))
         for callback in self.callbacks:
             check_callback(callback)
+        self._told: set[tuple[str, str]] = set()
+        """What was left out, and a warning has named."""
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Pass on."""
@@ -51,19 +54,42 @@ class CallbackList(Callback):
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
         """Pass on to all, those that record the update last; then say whether one of them wants to stop.
 
-        Where one raises, nobody hears of the update after it but those that record it.
+        Where one raises, nobody hears of the update after it but those that record it. What one has added that is no
+        metric is left out, with a warning.
 
         Raises:
-            ValueError: what one of them has added is no metric, or what it answered no truth.
+            ValueError: what one of them answered is no truth.
         """
         own, wishes = dict(metrics), []
         recorders = [callback for callback in self.callbacks if isinstance(callback, Recorder)]
         others = [callback for callback in self.callbacks if not isinstance(callback, Recorder)]
         try:
-            wishes += [_ends(callback, agent, batch, metrics, own) for callback in others]
+            wishes += [self._ends(callback, agent, batch, metrics, own) for callback in others]
         finally:
             wishes += [ends(recorder.on_update_end(agent, batch, metrics)) for recorder in recorders]
         return False if any(wishes) else None
+
+    def _ends(self, callback: Callback, agent: Any, batch: Batch, metrics: Metrics, own: Metrics) -> bool:
+        """Let it have the update's metrics, and see what it has made of them; whether it wants to stop."""
+        who = f"{type(callback).__name__}.on_update_end"
+        try:
+            answer = callback.on_update_end(agent, batch, metrics)
+        except BaseException:
+            with contextlib.suppress(ValueError):  # the worse one is to be heard
+                settle(metrics, own, who)
+            raise
+        self._settle(metrics, own, who)
+        return ends(answer, who)
+
+    def _settle(self, metrics: Metrics, own: Metrics, who: str) -> None:
+        """Leave out what is no metric, and say so once of each: hours of training are not to end for it."""
+        try:
+            settle(metrics, own, who)
+        except ValueError as error:
+            kind = who, str(error).partition(" is ")[0]
+            if kind not in self._told:
+                self._told.add(kind)
+                warn_user(f"left out: {error}")
 
     def on_error(self, agent: Any, error: Exception) -> None:
         """Pass on."""
@@ -84,19 +110,6 @@ def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:
             yield from callback.callbacks
         else:
             yield callback
-
-
-def _ends(callback: Callback, agent: Any, batch: Batch, metrics: Metrics, own: Metrics) -> bool:
-    """Let it have the update's metrics, and see what it has made of them; whether it wants to stop."""
-    who = f"{type(callback).__name__}.on_update_end"
-    try:
-        answer = callback.on_update_end(agent, batch, metrics)
-    except BaseException:
-        with contextlib.suppress(ValueError):  # the worse one is to be heard
-            settle(metrics, own, who)
-        raise
-    settle(metrics, own, who)
-    return ends(answer, who)
 
 
 def gather(

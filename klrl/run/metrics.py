@@ -25,7 +25,7 @@ def settle(metrics: dict[Any, Any], own: Metrics, who: str) -> None:
         who: had it, for messages.
 
     Raises:
-        ValueError: something was refused; the first that was, in one line.
+        ValueError: something was refused; what, in one line.
     """
     problems = [_restored(metrics, own, who)]
     for name in [name for name in metrics if name not in own]:
@@ -34,8 +34,8 @@ def settle(metrics: dict[Any, Any], own: Metrics, who: str) -> None:
         except ValueError as error:
             del metrics[name]
             problems.append(f"{error} (from {who})")
-    for problem in filter(None, problems):
-        raise ValueError(problem)
+    if found := [*filter(None, problems)]:
+        raise ValueError("; ".join(found))
 
 
 def _restored(metrics: dict[Any, Any], own: Metrics, who: str) -> str | None:
