@@ -19,7 +19,7 @@ _KIB = 8.0
 _NOISE = 2048.0
 """KiB that come and go."""
 _WARM_UP, _PAUSE = 50, 0.25
-_SHORT = 150
+_SHORT = 60
 """Updates of the quick case after the warm-up."""
 
 
