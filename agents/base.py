@@ -394,9 +394,7 @@ class Agent(Acting[C], abc.ABC):
         if self.last_update is not None and not self._turns.between_updates:
             return self.last_update
         tensors, data = state.dump(self)
-        if (
-            self._rebuilds_where_that_helps and not self.config.rebuild_envs
-        ):  # as the file left it that it was read from
+        if self._rebuilds_where_that_helps and not self.config.rebuild_envs:  # nothing was decided yet
             del data["config"]["rebuild_envs"]
         mine = {
             "env": describe(self._source.env),

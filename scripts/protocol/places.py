@@ -12,7 +12,7 @@ from klrl.scripts.protocol.processes import Ended, Process, start_klrl
 from klrl.scripts.protocol.runs import Run, at_row, saved, succeed
 
 _RUN = Run("ppo", "CartPole-v1", updates=6, every=2)
-_LONG = Run("ppo", "CartPole-v1", updates=10**6, every=2)
+_LONG = Run("ppo", "CartPole-v1", updates=200, every=20)
 _NAMES = {"spaces": "a b  c", "Unicode": "ü→漢", "200 characters": "x" * 200, "a leading dash": "-run", "%": "%s{}*[0]"}
 # A directory that belongs to the kernel takes nobody's files, not even the administrator's.
 _REFUSED = {"256 characters": "x" * 256, "a directory of the kernel's": "/proc/klrl", "below a file": "/dev/null/run"}
@@ -25,7 +25,7 @@ class Go(Callback):
     def on_update_end(self, agent, batch, metrics):
         os.chdir(elsewhere)
 
-elsewhere = tempfile.mkdtemp(dir=".")
+elsewhere = os.path.abspath(tempfile.mkdtemp(dir="."))
 PPO("CartPole-v1", PPOConfig(n_envs=2, n_steps=32, batch_size=32)).learn(256, Go(), run_dir="run")
 """
 
@@ -89,7 +89,11 @@ def _gone(how: Callable[[Path], object]) -> Callable[[Path], str | None]:
         process = _LONG.start(scratch, run_dir)
         process.until(at_row(run_dir, 3))
         how(run_dir)
-        return _told(process.wait(), str(run_dir), 1)
+        ended = process.wait()
+        if ended.code != 0 or ended.err.count("RuntimeWarning: run_dir = ") != 1 or str(run_dir) not in ended.err:
+            return f"ended with {ended.code}, not with one warning that names it: {ended.err[-300:]}"
+        steps = _LONG.updates * 128
+        return None if saved(run_dir) == steps else f"{saved(run_dir)} of {steps} steps saved under its name"
 
     return case
 
