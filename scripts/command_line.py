@@ -57,6 +57,24 @@ def failed_worker(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
         fail(prog, f"{error.reason}{more()}", status=1)
 
 
+@contextlib.contextmanager
+def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """Around long work: Ctrl-C (status 130) and what a disk refuses (status 1) are one line.
+
+    Args:
+        prog: the command.
+        more: what the line ends with.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(prog, f"interrupted{more()}", status=130)
+    except OSError as error:
+        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+            raise
+        fail(prog, f"{error}{more()}", status=1)
+
+
 def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
     """Read flags into a checked dataclass; what tyro objects to becomes one line."""
     if has_empty_value(argv) and (empty := objection(cls, argv, default)) is not None:

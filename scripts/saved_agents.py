@@ -20,7 +20,7 @@ from klrl.run.directory import LARGEST_CONFIG, check_new, versions
 from klrl.run.disk import contents
 from klrl.run.evaluation import CannotAct
 from klrl.scripts import work
-from klrl.scripts.command_line import fail
+from klrl.scripts.command_line import ended_early, fail
 from klrl.trust_region import KLConstraint, TrustRegion
 from klrl.trust_region.names import own_class
 from klrl.words import plain, warn_user
@@ -169,14 +169,9 @@ def working(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
         more: what the line about Ctrl-C, or about a disk, ends with.
     """
     try:
-        yield
+        with ended_early(prog, more):
+            yield
     except (FloatingPointError, CannotAct) as error:
         fail(prog, error, status=1)
     except BadStep as error:
         fail(prog, error)
-    except KeyboardInterrupt:
-        fail(prog, f"interrupted{more()}", status=130)
-    except OSError as error:
-        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
-            raise
-        fail(prog, f"{error}{more()}", status=1)

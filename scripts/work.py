@@ -15,7 +15,7 @@ from typing import Any
 
 from klrl.run.checkpoint import replace
 from klrl.run.disk import contents, room_for
-from klrl.scripts.command_line import fail
+from klrl.scripts.command_line import ended_early, fail
 from klrl.scripts.kept import keep, kept
 from klrl.scripts.parallel import in_parallel
 from klrl.scripts.terminal import PlainConsole
@@ -54,17 +54,12 @@ def write(output: Path, data: str | bytes) -> None:
 @contextlib.contextmanager
 def going_on(prog: str, folder: Path, what: str = "parts") -> Iterator[None]:
     """Around long work: what ends it early is one line, which says that the same command goes on."""
-    goes_on = f"finished {what} are in {folder}, and the same command goes on"
+    goes_on = f"; finished {what} are in {folder}, and the same command goes on"
     try:
-        yield
-    except KeyboardInterrupt:
-        fail(prog, f"interrupted; {goes_on}", status=130)
+        with ended_early(prog, lambda: goes_on):
+            yield
     except BrokenProcessPool:
-        fail(prog, f"a process was killed; {goes_on}", status=1)
-    except OSError as error:
-        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
-            raise
-        fail(prog, f"{error}; {goes_on}", status=1)
+        fail(prog, f"a process was killed{goes_on}", status=1)
 
 
 class Work:
