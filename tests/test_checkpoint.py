@@ -171,7 +171,7 @@ def test_another_format_is_refused(saved, format):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     del manifest["sha256"]
     (saved / "MANIFEST.json").write_bytes(sealed(manifest | {"format": format}))
-    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads formats 3 and 4"):
+    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads formats 3 and 5"):
         checkpoint.read(saved)
 
 
@@ -343,7 +343,7 @@ def test_a_damaged_part_is_refused_with_its_path(tmp_path, damage):
 
 
 def test_an_older_klrl_is_told_that_it_cannot_read_this(saved):
-    assert json.loads((saved / "MANIFEST.json").read_text())["format"] == 4
+    assert json.loads((saved / "MANIFEST.json").read_text())["format"] == 5
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])

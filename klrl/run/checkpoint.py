@@ -34,7 +34,7 @@ from klrl.run.sealed import sealed, unsealed
 from klrl.words import plain, warn_user
 
 MANIFEST = "MANIFEST.json"
-FORMAT = 4
+FORMAT = 5
 _READ = (3, FORMAT)
 """Format 3 has no parts."""
 _FILES = {"agent": "json", "tensors": "safetensors"}

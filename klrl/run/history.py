@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, pairwise
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from klrl.run.callback import Metrics
 from klrl.run.checkpoint import Part
 
+_T = TypeVar("_T")
 _ROWS = 64
 """As many of the newest rows at least are as they were appended; older ones are packed, so many at a time."""
 _ALIKE = 16
@@ -111,17 +112,17 @@ class History(Sequence[Metrics]):
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows that no longer change: the cells of all of them, one after the other, whichever columns a row has."""
+    """Rows that no longer change: the numbers of all of them, one after the other, whichever columns a row has."""
 
     names: tuple[str, ...]
     """Of the columns."""
     texts: tuple[str, ...]
-    columns: np.ndarray
-    """Of every cell, ``[C]``: the index i of its name, or -1 - i where its value is a text."""
+    layouts: tuple[tuple[int, ...], ...]
+    """The columns of a row in their order, each way once: the index i of a name, or -1 - i where the value is text."""
+    rows: np.ndarray
+    """Of every row, ``[rows]``: the index of its layout."""
     values: np.ndarray
     """Of every cell, ``[C]``: its number, or the index of its text."""
-    ends: np.ndarray
-    """How many cells there are up to each row's end, ``[rows]``."""
 
     @classmethod
     def of(cls, rows: Iterable[Metrics]) -> Block:
@@ -130,53 +131,61 @@ class Block:
         Raises:
             ValueError: what is neither a number nor text, by its name.
         """
-        names, texts = _Index(), _Index()
-        columns, values, ends = [], [], []
+        names, texts, layouts = _Index[str](), _Index[str](), _Index[tuple[int, ...]]()
+        kinds: list[int] = []
+        values: list[float] = []
         for row in rows:
-            for name, x in row.items():
-                i = names[name]
-                columns.append(-1 - i if isinstance(x, str) else i)
-                values.append(texts[x] if isinstance(x, str) else _number(name, x))
-            ends.append(len(columns))
-        return cls(
-            tuple(names), tuple(texts), _narrow(columns, names), np.array(values, np.float64), np.array(ends, int)
-        )
+            kinds.append(layouts[tuple(-1 - names[k] if isinstance(x, str) else names[k] for k, x in row.items())])
+            values.extend(texts[x] if isinstance(x, str) else _number(name, x) for name, x in row.items())
+        return cls(tuple(names), tuple(texts), tuple(layouts), _narrow(kinds), np.array(values, np.float64))
 
     @classmethod
     def joined(cls, blocks: Sequence[Block]) -> Block:
         """The rows of several."""
-        names, texts = _Index(), _Index()
-        cells = [block._cells([names[x] for x in block.names], [texts[x] for x in block.texts]) for block in blocks]
-        columns, values = map(np.concatenate, zip(*cells, strict=True))
-        begins = np.cumsum([0, *(len(block.values) for block in blocks)])
-        ends = np.concatenate([block.ends + begin for block, begin in zip(blocks, begins, strict=False)])
-        return cls(tuple(names), tuple(texts), _narrow(columns, names), values, ends)
+        names, texts, layouts = _Index[str](), _Index[str](), _Index[tuple[int, ...]]()
+        kinds, values = [], []
+        for block in blocks:
+            name, text = [names[x] for x in block.names], [texts[x] for x in block.texts]
+            moved = [tuple(-1 - name[-1 - i] if i < 0 else name[i] for i in layout) for layout in block.layouts]
+            kinds.append(np.array([layouts[layout] for layout in moved], int)[block.rows])
+            values.append(block.values if text == [*range(len(text))] else block._with_texts(text))
+        return cls(tuple(names), tuple(texts), tuple(layouts), _narrow(np.concatenate(kinds)), np.concatenate(values))
 
-    def _cells(self, names: list[int], texts: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Columns and values where names and texts have other places."""
-        if (names, texts) == ([*range(len(names))], [*range(len(texts))]):
-            return self.columns, self.values
-        is_text, values = self.columns < 0, self.values.copy()
-        columns = np.array(names, int)[np.where(is_text, -1 - self.columns, self.columns)]
-        values[is_text] = np.array(texts, int)[values[is_text].astype(int)]
-        return np.where(is_text, -1 - columns, columns), values
+    def _with_texts(self, texts: list[int]) -> np.ndarray:
+        """Values where the texts have other places."""
+        values, is_text = self.values.copy(), self._columns < 0
+        values[is_text] = np.array(texts)[values[is_text].astype(int)]
+        return values
+
+    @property
+    def _columns(self) -> np.ndarray:
+        """Of every cell, ``[C]``: as its row's layout has it."""
+        layouts = [np.array(layout, int) for layout in self.layouts]
+        return np.concatenate([np.zeros(0, int), *(layouts[i] for i in self.rows.tolist())])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """How many cells there are up to each row's end, ``[rows]``."""
+        return np.cumsum(np.array([len(layout) for layout in self.layouts], int)[self.rows])
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.rows)
 
     def __iter__(self) -> Iterator[Metrics]:
         return map(self.row, range(len(self)))
 
     def row(self, i: int) -> Metrics:
         """A copy of one."""
-        cells = slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
-        pairs = zip(self.columns[cells].tolist(), self.values[cells].tolist(), strict=True)
-        return {self.names[k if k >= 0 else -1 - k]: x if k >= 0 else self.texts[int(x)] for k, x in pairs}
+        layout, end = self.layouts[self.rows[i]], int(self._ends[i])
+        cells = zip(layout, self.values[end - len(layout) : end].tolist(), strict=True)
+        return {self.names[k if k >= 0 else -1 - k]: x if k >= 0 else self.texts[int(x)] for k, x in cells}
 
     @cached_property
     def part(self) -> Part:
         """As it is saved."""
-        arrays = {"columns": self.columns, "values": self.values, "ends": self.ends}
+        arrays = {"rows": self.rows, "values": self.values}
+        arrays["layouts"] = np.array([*chain(*self.layouts)], int)
+        arrays["layouts_ends"] = np.cumsum([len(layout) for layout in self.layouts], dtype=int)
         for kind, words in (("names", self.names), ("texts", self.texts)):
             coded = [word.encode(errors="surrogatepass") for word in words]
             arrays[kind] = np.frombuffer(b"".join(coded), np.uint8).copy()
@@ -193,30 +202,36 @@ class Block:
         if tensors.keys() != _TYPES.keys() or any(x.dtype not in _TYPES[k] or x.ndim != 1 for k, x in tensors.items()):
             raise ValueError("history: other arrays than those of packed rows")
         arrays = {name: x.numpy() for name, x in tensors.items()}
-        names, texts = (_words(arrays[kind], arrays[f"{kind}_ends"]) for kind in ("names", "texts"))
-        columns, values, ends = (arrays[name] for name in ("columns", "values", "ends"))
-        if len(values) != len(columns):
-            raise ValueError(f"history: {len(values)} values in {len(columns)} cells")
-        _check_indices(columns, -len(names), len(names))
-        _check_indices(values[columns < 0], 0, len(texts))
-        _check_ends(ends, len(columns))
-        return cls(names, texts, columns, values, ends)
+        pieces = {kind: _pieces(arrays[kind], arrays[f"{kind}_ends"]) for kind in ("names", "texts", "layouts")}
+        names, texts = (
+            tuple(piece.tobytes().decode(errors="surrogatepass") for piece in pieces[kind])
+            for kind in ("names", "texts")
+        )
+        _check_indices(arrays["layouts"], -len(names), len(names))
+        _check_indices(arrays["rows"], 0, len(pieces["layouts"]))
+        layouts = tuple(tuple(piece.tolist()) for piece in pieces["layouts"])
+        block = cls(names, texts, layouts, arrays["rows"], arrays["values"])
+        columns = block._columns
+        if len(block.values) != len(columns):
+            raise ValueError(f"history: {len(block.values)} values in {len(columns)} cells")
+        _check_indices(block.values[columns < 0], 0, len(texts))
+        return block
 
 
 _LONG, _BYTES = (torch.int64,), (torch.uint8,)
 _TYPES = {
-    "columns": (torch.int16, *_LONG), "values": (torch.float64,), "ends": _LONG,
+    "rows": (torch.int16, *_LONG), "values": (torch.float64,), "layouts": _LONG, "layouts_ends": _LONG,
     "names": _BYTES, "names_ends": _LONG, "texts": _BYTES, "texts_ends": _LONG,
 }  # fmt: skip
 """Of the arrays of a part."""
 
 
-class _Index(dict[str, int]):
-    """Words in the order in which they were asked for; the place of each."""
+class _Index(dict[_T, int]):
+    """What was asked for, in that order; the place of each."""
 
-    def __missing__(self, word: str) -> int:
-        self[word] = len(self)
-        return self[word]
+    def __missing__(self, key: _T) -> int:
+        self[key] = len(self)
+        return self[key]
 
 
 def _number(name: str, x: Any) -> float:
@@ -226,15 +241,15 @@ def _number(name: str, x: Any) -> float:
         raise ValueError(f"history: {name} = {x!r}; allowed: a number or text") from error
 
 
-def _narrow(columns: Any, names: _Index) -> np.ndarray:
-    """Indices of names in as few bytes as they need."""
-    return np.asarray(columns, np.int16 if len(names) < 2**15 else np.int64)
+def _narrow(indices: Any) -> np.ndarray:
+    """In as few bytes as they need."""
+    wide = np.asarray(indices, np.int64)
+    return wide.astype(np.int16) if wide.max(initial=0) < 2**15 else wide
 
 
-def _words(codes: np.ndarray, ends: np.ndarray) -> tuple[str, ...]:
-    _check_ends(ends, len(codes))
-    data = codes.tobytes()
-    return tuple(data[a:b].decode(errors="surrogatepass") for a, b in pairwise([0, *ends.tolist()]))
+def _pieces(array: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    _check_ends(ends, len(array))
+    return [array[a:b] for a, b in pairwise([0, *ends.tolist()])]
 
 
 def _check_ends(ends: np.ndarray, last: int) -> None:
