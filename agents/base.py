@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import inspect
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -354,8 +355,6 @@ class Agent(Acting[C], abc.ABC):
         """
         self._turns.check("start_from()", after_last_update=True)
         if not isinstance(other, Agent):
-            from klrl.agents.load import load_agent  # it knows all agents, this one too
-
             other = load_agent(other)
         check_comparable("agent", self, "other", other)
         copy_networks(other, self)
@@ -472,6 +471,43 @@ class Agent(Acting[C], abc.ABC):
         agent.history = state.history(data["history"], tensors)
         agent.training = Training.of(data["training"])
         return agent
+
+
+def load_agent(
+    path: str | Path,
+    env: EnvLike | None = None,
+    *,
+    trust_region: TrustRegion | None = None,
+    saved: tuple[state.Tensors, dict[str, Any]] | None = None,
+) -> Agent[Any]:
+    """Read what :meth:`Agent.save` wrote, or a run directory's newest good checkpoint, as the agent that it is.
+
+    Args:
+        path: a saved agent or a run directory.
+        env: as for :meth:`Agent.load`.
+        trust_region: as for :meth:`Agent.load`.
+        saved: what has been read there already.
+
+    Raises:
+        FileNotFoundError: nothing saved there.
+        ValueError: damaged, or of an algorithm that no class imported so far has.
+    """
+    saved = saved or checkpoint.read(path)
+    name = saved[1].get("agent")
+    known: dict[str, type[Agent[Any]]] = {}
+    for cls in _derived(Agent):
+        if not inspect.isabstract(cls):
+            known.setdefault(cls.config_class.algorithm, cls)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(sorted(known))}")
+    return known[name]._of(path, saved, env, trust_region)
+
+
+def _derived(cls: Any) -> Iterator[type[Agent[Any]]]:
+    """All classes derived from one, each before those derived from it, which do not take its name from it."""
+    for derived in cls.__subclasses__():
+        yield derived
+        yield from _derived(derived)
 
 
 def _read_reference(path: str | Path) -> SavedPolicy:

@@ -65,3 +65,13 @@ def warn_user(text: str, category: type[Warning] = RuntimeWarning) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(text, category, stacklevel=level)
+
+
+def cell(text: object) -> str:
+    r"""One cell of a Markdown table, in which nothing ends the cell or is read as HTML.
+
+    >>> cell("a|b <script>")
+    'a\\|b &lt;script&gt;'
+    """
+    line = printable(one_line(text)).replace("\\", "\\\\").replace("|", "\\|")
+    return line.replace("<", "&lt;").replace(">", "&gt;")

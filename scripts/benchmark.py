@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         allowed = f"{', '.join(WHAT)} (klrl benchmark WHAT --help lists the options)"
         print(f"klrl benchmark: what = {' '.join(words[:1])!r}; allowed: {allowed}", file=sys.stderr)
         sys.exit(2)
-    import_module(f"klrl.scripts.{words[0]}").main(words[1:])
+    import_module(f"klrl.scripts.benchmarks.{words[0]}").main(words[1:])
 
 
 if __name__ == "__main__":

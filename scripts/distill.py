@@ -16,9 +16,9 @@ from klrl.experience.environments import describe
 from klrl.output import as_program
 from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
-from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.halfway import Halfway, fingerprint
-from klrl.scripts.saved_agents import Opened, claim, working, write
+from klrl.scripts.cli.command_line import bad_input, parse
+from klrl.scripts.cli.halfway import Halfway, fingerprint
+from klrl.scripts.cli.saved_agents import Opened, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 

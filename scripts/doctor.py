@@ -12,8 +12,8 @@ import tyro
 from klrl.experience.checkup import check_up
 from klrl.experience.environments import check_id, factory
 from klrl.output import as_program
-from klrl.scripts.command_line import bad_input, parse
-from klrl.scripts.terminal import PlainConsole
+from klrl.scripts.cli.command_line import bad_input, parse
+from klrl.scripts.cli.terminal import PlainConsole
 from klrl.validation import NonNegativeInt, PositiveInt
 
 _SIGNS = {"ok": "  ok   ", "note": "  note ", "problem": "PROBLEM"}

@@ -12,9 +12,9 @@ import tyro
 from klrl.output import as_program, lost
 from klrl.run import evaluate
 from klrl.run.evaluation import ENOUGH
-from klrl.scripts.command_line import bad_input, fail, parse
-from klrl.scripts.saved_agents import Opened, compare_versions, versions_of, working, write
-from klrl.scripts.work import claim
+from klrl.scripts.cli.command_line import bad_input, fail, parse
+from klrl.scripts.cli.saved_agents import Opened, compare_versions, versions_of, working, write
+from klrl.studies.results import claim
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 

@@ -11,7 +11,9 @@ import torch
 
 from klrl.output import as_program
 from klrl.run.directory import check_new
-from klrl.scripts.command_line import bad_input, fail, parse
+from klrl.scripts.benchmarks.speed import installed
+from klrl.scripts.cli.command_line import bad_input, fail, parse
+from klrl.scripts.cli.terminal import PlainConsole
 from klrl.scripts.explore import (
     asymmetry,
     coding,
@@ -24,8 +26,6 @@ from klrl.scripts.explore import (
     supports,
 )
 from klrl.scripts.explore.report import BrokenIdentity, Section, report, write
-from klrl.scripts.speed import installed
-from klrl.scripts.terminal import PlainConsole
 from klrl.validation import NonNegativeInt
 
 PROG = "klrl explore-kl"

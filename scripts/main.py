@@ -18,7 +18,7 @@ VERBS = {
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
-    "torture": "kill, damage and deceive klrl by the protocol of reliability, and see what holds",
+    "torture": "kill, damage and deceive klrl by the protocol of reliability (in a checkout)",
 }
 
 

@@ -20,9 +20,9 @@ from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG
 from klrl.run.disk import contents
 from klrl.run.signals import Signals
-from klrl.scripts.command_line import bad_input, failed_worker, parse
-from klrl.scripts.saved_agents import compare_versions, environment
-from klrl.scripts.training import Conduct, carry_out
+from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
+from klrl.scripts.cli.saved_agents import compare_versions, environment
+from klrl.scripts.cli.training import Conduct, carry_out
 from klrl.trust_region import PARAMETERS, TrustRegion
 from klrl.trust_region.names import own_class
 from klrl.words import one_line, plain, printable

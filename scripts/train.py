@@ -23,8 +23,8 @@ from klrl.run import checkpoint
 from klrl.run.directory import check_new
 from klrl.run.presets import preset
 from klrl.run.signals import Signals
-from klrl.scripts.command_line import bad_input, fail, failed_worker, parse
-from klrl.scripts.training import Conduct, carry_out
+from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
+from klrl.scripts.cli.training import Conduct, carry_out
 from klrl.validation import Bounds, NonNegativeInt
 from klrl.words import nearest
 

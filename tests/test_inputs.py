@@ -4,9 +4,8 @@ import sys
 
 import gymnasium as gym
 import pytest
-
-from klrl.scripts.protocol import bad_settings, inputs
-from klrl.scripts.protocol.faulty import FAULTS, Faulty, action_spaces, observation_spaces
+from torture import bad_settings, inputs
+from torture.faulty import FAULTS, Faulty, action_spaces, observation_spaces
 
 SETTINGS = bad_settings.bad_settings()
 

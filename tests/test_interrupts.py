@@ -20,7 +20,7 @@ from klrl.run import checkpoint
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import Lock, check_free
 from klrl.run.signals import Signals
-from klrl.scripts.parallel import in_parallel
+from klrl.studies.parallel import in_parallel
 
 PLAIN = signal.default_int_handler
 
@@ -283,7 +283,7 @@ def test_wherever_calls_in_parallel_are_interrupted_no_process_is_left():
 
     double()
     for n in count(0, 11):
-        more = interrupted(double, n, rooms=("scripts/parallel.py",))
+        more = interrupted(double, n, rooms=("klrl/studies/parallel.py",))
         gc.collect()
         for process in multiprocessing.active_children():
             process.join(60.0)

@@ -8,16 +8,16 @@ import sys
 import pytest
 from environments import small_agent
 from support import wait_for
+from torture import interrupts, malicious_runs, states
+from torture.case import Case, Outcome, run_all, table
+from torture.forgery import Victim
+from torture.main import MODULES, POINTS
+from torture.processes import Ended, Forks, Process, Unexpected, start_child
+from torture.runs import Run, finish
 
 from klrl.agents import PPO
 from klrl.run import checkpoint
-from klrl.scripts import torture
 from klrl.scripts.main import main
-from klrl.scripts.protocol import interrupts, malicious_runs, states
-from klrl.scripts.protocol.case import Case, Outcome, run_all, table
-from klrl.scripts.protocol.forgery import Victim
-from klrl.scripts.protocol.processes import Ended, Forks, Process, Unexpected, start_child
-from klrl.scripts.protocol.runs import Run, finish
 
 
 def passing(scratch):
@@ -51,7 +51,7 @@ def test_every_case_has_a_row_whatever_happens_in_it():
     assert rows["raises"]["detail"] == "OSError: no such luck"
     assert rows["never ends"]["detail"] == "not done after 0.5 s"
     assert (rows["tries often"]["trials"], rows["tries often"]["failed"]) == (5, 1)
-    text = table([rows[case.name] for case in FAKES], torture.POINTS)
+    text = table([rows[case.name] for case in FAKES], POINTS)
     assert "| 1/2 |" in text
     assert r"FAILED fails: a \| b is wrong" in text
     assert "| 9/10 |" in text
@@ -67,7 +67,7 @@ def test_every_case_has_a_row_whatever_happens_in_it():
 def test_the_command_writes_rows_and_a_table_and_its_status_says_whether_all_passed(
     words, names, status, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(torture, "MODULES", (lambda seed: FAKES,))
+    monkeypatch.setattr("torture.main.MODULES", (lambda seed: FAKES,))
     with pytest.raises(SystemExit) as stop:
         main(
             [
@@ -104,12 +104,12 @@ def test_bad_input_is_one_line(words, capsys):
 
 
 def test_the_real_cases_have_names_of_their_own_and_stand_for_points_of_the_protocol():
-    cases = [case for make in torture.MODULES for case in make(0)]
+    cases = [case for make in MODULES for case in make(0)]
     assert len({(case.protocol, case.name) for case in cases}) == len(cases)
     points = {case.protocol for case in cases}
-    assert points <= set(torture.POINTS)
+    assert points <= set(POINTS)
     assert {case.protocol for case in cases if case.quick} == points
-    assert [case.name for make in torture.MODULES for case in make(0)] == [case.name for case in cases]
+    assert [case.name for make in MODULES for case in make(0)] == [case.name for case in cases]
 
 
 def test_a_process_is_waited_for_killed_and_leaves_nobody_behind(tmp_path):
@@ -217,7 +217,7 @@ def test_a_resume_that_fails_is_a_problem_whatever_numbers_may_differ(tmp_path):
     assert problem.startswith("klrl resume ended with 2: klrl resume: ")
 
 
-@pytest.mark.parametrize("point", torture.POINTS)
+@pytest.mark.parametrize("point", POINTS)
 def test_the_quick_cases_hold(point, tmp_path):
     words = ["torture", "--quick", "--only", point, "--processes", "1", "--output", str(tmp_path / "torture.json")]
     ended = subprocess.run([sys.executable, "-m", "klrl.scripts.main", *words], capture_output=True, text=True)

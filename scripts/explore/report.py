@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from klrl.scripts.work import write as write_file
+from klrl.studies.results import write as write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,18 @@
+"""Compare: the design of a comparison, its runs, statistics over seeds, tables.
+
+>>> plan = comparison(["trust-region", "clip", "constraint"], agent="ppo")
+>>> [variant.name for variant in plan.variants]
+['clip', 'constraint']
+
+``Runs(plan, {"CartPole-v1": 50_000}, seeds=(0, 1, 2), output=Path("regions")).finish()`` trains them and returns a row
+for each run.
+"""
+
+from klrl.studies.compare import Runs
+from klrl.studies.comparison import Comparison, Variant, comparison
+from klrl.studies.measure import measure
+from klrl.studies.report import table
+from klrl.studies.statistics import interval
+from klrl.studies.trials import Trial
+
+__all__ = ["Comparison", "Runs", "Trial", "Variant", "comparison", "interval", "measure", "table"]

@@ -1,0 +1,132 @@
+"""Run a comparison: the runs of its design that are not finished yet, a table of all of them, a CSV and a JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from klrl.agents import AGENTS
+from klrl.studies.comparison import Comparison
+from klrl.studies.parallel import in_parallel
+from klrl.studies.report import write_csv
+from klrl.studies.results import Row, claim, save
+from klrl.studies.trials import FAILED, Trial, run
+
+Say = Callable[[str], object]
+
+
+class Runs:
+    """The runs of a comparison, in the order of its table, and the directory that keeps them.
+
+    Those that an earlier call has finished count, unless their settings, steps or versions have changed.
+
+    Args:
+        plan: the variants.
+        steps: environments by id, and for how many steps each is trained on.
+        seeds: of every run.
+        output: the directory of ``compare.csv``, ``compare.json`` and ``runs/``, a file per run.
+        say: prints a line about what is left out, taken from an earlier call, or has ended.
+
+    Raises:
+        ValueError: a setting that does not fit the others or the environment.
+        OSError: something that cannot be read or written.
+    """
+
+    def __init__(
+        self, plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], output: Path, say: Say = print
+    ) -> None:
+        self.trials = trials_of(plan, steps, seeds, say)
+        self.folder = output / "runs"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lines, self._record = output / "compare.csv", output / "compare.json"
+        for file in (self._lines, self._record):
+            claim(file)
+        self._kept, self._say = kept_rows(self.trials, self.folder, say), say
+
+    def finish(self, command: str = "", processes: int = 2) -> list[Row]:
+        """Train what is not trained yet, so many at a time; write and return a row for each run.
+
+        Args:
+            command: what was typed; the JSON says so.
+            processes: runs at a time, one torch thread each.
+        """
+        left = [trial for trial in self.trials if trial.name not in self._kept]
+        rows = self._kept | run_all(left, self.folder, processes, self._say)
+        ordered = [{k: v for k, v in rows[trial.name].items() if k != "versions"} for trial in self.trials]
+        write_csv(ordered, self._lines)
+        save(command, ordered, self._record)
+        return ordered
+
+
+def trials_of(plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], say: Say) -> list[Trial]:
+    """Every run, in the order of the table; every configuration has met its environment before the first one runs.
+
+    Where all values there are were asked for, a line names each that does not fit an environment.
+
+    Raises:
+        ValueError: a setting that does not fit the others or the environment.
+    """
+    trials = []
+    for env, total_timesteps in steps.items():
+        for variant in plan.variants:
+            try:
+                config = plan.config(variant, env)
+                AGENTS[variant.agent](env, config).close()
+            except ValueError as error:
+                if not plan.every:
+                    raise ValueError(f"{env}, {variant.name}: {error}") from error
+                say(f"left out: {env}, {variant.name}: {error}")
+                continue
+            names = {"env": env, "variant": variant.name, "agent": variant.agent}
+            trials += [Trial(**names, seed=seed, total_timesteps=total_timesteps, config=config) for seed in seeds]
+    return trials
+
+
+def kept_rows(trials: Sequence[Trial], folder: Path, say: Say) -> dict[str, Row]:
+    """Finished runs of earlier calls by name, and a line for each that is another one by now, or none of klrl's.
+
+    Raises:
+        OSError: what is there cannot be read, or not be replaced.
+    """
+    rows = {}
+    for trial in trials:
+        try:
+            row = trial.kept(folder)
+        except ValueError as error:
+            say(f"{trial.name}: run again, {error}")
+            continue
+        if row is None:
+            continue
+        if changed := trial.differences(row):
+            say(f"{trial.name}: run again, the finished run differs in {', '.join(changed)}")
+        else:
+            rows[trial.name] = row
+    if rows:
+        say(f"{len(rows)} of {len(trials)} runs are finished already")
+    return rows
+
+
+def run_all(trials: Sequence[Trial], folder: Path, processes: int, say: Say) -> dict[str, Row]:
+    """Run the longest first, a line for each that ends; rows by name."""
+    rows: dict[str, Row] = {}
+    jobs = sorted(trials, key=lambda trial: -trial.total_timesteps)
+    started, left = time.monotonic(), sum(trial.total_timesteps for trial in trials)
+    done = 0
+    with contextlib.closing(in_parallel(run, [(trial, folder) for trial in jobs], processes)) as results:
+        for row in results:
+            name = f"{row['env']} {row['variant']} seed {row['seed']}"
+            rows[name] = row
+            done, left = done + row["total_timesteps"], left - row["total_timesteps"]
+            seconds = (time.monotonic() - started) * left / done
+            say(f"{len(rows)}/{len(jobs)}  {name}: {_said(row)}, {timedelta(seconds=round(seconds))} left")
+    return rows
+
+
+def _said(row: Row) -> str:
+    if row["status"] == FAILED:
+        return f"failed, {row['error']}"
+    kl = f"KL mean {row['kl_mean']:.4f} largest {row['kl_largest']:.4f}"
+    return f"return {row['mean_return']:.1f}, {kl}, {row['steps_per_second']:,.0f} steps/s"

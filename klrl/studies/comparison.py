@@ -1,0 +1,195 @@
+"""Variants of one configuration that differ in exactly one thing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from klrl.agents import AGENTS, AgentConfig
+from klrl.trust_region import PARAMETERS, REGIONS
+from klrl.trust_region.names import parameters_of
+from klrl.validation import validate
+from klrl.words import nearest
+
+CRITIC_PASSES = ("n_epochs", "n_critic_updates")
+"""What agents call the passes over the batch that fit their critic; every agent has one of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One line of the table per environment: an agent, its trust region, and at most one setting of its own."""
+
+    name: str
+    agent: str
+    region: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Which variants there are, and the base that they share."""
+
+    agent: str
+    """The base is this agent's configuration."""
+    settings: Mapping[str, Any]
+    """Changes to the base; a region's settings reach the regions that read them."""
+    presets: bool
+    """Whether the base is the environment's preset, or the plain defaults."""
+    variants: tuple[Variant, ...]
+    every: bool = False
+    """Whether they are all values there are, so that those that do not fit an environment can be left out of it."""
+
+    def config(self, variant: Variant, env: str) -> AgentConfig:
+        """The variant's configuration on an environment: the base but for the one thing.
+
+        A trust region brings the settings that it reads. Another agent has every field of the base that it knows, as
+        many passes for its critic, and a trust region of its own.
+
+        Raises:
+            ValueError: a setting that does not fit the others.
+        """
+        if variant.agent == self.agent:
+            return replace(self._base(env, variant.region), **variant.changes)
+        base, other = self._base(env, self._base_region()), AGENTS[variant.agent].config_class
+        kept = _fields(type(base)) - {"trust_region", *PARAMETERS}
+        values = {_named(other, name): getattr(base, name) for name in kept}
+        shared = {name: value for name, value in values.items() if name in _fields(other)}
+        return other(**(shared | self._chosen(other, variant.region)))
+
+    def _base(self, env: str, region: str) -> AgentConfig:
+        config_class = AGENTS[self.agent].config_class
+        return config_class.for_env(env if self.presets else None, **self._chosen(config_class, region))
+
+    def _base_region(self) -> str:
+        return str(self.settings.get("trust_region", _default_region(self.agent)))
+
+    def _chosen(self, config_class: type[AgentConfig], region: str) -> dict[str, Any]:
+        """The region, and the settings that it reads or that the agent has."""
+        unread = {*PARAMETERS} - parameters_of(region)
+        named = {_named(config_class, name): value for name, value in self.settings.items() if name not in unread}
+        known = {name: value for name, value in named.items() if name in _fields(config_class)}
+        return known | {"trust_region": region}
+
+
+def comparison(
+    vary: Sequence[str],
+    agent: str = "ppo",
+    also: Sequence[str] = (),
+    assignments: Sequence[str] = (),
+    presets: bool = True,
+) -> Comparison:
+    """Read a design as the command line has it.
+
+    Args:
+        vary: the name of a field, or "agent", and its values; none: all there are.
+        agent: the agent whose preset is the base of all variants.
+        also: other agents as further variants, each with its own trust region.
+        assignments: ``"field=value"``, changes to the base.
+        presets: the base is the environment's preset, else the plain defaults.
+
+    Raises:
+        ValueError: an unknown field, value or agent, a variant that is there twice, a setting that nothing reads.
+    """
+    _check("agent", agent, AGENTS)
+    for other in also:
+        _check("also", other, [name for name in AGENTS if name != agent])
+    if not vary:
+        raise ValueError("vary = (); allowed: FIELD [VALUES ...]")
+    name, words = vary[0].replace("-", "_"), tuple(vary[1:])
+    _check("vary", name, ["agent", *(f.name for f in fields(AGENTS[agent].config_class))])
+    every, words = not words, words or _every_value(agent, name)
+    agents = dict.fromkeys([agent, *also, *(word for word in words if name == "agent" and word in AGENTS)])
+    settings = dict(_assignment(word, [AGENTS[a].config_class for a in agents]) for word in assignments)
+    if name in settings:
+        raise ValueError(f"set = {name!r}; allowed: what --vary does not vary")
+    region = settings.get("trust_region", _default_region(agent))
+    variants = [_variant(name, word, agent, region, "trust_region" in settings) for word in words]
+    variants += [Variant(name=other, agent=other, region=_default_region(other)) for other in also]
+    _check_variants(variants, settings)
+    return Comparison(agent=agent, settings=settings, presets=presets, variants=tuple(variants), every=every)
+
+
+def _variant(name: str, word: str, agent: str, region: str, region_is_given: bool) -> Variant:
+    """What one value of the varied field makes of the base agent and its region."""
+    if name == "agent":
+        _check("agent", word, AGENTS)
+        return Variant(name=word, agent=word, region=region if region_is_given else _default_region(word))
+    value = _value(AGENTS[agent].config_class, name, word)
+    if name == "trust_region":
+        return Variant(name=word, agent=agent, region=value)
+    return Variant(name=f"{name}={word}", agent=agent, region=region, changes={name: value})
+
+
+def _check_variants(variants: Sequence[Variant], settings: Mapping[str, Any]) -> None:
+    names = [variant.name for variant in variants]
+    for twice in (name for name in names if names.count(name) > 1):
+        raise ValueError(f"vary = {twice!r} twice; allowed: every variant once")
+    read = frozenset().union(*(parameters_of(variant.region) for variant in variants))
+    for unread in (name for name in settings if name in PARAMETERS and name not in read):
+        readers = ", ".join(region for region in REGIONS if unread in parameters_of(region))
+        raise ValueError(f"set = {unread!r}; allowed: only with a trust region that reads it ({readers})")
+
+
+def _assignment(word: str, classes: Sequence[type[AgentConfig]]) -> tuple[str, Any]:
+    """``field=value`` for the first agent that has the field."""
+    name, equals, text = word.partition("=")
+    name = name.replace("-", "_")
+    if not equals:
+        raise ValueError(f"set = {word!r}; allowed: FIELD=VALUE ...")
+    known = dict.fromkeys(f.name for config_class in classes for f in fields(config_class))
+    _check("set", name, known)
+    config_class = next(c for c in classes if name in _fields(c))
+    value = _value(config_class, name, text)
+    if name == "trust_region":
+        parameters_of(value)
+    return name, value
+
+
+def _value(config_class: type[AgentConfig], name: str, word: str) -> Any:
+    """A word as a value of a field: a number, True, False, None, several with commas, else text.
+
+    Raises:
+        ValueError: not of the field's type, or out of its range.
+    """
+    try:
+        value = ast.literal_eval(word.capitalize() if word in ("true", "false") else word)
+    except (ValueError, SyntaxError, TypeError):
+        value = word
+    hint = get_type_hints(config_class, include_extras=True)[name]
+    if get_origin(hint) is tuple and not isinstance(value, tuple):
+        value = (value,)
+    validate(make_dataclass("Setting", [(name, hint)])(value))
+    return value
+
+
+def _every_value(agent: str, name: str) -> tuple[str, ...]:
+    """The values of a field that has a few with names."""
+    if name == "agent":
+        return tuple(AGENTS)
+    if name == "trust_region":
+        return tuple(REGIONS)
+    hint = get_type_hints(AGENTS[agent].config_class)[name]
+    values = get_args(Literal[True, False] if hint is bool else hint)
+    if not values or not all(isinstance(value, (str, bool)) for value in values):
+        raise ValueError(f"vary = {name!r} without values; allowed: {name} VALUES ...")
+    return tuple(map(str, values))
+
+
+def _named(config_class: type[AgentConfig], name: str) -> str:
+    """What an agent calls a field: the passes that fit the critic have two names."""
+    return next(n for n in CRITIC_PASSES if n in _fields(config_class)) if name in CRITIC_PASSES else name
+
+
+def _fields(config_class: type[AgentConfig]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(config_class))
+
+
+def _default_region(agent: str) -> str:
+    return next(str(f.default) for f in fields(AGENTS[agent].config_class) if f.name == "trust_region")
+
+
+def _check(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} = {value!r}; allowed: {', '.join(known)}{nearest(value, known)}")

@@ -1,0 +1,36 @@
+"""Train an agent and measure what came of it: its return, how far its policy moved, how fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from klrl.agents import Agent
+from klrl.run import Callback, evaluate
+
+
+def measure(
+    agent: Agent[Any], total_timesteps: int, make: Callable[[], gym.Env], callback: Callback | None = None
+) -> dict[str, Any]:
+    """Train; the return of 20 deterministic episodes afterwards, how far the policy moved, how fast."""
+    started = time.perf_counter()
+    agent.learn(total_timesteps, callback)
+    seconds = time.perf_counter() - started
+    with make() as env:
+        result = evaluate(agent, env, 20, seed=agent.seed)
+    kl = np.array([row["drift/kl"] for row in agent.history])
+    target = agent.region.target_kl
+    return {
+        "mean_return": result.mean,
+        "std_return": result.std,
+        "steps_per_second": agent.num_timesteps / seconds,
+        "updates": len(kl),
+        "target_kl": target,
+        "kl_mean": float(kl.mean()),
+        "kl_largest": float(kl.max()),
+        "updates_over_target": None if target is None else int((kl > target).sum()),
+    }

@@ -1,0 +1,81 @@
+"""The results of a comparison: a Markdown table with intervals over seeds, a CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from klrl.studies.results import Row, write
+from klrl.studies.statistics import interval
+from klrl.studies.trials import FINISHED
+from klrl.trust_region import DEFAULT_TARGET_KL
+from klrl.words import cell
+
+COLUMNS = (
+    "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",
+    "mean_return", "std_return", "last_tenth_return", "last_tenth_episodes",
+    "kl_mean", "kl_median_second_half", "kl_largest", "target_kl", "judged_by", "updates", "updates_over_target",
+    "share_of_updates_over_target", "states_over_target", "steps_per_second", "last_beta", "last_actor_learning_rate",
+)  # fmt: skip
+"""Of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table with one line per environment and variant, over the seeds that finished."""
+    head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "KL, second half"]
+    head += ["largest KL", "updates over target", "states over target", "steps/s"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for env, variant in dict.fromkeys((r["env"], r["variant"]) for r in rows):
+        group = [r for r in rows if (r["env"], r["variant"]) == (env, variant)]
+        cells = _cells([r for r in group if r["status"] == FINISHED]) or ["failed", *[""] * 7]
+        failed = sum(r["status"] != FINISHED for r in group)
+        if 0 < failed < len(group):
+            cells[0] += f", {failed} of {len(group)} failed"
+        lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
+    note = (
+        "±: half of Student's 95 % interval over seeds. KL, second half: median over its updates, then over seeds. "
+        f"*: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _cells(group: Sequence[Row]) -> list[str]:
+    """Everything behind the names, of the runs of one line."""
+    if not group:
+        return []
+    ended = [r["last_tenth_return"] for r in group if r["last_tenth_return"] is not None]
+    over, updates = (sum(r[key] for r in group) for key in ("updates_over_target", "updates"))
+    judged_by, mark = group[0]["judged_by"], "*" if group[0]["target_kl"] is None else ""
+    return [
+        _with_interval([r["mean_return"] for r in group]),
+        _with_interval(ended) if ended else "no episode ended",
+        f"{np.mean([r['kl_mean'] for r in group]):.4f}",
+        f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
+        f"{max(r['kl_largest'] for r in group):.4f}",
+        f"{over} of {updates} over {judged_by:g}{mark}",
+        f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
+        f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
+    ]
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    mean, half = interval(values)
+    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line per run; what a failed run has not is empty."""
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        share = {}
+        if row["status"] == FINISHED:
+            share["share_of_updates_over_target"] = row["updates_over_target"] / row["updates"]
+        writer.writerow(row | share)
+    write(path, lines.getvalue())

@@ -1,0 +1,52 @@
+"""The file of results that long work ends with: claimed before, written whole or not at all, and what made it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from klrl.run.checkpoint import replace
+from klrl.run.directory import versions
+from klrl.run.disk import room_for
+
+Row = dict[str, Any]
+
+
+def claim(output: Path, name: str = "output") -> None:
+    """Make sure before long work that a file can be written, without writing it; ``name`` is what the user calls it.
+
+    Raises:
+        OSError: a directory is there, or nothing can be written.
+    """
+    if output.is_dir():
+        raise IsADirectoryError(f"{name} = {output} is a directory; allowed: a file")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name} = {output}: no directory {folder}; allowed: a file in one that is there")
+    if not os.access(output if output.exists() else folder, os.W_OK):
+        raise PermissionError(f"{name} = {output}: nothing can be written there; allowed: a file of your own")
+
+
+def write(output: Path, data: str | bytes) -> None:
+    """Write a file in one step; what is no file (a pipe, ``/dev/stdout``) is written to, a link is followed."""
+    data = data.encode() if isinstance(data, str) else data
+    if output.exists() and not output.is_file():
+        output.write_bytes(data)
+        return
+    with room_for(output, len(data)):
+        replace(Path(os.path.realpath(output)), data)
+
+
+def text(command: str, rows: list[dict[str, Any]]) -> str:
+    """All rows as JSON, a line each, with the command and the versions that they come from."""
+    lines = ",\n".join(map(json.dumps, rows))
+    head = f'"command": {json.dumps(command)},\n"versions": {json.dumps(versions())}'
+    return f'{{\n{head},\n"rows": [\n{lines}\n]\n}}\n'
+
+
+def save(command: str, rows: list[dict[str, Any]], output: Path) -> None:
+    """Write :func:`text` in one step."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write(output, text(command, rows))

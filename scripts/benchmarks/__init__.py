@@ -1,0 +1,1 @@
+"""The tables and figures of results, one file for each ``klrl benchmark WHAT``."""

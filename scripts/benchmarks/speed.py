@@ -1,0 +1,203 @@
+"""Steps/s and peak memory at equal work, beside other libraries: ``klrl benchmark speed``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from klrl.experience.environments import check_id
+from klrl.output import as_program
+from klrl.run.directory import versions
+from klrl.scripts.benchmarks.measure import BOUND, LIBRARIES
+from klrl.scripts.benchmarks.speed_report import machine, profile_table, summarise, table
+from klrl.scripts.benchmarks.workload import Job, Workload
+from klrl.scripts.cli.command_line import bad_input, fail, going_on, parse
+from klrl.scripts.cli.terminal import PlainConsole
+from klrl.studies.work import Work
+from klrl.validation import Positive, PositiveInt, validate
+
+Peer = Literal["stable-baselines3", "sb3-contrib", "cleanrl", "tianshou"]
+KEY = ("library", "engine", "algorithm", "env")
+PEER_PACKAGES = ("stable-baselines3", "sb3-contrib", "tianshou")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measure steps/s of klrl and of other libraries at equal work, each measurement in a process of its own.
+
+    Every repeat measures everything once before the next one begins, one process at a time; what is not installed is
+    skipped. The bound is stepping the environments alone, with random actions. Prints Markdown, writes JSON.
+    """
+
+    envs: tuple[str, ...] = ("HalfCheetah-v4", "CartPole-v1")
+    """Gymnasium ids."""
+    algorithms: tuple[Literal["ppo", "trpo"], ...] = ("ppo", "trpo")
+    """Algorithms to measure."""
+    peers: tuple[Peer, ...] = ("stable-baselines3", "sb3-contrib", "cleanrl", "tianshou")
+    """Other libraries to measure, where they are installed."""
+    engines: tuple[Literal["sync", "envpool"], ...] = ("sync", "envpool")
+    """What steps klrl's environments and the bound's; the other libraries' own are all synchronous."""
+    cleanrl: tuple[Path, ...] = ()
+    """CleanRL's ppo.py and ppo_continuous_action.py, or one of them; they are run, so name files you trust."""
+    repeats: PositiveInt = 5
+    """Measurements of everything."""
+    workload: tyro.conf.OmitArgPrefixes[Workload] = field(default_factory=Workload)
+    timeout: Positive = 600.0
+    """Seconds after which a measurement counts as failed."""
+    profile: bool = True
+    """Also report where klrl's own time goes, from one more run each."""
+    output: Path = Path("speed.json")
+    """Where the measurements go."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+        for env in self.envs:
+            check_id(env)
+        for path in (path for path in self.cleanrl if not path.is_file()):
+            raise ValueError(f"cleanrl = {path}; allowed: CleanRL's ppo.py and ppo_continuous_action.py")
+
+
+def plan(args: Speed, console: PlainConsole) -> list[Job]:
+    """The jobs of one repeat; a line about everything that is skipped."""
+    absent = {name: why for name in (BOUND, "klrl", *args.peers) if (why := missing(name, args))}
+    engines = [engine for engine in args.engines if engine == "sync" or installed(engine)]
+    for name, why in absent.items():
+        console.print(f"{name}: {why}; skipped")
+    for engine in set(args.engines) - set(engines):
+        console.print(f"engine {engine}: {engine} is not installed; skipped")
+    return [
+        _job(name, engine, algorithm, env, args)
+        for env in args.envs
+        for algorithm in ("", *args.algorithms)
+        for name in (BOUND, "klrl", *args.peers)
+        for engine in engines
+        if name not in absent and algorithm in LIBRARIES[name].algorithms and engine in LIBRARIES[name].engines
+    ]
+
+
+def _job(library: str, engine: str, algorithm: str, env: str, args: Speed) -> Job:
+    files = tuple(str(path.resolve()) for path in args.cleanrl) if library == "cleanrl" else ()
+    work = args.workload
+    if library == BOUND:
+        work = replace(work, updates=10 * work.updates)  # else it is over too soon to be timed well
+    return Job(library=library, engine=engine, algorithm=algorithm, env=env, seed=0, workload=work, files=files)
+
+
+def missing(name: str, args: Speed) -> str | None:
+    """Why a library cannot be measured."""
+    if not installed(package := LIBRARIES[name].package):
+        return f"{package} is not installed"
+    return "no --cleanrl FILE" if name == "cleanrl" and not args.cleanrl else None
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def run(job: Job, timeout: float) -> dict[str, Any]:
+    """Measure in a fresh process, whose numerical libraries see the number of threads before they are imported.
+
+    Raises:
+        RuntimeError: the last line of what it wrote about its failure.
+    """
+    environment = os.environ | dict.fromkeys(THREADS, str(job.workload.threads))
+    command = [sys.executable, "-m", "klrl.scripts.benchmarks.measure", json.dumps(asdict(job))]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"not done after {timeout:g} s") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(lines[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Measurements:
+    """Everything measured so far, and what failed; what failed once is not tried again."""
+
+    def __init__(self, work: Work, console: PlainConsole, timeout: float) -> None:
+        self.work, self.console, self.timeout = work, console, timeout
+        self._machine = machine()
+        self.rows: list[dict[str, Any]] = []
+        self.failed: dict[tuple[str, str, str, str], str] = {}
+
+    def take(self, jobs: list[Job]) -> None:
+        """One measurement of each job that has not failed before."""
+        for job in (job for job in jobs if job.key not in self.failed):
+            name = " ".join(word for word in job.key if word)
+            kind = "profile" if job.profile else f"repeat {job.seed + 1}"
+            try:
+                of = asdict(job) | {"machine": self._machine}
+                result, _ = self.work.once(f"{kind} {name}", of, partial(run, job, self.timeout))
+            except RuntimeError as error:
+                known = {(*key[:2], why) for key, why in self.failed.items()}
+                self.failed[job.key] = str(error)
+                if (*job.key[:2], str(error)) not in known:
+                    self.console.print(f"{name}: failed: {error}")
+                continue
+            self.rows.append({name: getattr(job, name) for name in (*KEY, "seed", "profile")} | result)
+            speed, peak = result["steps_per_second"], result["peak_mib"]
+            self.console.print(f"{kind}  {name}: {speed:,.0f} steps/s, {peak:,.0f} MiB")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl benchmark speed``."""
+    words = sys.argv[1:] if argv is None else argv
+    prog = "klrl benchmark speed"
+    args = parse(Speed, words, prog)
+    console = PlainConsole()
+    with bad_input(prog):
+        jobs = plan(args, console)
+        work = Work(args.output, " ".join([prog, *words]), versions(PEER_PACKAGES), console.print)
+        work.claim()
+    with going_on(prog, work.folder):
+        record = work.finished() or work.save(_measured(args, jobs, work, console))
+    console.print(report(record))
+
+
+def _measured(args: Speed, jobs: Sequence[Job], work: Work, console: PlainConsole) -> str:
+    """Everything measured, as JSON."""
+    measurements = Measurements(work, console, args.timeout)
+    for repeat in range(args.repeats):
+        measurements.take([replace(job, seed=repeat) for job in jobs])
+    if args.profile:
+        measurements.take([replace(job, profile=True) for job in jobs if job.library == "klrl"])
+    timed = [row for row in measurements.rows if not row["profile"]]
+    if not timed:
+        fail("klrl benchmark speed", "nothing could be measured", status=1)
+    record = {
+        "command": work.command,
+        "versions": work.versions,
+        "machine": machine(),
+        "workload": asdict(args.workload),
+        "measurements": measurements.rows,
+        "failed": [dict(zip(KEY, key, strict=True)) | {"error": error} for key, error in measurements.failed.items()],
+        "summary": summarise(timed),
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
+def report(record: dict[str, Any]) -> str:
+    """The tables, and what is not equal work."""
+    names = dict.fromkeys(row["library"] for row in record["summary"])
+    notes = [f"{name}: {LIBRARIES[name].differs}" for name in names if LIBRARIES[name].differs]
+    parts = ["", table(record["summary"]), *notes]
+    if profiles := [row for row in record["measurements"] if row["profile"]]:
+        parts += ["Where klrl's time goes:", profile_table(profiles)]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    as_program(main)

@@ -1,0 +1,1 @@
+"""Flags, messages, terminals and saved agents: what the verbs share."""

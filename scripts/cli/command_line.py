@@ -1,0 +1,115 @@
+"""What the verbs share: flags from dataclasses (tyro), and bad input as one line with exit status 2."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
+
+import gymnasium as gym
+import tyro
+
+from klrl.experience import WorkerFailed
+from klrl.run.disk import DiskFull
+from klrl.scripts.cli.flags import has_empty_value, objection
+from klrl.validation import validate
+from klrl.words import plain, printable
+
+T = TypeVar("T")
+
+
+def fail(prog: str, message: object, status: int = 2) -> NoReturn:
+    """Print one line and exit; status 2 is the user's input."""
+    print(f"{prog}: {plain(message, 2000)}", file=sys.stderr)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def bad_input(prog: str) -> Iterator[None]:
+    """Errors raised inside are the user's input, or a full disk: one line, no traceback, no warnings before it."""
+    with warnings.catch_warnings(record=True) as notes:
+        try:
+            yield
+        except DiskFull as error:
+            fail(prog, error, status=1)
+        except (ValueError, OSError, gym.error.Error) as error:
+            fail(prog, error)
+    for note in notes:
+        warnings.showwarning(note.message, note.category, note.filename, note.lineno)
+
+
+@contextlib.contextmanager
+def failed_worker(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """A worker process that fails inside is the environment's fault: its traceback, one line, and exit status 1.
+
+    Args:
+        prog: the command.
+        more: what the line ends with.
+    """
+    try:
+        yield
+    except WorkerFailed as error:
+        print(printable(error.traceback), end="", file=sys.stderr)
+        fail(prog, f"{error.reason}{more()}", status=1)
+
+
+@contextlib.contextmanager
+def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """Around long work: Ctrl-C (status 130) and what a disk refuses (status 1) are one line.
+
+    Args:
+        prog: the command.
+        more: what the line ends with.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(prog, f"interrupted{more()}", status=130)
+    except OSError as error:
+        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+            raise
+        fail(prog, f"{error}{more()}", status=1)
+
+
+@contextlib.contextmanager
+def going_on(prog: str, folder: Path, what: str = "parts") -> Iterator[None]:
+    """Around long work: what ends it early is one line, which says that the same command goes on."""
+    goes_on = f"; finished {what} are in {folder}, and the same command goes on"
+    try:
+        with ended_early(prog, lambda: goes_on):
+            yield
+    except BrokenProcessPool:
+        fail(prog, f"a process was killed{goes_on}", status=1)
+
+
+def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
+    """Read flags into a checked dataclass; what tyro objects to becomes one line."""
+    if has_empty_value(argv) and (empty := objection(cls, argv, default)) is not None:
+        fail(prog, empty)
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            parsed = cast("T", tyro.cli(cls, args=argv, prog=prog, default=default))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        fail(prog, objection(cls, argv, default) or unboxed(messages.getvalue()))
+    with bad_input(prog):
+        validate(parsed)
+    return parsed
+
+
+def unboxed(box: str) -> str:
+    """The message of one of tyro's error boxes, with the help of the flag it is about."""
+    rows = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
+    sections = [" ".join(part.split()) for part in re.split("[─-]{9,}", "\n".join(rows))]
+    text = "; ".join(s for s in sections if s and not s.startswith("For full helptext"))
+    text = re.sub(r"^(Error parsing (?!--)\S+: |Value error; (\w+: )?)", "", text)
+    text = re.sub(r"^(Unrecognized options[;:] )+(.*)", r"\2 belongs to no option; allowed: --option value", text)
+    return text.replace("Error parsing ", "").replace("Argument helptext:", "allowed:")

@@ -1,0 +1,177 @@
+"""What the verbs about saved agents share: an agent with its environment, its returns, a long work's end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from klrl.agents import Agent, load_agent
+from klrl.experience import BadStep
+from klrl.experience.environments import check_id, described, env_id, factory
+from klrl.run import checkpoint, evaluate
+from klrl.run.directory import LARGEST_CONFIG, check_new, versions
+from klrl.run.disk import contents
+from klrl.run.evaluation import CannotAct
+from klrl.scripts.cli.command_line import ended_early, fail
+from klrl.studies import results
+from klrl.trust_region import KLConstraint, TrustRegion
+from klrl.trust_region.names import own_class
+from klrl.words import plain, warn_user
+
+
+def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:
+    """The environment that was given, by default the one that was saved.
+
+    Where both have one id, what was given only says where it is registered: its settings are those that were saved.
+
+    Raises:
+        ValueError: it is not registered here, or none was saved that has an id.
+    """
+    if given is not None:
+        check_id(given)
+        if saved is None or saved.get("id") != gym.spec(given.rpartition(":")[2]).id:
+            return given
+    spec = described(saved)
+    if spec is None:
+        name = plain(saved["id"], 80) if saved else None
+        known = f"{name}, which nobody has registered here" if name else "none that has an id"
+        raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
+    return spec
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A saved agent, to act, and the environment to play it in."""
+
+    agent: Agent[Any]
+    name: str
+    """The algorithm's."""
+    env: str | EnvSpec
+
+    @property
+    def env_id(self) -> str | None:
+        """The registered id."""
+        return env_id(self.env)
+
+    @classmethod
+    def at(cls, path: Path, env: str | None) -> Opened:
+        """Load it; by default its environment is that of its training.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged, or no environment that fits.
+        """
+        found = checkpoint.read(path)
+        saved = found[1]
+        agent = load_agent(path, saved=found, trust_region=_to_act_with(saved))
+        wanted = environment(saved["env"], env)
+        opened = cls(agent, saved["agent"], wanted)
+        with opened._first() as one:
+            if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
+                allowed = agent.observation_space
+                raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {allowed}")
+        return opened
+
+    def make(self) -> gym.Env:
+        """One environment."""
+        return factory(self.env)()
+
+    def _first(self) -> gym.Env:
+        try:
+            return self.make()
+        except Exception as error:  # arguments that were saved, or typed, and that it does not take
+            raise ValueError(f"env = {self.env_id}: {type(error).__name__}: {error}") from error
+
+    def returns(
+        self, agents: dict[str, Agent[Any]], episodes: int, seed: int, max_steps: int
+    ) -> dict[str, dict[str, Any]]:
+        """Episodes of each agent, by its most probable and by sampled actions, printed and in words of JSON."""
+        record: dict[str, dict[str, Any]] = {}
+        for name, agent in agents.items():
+            said, record[name] = [], {}
+            for how in ("deterministic", "stochastic"):
+                with self.make() as env:
+                    deterministic = how == "deterministic"
+                    result = evaluate(agent, env, episodes, deterministic=deterministic, seed=seed, max_steps=max_steps)
+                said.append(f"{result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes")
+                record[name][how] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+                record[name][how] |= {"cut": result.cut}
+            print(f"{name}: mean return {', '.join(said)}")
+        return record
+
+
+def _to_act_with(saved: dict[str, Any]) -> TrustRegion | None:
+    """Any region in the place of a user's own, which is not saved: who only acts needs none."""
+    config = saved.get("config")
+    regions = [saved.get("region"), config.get("trust_region") if isinstance(config, dict) else None]
+    return KLConstraint() if own_class(regions) else None
+
+
+def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
+    """Warn where other versions than then may give other numbers."""
+    now = versions()
+    changed = [f"{name} {then[name]} -> {now.get(name, 'none')}" for name in then if then[name] != now.get(name)]
+    if changed:
+        warn_user(f"versions differ, so {consequence}: {plain(', '.join(changed))}")
+
+
+def versions_of(path: Path) -> dict[str, Any]:
+    """Those of the run that a run directory, or a checkpoint in it, is of, as far as its files say."""
+    for run in (path, path.absolute().parent.parent):
+        try:
+            found = json.loads(contents(run / "config.json", LARGEST_CONFIG))["versions"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what was saved can act without
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def claim(output: Path, numbers: Path | None, *, again: bool) -> None:
+    """Make sure before long work that its results can be written.
+
+    Args:
+        output: directory of the agent.
+        numbers: file of the numbers.
+        again: it was made sure before, and the agent may be there since.
+
+    Raises:
+        OSError: they cannot, or there is something already at ``output``.
+    """
+    if not again:
+        check_new(output, "output")
+    if numbers:
+        results.claim(numbers, "json")
+    output.mkdir(parents=True, exist_ok=True)
+
+
+def write(numbers: Path | None, record: dict[str, Any]) -> None:
+    """The record as JSON, with the versions of what it was made with."""
+    if numbers:
+        results.write(numbers, json.dumps(record | {"versions": versions()}, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def working(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
+    """Long work: what ends it early is one line.
+
+    Status 1 for numbers that are not finite and what else an agent cannot act on, 130 for Ctrl-C.
+
+    Args:
+        prog: the command.
+        more: what the line about Ctrl-C, or about a disk, ends with.
+    """
+    try:
+        with ended_early(prog, more):
+            yield
+    except (FloatingPointError, CannotAct) as error:
+        fail(prog, error, status=1)
+    except BadStep as error:
+        fail(prog, error)

@@ -1,0 +1,199 @@
+"""What ``klrl train`` and ``klrl resume`` share: a training with its files, its signals and its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+
+from klrl.agents import Agent, AgentConfig
+from klrl.experience import BadStep
+from klrl.experience.environments import env_id, factory
+from klrl.experience.replay import Trial, costly_seeds
+from klrl.run import Callback, KLBudget, evaluate
+from klrl.run.directory import RunDirectory
+from klrl.run.evaluation import ENOUGH, CannotAct
+from klrl.run.progress import Progress
+from klrl.run.signals import Interrupted, Signals
+from klrl.scripts.cli.command_line import bad_input, fail, failed_worker
+from klrl.scripts.cli.terminal import PlainConsole
+from klrl.validation import Bounds, Positive, PositiveInt, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """How a training is kept, ended and evaluated: what decides nothing inside of an update."""
+
+    eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
+    """Deterministic episodes to evaluate at the end."""
+    eval_max_steps: PositiveInt = ENOUGH
+    """Most steps of such an episode; one that has not ended then is cut, which the last line says."""
+    checkpoint_every: PositiveInt | None = None
+    """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
+    at the end."""
+    keep_checkpoints: PositiveInt = 3
+    """How many of the newest checkpoints are kept; the best one is kept, too."""
+    kl_budget: Positive | None = None
+    """Most nats that KL(old||new) may sum to over all updates (metric drift/kl_sum)."""
+    initial_kl_budget: Positive | None = None
+    """Most nats of KL(first policy||new) on the first batch's probe states (metric drift/kl_initial)."""
+    over_budget: Literal["stop", "warn"] = "stop"
+    """End the training after the update that exceeds a budget (stop), or say so once and go on (warn)."""
+    torch_threads: Annotated[int, Bounds(1, 1024)] = 1
+    """Threads torch may use; small networks are fastest with one."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @classmethod
+    def noted(cls, notes: dict[str, Any]) -> Conduct:
+        """As ``config.json`` has it.
+
+        Raises:
+            ValueError: a value out of range.
+        """
+        return cls(**{f.name: notes[f.name] for f in fields(cls) if f.name in notes})
+
+    def directory(self, path: Path, notes: Mapping[str, Any] | None = None, *, resume: bool = False) -> RunDirectory:
+        """The run's files."""
+        return RunDirectory(
+            path,
+            checkpoint_every=self.checkpoint_every,
+            keep=self.keep_checkpoints,
+            notes=asdict(self) | dict(notes or {}),
+            resume=resume,
+        )
+
+    def budgets(self) -> list[KLBudget]:
+        """The limits of the whole training."""
+        total, initial = self.kl_budget, self.initial_kl_budget
+        if total is None and initial is None:
+            return []
+        return [KLBudget(total=total, initial=initial, on_exceed=self.over_budget)]
+
+
+class Opening(Callback):
+    """The first lines: whether the run can be resumed exactly, what seeds cost, and which preset it has."""
+
+    def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
+        self._say, self._env, self._preset = say, env, preset
+
+    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+        """Say what there is to say."""
+        name = env_id(self._env)
+        trial = agent.trial or Trial("never")  # a saved agent whose environments have no place to go back to
+        for note in _notes(trial, agent.config):
+            self._say(f"{name}: {note}")
+        if self._preset:
+            self._say(f"preset for {name}: {', '.join(self._preset)}")
+
+
+def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
+    """What to know about a run, by what was found of its environment."""
+    if not trial.playable(config.rebuild_envs):
+        why = {"new": "a used environment goes on differently: "}.get(trial.replay, "")
+        how = " (--rebuild-envs makes a new one for each)" if trial.replay == "new" else ""
+        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume goes on in new ones"
+    elif trial.replay == "unknown":
+        why = "random actions fail in it" if config.try_envs else "it was not tried"
+        yield f"{why}, so nobody knows whether its episodes can be played again; klrl resume tries"
+    elif config.rebuild_envs:
+        yield "every episode gets a new environment, and nothing that one keeps outlives it"
+    if (advice := costly_seeds(trial)) is not None:
+        yield advice
+
+
+def carry_out(
+    prog: str,
+    agent: Agent[Any],
+    learn: Callable[[Sequence[Callback]], object],
+    env: str | EnvSpec,
+    keep: RunDirectory,
+    conduct: Conduct,
+    signals: Signals,
+    *,
+    preset: Sequence[str] = (),
+) -> None:
+    """Train, say how it ended, evaluate.
+
+    Args:
+        prog: the command, for messages.
+        agent: what learns.
+        learn: trains it with these callbacks.
+        env: to evaluate in.
+        keep: the run's files.
+        conduct: everything else.
+        signals: taken over before the directory is there, as who sees it may send some; only once, as the outer one of
+            two would give back what the inner one has answered.
+        preset: what the environment's preset has set.
+    """
+    console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
+    budgets = conduct.budgets()
+
+    def said(path: Path | None) -> None:
+        what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
+        aside.print(f"SIGUSR1: {what}")
+
+    def save() -> None:
+        try:
+            keep.save(said)
+        except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
+            aside.print(f"SIGUSR1: not saved, {error}")
+
+    signals.save = save
+    try:
+        with bad_input(prog):
+            keep.claim()
+        with failed_worker(prog, lambda: _goes_on(agent, keep)):
+            learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
+            _finish(console, agent, env, keep, conduct, budgets)
+        signals.check()
+        agent.close()
+    except Interrupted as signal:
+        what = f"checkpoint {keep.saved}" if keep.saved else "nothing to keep before the first update was done"
+        aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
+        sys.exit(128 + signal.number)
+    except (FloatingPointError, OSError) as error:
+        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+            raise
+        fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
+    except (BadStep, gym.error.Error) as error:
+        fail(prog, error)
+    finally:
+        keep.release()
+        agent.close()
+
+
+def _finish(
+    console: PlainConsole,
+    agent: Agent[Any],
+    env: str | EnvSpec,
+    keep: RunDirectory,
+    conduct: Conduct,
+    budgets: Sequence[KLBudget],
+) -> None:
+    """Say where everything is, and evaluate."""
+    console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
+    for reason in (budget.reason for budget in budgets if budget.reason):
+        console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
+    if conduct.eval_episodes:
+        try:
+            with factory(env)() as one:
+                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed, max_steps=conduct.eval_max_steps)
+        except CannotAct as error:
+            raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
+        mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
+        console.print(f"evaluation: {mean} over {len(result.returns)} episodes")
+
+
+def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:
+    """What to do about a run that something outside of it has ended; a message's end."""
+    if keep.saved is None:
+        return ""
+    finished = agent.training is not None and int(keep.saved.name) >= agent.training.last
+    return "; training was finished" if finished else f"; klrl resume {keep.path} goes on"

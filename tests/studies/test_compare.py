@@ -1,0 +1,493 @@
+"""klrl compare: small real runs of the command, what they hold equal, what they measure and what they keep."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from itertools import permutations
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from environments import Broken
+from scipy import stats
+from support import full_disk, wait_for
+
+from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
+from klrl.run import evaluate
+from klrl.run.sealed import sealed, unsealed
+from klrl.scripts.main import main
+from klrl.studies.compare import trials_of
+from klrl.studies.comparison import comparison
+from klrl.studies.report import table
+from klrl.studies.statistics import interval, student_quantile
+from klrl.studies.trials import curve
+from klrl.trust_region import DEFAULT_TARGET_KL, PARAMETERS, REGIONS
+
+TINY = ["n_envs=2", "n_steps=32", "batch_size=16", "n_epochs=2", "learning_rate=0.01", "critic-hidden-sizes=8"]
+STEPS = 320
+REGION_WORDS = ["--vary", "trust-region", "clip", "constraint", "clip+adaptive-penalty", "--also", "trpo"]
+VARIANTS = ["clip", "constraint", "clip+adaptive-penalty", "trpo"]
+
+
+def compare(output, *words, settings=TINY, envs=(f"CartPole-v1:{STEPS}",), seeds=(0, 1), processes=1):
+    """Run the command in this process; the rows of its JSON."""
+    flags = ["--set", *settings, "--envs", *envs, "--seeds", *map(str, seeds), "--processes", str(processes)]
+    main(["compare", *words, *flags, "--output", str(output)])
+    return json.loads((output / "compare.json").read_text())["rows"]
+
+
+def lines_of_csv(output):
+    with (output / "compare.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The directory of one comparison of trust regions, with TRPO beside them."""
+    output = tmp_path_factory.mktemp("made") / "regions"
+    compare(output, *REGION_WORDS, settings=[*TINY, "target_kl=0.02"])
+    return output
+
+
+@pytest.fixture
+def again(made, tmp_path, capsys):
+    """Repeat that comparison on a copy of its directory; what it says and the names of the runs that it did."""
+    output = tmp_path / "regions"
+    shutil.copytree(made, output)
+
+    def run(*settings):
+        before = {path: path.stat().st_mtime_ns for path in (output / "runs").iterdir()}
+        compare(output, *REGION_WORDS, settings=[*TINY, "target_kl=0.02", *settings])
+        after = {path: path.stat().st_mtime_ns for path in (output / "runs").iterdir()}
+        return capsys.readouterr().out, sorted(path.stem for path in after if after[path] != before.get(path))
+
+    run.output = output
+    return run
+
+
+@pytest.fixture
+def rows(made):
+    return json.loads((made / "compare.json").read_text())["rows"]
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """The one line of a refusal, before anything is written."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *words, "--output", str(tmp_path / "no")])
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1, line
+        assert not (tmp_path / "no").exists()
+        return line.strip()
+
+    return run
+
+
+# -- what is equal --------------------------------------------------------------------------------
+
+
+def test_trust_regions_are_all_that_differs(rows):
+    configs = {r["variant"]: r["config"] for r in rows if r["agent"] == "ppo"}
+    differing = {k for config in configs.values() for k in config if config[k] != configs["clip"][k]}
+    assert differing == {"trust_region", "target_kl"}
+    assert {name: (c["trust_region"], c["target_kl"]) for name, c in configs.items()} == {
+        "clip": ("clip", None),
+        "constraint": ("constraint", 0.02),
+        "clip+adaptive-penalty": ("clip+adaptive-penalty", 0.02),
+    }
+
+
+def test_another_agent_shares_what_both_know_and_fits_its_critic_as_often(rows):
+    ppo, trpo = (next(r["config"] for r in rows if r["variant"] == name) for name in ("clip", "trpo"))
+    assert {k for k in ppo.keys() & trpo.keys() if ppo[k] != trpo[k]} == {"trust_region", "target_kl"}
+    assert (trpo["trust_region"], trpo["target_kl"]) == ("constraint", 0.02)
+    assert trpo["n_critic_updates"] == ppo["n_epochs"] == 2
+
+
+@pytest.mark.parametrize(("agent", "other"), list(permutations(AGENTS, 2)))
+@pytest.mark.parametrize("env", ["CartPole-v1", "Hopper-v4", "NoPreset-v0"])
+def test_the_base_is_the_preset_of_one_agent_for_all(agent, other, env):
+    plan = comparison(["agent", agent, other], agent, [], [], presets=True)
+    base, theirs = (plan.config(variant, env).to_json() for variant in plan.variants)
+    assert base == AGENTS[agent].config_class.for_env(env).to_json()
+    region = {"trust_region", *PARAMETERS}
+    assert all(base[k] == theirs[k] for k in base.keys() & theirs.keys() - region)
+    assert [theirs[k] for k in PARAMETERS] == [None] * len(PARAMETERS)
+    passes = ("n_epochs", "n_critic_updates")
+    mine, others = ([config[k] for k in passes if k in config] for config in (base, theirs))
+    assert mine == others
+    assert len(mine) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "values"),
+    [
+        (["learning-rate", "1e-4", "3e-4"], "learning_rate", [1e-4, 3e-4]),
+        (["n_epochs", "1", "7"], "n_epochs", [1, 7]),
+        (["actor-hidden-sizes", "64", "32,16"], "actor_hidden_sizes", [[64], [32, 16]]),
+        (["normalize-advantage"], "normalize_advantage", [True, False]),
+        (["activation"], "activation", ["tanh", "relu"]),
+        (["target-kl", "0.005", "0.02"], "target_kl", [0.005, 0.02]),
+    ],
+)
+def test_a_setting_is_all_that_differs(words, field, values):
+    plan = comparison(words, "ppo", [], ["trust_region=constraint", "gamma=0.9"], presets=True)
+    configs = [json.loads(json.dumps(plan.config(v, "CartPole-v1").to_json())) for v in plan.variants]
+    assert [config.pop(field) for config in configs] == values
+    assert configs[0] == configs[1]
+    assert (configs[0]["gamma"], configs[0]["n_steps"]) == (0.9, 128)
+
+
+def test_the_base_may_be_the_plain_defaults():
+    plan = comparison(["clip-range", "0.1"], "ppo", [], [], presets=False)
+    assert plan.config(plan.variants[0], "CartPole-v1") == PPOConfig(clip_range=0.1)
+
+
+def test_without_values_every_trust_region_and_every_agent_is_compared():
+    assert [v.name for v in comparison(["trust-region"], "ppo", [], [], True).variants] == list(REGIONS)
+    assert [v.name for v in comparison(["agent"], "ppo", [], [], True).variants] == list(AGENTS)
+
+
+def test_of_every_value_those_that_do_not_fit_an_environment_are_left_out_and_named():
+    steps, said = {"CartPole-v1": 64, "Pendulum-v1": 64}, []
+    plan = comparison(["trust-region"], "ppo", [], [], True)
+    fitting = [(t.env, t.variant) for t in trials_of(plan, steps, [0], said.append)]
+    gaussian, refer = {"w2-projection", "frobenius-projection"}, {"reference-penalty", "reference-constraint"}
+    assert [v for env, v in fitting if env == "CartPole-v1"] == [r for r in REGIONS if r not in gaussian | refer]
+    assert [v for env, v in fitting if env == "Pendulum-v1"] == [r for r in REGIONS if r not in refer]
+    assert len(said) == 6
+    assert any(line.startswith("left out: CartPole-v1, w2-projection: trust_region projects") for line in said)
+
+
+def test_a_trust_region_that_is_asked_for_holds_for_all_agents_that_are_varied():
+    plan = comparison(["agent", "ppo", "trpo"], "ppo", [], ["trust_region=fixed-penalty", "kl_coef=2"], True)
+    regions = [plan.config(variant, "CartPole-v1").region for variant in plan.variants]
+    assert regions[0] == regions[1]
+    assert regions[0].beta == 2.0
+
+
+def test_settings_reach_the_agent_that_has_them():
+    plan = comparison(["trust-region", "clip"], "ppo", ["trpo"], ["cg_damping=0.5", "n_critic_updates=3"], True)
+    ppo, trpo = (plan.config(variant, "CartPole-v1").to_json() for variant in plan.variants)
+    assert (trpo["cg_damping"], trpo["n_critic_updates"], ppo["n_epochs"]) == (0.5, 3, 3)
+
+
+# -- what is measured -----------------------------------------------------------------------------
+
+
+def test_every_run_is_a_line_of_the_csv_and_a_row_of_the_json(made, rows):
+    record = json.loads((made / "compare.json").read_text())
+    assert record["command"].startswith("klrl compare --vary trust-region clip constraint")
+    assert record["versions"]["gymnasium"] == gym.__version__
+    lines = lines_of_csv(made)
+    assert [(r["variant"], r["seed"]) for r in rows] == [(v, s) for v in VARIANTS for s in (0, 1)]
+    assert [(line["variant"], int(line["seed"])) for line in lines] == [(r["variant"], r["seed"]) for r in rows]
+    for line, row in zip(lines, rows, strict=True):
+        assert (line["env"], line["status"], line["error"]) == ("CartPole-v1", "finished", "")
+        assert float(line["mean_return"]) == row["mean_return"]
+        assert float(line["kl_largest"]) == row["kl_largest"]
+        assert float(line["share_of_updates_over_target"]) == row["updates_over_target"] / row["updates"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_row_says_what_the_same_training_does_by_hand(variant, rows, tmp_path):
+    row = next(r for r in rows if (r["variant"], r["seed"]) == (variant, 1))
+    agent_class = TRPO if variant == "trpo" else PPO
+    agent = agent_class("CartPole-v1", agent_class.config_class.from_json(row["config"]), seed=1)
+    agent.learn(STEPS, run_dir=tmp_path / "run")
+    with gym.make("CartPole-v1") as env:
+        assert row["mean_return"] == evaluate(agent, env, 20, seed=1).mean
+    with (tmp_path / "run/episodes.csv").open() as file:
+        last = [float(e["return"]) for e in csv.DictReader(file) if int(e["total_timesteps"]) > 288]
+    assert row["last_tenth_episodes"] == len(last)
+    assert row["last_tenth_return"] == (pytest.approx(sum(last) / len(last)) if last else None)
+    kl = [update["drift/kl"] for update in agent.history]
+    judged_by = DEFAULT_TARGET_KL if variant == "clip" else 0.02
+    assert (row["target_kl"], row["judged_by"]) == (None if variant == "clip" else 0.02, judged_by)
+    assert (row["updates"], row["num_timesteps"]) == (5, STEPS)
+    assert row["kl_mean"] == pytest.approx(statistics.mean(kl))
+    assert row["kl_median_second_half"] == pytest.approx(statistics.median(kl[2:]))
+    assert row["kl_largest"] == max(kl)
+    assert row["updates_over_target"] == len([x for x in kl if x > judged_by])
+    shares = [update["drift/states_over_target"] for update in agent.history]
+    assert row["states_over_target"] == pytest.approx(statistics.mean(shares))
+    assert row["last_beta"] == agent.history[-1].get("train/kl_penalty")
+    assert row["last_actor_learning_rate"] == agent.history[-1].get("train/actor_learning_rate")
+    assert [point[::2] for point in row["curve"]] == [[64.0 * (i + 1), x] for i, x in enumerate(kl)]
+
+
+def test_a_curve_has_about_thirty_points_the_last_update_and_no_nan():
+    history = [
+        {"time/total_timesteps": i, "rollout/ep_rew_mean": float("nan") if i < 50 else 1.0, "drift/kl": 0.1}
+        for i in range(100)
+    ]
+    points = curve(history)
+    assert 30 <= len(points) <= 35
+    assert points[-1] == [99, 1.0, 0.1]
+    assert points[0][1] is None
+
+
+def test_the_table_has_a_line_per_environment_and_variant(rows):
+    lines = table(rows).splitlines()
+    names = [line.split(" | ")[:2] for line in lines if line.startswith("| CartPole-v1")]
+    assert names == [["| CartPole-v1", variant] for variant in VARIANTS]
+    returns = [r["mean_return"] for r in rows if r["variant"] == "clip"]
+    low, high = stats.t.interval(0.95, 1, np.mean(returns), stats.sem(returns))
+    clip = lines[2].split(" | ")
+    assert clip[2] == f"{(low + high) / 2:.1f} ± {(high - low) / 2:.1f}"
+    over = sum(r["updates_over_target"] for r in rows if r["variant"] == "clip")
+    assert clip[7] == f"{over} of 10 over 0.01*"
+    halves = [r["kl_median_second_half"] for r in rows if r["variant"] == "clip"]
+    assert clip[5] == f"{np.median(halves):.4f}"
+    assert "0 of 10 over 0.02 |" in lines[5]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 10, 31])
+def test_the_interval_is_students(n):
+    values = np.random.default_rng(n).normal(100.0, 30.0, n)
+    mean, half = interval(list(values))
+    assert (mean - half, mean + half) == pytest.approx(stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values)))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_the_quantile_is_students(level):
+    degrees = range(1, 41)
+    assert [student_quantile(level, df) for df in degrees] == pytest.approx(
+        [stats.t.ppf(0.5 + level / 2, df) for df in degrees]
+    )
+
+
+def test_one_seed_has_no_interval():
+    mean, half = interval([3.0])
+    assert mean == 3.0
+    assert np.isnan(half)
+
+
+# -- what is kept ---------------------------------------------------------------------------------
+
+
+def test_a_second_call_runs_nothing_and_says_the_same(again, made):
+    said, done = again()
+    assert done == []
+    assert "8 of 8 runs are finished already" in said
+    assert lines_of_csv(again.output) == lines_of_csv(made)
+
+
+def test_a_run_whose_file_is_gone_or_damaged_is_run_again(again):
+    (again.output / "runs/CartPole-v1__constraint__1.json").unlink()
+    (again.output / "runs/CartPole-v1__trpo__0.json").write_text("{")
+    said, done = again()
+    assert done == ["CartPole-v1__constraint__1", "CartPole-v1__trpo__0"]
+    assert "2/2  CartPole-v1 " in said
+    assert "CartPole-v1 trpo seed 0: run again, CartPole-v1__trpo__0.json is not as it was written: " in said
+
+
+FORGED = {
+    "a pipe": None,
+    "a link": None,
+    "an edited number": lambda row, text: text.replace(b'"updates": 5', b'"updates": 6'),
+    "another JSON": lambda row, text: b"[1, 2]",
+    "deep JSON": lambda row, text: b"[" * 100_000,
+    "no text": lambda row, text: b"\xff\xfe",
+    "a file that is too large": lambda row, text: text + b" " * 2**20,
+    "no versions": lambda row, text: sealed(row | {"versions": None}),
+    "settings that are a list": lambda row, text: sealed(row | {"config": [1]}),
+    "a return that is text": lambda row, text: sealed(row | {"mean_return": "\x1b[2J"}),
+    "a KL that is none": lambda row, text: sealed(row | {"kl_mean": float("nan")}),
+    "no updates": lambda row, text: sealed(row | {"updates": 0}),
+}
+"""What may be in place of a finished run's file: from what its row was, and the file."""
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_file_that_klrl_did_not_write_is_named_and_its_run_is_run_again(again, what):
+    path = again.output / "runs/CartPole-v1__clip__0.json"
+    text = path.read_bytes()
+    path.unlink()
+    if FORGED[what] is not None:
+        path.write_bytes(FORGED[what](unsealed(text), text))
+        assert path.read_bytes() != text
+    elif what == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    said, done = again()
+    assert done == ["CartPole-v1__clip__0"]
+    assert "CartPole-v1 clip seed 0: run again, CartPole-v1__clip__0.json is not as it was written: " in said
+    assert "\x1b" not in said
+    assert unsealed(path.read_bytes())["status"] == "finished"
+
+
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(again, capsys):
+    path = again.output / "runs/CartPole-v1__clip__0.json"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SystemExit) as stop:
+        again()
+    assert stop.value.code == 2
+    assert f"a folder, where a file is to be: '{path}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["compare.csv", "compare.json"])
+def test_a_result_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, name, capsys):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit) as stop:
+        compare(tmp_path, *REGION_WORDS)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"klrl compare: output = {tmp_path / name} is a directory; allowed: a file\n"
+    assert not [*(tmp_path / "runs").iterdir()]
+
+
+def test_results_that_a_full_disk_does_not_take_are_one_line_and_the_same_command_goes_on(again, made, capsys):
+    with pytest.raises(SystemExit) as stop, full_disk():
+        again()
+    assert stop.value.code == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"; finished runs are in {again.output / 'runs'}, and the same command goes on\n")
+    assert said.count("\n") == 1
+    assert again()[1] == []
+    assert lines_of_csv(again.output) == lines_of_csv(made)
+
+
+def test_a_changed_setting_runs_again_what_it_changes_and_says_so(again):
+    said, done = again("target_kl=0.05")
+    assert len(done) == 6
+    assert "CartPole-v1 constraint seed 1: run again, the finished run differs in target_kl\n" in said
+    assert "CartPole-v1 clip seed" not in said
+
+
+def test_other_versions_run_again(again):
+    path = again.output / "runs/CartPole-v1__clip__0.json"
+    path.write_bytes(sealed(unsealed(path.read_bytes()) | {"versions": {"klrl": "0.0.1"}}))
+    said, done = again()
+    assert done == ["CartPole-v1__clip__0"]
+    assert "differs in python, klrl, torch" in said
+
+
+# -- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*The reward is a NaN value.*")
+def test_a_failed_run_is_kept_as_failed_does_not_end_the_others_and_is_tried_again(tmp_path, capsys):
+    gym.register("Broken-v0", lambda: Broken("reward", index=3))
+    words = ["--vary", "gamma", "0.9", "0.99"]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            compare(tmp_path, *words, envs=("Broken-v0:64", "CartPole-v1:64"), seeds=(0,))
+        assert stop.value.code == 1
+        said = capsys.readouterr().out
+        assert "Broken-v0 gamma=0.9 seed 0: failed, NonFinite: reward of environment 0 is nan in step 1 of " in said
+        assert "| Broken-v0 | gamma=0.99 | failed |" in said
+    assert "2 of 4 runs are finished already" in said
+    del gym.registry["Broken-v0"]
+    lines = lines_of_csv(tmp_path)
+    assert [line["status"] for line in lines] == ["failed", "failed", "finished", "finished"]
+    assert lines[0]["mean_return"] == ""
+    assert lines[0]["error"].startswith("NonFinite: reward of environment 0 is nan")
+
+
+def test_a_line_of_the_table_says_how_many_of_its_runs_failed(rows):
+    one_failed = [row | {"status": "failed"} if i == 0 else row for i, row in enumerate(rows)]
+    assert f"| CartPole-v1 | clip | {rows[1]['mean_return']:.1f}, 1 of 2 failed |" in table(one_failed)
+
+
+def test_processes_of_their_own_give_the_same_numbers_and_find_environments_of_ones_own(rows, tmp_path, monkeypatch):
+    lines = ["import gymnasium as gym", "from environments import Counting", "gym.register('Own-v0', Counting)"]
+    (tmp_path / "own_module.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    envs = ("own_module:Own-v0:64", f"CartPole-v1:{STEPS}")
+    theirs = compare(tmp_path / "out", "--vary", "trust-region", "clip", envs=envs, seeds=(0,), processes=2)
+    assert [row["status"] for row in theirs] == ["finished", "finished"]
+    assert (tmp_path / "out/runs/own_module_Own-v0__clip__0.json").exists()
+    timed = {"steps_per_second", "versions"}
+    assert {k: v for k, v in theirs[1].items() if k not in timed} == {
+        k: v for k, v in rows[0].items() if k not in timed
+    }
+
+
+def command_line(pid):
+    """Of a process that runs; empty of one that ended."""
+    path = Path(f"/proc/{pid}/cmdline")
+    return path.read_text() if path.exists() else ""
+
+
+INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the same command goes on\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGKILL", -9)])
+def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path, number, status):
+    words = ["--vary", "gamma", "0.9", "--envs", "CartPole-v1:100000000", "MountainCar-v0:64", "--seeds", "0"]
+    command = [sys.executable, "-m", "klrl.scripts.main", "compare", *words, "--set", *TINY]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--output", "out"], cwd=tmp_path, **streams) as process:
+        finished = tmp_path / "out/runs/MountainCar-v0__gamma=0.9__0.json"
+        while not finished.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        workers = children.read_text().split() if children.exists() else []
+        process.send_signal(signal.Signals[number])
+        _, errors = process.communicate()
+    assert process.returncode == status
+    assert number == "SIGKILL" or errors == INTERRUPTED  # Python's own words on what it cleans up
+    assert [path.name for path in (tmp_path / "out/runs").iterdir()] == [finished.name]
+    wait_for(lambda: not any("spawn_main" in command_line(pid) for pid in workers))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--vary"),
+        (["--vary"], "vary = (); allowed: FIELD [VALUES ...]"),
+        (["--vary", "lr", "1"], "vary = 'lr'; allowed: agent, trust_region, target_kl,"),
+        (["--vary", "gamma"], "vary = 'gamma' without values; allowed: gamma VALUES ..."),
+        (["--vary", "gamma", "0.9", "high"], "gamma = 'high'; allowed: a number in [0, 1]"),
+        (["--vary", "n-envs", "1.5"], "n_envs = 1.5; allowed: an integer in [1, 65536]"),
+        (["--vary", "activation", "gelu"], "activation = 'gelu'; allowed: tanh, relu"),
+        (["--vary", "trust-region", "clp"], "trust_region = 'clp'; allowed: none, clip,"),
+        (["--vary", "gamma", "0.9", "0.9"], "vary = 'gamma=0.9' twice; allowed: every variant once"),
+        (["--vary", "agent", "sac"], "agent = 'sac'; allowed: ppo, trpo"),
+        (["--vary", "gamma", "0.9", "--agent", "sac"], "agent = 'sac'; allowed: ppo, trpo"),
+        (["--vary", "gamma", "0.9", "--also", "ppo"], "also = 'ppo'; allowed: trpo"),
+        (["--vary", "gamma", "0.9", "--set", "n_steps"], "set = 'n_steps'; allowed: FIELD=VALUE ..."),
+        (["--vary", "gamma", "0.9", "--set", "steps=3"], "set = 'steps'; allowed: trust_region,"),
+        (["--vary", "gamma", "0.9", "--set", "gamma=0.8"], "set = 'gamma'; allowed: what --vary does not vary"),
+        (["--vary", "gamma", "0.9", "--set", "n_steps=0"], "n_steps = 0; allowed: an integer >= 1"),
+        (["--vary", "gamma", "0.9", "--set", "target_kl=0.1"], "set = 'target_kl'; allowed: only with a trust region"),
+        (["--vary", "target-kl", "0.1"], "CartPole-v1, target_kl=0.1: target_kl = 0.1; allowed: only with a trust"),
+        (["--vary", "batch-size", "4096"], "CartPole-v1, batch_size=4096: batch_size = 4096; allowed: at most"),
+        (
+            ["--vary", "action-distribution", "gaussian", "beta"],
+            "with action space Discrete(2); allowed: only with a Box",
+        ),
+        (["--vary", "gamma", "0.9", "--envs"], "envs = (); allowed: ID:STEPS ..."),
+        (["--vary", "gamma", "0.9", "--seeds", "1", "1"], "seeds = (1, 1); allowed: at least one, every seed once"),
+        (["--vary", "gamma", "0.9", "--envs", "CartPole-v1"], "envs = 'CartPole-v1'; allowed: every environment once"),
+        (
+            ["--vary", "gamma", "0.9", "--envs", "CartPol-v1:64"],
+            "env = 'CartPol-v1': unknown; did you mean CartPole-v1",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_anything_runs(words, message, refused):
+    envs = [] if "--envs" in words or not words else ["--envs", "CartPole-v1:64"]
+    assert message in refused(*words, *envs)
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"--{flag}" in said for flag in ("vary", "agent", "also", "set", "envs", "seeds", "preset", "output"))
