@@ -66,7 +66,7 @@ class Acting(Core[C]):
         if self.takes_action_masks and action_masks is None:
             warn_user("predict without action_masks: training took masks from info, and now every action is allowed")
         if self.actor.training:  # somebody has put it in, or switched it
-            self.take_in_networks()
+            self.networks.repack()
         encoded = self.encoding(observation, action_masks)
         if encoded.ndim - len(self.encoding.shape) not in (0, 1):
             batch = encoded.shape[: encoded.ndim - len(self.encoding.shape)]

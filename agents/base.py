@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,36 +11,32 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 
-from klrl.agents import state
+from klrl.agents import saving
 from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
-from klrl.agents.core import Core
 from klrl.agents.making import make_envs, try_env
-from klrl.agents.samples import overflow
-from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
-from klrl.agents.saved_tensors import check_tensors
-from klrl.agents.state import Training
+from klrl.agents.saved_policy import SavedPolicy
+from klrl.agents.saving import Training
+from klrl.agents.training import TrainingRun
 from klrl.agents.turns import Turn, Turns
-from klrl.experience import Batch, Collector, EnvLike, Episode
-from klrl.experience.collector import NonFinite
-from klrl.experience.environments import describe, described, env_id, number_of
+from klrl.experience import Collector, EnvLike, Episode
+from klrl.experience.environments import describe, env_id, number_of
 from klrl.experience.replay import Replay, Trial
 from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
-from klrl.policy.device import usable, usable_or_cpu
+from klrl.policy.device import usable
 from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
-from klrl.run.callback import Callback, Metrics, info_metric
+from klrl.run.callback import Callback
 from klrl.run.callback_list import gather
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
-from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
-from klrl.words import plain, warn_user
+from klrl.trust_region import TrustRegion, region_to_json
+from klrl.words import plain
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -80,16 +75,17 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:  # a user's own are still wanted
                 envs.close()
             raise
-        self._begin(Source(env, envs, trial=found), env_id(env) if applied else None)
+        self.begin(Source(env, envs, trial=found), env_id(env) if applied else None)
 
-    def _begin(self, source: Source, preset: str | None) -> None:
-        self._source, self._turns = source, Turns()
-        self._rebuilds_where_that_helps = False
+    def begin(self, source: Source, preset: str | None) -> None:
+        """Start with nothing learned, on these environments, by the preset of this id."""
+        self.source, self._turns = source, Turns()
+        self.rebuilds_where_that_helps = False
         """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
         self.preset = preset
         self.training: Training | None = None
         """The training that was begun last."""
-        self.last_update: state.Snapshot | None = None
+        self.last_update: saving.Snapshot | None = None
         """What the last whole update left, while a training goes on."""
         self.history = History()
         self.episodes: deque[Episode] = deque(maxlen=100)
@@ -152,102 +148,21 @@ class Agent(Acting[C], abc.ABC):
         turn = Turn()
         try:
             self._turns.begin(turn)
-            self._learn(training, callback, turn)
+            TrainingRun(self, training, callback, turn).finish()
         finally:
             turn.over = True
             self.last_update = None
         return self
 
-    def _learn(self, training: Training, callback: Callback, turn: Turn) -> None:
-        first, started = self.num_timesteps, time.monotonic()
-        if first == 0 and self.actor.caution:
-            warn_user(self.actor.caution)
-        try:
-            self._collect()
-            self.training = training
-            self.take_in_networks()
-            self.last_update = self.snapshot()
-            callback.on_training_start(self, training.last)
-            while self.num_timesteps < training.last:
-                turn.whole = False
-                self.progress_remaining = training.remaining(self.num_timesteps)
-                self.take_in_networks()
-                batch = self._rollout()
-                callback.on_update_start(self, batch)
-                metrics = self.update(batch, callback)
-                speed = (self.num_timesteps - first) / (time.monotonic() - started)
-                self.episodes.extend(batch.episodes)
-                metrics = self._rollout_metrics(speed) | metrics
-                self.history.append(metrics)
-                turn.whole = True
-                self.last_update = self.snapshot()
-                if callback.on_update_end(self, batch, metrics) is False:
-                    break
-        except BaseException as error:
-            try:
-                self._take_back()
-            except Exception as problem:  # the first error is to be heard
-                error.add_note(f"the agent could not be taken back to its last whole update: {problem}")
-            turn.whole = turn.last = True
-            if isinstance(error, Exception):
-                callback.on_error(self, error)
-            raise
-        finally:
-            turn.last = True
-            callback.on_training_end(self)
-
-    def _rollout(self) -> Batch:
-        """The next batch, from where the last one has left the environments.
-
-        Where the policy's action is no number, the exception also says why.
-        """
-        self._source.undo_others()
-        self._collect()
-        try:
-            return self._source.collect(self.act, self.config.n_steps, self.config.info_keys)
-        except NonFinite as error:
-            seen = error.transition
-            if "action" in seen and not np.isfinite(seen["action"]).all():
-                policy = self.distribution(torch.from_numpy(seen["observation"]))
-                error.args = (": ".join(filter(None, [str(error), overflow(policy, self.ent_coef)])),)
-            raise
-
-    def _take_back(self) -> None:
-        """Be what the last whole update left: half of another is nothing to go on with."""
-        done = self.last_update
-        if done is None:  # no update was begun
-            return
-        state.restore(self, done.tensors, done.state)
-        self.region = done.region
-        self.history.become(done.state["history"])
-        self.episodes.clear()
-        self.episodes.extend(map(state.episode, done.state["episodes"]))
-        self._source.go_back(done.whereabouts)
-
-    def _collect(self) -> Collector:
-        """The collector of the current environments, made when first needed."""
+    def collector(self) -> Collector:
+        """Return the collector of the current environments, made when first needed."""
         self._make_envs()
-        if self._source.collector is None:
+        if self.source.collector is None:
             seeds = environment_seeds(self.seed, self.num_timesteps)
-            if not self._source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
+            if not self.source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
-        assert self._source.collector is not None
-        return self._source.collector
-
-    def _rollout_metrics(self, speed: float) -> Metrics:
-        episodes = self.episodes
-        metrics: Metrics = {
-            "time/total_timesteps": float(self.num_timesteps),
-            "time/fps": speed,
-            "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
-            "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),
-        }
-        for key in self.config.info_keys:
-            said = [e.info[key] for e in episodes if key in e.info]
-            metrics[info_metric(key)] = float(np.mean(said)) if said else float("nan")
-        if self.config.on_worker_failure == "restart":
-            metrics["rollout/worker_restarts"] = float(self._collect().restarts)
-        return metrics
+        assert self.source.collector is not None
+        return self.source.collector
 
     # -- environments ---------------------------------------------------------------------------
 
@@ -264,12 +179,12 @@ class Agent(Acting[C], abc.ABC):
         return self._make_envs()
 
     def _make_envs(self) -> VectorEnv:
-        if self._source.envs is None:
-            if self._source.env is None:
+        if self.source.envs is None:
+            if self.source.env is None:
                 raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-            self._put_in(self._source.env, self._source.whereabouts)
-        assert self._source.envs is not None
-        return self._source.envs
+            self._put_in(self.source.env, self.source.whereabouts)
+        assert self.source.envs is not None
+        return self.source.envs
 
     @property
     def trial(self) -> Trial | None:
@@ -277,7 +192,7 @@ class Agent(Acting[C], abc.ABC):
 
         That is done where an agent is to go on in the episodes of a saved one, and by ``klrl train``.
         """
-        return self._source.trial
+        return self.source.trial
 
     @property
     def replay(self) -> Replay | None:
@@ -293,9 +208,9 @@ class Agent(Acting[C], abc.ABC):
             ValueError: the spaces differ, and the agent has kept its environments; or the agent is learning.
         """
         self._turns.check("set_env()", after_last_update=True)
-        before = self._source
+        before = self.source
         self._put_in(env)
-        if before.envs is not self._source.envs and number_of(before.env) is None:
+        if before.envs is not self.source.envs and number_of(before.env) is None:
             before.close()
 
     def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
@@ -303,7 +218,7 @@ class Agent(Acting[C], abc.ABC):
         config, trial = self.config, None
         if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
             trial = try_env(env, config)
-            if trial.replay == "new" and self._rebuilds_where_that_helps:
+            if trial.replay == "new" and self.rebuilds_where_that_helps:
                 config = replace(config, rebuild_envs=True)
         else:
             at = None
@@ -315,7 +230,7 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:
                 envs.close()
             raise
-        self._source = Source(env, envs, at, trial)
+        self.source = Source(env, envs, at, trial)
 
     def close(self) -> None:
         """Close the environments; worker processes end.
@@ -324,7 +239,7 @@ class Agent(Acting[C], abc.ABC):
             ValueError: the agent is learning from them.
         """
         self._turns.check("close()", after_last_update=True)
-        self._source.close()
+        self.source.close()
 
     # -- other policies -------------------------------------------------------------------------
 
@@ -358,7 +273,7 @@ class Agent(Acting[C], abc.ABC):
             other = load_agent(other)
         check_comparable("agent", self, "other", other)
         copy_networks(other, self)
-        self.normalizer, self.probe = other.normalizer, None
+        self.normalizer, self.drift.probe = other.normalizer, None
         self.return_scaler = replace(other.return_scaler, running=self.return_scaler.running)
         return self
 
@@ -368,7 +283,7 @@ class Agent(Acting[C], abc.ABC):
         """The agent in words of JSON, as in a run's ``config.json``."""
         return {
             "agent": self.config.algorithm,
-            "env": describe(self._source.env),
+            "env": describe(self.source.env),
             "seed": self.seed,
             "preset": self.preset,
             "replay": self.replay,
@@ -388,22 +303,11 @@ class Agent(Acting[C], abc.ABC):
         """
         return self.snapshot().write(path)
 
-    def snapshot(self) -> state.Snapshot:
+    def snapshot(self) -> saving.Snapshot:
         """The whole state, to be written whenever it is time: as it is now, or within an update as it was before."""
         if self.last_update is not None and not self._turns.between_updates:
             return self.last_update
-        tensors, data = state.dump(self)
-        if self._rebuilds_where_that_helps and not self.config.rebuild_envs:  # nothing was decided yet
-            del data["config"]["rebuild_envs"]
-        mine = {
-            "env": describe(self._source.env),
-            "preset": self.preset,
-            "ep_rew_mean": float(np.mean([e.episode_return for e in self.episodes])) if self.episodes else None,
-            "episodes": [list(vars(e).values()) for e in self.episodes],
-            "history": self.history.copy(),
-            "training": self.training,
-        }
-        return state.Snapshot(self.num_timesteps, tensors, data | mine, self._source.whereabouts, self.region)
+        return saving.snapshot(self)
 
     @classmethod
     def load(
@@ -433,43 +337,16 @@ class Agent(Acting[C], abc.ABC):
     def _of(
         cls,
         path: str | Path,
-        saved: tuple[state.Tensors, dict[str, Any]],
+        saved: tuple[saving.Tensors, dict[str, Any]],
         env: EnvLike | None,
         trust_region: TrustRegion | None = None,
         device: str | None = None,
     ) -> Self:
         """What was read at ``path``."""
         with checkpoint.understood(path):
-            agent = cls._restored(*saved, trust_region, device)
+            agent = saving.restored(cls, *saved, trust_region, device)
         if env is not None:
-            agent._put_in(env, agent._source.whereabouts)
-        return agent
-
-    @classmethod
-    def _restored(
-        cls, tensors: state.Tensors, data: dict[str, Any], trust_region: TrustRegion | None, device: str | None
-    ) -> Self:
-        if data["agent"] != cls.config_class.algorithm:
-            raise ValueError(f"holds agent {plain(repr(data['agent']), 80)}; allowed: {cls.config_class.algorithm!r}")
-        if trust_region is not None:
-            data["config"] |= dict.fromkeys(PARAMETERS) | {"trust_region": trust_region}
-            data["region"] = trust_region
-        data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
-        agent = cls.__new__(cls)
-        config = cast("C", cls.config_class.from_json(data["config"]))
-        observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
-        check_backed(observations, actions, data["config"], tensors)
-        Core.__init__(agent, observations, actions, config, data["seed"])
-        check_tensors(tensors, state.dump(agent)[0])
-        state.restore(agent, tensors, data)
-        agent.region = region_from_json(data["region"])
-        if not isinstance(agent.region, TrustRegion):
-            raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
-        agent._begin(Source(described(data["env"]), at=state.whereabouts(agent, tensors)), data["preset"])
-        agent._rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
-        agent.episodes.extend(map(state.episode, data["episodes"]))
-        agent.history = state.history(data["history"], tensors)
-        agent.training = Training.of(data["training"])
+            agent._put_in(env, agent.source.whereabouts)
         return agent
 
 
@@ -478,7 +355,7 @@ def load_agent(
     env: EnvLike | None = None,
     *,
     trust_region: TrustRegion | None = None,
-    saved: tuple[state.Tensors, dict[str, Any]] | None = None,
+    saved: tuple[saving.Tensors, dict[str, Any]] | None = None,
 ) -> Agent[Any]:
     """Read what :meth:`Agent.save` wrote, or a run directory's newest good checkpoint, as the agent that it is.
 

@@ -4,44 +4,70 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from operator import sub
 from typing import Any, ClassVar, Generic, TypeVar
 
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Probe, Samples, check_finite, overflow, step_zero, worst_element
+from klrl.agents.drift import Drift, step_zero
+from klrl.agents.samples import Samples, overflow
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.experience import Batch, gae
-from klrl.kl.drift import average, drift_report, mean_kl
+from klrl.kl.drift import mean_kl
+from klrl.policy.actor import Actor
 from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
 from klrl.policy.folding import fold
-from klrl.policy.linearization import Linearization, Objective, check_separate, expectation, is_packed, pack
-from klrl.policy.networks import Critic, check_one_mode, rows_for_numpy
+from klrl.policy.linearization import Linearization, Objective, expectation
+from klrl.policy.networks import Critic
 from klrl.policy.normalizer import ReturnScaler
 from klrl.policy.observations import Encoding
-from klrl.policy.optimizer import Adam
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
-from klrl.trust_region import DEFAULT_TARGET_KL, Change
+from klrl.trust_region import Change
 from klrl.words import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improvement:
+    """The outcome of an algorithm's update: how its critic and its policy came out of it."""
+
+    value_loss: float
+    """Mean of the critic's loss over its steps (metric ``train/value_loss``)."""
+    stop_reason: str
+    """Why the policy stopped where it is (``train/stop_reason``)."""
+    metrics: Mapping[str, float | str] = field(default_factory=dict)
+    """More to report, by ``group/name``."""
+
+    def checked(self, when: str) -> Metrics:
+        """All of it as metrics.
+
+        Raises:
+            FloatingPointError: the value loss is infinite or NaN.
+        """
+        if not math.isfinite(self.value_loss):
+            raise FloatingPointError(f"train/value_loss = {self.value_loss} in {when}; allowed: finite numbers")
+        return {**self.metrics, "train/value_loss": self.value_loss, "train/stop_reason": self.stop_reason}
 
 
 class Core(abc.ABC, Generic[C]):
     """A policy, a critic, their statistics, and the frame of an update; subclasses write :meth:`improve`."""
 
     config_class: ClassVar[type[AgentConfig]]
+    optimized: ClassVar[tuple[str, ...]] = ("actor", "critic")
+    """The networks that move by their gradients; a rule of the algorithm's own moves the others."""
 
     @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
@@ -52,7 +78,7 @@ class Core(abc.ABC, Generic[C]):
         self.streams = Streams.from_seed(seed)
         style: dict[str, Any] = {"activation": config.activation, "generator": self.streams.networks}
         self.device = usable(config.device)
-        self.actor = make_actor(
+        actor = make_actor(
             self.encoding,
             action_space,
             config.actor_hidden_sizes,
@@ -63,68 +89,62 @@ class Core(abc.ABC, Generic[C]):
             **style,
         ).to(self.device)
         anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
-        self.region.project(*2 * [self.actor(anything)])
-        self.critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
-        self._as_evaluated: set[str] = set()
-        check_one_mode(**self._named)
-        self._pack()
+        self.region.project(*2 * [actor(anything)])
+        critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
+        self.networks = ActorCritic(
+            actor,
+            critic,
+            optimized=self.optimized,
+            learning_rate=config.learning_rate,
+            max_grad_norm=config.max_grad_norm,
+        )
         self.normalizer = self.encoding.normalizer()
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.reference: SavedPolicy | None = None
         """Whose policy the region's reference terms, and drift/kl_reference, are measured from."""
-        self.probe: Probe | None = None
+        self.drift = Drift()
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
         self.fresh = True
         """Whether nothing has been learned or taken over yet."""
-        self.kl_sum = 0.0
+
+    @property
+    def actor(self) -> Actor:
+        """The policy's network; one of your own goes into ``actor.trunk`` before training."""
+        return self.networks.actor
+
+    @actor.setter
+    def actor(self, actor: Actor) -> None:
+        self.networks.actor = actor
+
+    @property
+    def critic(self) -> Critic:
+        """The value network; one of your own goes into ``critic.trunk`` before training."""
+        return self.networks.critic
+
+    @critic.setter
+    def critic(self, critic: Critic) -> None:
+        self.networks.critic = critic
 
     @property
     def ent_coef(self) -> float:
         """How much the algorithm rewards entropy."""
         return 0.0
 
-    @property
-    def networks(self) -> tuple[nn.Module, ...]:
-        """The actor and the critic."""
-        return self.actor, self.critic
-
-    def _pack(self) -> None:
-        """Give every network's parameters one memory, and the optimiser what it moves."""
-        check_separate(actor=self.actor, critic=self.critic)  # the critic's fit would move the policy, unmeasured
-        packed = {network: pack(network) for network in self.networks}
-        self.actor_parameters = packed[self.actor]
-        self.numpy_rows = rows_for_numpy(self.actor, self.critic)
-        self.optimized = self.networks_to_optimize()
-        settings = {"learning_rate": self.config.learning_rate, "max_grad_norm": self.config.max_grad_norm}
-        self.optimizer = Adam([packed[network] for network in self.optimized], **settings)
-        self._packed = packed
-
-    def take_in_networks(self) -> None:
-        """Where somebody has put another network in: pack it; the optimiser starts anew. All in evaluation mode.
-
-        Raises:
-            ValueError: a network that no KL could be measured of, or that shares parameters with the other.
-        """
-        if unlike := set(check_one_mode(**self._named)) - self._as_evaluated:
-            self._as_evaluated |= unlike
-            what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
-            warn_user(f"{what}, so nothing is dropped and running statistics stay")
-        if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self.networks):
-            self._pack()
-
     def __reduce_ex__(self, protocol: object) -> Any:
         """Refused: parameters, the vector they are views of and the optimiser's arrays would part company."""
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; allowed: save() and load()")
 
     @abc.abstractmethod
-    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
-        """What moves by its gradient, and not by a natural gradient."""
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+        """Move the policy inside the trust region and fit the critic: the algorithm of the paper.
 
-    @abc.abstractmethod
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
-        """Move the policy inside the trust region and fit the critic; the algorithm of the paper."""
+        Args:
+            batch: as it was collected.
+            samples: its valid steps, with the old policy, advantages and the critic's targets.
+            callback: to be told of minibatches and epochs.
+        """
 
     # -- acting ---------------------------------------------------------------------------------
 
@@ -158,7 +178,7 @@ class Core(abc.ABC, Generic[C]):
         """
         with np.errstate(all="ignore"):
             # Fewer than in a minibatch: here nothing keeps numpy's BLAS from using threads, which it does from 2^18 on.
-            if len(observations) <= self.numpy_rows // 2**4:
+            if len(observations) <= self.networks.numpy_rows // 2**4:
                 policy = self.actor(self.normalizer(observations.numpy()))
             else:
                 policy = self.distribution(observations).cpu()
@@ -179,7 +199,7 @@ class Core(abc.ABC, Generic[C]):
         """
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
-        self.take_in_networks()
+        self.networks.repack()
         callback = Outside(callback) if callback is not None else Callback()
         with torch.no_grad(), numpy_as_torch():
             return self._update(batch, callback)
@@ -197,8 +217,10 @@ class Core(abc.ABC, Generic[C]):
         self.fresh = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
         try:
-            metrics |= self.improve(batch, samples, callback)
-            check_finite(self._named, metrics["train/value_loss"], self._when)
+            metrics["train/learning_rate"] = self.anneal()
+            improvement = self.improve(batch, samples, callback)
+            self.networks.check_finite(self._when)
+            metrics |= improvement.checked(self._when)
         except FloatingPointError as error:
             if why := overflow(self.actor(samples.observations), self.ent_coef):
                 raise FloatingPointError(f"{error}: {why}") from error
@@ -255,7 +277,7 @@ class Core(abc.ABC, Generic[C]):
         batch_size = batch_size or self.config.batch_size
         order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
         shuffled = samples[self._on_device(order)]
-        fast = batch_size <= self.numpy_rows
+        fast = batch_size <= self.networks.numpy_rows
         return (shuffled.numpy() if fast else shuffled).split(batch_size)
 
     def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
@@ -280,21 +302,12 @@ class Core(abc.ABC, Generic[C]):
         return expectation(policy.output.entropy(), policy, policy.output.entropy_gradient())
 
     def descend(self, loss: Objective) -> None:
-        """One optimiser step on the networks that the loss depends on, with the gradient's norm limited.
+        """Take one step of Adam on the networks that the loss depends on.
 
         Raises:
             FloatingPointError: the gradient is not finite; no parameter has moved.
         """
-        gradients = loss.gradients()
-        try:
-            self.optimizer.step([gradients.get(network) for network in self.optimized])
-        except FloatingPointError as error:
-            where = worst_element(self._named, gradients)
-            raise FloatingPointError(f"{where} in {self._when}: {error}") from None
-
-    @property
-    def _named(self) -> dict[str, nn.Module]:
-        return {"actor": self.actor, "critic": self.critic}
+        self.networks.descend(loss, self._when)
 
     @property
     def _when(self) -> str:
@@ -305,8 +318,7 @@ class Core(abc.ABC, Generic[C]):
         rate = self.config.learning_rate
         if self.config.learning_rate_schedule == "linear":
             rate *= self.progress_remaining
-        self.optimizer.learning_rate = rate
-        self.optimizer.factors = [self.region.lr_scale if n is self.actor else 1.0 for n in self.optimized]
+        self.networks.set_learning_rate(rate, actor_factor=self.region.lr_scale)
         return rate
 
     # -- measuring ------------------------------------------------------------------------------
@@ -322,37 +334,17 @@ class Core(abc.ABC, Generic[C]):
         change = self.change(samples)
         if why := overflow(change.new, self.ent_coef):
             raise FloatingPointError(f"after {self._when} {why}")
-        metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
-        self.kl_sum += float(metrics["drift/kl"])
-        metrics["drift/kl_sum"] = self.kl_sum
-        metrics["drift/states_over_target"] = average(change.kl > (self.region.target_kl or DEFAULT_TARGET_KL))
-        if change.reference is not None:
-            metrics["drift/kl_reference"] = average(change.kl_reference)
-        metrics["train/entropy"] = change.new.entropy().mean().item()
-        metrics |= self._region_metrics()
-        metrics |= self._statistics(batch, change, absorb=absorb)
-        self.region = self.region.adapt(change)
-        return metrics
-
-    def _region_metrics(self) -> Metrics:
-        named = {"drift/kl_target": self.region.target_kl, "train/kl_penalty": self.region.beta}
-        return {name: value for name, value in named.items() if value is not None}
-
-    def _statistics(self, batch: Batch, change: Change, *, absorb: bool) -> Metrics:
-        """How far the policy is from the first one, and how far the next change of statistics moves it."""
+        metrics = self.drift.report(change, self.region)
         observations = batch.samples(batch.observations)
-        if self.probe is None:
-            self.probe = Probe.choose(observations, change.old.cpu())
-        initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())
+        metrics["drift/kl_initial"] = self.drift.since_first(observations, change.old, self.distribution)
         after = change.new
         if absorb:
             self.absorb(observations)
             after = self.distribution(observations)
-        return {
-            "drift/kl_initial": initial,
-            "drift/kl_normalizer": mean_kl(change.new, after),
-            "drift/kl_total": mean_kl(change.old, after),
-        }
+        metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
+        metrics["drift/kl_total"] = mean_kl(change.old, after)
+        self.region = self.region.adapt(change)
+        return metrics
 
     def _take_scale(self, observations: Tensor) -> bool:
         """Learn from the first observations ``[n, *O]`` what is known of none yet; whether that changed anything."""
@@ -375,4 +367,4 @@ class Core(abc.ABC, Generic[C]):
         """The next observation statistics; what has been trained already goes on computing what it did."""
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
         if self.config.fold_normalizer and not self.fresh:
-            fold(self.networks, self.encoding, old, self.normalizer)
+            fold((self.actor, self.critic), self.encoding, old, self.normalizer)

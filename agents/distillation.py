@@ -162,7 +162,7 @@ class Rounds(Iterator[Metrics]):
         student, config = self._student, self._config
         limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
         self._descent = ActorDescent(student, **limits)
-        student.optimizer.learning_rate = config.learning_rate
+        student.networks.optimizer.learning_rate = config.learning_rate
         visitor = student if config.states == "student" else self._teacher
         with closed_after(envs, env):
             self._collector = self._begin(envs) if at is None else self._go_on(envs, at)

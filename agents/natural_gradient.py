@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument, StepSize
@@ -114,7 +114,7 @@ class NaturalStep:
         return self.cg.reason if self.curvature == 0.0 else "curvature not positive"
 
     def metrics(self, scale: float) -> Metrics:
-        """What there is to say once this share of it was taken."""
+        """Report the step once this share of it was taken."""
         return {
             "train/cg_residual": self.cg.residual,
             "train/cg_steps": float(self.cg.iterations),
@@ -130,13 +130,11 @@ class NaturalGradient(Agent[N], abc.ABC):
     so that what the region asks for is used.
     """
 
-    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
-        """The critic; the policy moves by the natural gradient."""
-        return (self.critic,)
+    optimized: ClassVar[tuple[str, ...]] = ("critic",)
 
     def policy_gradient(self, samples: Samples) -> tuple[float, Tensor]:
         """L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
-        value, g = 0.0, torch.zeros_like(self.actor_parameters)
+        value, g = 0.0, torch.zeros_like(self.networks.actor_parameters)
         for part in samples.split(self.config.fisher_batch_size or len(samples)):
             policy = self.actor.linearize(part.observations)
             surrogate = len(part) / len(samples) * self.surrogate(policy, part.change(policy.output))
@@ -178,11 +176,11 @@ class NaturalGradient(Agent[N], abc.ABC):
         """Move the policy by the step, or by as much of it as nobody objects to."""
         if step.problem is not None:
             return LineSearch(0.0, 0, f"rejected: {step.problem}")
-        return line_search(self.actor_parameters, step.vector, objection, **search)
+        return line_search(self.networks.actor_parameters, step.vector, objection, **search)
 
-    def fit_critic(self, samples: Samples, callback: Callback) -> Metrics:
-        """Passes of minibatch steps on the value loss."""
-        rate, losses = self.anneal(), []
+    def fit_critic(self, samples: Samples, callback: Callback) -> float:
+        """Take passes of minibatch steps on the value loss; the mean of the loss over them."""
+        losses = []
         for epoch in range(self.config.n_critic_updates):
             for minibatch in self.minibatches(samples):
                 loss = self.value_loss(minibatch)
@@ -190,4 +188,4 @@ class NaturalGradient(Agent[N], abc.ABC):
                 losses.append(loss.value)
                 callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
             callback.on_epoch_end(self, epoch)
-        return {"train/learning_rate": rate, "train/value_loss": mean_of(losses)}
+        return mean_of(losses)

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from klrl.agents.core import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
 from klrl.agents.samples import Samples
 from klrl.experience import Batch
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Callback
 from klrl.trust_region import TrustRegion
 from klrl.trust_region.all import parts, redefines
 
@@ -49,18 +50,18 @@ class NPG(NaturalGradient[NPGConfig]):
 
     config_class: ClassVar[type[NPGConfig]] = NPGConfig
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
         """theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
         _, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
         taken = self.move(step, lambda: self._objection(samples), max_iter=1)
-        return {
-            **self.fit_critic(samples, callback),
-            **step.metrics(taken.scale),
-            "train/stop_reason": taken.reason,
-        }
+        return Improvement(
+            value_loss=self.fit_critic(samples, callback),
+            stop_reason=taken.reason,
+            metrics=step.metrics(taken.scale),
+        )
 
     def _objection(self, samples: Samples) -> str | None:
         """A step to where there are no numbers is not taken, and says so."""
-        finite = self.actor_parameters.isfinite().all() and self.change(samples).kl.mean().isfinite()
+        finite = self.networks.actor_parameters.isfinite().all() and self.change(samples).kl.mean().isfinite()
         return None if finite else "rejected: KL or parameters not finite"

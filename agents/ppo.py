@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
 
+from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument
+from klrl.agents.core import Improvement
 from klrl.agents.samples import Samples, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array, share
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Callback
 from klrl.trust_region import Change, Clip
 from klrl.trust_region.all import redefines
 from klrl.trust_region.line_search import line_search
@@ -49,14 +50,6 @@ class _Outcome:
     reason: str = "all epochs done"
 
 
-@dataclass(frozen=True, eq=False)
-class _ActorState:
-    """The policy's parameters and Adam's moments of them at an epoch's start."""
-
-    parameters: Tensor
-    moments: dict[str, Tensor]
-
-
 class PPO(Agent[PPOConfig]):
     """Algorithm 1 of the PPO paper; the trust region says what keeps the update proximal.
 
@@ -72,21 +65,15 @@ class PPO(Agent[PPOConfig]):
         """As configured."""
         return self.config.ent_coef
 
-    def networks_to_optimize(self) -> tuple[nn.Module, ...]:
-        """Actor and critic, which share no parameters, in one step."""
-        return self.actor, self.critic
-
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
         """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
-        rate = self.anneal()
-        metrics: Metrics = {"train/learning_rate": rate, "train/actor_learning_rate": rate * self.region.lr_scale}
         losses: dict[str, list[Array]] = defaultdict(list)
-        outcome, epochs, first = _Outcome(), 0, self._actor_state()
+        outcome, epochs, first = _Outcome(), 0, self.networks.actor_state()
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
-            start = self._actor_state()
+            start = self.networks.actor_state()
             for minibatch in self.minibatches(samples):
                 step = self._step(minibatch) if outcome.moving else self._critic_step(minibatch)
                 for name, value in step.items():
@@ -97,9 +84,17 @@ class PPO(Agent[PPOConfig]):
             callback.on_epoch_end(self, epoch)
         if redefines(self.region, "project"):
             outcome = self._settle(samples, first, outcome)
-        metrics |= {name: mean_of(values) for name, values in losses.items()}
-        metrics |= {"train/policy_epochs": float(epochs), "train/backtrack_scale": outcome.scale}
-        return metrics | {"train/stop_reason": outcome.reason}
+        means = {name: mean_of(values) for name, values in losses.items()}
+        return Improvement(
+            value_loss=means["train/value_loss"],
+            stop_reason=outcome.reason,
+            metrics={
+                **means,
+                "train/actor_learning_rate": self.networks.optimizer.learning_rate * self.region.lr_scale,
+                "train/policy_epochs": float(epochs),
+                "train/backtrack_scale": outcome.scale,
+            },
+        )
 
     def _step(self, minibatch: Samples) -> dict[str, Array]:
         """Ascend L(theta) = E[gain - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
@@ -126,10 +121,7 @@ class PPO(Agent[PPOConfig]):
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _actor_state(self) -> _ActorState:
-        return _ActorState(self.actor_parameters.clone(), self.optimizer.moments(self.optimized.index(self.actor)))
-
-    def _stay_inside(self, samples: Samples, start: _ActorState) -> _Outcome:
+    def _stay_inside(self, samples: Samples, start: ActorState) -> _Outcome:
         """Judge the policy on the whole batch after an epoch that began at ``start``."""
         if self.region.on_exit is None or self._inside(samples):
             return _Outcome()
@@ -137,27 +129,27 @@ class PPO(Agent[PPOConfig]):
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         scale = self._go_back(start, lambda: self._inside(samples), shrinking_factor=0.5, max_iter=10)
         # Adam's moments tell of steps that were taken back; the next update must not go on with them.
-        self.optimizer.put_back(self.optimized.index(self.actor), start.moments)
+        self.networks.put_back_moments(start)
         reason = "stopped: back inside the trust region" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
 
-    def _settle(self, samples: Samples, first: _ActorState, outcome: _Outcome) -> _Outcome:
+    def _settle(self, samples: Samples, first: ActorState, outcome: _Outcome) -> _Outcome:
         """What acts must be its own projection: go back towards the policy before the update until it is."""
         if self._is_projection(samples):
             return outcome
         scale = self._go_back(first, lambda: self._is_projection(samples), shrinking_factor=0.9, max_iter=40)
         if scale == 0.0:  # otherwise most of the way is kept, and so is what Adam learned on it
-            self.optimizer.put_back(self.optimized.index(self.actor), first.moments)
+            self.networks.put_back_moments(first)
         reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
 
     def _go_back(
-        self, start: _ActorState, inside: Callable[[], bool], *, shrinking_factor: float, max_iter: int
+        self, start: ActorState, inside: Callable[[], bool], *, shrinking_factor: float, max_iter: int
     ) -> float:
         """Shorten the way from ``start`` to the policy until it is inside; the share that is left of it."""
         return line_search(
-            self.actor_parameters,
-            self.actor_parameters - start.parameters,
+            self.networks.actor_parameters,
+            self.networks.actor_parameters - start.parameters,
             lambda: None if inside() else "outside the trust region",
             start=start.parameters,
             shrinking_factor=shrinking_factor,

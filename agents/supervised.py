@@ -54,12 +54,10 @@ class ActorDescent:
 
     @undisturbed
     def __init__(self, agent: Agent[Any], *, learning_rate: float, max_grad_norm: float) -> None:
-        agent.take_in_networks()
-        if agent.actor in agent.optimized:
-            i = agent.optimized.index(agent.actor)
-            agent.optimizer.put_back(i, {name: 0.0 * x for name, x in agent.optimizer.moments(i).items()})
+        agent.networks.repack()
+        agent.networks.forget_actor()
         self._actor = agent.actor
-        self._adam = Adam([agent.actor_parameters], learning_rate=learning_rate, max_grad_norm=max_grad_norm)
+        self._adam = Adam([agent.networks.actor_parameters], learning_rate=learning_rate, max_grad_norm=max_grad_norm)
 
     def state(self) -> dict[str, Tensor]:
         """Adam's moments and step count."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from klrl.agents.config import Passes
+from klrl.agents.core import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
 from klrl.agents.samples import Samples
 from klrl.experience import Batch
-from klrl.run.callback import Callback, Metrics
+from klrl.run.callback import Callback
 from klrl.validation import Bounds
 
 
@@ -35,7 +36,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
 
     config_class: ClassVar[type[TRPOConfig]] = TRPOConfig
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Metrics:
+    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
         surrogate, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
@@ -45,13 +46,15 @@ class TRPO(NaturalGradient[TRPOConfig]):
             shrinking_factor=self.config.line_search_shrinking_factor,
             max_iter=self.config.line_search_max_iter,
         )
-        return {
-            **self.fit_critic(samples, callback),
-            **step.metrics(search.scale),
-            "train/line_search_scale": search.scale,
-            "train/line_search_tries": float(search.tries),
-            "train/stop_reason": search.reason,
-        }
+        return Improvement(
+            value_loss=self.fit_critic(samples, callback),
+            stop_reason=search.reason,
+            metrics={
+                **step.metrics(search.scale),
+                "train/line_search_scale": search.scale,
+                "train/line_search_tries": float(search.tries),
+            },
+        )
 
     def _objection(self, samples: Samples, before: float) -> str | None:
         """What is wrong with the current policy, judged on the whole batch."""

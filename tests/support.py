@@ -58,12 +58,12 @@ def parameters(agent):
 
 
 def policy(agent):
-    return [agent.actor_parameters.detach().clone()]
+    return [agent.networks.actor_parameters.detach().clone()]
 
 
 def slots(agent):
     """The optimiser's state, in the order of the networks and the names."""
-    state = agent.optimizer.state()
+    state = agent.networks.optimizer.state()
     return [state[name].clone() for name in sorted(state)]
 
 

@@ -98,7 +98,7 @@ def train(task: Task, seed: int) -> dict[str, Any]:
     return {
         **{k: getattr(task, k) for k in ("agent", "env", "space", "total_timesteps", "goal", "one_seed")},
         "settings": dict(task.settings),
-        "policy": type(agent.distribution(agent.probe.observations[:1])).__name__ if agent.probe else "",
+        "policy": type(agent.distribution(agent.drift.probe.observations[:1])).__name__ if agent.drift.probe else "",
         "seed": seed,
         **measured,
         "curve": [[r["time/total_timesteps"], r["rollout/ep_rew_mean"]] for r in agent.history[every - 1 :: every]],

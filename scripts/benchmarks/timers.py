@@ -29,9 +29,9 @@ TIMED = (
     ("critic", "klrl.agents", "TRPO.fit_critic"),
     ("drift, logging", "klrl.agents.core", "step_zero"),
     ("drift, logging", "klrl.agents.core", "Core._explained_variance"),
-    ("drift, logging", "klrl.agents.core", "check_finite"),
+    ("drift, logging", "klrl.agents.actor_critic", "ActorCritic.check_finite"),
     ("drift, logging", "klrl.agents.core", "Core._measure"),
-    ("drift, logging", "klrl.agents.base", "Agent._rollout_metrics"),
+    ("drift, logging", "klrl.agents.training", "TrainingRun._rollout_metrics"),
 )
 PARTS = tuple(dict.fromkeys([ENVIRONMENTS, *(part for part, _, _ in TIMED), "other"]))
 

@@ -15,7 +15,7 @@ from torch import nn
 import klrl.agents.config
 import klrl.agents.core
 from klrl.agents import PPO
-from klrl.agents.samples import worst_element
+from klrl.agents.actor_critic import worst_element
 from klrl.policy.linearization import expectation
 from klrl.policy.networks import Critic
 from klrl.run import Callback
@@ -271,8 +271,8 @@ def test_long_gradients_are_scaled_down_and_short_ones_left(agent_class, scale, 
     loss = expectation(critic.output, critic, (torch.full((1,), scale),))
     g = loss.gradients()[agent.critic].clone()
     agent.descend(loss)
-    moments = agent.optimizer.state()
-    ours = agent.optimized.index(agent.critic)
+    moments = agent.networks.optimizer.state()
+    ours = agent.networks.optimized.index(agent.critic)
     expected = 0.1 * (g if norm is None else norm * g / g.norm())  # after one step: (1 - beta1) g
     torch.testing.assert_close(moments[f"{ours}.exp_avg"], expected)
 

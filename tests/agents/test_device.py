@@ -38,7 +38,7 @@ def test_an_agent_saved_on_a_device_that_is_not_here_is_loaded_on_the_cpu(agent_
     checkpoint.write(path, tensors, state)
     loaded = agent_class.load(tmp_path / "agent")
     assert loaded.config.device == "cpu"
-    assert torch.equal(loaded.actor_parameters, agent.actor_parameters)
+    assert torch.equal(loaded.networks.actor_parameters, agent.networks.actor_parameters)
 
 
 def on_fake_cuda(agent, samples):
@@ -55,7 +55,9 @@ def on_fake_cuda(agent, samples):
             for name, p in list(module.named_parameters(recurse=False)):
                 setattr(module, name, torch.nn.Parameter(move(p)))
     packed = {network: pack(network) for network in (agent.actor, agent.critic)}
-    agent.optimizer = Adam([packed[n] for n in agent.optimized], learning_rate=1e-3, max_grad_norm=0.5)
+    agent.networks.optimizer = Adam(
+        [packed[n] for n in agent.networks.optimized], learning_rate=1e-3, max_grad_norm=0.5
+    )
     return samples.map(move)
 
 
@@ -93,7 +95,7 @@ def test_critic_steps_and_fisher_products_of_trpo_stay_on_their_device_and_never
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_a_run_on_the_gpu_follows_the_run_on_the_cpu(agent_class, env):
     cpu, cuda = (small_agent(agent_class, env, device=device).learn(256) for device in ("cpu", "cuda"))
-    assert cuda.actor_parameters.is_cuda
+    assert cuda.networks.actor_parameters.is_cuda
     for ours, theirs in zip(cuda.history, cpu.history, strict=True):
         for name in ("drift/kl", "train/value_loss", "train/entropy"):
             assert ours[name] == pytest.approx(theirs[name], rel=0.05, abs=1e-5), name
@@ -106,6 +108,8 @@ def test_an_agent_moves_between_devices_by_saving(agent_class, tmp_path):
     path = agent.save(tmp_path / "agent")
     for device in ("cuda", "cpu"):
         loaded = agent_class.load(path, device=device)
-        assert loaded.actor_parameters.device.type == device
-        torch.testing.assert_close(loaded.actor_parameters.cpu(), agent.actor_parameters.cpu(), rtol=0, atol=0)
+        assert loaded.networks.actor_parameters.device.type == device
+        torch.testing.assert_close(
+            loaded.networks.actor_parameters.cpu(), agent.networks.actor_parameters.cpu(), rtol=0, atol=0
+        )
         loaded.learn(64)

@@ -189,7 +189,7 @@ def test_masked_actions_and_agents_of_different_algorithms(direction):
 
     teacher, student = small_agent(TRPO, env), small_agent(PPO, env, seed=1)
     with torch.no_grad():
-        teacher.actor_parameters.mul_(3.0)
+        teacher.networks.actor_parameters.mul_(3.0)
     distill(teacher, student, env, DistillationConfig(direction=direction, **(QUICK | {"n_epochs": 30})))
     assert student.history[-1]["distill/kl_forward"] < 0.5 * student.history[0]["distill/kl_forward"]
 
@@ -218,7 +218,7 @@ def test_agents_that_do_not_go_together_are_refused():
 def test_a_student_that_is_not_finite_any_more_is_named():
     teacher, student = (small_agent(PPO, "Pendulum-v1", seed=seed) for seed in (0, 1))
     with torch.no_grad():
-        teacher.actor_parameters.fill_(torch.nan)
+        teacher.networks.actor_parameters.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="the policy's gradient of norm nan; allowed: finite numbers"):
         distill(teacher, student, "Pendulum-v1", DistillationConfig(**QUICK))
 

@@ -44,7 +44,7 @@ def random_preferences(agent, n=12, T=5, seed=0):
 def test_loss_and_gradient_are_those_of_plain_torch_distributions(space):
     reference, policy = (small_agent(PPO, lambda: Noise(space), seed=seed, log_std_init=0.2 * seed) for seed in (0, 1))
     with torch.no_grad():
-        policy.actor_parameters.mul_(3.0)
+        policy.networks.actor_parameters.mul_(3.0)
     data, beta = random_preferences(reference), 0.7
     log_pi = exactly(policy.actor(data.observations)).log_prob(data.actions)
     log_ref = exactly(reference.distribution(data.observations)).log_prob(data.actions)
@@ -124,7 +124,7 @@ def test_kl_between_trajectories_is_that_of_all_action_sequences():
     policy, reference = (small_agent(PPO, env, seed=seed) for seed in (0, 1))
     for agent in (policy, reference):
         with torch.no_grad():
-            agent.actor_parameters.normal_(generator=agent.streams.networks)
+            agent.networks.actor_parameters.normal_(generator=agent.streams.networks)
     p, q = (exactly(agent.distribution(torch.tensor([[0.0], [1.0], [2.0]]))) for agent in (policy, reference))
     expected = td.kl_divergence(p, q).sum().item()
     estimate, error = trajectory_kl(policy, reference, env, n=32, length=5)

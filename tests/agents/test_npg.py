@@ -24,7 +24,7 @@ def update(agent, **options):
     """The metrics of one update with a batch made by hand, and how the policy's parameters moved."""
     (before,) = policy(agent)
     metrics = agent.update(random_batch(agent, **options))
-    return metrics, agent.actor_parameters.detach() - before
+    return metrics, agent.networks.actor_parameters.detach() - before
 
 
 def fisher_and_gradient(agent, samples):
@@ -37,7 +37,7 @@ def fisher_and_gradient(agent, samples):
         values = {n: v.view(s) for n, v, s in zip(names, parts, shapes, strict=True)}
         return functional_call(actor, values, (x,))
 
-    theta = agent.actor_parameters.detach().double()
+    theta = agent.networks.actor_parameters.detach().double()
     old = exactly(record(theta))
     hessian = torch.autograd.functional.hessian(
         lambda v: torch.distributions.kl_divergence(old, exactly(record(v))).mean(), theta

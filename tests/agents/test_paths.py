@@ -25,7 +25,7 @@ algorithms = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 
 def choose_path(agent, path):
     """Arrays or tensors in the library's networks, or the same layers in networks that it has no formulas for."""
-    agent.numpy_rows = 0 if "tensors" in path else 10**9
+    agent.networks.numpy_rows = 0 if "tensors" in path else 10**9
     if "autograd" in path:
         for network in (agent.actor, agent.critic):
             network.trunk = nn.Sequential(*network.trunk)
@@ -143,7 +143,7 @@ def moved_in(case, dtype=torch.float64, seed=0, **settings):
     settings = {"trust_region": REGIONS["clip and penalty"], "n_epochs": 1, "batch_size": 64} | options | settings
     agent = small_agent(Recorder, env, seed=seed, **settings)
     g = torch.Generator().manual_seed(seed)
-    collector = agent._collect()
+    collector = agent.collector()
     rows = collector.collect(agent.act, 32).observations.flatten(0, 1)
     agent.actor.to(dtype)
     agent.critic.to(dtype)

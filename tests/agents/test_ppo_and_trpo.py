@@ -124,26 +124,26 @@ class States(Callback):
         self.after = []
 
     def on_epoch_end(self, agent, epoch):
-        self.after.append({name: x.clone() for name, x in agent.optimizer.state().items()})
+        self.after.append({name: x.clone() for name, x in agent.networks.optimizer.state().items()})
 
 
 @pytest.mark.parametrize(("target", "partly"), [(1e-3, True), (1e-30, False)])
 def test_after_a_backtrack_adam_has_the_actors_moments_of_the_epochs_start_and_the_critics_of_its_end(target, partly):
     agent = small_agent(PPO, trust_region="none", n_epochs=4, learning_rate=1e-2)
     agent.update(random_batch(agent))
-    before = {name: x.clone() for name, x in agent.optimizer.state().items()}
+    before = {name: x.clone() for name, x in agent.networks.optimizer.state().items()}
     agent.region = KLConstraint(target)
     metrics = agent.update(random_batch(agent, seed=1), states := States())
     assert (0.0 < metrics["train/backtrack_scale"] < 1.0) == partly
     start = [before, *states.after][int(metrics["train/policy_epochs"]) - 1]
-    for name, x in agent.optimizer.state().items():
+    for name, x in agent.networks.optimizer.state().items():
         assert torch.equal(x, start[name]) == name.startswith("0."), name
 
 
 def test_after_a_stop_adam_keeps_the_moments_of_the_steps_that_were_kept():
     agent = small_agent(PPO, trust_region="early-stop", target_kl=1e-9, n_epochs=2)
     agent.update(random_batch(agent))
-    assert all(x.any() for x in agent.optimizer.state().values())
+    assert all(x.any() for x in agent.networks.optimizer.state().values())
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
@@ -253,9 +253,9 @@ def test_trpo_takes_the_same_step_whether_it_sees_the_batch_in_parts_or_whole(sp
     steps = []
     for size in (None, 10):
         agent = small_agent(TRPO, partial(Noise, space), fisher_batch_size=size)
-        start = agent.actor_parameters.detach().clone()
+        start = agent.networks.actor_parameters.detach().clone()
         agent.update(random_batch(agent))
-        steps.append(agent.actor_parameters.detach() - start)
+        steps.append(agent.networks.actor_parameters.detach() - start)
     assert (steps[0] - steps[1]).norm() < 1e-2 * steps[0].norm()  # fifteen steps of CG amplify rounding
     assert steps[0].norm() > 0.0
 

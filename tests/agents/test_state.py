@@ -241,7 +241,7 @@ def test_environments_that_were_made_are_closed_when_others_take_their_place_and
     assert all(env.closed for env in made)
     agent.set_env(make)
     assert not own.closed
-    agent.set_env(agent._source.envs)
+    agent.set_env(agent.source.envs)
     assert not made[-1].closed
 
 
@@ -297,10 +297,10 @@ def test_every_kind_of_policy_comes_back_with_its_spaces_probe_and_predictions(a
         assert space == saved
         assert repr(space) == repr(saved)
     assert same(parameters(loaded), parameters(agent))
-    assert torch.equal(loaded.probe.observations, agent.probe.observations)
-    assert loaded.probe.observations.dtype == agent.probe.observations.dtype
-    assert type(loaded.probe.first) is type(agent.probe.first)
-    assert same(loaded.probe.first.parameters, agent.probe.first.parameters)
+    assert torch.equal(loaded.drift.probe.observations, agent.drift.probe.observations)
+    assert loaded.drift.probe.observations.dtype == agent.drift.probe.observations.dtype
+    assert type(loaded.drift.probe.first) is type(agent.drift.probe.first)
+    assert same(loaded.drift.probe.first.parameters, agent.drift.probe.first.parameters)
     agent.observation_space.seed(0)
     everything = None if not agent.takes_action_masks else np.ones(agent.encoding.n_mask)
     for deterministic in (True, False):
@@ -310,7 +310,7 @@ def test_every_kind_of_policy_comes_back_with_its_spaces_probe_and_predictions(a
         one, other = (a.predict(x, deterministic=deterministic, action_masks=everything)[0] for a in (agent, loaded))
         np.testing.assert_array_equal(one, other)
         assert agent.action_space.contains(one)
-    batch = agent._source.collector.collect(agent.act, 32)
+    batch = agent.source.collector.collect(agent.act, 32)
     assert repr(loaded.update(batch)) == repr(agent.update(batch))
     assert same(parameters(loaded), parameters(agent))
 

@@ -40,11 +40,11 @@ def test_a_step_moves_the_policy_and_nothing_else(agent_class):
 
 def test_the_agents_optimiser_forgets_the_policy_and_keeps_the_critic():
     agent = small_agent(PPO, "CartPole-v1").learn(64)
-    actor, critic = (agent.optimizer.moments(i) for i in (0, 1))
+    actor, critic = (agent.networks.optimizer.moments(i) for i in (0, 1))
     ActorDescent(agent, learning_rate=1e-2, max_grad_norm=1.0)
     assert all(x.count_nonzero() > 0 for x in actor.values())
-    assert all(x.count_nonzero() == 0 for x in agent.optimizer.moments(0).values())
-    assert same(agent.optimizer.moments(1).values(), critic.values())
+    assert all(x.count_nonzero() == 0 for x in agent.networks.optimizer.moments(0).values())
+    assert same(agent.networks.optimizer.moments(1).values(), critic.values())
 
 
 def test_a_network_of_ones_own_is_taken_in():
@@ -86,7 +86,7 @@ def test_every_kind_of_policy_can_be_distilled_and_tuned(kind):
     space, settings = KINDS[kind]
     teacher, student = (small_agent(PPO, lambda: Noise(space), seed=seed, **settings) for seed in (0, 1))
     with torch.no_grad():
-        teacher.actor_parameters.normal_(std=0.5, generator=teacher.streams.networks)
+        teacher.networks.actor_parameters.normal_(std=0.5, generator=teacher.streams.networks)
     for direction in ("forward", "reverse"):
         short = DistillationConfig(direction=direction, n_rounds=2, n_envs=2, n_steps=32, learning_rate=3e-3)
         rows = list(distillation_rounds(teacher, student, lambda: Noise(space), short))

@@ -226,7 +226,7 @@ def test_masks_stay_with_their_states_and_forbidden_actions_are_never_taken(make
     envs = maker([masking(actions, source, length=n, ending=ending) for n in (1, 3, 4)], autoreset_mode=mode)
     try:
         agent = masked_agent(PPO, envs, source, n_epochs=2)
-        collector = agent._collect()
+        collector = agent.collector()
         for i in range(3):
             batch = collector.collect(agent.act, 20)
             allowed, masks = recounted(batch, agent.encoding, actions)
@@ -351,7 +351,7 @@ def test_multi_discrete_masks_in_info_may_be_a_tuple_of_one_per_component():
     mask = (np.array([1, 0], np.int8), np.array([0, 1, 1], np.int8))
     envs = SyncVectorEnv([partial(Given, [mask], "info", actions)] * 2)
     agent = small_agent(PPO, envs, action_mask="info")
-    batch = agent._collect().collect(agent.act, 4)
+    batch = agent.collector().collect(agent.act, 4)
     assert agent.encoding.allowed(batch.observations.numpy()).tolist() == [[[1, 0, 0, 1, 1]] * 2] * 4
     assert agent.predict(np.zeros(2), deterministic=True, action_masks=mask)[0][0] == 0
 
@@ -374,7 +374,7 @@ def test_actions_of_very_long_episodes_are_given_up_and_a_resumption_begins_new_
     loaded = PPO.load(tmp_path / "agent", make)
     with pytest.warns(RuntimeWarning, match="actions of an episode of 128 steps were not kept: new episodes begin"):
         loaded.learn(64)
-    assert loaded._source.whereabouts.lengths.tolist() == [32, 32]
+    assert loaded.source.whereabouts.lengths.tolist() == [32, 32]
 
 
 def test_actions_are_kept_again_when_the_long_episodes_have_ended(tmp_path, monkeypatch):
@@ -384,5 +384,5 @@ def test_actions_are_kept_again_when_the_long_episodes_have_ended(tmp_path, monk
     with pytest.warns(RuntimeWarning, match="64 steps long"):
         agent.learn(64 * 3)
     loaded = PPO.load(agent.save(tmp_path / "agent"), make).learn(64)
-    assert loaded._source.whereabouts.lengths.tolist() == [128 - 70] * 2
-    assert torch.equal(loaded._source.whereabouts.observation, agent.learn(64)._source.whereabouts.observation)
+    assert loaded.source.whereabouts.lengths.tolist() == [128 - 70] * 2
+    assert torch.equal(loaded.source.whereabouts.observation, agent.learn(64).source.whereabouts.observation)

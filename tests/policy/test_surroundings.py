@@ -59,7 +59,7 @@ def numbers(agent):
     """All that training has made, as bits."""
     tensors = [p for network in agent.networks for p in network.parameters()]
     rows = [{k: v for k, v in row.items() if k != "time/fps"} for row in agent.history]
-    return [x.detach().numpy().tobytes() for x in (*tensors, *agent.optimizer.state().values())], repr(rows)
+    return [x.detach().numpy().tobytes() for x in (*tensors, *agent.networks.optimizer.state().values())], repr(rows)
 
 
 def state_of_the_program():
@@ -73,7 +73,7 @@ def a_life(make, path):
     for deterministic in (True, False):
         agent.predict(observation, deterministic=deterministic)
     agent.save(path)
-    loaded = type(agent).load(path, agent._source.env)
+    loaded = type(agent).load(path, agent.source.env)
     action, _ = loaded.predict(observation, deterministic=True)
     assert np.array_equal(action, agent.predict(observation, deterministic=True)[0])
     return agent, loaded.learn(64)
@@ -88,7 +88,7 @@ def test_the_numbers_do_not_depend_on_what_the_program_has_set(make, setting, tm
         agents = a_life(make, tmp_path / "other")
         assert state_of_the_program() == before
     assert [numbers(agent) for agent in agents] == plain
-    assert agents[0].kl_sum > 0.0
+    assert agents[0].drift.kl_sum > 0.0
     assert {x.dtype for x in agents[1].actor.parameters()} == {torch.float32}
 
 

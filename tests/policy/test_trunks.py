@@ -134,18 +134,18 @@ def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_
 @every_agent
 def test_a_batch_of_images_is_bytes_and_has_no_statistics(agent_class):
     agent = small_agent(agent_class, partial(Sampling, HWC))
-    batch = agent._collect().collect(agent.act, 32)
+    batch = agent.collector().collect(agent.act, 32)
     for x in (batch.observations, batch.next_observations, batch.final_observations):
         assert x.dtype == torch.uint8
     metrics = agent.update(batch)
     assert agent.normalizer.moments.count == 0
     assert metrics["drift/kl_normalizer"] == 0.0
-    assert agent.probe.observations.dtype == torch.uint8
+    assert agent.drift.probe.observations.dtype == torch.uint8
 
 
 def test_beside_pixels_and_choices_only_the_numbers_are_normalised():
     agent = small_agent(PPO, partial(Sampling, MIXED)).learn(128)
-    (x,) = (agent._source.collector.collect(agent.act, 32).observations.flatten(0, 1),)
+    (x,) = (agent.source.collector.collect(agent.act, 32).observations.flatten(0, 1),)
     z, n = agent.normalizer(x), math.prod(HWC.shape)
     torch.testing.assert_close(z[:, :n], x[:, :n] / 255.0)
     assert torch.equal(z[:, n : n + 3], x[:, n : n + 3])
@@ -182,4 +182,4 @@ def test_images_with_masks_train(agent_class):
     agent = small_agent(agent_class, partial(Sampling, HWC, Discrete(3), masks="info"), action_mask="info").learn(128)
     assert agent.encoding.images
     assert agent.history[-1]["drift/kl"] > 0.0
-    assert MultiBinary(3).contains(agent.probe.observations[0, -3:].numpy().astype(np.int8))
+    assert MultiBinary(3).contains(agent.drift.probe.observations[0, -3:].numpy().astype(np.int8))

@@ -66,7 +66,7 @@ def test_within_its_budget_training_is_what_it_is_without(on_exceed):
 
 def test_the_path_before_a_second_training_counts():
     agent = small_agent(PPO).learn(192)
-    budget = KLBudget(total=0.5 * agent.kl_sum)
+    budget = KLBudget(total=0.5 * agent.drift.kl_sum)
     assert len(agent.learn(192, callback=budget).history) == 4
     agent.learn(64, callback=KLBudget(total=1e6))
 

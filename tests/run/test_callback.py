@@ -101,7 +101,10 @@ def test_training_end_is_called_also_after_an_exception(hook, monkeypatch):
 
 def test_every_hook_of_the_base_class_does_nothing():
     plain, called = small_agent(PPO).learn(64), small_agent(PPO).learn(64, callback=Callback())
-    assert all(torch.equal(a, b) for a, b in zip(plain.actor_parameters, called.actor_parameters, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.networks.actor_parameters, called.networks.actor_parameters, strict=True)
+    )
 
 
 class Adding(Callback):

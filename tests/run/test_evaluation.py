@@ -98,7 +98,9 @@ def test_the_seed_decides_the_episodes():
 def test_evaluating_between_two_trainings_does_not_change_the_second(deterministic):
     plain, evaluated = (small_agent(PPO).learn(64) for _ in range(2))
     evaluate(evaluated, gym.make("CartPole-v1"), n_episodes=3, deterministic=deterministic)
-    for a, b in zip(plain.learn(64).actor_parameters, evaluated.learn(64).actor_parameters, strict=True):
+    for a, b in zip(
+        plain.learn(64).networks.actor_parameters, evaluated.learn(64).networks.actor_parameters, strict=True
+    ):
         assert torch.equal(a, b)
 
 

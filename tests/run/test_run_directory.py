@@ -177,7 +177,7 @@ def test_a_checkpoint_holds_the_agent_as_it_was(tmp_path, agent_class):
     agent = small_agent(agent_class).learn(128, run_dir=tmp_path)
     loaded = agent_class.load(tmp_path)
     assert loaded.num_timesteps == 128
-    for a, b in zip(agent.actor_parameters, loaded.actor_parameters, strict=True):
+    for a, b in zip(agent.networks.actor_parameters, loaded.networks.actor_parameters, strict=True):
         assert torch.equal(a, b)
 
 

@@ -41,7 +41,7 @@ def assert_whole(path, agent):
     assert (path / "config.json").is_file()
     assert [int(float(row["time/total_timesteps"])) for row in rows(path / "metrics.csv")] == [64, 128, 192, 256]
     assert {step for step, _ in points(path)["drift/kl"]} == {64, 128, 192, 256}
-    assert torch.equal(PPO.load(path).actor_parameters, agent.actor_parameters)
+    assert torch.equal(PPO.load(path).networks.actor_parameters, agent.networks.actor_parameters)
     assert not (path / LOCK).exists()
 
 
@@ -109,12 +109,12 @@ def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, name):
 @pytest.mark.parametrize("name", ["x" * 255, "ü" * 127, "a\nb", "\x1b[31m", "%s[0-9]*", "-rf"])
 def test_a_name_that_a_file_can_have_is_used(tmp_path, name):
     agent = small_agent(PPO).learn(64, run_dir=tmp_path / name)
-    assert torch.equal(PPO.load(tmp_path / name).actor_parameters, agent.actor_parameters)
+    assert torch.equal(PPO.load(tmp_path / name).networks.actor_parameters, agent.networks.actor_parameters)
 
 
 def test_in_a_directory_whose_name_is_no_text_only_tensorboard_is_missing(tmp_path):
     path = tmp_path / os.fsdecode(b"a\xffb")
     with pytest.warns(RuntimeWarning, match=r"UnicodeEncodeError: .*: TensorBoard gets no more points from "):
         agent = small_agent(PPO).learn(64, run_dir=path)
-    assert torch.equal(PPO.load(path).actor_parameters, agent.actor_parameters)
+    assert torch.equal(PPO.load(path).networks.actor_parameters, agent.networks.actor_parameters)
     assert (path / "metrics.csv").read_text().count("\n") == 1 + len(agent.history)

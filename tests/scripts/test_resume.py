@@ -18,7 +18,7 @@ from test_replay import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
 
 from klrl.agents import PPO, TRPO, PPOConfig
-from klrl.agents.state import history as saved_history
+from klrl.agents.saving import history as saved_history
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import Lock

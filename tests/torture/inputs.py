@@ -193,7 +193,9 @@ def _learn(make: Callable[[], gym.Env], twin: Callable[[], gym.Env] | None = Non
                 print(error, file=sys.stderr)
                 sys.exit(2)
         assert all(p.isfinite().all() for p in agents[0].actor.parameters()), "parameters that are not finite"
-        assert torch.equal(agents[0].actor_parameters, agents[-1].actor_parameters), "its twin learned something else"
+        assert torch.equal(agents[0].networks.actor_parameters, agents[-1].networks.actor_parameters), (
+            "its twin learned something else"
+        )
 
 
 def in_child(call: Callable[[], None], seconds: float = 60.0) -> Status:

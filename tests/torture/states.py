@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from klrl.agents import Agent, state
+from klrl.agents import Agent, saving
 from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
@@ -34,7 +34,7 @@ def agent_parts(agent: Agent[Any]) -> dict[str, str]:
 def saved_parts(path: Path) -> dict[str, str]:
     """The same of a saved agent, or of a run directory's newest good checkpoint, without making an agent of it."""
     tensors, data = checkpoint.read(path)
-    history = [_without_time(row) for row in state.history(data["history"], tensors)]
+    history = [_without_time(row) for row in saving.history(data["history"], tensors)]
     others = {name: x for name, x in tensors.items() if not name.startswith("history.")}
     return parts(others, data | {"history": history})
 

@@ -259,9 +259,9 @@ class Hasty(TrustRegion):
 @pytest.mark.parametrize("region", [KLProjection(), WassersteinProjection()])
 def test_a_policy_that_is_no_number_any_more_is_taken_back(region):
     agent = small_agent(PPO, partial(Noise, box(2)), trust_region=All(region, Hasty()), n_epochs=1, batch_size=64)
-    before = agent.actor_parameters.detach().clone()
+    before = agent.networks.actor_parameters.detach().clone()
     metrics = agent.update(random_batch(agent))
-    assert torch.equal(agent.actor_parameters, before)
+    assert torch.equal(agent.networks.actor_parameters, before)
     assert metrics["train/stop_reason"] == "stopped: no step stays inside"
 
 

@@ -134,7 +134,7 @@ def test_an_agent_starts_from_another_ones_networks_and_statistics(agent_class, 
     assert same(agent.distribution(states).parameters, other.distribution(states).parameters)
     metrics = agent.update(random_batch(agent))
     assert metrics["drift/kl_normalizer"] < 1e-9
-    probe = agent.probe.observations
+    probe = agent.drift.probe.observations
     kl = td.kl_divergence(*(exactly(a.distribution(probe)) for a in (other, agent))).mean().item()
     assert metrics["drift/kl_initial"] == pytest.approx(kl, rel=1e-3)
     assert kl > 1e-6

@@ -1,4 +1,4 @@
-"""An agent's whole state as tensors and JSON, and back; no pickle on the way."""
+"""An agent's whole state as tensors and JSON, and the agent that it is of; no pickle on the way."""
 
 from __future__ import annotations
 
@@ -7,24 +7,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, count, takewhile
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from klrl.agents.core import Core
-from klrl.agents.samples import Probe
-from klrl.agents.saved_policy import SavedPolicy, moments, normalizer
-from klrl.agents.saved_tensors import MOST, check_tensor
+from klrl.agents.drift import Probe
+from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
+from klrl.agents.saved_tensors import MOST, check_tensor, check_tensors
 from klrl.experience import Episode
+from klrl.experience.environments import describe, described
+from klrl.experience.source import Source
 from klrl.experience.whereabouts import Whereabouts
+from klrl.policy.device import usable_or_cpu
 from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.history import Block, History
-from klrl.trust_region import TrustRegion, region_to_json
+from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
 from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
+from klrl.words import plain
+
+if TYPE_CHECKING:
+    from klrl.agents.base import Agent
+
+A = TypeVar("A", bound="Agent[Any]")
 
 Tensors = dict[str, Tensor]
 Count = Annotated[int, Bounds(0, MOST)]
@@ -102,7 +112,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     tensors: Tensors = {}
     for name, module in (("actor", agent.actor), ("critic", agent.critic)):
         tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"optimizer.{k}": v for k, v in agent.optimizer.state().items()}
+    tensors |= {f"optimizer.{k}": v for k, v in agent.networks.optimizer.state().items()}
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
     tensors |= _dump_moments("normalizer", agent.normalizer.moments)
     if agent.encoding.images:  # whose scale may be that of a first batch, another agent's even
@@ -111,9 +121,9 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         )
     tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
     tensors["return_scaler.running"] = agent.return_scaler.running
-    if agent.probe is not None:
-        tensors["probe.observations"] = agent.probe.observations
-        tensors |= {f"probe.first.{i}": x for i, x in enumerate(agent.probe.first.parameters)}
+    if agent.drift.probe is not None:
+        tensors["probe.observations"] = agent.drift.probe.observations
+        tensors |= {f"probe.first.{i}": x for i, x in enumerate(agent.drift.probe.first.parameters)}
     state: dict[str, Any] = {
         "agent": agent.config.algorithm,
         "config": agent.config.to_json(),
@@ -123,7 +133,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         "n_updates": agent.n_updates,
         "progress_remaining": agent.progress_remaining,
         "fresh": agent.fresh,
-        "kl_sum": agent.kl_sum,
+        "kl_sum": agent.drift.kl_sum,
         "normalizer_count": agent.normalizer.moments.count,
         "return_scaler_count": agent.return_scaler.moments.count,
     }
@@ -145,25 +155,80 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     _Numbers(**{f.name: state[f.name] for f in fields(_Numbers)})
     agent.actor.load_state_dict(_below("actor", tensors))
     agent.critic.load_state_dict(_below("critic", tensors))
-    agent.optimizer.restore(_below("optimizer", tensors))
+    agent.networks.optimizer.restore(_below("optimizer", tensors))
     agent.streams.restore(_below("streams", tensors))
     agent.normalizer = normalizer(agent.encoding, tensors, state["normalizer_count"])
     scaler = _below("return_scaler", tensors)
     returns = moments("return_scaler", scaler, state["return_scaler_count"], ())
     agent.return_scaler = replace(agent.return_scaler, moments=returns, running=scaler["running"])
-    agent.probe = None
+    agent.drift.probe = None
     if probe := _below("probe", tensors):
         parameters = [probe[f"first.{i}"] for i in range(len(probe) - 1)]
         family = agent.distribution(probe["observations"][:1]).cpu()
         for i, (saved, its) in enumerate(zip(parameters, family.parameters, strict=True)):
             check_tensor(f"probe.first.{i}", saved, its.dtype, (len(probe["observations"]), *its.shape[1:]))
-        agent.probe = Probe(probe["observations"], family.with_parameters(*parameters))
+        agent.drift.probe = Probe(probe["observations"], family.with_parameters(*parameters))
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
     agent.fresh = state["fresh"]
-    agent.kl_sum = float(state.get("kl_sum", math.nan))  # nobody added it up before there was the metric
+    agent.drift.kl_sum = float(state.get("kl_sum", math.nan))  # nobody added it up before there was the metric
+
+
+def snapshot(agent: Agent[Any]) -> Snapshot:
+    """Copy the whole state as it is now."""
+    tensors, data = dump(agent)
+    if agent.rebuilds_where_that_helps and not agent.config.rebuild_envs:  # nothing was decided yet
+        del data["config"]["rebuild_envs"]
+    mine = {
+        "env": describe(agent.source.env),
+        "preset": agent.preset,
+        "ep_rew_mean": float(np.mean([e.episode_return for e in agent.episodes])) if agent.episodes else None,
+        "episodes": [list(vars(e).values()) for e in agent.episodes],
+        "history": agent.history.copy(),
+        "training": agent.training,
+    }
+    return Snapshot(agent.num_timesteps, tensors, data | mine, agent.source.whereabouts, agent.region)
+
+
+def restored(
+    cls: type[A], tensors: Tensors, data: dict[str, Any], trust_region: TrustRegion | None, device: str | None
+) -> A:
+    """Make the agent that was saved, without environments.
+
+    Args:
+        cls: its class.
+        tensors: as they were saved.
+        data: the JSON beside them.
+        trust_region: in the place of the saved one.
+        device: where its networks are to be; by default where they were.
+
+    Raises:
+        ValueError: damaged, or an agent of another class.
+    """
+    if data["agent"] != cls.config_class.algorithm:
+        raise ValueError(f"holds agent {plain(repr(data['agent']), 80)}; allowed: {cls.config_class.algorithm!r}")
+    if trust_region is not None:
+        data["config"] |= dict.fromkeys(PARAMETERS) | {"trust_region": trust_region}
+        data["region"] = trust_region
+    data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
+    agent = cls.__new__(cls)
+    config = cls.config_class.from_json(data["config"])
+    observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
+    check_backed(observations, actions, data["config"], tensors)
+    Core.__init__(agent, observations, actions, config, data["seed"])
+    check_tensors(tensors, dump(agent)[0])
+    restore(agent, tensors, data)
+    agent.region = region_from_json(data["region"])
+    if not isinstance(agent.region, TrustRegion):
+        raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
+    agent.begin(Source(described(data["env"]), at=whereabouts(agent, tensors)), data["preset"])
+    agent.rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
+    agent.episodes.extend(map(episode, data["episodes"]))
+    agent.history = history(data["history"], tensors)
+    agent.training = Training.of(data["training"])
+    return agent
 
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:

@@ -1,0 +1,142 @@
+"""The networks of an agent and the optimiser that moves them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from klrl.policy.actor import Actor
+from klrl.policy.arrays import Array, tensor
+from klrl.policy.linearization import Objective, check_separate, is_packed, pack
+from klrl.policy.networks import Critic, check_one_mode, rows_for_numpy
+from klrl.policy.optimizer import Adam
+from klrl.words import warn_user
+
+
+@dataclass(frozen=True, eq=False)
+class ActorState:
+    """The policy's parameters ``[P]`` at some moment, and Adam's moments of them."""
+
+    parameters: Tensor
+    moments: Mapping[str, Tensor]
+
+
+class ActorCritic:
+    """The actor and the critic, the parameters of each in one memory, and Adam for those that move by their gradient.
+
+    Args:
+        actor: the policy's network.
+        critic: the value network.
+        optimized: which of them Adam moves, "actor" or "critic"; another rule moves the others.
+        learning_rate: Adam's first step size.
+        max_grad_norm: gradients longer than this are scaled down to it.
+
+    Raises:
+        ValueError: networks that share parameters, or that no KL can be measured of.
+    """
+
+    def __init__(
+        self, actor: Actor, critic: Critic, *, optimized: Sequence[str], learning_rate: float, max_grad_norm: float
+    ) -> None:
+        self.actor, self.critic = actor, critic
+        self._optimized = tuple(optimized)
+        self._settings = {"learning_rate": learning_rate, "max_grad_norm": max_grad_norm}
+        self._as_evaluated: set[str] = set()
+        check_one_mode(**self.named)
+        self._pack()
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter((self.actor, self.critic))
+
+    @property
+    def named(self) -> dict[str, nn.Module]:
+        """Both by name."""
+        return {"actor": self.actor, "critic": self.critic}
+
+    def _pack(self) -> None:
+        check_separate(actor=self.actor, critic=self.critic)  # the critic's fit would move the policy, unmeasured
+        self._packed = {network: pack(network) for network in self}
+        self.actor_parameters = self._packed[self.actor]
+        """The policy's parameters theta, ``[P]``; writing to it moves the policy."""
+        self.numpy_rows = rows_for_numpy(self.actor, self.critic)
+        self.optimized = tuple(self.named[name] for name in self._optimized)
+        """The networks that Adam moves, in its order."""
+        self.optimizer = Adam([self._packed[network] for network in self.optimized], **self._settings)
+
+    def repack(self) -> None:
+        """Pack a network that somebody has put in, for which the optimiser starts anew; all in evaluation mode.
+
+        Raises:
+            ValueError: a network that no KL could be measured of, or that shares parameters with the other.
+        """
+        if unlike := set(check_one_mode(**self.named)) - self._as_evaluated:
+            self._as_evaluated |= unlike
+            what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
+            warn_user(f"{what}, so nothing is dropped and running statistics stay")
+        if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self):
+            self._pack()
+
+    def set_learning_rate(self, rate: float, *, actor_factor: float) -> None:
+        """Set Adam's step size, and what the actor's is multiplied by."""
+        self.optimizer.learning_rate = rate
+        self.optimizer.factors = [actor_factor if network is self.actor else 1.0 for network in self.optimized]
+
+    def descend(self, loss: Objective, when: str) -> None:
+        """Take one step of Adam on the networks that the loss depends on, with the gradient's norm limited.
+
+        Args:
+            loss: what to lower.
+            when: for messages.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; no parameter has moved.
+        """
+        gradients = loss.gradients()
+        try:
+            self.optimizer.step([gradients.get(network) for network in self.optimized])
+        except FloatingPointError as error:
+            where = worst_element(self.named, gradients)
+            raise FloatingPointError(f"{where} in {when}: {error}") from None
+
+    def actor_state(self) -> ActorState:
+        """Copy the policy's parameters and Adam's moments of them."""
+        return ActorState(self.actor_parameters.clone(), self.optimizer.moments(self.optimized.index(self.actor)))
+
+    def put_back_moments(self, state: ActorState) -> None:
+        """Give Adam the moments of the policy's parameters that it had."""
+        self.optimizer.put_back(self.optimized.index(self.actor), dict(state.moments))
+
+    def forget_actor(self) -> None:
+        """Begin Adam's moments of the policy anew, if it has any: they tell of a loss or a policy that is no more."""
+        if self.actor in self.optimized:
+            i = self.optimized.index(self.actor)
+            self.optimizer.put_back(i, {name: 0.0 * x for name, x in self.optimizer.moments(i).items()})
+
+    def check_finite(self, when: str) -> None:
+        """Make sure that every parameter is a number.
+
+        Raises:
+            FloatingPointError: one is infinite or NaN.
+        """
+        for name, network in self.named.items():
+            for key, parameter in network.named_parameters():
+                if not parameter.isfinite().all():
+                    raise FloatingPointError(f"{name}.{key} is not finite after {when}; allowed: finite numbers")
+
+
+def worst_element(networks: Mapping[str, nn.Module], gradients: Mapping[nn.Module, Array]) -> str:
+    """Name the first element of packed gradients ``[P]`` that is not finite, else the largest."""
+    found, largest = "", -1.0
+    for name, network in networks.items():
+        parameters = list(network.named_parameters())
+        flat = tensor(gradients.get(network, np.zeros(sum(p.numel() for _, p in parameters))))
+        for (key, p), g in zip(parameters, flat.split([p.numel() for _, p in parameters]), strict=True):
+            size = g.reshape(p.shape).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+            if size.max().item() > largest:
+                index, largest = (size == size.max()).nonzero()[0].tolist(), size.max().item()
+                found = f"gradient of {name}.{key}, element {index}, is {g.reshape(p.shape)[*index].item():g}"
+    return found

@@ -1,0 +1,86 @@
+"""The drift report of an agent's update: how far its policy moved, in this update and since the first policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from klrl.agents.samples import Samples
+from klrl.kl.drift import average, drift_report, mean_kl
+from klrl.policy.distributions import Distribution
+from klrl.run.callback import Metrics
+from klrl.trust_region import DEFAULT_TARGET_KL, Change, TrustRegion
+from klrl.words import warn_user
+
+_PROBES = 256
+_START_KL, _START_RATIO = 1e-6, 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Fixed states, and what the first policy did there: the origin that ``drift/kl_initial`` measures from."""
+
+    observations: Tensor
+    first: Distribution
+
+    @classmethod
+    def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
+        """Take some 256 of these states, evenly over the batch."""
+        n = len(observations)
+        rows = torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
+        return cls(observations[rows], policy[rows])
+
+
+class Drift:
+    """Measurements of a policy's movement over all updates of an agent."""
+
+    def __init__(self) -> None:
+        self.probe: Probe | None = None
+        self.kl_sum = 0.0
+        """Of ``drift/kl`` over all updates, nats."""
+
+    def report(self, change: Change, region: TrustRegion) -> Metrics:
+        """Measure a whole update: the policies' divergences, and what the region asked for."""
+        metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
+        self.kl_sum += float(metrics["drift/kl"])
+        metrics["drift/kl_sum"] = self.kl_sum
+        metrics["drift/states_over_target"] = average(change.kl > (region.target_kl or DEFAULT_TARGET_KL))
+        if change.reference is not None:
+            metrics["drift/kl_reference"] = average(change.kl_reference)
+        metrics["train/entropy"] = change.new.entropy().mean().item()
+        asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}
+        return metrics | {name: value for name, value in asked.items() if value is not None}
+
+    def since_first(
+        self, observations: Tensor, old: Distribution, policy_at: Callable[[Tensor], Distribution]
+    ) -> float:
+        """KL(first policy||new), nats, on probe states that are chosen when this is first asked.
+
+        Args:
+            observations: of the batch, ``[n, *O]``, not normalised.
+            old: the policy before the update there.
+            policy_at: gives the new policy's distribution at observations.
+        """
+        if self.probe is None:
+            self.probe = Probe.choose(observations, old.cpu())
+        return mean_kl(self.probe.first, policy_at(self.probe.observations).cpu())
+
+
+def step_zero(behaviour: Distribution, samples: Samples, *, warn: bool = True) -> Metrics:
+    """KL(old||new) = 0 and ratio = 1 before the first step: is the policy that acted the one to be updated?
+
+    Anything else (statistics changed in between, a stale batch, dropout) is worth a ``RuntimeWarning``, unless it was
+    on purpose.
+    """
+    kl = mean_kl(behaviour, samples.old)
+    ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()
+    error = (ratio - 1.0).abs().max().item()
+    if warn and not (kl <= _START_KL and error <= _START_RATIO):
+        warn_user(
+            f"the policy that collected the batch is not the one being updated: KL = {kl:.3g} nats, "
+            f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}"
+        )
+    return {"drift/start_kl": kl, "drift/start_ratio_error": error}

@@ -1,0 +1,121 @@
+"""A training run: rollouts and updates until its last step, and the way back to the last whole update."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from klrl.agents import saving
+from klrl.agents.samples import overflow
+from klrl.agents.saving import Training
+from klrl.agents.turns import Turn
+from klrl.experience import Batch
+from klrl.experience.collector import NonFinite
+from klrl.run.callback import Callback, Metrics, info_metric
+from klrl.words import warn_user
+
+if TYPE_CHECKING:
+    from klrl.agents.base import Agent
+
+
+class TrainingRun:
+    """One call of ``learn`` or ``resume``.
+
+    Args:
+        agent: what learns.
+        training: its first and last step.
+        callback: is told of everything.
+        turn: says which moments an agent may be touched in.
+    """
+
+    def __init__(self, agent: Agent[Any], training: Training, callback: Callback, turn: Turn) -> None:
+        self._agent, self._training, self._callback, self._turn = agent, training, callback, turn
+        self._first, self._started = agent.num_timesteps, time.monotonic()
+
+    def finish(self) -> None:
+        """Run whole updates until the last step, or until a callback stops.
+
+        Where that ends by an exception, Ctrl-C too, the agent is again what its last whole update left.
+        """
+        agent, callback, turn = self._agent, self._callback, self._turn
+        if agent.num_timesteps == 0 and agent.actor.caution:
+            warn_user(agent.actor.caution)
+        try:
+            agent.collector()
+            agent.training = self._training
+            agent.networks.repack()
+            agent.last_update = agent.snapshot()
+            callback.on_training_start(agent, self._training.last)
+            while agent.num_timesteps < self._training.last:
+                turn.whole = False
+                agent.progress_remaining = self._training.remaining(agent.num_timesteps)
+                batch = self._rollout()
+                callback.on_update_start(agent, batch)
+                metrics = agent.update(batch, callback)
+                agent.episodes.extend(batch.episodes)
+                metrics = self._rollout_metrics() | metrics
+                agent.history.append(metrics)
+                turn.whole = True
+                agent.last_update = agent.snapshot()
+                if callback.on_update_end(agent, batch, metrics) is False:
+                    break
+        except BaseException as error:
+            try:
+                self._take_back()
+            except Exception as problem:  # the first error is to be heard
+                error.add_note(f"the agent could not be taken back to its last whole update: {problem}")
+            turn.whole = turn.last = True
+            if isinstance(error, Exception):
+                callback.on_error(agent, error)
+            raise
+        finally:
+            turn.last = True
+            callback.on_training_end(agent)
+
+    def _rollout(self) -> Batch:
+        """Collect the next batch, from where the last one has left the environments.
+
+        Where the policy's action is not finite, the exception also says why.
+        """
+        agent = self._agent
+        agent.networks.repack()
+        agent.source.undo_others()
+        agent.collector()
+        try:
+            return agent.source.collect(agent.act, agent.config.n_steps, agent.config.info_keys)
+        except NonFinite as error:
+            seen = error.transition
+            if "action" in seen and not np.isfinite(seen["action"]).all():
+                policy = agent.distribution(torch.from_numpy(seen["observation"]))
+                error.args = (": ".join(filter(None, [str(error), overflow(policy, agent.ent_coef)])),)
+            raise
+
+    def _take_back(self) -> None:
+        """Make the agent what its last whole update left: half of another is nothing to go on with."""
+        agent, done = self._agent, self._agent.last_update
+        if done is None:  # no update was begun
+            return
+        saving.restore(agent, done.tensors, done.state)
+        agent.region = done.region
+        agent.history.become(done.state["history"])
+        agent.episodes.clear()
+        agent.episodes.extend(map(saving.episode, done.state["episodes"]))
+        agent.source.go_back(done.whereabouts)
+
+    def _rollout_metrics(self) -> Metrics:
+        agent, episodes = self._agent, self._agent.episodes
+        metrics: Metrics = {
+            "time/total_timesteps": float(agent.num_timesteps),
+            "time/fps": (agent.num_timesteps - self._first) / (time.monotonic() - self._started),
+            "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
+            "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),
+        }
+        for key in agent.config.info_keys:
+            said = [e.info[key] for e in episodes if key in e.info]
+            metrics[info_metric(key)] = float(np.mean(said)) if said else float("nan")
+        if agent.config.on_worker_failure == "restart":
+            metrics["rollout/worker_restarts"] = float(agent.collector().restarts)
+        return metrics
