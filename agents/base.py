@@ -40,7 +40,7 @@ from klrl.run.callback_list import gather
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
-from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
+from klrl.trust_region import TrustRegion, region_from_json, region_to_json, with_region
 from klrl.words import plain, warn_user
 
 C = TypeVar("C", bound=AgentConfig)
@@ -452,7 +452,7 @@ class Agent(Acting[C], abc.ABC):
         if data["agent"] != cls.config_class.algorithm:
             raise ValueError(f"holds agent {plain(repr(data['agent']), 80)}; allowed: {cls.config_class.algorithm!r}")
         if trust_region is not None:
-            data["config"] |= dict.fromkeys(PARAMETERS) | {"trust_region": trust_region}
+            data["config"] = with_region(data["config"], trust_region)
             data["region"] = trust_region
         data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
         agent = cls.__new__(cls)
