@@ -21,6 +21,7 @@ from klrl.agents.comparable import check_comparable, check_same_spaces, copy_net
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.agents.making import make_envs, try_env
+from klrl.agents.paths import paths_of
 from klrl.agents.samples import overflow
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space
 from klrl.agents.saved_tensors import check_tensors
@@ -372,6 +373,7 @@ class Agent(Acting[C], abc.ABC):
             "seed": self.seed,
             "preset": self.preset,
             "replay": self.replay,
+            "paths": paths_of(self),
             "config": self.config.to_json(),
             "region": region_to_json(self.region),
             "observation_space": str(self.observation_space),
