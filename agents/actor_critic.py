@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from klrl.policy.actor import Actor
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.linearization import Objective, check_separate, is_packed, pack
-from klrl.policy.networks import Critic, check_one_mode, rows_for_numpy
+from klrl.policy.networks import Critic, check_one_mode
 from klrl.policy.optimizer import Adam
+from klrl.policy.paths import rows_for_numpy
 from klrl.words import warn_user
 
 

@@ -18,6 +18,7 @@ from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
+from klrl.agents.paths import paths_of
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
 from klrl.agents.training import TrainingRun
@@ -287,6 +288,7 @@ class Agent(Acting[C], abc.ABC):
             "seed": self.seed,
             "preset": self.preset,
             "replay": self.replay,
+            "paths": paths_of(self),
             "config": self.config.to_json(),
             "region": region_to_json(self.region),
             "observation_space": str(self.observation_space),

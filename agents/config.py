@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,9 +15,8 @@ from klrl.policy.box_actors import ActionDistribution
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
-from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
-from klrl.trust_region.names import parameters_of
-from klrl.validation import Bounds, Fraction, Limit, Pattern, Positive, PositiveInt, PositiveWeight, Weight, validate
+from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
+from klrl.validation import Bounds, Fraction, Pattern, Positive, PositiveInt
 from klrl.words import nearest
 
 RegionArgument = Annotated[
@@ -48,8 +46,8 @@ MOST_PROCESSES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """Settings shared by all agents, under Stable-Baselines3's names where it has the setting."""
+class AgentConfig(RegionSettings):
+    """Settings shared by all agents, under Stable-Baselines3's names where it has the setting; first the region's."""
 
     algorithm: ClassVar[str]
     """The agent's name on the command line, in presets and in saved state."""
@@ -58,30 +56,6 @@ class AgentConfig:
 
     trust_region: RegionArgument
     """What limits the step."""
-    target_kl: Limit | None = None
-    """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
-    (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
-    clip_range: Limit | None = None
-    """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
-    rollback_slope: PositiveWeight | None = None
-    """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
-    state_kl: Limit | None = None
-    """KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound for
-    KL(new||old) (projection: 0.03)."""
-    state_distance: Limit | None = None
-    """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
-    frobenius-projection: 0.25)."""
-    regression_coef: Weight | None = None
-    """Weight of KL(new||projection), which draws the network to its projection (all projections: 10.0)."""
-    ratio_deviation: Limit | None = None
-    """Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25)."""
-    kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
-    """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
-    (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
-    reference_coef: PositiveWeight | None = None
-    """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
-    reference_kl: Limit | None = None
-    """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
     reference: Annotated[str, Pattern("(?s).+", "a saved agent or run directory")] | None = None
     """A saved agent or run directory whose policy reference-penalty and reference-constraint measure from; with any
     other region drift/kl_reference is only reported."""
@@ -167,7 +141,7 @@ class AgentConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        validate(self)
+        super().__post_init__()
         self._check_sizes()
         if self.state_dependent_std and self.action_distribution == "beta":
             raise ValueError("state_dependent_std = True with action_distribution = 'beta'; allowed: with a Gaussian")
@@ -198,16 +172,6 @@ class AgentConfig:
             if sum(n * m for n, m in pairwise(getattr(self, name))) > MOST_WEIGHTS:
                 raise ValueError(f"{name} = {getattr(self, name)}; allowed: at most {MOST_WEIGHTS} weights")
 
-    @cached_property
-    def region(self) -> TrustRegion:
-        """The trust region training starts with, built from the name and its settings."""
-        settings = {k: v for k in PARAMETERS if (v := getattr(self, k)) is not None}
-        if isinstance(self.trust_region, str):
-            return region_from_name(self.trust_region, **settings)
-        for name, value in settings.items():
-            raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
-        return self.trust_region
-
     @classmethod
     def for_env(cls, env_id: str | None, **overrides: Any) -> Self:
         """The defaults, the environment's preset over them where there is one, ``overrides`` over both.
@@ -218,8 +182,7 @@ class AgentConfig:
         settings = dict(preset(cls.algorithm, env_id))
         chosen = overrides.get("trust_region")
         if chosen is not None:
-            reads = parameters_of(chosen) if isinstance(chosen, str) else frozenset()
-            settings = {k: v for k, v in settings.items() if k not in PARAMETERS or k in reads}
+            settings = with_region(settings, chosen)
         settings |= overrides
         if "batch_size" not in overrides:
             whole = settings.get("n_envs", cls.n_envs) * settings.get("n_steps", cls.n_steps)

@@ -31,6 +31,7 @@ from klrl.policy.linearization import Linearization, Objective, expectation
 from klrl.policy.networks import Critic
 from klrl.policy.normalizer import ReturnScaler
 from klrl.policy.observations import Encoding
+from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, Metrics, Outside
 from klrl.run.seeding import Streams
@@ -177,8 +178,7 @@ class Core(abc.ABC, Generic[C]):
         Arrays where numpy is the faster way to them, else tensors in the CPU's memory.
         """
         with np.errstate(all="ignore"):
-            # Fewer than in a minibatch: here nothing keeps numpy's BLAS from using threads, which it does from 2^18 on.
-            if len(observations) <= self.networks.numpy_rows // 2**4:
+            if acts_in_numpy(len(observations), self.networks.numpy_rows):
                 policy = self.actor(self.normalizer(observations.numpy()))
             else:
                 policy = self.distribution(observations).cpu()
@@ -277,8 +277,8 @@ class Core(abc.ABC, Generic[C]):
         batch_size = batch_size or self.config.batch_size
         order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
         shuffled = samples[self._on_device(order)]
-        fast = batch_size <= self.networks.numpy_rows
-        return (shuffled.numpy() if fast else shuffled).split(batch_size)
+        arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
+        return (shuffled.numpy() if arrays else shuffled).split(batch_size)
 
     def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """L(theta) = E[gain - penalty], E[r A] for a constraint (TRPO eq. 14), where ``change`` led to the policy."""

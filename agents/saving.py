@@ -27,7 +27,7 @@ from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.history import Block, History
-from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
+from klrl.trust_region import TrustRegion, region_from_json, region_to_json, with_region
 from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
 from klrl.words import plain
 
@@ -210,7 +210,7 @@ def restored(
     if data["agent"] != cls.config_class.algorithm:
         raise ValueError(f"holds agent {plain(repr(data['agent']), 80)}; allowed: {cls.config_class.algorithm!r}")
     if trust_region is not None:
-        data["config"] |= dict.fromkeys(PARAMETERS) | {"trust_region": trust_region}
+        data["config"] = with_region(data["config"], trust_region)
         data["region"] = trust_region
     data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
     agent = cls.__new__(cls)

@@ -23,8 +23,8 @@ from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
 from klrl.scripts.cli.training import Conduct, carry_out
-from klrl.trust_region import PARAMETERS, TrustRegion
-from klrl.trust_region.names import own_class
+from klrl.trust_region import TrustRegion, with_region
+from klrl.trust_region.codec import own_class
 from klrl.words import one_line, plain, printable
 
 _TYPES = {
@@ -125,9 +125,10 @@ def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion |
 def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[Conduct, AgentConfig]:
     # Before there was the setting, a new environment was made for every episode where a trial found that to help.
     config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
-    own = {} if region is None else dict.fromkeys(PARAMETERS) | {"trust_region": region}
+    if region is not None:
+        config = with_region(config, region)
     try:
-        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(config | own)
+        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from klrl.run.directory import check_new
 from klrl.run.presets import preset
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
+from klrl.scripts.cli.flags import given
 from klrl.scripts.cli.training import Conduct, carry_out
 from klrl.validation import Bounds, NonNegativeInt
 from klrl.words import nearest
@@ -90,15 +90,12 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
 
 def _defaults(name: str, options: list[str]) -> Training:
     """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("env", "preset", "trust-region", "n-envs", "n-steps", "reference", "start-from"):
-        first.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", nargs="?")
-    known, _ = first.parse_known_args(options)
-    given: dict[str, Any] = {k: int(v) for k in ("n_envs", "n_steps") if (v := getattr(known, k)) and v.isdecimal()}
-    given |= {k: v for k in ("trust_region", "reference") if (v := getattr(known, k)) is not None}
-    if known.start_from:
-        given |= inherited(known.start_from)
-    config = AGENTS[name].config_class.for_env(None if known.preset == "none" else known.env, **given)
+    words = given(options, "env", "preset", "trust_region", "n_envs", "n_steps", "reference", "start_from")
+    sizes = {k: int(v) for k, v in words.items() if k in ("n_envs", "n_steps") and v.isdecimal()}
+    own: dict[str, Any] = sizes | {k: v for k, v in words.items() if k in ("trust_region", "reference")}
+    if words.get("start_from"):
+        own |= inherited(words["start_from"])
+    config = AGENTS[name].config_class.for_env(None if words.get("preset") == "none" else words.get("env"), **own)
     return Training(env=tyro.MISSING, agent=config)
 
 

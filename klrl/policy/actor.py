@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 
 from klrl.policy.arrays import Array, is_numpy
 from klrl.policy.distributions import Distribution
-from klrl.policy.linearization import Linearization
+from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.networks import OnTrunk, evaluate, features, linearize
 from klrl.policy.observations import Encoding
+from klrl.policy.paths import Linearizable, is_explicit, is_written_out
 from klrl.policy.trunks import make_trunk
 from klrl.policy.units import Units
 
 
-class Actor(nn.Module, abc.ABC):
+class Actor(nn.Module, Linearizable):
     """pi(.|s): observations ``[*B, *O]`` to a record ``[*B]`` whose fields are pieces of a trunk's outputs."""
 
     units: Units | None = None
     """Of a Gaussian's actions."""
+    cuts_outputs: ClassVar[bool] = True
+    """Whether the record's fields are pieces of the trunk's outputs, and not functions of them."""
 
     def __init__(self, encoding: Encoding, n_outputs: int, hidden: Sequence[int], **style: Any) -> None:
         super().__init__()
@@ -46,8 +49,20 @@ class Actor(nn.Module, abc.ABC):
         """The policy's distribution at these observations."""
         return self.policy(evaluate(self.trunk, features(self.encoding, observation)), self.allowed(observation))
 
+    @property
+    def explicit(self) -> bool:
+        """As the trunk is."""
+        return is_explicit(self.trunk)
+
+    @property
+    def written_out(self) -> bool:
+        """As the trunk's derivative is, where the fields are pieces of its outputs."""
+        return self.cuts_outputs and is_written_out(self.trunk)
+
     def linearize(self, observation: Array) -> Linearization[Any]:
         """The policy at ``[n, *O]`` and how its parameters move it: as they move the trunk's outputs."""
+        if not self.cuts_outputs:
+            return ByAutograd(self, observation)
         trunk = linearize(self.trunk, features(self.encoding, observation))
         return OnTrunk(self, trunk, self.policy(trunk.output, self.allowed(observation)).detach())
 

@@ -15,7 +15,6 @@ from torch.nn.functional import softplus
 from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
-from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.observations import Encoding
 from klrl.policy.units import Units, caution
 from klrl.words import one_line
@@ -101,6 +100,8 @@ class GaussianActor(BoxActor):
 class BetaActor(BoxActor):
     """Beta distributions, stretched to the box (Chou et al. 2017)."""
 
+    cuts_outputs = False
+
     def __init__(self, encoding: Encoding, space: gym.spaces.Box, hidden: Sequence[int], **style: Any) -> None:
         super().__init__(encoding, space, hidden, 2, **style)
 
@@ -108,10 +109,6 @@ class BetaActor(BoxActor):
         """1 + log(1 + e^x): both parameters stay above 1, so that the density has one peak."""
         x = like(1.0 + softplus(tensor(outputs)), outputs)
         return Beta(x[..., : self.d], x[..., self.d :])
-
-    def linearize(self, observation: Array) -> Linearization[Beta]:
-        """By autograd: the fields are no pieces of the outputs, but functions of them."""
-        return ByAutograd(self, observation)
 
     def to_environment(self, action: Array) -> np.ndarray:
         """From (0, 1) to the box."""

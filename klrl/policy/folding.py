@@ -21,7 +21,7 @@ from klrl.policy.observations import Encoding
 def first_layer(network: nn.Module) -> nn.Linear | None:
     """The layer that normalised features go into; ``None`` where it is not known (images, a user's own trunk)."""
     trunk = dict(network.named_children()).get("trunk")
-    layer = trunk[0] if isinstance(trunk, MLP) and trunk.layers.explicit else None
+    layer = trunk[0] if isinstance(trunk, MLP) and trunk.explicit else None
     return layer if isinstance(layer, nn.Linear) else None
 
 

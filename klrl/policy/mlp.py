@@ -1,7 +1,7 @@
 """Fully connected networks, whose derivative is written out.
 
 For networks of this size autograd costs several times the arithmetic: every operation makes a node, every node is
-visited again. The passes here are the same sums without the bookkeeping; nothing outside this file depends on it.
+visited again. The passes here are the same sums without the bookkeeping; :mod:`klrl.policy.paths` says when.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
+from klrl.policy.paths import Linearizable, has_formulas
 
 Activation = Literal["tanh", "relu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Sequential, Linearizable):
     """Linear layers and activations in turn, as :func:`mlp` makes them."""
 
     def forward(self, input: Array) -> Array:
@@ -36,10 +37,20 @@ class MLP(nn.Sequential):
         output = super().forward(tensor(input))  # type: ignore[no-untyped-call]
         return output.detach().numpy() if is_numpy(input) else output
 
+    @property
+    def explicit(self) -> bool:
+        """Where the layers are known."""
+        return self.layers.explicit
+
+    @property
+    def written_out(self) -> bool:
+        """Where the layers are known and none is frozen."""
+        return self.layers.written_out
+
     def linearize(self, x: Array) -> Linearization[Array]:
         """The outputs at ``x [n, in]`` and their derivative by the parameters."""
         layers = self.layers
-        return _Explicit(self, x, layers) if layers.explicit and layers.trainable else ByAutograd(self, x)
+        return _Explicit(self, x, layers) if layers.written_out else ByAutograd(self, x)
 
     @property
     def layers(self) -> _Layers:
@@ -60,30 +71,25 @@ class _Layers:
     key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]
     """The layers, where each of their parameters is and whether it may move, how many hooks each has."""
     explicit: bool
-    """Nothing but linear layers with one kind of activation between them, without hooks: what is written out here."""
+    """What is written out here, as :func:`~klrl.policy.paths.has_formulas` has it."""
     tensors: list[tuple[Tensor, Tensor]]
     """Weight and bias of every linear layer, outside of any graph."""
     arrays: list[tuple[np.ndarray, np.ndarray]]
     """The same as numpy arrays; none where they are not in the CPU's memory."""
     is_tanh: bool
     """The activation is tanh; otherwise the rectifier."""
-    trainable: bool
-    """No parameter is frozen."""
+    written_out: bool
+    """Explicit, and no parameter is frozen."""
 
     @classmethod
     def of(cls, key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]) -> _Layers:
         layers, parameters, hooks = key
-        linears, between = layers[::2], layers[1::2]
-        kinds = {type(layer) for layer in between}
-        explicit = (
-            len(layers) % 2 == 1
-            and all(type(layer) is nn.Linear and layer.bias is not None for layer in linears)
-            and kinds in (set(), {nn.Tanh}, {nn.ReLU})
-            and not any(hooks)
-        )
-        tensors = [(layer.weight.detach(), layer.bias.detach()) for layer in linears if isinstance(layer, nn.Linear)]
+        explicit = has_formulas(layers, hooks)
+        linears = [layer for layer in layers[::2] if isinstance(layer, nn.Linear)]
+        tensors = [(layer.weight.detach(), layer.bias.detach()) for layer in linears]
         arrays = [(W.numpy(), b.numpy()) for W, b in tensors if W.is_cpu]
-        return cls(key, explicit, tensors, arrays, kinds == {nn.Tanh}, all(free for _, free in parameters))
+        is_tanh = {type(layer) for layer in layers[1::2]} == {nn.Tanh}
+        return cls(key, explicit, tensors, arrays, is_tanh, explicit and all(free for _, free in parameters))
 
 
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:

@@ -13,6 +13,7 @@ from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.mlp import MLP
 from klrl.policy.observations import Encoding
+from klrl.policy.paths import Linearizable, is_explicit, is_linearizable, is_written_out
 from klrl.policy.trunks import make_trunk
 
 T = TypeVar("T")
@@ -20,7 +21,7 @@ _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 
 
-class Critic(nn.Module):
+class Critic(nn.Module, Linearizable):
     """V(s): observations ``[*B, *O]`` to values ``[*B]``."""
 
     def __init__(self, encoding: Encoding, hidden: Sequence[int], **style: Any) -> None:
@@ -31,6 +32,16 @@ class Critic(nn.Module):
     def forward(self, observation: Array) -> Array:
         """Values in units of the scaled return."""
         return evaluate(self.trunk, features(self.encoding, observation)).squeeze(-1)
+
+    @property
+    def explicit(self) -> bool:
+        """As the trunk is."""
+        return is_explicit(self.trunk)
+
+    @property
+    def written_out(self) -> bool:
+        """As the trunk's derivative is."""
+        return is_written_out(self.trunk)
 
     def linearize(self, observation: Array) -> Linearization[Array]:
         """The values at ``[n, *O]`` and how the parameters move them."""
@@ -64,12 +75,6 @@ class OnTrunk(Linearization[T]):
         return tuple(split_last(d, len(self.output.parameters)))
 
 
-def rows_for_numpy(*networks: nn.Module) -> int:
-    """Up to how many rows to hand these networks as numpy arrays: until arithmetic dominates, numpy is faster."""
-    parameters = [p for network in networks for p in network.parameters()]
-    return 2**22 // max(p.numel() for p in parameters) if all(p.is_cpu for p in parameters) else 0
-
-
 def check_one_mode(**networks: nn.Module) -> list[str]:
     """Put networks in evaluation mode; the parts that would do something else in training mode, in words.
 
@@ -98,11 +103,11 @@ def features(encoding: Encoding, observation: Array) -> Array:
 
 
 def linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
-    """Outputs and derivative of a trunk at ``x [n, in]``: written out for an :class:`MLP`, else by autograd.
+    """Outputs and derivative of a trunk at ``x [n, in]``: its own, as an :class:`MLP` has it, else by autograd.
 
     In evaluation mode, as :func:`evaluate` has it: what acts is what is updated, and what every KL is measured of.
     """
-    return trunk.linearize(x) if isinstance(trunk, MLP) else ByAutograd(trunk.eval(), x)
+    return trunk.linearize(x) if is_linearizable(trunk) else ByAutograd(trunk.eval(), x)
 
 
 def evaluate(trunk: nn.Module, x: Array) -> Array:

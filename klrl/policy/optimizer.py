@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import tensor
+from klrl.policy.paths import optimizes_in_numpy
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-5
 
@@ -84,7 +85,7 @@ class _Network:
 
     @staticmethod
     def array(x: Tensor) -> Any:
-        return x.numpy() if isinstance(x, Tensor) and x.is_cpu else x
+        return x.numpy() if isinstance(x, Tensor) and optimizes_in_numpy(x) else x
 
     def step(self, g: Any, rate: float) -> None:
         """Move by the gradient ``g``, which is used up; in place, because memory costs more than arithmetic here."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from klrl.agents import AGENTS, AgentConfig
-from klrl.trust_region import PARAMETERS, REGIONS
-from klrl.trust_region.names import parameters_of
+from klrl.trust_region import PARAMETERS, REGIONS, RegionSettings, with_region
+from klrl.trust_region.names import parameters_of, readers_of
 from klrl.validation import validate
 from klrl.words import nearest
 
@@ -53,7 +53,7 @@ class Comparison:
         if variant.agent == self.agent:
             return replace(self._base(env, variant.region), **variant.changes)
         base, other = self._base(env, self._base_region()), AGENTS[variant.agent].config_class
-        kept = _fields(type(base)) - {"trust_region", *PARAMETERS}
+        kept = _fields(type(base)) - _fields(RegionSettings)
         values = {_named(other, name): getattr(base, name) for name in kept}
         shared = {name: value for name, value in values.items() if name in _fields(other)}
         return other(**(shared | self._chosen(other, variant.region)))
@@ -67,10 +67,8 @@ class Comparison:
 
     def _chosen(self, config_class: type[AgentConfig], region: str) -> dict[str, Any]:
         """The region, and the settings that it reads or that the agent has."""
-        unread = {*PARAMETERS} - parameters_of(region)
-        named = {_named(config_class, name): value for name, value in self.settings.items() if name not in unread}
-        known = {name: value for name, value in named.items() if name in _fields(config_class)}
-        return known | {"trust_region": region}
+        named = {_named(config_class, name): value for name, value in with_region(self.settings, region).items()}
+        return {name: value for name, value in named.items() if name in _fields(config_class)}
 
 
 def comparison(
@@ -128,8 +126,7 @@ def _check_variants(variants: Sequence[Variant], settings: Mapping[str, Any]) ->
         raise ValueError(f"vary = {twice!r} twice; allowed: every variant once")
     read = frozenset().union(*(parameters_of(variant.region) for variant in variants))
     for unread in (name for name in settings if name in PARAMETERS and name not in read):
-        readers = ", ".join(region for region in REGIONS if unread in parameters_of(region))
-        raise ValueError(f"set = {unread!r}; allowed: only with a trust region that reads it ({readers})")
+        raise ValueError(f"set = {unread!r}; allowed: only with a trust region that reads it ({readers_of(unread)})")
 
 
 def _assignment(word: str, classes: Sequence[type[AgentConfig]]) -> tuple[str, Any]:
@@ -182,7 +179,7 @@ def _named(config_class: type[AgentConfig], name: str) -> str:
     return next(n for n in CRITIC_PASSES if n in _fields(config_class)) if name in CRITIC_PASSES else name
 
 
-def _fields(config_class: type[AgentConfig]) -> frozenset[str]:
+def _fields(config_class: type[RegionSettings]) -> frozenset[str]:
     return frozenset(f.name for f in fields(config_class))
 
 

@@ -3,11 +3,12 @@
 from klrl.trust_region.all import All
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.change import Change
+from klrl.trust_region.codec import region_from_json, region_to_json
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.line_search import LineSearch, line_search
-from klrl.trust_region.names import PARAMETERS, REGIONS, region_from_json, region_from_name, region_to_json
+from klrl.trust_region.names import PARAMETERS, REGIONS, RegionSettings, region_from_name, with_region
 from klrl.trust_region.natural_gradient import (
     ConjugateGradient,
     FisherVectorProduct,
@@ -44,6 +45,7 @@ __all__ = [
     "RatioDeviation",
     "ReferenceConstraint",
     "ReferencePenalty",
+    "RegionSettings",
     "Rollback",
     "TrulyPPO",
     "TrustRegion",
@@ -54,4 +56,5 @@ __all__ = [
     "region_from_json",
     "region_from_name",
     "region_to_json",
+    "with_region",
 ]

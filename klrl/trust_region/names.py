@@ -1,20 +1,26 @@
-"""Trust regions by name (command line, config) and as JSON (saved state)."""
+"""Trust regions by name: what a command line or a config can ask for, and the settings that come with it.
+
+A new region gets a name in :data:`REGIONS`; a new setting of one is a parameter there and a field, with its help text
+and its range, of :class:`RegionSettings`. Nothing outside this package lists either.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Annotated, Any
 
 from klrl.trust_region.all import All
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
-from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
+from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
 from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
+from klrl.validation import Bounds, Limit, PositiveWeight, Weight, validate
 from klrl.words import nearest
 
 
@@ -74,21 +80,37 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
 """What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
 
 PARAMETERS = tuple(dict.fromkeys(name for region in REGIONS.values() for name in inspect.signature(region).parameters))
-"""Every setting that some region reads; each is a field of the agents' config."""
+"""Every setting that some region reads."""
 
 
-def parameters_of(name: str) -> frozenset[str]:
-    """The settings that the region ``A`` or ``A+B`` reads.
+def parameters_of(region: Any) -> frozenset[str]:
+    """Return the settings that a region reads, given its name ``A`` or ``A+B``; an object has its own and reads none.
 
     Raises:
         ValueError: an unknown name.
     """
-    parts = name.split("+")
+    if not isinstance(region, str):
+        return frozenset()
+    parts = region.split("+")
     for part in parts:
         if part not in REGIONS:
-            hint = nearest(part, REGIONS)
-            raise ValueError(f"trust_region = {name!r}; allowed: {', '.join(REGIONS)}, or several joined by '+'{hint}")
+            known = f"{', '.join(REGIONS)}, or several joined by '+'{nearest(part, REGIONS)}"
+            raise ValueError(f"trust_region = {region!r}; allowed: {known}")
     return frozenset().union(*(inspect.signature(REGIONS[part]).parameters for part in parts))
+
+
+def readers_of(setting: str) -> str:
+    """Return the names of the regions that read a setting, separated by commas."""
+    return ", ".join(name for name in REGIONS if setting in parameters_of(name))
+
+
+def with_region(settings: Mapping[str, Any], region: Any) -> dict[str, Any]:
+    """Return settings with this region, a name or an object, in the place of their own.
+
+    Settings of other regions, those that it does not read, are dropped; whatever is no region's is kept.
+    """
+    unread = {*PARAMETERS} - parameters_of(region)
+    return {name: value for name, value in settings.items() if name not in unread} | {"trust_region": region}
 
 
 def region_from_name(name: str, **settings: float) -> TrustRegion:
@@ -100,7 +122,7 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     known = parameters_of(name)
     for setting, value in settings.items():
         if setting not in known:
-            readers = ", ".join(region for region in REGIONS if setting in parameters_of(region))
+            readers = readers_of(setting)
             raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it ({readers})")
     parts = [
         REGIONS[part](**{k: v for k, v in settings.items() if k in parameters_of(part)}) for part in name.split("+")
@@ -108,74 +130,55 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     return parts[0] if len(parts) == 1 else All(*parts)
 
 
-_SAVED = (
-    TrustRegion,
-    All,
-    KLConstraint,
-    RatioDeviation,
-    ReferenceConstraint,
-    KLPenalty,
-    MirrorDescent,
-    ReferencePenalty,
-    AdaptiveLearningRate,
-    KLProjection,
-    WassersteinProjection,
-    FrobeniusProjection,
-    Clip,
-    SPO,
-    Rollback,
-    TrulyPPO,
-    Fixed,
-    Adaptive,
-    Proportional,
-    Dual,
-)
-_CLASSES = {cls.__name__: cls for cls in _SAVED}
+@dataclass(frozen=True, kw_only=True)
+class RegionSettings:
+    """A trust region by its name with its settings, or as an object that has its own.
 
-
-def region_to_json(region: Any) -> Any:
-    """A region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``.
-
-    A class of the user's own is only named: nothing here could import it again.
+    Part of every agent's config, where each field is a flag. A setting is ``None`` where the region's default holds,
+    which the help text names.
     """
-    if isinstance(region, tuple):
-        return [region_to_json(r) for r in region]
-    if not isinstance(region, (TrustRegion, Coefficient)):
-        return region
-    if type(region) not in _CLASSES.values():
-        return {"class": type(region).__name__, "repr": repr(region)}
-    values = {f.name: region_to_json(getattr(region, f.name)) for f in fields(region)}  # type: ignore[arg-type]
-    return {"class": type(region).__name__} | values
 
+    trust_region: str | TrustRegion
+    """What limits the step."""
+    target_kl: Limit | None = None
+    """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
+    (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
+    clip_range: Limit | None = None
+    """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
+    rollback_slope: PositiveWeight | None = None
+    """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
+    state_kl: Limit | None = None
+    """KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound for
+    KL(new||old) (projection: 0.03)."""
+    state_distance: Limit | None = None
+    """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
+    frobenius-projection: 0.25)."""
+    regression_coef: Weight | None = None
+    """Weight of KL(new||projection), which draws the network to its projection (all projections: 10.0)."""
+    ratio_deviation: Limit | None = None
+    """Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25)."""
+    kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
+    """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
+    (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
+    reference_coef: PositiveWeight | None = None
+    """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
+    reference_kl: Limit | None = None
+    """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
 
-def own_class(data: Any) -> str | None:
-    """The name of the first class in a saved region that is not klrl's, if there is one."""
-    if isinstance(data, list):
-        return next(filter(None, map(own_class, data)), None)
-    if not isinstance(data, dict):
-        return None
-    name = data.get("class")
-    if not isinstance(name, str) or name not in _CLASSES:
-        return str(name)
-    return own_class([*data.values()])
+    def __post_init__(self) -> None:
+        validate(self)
 
+    @cached_property
+    def region(self) -> TrustRegion:
+        """The trust region itself.
 
-def region_from_json(data: Any) -> Any:
-    """The inverse of :func:`region_to_json`.
-
-    Raises:
-        ValueError: a class that is not one of klrl's, or neither a region nor a coefficient.
-    """
-    region = _from_json(data)
-    if not isinstance(region, (TrustRegion, Coefficient)):
-        raise ValueError(f"saved trust region {data!r}; allowed: one in words of JSON")
-    return region
-
-
-def _from_json(data: Any) -> Any:
-    if not isinstance(data, dict):
-        return data
-    if (name := data.get("class")) not in _CLASSES:
-        raise ValueError(f"saved trust region {name!r} is not klrl's; allowed: to give it to load(..., trust_region=)")
-    values = {k: _from_json(v) for k, v in data.items() if k != "class"}
-    return All(*map(_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)
+        Raises:
+            ValueError: a setting that it does not read.
+        """
+        names = [field.name for field in fields(RegionSettings) if field.name != "trust_region"]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if isinstance(self.trust_region, str):
+            return region_from_name(self.trust_region, **given)
+        for name, value in given.items():
+            raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
+        return self.trust_region

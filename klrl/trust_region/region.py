@@ -14,16 +14,12 @@ from typing import Literal, Self, cast
 
 from klrl.policy.arrays import Array
 from klrl.policy.distributions import Distribution, Gradient
+from klrl.policy.paths import brings_derivative
 from klrl.trust_region.change import Change
 
 OnExit = Literal["stop", "backtrack"]
 DEFAULT_TARGET_KL = 0.01
 """Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
-
-
-def _depth(cls: type, name: str) -> int:
-    """How far up its bases a class finds an attribute."""
-    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 def _differentiate(cls: type, hook: str, function: Callable[[TrustRegion, Change], Array]) -> None:
@@ -55,6 +51,8 @@ class TrustRegion:
     """What the actor's learning rate is multiplied by; the critic's stays as it is."""
     reads_reference = False
     """Whether it measures from a reference policy."""
+    by_autograd = cast("frozenset[str]", frozenset())
+    """Which of its gain and its penalty came without a derivative."""
 
     def gain(self, change: Change) -> Array:
         """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
@@ -78,8 +76,11 @@ class TrustRegion:
         """A gain or penalty that comes without its derivative is given tensors, and the derivative is autograd's."""
         super().__init_subclass__()
         for hook in ("gain", "penalty"):
-            if _depth(cls, hook) < _depth(cls, f"{hook}_gradient"):
+            if not brings_derivative(cls, hook, f"{hook}_gradient"):
                 _differentiate(cls, hook, getattr(cls, hook))
+                cls.by_autograd |= {hook}
+            elif f"{hook}_gradient" in vars(cls):
+                cls.by_autograd -= {hook}
 
     def excess(self, change: Change) -> float:
         """How far outside the region the change is; <= 0 inside."""

@@ -37,6 +37,16 @@ def objection(cls: type, argv: list[str], default: object = None) -> str | None:
     return None
 
 
+def given(argv: list[str], *names: str) -> dict[str, str]:
+    """Return the words that a command line gives these settings, before it is parsed; the last one counts.
+
+    >>> given(["--env", "CartPole-v1", "--n_envs=2", "--n-envs", "4", "--preset"], "env", "n_envs", "preset")
+    {'env': 'CartPole-v1', 'n_envs': '4'}
+    """
+    words = {flag.removeprefix("--").replace("-", "_"): values for flag, values in _given(argv)}
+    return {name: words[name][0] for name in names if words.get(name)}
+
+
 def has_empty_value(argv: list[str]) -> bool:
     """Whether a flag is given nothing at all, which no setting means."""
     return any(word == "" or (word.startswith("--") and word.endswith("=")) for word in argv)

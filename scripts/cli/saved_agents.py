@@ -22,7 +22,7 @@ from klrl.run.evaluation import CannotAct
 from klrl.scripts.cli.command_line import ended_early, fail
 from klrl.studies import results
 from klrl.trust_region import KLConstraint, TrustRegion
-from klrl.trust_region.names import own_class
+from klrl.trust_region.codec import own_class
 from klrl.words import plain, warn_user
 
 

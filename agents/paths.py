@@ -1,0 +1,51 @@
+"""Which path computes an agent's updates, in words: see :mod:`klrl.policy.paths` for the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from klrl.agents.core import Core
+from klrl.policy.paths import (
+    acts_in_numpy,
+    brings_derivative,
+    in_words,
+    learns_in_numpy,
+    optimizes_in_numpy,
+    outputs_in_words,
+)
+from klrl.trust_region.all import parts
+
+
+def paths_of(agent: Core[Any]) -> dict[str, str]:
+    """Return what computes the agent's actions and its updates, as the agent is now.
+
+    - acting: the distributions that actions are drawn from.
+    - policy, critic: their outputs and derivatives while they learn; a policy that moves by the natural gradient does
+      so on the whole batch.
+    - surrogate: the derivative of the region's gain and penalty and of what they are made of.
+    - optimizer: Adam's arithmetic.
+    """
+    config, device, networks = agent.config, agent.device, agent.networks
+    minibatches = learns_in_numpy(config.batch_size, networks.numpy_rows)
+    by_autograd = _by_autograd(agent)
+    return {
+        "acting": outputs_in_words(acts_in_numpy(config.n_envs, networks.numpy_rows), agent.actor, device),
+        "policy": in_words(minibatches and agent.actor in networks.optimized, agent.actor, device),
+        "critic": in_words(minibatches, agent.critic, device),
+        "surrogate": f"derivatives {f'by autograd: {by_autograd}' if by_autograd else 'written out'}",
+        "optimizer": "numpy" if optimizes_in_numpy(networks.actor_parameters) else f"torch on {device}",
+    }
+
+
+def _by_autograd(agent: Core[Any]) -> str:
+    """What of the surrogate has no derivative written out."""
+    anything = torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)
+    with torch.no_grad():
+        family = type(agent.actor(anything))
+    hooks = [f"{type(r).__name__}.{hook}" for r in parts(agent.region) for hook in sorted(r.by_autograd)]
+    functions = {"log_prob": "score"} | ({"entropy": "entropy_gradient"} if agent.ent_coef > 0.0 else {})
+    return ", ".join(
+        hooks + [f"{family.__name__}.{f}" for f, df in functions.items() if not brings_derivative(family, f, df)]
+    )

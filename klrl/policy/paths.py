@@ -1,0 +1,141 @@
+"""Which path computes: the table, and every predicate that chooses.
+
+Two choices, made apart, give four paths. The *kind of array*: on few rows an operation's cost is the way to it, and
+numpy's way is several times shorter than torch's; on many it is the arithmetic, and nothing is left of that. *Who
+differentiates*: a network of known layers is differentiated by formulas, any other by torch's autograd, whose
+bookkeeping costs several times the arithmetic of a small network.
+
+=======  =====================================================  =======================================================
+..       derivatives written out                                derivatives by autograd
+=======  =====================================================  =======================================================
+numpy    an :class:`~klrl.policy.mlp.MLP` in the CPU's memory,  any other network (images, Beta, a trunk of one's own,
+         on minibatches: the default                            frozen parameters): torch inside, arrays outside
+torch    the same on a whole batch (TRPO's and NPG's policy),   any other network there
+         on large minibatches, on a GPU
+=======  =====================================================  =======================================================
+
+The formulas are the same in a column (:mod:`klrl.policy.arrays`), and all four give the same numbers but for rounding.
+A region's gain and penalty and a family's log-probability bring their derivatives, too, or have autograd's
+(:func:`brings_derivative`). Everything else follows the kind of array that it is given.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from klrl.policy.arrays import Array
+from klrl.policy.linearization import Linearization
+
+_LEARNING, _ACTING = 2**22, 2**18
+"""Most multiplications of a pass through the larger network, rows times parameters, that numpy does as fast as torch.
+
+While acting, nothing keeps numpy's BLAS from using threads, which it does from 2^18 on; in an update
+:func:`~klrl.policy.arrays.numpy_as_torch` does.
+"""
+
+
+# -- the kind of array --------------------------------------------------------------------------
+
+
+def rows_for_numpy(*networks: nn.Module) -> int:
+    """Return up to how many rows of a minibatch these networks are given as numpy arrays; 0 outside the CPU."""
+    parameters = [p for network in networks for p in network.parameters()]
+    return _LEARNING // max(p.numel() for p in parameters) if all(p.is_cpu for p in parameters) else 0
+
+
+def learns_in_numpy(rows: int, most: int) -> bool:
+    """Whether a minibatch of so many rows is one of arrays, given :func:`rows_for_numpy`."""
+    return rows <= most
+
+
+def acts_in_numpy(rows: int, most: int) -> bool:
+    """Whether actions for so many environments are computed in arrays, given :func:`rows_for_numpy`."""
+    return rows <= most * _ACTING // _LEARNING
+
+
+def optimizes_in_numpy(parameters: Tensor) -> bool:
+    """Whether the optimiser moves these by numpy, on their own memory."""
+    return parameters.is_cpu
+
+
+# -- who differentiates -------------------------------------------------------------------------
+
+
+class Linearizable(abc.ABC):
+    """A network that takes arrays as well as tensors, and linearizes itself."""
+
+    @property
+    @abc.abstractmethod
+    def explicit(self) -> bool:
+        """Whether numpy computes its outputs when it is given arrays; otherwise torch does."""
+
+    @property
+    @abc.abstractmethod
+    def written_out(self) -> bool:
+        """Whether its derivative is written out; otherwise it is autograd's."""
+
+    @abc.abstractmethod
+    def linearize(self, x: Array) -> Linearization[Any]:
+        """The outputs at ``x [n, ...]`` and their derivative by the parameters."""
+
+
+def is_linearizable(network: nn.Module) -> TypeGuard[Linearizable]:
+    """Whether a network linearizes itself; any other is given tensors, and autograd differentiates it."""
+    return isinstance(network, Linearizable)
+
+
+def is_explicit(network: nn.Module) -> bool:
+    """Whether numpy computes the outputs of a network when it is given arrays."""
+    return is_linearizable(network) and network.explicit
+
+
+def is_written_out(network: nn.Module) -> bool:
+    """Whether the derivative of a network is written out."""
+    return is_linearizable(network) and network.written_out
+
+
+def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:
+    """Whether these layers are what is written out: linear ones with one kind of activation between, without hooks."""
+    linears, between = layers[::2], layers[1::2]
+    return (
+        len(layers) % 2 == 1
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in linears)
+        and {type(layer) for layer in between} in (set(), {nn.Tanh}, {nn.ReLU})
+        and not any(hooks)
+    )
+
+
+def brings_derivative(cls: type, function: str, derivative: str) -> bool:
+    """Whether a class got a function's derivative with the function, or after it; otherwise autograd has to find it."""
+    return _depth(cls, derivative) <= _depth(cls, function)
+
+
+def _depth(cls: type, name: str) -> int:
+    """How far up its bases a class finds an attribute."""
+    return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+# -- in words -----------------------------------------------------------------------------------
+
+
+def outputs_in_words(arrays: bool, network: nn.Module, device: torch.device) -> str:
+    """Return in words what computes a network's outputs alone, where it is given arrays or tensors."""
+    return _words(arrays, is_explicit(network), device)
+
+
+def in_words(arrays: bool, network: nn.Module, device: torch.device) -> str:
+    """Return in words what computes a network's outputs together with their derivative."""
+    written_out = is_written_out(network)
+    return f"{_words(arrays, written_out, device)}, derivatives {'written out' if written_out else 'by autograd'}"
+
+
+def _words(arrays: bool, formulas: bool, device: torch.device) -> str:
+    torch_there = "torch" if device.type == "cpu" else f"torch on {device}"
+    if not arrays:
+        return torch_there
+    return "numpy" if formulas else f"numpy around a network in {torch_there}"
