@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,8 +29,8 @@ class StateEstimate:
 
 
 def estimate_divergence(
-    p: AnyDistribution,
-    q: AnyDistribution,
+    p: AnyDistribution[Any],
+    q: AnyDistribution[Any],
     divergence: Divergence = "kl",
     n: int = 10_000,
     generator: torch.Generator | None = None,
@@ -81,7 +81,9 @@ def estimate_divergence(
     return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype))
 
 
-def estimate_entropy(p: AnyDistribution, n: int = 10_000, generator: torch.Generator | None = None) -> StateEstimate:
+def estimate_entropy(
+    p: AnyDistribution[Any], n: int = 10_000, generator: torch.Generator | None = None
+) -> StateEstimate:
     """Estimate H(p) = -E_p[log p] per state, ``[*B]``, nats: for what has no closed form, a mixture say.
 
     Arguments and errors as in :func:`estimate_divergence`.
