@@ -16,6 +16,7 @@ from klrl.policy.box_actors import ActionDistribution
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
+from klrl.shown import changed
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
 from klrl.validation import Bounds, Fraction, Limit, Pattern, Positive, PositiveInt, PositiveWeight, Weight, validate
@@ -47,7 +48,7 @@ MOST_PROCESSES = 1024
 """In any case; how many the limit of open files allows is looked at before they are started."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AgentConfig:
     """Settings shared by all agents, under Stable-Baselines3's names where it has the setting."""
 
@@ -165,6 +166,9 @@ class AgentConfig:
         for name in settings.keys() - set(known):
             raise TypeError(f"{name} is no setting of {cls.__name__}{nearest(name, known)}")
         return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -15,6 +15,7 @@ from klrl.kl.drift import mean_kl
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
 from klrl.run.callback import Metrics
+from klrl.shown import of_arrays
 from klrl.trust_region import Change
 from klrl.words import warn_user
 
@@ -24,7 +25,7 @@ _LOG_STD = 85.0
 _START_KL, _START_RATIO = 1e-6, 1e-2
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """The valid steps of a batch as the update sees them; ``n`` rows."""
 
@@ -41,6 +42,9 @@ class Samples:
 
     reference: Distribution | None = None
     """The reference policy at these observations, where there is one."""
+
+    def __repr__(self) -> str:
+        return of_arrays(self)
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -56,6 +56,7 @@ def kl_divergence(
         ValueError: different numbers of actions, a base that is not > 1, or with ``support="raise"`` a state
             where q misses p's support.
 
+    >>> import math
     >>> from klrl.policy.distributions import DiagGaussian
     >>> p = DiagGaussian(torch.zeros(1), torch.zeros(1))
     >>> q = DiagGaussian(torch.ones(1), torch.full((1,), math.log(2.0)))

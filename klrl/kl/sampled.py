@@ -13,19 +13,23 @@ from torch import Tensor
 from klrl.kl.families import AnyDistribution
 from klrl.kl.families.roots import root
 from klrl.kl.sources import Source, source, sources
+from klrl.shown import array
 
 Divergence = Literal["kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation", "hellinger"]
 CHUNK = 2**20
 """Numbers of a sample held at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StateEstimate:
     """A sample mean per state, its standard error, both ``[*B]``, and the sample size per state."""
 
     value: Tensor
     stderr: Tensor
     n: int
+
+    def __repr__(self) -> str:
+        return f"StateEstimate({array(self.value)} ± {array(self.stderr)}, n={self.n})"
 
 
 def estimate_divergence(

@@ -12,7 +12,7 @@ from klrl.policy.arrays import A, Array, is_numpy, like, tensor
 from klrl.policy.distributions.record import Distribution, check_floating, on_tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Beta(Distribution[A]):
     """Independent densities x^(a-1) (1-x)^(b-1) / B(a, b); an action is a vector in (0, 1), ``[*B, d]``.
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from klrl.policy.arrays import A, Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
 from klrl.policy.distributions.record import Distribution, Gradient, check_floating, noise
+from klrl.shown import array
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Categorical(Distribution[A]):
     """Probabilities softmax(logits) over k actions; an action is an int64 index, ``[*B]``.
 
@@ -128,7 +129,7 @@ class Factored(Distribution[A]):
         return (self.collect(self.heads.entropy_gradient()[0]),)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MultiCategorical(Factored[A]):
     """One choice per head, as a ``MultiDiscrete`` space has them; an action is int64, ``[*B, H]``.
 
@@ -143,6 +144,9 @@ class MultiCategorical(Factored[A]):
         object.__setattr__(self, "nvec", tuple(int(n) for n in self.nvec))
         if not self.nvec or min(self.nvec) < 1 or sum(self.nvec) != self.logits.shape[-1]:
             raise ValueError(f"nvec = {self.nvec} and {self.logits.shape[-1]} logits; allowed: sizes >= 1 that add up")
+
+    def __repr__(self) -> str:
+        return f"MultiCategorical(logits={array(self.logits)}, nvec={self.nvec})"
 
     @property
     def parameters(self) -> tuple[A, ...]:
@@ -208,7 +212,7 @@ def like_index(x: np.ndarray, other: Array) -> Array:
     return x if is_numpy(other) else tensor(x).to(other.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bernoulli(Factored[A]):
     """Independent bits, each 1 with probability sigmoid(logits); an action is floats of 0 and 1, ``[*B, k]``.
 

@@ -16,7 +16,7 @@ from klrl.policy.distributions.record import Distribution, Gradient, NoClosedFor
 LOG_2PI = math.log(2 * math.pi)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DiagGaussian(Distribution[A]):
     """Independent normals N(mean_i, exp(log_std_i)^2); an action is a vector ``[*B, d]``.
 
@@ -65,7 +65,7 @@ class DiagGaussian(Distribution[A]):
         return 0.0 * self.mean, 0.0 * self.log_std + 1.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SquashedGaussian(Distribution[A]):
     """a = tanh(u) with u ~ N(mean_i, exp(log_std_i)^2), independent; an action is a vector in (-1, 1), ``[*B, d]``.
 
@@ -154,7 +154,7 @@ def _log_slope(mean: Tensor, std: Tensor) -> Tensor:
     return torch.where(narrow.squeeze(-1), by_hermite, by_parts)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FullGaussian(Distribution[A]):
     """A normal with any covariance L L'; an action is a vector ``[*B, d]``.
 
@@ -199,7 +199,7 @@ class FullGaussian(Distribution[A]):
         return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GaussianMixture(Distribution[A]):
     """Component i with probability softmax(logits)_i, then a diagonal normal; an action is a vector ``[*B, d]``.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, is_numpy, like, stack, tensor
+from klrl.shown import array
 
 D = TypeVar("D", bound="Distribution[Any]")
 P = ParamSpec("P")
@@ -28,6 +29,11 @@ class Distribution(abc.ABC, Generic[A]):
 
     Every field has the shape ``[*B, *k]``: batch dimensions, then those of one action.
     """
+
+    def __repr__(self) -> str:
+        """The family with its arrays, as numbers where these are few."""
+        arrays = ", ".join(f"{name}={array(x)}" for name, x in zip(self.__match_args__, self.parameters, strict=False))  # type: ignore[attr-defined]
+        return f"{type(self).__name__}({arrays})"
 
     @property
     def parameters(self) -> tuple[A, ...]:
