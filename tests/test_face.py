@@ -62,7 +62,7 @@ from torch import distributions as td
 import klrl
 from klrl.kl import entropy, kl_divergence, renyi
 from klrl.policy import Categorical
-from klrl.run import Callback
+from klrl.run import Callback, LearningAgent, Metrics
 
 tensors, arrays = Categorical(torch.zeros(3)), Categorical(np.zeros(3))
 reveal_type(kl_divergence(tensors, tensors))
@@ -75,8 +75,8 @@ reveal_type(klrl.PPO("CartPole-v1").history[0])
 
 
 class Mine(Callback):
-    def on_update_end(self, agent, batch, metrics):
-        return agent.num_timesteps < 10
+    def on_update_end(self, agent: LearningAgent, batch: klrl.experience.Batch, metrics: Metrics) -> bool:
+        return agent.num_timesteps < len(agent.episodes)
 
 
 def either(callback: Callback, agent: klrl.Agent) -> None:
@@ -87,8 +87,7 @@ def either(callback: Callback, agent: klrl.Agent) -> None:
 def test_types_say_what_is_given(tmp_path):
     file = tmp_path / "typed.py"
     file.write_text(TYPED)
-    command = [sys.executable, "-m", "mypy", "--no-incremental", "--config-file", "pyproject.toml", str(file)]
-    command[-1:-1] = ["--allow-untyped-defs"]
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     revealed = [line.split('"')[1] for line in done.stdout.splitlines() if "Revealed type" in line]
     tensor, array = "torch._tensor.Tensor", "numpy.ndarray[tuple[Any, ...], numpy.dtype[Any]]"

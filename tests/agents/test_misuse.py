@@ -73,7 +73,5 @@ def test_lists_are_taken_where_tuples_are_meant():
     config = PPOConfig(actor_hidden_sizes=[8, 4], critic_hidden_sizes=[])
     assert (config.actor_hidden_sizes, config.critic_hidden_sizes) == ((8, 4), ())
     assert config == PPOConfig(actor_hidden_sizes=(8, 4), critic_hidden_sizes=())
-    with pytest.raises(
-        ValueError, match=r"actor_hidden_sizes = \[8, 0\]; allowed: a tuple, each an integer in \[1, 65536\]"
-    ):
+    with pytest.raises(ValueError, match=r"actor_hidden_sizes = \[8, 0\]; allowed: a tuple, each an integer"):
         PPOConfig(actor_hidden_sizes=[8, 0])

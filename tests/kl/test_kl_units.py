@@ -50,7 +50,7 @@ def test_parts_of_the_kl_are_in_nats_or_in_bits(part, nats):
     p, q = normals()
     for value, expected in ((part(p, q), nats), (part(p, q, 2), nats / LOG2), (part(p, q, base=2), nats / LOG2)):
         torch.testing.assert_close(value.reshape(-1), torch.full((2,), expected, dtype=torch.float64))
-    with pytest.raises(ValueError, match="base = 1.0; allowed: None"):
+    with pytest.raises(ValueError, match=r"base = 1\.0; allowed: None"):
         part(p, q, 1.0)
     as_numpy = part(*(x.map(lambda x: x.numpy()) for x in (p, q)), base=2)
     assert as_numpy.tolist() == part(p, q, base=2).tolist()
