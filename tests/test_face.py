@@ -85,6 +85,7 @@ def either(callback: Callback, agent: klrl.Agent) -> None:
 
 
 def test_types_say_what_is_given(tmp_path):
+    pytest.importorskip("mypy")
     file = tmp_path / "typed.py"
     file.write_text(TYPED)
     command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml", str(file)]
