@@ -42,7 +42,8 @@ def check_open_files(n: int) -> None:
 
 def packed(command: str, *data: Any) -> Any:
     """What a worker receives as (command, data)."""
-    return ForkingPickler.dumps((command, *data))
+    # Bytes of their own: while a traceback keeps a view of the pickler's file, Python 3.13 complains when it closes that.
+    return bytes(ForkingPickler.dumps((command, *data)))
 
 
 class WorkerProcess:
