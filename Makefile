@@ -1,7 +1,8 @@
-# Two commands: `make train` and `make test`. Both build .venv from the pinned versions first.
+# Two commands: `make train` and `make test`. Both build .venv from the pinned versions first; for another Python beside
+# it, `make test PYTHON=python3.13 VENV=.venv313`.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 # The environment variables pin what an isolated build uses, too.

@@ -13,11 +13,12 @@ from typing import Any, Self, TypeVar, cast
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from klrl.agents import saving
+from klrl.agents import saving, shown
 from klrl.agents.acting import Acting
 from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
+from klrl.agents.misuse import check_arguments, check_config
 from klrl.agents.paths import paths_of
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
@@ -53,12 +54,21 @@ class Agent(Acting[C], abc.ABC):
 
     Raises:
         ValueError: an unknown id, an unsupported space, a setting out of range.
+        TypeError: a config of another class, or other arguments.
     """
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Say how it is done here where arguments are those of another library.
+
+        Raises:
+            TypeError: in one line.
+        """
+        check_arguments(cls, args, settings)
+        return super().__new__(cls)
 
     def __init__(self, env: EnvLike, config: C | None = None, *, seed: int = 0, trial: bool = False) -> None:
         _check_seed(seed)
-        if not isinstance(config, (self.config_class, type(None))):
-            raise ValueError(f"config = {config!r}; allowed: a {self.config_class.__name__}")
+        check_config(config, self.config_class)
         applied = config is None and bool(preset(self.config_class.algorithm, env_id(env)))
         if config is None:
             given = {"n_envs": n} if (n := number_of(env)) is not None else {}
@@ -90,6 +100,13 @@ class Agent(Acting[C], abc.ABC):
         """What the last whole update left, while a training goes on."""
         self.history = History()
         self.episodes: deque[Episode] = deque(maxlen=100)
+
+    def __repr__(self) -> str:
+        return shown.line(self)
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks."""
+        return shown.as_html(self)
 
     # -- learning -------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from klrl.policy.box_actors import ActionDistribution
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
+from klrl.shown import changed
 from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
 from klrl.validation import Bounds, Fraction, Pattern, Positive, PositiveInt
 from klrl.words import nearest
@@ -45,7 +46,7 @@ MOST_PROCESSES = 1024
 """In any case; how many the limit of open files allows is looked at before they are started."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AgentConfig(RegionSettings):
     """Settings shared by all agents, under Stable-Baselines3's names where it has the setting; first the region's."""
 
@@ -139,6 +140,9 @@ class AgentConfig(RegionSettings):
         for name in settings.keys() - set(known):
             raise TypeError(f"{name} is no setting of {cls.__name__}{nearest(name, known)}")
         return super().__new__(cls)
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         super().__post_init__()

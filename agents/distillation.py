@@ -28,6 +28,7 @@ from klrl.policy.spaces import below
 from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
+from klrl.shown import changed
 from klrl.validation import Positive, PositiveInt, validate
 from klrl.words import warn_user
 
@@ -39,7 +40,7 @@ _INHERITED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DistillationConfig:
     """Settings of policy distillation."""
 
@@ -62,6 +63,9 @@ class DistillationConfig:
     """Adam's step size."""
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         validate(self)

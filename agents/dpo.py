@@ -22,10 +22,11 @@ from klrl.policy.linearization import Linearization, Objective
 from klrl.policy.spaces import below
 from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
+from klrl.shown import changed
 from klrl.validation import Positive, PositiveInt, validate
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DPOConfig:
     """Settings of DPO."""
 
@@ -39,6 +40,9 @@ class DPOConfig:
     """Adam's step size."""
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -28,7 +28,7 @@ from klrl.trust_region.all import redefines
 from klrl.validation import Bounds, PositiveInt, Weight
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class NaturalGradientConfig(AgentConfig):
     """Settings of agents whose policy moves by the natural gradient and whose critic moves by its own."""
 

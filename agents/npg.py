@@ -15,7 +15,7 @@ from klrl.trust_region import TrustRegion
 from klrl.trust_region.all import parts, redefines
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class NPGConfig(NaturalGradientConfig):
     """Settings of NPG (Kakade 2002, "A Natural Policy Gradient").
 

@@ -23,7 +23,7 @@ from klrl.trust_region.line_search import line_search
 from klrl.validation import Weight
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PPOConfig(AgentConfig):
     """Settings of PPO (Schulman et al. 2017, "Proximal Policy Optimization Algorithms")."""
 

@@ -16,12 +16,13 @@ from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.policy.arrays import tensor
 from klrl.run.seeding import segment_seeds
+from klrl.shown import changed, of_arrays
 from klrl.validation import Positive, PositiveInt, validate
 
 _ARRAYS = ("observations", "actions", "valid")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Preferences:
     """``n`` pairs of segments of up to ``T`` steps; ``[:, 0]`` was preferred to ``[:, 1]``."""
 
@@ -31,6 +32,9 @@ class Preferences:
     """The policy's actions (:meth:`~klrl.agents.core.Core.distribution` says what these are), ``[n, 2, T, *A]``."""
     valid: Tensor
     """Which steps were taken; false after the end of an episode, bool ``[n, 2, T]``."""
+
+    def __repr__(self) -> str:
+        return of_arrays(self)
 
     def __post_init__(self) -> None:
         shape = tuple(self.valid.shape)
@@ -74,7 +78,7 @@ class Preferences:
         return Preferences(function(self.observations), function(self.actions), function(self.valid))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PreferencesConfig:
     """How preferences are made from play."""
 
@@ -89,6 +93,9 @@ class PreferencesConfig:
     """Difference of returns that makes the better segment e times as likely to be preferred (bradley-terry)."""
     n_envs: PositiveInt = 16
     """Parallel environments."""
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def __post_init__(self) -> None:
         validate(self)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
+from klrl.shown import of_arrays
 from klrl.trust_region import Change
 
 _LOG_STD = 85.0
 """Beyond, a sample of a few standard deviations is more than float32 holds."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
     """The valid steps of a batch as the update sees them; ``n`` rows."""
 
@@ -35,6 +36,9 @@ class Samples:
 
     reference: Distribution | None = None
     """The reference policy at these observations, where there is one."""
+
+    def __repr__(self) -> str:
+        return of_arrays(self)
 
     def __len__(self) -> int:
         return len(self.actions)

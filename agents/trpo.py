@@ -14,7 +14,7 @@ from klrl.run.callback import Callback
 from klrl.validation import Bounds
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TRPOConfig(NaturalGradientConfig):
     """Settings of TRPO (Schulman et al. 2015, "Trust Region Policy Optimization")."""
 

@@ -78,14 +78,16 @@ PositiveWeight = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
 def validate(instance: object) -> None:
     """Check every field of a dataclass instance against its type; call it from ``__post_init__``.
 
-    Numbers must be finite and inside their :class:`Bounds`; a bool is not a number. Fields of other classes
-    are not looked into: they validate themselves.
+    Numbers must be finite and inside their :class:`Bounds`; a bool is not a number. A list where a tuple is meant
+    becomes one. Fields of other classes are not looked into: they validate themselves.
 
     Raises:
         ValueError: one line, ``field = value; allowed: ...``.
     """
     for name, hint in hints(type(instance)).items():
         value = getattr(instance, name)
+        if isinstance(value, list) and fits(tuple(value), hint):
+            object.__setattr__(instance, name, value := tuple(value))
         if not fits(value, hint):
             raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
 

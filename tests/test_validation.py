@@ -75,7 +75,7 @@ REJECTED: dict[str, tuple[list[Any], str]] = {
     "switch": ([0, 1, "true", None], "true or false"),
     "text": ([0, None, b"bytes"], "text"),
     "choice": (["Tanh", "", None, 0], "tanh, relu"),
-    "sizes": ([[64], 64, None, (64, 0), (64, 1.0), (True,)], "a tuple, each an integer >= 1"),
+    "sizes": ([[0], 64, None, (64, 0), (64, 1.0), (True,)], "a tuple, each an integer >= 1"),
     "optional": ([0.0, -1.0, "1", True, NAN], "a number > 0 or none"),
     "choice_or_record": (["other", None, 0], "default or Bounds"),
     "form": (["", "ba", 1, b"a"], "a and more or none"),
@@ -85,6 +85,11 @@ REJECTED: dict[str, tuple[list[Any], str]] = {
 @pytest.mark.parametrize(("field", "value"), [(field, v) for field, values in ACCEPTED.items() for v in values])
 def test_an_allowed_value_is_kept_as_it_is(field, value):
     assert getattr(Everything(**{field: value}), field) is value
+
+
+def test_a_list_becomes_the_tuple_that_is_meant():
+    assert Everything(sizes=[64, 32]).sizes == (64, 32)
+    assert Everything(sizes=[]).sizes == ()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klrl.experience.infos import Infos
 from klrl.policy.distributions import Distribution
+from klrl.shown import array, table
 
 T = TypeVar("T", Tensor, Distribution)
 
@@ -30,7 +31,7 @@ class Episode:
     """What the info of its last step said under the agent's ``info_keys``; a key that was not there is not here."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Batch:
     """T steps of N environments, time-major ``[T, N, ...]``; observations and rewards as the environment gave them."""
 
@@ -56,6 +57,28 @@ class Batch:
 
     What cannot be sent from a worker process is in it as a text that says so.
     """
+
+    def __repr__(self) -> str:
+        """Its size, and what of."""
+        steps, envs = self.valid.shape
+        arrays = f"observations={array(self.observations)}, actions={array(self.actions)}"
+        policy = type(self.behaviour).__name__
+        return f"Batch({steps} steps x {envs} envs, {arrays}, behaviour={policy}, {self._episodes})"
+
+    def _repr_html_(self) -> str:
+        """The same as a table for notebooks."""
+        of = {"observations": self.observations, "actions": self.actions, "rewards": self.rewards}
+        rows = [("steps x envs", "{} x {}".format(*self.valid.shape)), ("valid steps", self.n_samples)]
+        rows += [(name, array(x)) for name, x in of.items()]
+        return table("Batch", [*rows, ("behaviour", self.behaviour), ("ended", self._episodes)])
+
+    @property
+    def _episodes(self) -> str:
+        """How many ended, in words."""
+        if not (n := len(self.episodes)):
+            return "no episode ended"
+        mean = sum(episode.episode_return for episode in self.episodes) / n
+        return f"{n} episode{'s' if n > 1 else ''} of mean return {mean:.4g}"
 
     @property
     def ended(self) -> Tensor:

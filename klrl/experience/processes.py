@@ -42,7 +42,8 @@ def check_open_files(n: int) -> None:
 
 def packed(command: str, *data: Any) -> Any:
     """What a worker receives as (command, data)."""
-    return ForkingPickler.dumps((command, *data))
+    # Bytes of their own: Python 3.13 complains when the pickler's file is closed while a traceback has a view of it.
+    return bytes(ForkingPickler.dumps((command, *data)))
 
 
 class WorkerProcess:

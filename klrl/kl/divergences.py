@@ -16,17 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.kl.exact import Support, as_both, check_support, in_base, kl_divergence, refuse_infinite, reverse_kl
+from klrl.kl.exact import (
+    Support,
+    as_both,
+    check_support,
+    kl_divergence,
+    refuse_infinite,
+    reverse_kl,
+)
 from klrl.kl.families import AnyDistribution, matched
 from klrl.kl.families.family import Family
 from klrl.kl.families.roots import root
-from klrl.policy.arrays import Array, tensor
+from klrl.kl.units import base_by_keyword, in_base
+from klrl.policy.arrays import A, Array, tensor
 
 Infinite = Literal["inf", "raise"]
 """What to do where a divergence is infinite: the value as it is, or an error."""
 
 
-def jeffreys(p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, support: Support = "inf") -> Tensor:
+def jeffreys(p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, support: Support = "inf") -> A:
     """KL(p||q) + KL(q||p), symmetric, ``[*B]`` (Jeffreys 1946, "An Invariant Form for the Prior Probability").
 
     ``base`` and ``support`` as in :func:`klrl.kl.kl_divergence`: infinite where p or q misses the other's support.
@@ -34,7 +42,7 @@ def jeffreys(p: AnyDistribution, q: AnyDistribution, base: float | None = None, 
     return kl_divergence(p, q, base, support=support) + reverse_kl(p, q, base, support=support)
 
 
-def jensen_shannon(p: AnyDistribution, q: AnyDistribution, base: float | None = None) -> Tensor:
+def jensen_shannon(p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None) -> A:
     """1/2 KL(p||m) + 1/2 KL(q||m) with m = (p + q) / 2, in [0, log 2] whatever the supports, ``[*B]``.
 
     Its square root is a metric (Endres & Schindelin 2003, "A New Metric for Probability Distributions"). For
@@ -43,9 +51,10 @@ def jensen_shannon(p: AnyDistribution, q: AnyDistribution, base: float | None = 
     return in_base(measured("the Jensen-Shannon divergence", p, q, lambda f, a, b: f.jensen_shannon(a, b)), base)
 
 
+@base_by_keyword(3)
 def renyi(
-    p: AnyDistribution, q: AnyDistribution, alpha: float, base: float | None = None, *, support: Infinite = "inf"
-) -> Tensor:
+    p: AnyDistribution[A], q: AnyDistribution[A], alpha: float, *, base: float | None = None, support: Infinite = "inf"
+) -> A:
     r"""Rényi's D_a(p||q) = 1 / (a - 1) log E_q[(p/q)^a], ``[*B]``, summed over action dimensions.
 
     It grows with the order a: KL(p||q) for a = 1, the logarithm of the largest p/q for a = inf; D_2 is
@@ -80,7 +89,7 @@ def renyi(
     return in_base(value, base)
 
 
-def hellinger(p: AnyDistribution, q: AnyDistribution, *, squared: bool = False) -> Tensor:
+def hellinger(p: AnyDistribution[A], q: AnyDistribution[A], *, squared: bool = False) -> A:
     """Hellinger's distance H = sqrt(1 - BC) in [0, 1], or H^2, ``[*B]``; a metric.
 
     BC = E_q[(p/q)^1/2] = e^{-D_1/2(p||q) / 2} is Bhattacharyya's coefficient. H^2 <= total variation <= sqrt(2) H.
@@ -92,7 +101,7 @@ def hellinger(p: AnyDistribution, q: AnyDistribution, *, squared: bool = False) 
     return measured("Hellinger's distance", p, q, square if squared else lambda *x: root(square(*x)))
 
 
-def total_variation(p: AnyDistribution, q: AnyDistribution) -> Tensor:
+def total_variation(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
     """1/2 int |p - q| = max_A p(A) - q(A) in [0, 1], ``[*B]``; a metric.
 
     For categorical families (of several heads or bits jointly), and for Gaussians, squashed or not, of one dimension
@@ -101,7 +110,7 @@ def total_variation(p: AnyDistribution, q: AnyDistribution) -> Tensor:
     return measured("the total variation", p, q, lambda f, a, b: f.total_variation(a, b))
 
 
-def effective_sample_size(p: AnyDistribution, q: AnyDistribution) -> Tensor:
+def effective_sample_size(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
     r"""ESS / n = 1 / E_q[(p/q)^2] = e^{-D_2(p||q)} in [0, 1], ``[*B]``: p is the target, q was sampled.
 
     What n actions from q, weighted by w = p/q, are worth as actions from p: the limit of (sum w)^2 / (n sum w^2) for
@@ -114,12 +123,12 @@ def effective_sample_size(p: AnyDistribution, q: AnyDistribution) -> Tensor:
 
 def measured(
     what: str,
-    p: AnyDistribution,
-    q: AnyDistribution,
+    p: AnyDistribution[A],
+    q: AnyDistribution[A],
     formula: Callable[[Family[Any], Any, Any], Tensor],
     *,
     invariant: bool = True,
-) -> Tensor:
+) -> A:
     """A formula's values at records in float64, as what the distributions are made of."""
     pair = matched(p, q, what, invariant=invariant)
     a, b = (record.map(lambda x: tensor(x).double()) for record in (pair.p, pair.q))

@@ -33,13 +33,16 @@ SampleEstimator = Literal["k1", "k2", "k3"]
 Estimator = Literal["k1", "k2", "k3", "optimal"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """A sample mean, its standard error (NaN from one sample or one cluster), and the number of samples."""
 
     value: float
     stderr: float
     n: int
+
+    def __repr__(self) -> str:
+        return f"Estimate({self.value:.6g} ± {self.stderr:.2g}, n={self.n})"
 
 
 @torch.no_grad()

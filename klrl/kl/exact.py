@@ -5,12 +5,13 @@ live: a Gaussian KL of 6e-8 comes out 50 % wrong, a categorical one negative. Ev
 a sum of terms phi(x) = e^x - 1 - x >= 0 instead (a Bregman divergence), so nothing cancels and KL >= 0. The closed
 forms themselves are in :mod:`klrl.kl.families`.
 
-``[*B]`` are batch dimensions; p and q may broadcast over them. Values are in nats.
+``[*B]`` are batch dimensions; p and q may broadcast over them. Values are in nats, or in units of
+``base``, the first argument after the policies all over :mod:`klrl.kl`; functions that take something else there, too,
+have it by name only. What is computed from records of numpy arrays is a numpy array, from anything else a tensor.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from klrl.kl.families import AnyDistribution, family_of, matched
 from klrl.kl.families.gaussian import GaussianFamily
-from klrl.policy.arrays import Array, is_numpy, like, tensor
+from klrl.kl.units import in_base
+from klrl.policy.arrays import A, Array, is_numpy, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_record
 
 Support = Literal["inf", "raise", "smooth"]
@@ -33,8 +35,8 @@ _MISSED = (
 
 
 def kl_divergence(
-    p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, support: Support = "inf"
-) -> Tensor:
+    p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, support: Support = "inf"
+) -> A:
     r"""KL(p||q) = E_p[log p - log q] >= 0, per state ``[*B]``, summed over action dimensions.
 
     0 only if p = q, infinite where q gives probability zero to something p does.
@@ -54,6 +56,7 @@ def kl_divergence(
         ValueError: different numbers of actions, a base that is not > 1, or with ``support="raise"`` a state
             where q misses p's support.
 
+    >>> import math
     >>> from klrl.policy.distributions import DiagGaussian
     >>> p = DiagGaussian(torch.zeros(1), torch.zeros(1))
     >>> q = DiagGaussian(torch.ones(1), torch.full((1,), math.log(2.0)))
@@ -64,8 +67,8 @@ def kl_divergence(
 
 
 def reverse_kl(
-    p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, support: Support = "inf"
-) -> Tensor:
+    p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, support: Support = "inf"
+) -> A:
     """KL(q||p), ``[*B]``: the other direction of :func:`kl_divergence`."""
     kl = kl_divergence(q, p, base, support="inf" if support == "raise" else support)
     if support == "raise":
@@ -73,37 +76,39 @@ def reverse_kl(
     return kl
 
 
-def entropy(p: AnyDistribution, base: float | None = None) -> Tensor:
+def entropy(p: AnyDistribution[A], base: float | None = None) -> A:
     """H(p) = -E_p[log p], ``[*B]``; differential entropy for densities."""
     return in_base(as_record(p).entropy(), base)
 
 
 def cross_entropy(
-    p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, support: Support = "inf"
-) -> Tensor:
+    p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, support: Support = "inf"
+) -> A:
     """H(p, q) = -E_p[log q] = H(p) + KL(p||q), ``[*B]``."""
     return entropy(p, base) + kl_divergence(p, q, base, support=support)
 
 
-def kl_per_dimension(p: AnyDistribution, q: AnyDistribution, *, support: Support = "inf") -> Tensor:
-    """KL(p||q) of every independent part of an action, nats, ``[*B, d]``; their sum is the KL.
+def kl_per_dimension(
+    p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, support: Support = "inf"
+) -> A:
+    """KL(p||q) of every independent part of an action, ``[*B, d]``; their sum is the KL.
 
     The parts are dimensions (DiagGaussian, SquashedGaussian, Beta, Bernoulli) or heads (MultiCategorical); a
-    Categorical and a FullGaussian have none, d = 1.
+    Categorical and a FullGaussian have none, d = 1. ``base`` and ``support`` as in :func:`kl_divergence`.
     """
     check_support(support, get_args(Support))
     pair = matched(p, q)
     if is_numpy(pair.p.parameters[0]) or is_numpy(pair.q.parameters[0]):
-        return as_both(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), support=support), pair.p, pair.q)
+        return as_both(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), base, support=support), pair.p, pair.q)
     family = pair.family
     kl = family.smoothed_kl(pair.p, pair.q, SMOOTHING) if support == "smooth" else family.kl(pair.p, pair.q)
     kl = kl if kl.dtype == pair.dtype else kl.to(pair.dtype)
     if support == "raise":
         refuse_infinite(kl.isinf().any(-1), _MISSED.format("q", "p"))
-    return kl
+    return in_base(kl, base)
 
 
-def as_both(x: Tensor, p: Distribution, q: Distribution) -> Array:
+def as_both(x: Tensor, p: Distribution[Any], q: Distribution[Any]) -> Array:
     """A result as a numpy array where both records are of those, else as it is."""
     both = is_numpy(p.parameters[0]) and is_numpy(q.parameters[0])
     return like(x, p.parameters[0]) if both else x
@@ -133,24 +138,24 @@ def refuse_infinite(infinite: Tensor, message: str) -> None:
         raise ValueError(message.format(f"{count} of {infinite.numel()} states"))
 
 
-def kl_mean_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
-    """The part of a Gaussian KL that is due to the means: 1/2 (mu_p - mu_q)' S_q^-1 (mu_p - mu_q), nats, ``[*B]``."""
+def kl_mean_part(p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None) -> A:
+    """The part of a Gaussian KL that is due to the means: 1/2 (mu_p - mu_q)' S_q^-1 (mu_p - mu_q), ``[*B]``."""
     family, *pair, dtype, made_of = _gaussians(p, q)
-    return like(family.mean_part(*pair).sum(-1).to(dtype), made_of)
+    return in_base(like(family.mean_part(*pair).sum(-1).to(dtype), made_of), base)
 
 
-def kl_covariance_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
-    """The part of a Gaussian KL that is due to the covariances (the KL at equal means), nats, ``[*B]``."""
+def kl_covariance_part(p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None) -> A:
+    """The part of a Gaussian KL that is due to the covariances (the KL at equal means), ``[*B]``."""
     family, *pair, dtype, made_of = _gaussians(p, q)
-    return like(family.covariance_part(*pair).sum(-1).to(dtype), made_of)
+    return in_base(like(family.covariance_part(*pair).sum(-1).to(dtype), made_of), base)
 
 
-def has_gaussian_parts(p: Distribution) -> bool:
+def has_gaussian_parts(p: Distribution[Any]) -> bool:
     """Whether the KL of this family has a mean part and a covariance part."""
     return isinstance(family_of(p), GaussianFamily)
 
 
-def kl_gradient(p: AnyDistribution, q: AnyDistribution) -> Gradient:
+def kl_gradient(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> Gradient:
     """Derivative of KL(p||q) by the fields of q's record, in their shapes: where q is broadcast, the sum."""
     pair = matched(p, q)
     gradient = pair.family.kl_gradient(pair.p, pair.q)
@@ -169,7 +174,9 @@ def _summed_to(x: Array, shape: torch.Size) -> Array:
     return x if x.shape == shape else like(tensor(x).sum_to_size(shape), x)
 
 
-def _gaussians(p: AnyDistribution, q: AnyDistribution) -> tuple[GaussianFamily[Any], Any, Any, torch.dtype, Any]:
+def _gaussians(
+    p: AnyDistribution[Any], q: AnyDistribution[Any]
+) -> tuple[GaussianFamily[Any], Any, Any, torch.dtype, Any]:
     family, a, b, dtype = matched(p, q)
     if not isinstance(family, GaussianFamily):
         names = f"{type(a).__name__} and {type(b).__name__}"
@@ -186,16 +193,3 @@ def total(parts: Array) -> Array:
     if torch.is_autocast_enabled(parts.device.type):  # it would multiply in half precision
         return parts.sum(-1)
     return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum
-
-
-def in_base(nats: Tensor, base: float | None) -> Tensor:
-    """Nats in another unit: bits with base 2.
-
-    Raises:
-        ValueError: a base that is not > 1.
-    """
-    if base is None:
-        return nats
-    if not 1.0 < base < math.inf:
-        raise ValueError(f"base = {base}; allowed: None (nats) or a number > 1 (2 gives bits)")
-    return nats / math.log(base)

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from klrl.kl.divergences import measured, numbers
-from klrl.kl.exact import in_base
 from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.family import no_closed_form
-from klrl.policy.arrays import Array, tensor
+from klrl.kl.units import base_by_keyword, in_base
+from klrl.policy.arrays import A, Array, tensor
 from klrl.policy.distributions import DiagGaussian
 
 
-def kl_executed(p: AnyDistribution, q: AnyDistribution, low: Array, high: Array, base: float | None = None) -> Tensor:
+@base_by_keyword(4)
+def kl_executed(
+    p: AnyDistribution[A], q: AnyDistribution[A], low: Array | float, high: Array | float, *, base: float | None = None
+) -> A:
     """KL between clip(x, low, high) for x ~ p and for x ~ q, ``[*B]``, summed over the dimensions: at most KL(p||q).
 
     A clipped normal is a density inside the box and two point masses P_low and P_high on its border. No map makes two

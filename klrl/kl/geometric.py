@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from klrl.kl.families import AnyDistribution, matched
@@ -9,7 +11,7 @@ from klrl.policy.arrays import tensor
 from klrl.policy.distributions import Distribution
 
 
-def geometric_mixture(p: AnyDistribution, q: AnyDistribution, share: Tensor | float) -> Distribution:
+def geometric_mixture(p: AnyDistribution[Any], q: AnyDistribution[Any], share: Tensor | float) -> Distribution:
     """The distribution proportional to p^share q^(1 - share): from q at 0 to p at 1, as a record ``[*B]``.
 
     In an exponential family it is the member whose natural parameters are the weighted means. Of all distributions

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from klrl.kl.exact import in_base
 from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.kl.sampled import CHUNK, StateEstimate, moments
 from klrl.kl.sources import RecordSource, before_tanh
-from klrl.policy.arrays import like, tensor
+from klrl.kl.units import in_base
+from klrl.policy.arrays import A, like, tensor
 from klrl.policy.distributions import Categorical, Distribution, Factored, NoClosedForm
 
 D = TypeVar("D", bound=Distribution)
 
 
-def mutual_information(p: AnyDistribution, base: float | None = None) -> Tensor:
+def mutual_information(p: AnyDistribution[A], base: float | None = None) -> A:
     r"""I(S; A) = mean_s KL(p_s || m) with m = mean_s p_s, over a batch of states ``[*B]`` that count alike: a number.
 
     = H(m) - mean_s H(p_s), at most the logarithm of the number of states; 0 if the policy does the same in all of them.
@@ -50,7 +50,7 @@ def mutual_information(p: AnyDistribution, base: float | None = None) -> Tensor:
 
 
 def estimate_mutual_information(
-    p: AnyDistribution, n: int = 16, generator: torch.Generator | None = None
+    p: AnyDistribution[Any], n: int = 16, generator: torch.Generator | None = None
 ) -> StateEstimate:
     r"""Estimate I(S; A) over a batch of S states ``[*B]``, nats: a value and a standard error of shape ``()``.
 

@@ -8,21 +8,21 @@ counts as a mixture of one. Both cost K L divergences of d dimensions per state,
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from klrl.kl.exact import in_base
 from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.gaussian import DiagGaussianFamily
-from klrl.policy.arrays import like, tensor
+from klrl.kl.units import in_base
+from klrl.policy.arrays import A, Array, like, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, GaussianMixture, NoClosedForm
 
 
 def kl_upper_bound(
-    p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, iterations: int = 100
-) -> Tensor:
+    p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, iterations: int = 100
+) -> A:
     r"""A number >= KL(p||q), ``[*B]``; 0 for equal arguments, the KL itself for one component each.
 
     sum_ab f_ab (log f_ab / g_ab + D_ab), for any f >= 0 with row sums w and g >= 0 with column sums v: by the chain
@@ -50,7 +50,7 @@ def kl_upper_bound(
     return pair.answer(torch.stack(bounds).amin(0), base)
 
 
-def kl_variational(p: AnyDistribution, q: AnyDistribution, base: float | None = None) -> Tensor:
+def kl_variational(p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None) -> A:
     r"""An approximation of KL(p||q), ``[*B]``: neither an upper nor a lower bound; 0 for equal arguments.
 
     sum_a w_a log (sum_a' w_a' e^{-KL(p_a||p_a')} / sum_b v_b e^{-D_ab}), the difference of lower bounds of E_p[log p]
@@ -71,14 +71,14 @@ class _Pair(NamedTuple):
     within: Tensor
     between: Tensor
     dtype: torch.dtype
-    made_of: Tensor
+    made_of: Array
 
-    def answer(self, nats: Tensor, base: float | None) -> Tensor:
+    def answer(self, nats: Tensor, base: float | None) -> Array:
         """As what p is made of."""
         return in_base(like(nats.clamp_min(0.0).to(self.dtype), self.made_of), base)
 
 
-def _pair(what: str, p: AnyDistribution, q: AnyDistribution) -> _Pair:
+def _pair(what: str, p: AnyDistribution[Any], q: AnyDistribution[Any]) -> _Pair:
     (first, dtype), (second, other) = read(p), read(q)
     a, b = (_mixture(x, what, first, second) for x in (first, second))
     if a.event_shape != b.event_shape:

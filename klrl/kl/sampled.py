@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from torch import Tensor
 from klrl.kl.families import AnyDistribution
 from klrl.kl.families.roots import root
 from klrl.kl.sources import Source, source, sources
+from klrl.shown import array
 
 Divergence = Literal["kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation", "hellinger"]
 CHUNK = 2**20
 """Numbers of a sample held at a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StateEstimate:
     """A sample mean per state, its standard error, both ``[*B]``, and the sample size per state."""
 
@@ -27,10 +28,13 @@ class StateEstimate:
     stderr: Tensor
     n: int
 
+    def __repr__(self) -> str:
+        return f"StateEstimate({array(self.value)} ± {array(self.stderr)}, n={self.n})"
+
 
 def estimate_divergence(
-    p: AnyDistribution,
-    q: AnyDistribution,
+    p: AnyDistribution[Any],
+    q: AnyDistribution[Any],
     divergence: Divergence = "kl",
     n: int = 10_000,
     generator: torch.Generator | None = None,
@@ -81,7 +85,9 @@ def estimate_divergence(
     return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype))
 
 
-def estimate_entropy(p: AnyDistribution, n: int = 10_000, generator: torch.Generator | None = None) -> StateEstimate:
+def estimate_entropy(
+    p: AnyDistribution[Any], n: int = 10_000, generator: torch.Generator | None = None
+) -> StateEstimate:
     """Estimate H(p) = -E_p[log p] per state, ``[*B]``, nats: for what has no closed form, a mixture say.
 
     Arguments and errors as in :func:`estimate_divergence`.

@@ -153,7 +153,7 @@ def before_tanh(*squashed: RecordSource) -> tuple[RecordSource, ...]:
     return tuple(RecordSource(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
 
 
-def source(p: AnyDistribution, column: bool = False) -> Source:
+def source(p: AnyDistribution[Any], column: bool = False) -> Source:
     """One distribution.
 
     Args:
@@ -172,7 +172,7 @@ def _torch_source(p: td.Distribution, column: bool) -> TorchSource:
     return TorchSource(p, dtype, column and not p.event_shape)
 
 
-def sources(p: AnyDistribution, q: AnyDistribution) -> tuple[Source, Source]:
+def sources(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Source, Source]:
     """Two distributions over the same actions, with one batch shape.
 
     Raises:

@@ -11,13 +11,13 @@ from torch import Tensor
 from klrl.kl.divergences import measured, numbers
 from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.family import Family, no_closed_form
-from klrl.policy.arrays import Array
+from klrl.policy.arrays import A, Array
 from klrl.policy.distributions import Categorical
 
 
 def wasserstein(
-    p: AnyDistribution, q: AnyDistribution, order: Literal[1, 2] | None = None, ground_metric: Array | None = None
-) -> Tensor:
+    p: AnyDistribution[A], q: AnyDistribution[A], order: Literal[1, 2] | None = None, ground_metric: Array | None = None
+) -> A:
     r"""W_r(p, q) = (min E[d(x, y)^r])^{1/r} over all pairs with x ~ p and y ~ q: the distance itself, ``[*B]``.
 
     Order 2 between Gaussians, d the Euclidean distance: W_2^2 = \|mu_p - mu_q\|^2 + tr(S_p + S_q -

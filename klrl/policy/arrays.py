@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
+from typing_extensions import TypeVar
 
 _blas = ThreadpoolController().select(user_api="blas")
 _BLAS = _blas.select(filepath=[pool["filepath"] for pool in _blas.info() if "numpy" in pool["filepath"]])
@@ -50,7 +51,9 @@ def numpy_as_torch() -> Iterator[None]:
 
 
 Array = Any
-"""A tensor or a numpy array."""
+"""A tensor or a numpy array, in formulas that are written for both: no type has what the two share."""
+A = TypeVar("A", Tensor, np.ndarray, default=Tensor)
+"""Tensors throughout, or numpy arrays throughout: what a record is made of is what is computed from it."""
 
 
 def is_numpy(x: Array) -> bool:

@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array, is_numpy
+from klrl.shown import array
 
 RESOLUTION: Mapping[Any, float] = {np.float32: 2.0**-23, np.float64: 64 * 2.0**-52}
 """How far rounding alone moves numbers of a type, relative; means of float64 are off by some of their last digits."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Moments:
     """Count, mean and (population) variance of everything absorbed so far, in float64."""
 
     mean: Tensor
     variance: Tensor
     count: int = 0
+
+    def __repr__(self) -> str:
+        return f"Moments(mean={array(self.mean)}, variance={array(self.variance)}, count={self.count})"
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Moments:

@@ -153,6 +153,11 @@ class Encoding:
         self._is_long = not all(np.can_cast(space.dtype, np.float32) for space in boxes)
         self.dtype = np.dtype(np.uint8 if is_image else np.float64 if self._is_long else np.float32)
 
+    def __repr__(self) -> str:
+        """From which space, to which array."""
+        mask = f", {self.n_mask} of them a mask" if self.n_mask else ""
+        return f"Encoding({one_line(self.space)} -> {self.dtype}{[*self.shape]}{mask})"
+
     @property
     def images(self) -> list[Part]:
         """The parts that are images."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from klrl.experience import Batch
+    from gymnasium.vector import VectorEnv
+
+    from klrl.experience import Batch, Episode
+    from klrl.policy.distributions import Distribution
 
 Metrics = dict[str, float | str]
 """One update's metrics by name, ``group/name``: numbers, and text such as ``train/stop_reason``."""
@@ -21,25 +26,86 @@ def info_metric(key: str) -> str:
     return SUCCESS if key == "is_success" else f"{INFO}{key}"
 
 
+class LearningAgent(Protocol):
+    """What callbacks can rely on in an agent, whichever it is; klrl's own have more (:class:`klrl.agents.Agent`)."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Environment steps taken, over all environments."""
+
+    @property
+    def n_updates(self) -> int:
+        """Updates done."""
+
+    @property
+    def progress_remaining(self) -> float:
+        """Which part of the training is left, from 1 to 0."""
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+
+    @property
+    def config(self) -> Any:
+        """The settings."""
+
+    @property
+    def region(self) -> Any:
+        """The trust region, as it is now."""
+
+    @property
+    def history(self) -> Sequence[Metrics]:
+        """Every update's metrics."""
+
+    @property
+    def episodes(self) -> Sequence[Episode]:
+        """The last finished ones, at most 100."""
+
+    @property
+    def envs(self) -> VectorEnv:
+        """The environments that are learned from."""
+
+    def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
+        """The policy at observations ``[*B]``."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Any]:
+        """Actions, and the state as given."""
+
+    def save(self, path: str | Path) -> Path:
+        """Write the state after the last whole update."""
+
+    def describe(self) -> dict[str, Any]:
+        """The agent in words of JSON."""
+
+
 class Callback:
     """Override what you need; the agent is passed to every hook and may be read freely.
+
+    Arguments need no annotations: an editor has their types from here.
 
     A method whose name begins with ``on_`` or ``_on_`` and is none of these gets a warning: training never calls it.
     """
 
-    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
+    def on_training_start(self, agent: LearningAgent, total_timesteps: int) -> None:
         """Before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
 
-    def on_update_start(self, agent: Any, batch: Batch) -> None:
+    def on_update_start(self, agent: LearningAgent, batch: Batch) -> None:
         """A batch has been collected."""
 
-    def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
+    def on_minibatch_end(self, agent: LearningAgent, metrics: dict[str, Any]) -> None:
         """A minibatch step was taken; ``metrics`` are its losses, numbers or 0-d tensors."""
 
-    def on_epoch_end(self, agent: Any, epoch: int) -> None:
+    def on_epoch_end(self, agent: LearningAgent, epoch: int) -> None:
         """A pass over the batch is done."""
 
-    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
+    def on_update_end(self, agent: LearningAgent, batch: Batch, metrics: Metrics) -> bool | None:
         """The update is done and ``metrics`` holds its drift report.
 
         What is added to ``metrics`` is written wherever they are: numbers of any kind become floats, one line of text
@@ -47,10 +113,10 @@ class Callback:
         training; any other answer does not.
         """
 
-    def on_error(self, agent: Any, error: Exception) -> None:
+    def on_error(self, agent: LearningAgent, error: Exception) -> None:
         """Training is about to end by an exception; what is done here cannot change that."""
 
-    def on_training_end(self, agent: Any) -> None:
+    def on_training_end(self, agent: LearningAgent) -> None:
         """After the last update, also when training ends by an exception or cannot begin."""
 
 
@@ -65,12 +131,12 @@ class Outside(Callback):
         self._callback = callback
         self._gradients, self._errors = torch.is_grad_enabled(), np.geterr()
 
-    def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
+    def on_minibatch_end(self, agent: LearningAgent, metrics: dict[str, Any]) -> None:
         """Pass on."""
         with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
             self._callback.on_minibatch_end(agent, metrics)
 
-    def on_epoch_end(self, agent: Any, epoch: int) -> None:
+    def on_epoch_end(self, agent: LearningAgent, epoch: int) -> None:
         """Pass on."""
         with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
             self._callback.on_epoch_end(agent, epoch)

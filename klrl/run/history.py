@@ -14,8 +14,15 @@ from torch import Tensor
 
 from klrl.run.callback import Metrics
 from klrl.run.checkpoint import Part
+from klrl.shown import table
 
 _T = TypeVar("_T")
+_SHOWN = 10
+"""Of the newest rows in a notebook."""
+_COLUMNS = (
+    "time/total_timesteps", "rollout/ep_rew_mean", "drift/kl", "drift/kl_max", "drift/kl_target", "train/entropy",
+    "train/stop_reason",
+)  # fmt: skip
 _ROWS = 64
 """As many of the newest rows at least are as they were appended; older ones are packed, so many at a time."""
 _ALIKE = 16
@@ -108,6 +115,19 @@ class History(Sequence[Metrics]):
 
     def __repr__(self) -> str:
         return repr([*self])
+
+    def _repr_html_(self) -> str:
+        """The newest updates as a table for notebooks: return, and how far the policy moved."""
+        newest = self[-_SHOWN:]
+        names = [name for name in _COLUMNS if any(name in row for row in newest)]
+        more = f", the last {len(newest)}" if len(newest) < len(self) else ""
+        rows = [[self._cell(row, name) for name in names] for row in newest]
+        return table(f"history: {len(self)} updates{more}", rows, names)
+
+    @staticmethod
+    def _cell(row: Metrics, name: str) -> str:
+        x = row.get(name, "")
+        return f"{x:,.0f}" if name == _COLUMNS[0] and x != "" else f"{x:.4g}" if isinstance(x, float) else str(x)
 
 
 @dataclass(frozen=True, eq=False)

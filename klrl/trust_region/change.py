@@ -12,9 +12,10 @@ from torch import Tensor
 from klrl.kl import kl_divergence, reverse_kl
 from klrl.policy.arrays import Array, exp, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
+from klrl.shown import of_arrays
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Change:
     """From ``old`` to ``new`` at the same ``[*B]`` states; what follows from them is computed once, on demand."""
 
@@ -28,6 +29,9 @@ class Change:
     """Advantage of the actions taken, ``[*B]``."""
     reference: Distribution | None = None
     """A policy that neither moves nor acts, at the same states, where there is one."""
+
+    def __repr__(self) -> str:
+        return of_arrays(self)
 
     @cached_property
     def log_ratio(self) -> Array:

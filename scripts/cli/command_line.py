@@ -18,6 +18,7 @@ import tyro
 from klrl.experience import WorkerFailed
 from klrl.run.disk import DiskFull
 from klrl.scripts.cli.flags import has_empty_value, objection
+from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.validation import validate
 from klrl.words import plain, printable
 
@@ -89,7 +90,11 @@ def going_on(prog: str, folder: Path, what: str = "parts") -> Iterator[None]:
 
 
 def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) -> T:
-    """Read flags into a checked dataclass; what tyro objects to becomes one line."""
+    """Read flags into a checked dataclass; what tyro objects to becomes one line.
+
+    Modules of the current folder that they name can be imported from then on.
+    """
+    find_in_this_folder(argv)
     if has_empty_value(argv) and (empty := objection(cls, argv, default)) is not None:
         fail(prog, empty)
     messages = io.StringIO()

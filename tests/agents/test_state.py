@@ -149,7 +149,7 @@ def test_a_region_may_give_a_setting_without_a_default():
 @both
 def test_the_settings_of_another_agent_are_refused(agent_class):
     other = (TRPO if agent_class is PPO else PPO).config_class()
-    with pytest.raises(ValueError, match=f"config = .*; allowed: a {agent_class.config_class.__name__}"):
+    with pytest.raises(TypeError, match=f"config = .*; allowed: a {agent_class.config_class.__name__}"):
         agent_class("CartPole-v1", config=other)
 
 

@@ -72,13 +72,21 @@ def test_the_id_is_that_of_the_registry_where_there_is_one(env, id):
     ("env", "message"),
     [
         ("CartPoll-v1", "env = 'CartPoll-v1': unknown; did you mean CartPole-v1"),
-        ("CartPole-v7", "env = 'CartPole-v7'.*did you mean CartPole-v"),
+        ("CartPole-v7", "env = 'CartPole-v7': unknown version; did you mean CartPole-v"),
+        (
+            "ALE/Nothing-v5",
+            r"nobody has registered ALE here; allowed: ale_py:ALE/Nothing-v5 \(pip install 'klrl\[atari\]'\)",
+        ),
+        ("qqqq/A-v0", "nobody has registered qqqq here; allowed: MODULE:qqqq/A-v0 with the module that registers it"),
+        ("needing_another:A-v0", "No module named 'nobody_has_this', which needing_another needs; allowed: a module"),
         ("qqqqqqqqqqq-v0", "env = 'qqqqqqqqqqq-v0': unknown; allowed: a registered Gymnasium id"),
         ("qqqqqqqqqqq:A-v0", "No module named 'qqqqqqqqqqq'; allowed: MODULE:ID with a module that can be imported"),
         (3, "env = 3; allowed: an id, an EnvSpec, a function"),
     ],
 )
-def test_what_is_no_environment_is_refused_in_one_line(env, message):
+def test_what_is_no_environment_is_refused_in_one_line(env, message, tmp_path, monkeypatch):
+    (tmp_path / "needing_another.py").write_text("import nobody_has_this")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=message) as error:
         PPO(env)
     assert "\n" not in str(error.value)

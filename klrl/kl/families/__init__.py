@@ -13,7 +13,7 @@ from klrl.kl.families.beta import BetaFamily
 from klrl.kl.families.categorical import CategoricalFamily, FactoredFamily
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.gaussian import DiagGaussianFamily, FullGaussianFamily, SquashedGaussianFamily
-from klrl.policy.arrays import tensor
+from klrl.policy.arrays import A, tensor
 from klrl.policy.distributions import (
     Bernoulli,
     Beta,
@@ -26,7 +26,7 @@ from klrl.policy.distributions import (
     as_record,
 )
 
-AnyDistribution = Distribution | td.Distribution
+AnyDistribution = Distribution[A] | td.Distribution
 
 _FAMILIES: dict[type[Distribution], Family[Any]] = {
     Categorical: CategoricalFamily(),
@@ -49,12 +49,12 @@ class Matched(NamedTuple):
     """What results are given in: that of the distributions before ``torch.distributions`` objects were read."""
 
 
-def family_of(record: Distribution) -> Family[Any] | None:
+def family_of(record: Distribution[Any]) -> Family[Any] | None:
     """What is known about a record's family; ``None`` if nothing."""
     return _FAMILIES.get(type(record))
 
 
-def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL", *, invariant: bool = True) -> Matched:
+def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", *, invariant: bool = True) -> Matched:
     """The family that p and q share, and both as records.
 
     A diagonal normal beside one with a full covariance becomes one, too. The numbers of float32 objects of
@@ -74,9 +74,7 @@ def matched(p: AnyDistribution, q: AnyDistribution, what: str = "KL", *, invaria
     family = family_of(a)
     if family is None or type(a) is not type(b):
         raise no_closed_form(what, a, b)
-    n, m = a.parameters[0].shape[-1], b.parameters[0].shape[-1]
-    if isinstance(a, MultiCategorical) and isinstance(b, MultiCategorical):
-        n, m = a.nvec, b.nvec
+    n, m = (x.nvec if isinstance(x, MultiCategorical) else x.parameters[0].shape[-1] for x in (a, b))
     if n != m:
         raise ValueError(f"p has {n} actions or action dimensions, q has {m}; they must agree")
     if a.batch_shape != b.batch_shape:
@@ -97,7 +95,7 @@ def broadcast(p: Sequence[int], q: Sequence[int]) -> torch.Size:
         raise ValueError(f"p and q have batch shapes {shapes}; allowed: shapes that broadcast") from error
 
 
-def read(x: AnyDistribution) -> tuple[Distribution, torch.dtype]:
+def read(x: AnyDistribution[Any]) -> tuple[Distribution, torch.dtype]:
     """As a record, and the type of the numbers it was made of."""
     if isinstance(x, Distribution):
         first = x.parameters[0]

@@ -8,20 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import Array, is_numpy, like, tensor
+from klrl.policy.arrays import A, Array, is_numpy, like, tensor
 from klrl.policy.distributions.record import Distribution, check_floating, on_tensors
 
 
-@dataclass(frozen=True, eq=False)
-class Beta(Distribution):
+@dataclass(frozen=True, eq=False, repr=False)
+class Beta(Distribution[A]):
     """Independent densities x^(a-1) (1-x)^(b-1) / B(a, b); an action is a vector in (0, 1), ``[*B, d]``.
 
     ``alpha [*B, d]`` and ``beta [*B, d]`` are > 0 (Chou et al. 2017, "Improving Stochastic Policy Gradients ... using
     the Beta Distribution"). Actions that rounding puts on the border count as the nearest number inside.
     """
 
-    alpha: Array
-    beta: Array
+    alpha: A
+    beta: A
 
     def __post_init__(self) -> None:
         check_floating("alpha", self.alpha)
@@ -29,29 +29,29 @@ class Beta(Distribution):
         if self.alpha.shape != self.beta.shape:
             raise ValueError(f"beta has shape {list(self.beta.shape)}, alpha {list(self.alpha.shape)}")
 
-    def sample(self, generator: torch.Generator | None = None) -> Array:
+    def sample(self, generator: torch.Generator | None = None) -> A:
         """By numpy, whose generator gets its seed from torch's."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-        a, b = (np.asarray(x if is_numpy(x) else x.detach().cpu()) for x in self.parameters)
+        a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in self.parameters)
         x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))
         return like(_inside(x if is_numpy(self.alpha) else x.to(self.alpha.device)), self.alpha)
 
     @on_tensors
-    def mode(self) -> Tensor:
+    def mode(self: Beta[Tensor]) -> Tensor:
         """(a - 1) / (a + b - 2) where both are > 1, else the mean: a mode on the border would be no policy's wish."""
         peaked = (self.alpha > 1.0) & (self.beta > 1.0)
         a, b = (x - peaked.to(x.dtype) for x in (self.alpha, self.beta))
         return _inside(a / (a + b))
 
     @on_tensors
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self: Beta[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``, summed over the d dimensions."""
         x = _inside(action)
         powers = (self.alpha - 1.0) * x.log() + (self.beta - 1.0) * (-x).log1p()
         return (powers - log_beta(self.alpha, self.beta)).sum(-1)
 
     @on_tensors
-    def entropy(self) -> Tensor:
+    def entropy(self: Beta[Tensor]) -> Tensor:
         """log B(a, b) - (a - 1) psi(a) - (b - 1) psi(b) + (a + b - 2) psi(a + b), summed over the dimensions."""
         a, b = self.alpha.double(), self.beta.double()
         psi = torch.digamma

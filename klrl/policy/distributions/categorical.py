@@ -5,29 +5,31 @@ from __future__ import annotations
 import abc
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from klrl.policy.arrays import Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
+from klrl.policy.arrays import A, Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
 from klrl.policy.distributions.record import Distribution, Gradient, check_floating, noise
+from klrl.shown import array
 
 
-@dataclass(frozen=True, eq=False)
-class Categorical(Distribution):
+@dataclass(frozen=True, eq=False, repr=False)
+class Categorical(Distribution[A]):
     """Probabilities softmax(logits) over k actions; an action is an int64 index, ``[*B]``.
 
     ``logits [*B, k]`` need no normalisation; ``-inf`` is probability zero.
     """
 
-    logits: Array
+    logits: A
 
     def __post_init__(self) -> None:
         check_floating("logits", self.logits)
 
     @classmethod
-    def masked(cls, logits: Array, allowed: Array) -> Self:
+    def masked(cls, logits: A, allowed: Array) -> Self:
         """Only the allowed actions (bool, ``[*B, k]``) have a probability; some one must be allowed in every state."""
         mask = allowed if is_numpy(logits) else torch.as_tensor(allowed, dtype=torch.bool, device=logits.device)
         return cls(where(mask, logits, -np.inf))
@@ -38,34 +40,34 @@ class Categorical(Distribution):
         return ()
 
     @property
-    def log_probs(self) -> Array:
+    def log_probs(self) -> A:
         """Normalised log-probabilities, ``[*B, k]``."""
         return log_softmax(self.logits)
 
     @property
-    def probs(self) -> Array:
+    def probs(self) -> A:
         """Probabilities, ``[*B, k]``."""
-        return exp(self.log_probs) if is_numpy(self.logits) else torch.softmax(self.logits, dim=-1)
+        return torch.softmax(self.logits, dim=-1) if isinstance(self.logits, Tensor) else exp(self.log_probs)
 
-    def sample(self, generator: torch.Generator | None = None) -> Array:
+    def sample(self, generator: torch.Generator | None = None) -> A:
         """Draw by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
         exponential = noise(self.logits, lambda x: x.exponential_(generator=generator))
         return (self.logits - log(exponential)).argmax(-1)
 
-    def mode(self) -> Array:
+    def mode(self) -> A:
         """The index with the largest logit."""
         return self.logits.argmax(-1)
 
-    def log_prob(self, action: Array) -> Array:
+    def log_prob(self, action: A) -> A:
         """Log-probability of ``action`` (int64, ``[*B]``)."""
         return pick(self.log_probs, action)
 
-    def entropy(self) -> Array:
+    def entropy(self) -> A:
         """-sum p log p with 0 log 0 = 0."""
         p, log_p = self.probs, self.log_probs
         return -(p * where(p == 0, 0.0, log_p)).sum(-1)
 
-    def score(self, action: Array) -> Gradient:
+    def score(self, action: A) -> Gradient:
         """1[i = action] - p_i."""
         return (one_hot(action, self.logits) - self.probs,)
 
@@ -75,7 +77,7 @@ class Categorical(Distribution):
         return (-p * (where(p == 0, 0.0, log_p) + H.reshape(*H.shape, 1)),)
 
 
-class Factored(Distribution):
+class Factored(Distribution[A]):
     """Independent choices, one per head; an action has one number per head, ``[*B, H]``.
 
     Everything is the sum over the heads of what the :class:`Categorical` of each has.
@@ -83,7 +85,7 @@ class Factored(Distribution):
 
     @property
     @abc.abstractmethod
-    def heads(self) -> Categorical:
+    def heads(self) -> Categorical[A]:
         """The choices with batch shape ``[*B, H]``; where heads differ in size, logits of -inf fill the rows."""
 
     @abc.abstractmethod
@@ -95,30 +97,30 @@ class Factored(Distribution):
         """How the heads' logits ``[*B, H, k]`` move with this record's logits."""
 
     @abc.abstractmethod
-    def from_indices(self, index: Array) -> Array:
+    def from_indices(self, index: A) -> A:
         """Actions, of the heads' choices (int64, ``[*B, H]``)."""
 
     @abc.abstractmethod
-    def to_indices(self, action: Array) -> Array:
+    def to_indices(self, action: A) -> A:
         """The heads' choices in actions."""
 
-    def sample(self, generator: torch.Generator | None = None) -> Array:
+    def sample(self, generator: torch.Generator | None = None) -> A:
         """Each head by the Gumbel-max trick."""
         return self.from_indices(self.heads.sample(generator))
 
-    def mode(self) -> Array:
+    def mode(self) -> A:
         """The largest probability of each head."""
         return self.from_indices(self.heads.mode())
 
-    def log_prob(self, action: Array) -> Array:
+    def log_prob(self, action: A) -> A:
         """Log-probability of ``action [*B, H]``, summed over the heads."""
         return self.heads.log_prob(self.to_indices(action)).sum(-1)
 
-    def entropy(self) -> Array:
+    def entropy(self) -> A:
         """The sum of the heads' entropies."""
         return self.heads.entropy().sum(-1)
 
-    def score(self, action: Array) -> Gradient:
+    def score(self, action: A) -> Gradient:
         """1[i = action] - p_i, head by head."""
         return (self.collect(self.heads.score(self.to_indices(action))[0]),)
 
@@ -127,14 +129,14 @@ class Factored(Distribution):
         return (self.collect(self.heads.entropy_gradient()[0]),)
 
 
-@dataclass(frozen=True, eq=False)
-class MultiCategorical(Factored):
+@dataclass(frozen=True, eq=False, repr=False)
+class MultiCategorical(Factored[A]):
     """One choice per head, as a ``MultiDiscrete`` space has them; an action is int64, ``[*B, H]``.
 
     ``logits [*B, sum(nvec)]`` has the logits of one head after the other; ``nvec`` says how many each has.
     """
 
-    logits: Array
+    logits: A
     nvec: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -143,12 +145,15 @@ class MultiCategorical(Factored):
         if not self.nvec or min(self.nvec) < 1 or sum(self.nvec) != self.logits.shape[-1]:
             raise ValueError(f"nvec = {self.nvec} and {self.logits.shape[-1]} logits; allowed: sizes >= 1 that add up")
 
+    def __repr__(self) -> str:
+        return f"MultiCategorical(logits={array(self.logits)}, nvec={self.nvec})"
+
     @property
-    def parameters(self) -> tuple[Array, ...]:
+    def parameters(self) -> tuple[A, ...]:
         """The logits."""
         return (self.logits,)
 
-    def with_parameters(self, *parameters: Array) -> Self:
+    def with_parameters(self, *parameters: A) -> Self:
         """The same heads with other logits."""
         return type(self)(parameters[0], self.nvec)
 
@@ -158,7 +163,7 @@ class MultiCategorical(Factored):
         return (len(self.nvec),)
 
     @property
-    def heads(self) -> Categorical:
+    def heads(self) -> Categorical[A]:
         """The logits in one row per head."""
         return Categorical(self._rows(self.logits, -np.inf))
 
@@ -179,11 +184,11 @@ class MultiCategorical(Factored):
         columns, inside = like_index(place[0], x), like_index(place[2], x)
         return where(inside, x[..., columns], fill)
 
-    def from_indices(self, index: Array) -> Array:
+    def from_indices(self, index: A) -> A:
         """The same numbers."""
         return index
 
-    def to_indices(self, action: Array) -> Array:
+    def to_indices(self, action: A) -> A:
         """The same numbers."""
         return action
 
@@ -207,25 +212,25 @@ def like_index(x: np.ndarray, other: Array) -> Array:
     return x if is_numpy(other) else tensor(x).to(other.device)
 
 
-@dataclass(frozen=True, eq=False)
-class Bernoulli(Factored):
+@dataclass(frozen=True, eq=False, repr=False)
+class Bernoulli(Factored[A]):
     """Independent bits, each 1 with probability sigmoid(logits); an action is floats of 0 and 1, ``[*B, k]``.
 
     ``logits [*B, k]`` may be infinite: a bit that is never, or always, 1.
     """
 
-    logits: Array
+    logits: A
 
     def __post_init__(self) -> None:
         check_floating("logits", self.logits)
 
     @property
-    def probs(self) -> Array:
+    def probs(self) -> A:
         """Probabilities of a 1, ``[*B, k]``."""
         return self.heads.probs[..., 1]
 
     @property
-    def heads(self) -> Categorical:
+    def heads(self) -> Categorical[A]:
         """Choices between 0 and 1 with logits (0, l), or (-l, 0) where l > 0, so that an infinite l is one, too."""
         likely = self.logits > 0.0
         return Categorical(_pair(where(likely, -self.logits, 0.0), where(likely, 0.0, self.logits)))
@@ -238,13 +243,14 @@ class Bernoulli(Factored):
         """As if the logits were (0, l)."""
         return _pair(0.0 * tangent, tangent)
 
-    def from_indices(self, index: Array) -> Array:
+    def from_indices(self, index: A) -> A:
         """As floats."""
-        return index.astype(self.logits.dtype) if is_numpy(index) else index.to(self.logits.dtype)
+        dtype: Any = self.logits.dtype
+        return index.to(dtype) if isinstance(index, Tensor) else index.astype(dtype)
 
-    def to_indices(self, action: Array) -> Array:
+    def to_indices(self, action: A) -> A:
         """As integers."""
-        return action.astype(np.int64) if is_numpy(action) else action.long()
+        return action.long() if isinstance(action, Tensor) else action.astype(np.int64)
 
 
 def _pair(x: Array, y: Array) -> Array:

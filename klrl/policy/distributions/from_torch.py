@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions.utils import probs_to_logits
 
+from klrl.policy.arrays import A
 from klrl.policy.distributions.beta import Beta
 from klrl.policy.distributions.categorical import Bernoulli, Categorical, MultiCategorical
 from klrl.policy.distributions.gaussian import DiagGaussian, FullGaussian, GaussianMixture, SquashedGaussian
@@ -21,7 +23,7 @@ MASKED = -1e7
 """A log-probability below it is a mask in disguise: no float is as small as its exponential."""
 
 
-def as_record(distribution: Distribution | td.Distribution, read: Read = lambda x: x) -> Distribution:
+def as_record(distribution: Distribution[A] | td.Distribution, read: Read = lambda x: x) -> Distribution[A]:
     """Turn a ``torch.distributions`` object into a record; a record passes through.
 
     Batch and event dimensions keep their meaning: a ``Normal`` has one action dimension per batch element,
@@ -43,7 +45,7 @@ def as_record(distribution: Distribution | td.Distribution, read: Read = lambda 
                 "such as Categorical(probs)"
             )
         case td.Independent(base_dist=base, reinterpreted_batch_ndims=n):
-            record = _one_action(base, n, read) if n > 0 else as_record(base, read)
+            record: Any = _one_action(base, n, read) if n > 0 else as_record(base, read)
         case _:
             record = _elementary(distribution, read)
     if record is None:

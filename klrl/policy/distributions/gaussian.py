@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import Array, exp, is_numpy, tanh_
+from klrl.policy.arrays import A, Array, exp, is_numpy, tanh_
 from klrl.policy.distributions.categorical import Categorical
 from klrl.policy.distributions.record import Distribution, Gradient, NoClosedForm, check_floating, noise, on_tensors
 
 LOG_2PI = math.log(2 * math.pi)
 
 
-@dataclass(frozen=True, eq=False)
-class DiagGaussian(Distribution):
+@dataclass(frozen=True, eq=False, repr=False)
+class DiagGaussian(Distribution[A]):
     """Independent normals N(mean_i, exp(log_std_i)^2); an action is a vector ``[*B, d]``.
 
     ``mean [*B, d]`` and ``log_std [*B, d]``.
     """
 
-    mean: Array
-    log_std: Array
+    mean: A
+    log_std: A
 
     def __post_init__(self) -> None:
         check_floating("mean", self.mean)
@@ -33,28 +33,28 @@ class DiagGaussian(Distribution):
             raise ValueError(f"log_std has shape {list(self.log_std.shape)}, the mean {list(self.mean.shape)}")
 
     @property
-    def std(self) -> Array:
+    def std(self) -> A:
         """Standard deviations, ``[*B, d]``."""
         return exp(self.log_std)
 
-    def sample(self, generator: torch.Generator | None = None) -> Array:
+    def sample(self, generator: torch.Generator | None = None) -> A:
         """Mean + std * standard normal noise."""
         return self.mean + self.std * noise(self.mean, lambda x: x.normal_(generator=generator))
 
-    def mode(self) -> Array:
+    def mode(self) -> A:
         """The mean."""
         return self.mean
 
-    def log_prob(self, action: Array) -> Array:
+    def log_prob(self, action: A) -> A:
         """Log-density of ``action`` (``[*B, d]``), summed over the d dimensions."""
         z = (action - self.mean) / self.std
         return -(0.5 * z * z + self.log_std + 0.5 * LOG_2PI).sum(-1)
 
-    def entropy(self) -> Array:
+    def entropy(self) -> A:
         """sum_i log(std_i) + d/2 log(2 pi e)."""
         return (self.log_std + 0.5 * (LOG_2PI + 1.0)).sum(-1)
 
-    def score(self, action: Array) -> Gradient:
+    def score(self, action: A) -> Gradient:
         """By the mean z / std, by log_std z^2 - 1, with z = (action - mean) / std."""
         std = self.std
         z = (action - self.mean) / std
@@ -65,45 +65,45 @@ class DiagGaussian(Distribution):
         return 0.0 * self.mean, 0.0 * self.log_std + 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class SquashedGaussian(Distribution):
+@dataclass(frozen=True, eq=False, repr=False)
+class SquashedGaussian(Distribution[A]):
     """a = tanh(u) with u ~ N(mean_i, exp(log_std_i)^2), independent; an action is a vector in (-1, 1), ``[*B, d]``.
 
     ``mean [*B, d]`` and ``log_std [*B, d]`` are those of u (Haarnoja et al. 2018, "Soft Actor-Critic", appendix C).
     Actions that rounding puts on the border count as the nearest number inside.
     """
 
-    mean: Array
-    log_std: Array
+    mean: A
+    log_std: A
 
     def __post_init__(self) -> None:
         _ = self.base
 
     @property
-    def base(self) -> DiagGaussian:
+    def base(self) -> DiagGaussian[A]:
         """The distribution of u."""
         return DiagGaussian(self.mean, self.log_std)
 
-    def sample(self, generator: torch.Generator | None = None) -> Array:
+    def sample(self, generator: torch.Generator | None = None) -> A:
         """The hyperbolic tangent of a sample of u."""
         return _inside(tanh_(self.base.sample(generator)))
 
-    def mode(self) -> Array:
+    def mode(self) -> A:
         """tanh(mean), the median of every dimension: the action without noise, as Soft Actor-Critic takes it."""
         return _inside(tanh_(self.mean + 0.0))
 
-    def log_prob(self, action: Array) -> Array:
+    def log_prob(self, action: A) -> A:
         """log N(u) - sum_i log(1 - a_i^2) with u = artanh(a), for ``action [*B, d]``."""
         a = _inside(action)
         u = _artanh(a)
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
 
-    def score(self, action: Array) -> Gradient:
+    def score(self, action: A) -> Gradient:
         """That of u."""
         return self.base.score(_artanh(_inside(action)))
 
     @on_tensors
-    def entropy(self) -> Tensor:
+    def entropy(self: SquashedGaussian[Tensor]) -> Tensor:
         """H(u) + E[sum_i log(1 - tanh(u_i)^2)], by quadrature; the error is below 1e-9 nats in float64."""
         return self.base.entropy() + _log_slope(self.mean.double(), self.log_std.double().exp()).sum(-1).to(self.mean)
 
@@ -154,16 +154,16 @@ def _log_slope(mean: Tensor, std: Tensor) -> Tensor:
     return torch.where(narrow.squeeze(-1), by_hermite, by_parts)
 
 
-@dataclass(frozen=True, eq=False)
-class FullGaussian(Distribution):
+@dataclass(frozen=True, eq=False, repr=False)
+class FullGaussian(Distribution[A]):
     """A normal with any covariance L L'; an action is a vector ``[*B, d]``.
 
     ``mean [*B, d]`` and ``scale_tril [*B, d, d]``, the lower triangular L with a positive diagonal (what is above the
     diagonal is not read), as in ``torch.distributions.MultivariateNormal``.
     """
 
-    mean: Array
-    scale_tril: Array
+    mean: A
+    scale_tril: A
 
     def __post_init__(self) -> None:
         check_floating("mean", self.mean)
@@ -174,41 +174,41 @@ class FullGaussian(Distribution):
             raise ValueError(f"scale_tril has shape {shapes}; allowed: {[*self.mean.shape, d]}")
 
     @on_tensors
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self: FullGaussian[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Mean + L times standard normal noise."""
         z = noise(self.mean, lambda x: x.normal_(generator=generator))
         return self.mean + (self.scale_tril.tril() @ z.unsqueeze(-1)).squeeze(-1)
 
-    def mode(self) -> Array:
+    def mode(self) -> A:
         """The mean."""
         return self.mean
 
     @on_tensors
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self: FullGaussian[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``."""
         z = torch.linalg.solve_triangular(self.scale_tril, (action - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
         d = self.mean.shape[-1]
         return -0.5 * (z.square().sum(-1) + d * LOG_2PI) - self._half_log_determinant()
 
     @on_tensors
-    def entropy(self) -> Tensor:
+    def entropy(self: FullGaussian[Tensor]) -> Tensor:
         """sum_i log L_ii + d/2 log(2 pi e)."""
         return self._half_log_determinant() + 0.5 * self.mean.shape[-1] * (LOG_2PI + 1.0)
 
-    def _half_log_determinant(self) -> Tensor:
+    def _half_log_determinant(self: FullGaussian[Tensor]) -> Tensor:
         return self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-@dataclass(frozen=True, eq=False)
-class GaussianMixture(Distribution):
+@dataclass(frozen=True, eq=False, repr=False)
+class GaussianMixture(Distribution[A]):
     """Component i with probability softmax(logits)_i, then a diagonal normal; an action is a vector ``[*B, d]``.
 
     ``logits [*B, K]``, ``mean [*B, K, d]`` and ``log_std [*B, K, d]``.
     """
 
-    logits: Array
-    mean: Array
-    log_std: Array
+    logits: A
+    mean: A
+    log_std: A
 
     def __post_init__(self) -> None:
         check_floating("logits", self.logits)
@@ -224,38 +224,38 @@ class GaussianMixture(Distribution):
         return (self.mean.shape[-1],)
 
     @property
-    def weights(self) -> Categorical:
+    def weights(self) -> Categorical[A]:
         """Which component."""
         return Categorical(self.logits)
 
     @property
-    def components(self) -> DiagGaussian:
+    def components(self) -> DiagGaussian[A]:
         """The normals, batch shape ``[*B, K]``."""
         return DiagGaussian(self.mean, self.log_std)
 
     @on_tensors
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self: GaussianMixture[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """A component, then its normal."""
         return self._component(self.weights.sample(generator)).sample(generator)
 
     @on_tensors
-    def mode(self) -> Tensor:
+    def mode(self: GaussianMixture[Tensor]) -> Tensor:
         """The most probable one of the components' means (a mixture's mode has no formula)."""
         around = self.components.map(lambda x: x.unsqueeze(-3)).log_prob(self.mean.unsqueeze(-2))
         best = torch.logsumexp(self.weights.log_probs.unsqueeze(-2) + around, -1).argmax(-1)
         return self._component(best).mean
 
-    def _component(self, index: Tensor) -> DiagGaussian:
+    def _component(self: GaussianMixture[Tensor], index: Tensor) -> DiagGaussian[Tensor]:
         """One component per state."""
         i = index[..., None, None].expand(*self.batch_shape, 1, *self.event_shape)
         return DiagGaussian(self.mean.gather(-2, i).squeeze(-2), self.log_std.gather(-2, i).squeeze(-2))
 
     @on_tensors
-    def log_prob(self, action: Tensor) -> Tensor:
+    def log_prob(self: GaussianMixture[Tensor], action: Array) -> Tensor:
         """log sum_i w_i N_i(action), for ``action [*B, d]``."""
         return torch.logsumexp(self.weights.log_probs + self.components.log_prob(action.unsqueeze(-2)), -1)
 
-    def entropy(self) -> Array:
+    def entropy(self) -> A:
         """Refused.
 
         Raises:

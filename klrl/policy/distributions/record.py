@@ -5,16 +5,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import Array, is_numpy, like, stack, tensor
+from klrl.policy.arrays import A, Array, is_numpy, like, stack, tensor
+from klrl.shown import array
 
-D = TypeVar("D", bound="Distribution")
-M = TypeVar("M", bound=Callable[..., Any])
+D = TypeVar("D", bound="Distribution[Any]")
+P = ParamSpec("P")
 Gradient = tuple[Array, ...]
 """Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
 
@@ -23,32 +24,38 @@ class NoClosedForm(TypeError):
     """What was asked for has no closed form; the message says what there is instead."""
 
 
-class Distribution(abc.ABC):
+class Distribution(abc.ABC, Generic[A]):
     """One distribution over actions per state, as a frozen record of tensors or of numpy arrays.
 
     Every field has the shape ``[*B, *k]``: batch dimensions, then those of one action.
     """
 
+    def __repr__(self) -> str:
+        """The family with its arrays, as numbers where these are few."""
+        arrays = ", ".join(f"{name}={array(x)}" for name, x in zip(self.__match_args__, self.parameters, strict=False))  # type: ignore[attr-defined]
+        return f"{type(self).__name__}({arrays})"
+
     @property
-    def parameters(self) -> tuple[Array, ...]:
+    def parameters(self) -> tuple[A, ...]:
         """The record's arrays, in the order of its fields."""
         return tuple([getattr(self, name) for name in self.__match_args__])  # type: ignore[attr-defined]
 
-    def with_parameters(self, *parameters: Array) -> Self:
+    def with_parameters(self, *parameters: A) -> Self:
         """The same family with other arrays."""
         return type(self)(*parameters)
 
     @property
     def batch_shape(self) -> torch.Size:
         """``[*B]``."""
-        return self.parameters[0].shape[:-1]
+        shape: Any = self.parameters[0].shape
+        return shape[:-1]
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one action."""
         return (self.parameters[0].shape[-1],)
 
-    def map(self, function: Callable[[Array], Array]) -> Self:
+    def map(self, function: Callable[[A], A]) -> Self:
         """The same family with ``function`` applied to every field."""
         return self.with_parameters(*(function(x) for x in self.parameters))
 
@@ -58,49 +65,52 @@ class Distribution(abc.ABC):
 
     def detach(self) -> Self:
         """The same numbers, cut from the graph that made them."""
-        return self.map(lambda x: x if is_numpy(x) else x.detach())
+        return self.map(lambda x: x.detach() if isinstance(x, Tensor) else x)
 
     def cpu(self) -> Self:
         """The same numbers in the CPU's memory."""
-        return self.map(lambda x: x if is_numpy(x) else x.cpu())
+        return self.map(lambda x: x.cpu() if isinstance(x, Tensor) else x)
 
     @abc.abstractmethod
-    def sample(self, generator: torch.Generator | None = None) -> Array:
+    def sample(self, generator: torch.Generator | None = None) -> A:
         """One action per state."""
 
     @abc.abstractmethod
-    def mode(self) -> Array:
+    def mode(self) -> A:
         """The most probable action of every state."""
 
     @abc.abstractmethod
-    def log_prob(self, action: Array) -> Array:
+    def log_prob(self, action: A) -> A:
         """Log-probability (density) of one action per state, nats, ``[*B]``."""
 
     @abc.abstractmethod
-    def entropy(self) -> Array:
+    def entropy(self) -> A:
         """H(p) = -E_p[log p], nats, ``[*B]``; differential entropy for densities."""
 
-    def score(self, action: Array) -> Gradient:
+    def score(self, action: A) -> Gradient:
         """Derivative of log p(action) by every field; by autograd unless a family knows it."""
-        action = tensor(action)
-        return derivative(lambda p: p.log_prob(action), self)
+        at: Distribution[Any] = self
+        actions = tensor(action)
+        return derivative(lambda p: p.log_prob(actions), at)
 
     def entropy_gradient(self) -> Gradient:
         """Derivative of H(p) by every field; by autograd unless a family knows it."""
-        return derivative(lambda p: p.entropy(), self)
+        at: Distribution[Any] = self
+        return derivative(lambda p: p.entropy(), at)
 
 
-def on_tensors(method: M) -> M:
+def on_tensors(method: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[Distribution[A], P], A]:
     """A record's method that is written for tensors, for numpy arrays too."""
+    of_tensors: Callable[..., Tensor] = method
 
     @wraps(method)
     def either(self: Any, *args: Any) -> Array:
         if not is_numpy(self.parameters[0]):
-            return method(self, *args)
+            return of_tensors(self, *args)
         numbers = [tensor(x) if isinstance(x, np.ndarray) else x for x in args]
-        return like(method(self.map(tensor), *numbers), self.parameters[0])
+        return like(of_tensors(self.map(tensor), *numbers), self.parameters[0])
 
-    return cast("M", either)
+    return cast("Callable[Concatenate[Distribution[A], P], A]", either)
 
 
 def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:

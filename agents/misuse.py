@@ -1,0 +1,79 @@
+"""What users of other libraries try first, and the line that says how it is done here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from klrl.words import nearest, plain
+
+if TYPE_CHECKING:
+    from klrl.agents.config import AgentConfig
+
+_POLICIES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+"""What Stable-Baselines3 takes as the first argument, beside classes."""
+_ELSEWHERE = {
+    "policy": "nothing, the environment's spaces decide which networks there are",
+    "policy_kwargs": "actor_hidden_sizes=, critic_hidden_sizes=, activation= of the config",
+    "verbose": "learn(..., progress_bar=True)",
+    "tensorboard_log": "learn(..., run_dir=...)",
+    "use_sde": "nothing, there is none",
+    "normalize_advantage_per_minibatch": "normalize_advantage= of the config",
+}
+"""Other libraries' arguments, and what to do instead."""
+
+
+def check_arguments(cls: type[Any], args: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
+    """Look at what an agent is made with before Python does.
+
+    Raises:
+        TypeError: a policy's name or class before the environment, or a setting beside the config; in one line.
+    """
+    parameters = inspect.signature(cls.__init__).parameters
+    known = [f.name for f in fields(cls.config_class)]
+    extra = {name: x for name, x in settings.items() if name not in parameters}
+    mine = {name: x for name, x in extra.items() if name in known}
+    if args and _is_policy(args[0]):
+        said = f"env = {args[0] if isinstance(args[0], str) else args[0].__name__}"
+        allowed = _call(cls, args[1:], mine)
+        raise TypeError(f"{said}: the environment is the first argument, and no policy is named; allowed: {allowed}")
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name, x in extra.items():
+        said = f"{name} = {plain(repr(x), 80)}"
+        if name in known:
+            raise TypeError(f"{said} is a setting of {cls.config_class.__name__}; allowed: {_call(cls, args, mine)}")
+        if name in _ELSEWHERE:
+            raise TypeError(f"{said} is no argument of {cls.__name__}; allowed: {_ELSEWHERE[name]}")
+        raise TypeError(f"{name} is no argument of {cls.__name__}{nearest(name, [*parameters, *known])}")
+
+
+def check_config(config: object, config_class: type[AgentConfig]) -> None:
+    """Refuse what are no settings of this agent.
+
+    Raises:
+        TypeError: in one line, with what is allowed.
+    """
+    if not isinstance(config, (config_class, type(None))):
+        name = config_class.__name__
+        written = f", written {name}({_settings(config)})" if isinstance(config, dict) and config else ""
+        raise TypeError(f"config = {plain(repr(config), 200)}; allowed: a {name}{written}")
+
+
+def _is_policy(x: Any) -> bool:
+    if isinstance(x, str):
+        return x in _POLICIES
+    return isinstance(x, type) and any(cls.__module__.startswith(("stable_baselines3", "sb3_")) for cls in x.__mro__)
+
+
+def _settings(values: Mapping[Any, Any]) -> str:
+    return plain(", ".join(f"{name}={x!r}" for name, x in values.items()), 200)
+
+
+def _call(cls: type[Any], args: tuple[Any, ...], settings: Mapping[str, Any]) -> str:
+    """How it is written, where the environment is the first of ``args``."""
+    env = repr(args[0]) if args and isinstance(args[0], str) else "env"
+    config = f", config={cls.config_class.__name__}({_settings(settings)})" if settings else ""
+    return f"{cls.__name__}({env}{config})"

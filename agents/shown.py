@@ -1,0 +1,65 @@
+"""An agent in a few words, and as a small table for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from klrl.experience.environments import env_id
+from klrl.shown import table
+from klrl.words import one_line
+
+if TYPE_CHECKING:
+    from klrl.agents.core import Core
+
+_METRICS = {
+    "rollout/ep_rew_mean": "mean return",
+    "drift/kl": "KL(old||new) of the last update, mean",
+    "drift/kl_max": "its largest over states",
+    "drift/kl_target": "its target",
+    "drift/kl_initial": "KL(first||new)",
+}
+"""What of the last update is shown."""
+
+
+def line(agent: Core[Any]) -> str:
+    """One line: what it is, what it learns from, how far it is; also of one that is not made yet."""
+    name = type(agent).__name__
+    if "region" not in vars(agent) or "n_updates" not in vars(agent):
+        return f"<{name}, not initialised>"
+    said = [*filter(None, [_env(agent)]), f"seed={agent.seed}", f"trust_region={agent.region}"]
+    drift = _last(agent).get("drift/kl")
+    moved = f", drift/kl={drift:.4g}" if isinstance(drift, float) else ""
+    return f"<{name} {', '.join(said)}: {agent.num_timesteps:,} steps, {agent.n_updates:,} updates{moved}>"
+
+
+def as_html(agent: Core[Any]) -> str:
+    """A table: what it is, and what its last update did."""
+    return table(type(agent).__name__, _rows(agent))
+
+
+def _rows(agent: Core[Any]) -> Iterator[tuple[str, object]]:
+    yield "environment", _env(agent) or "none with an id"
+    yield "observations", one_line(agent.observation_space)
+    yield "actions", one_line(agent.action_space)
+    yield "settings", repr(agent.config)
+    yield "trust region", agent.region
+    yield "seed, device", f"{agent.seed}, {agent.device}"
+    yield "steps, updates", f"{agent.num_timesteps:,}, {agent.n_updates:,}"
+    row = _last(agent)
+    for metric, words in _METRICS.items():
+        if isinstance(x := row.get(metric), float):
+            yield words, f"{x:.4g}{' nats' if metric.startswith('drift/') else ''}"
+    if "train/stop_reason" in row:
+        yield "it stopped", row["train/stop_reason"]
+
+
+def _env(agent: Any) -> str | None:
+    source = getattr(agent, "source", None)
+    return None if source is None or source.env is None else env_id(source.env)
+
+
+def _last(agent: Any) -> dict[str, Any]:
+    """The metrics of the last update, as far as there is one."""
+    history = getattr(agent, "history", None)
+    return history[-1] if history else {}
