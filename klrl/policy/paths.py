@@ -32,9 +32,9 @@ from klrl.policy.arrays import Array
 from klrl.policy.linearization import Linearization
 
 _LEARNING, _ACTING = 2**22, 2**18
-"""Most multiplications of a pass through the larger network, rows times parameters, that numpy does as fast as torch.
+"""Most multiplications in one layer, rows times weights, that numpy is given: beyond, arithmetic is all that costs.
 
-While acting, nothing keeps numpy's BLAS from using threads, which it does from 2^18 on; in an update
+Fewer while acting: nothing keeps numpy's BLAS from using threads there, which it does from 2^18 on; in an update
 :func:`~klrl.policy.arrays.numpy_as_torch` does.
 """
 

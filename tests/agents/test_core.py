@@ -12,8 +12,8 @@ from support import every_agent, every_space, exactly, parameters, same
 from torch import distributions as td
 from torch import nn
 
-import klrl.agents.config
 import klrl.agents.core
+import klrl.trust_region.names
 from klrl.agents import PPO
 from klrl.agents.actor_critic import worst_element
 from klrl.policy.linearization import expectation
@@ -285,7 +285,7 @@ def test_every_setting_is_read(agent_class, monkeypatch):
         read.add(name)
         return object.__getattribute__(self, name)
 
-    monkeypatch.setattr(klrl.agents.config, "validate", lambda config: None)
+    monkeypatch.setattr(klrl.trust_region.names, "validate", lambda config: None)
     monkeypatch.setattr(config_class, "__getattribute__", record)
     for env in ("CartPole-v1", "Pendulum-v1"):
         small_agent(agent_class, env).learn(64)

@@ -1,5 +1,6 @@
 """Formulas in numpy, formulas in torch and autograd are three ways to the same training."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -12,11 +13,12 @@ from torch import nn
 
 from klrl.agents import PPO, TRPO
 from klrl.agents.samples import Samples
+from klrl.kl import kl_gradient
 from klrl.policy.distributions import Categorical, MultiCategorical
 from klrl.policy.linearization import ByAutograd, flatten
 from klrl.policy.mlp import MLP
 from klrl.run import Callback
-from klrl.trust_region import All, Clip, Fixed, KLPenalty
+from klrl.trust_region import All, Clip, Fixed, KLPenalty, TrustRegion
 
 ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1"]
 tasks = pytest.mark.parametrize("env", ENVIRONMENTS)
@@ -257,3 +259,102 @@ def test_the_same_seed_gives_the_same_bits_on_every_path(agent_class, env, path)
         a, b, c = (flatten(getattr(agent, network).parameters()) for agent in (first, second, other))
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
+
+
+# What an agent says of its path, against what its updates were seen to do.
+WORDS = {
+    ("formulas", np.ndarray): "numpy, derivatives written out",
+    ("formulas", torch.Tensor): "torch, derivatives written out",
+    ("autograd", np.ndarray): "numpy around a network in torch, derivatives by autograd",
+    ("autograd", torch.Tensor): "torch, derivatives by autograd",
+}
+
+
+def seen_in(agent, monkeypatch):
+    """What an update linearizes of each network, and how; and what actions are drawn from."""
+    seen = {"policy": set(), "critic": set(), "acting": set()}
+    names = {agent.actor: "policy", agent.actor.trunk: "policy", agent.critic.trunk: "critic"}
+    autograd, formulas, act = ByAutograd.__init__, MLP.linearize, agent.act
+
+    def by_autograd(self, network, x):
+        seen[names[network]].add(WORDS["autograd", type(x)])
+        autograd(self, network, x)
+
+    def by_formulas(self, x):
+        made = formulas(self, x)
+        if not isinstance(made, ByAutograd):
+            seen[names[self]].add(WORDS["formulas", type(x)])
+        return made
+
+    def acting(observations):
+        actions, executed, policy = act(observations)
+        seen["acting"].add("numpy" if isinstance(policy.parameters[0], np.ndarray) else "torch")
+        return actions, executed, policy
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ByAutograd, "__init__", by_autograd)
+        patch.setattr(MLP, "linearize", by_formulas)
+        patch.setattr(agent, "act", acting)
+        agent.learn(64)
+    return seen
+
+
+@algorithms
+@paths
+def test_describe_says_which_path_ran(agent_class, path, monkeypatch):
+    agent = choose_path(small_agent(agent_class, "Pendulum-v1", fold_normalizer=False), path)
+    said = agent.describe()["paths"]
+    seen = seen_in(agent, monkeypatch)
+    assert seen.pop("acting") == {said["acting"].partition(" ")[0]}
+    assert seen == {name: {said[name]} for name in ("policy", "critic")}
+    assert said["acting"].endswith("a network in torch") == (path == "autograd, arrays")
+    assert (said["surrogate"], said["optimizer"]) == ("derivatives written out", "numpy")
+
+
+def test_describe_says_that_a_frozen_trunk_a_beta_policy_and_large_minibatches_take_other_paths(monkeypatch):
+    frozen, beta = (small_agent(PPO, "Pendulum-v1", action_distribution=d) for d in ("gaussian", "beta"))
+    frozen.actor.trunk[0].bias.requires_grad_(requires_grad=False)
+    large = small_agent(PPO, "Pendulum-v1", critic_hidden_sizes=(512, 512, 512))
+    large.numpy_rows = large.config.batch_size - 1
+    for agent in (frozen, beta, large):
+        said = agent.describe()["paths"]
+        seen = seen_in(agent, monkeypatch)
+        assert {name: {said[name]} for name in ("policy", "critic")} == {n: seen[n] for n in ("policy", "critic")}
+    assert "by autograd" in frozen.describe()["paths"]["policy"]
+    assert "by autograd" in beta.describe()["paths"]["policy"]
+    assert large.describe()["paths"]["policy"] == "torch, derivatives written out"
+
+
+class Mine(TrustRegion):
+    """A penalty without its derivative, under a gain that has one."""
+
+    def penalty(self, change):
+        return change.kl_reverse
+
+
+class Known(Mine):
+    def penalty_gradient(self, change):
+        return kl_gradient(change.new, change.old)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"trust_region": "clip+constraint"}, "written out"),
+        ({"trust_region": All(Clip(), Mine())}, "by autograd: Mine.penalty"),
+        ({"trust_region": All(Clip(), Known())}, "written out"),
+        ({"trust_region": "projection+mdpo"}, "by autograd: KLProjection.gain, MirrorDescent.penalty"),
+        ({"action_distribution": "beta"}, "by autograd: Beta.log_prob"),
+        ({"action_distribution": "beta", "ent_coef": 0.1}, "by autograd: Beta.log_prob, Beta.entropy"),
+        ({"action_distribution": "squashed-gaussian"}, "written out"),
+    ],
+    ids=str,
+)
+def test_describe_names_what_of_the_surrogate_autograd_differentiates(settings, words):
+    agent = small_agent(PPO, "Pendulum-v1", **settings)
+    assert agent.describe()["paths"]["surrogate"] == f"derivatives {words}"
+
+
+def test_config_json_says_it_too(tmp_path):
+    agent = small_agent(PPO).learn(64, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run/config.json").read_text())["paths"] == agent.describe()["paths"]

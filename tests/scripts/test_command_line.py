@@ -22,9 +22,10 @@ from environments import Broken, Counting, small_agent
 from gymnasium.envs.registration import EnvSpec
 from support import full_disk, wait_for
 
-from klrl.agents import AGENTS, PPO, AgentConfig
+from klrl.agents import AGENTS, PPO
 from klrl.run import checkpoint
 from klrl.scripts.main import main
+from klrl.trust_region import RegionSettings
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--env", "CartPole-v1", "--total-timesteps", "1024", "--eval-episodes", "1"]
@@ -78,7 +79,7 @@ def test_every_config_field_is_a_flag_with_a_help_line(agent):
     text = klrl("train", agent, "--help").stdout
     words = " ".join(text.replace("│", " ").split())
     config = AGENTS[agent].config_class
-    files = [inspect.getsourcefile(cls) for cls in reversed(config.__mro__) if issubclass(cls, AgentConfig)]
+    files = [inspect.getsourcefile(cls) for cls in reversed(config.__mro__) if issubclass(cls, RegionSettings)]
     helps = {name: text for file in files for name, text in field_docstrings(Path(file)).items()}
     for name in (field.name for field in fields(config)):
         assert f"--{name.replace('_', '-')}" in words
