@@ -10,6 +10,7 @@ import agents
 import klrl
 from klrl.agents import PPO, TRPO
 
+assert klrl.PPO is PPO
 assert agents.OWNER == "openai-agents", "klrl must not install a top-level package called agents"
 assert "site-packages" in klrl.__file__, klrl.__file__
 top = {file.parts[0] for file in importlib.metadata.files("klrl") or () if ".dist-info" not in file.parts[0]}

@@ -86,10 +86,10 @@ def validate(instance: object) -> None:
     """
     for name, hint in hints(type(instance)).items():
         value = getattr(instance, name)
-        if isinstance(value, list) and fits(tuple(value), hint):
-            object.__setattr__(instance, name, value := tuple(value))
         if not fits(value, hint):
             raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
+        if isinstance(value, list):
+            object.__setattr__(instance, name, tuple(value))
 
 
 def hints(cls: Any) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def hints(cls: Any) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is one that a field of this type allows."""
+    """Whether a value is one that a field of this type allows; a list is where a tuple is meant."""
     args = get_args(hint)
     match get_origin(hint):
         case origin if origin is Annotated:
@@ -110,7 +110,7 @@ def fits(value: Any, hint: Any) -> bool:
         case origin if origin is Literal:
             return value in args
         case origin if origin is tuple:
-            return isinstance(value, tuple) and all(fits(v, args[0]) for v in value)
+            return isinstance(value, (tuple, list)) and all(fits(v, args[0]) for v in value)
     if hint in (int, float):
         number = isinstance(value, int) or (hint is float and isinstance(value, float))
         return number and not isinstance(value, bool) and _is_finite(value)

@@ -42,7 +42,7 @@ def check_open_files(n: int) -> None:
 
 def packed(command: str, *data: Any) -> Any:
     """What a worker receives as (command, data)."""
-    # Bytes of their own: Python 3.13 complains when the pickler's file is closed while a traceback has a view of it.
+    # Bytes of their own: while a traceback keeps a view of a file in memory, Python 3.13 complains when that is closed.
     return bytes(ForkingPickler.dumps((command, *data)))
 
 
