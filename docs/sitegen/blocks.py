@@ -1,7 +1,7 @@
-"""Fills the generated blocks of the site's pages: ``python docs/sitegen/blocks.py`` rewrites them where they are stale.
+"""Fills the generated blocks of the site's pages: ``python docs/sitegen/blocks.py`` rewrites what is stale.
 
-A block stands between ``<!-- generated: NAME -->`` and ``<!-- end generated -->``. Tables are kept in the pages, so that
-they are read on a forge, too; the command line's reference is written only while the site is built.
+A block stands between ``<!-- generated: NAME -->`` and ``<!-- end generated -->``. Tables are kept in the pages, so
+that they are read on a forge, too; the command line's reference is written only while the site is built.
 """
 
 from __future__ import annotations

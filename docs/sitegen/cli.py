@@ -19,8 +19,8 @@ from klrl.scripts.benchmark import WHAT
 from klrl.scripts.main import VERBS
 
 
-class _Parsed(Exception):  # noqa: N818  what a verb's main is interrupted with
-    """Holds what a verb gave to tyro."""
+class _Parsed(Exception):
+    """Interrupts a verb's main, and holds what it gave to tyro."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read(module: str, name: str, *words: str) -> Command:
     return Command(f"klrl {name}", cleandoc(getdoc(cls) or ""), tuple(_options(parser)))
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterator[Option]:
+def _options(parser: Any) -> Iterator[Option]:
     for group in parser._action_groups:
         for action in group._group_actions:
             if "--help" in action.option_strings:

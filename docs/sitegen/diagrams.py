@@ -24,7 +24,7 @@ WIDTH, HEIGHT, INK, LINE, PAPER = 236, 52, "#1f2933", "#7b8794", "#eef4fb"
 
 def svg(width: int, height: int, parts: Iterable[str], title: str) -> str:
     """Put parts on a white sheet."""
-    head = f"M0 0 L8 4 L0 8 z"
+    head = "M0 0 L8 4 L0 8 z"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -39,7 +39,9 @@ def svg(width: int, height: int, parts: Iterable[str], title: str) -> str:
     )
 
 
-def box(x: float, y: float, title: str, *lines: str, width: int = WIDTH, height: int = HEIGHT, fill: str = PAPER) -> str:
+def box(
+    x: float, y: float, title: str, *lines: str, width: int = WIDTH, height: int = HEIGHT, fill: str = PAPER
+) -> str:
     """Draw a box with a bold first line."""
     top = y + (height - 17 * len(lines)) / 2 + 5
     parts = [f'<rect x="{x:g}" y="{y:g}" width="{width}" height="{height}" rx="6" fill="{fill}" stroke="{LINE}"/>']
@@ -91,7 +93,7 @@ def rooms() -> str:
         room: {to for to in tos if not any(_reaches(arrows, other, to) for other in tos - {to})}
         for room, tos in arrows.items()
     }
-    floor = {}
+    floor: dict[str, int] = {}
     for room in reversed(ROOMS):
         floor[room] = 1 + max((floor[to] for to in arrows[room]), default=-1)
     levels = max(floor.values()) + 1

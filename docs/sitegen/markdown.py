@@ -25,9 +25,5 @@ def command(text: str) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Join words to a list.
-
-    >>> listed(["a", "b", "c"])
-    'a, b and c'
-    """
+    """Join words to ``a, b and c``."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else list(items))

@@ -163,8 +163,8 @@ def _regions_said(rows: Sequence[Row]) -> str:
         f"interval over the seeds; KL: mean over all updates, largest update; over: updates that moved farther than "
         f"their target, {judged} nats (*: the region has none, and is counted against the same number).\n\n"
         f"Of the regions with a target, {listed([f'`{name}`' for name in bounded])} never exceeded it "
-        f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, was "
-        f"one of `{free['variant']}` on {free['env']}."
+        f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "
+        f"was one of `{free['variant']}` on {free['env']}."
     )
 
 
@@ -193,27 +193,33 @@ def penalties() -> str:
                 medians += [(ratio, variant, aim, env) for ratio in ratios]
                 cells.append(", ".join(f"{x:.2f}" for x in ratios))
             lines.append(cells)
-    outside = [m for m in medians if not 1 / 1.5 <= m[0] <= 1.5]
-    which = listed(sorted({f"`{variant}` at {aim:g} on {env}" for _, variant, aim, env in outside}))
-    wild = {
-        kind: max((r for r in rows if ("penalty" in r["variant"]) == kind), key=lambda r: r["kl_largest"] / r["target_kl"])
-        for kind in (True, False)
-    }
-    said = [
-        f"{r['kl_largest'] / r['target_kl']:,.0f} times as far as asked for under `{r['variant']}` ({r['env']}, "
-        f"{r['target_kl']:g})"
-        for r in wild.values()
-    ]
-    text = f"{len(medians) - len(outside)} of {len(medians)} medians are within a factor of 1.5"
-    text += f"; the others: {which}." if outside else "."
+    first, *others = records
+    aims = [f"{record['rows'][0]['target_kl']:g}" for record in others]
     return "\n\n".join(
         [
-            command(records[1]["command"]),
-            f"and so with the other aims, {listed([f'{r[0]:g}' for r in groups(rows, 'target_kl') if r[0] != records[1]['rows'][0]['target_kl']])} nats.",
+            command(first["command"]),
+            f"and the same with {listed(aims)} nats.",
             table(["", "asked", *envs], lines),
-            f"{text} An aim is no bound: the largest single update went {listed(said)}.",
+            f"{_near_their_aim(medians)} {_wildest(rows)}",
         ]
     )
+
+
+def _near_their_aim(medians: Sequence[tuple[float, str, float, str]]) -> str:
+    outside = [m for m in medians if not 1 / 1.5 <= m[0] <= 1.5]
+    which = listed(sorted({f"`{variant}` at {aim:g} on {env}" for _, variant, aim, env in outside}))
+    text = f"{len(medians) - len(outside)} of {len(medians)} medians are within a factor of 1.5"
+    return text + (f"; the others: {which}." if outside else ".")
+
+
+def _wildest(rows: Sequence[Row]) -> str:
+    said = []
+    for kind in (True, False):
+        of_kind = [r for r in rows if ("penalty" in r["variant"]) == kind]
+        r = max(of_kind, key=lambda r: r["kl_largest"] / r["target_kl"])
+        times = f"{r['kl_largest'] / r['target_kl']:,.0f} times as far as asked for"
+        said.append(f"{times} under `{r['variant']}` ({r['env']}, {r['target_kl']:g})")
+    return f"An aim is no bound: the largest single update went {listed(said)}."
 
 
 def fold() -> str:
@@ -239,7 +245,9 @@ def finetune() -> str:
         bound = group[0]["settings"]["reference_kl"]
         outside, updates = sum(r["updates_over_reference_kl"] for r in group), sum(r["updates"] for r in group)
         largest = max(r["kl_reference_largest"] for r in group) / bound
-        said.append(f"- `{variant}`: {outside} of {updates} updates end outside, at up to {largest:.1f} times the bound")
+        said.append(
+            f"- `{variant}`: {outside} of {updates} updates end outside, at up to {largest:.1f} times the bound"
+        )
     return "\n\n".join(
         [
             command(record["command"]),

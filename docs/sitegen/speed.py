@@ -12,8 +12,12 @@ from sitegen.results import Row, groups, read
 
 LEVELS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0)
 """KL in the table, nats; the file has more."""
-OTHERS = (("Stable-Baselines3, sb3-contrib", ("stable-baselines3", "sb3-contrib")), ("CleanRL", ("cleanrl",)))
-OTHERS = (*OTHERS, ("Tianshou", ("tianshou",)))
+OTHERS: dict[str, tuple[str, ...]] = {
+    "Stable-Baselines3, sb3-contrib": ("stable-baselines3", "sb3-contrib"),
+    "CleanRL": ("cleanrl",),
+    "Tianshou": ("tianshou",),
+}
+"""Columns beside klrl's: each library stands in one of them."""
 
 
 def accuracy() -> str:
@@ -49,7 +53,7 @@ def speed() -> str:
     """Steps/s at equal work."""
     record = read("speed.json")
     rows = record["summary"]
-    head = ["", "klrl", "klrl on EnvPool", *(name for name, _ in OTHERS), "environments alone: sync, EnvPool"]
+    head = ["", "klrl", "klrl on EnvPool", *OTHERS, "environments alone: sync, EnvPool"]
     lines = [
         [f"{algorithm.upper()}, {env}", *_speeds(group, rows, env)]
         for (algorithm, env), group in groups(rows, "algorithm", "env").items()
@@ -73,7 +77,7 @@ def _speeds(group: list[Row], rows: list[Row], env: str) -> list[str]:
     ours = {row["engine"]: row["median"] for row in group if row["library"] == "klrl"}
     alone = {row["engine"]: row["median"] for row in rows if not row["algorithm"] and row["env"] == env}
     cells = [f"**{ours['sync']:,.0f}**", f"{ours['envpool']:,.0f}"]
-    for _, libraries in OTHERS:
+    for libraries in OTHERS.values():
         other = next((row for row in group if row["library"] in libraries), None)
         cells.append("" if other is None else f"{other['median']:,.0f} ({other['klrl_ratio']:.1f}x)")
     return [*cells, f"{alone['sync']:,.0f}, {alone['envpool']:,.0f}"]
@@ -81,7 +85,7 @@ def _speeds(group: list[Row], rows: list[Row], env: str) -> list[str]:
 
 def _memory(rows: list[Row]) -> str:
     said = []
-    for name, libraries in (("klrl", ("klrl",)), *OTHERS):
+    for name, libraries in {"klrl": ("klrl",), **OTHERS}.items():
         peaks = [row["peak_mib"] for row in rows if row["library"] in libraries and row["engine"] == "sync"]
         said.append(f"{name} {min(peaks):,.0f} to {max(peaks):,.0f} MiB")
     return f"Peak memory on synchronous environments: {listed(said)}."

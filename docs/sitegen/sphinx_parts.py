@@ -12,7 +12,8 @@ from docutils import nodes
 from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.ext.napoleon import Config
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.util import logging
 
 from sitegen.blocks import BLOCKS, WHILE_BUILDING, fill
@@ -55,7 +56,7 @@ def read_source(app: Sphinx, docname: str, source: list[str]) -> None:
 _KEPT = re.compile(r"(``.+?``|:\w+(?::\w+)?:`[^`]+`|`[^`]+`_?|^\s*(?:>>>|\.\.\. ).*$)", re.MULTILINE)
 
 
-def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def read_docstring(app: Sphinx, what: Any, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Read Google's sections; outside of literals, roles and examples ``*`` and ``|`` are no markup.
 
     Docstrings of attributes have no sections, and a colon in them ends no type.
@@ -64,7 +65,8 @@ def read_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
     parts[::2] = [re.sub(r"(?<=\w)_(?!\w)|[*|]", r"\\\g<0>", part) for part in parts[::2]]
     text = "".join(parts).split("\n")
     sections = what not in ("attribute", "data", "property")
-    lines[:] = GoogleDocstring(text, Config(), app, what, name, obj, options).lines() if sections else text
+    settings: Any = Config()
+    lines[:] = GoogleDocstring(text, settings, app, what, name, obj, options).lines() if sections else text
 
 
 def read_signature(
@@ -79,8 +81,11 @@ def read_signature(
         if len(written) > 8:
             return "(**settings)", None
         written = [p.replace(annotation=p.empty) for p in written]
-    shown = str(found.replace(parameters=[p.replace(annotation=_Written.of(p.annotation)) for p in written],
-                              return_annotation=found.empty))
+    shown = str(
+        found.replace(
+            parameters=[p.replace(annotation=_Written.of(p.annotation)) for p in written], return_annotation=found.empty
+        )
+    )
     back = None if what in ("class", "exception") or found.return_annotation is found.empty else found.return_annotation
     return shown.replace("<factory>", "..."), back if back is None else str(_Written.of(back))
 
