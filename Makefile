@@ -29,7 +29,7 @@ lint: $(VENV)/dev
 
 docs: $(VENV)/docs  ## the documentation site in build/docs; every warning, every dead link is an error
 	$(BIN)/python docs/sitegen/blocks.py
-	$(BIN)/sphinx-build -q --fail-on-warning --keep-going --nitpicky -b html docs build/docs
+	$(BIN)/sphinx-build -q --fresh-env --fail-on-warning --keep-going --nitpicky -b html docs build/docs
 	@echo "written: build/docs/index.html"
 
 clean:  ## remove the virtual environment and caches

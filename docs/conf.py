@@ -6,6 +6,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import klrl
+import klrl.experience
+
+for _name in klrl.experience.__all__:  # imported when they are used; autodoc only sees what is there
+    vars(klrl.experience)[_name] = getattr(klrl.experience, _name)
 
 project = "klrl"
 author = "The klrl founders"
@@ -32,3 +36,4 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False

@@ -116,7 +116,7 @@ STEPS = (
     ("Collect", "n_envs x n_steps steps; the old policy's", "distribution parameters are stored"),
     ("Estimate", "values once per batch, GAE advantages;", "truncation bootstraps, termination does not"),
     ("Check", "KL(old‖new) is 0 and every ratio is 1", "before the first step"),
-    ("Improve", "the agent's paper: ascend E[gain − penalty];", "the region says how far and when to stop"),
+    ("Improve", "the agent's paper: ascend E[surrogate − penalty];", "the region says how far and when to stop"),
     ("Measure", "exact KL(old‖new) on the whole batch:", "mean, largest, reverse, estimates"),
     ("Adapt", "the region for the next update:", "β, learning-rate factor"),
     ("Renormalise", "new observation statistics, folded into", "the first layer, so the policy stays"),

@@ -61,11 +61,12 @@ def reached(rows: Sequence[Row]) -> str:
     """Say how many runs reach their goal, and which do not."""
     with_goal = [r for r in rows if r["goal"] is not None]
     missed = [r for r in with_goal if r["mean_return"] < r["goal"]]
-    lines = [f"{len(with_goal) - len(missed)} of {len(with_goal)} runs reach their goal."]
+    count = f"{len(with_goal) - len(missed)} of {len(with_goal)} runs reach their goal"
+    lines = []
     for (agent, env, space), group in groups(missed, "agent", "env", "space").items():
         runs = listed([f"seed {r['seed']} ({r['mean_return']:.1f})" for r in group])
-        lines.append(f"- not reached: {agent}, {env}{f', {space}' if space else ''}, goal {group[0]['goal']:g}: {runs}")
-    return "\n".join([lines[0], "", *lines[1:]] if missed else lines)
+        lines.append(f"- {agent}, {env}{f', {space}' if space else ''}, goal {group[0]['goal']:g}: {runs}")
+    return "\n".join([f"{count}; these do not:", "", *lines]) if missed else f"{count}."
 
 
 def learning() -> str:

@@ -24,7 +24,7 @@ REMOTE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:http
 
 def _mathml(node: Any, *, block: bool) -> str:
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        return re.sub("<mo>([‖∥])</mo>", r'<mo stretchy="false">\1</mo>', tex2mathml(node.astext(), as_block=block))
     except MathError as error:
         logger.warning("%s in %s", error, node.astext(), location=node)
         return ""
