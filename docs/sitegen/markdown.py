@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from klrl.words import cell
 
@@ -13,14 +14,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows)])
 
 
-def command(text: str) -> str:
-    """Show a command line, broken before its options where it is long."""
-    lines: list[str] = []
-    for word in text.split():
-        if not lines or (word.startswith("--") and len(lines[-1]) + len(word) > 60):
-            lines.append(word)
-        else:
-            lines[-1] += f" {word}"
+def command(text: str, width: int = 84) -> str:
+    """Show a command line, broken where it is long, and rather before an option than among its values."""
+    words, lines = text.split(), [""]
+    for i, word in enumerate(words):
+        values = list(takewhile(lambda other: not other.startswith("--"), words[i + 1 :]))
+        wanted = " ".join([word, *values]) if word.startswith("--") else word
+        if lines[-1] and len(lines[-1]) + len(wanted) > width and len(lines[-1]) > 8:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".lstrip()
     return "```\n" + " \\\n    ".join(lines) + "\n```"
 
 

@@ -130,27 +130,24 @@ def _last_tenth(rows: Sequence[Row]) -> str:
 
 
 def regions() -> str:
-    """Every trust region on three environments."""
+    """Every trust region, a table for each environment."""
     record = read("regions/compare.json")
     rows = record["rows"]
-    tasks_of = groups(rows, "env", "total_timesteps")
-    head = [""]
-    for env, steps in tasks_of:
-        head += [f"{env}, {steps // 1000}k", "KL", "over"]
-    lines = []
-    for variant in dict.fromkeys(r["variant"] for r in rows):
-        cells = [f"`{variant}`" if variant not in ("trpo", "npg") else variant.upper()]
-        for group in tasks_of.values():
-            runs = [r for r in group if r["variant"] == variant]
-            cells += _region_cells(runs) if runs else [""] * 3
-        lines.append(cells)
-    return "\n\n".join([command(record["command"]), table(head, lines), _regions_said(rows)])
+    parts = [command(record["command"])]
+    head = ["", "return", "mean KL", "largest KL", "over"]
+    order = list(dict.fromkeys(r["variant"] for r in rows if r["agent"] == rows[0]["agent"]))
+    for (env, steps), group in groups(rows, "env", "total_timesteps").items():
+        of = {variant: runs for (variant,), runs in groups(group, "variant").items()}
+        names = [*(name for name in order if name in of), *(name for name in of if name not in order)]
+        parts += [f"{env}, {steps:,} steps:", table(head, [_region_line(name, of[name]) for name in names])]
+    return "\n\n".join([*parts, _regions_said(rows)])
 
 
-def _region_cells(runs: Sequence[Row]) -> list[str]:
+def _region_line(variant: str, runs: Sequence[Row]) -> list[str]:
+    name = variant.upper() if variant == runs[0]["agent"] else f"`{variant}`"
     mean, largest = np.mean([r["kl_mean"] for r in runs]), max(r["kl_largest"] for r in runs)
     mark = "*" if runs[0]["target_kl"] is None else ""
-    return [_last_tenth(runs), f"{mean:.4f}, {largest:.3f}", f"{over(runs)}{mark}"]
+    return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", f"{over(runs)}{mark}"]
 
 
 def _regions_said(rows: Sequence[Row]) -> str:
@@ -161,7 +158,7 @@ def _regions_said(rows: Sequence[Row]) -> str:
     judged = listed(sorted({f"{r['judged_by']:g}" for r in rows}))
     return (
         f"Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
-        f"interval over the seeds; KL: mean over all updates, largest update; over: updates that moved farther than "
+        f"interval over the seeds; KL: over all updates; over: updates that moved farther than "
         f"their target, {judged} nats (*: the region has none, and is counted against the same number).\n\n"
         f"Of the regions with a target, {listed([f'`{name}`' for name in bounded])} never exceeded it "
         f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "

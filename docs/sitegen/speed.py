@@ -85,10 +85,14 @@ def _speeds(group: list[Row], rows: list[Row], env: str) -> list[str]:
 
 def _memory(rows: list[Row]) -> str:
     said = []
-    for name, libraries in {"klrl": ("klrl",), **OTHERS}.items():
-        peaks = [row["peak_mib"] for row in rows if row["library"] in libraries and row["engine"] == "sync"]
+    columns = {"klrl": ("klrl",), **OTHERS}
+    for name, libraries, engine in (
+        *((n, ls, "sync") for n, ls in columns.items()),
+        ("klrl on EnvPool", ("klrl",), "envpool"),
+    ):
+        peaks = [row["peak_mib"] for row in rows if row["library"] in libraries and row["engine"] == engine]
         said.append(f"{name} {min(peaks):,.0f} to {max(peaks):,.0f} MiB")
-    return f"Peak memory on synchronous environments: {listed(said)}."
+    return f"Peak memory: {listed(said)}."
 
 
 def profile() -> str:

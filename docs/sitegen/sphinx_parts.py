@@ -24,10 +24,12 @@ REMOTE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"(?:http
 
 def _mathml(node: Any, *, block: bool) -> str:
     try:
-        return re.sub("<mo>([‖∥])</mo>", r'<mo stretchy="false">\1</mo>', tex2mathml(node.astext(), as_block=block))
+        found = tex2mathml(node.astext(), as_block=block)
     except MathError as error:
         logger.warning("%s in %s", error, node.astext(), location=node)
         return ""
+    found = re.sub("<mo>([‖∥])</mo>", r'<mo stretchy="false">\1</mo>', found)  # as high as letters
+    return re.sub(r"(<mi>(?:log|exp|diag)</mi>)(?=\s*<mi>)", r'\1<mspace width="0.17em"/>', found)
 
 
 def _inline(self: Any, node: nodes.math) -> None:
