@@ -1,5 +1,5 @@
-# Two commands: `make train` and `make test`. Both build .venv from the pinned versions first; for another Python beside
-# it, `make test PYTHON=python3.13 VENV=.venv313`.
+# `make train`, `make test` and `make docs` build .venv from the pinned versions first; for another Python beside it,
+# `make test PYTHON=python3.13 VENV=.venv313`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ ENV ?= CartPole-v1
 STEPS ?= 50000
 SEED ?= 0
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/docs  ## the documentation site in build/docs; every warning, every dead link is an error
+	$(BIN)/python docs/sitegen/blocks.py
+	$(BIN)/sphinx-build -q --fresh-env --fail-on-warning --keep-going --nitpicky -b html docs build/docs
+	@echo "written: build/docs/index.html"
+
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 
@@ -40,6 +45,10 @@ $(VENV)/klrl: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable .
 	@touch $@
 
+$(VENV)/docs: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) --editable '.[docs]'
+	@touch $@ $(VENV)/klrl
+
 $(VENV)/dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/klrl
+	@touch $@ $(VENV)/docs $(VENV)/klrl

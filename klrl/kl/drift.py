@@ -31,7 +31,7 @@ def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor) -> dic
         log_ratio: log new(a|s) - log old(a|s) of the batch's actions (drawn from old), ``[n]``.
 
     Returns:
-        Metric name to value; KL in nats, ratio and effective sample size without unit (README, glossary).
+        Metric name to value; KL in nats, ratio and effective sample size without unit (docs/glossary.md).
     """
     kl = kl_divergence(old, new)
     ratio = log_ratio.double().exp()

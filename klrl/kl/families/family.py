@@ -27,7 +27,9 @@ def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
     mixed = what == "KL" and GaussianMixture in (type(p), type(q))
     instead = "kl_upper_bound(p, q), kl_variational(p, q) or " if mixed else ""
     estimated = next((name for start, name in _ESTIMATED.items() if what.startswith(start)), None)
-    instead += f"estimate_divergence(p, q, {estimated!r})" if estimated else "the families that README's table names"
+    instead += (
+        f"estimate_divergence(p, q, {estimated!r})" if estimated else "the families in the table of klrl's page on KL"
+    )
     return NoClosedForm(f"no closed form for {what} between {names}; allowed: {instead}")
 
 

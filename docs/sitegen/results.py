@@ -1,0 +1,280 @@
+"""Tables of returns and measured KL, from the JSON files in ``scripts/results``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from klrl.studies import interval
+from sitegen.markdown import command, listed, table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "scripts" / "results"
+Row = dict[str, Any]
+
+
+def read(name: str) -> dict[str, Any]:
+    """Read one file of results."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def groups(rows: Sequence[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of some of their columns, in the order of the rows."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return found
+
+
+def over(rows: Sequence[Row]) -> str:
+    """Count the updates that moved farther than their target."""
+    return f"{sum(r['updates_over_target'] or 0 for r in rows):,} of {sum(r['updates'] for r in rows):,}"
+
+
+def tasks(rows: Sequence[Row]) -> str:
+    """One line per agent and task, seeds side by side."""
+    lines = []
+    for (agent, env, space), group in groups(rows, "agent", "env", "space").items():
+        goal, target = group[0]["goal"], group[0]["target_kl"]
+        lines.append(
+            [
+                agent,
+                f"{env}, {space}" if space else env,
+                f"{group[0]['total_timesteps']:,}",
+                "" if goal is None else f"{goal:g}",
+                ", ".join(f"{r['mean_return']:.1f}" for r in group),
+                f"{np.mean([r['kl_mean'] for r in group]):.4f}",
+                f"{max(r['kl_largest'] for r in group):.4f}",
+                "" if target is None else f"{over(group)} over {target:g}",
+            ]
+        )
+    head = ["agent", "environment", "steps", "goal", "return, by seed", "mean KL", "largest KL", "over target"]
+    return table(head, lines)
+
+
+def reached(rows: Sequence[Row]) -> str:
+    """Say how many runs reach their goal, and which do not."""
+    with_goal = [r for r in rows if r["goal"] is not None]
+    missed = [r for r in with_goal if r["mean_return"] < r["goal"]]
+    count = f"{len(with_goal) - len(missed)} of {len(with_goal)} runs reach their goal"
+    lines = []
+    for (agent, env, space), group in groups(missed, "agent", "env", "space").items():
+        runs = listed([f"seed {r['seed']} ({r['mean_return']:.1f})" for r in group])
+        lines.append(f"- {agent}, {env}{f', {space}' if space else ''}, goal {group[0]['goal']:g}: {runs}")
+    return "\n".join([f"{count}; these do not:", "", *lines]) if missed else f"{count}."
+
+
+def learning() -> str:
+    """What presets reach."""
+    record = read("learning.json")
+    rows = record["rows"]
+    trpo = [r for r in rows if r["agent"] == "trpo"]
+    ratios = [r["kl_largest"] / r["kl_mean"] for r in rows if r["agent"] == "ppo"]
+    return "\n\n".join(
+        [
+            command(record["command"]),
+            tasks(rows),
+            f"`over target` counts the updates whose measured KL(old‖new) exceeds `target_kl`; for TRPO it must be 0, "
+            f"and is: {over(trpo)}. PPO's clip bounds no KL: the largest update of a run moved {min(ratios):.1f} to "
+            f"{max(ratios):.1f} times as far as its mean one.",
+            reached(rows),
+        ]
+    )
+
+
+def learning_curve() -> str:
+    """Training return on HalfCheetah along the way."""
+    rows = [r for r in read("learning.json")["rows"] if r["env"] == "HalfCheetah-v4"]
+    points = rows[0]["curve"][3::4]
+    head = ["steps", *(f"{steps / 1000:.0f}k" for steps, _ in points)]
+    return table(head, [[r["agent"], *(f"{value:.0f}" for _, value in r["curve"][3::4])] for r in rows])
+
+
+def spaces() -> str:
+    """Every action space."""
+    record = read("spaces.json")
+    return "\n\n".join([command(record["command"]), tasks(record["rows"]), reached(record["rows"])])
+
+
+def asked() -> str:
+    """KL asked for and measured."""
+    record = read("asked.json")
+    rows, lines = record["rows"], []
+    for (env, space), group in groups(rows, "env", "space").items():
+        cells = [space, env]
+        for agent in ("ppo", "trpo"):
+            runs = [r for r in group if r["agent"] == agent]
+            mean, largest = np.mean([r["kl_mean"] for r in runs]), max(r["kl_largest"] for r in runs)
+            cells += [f"{mean:.4f}, {largest:.4f}", over(runs)]
+        lines.append(cells)
+    head = ["actions", "environment", "PPO: mean, largest KL", "over", "TRPO: mean, largest KL", "over"]
+    asked_for, steps = listed(sorted({f"{r['target_kl']:g}" for r in rows})), rows[0]["total_timesteps"]
+    return "\n\n".join(
+        [
+            command(record["command"]),
+            f"A `constraint` of {asked_for} nats, {steps:,} steps:",
+            table(head, lines),
+            f"{over(rows)} updates moved farther than they were asked to.",
+        ]
+    )
+
+
+def _last_tenth(rows: Sequence[Row]) -> str:
+    mean, half = interval([r["last_tenth_return"] for r in rows])
+    return f"{mean:.0f} ± {half:.0f}"
+
+
+def regions() -> str:
+    """Every trust region, a table for each environment."""
+    record = read("regions/compare.json")
+    rows = record["rows"]
+    parts = [command(record["command"])]
+    head = ["", "return", "mean KL", "largest KL", "over"]
+    order = list(dict.fromkeys(r["variant"] for r in rows if r["agent"] == rows[0]["agent"]))
+    for (env, steps), group in groups(rows, "env", "total_timesteps").items():
+        of = {variant: runs for (variant,), runs in groups(group, "variant").items()}
+        names = [*(name for name in order if name in of), *(name for name in of if name not in order)]
+        parts += [f"{env}, {steps:,} steps:", table(head, [_region_line(name, of[name]) for name in names])]
+    return "\n\n".join([*parts, _regions_said(rows)])
+
+
+def _region_line(variant: str, runs: Sequence[Row]) -> list[str]:
+    name = variant.upper() if variant == runs[0]["agent"] else f"`{variant}`"
+    mean, largest = np.mean([r["kl_mean"] for r in runs]), max(r["kl_largest"] for r in runs)
+    mark = "*" if runs[0]["target_kl"] is None else ""
+    return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", f"{over(runs)}{mark}"]
+
+
+def _regions_said(rows: Sequence[Row]) -> str:
+    aims = {variant: group for (variant,), group in groups(rows, "variant").items()}
+    held = [name for name, group in aims.items() if not any(r["updates_over_target"] for r in group)]
+    bounded = [name for name in held if aims[name][0]["target_kl"] is not None]
+    free = max(rows, key=lambda r: r["kl_largest"])
+    judged = listed(sorted({f"{r['judged_by']:g}" for r in rows}))
+    return (
+        f"Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
+        f"interval over the seeds; KL: over all updates; over: updates that moved farther than "
+        f"their target, {judged} nats (*: the region has none, and is counted against the same number).\n\n"
+        f"Of the regions with a target, {listed([f'`{name}`' for name in bounded])} never exceeded it "
+        f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "
+        f"was one of `{free['variant']}` on {free['env']}."
+    )
+
+
+def klip() -> str:
+    """The CartPole row of the KLip-PPO paper."""
+    record = read("klip/compare.json")
+    lines = []
+    for (variant,), runs in groups(record["rows"], "variant").items():
+        returns = [r["last_tenth_return"] for r in runs]
+        spread = f"{np.mean(returns):.0f} ± {statistics.stdev(returns):.0f}"
+        lines.append([f"`{variant}`", spread, ", ".join(f"{x:.0f}" for x in returns)])
+    return "\n\n".join([command(record["command"]), table(["", "mean ± standard deviation", "by seed"], lines)])
+
+
+def penalties() -> str:
+    """Medians of the KL over what was asked for."""
+    records = [read(f"penalties-{aim}/compare.json") for aim in ("0.003", "0.01", "0.03")]
+    rows = [r for record in records for r in record["rows"]]
+    envs = list(dict.fromkeys(r["env"] for r in rows))
+    lines, medians = [], []
+    for (variant,), of_variant in groups(rows, "variant").items():
+        for (aim,), group in groups(of_variant, "target_kl").items():
+            cells = [f"`{variant}`", f"{aim:g}"]
+            for env in envs:
+                ratios = [r["kl_median_second_half"] / aim for r in group if r["env"] == env]
+                medians += [(ratio, variant, aim, env) for ratio in ratios]
+                cells.append(", ".join(f"{x:.2f}" for x in ratios))
+            lines.append(cells)
+    first, *others = records
+    aims = [f"{record['rows'][0]['target_kl']:g}" for record in others]
+    return "\n\n".join(
+        [
+            command(first["command"]),
+            f"and the same with {listed(aims)} nats.",
+            table(["", "asked", *envs], lines),
+            f"{_near_their_aim(medians)} {_wildest(rows)}",
+        ]
+    )
+
+
+def _near_their_aim(medians: Sequence[tuple[float, str, float, str]]) -> str:
+    outside = [m for m in medians if not 1 / 1.5 <= m[0] <= 1.5]
+    which = listed(sorted({f"`{variant}` at {aim:g} on {env}" for _, variant, aim, env in outside}))
+    text = f"{len(medians) - len(outside)} of {len(medians)} medians are within a factor of 1.5"
+    return text + (f"; the others: {which}." if outside else ".")
+
+
+def _wildest(rows: Sequence[Row]) -> str:
+    said = []
+    for kind in (True, False):
+        of_kind = [r for r in rows if ("penalty" in r["variant"]) == kind]
+        r = max(of_kind, key=lambda r: r["kl_largest"] / r["target_kl"])
+        times = f"{r['kl_largest'] / r['target_kl']:,.0f} times as far as asked for"
+        said.append(f"{times} under `{r['variant']}` ({r['env']}, {r['target_kl']:g})")
+    return f"An aim is no bound: the largest single update went {listed(said)}."
+
+
+def fold() -> str:
+    """Folding the observation statistics, or not."""
+    record = read("fold/compare.json")
+    by_variant = groups(record["rows"], "variant")
+    envs = list(dict.fromkeys(r["env"] for r in record["rows"]))
+    lines = [
+        [f"`{variant}`", *(_last_tenth([r for r in runs if r["env"] == env]) for env in envs)]
+        for (variant,), runs in by_variant.items()
+    ]
+    return "\n\n".join([command(record["command"]), table(["", *envs], lines)])
+
+
+def finetune() -> str:
+    """What KL to a saved policy keeps."""
+    from klrl.scripts.benchmarks.finetune import table as of_variants
+
+    record = read("finetune.json")
+    rows = [r for r in record["rows"] if r.get("updates_over_reference_kl") is not None]
+    said = []
+    for (variant,), group in groups(rows, "variant").items():
+        bound = group[0]["settings"]["reference_kl"]
+        outside, updates = sum(r["updates_over_reference_kl"] for r in group), sum(r["updates"] for r in group)
+        largest = max(r["kl_reference_largest"] for r in group) / bound
+        said.append(
+            f"- `{variant}`: {outside} of {updates} updates end outside, at up to {largest:.1f} times the bound"
+        )
+    return "\n\n".join(
+        [
+            command(record["command"]),
+            of_variants(record["rows"]),
+            "How often updates under a bound end outside of it:",
+            "\n".join(said),
+        ]
+    )
+
+
+def versions() -> str:
+    """What each file of results was measured with."""
+    files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "klip/compare.json"]
+    files += ["penalties-0.01/compare.json", "fold/compare.json", "finetune.json", "accuracy.json", "speed.json"]
+    files += ["scaling.json"]
+    packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
+    lines = [[f"`{name}`", *(read(name)["versions"].get(package, "") for package in packages)] for name in files]
+    return table(["file in `scripts/results`", *packages], lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "learning": learning,
+    "learning-curve": learning_curve,
+    "spaces": spaces,
+    "asked": asked,
+    "regions": regions,
+    "klip": klip,
+    "penalties": penalties,
+    "fold": fold,
+    "finetune": finetune,
+    "versions": versions,
+}

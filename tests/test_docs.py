@@ -1,0 +1,103 @@
+"""README and the site's pages: their examples run, their links lead somewhere, their generated tables are current."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from sitegen import blocks, cli
+
+from klrl.scripts.main import VERBS
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / ".github/CONTRIBUTING.md", *PAGES]
+PYTHON = re.compile(r"(?:<!-- (not run|slow) -->\n)?```python\n(.*?)```", re.DOTALL)
+DOORS = ("README.md", "docs/getting-started.md")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"```.*?```", re.DOTALL)
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def examples():
+    """Every page with Python blocks; with one that trains for long it is slow."""
+    for path in PAGES:
+        found = [(kind, code) for kind, code in PYTHON.findall(path.read_text(encoding="utf-8")) if kind != "not run"]
+        slow = any(kind == "slow" for kind, _ in found)
+        if found:
+            codes = [code for _, code in found]
+            yield pytest.param(codes, id=named(path), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("codes", list(examples()))
+def test_the_examples_of_a_page_run(codes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng():
+        for code in codes:
+            exec(compile(code, "page", "exec"), {"__name__": "page"})
+    torch.set_num_threads(threads)
+
+
+def test_the_example_of_readme_is_that_of_getting_started():
+    (_, short), (_, long) = (PYTHON.findall((ROOT / name).read_text(encoding="utf-8"))[0] for name in DOORS)
+    assert set(short.splitlines()) <= set(long.splitlines())
+
+
+def anchors(path):
+    """The names of a page's headings, as forges and the site make them."""
+    for heading in re.findall(r"^#+ (.*)$", CODE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_links_lead_to_files_and_headings_that_exist(path):
+    for target in LINK.findall(CODE.sub("", path.read_text(encoding="utf-8"))):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.is_file(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_files_that_are_named_exist(path):
+    named_files = re.findall(
+        r"`((?:klrl|agents|scripts|tests|docs|findings|\.ci|\.github)/[\w./-]*)`", path.read_text()
+    )
+    assert [name for name in named_files if not (ROOT / name).exists()] == []
+
+
+def test_generated_blocks_and_files_are_current():
+    stale = [named(path) for path, text in blocks.current().items() if path.read_text(encoding="utf-8") != text]
+    assert stale == [], "make docs rewrites them"
+
+
+def test_every_result_is_in_a_table():
+    shown = " ".join(path.read_text(encoding="utf-8") for path in PAGES)
+    assert [name for name in blocks.BLOCKS if f"<!-- generated: {name} -->" not in shown] == []
+
+
+def test_the_reference_has_every_verb_with_every_option():
+    text = cli.reference()
+    for verb in VERBS:
+        assert f"\n## klrl {verb}\n" in f"\n{text}"
+    for option in ("--trust-region", "--target-kl", "--cg-max-steps", "--n-epochs", "--vary", "--soak-minutes"):
+        assert f"```{{option}} {option}" in text
+
+
+def test_readme_is_a_door():
+    assert (ROOT / "README.md").stat().st_size <= 10_240
+
+
+def test_every_page_is_in_a_table_of_contents():
+    listed = {ROOT / "docs/index.md"}
+    for page in PAGES:
+        for toctree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            entries = [line for line in toctree.splitlines() if line and not line.startswith(":")]
+            listed |= {page.parent / f"{entry}.md" for entry in entries}
+    assert set(PAGES) == listed
