@@ -28,10 +28,10 @@ from klrl.agents.state import Training
 from klrl.agents.turns import Turn, Turns
 from klrl.experience import Batch, Collector, EnvLike, Episode
 from klrl.experience.collector import NonFinite
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.experience.replay import Replay, Trial
 from klrl.experience.source import Source
-from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
@@ -222,7 +222,7 @@ class Agent(Acting[C], abc.ABC):
         self.history.become(done.state["history"])
         self.episodes.clear()
         self.episodes.extend(map(state.episode, done.state["episodes"]))
-        self._source.go_back(done.whereabouts)
+        self._source.go_back(done.cursor)
 
     def _collect(self) -> Collector:
         """The collector of the current environments, made when first needed."""
@@ -267,7 +267,7 @@ class Agent(Acting[C], abc.ABC):
         if self._source.envs is None:
             if self._source.env is None:
                 raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-            self._put_in(self._source.env, self._source.whereabouts)
+            self._put_in(self._source.env, self._source.cursor)
         assert self._source.envs is not None
         return self._source.envs
 
@@ -298,7 +298,7 @@ class Agent(Acting[C], abc.ABC):
         if before.envs is not self._source.envs and number_of(before.env) is None:
             before.close()
 
-    def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
+    def _put_in(self, env: EnvLike, at: EnvCursor | None = None) -> None:
         """Make environments, to go on where others were if there are as many; try one before."""
         config, trial = self.config, None
         if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
@@ -403,7 +403,7 @@ class Agent(Acting[C], abc.ABC):
             "history": self.history.copy(),
             "training": self.training,
         }
-        return state.Snapshot(self.num_timesteps, tensors, data | mine, self._source.whereabouts, self.region)
+        return state.Snapshot(self.num_timesteps, tensors, data | mine, self._source.cursor, self.region)
 
     @classmethod
     def load(
@@ -442,7 +442,7 @@ class Agent(Acting[C], abc.ABC):
         with checkpoint.understood(path):
             agent = cls._restored(*saved, trust_region, device)
         if env is not None:
-            agent._put_in(env, agent._source.whereabouts)
+            agent._put_in(env, agent._source.cursor)
         return agent
 
     @classmethod
@@ -465,7 +465,7 @@ class Agent(Acting[C], abc.ABC):
         agent.region = region_from_json(data["region"])
         if not isinstance(agent.region, TrustRegion):
             raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
-        agent._begin(Source(described(data["env"]), at=state.whereabouts(agent, tensors)), data["preset"])
+        agent._begin(Source(described(data["env"]), cursor=state.cursor(agent, tensors)), data["preset"])
         agent._rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
         agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.history(data["history"], tensors)

@@ -17,8 +17,8 @@ from klrl.agents.samples import Samples, mean_of
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.experience.collector import Elsewhere
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import is_seeded
-from klrl.experience.whereabouts import Whereabouts
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.kl.drift import average
 from klrl.policy.arrays import Array, numpy_as_torch, tensor
@@ -148,7 +148,7 @@ class Rounds(Iterator[Metrics]):
 
     def state(self) -> dict[str, Tensor]:
         """After a round, what decides those that follow, beside the student and the teacher's policy."""
-        where = self._collector.whereabouts
+        where = self._collector.cursor
         parts = {
             "descent": self._descent.state(),
             "teacher": self._teacher.streams.state(),
@@ -188,7 +188,7 @@ class Rounds(Iterator[Metrics]):
         where, timesteps = below("whereabouts.", at), int(at["timesteps"])
         problem: object = "episodes of these environments cannot be played again"
         shapes = self._student.action_space.shape or (), self._student.encoding.shape
-        if where and is_seeded(envs) and (place := Whereabouts.of(where, *shapes)).reachable:
+        if where and is_seeded(envs) and (place := EnvCursor.of(where, *shapes)).reachable:
             try:
                 return Collector(envs, place, self._student.encoding, timesteps)
             except Elsewhere as error:

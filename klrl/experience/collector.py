@@ -13,12 +13,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import astray, is_seeded, streams
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape
 from klrl.experience.vector import Vector, as_numpy
-from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
@@ -61,26 +61,29 @@ class Collector:
     def __init__(
         self,
         envs: VectorEnv,
-        begin: np.random.SeedSequence | Whereabouts,
+        begin: np.random.SeedSequence | EnvCursor,
         encoding: Encoding,
         total_timesteps: int = 0,
     ) -> None:
-        at = begin if isinstance(begin, Whereabouts) else Whereabouts.beginning(streams(begin, envs.num_envs))
+        cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(streams(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
         self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
-        self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
-        self._returns, self._tape = at.returns.copy(), Tape(np.concatenate(at.actions) if at.actions else None)
+        self._streams, self._episodes, self._lengths = cursor.streams, cursor.episodes.copy(), cursor.lengths.copy()
+        self._returns, self._tape = (
+            cursor.returns.copy(),
+            Tape(np.concatenate(cursor.actions) if cursor.actions else None),
+        )
         self._told = False
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
         self._seeded = is_seeded(envs)
         self.restarts = 0
         """How often a worker process was made anew, its episode lost."""
-        observation, infos = self._vector.reset(at)
+        observation, infos = self._vector.reset(cursor)
         self._episodes += self._lose(infos, _Rollout(()))
         self._observation = self._encoded(observation, infos, self._resetting, ahead=0)
-        if at.observation is not None:
-            self._check_arrival(at.observation)
+        if cursor.observation is not None:
+            self._check_arrival(cursor.observation)
 
     @property
     def mode(self) -> AutoresetMode:
@@ -88,11 +91,11 @@ class Collector:
         return self._vector.mode
 
     @property
-    def whereabouts(self) -> Whereabouts | None:
+    def cursor(self) -> EnvCursor | None:
         """Where the environments are; ``None`` for such as cannot be taken to a place."""
         if not self._seeded:
             return None
-        return Whereabouts(
+        return EnvCursor(
             streams=self._streams,
             episodes=self._episodes.copy(),
             lengths=self._lengths.copy(),

@@ -16,12 +16,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
-from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
 from klrl.words import nearest, one_line, warn_user
@@ -293,7 +293,7 @@ def is_seeded(envs: VectorEnv) -> TypeGuard[SyncVectorEnv | WorkerVectorEnv]:
     return isinstance(envs, WorkerVectorEnv) and envs.seeded
 
 
-def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
+def reset(envs: VectorEnv, cursor: EnvCursor) -> tuple[Any, dict[str, Any]]:
     """Take every environment to its place; the observations there and info.
 
     Environments that cannot be taken to a place begin streams of episodes; a foreign ``VectorEnv`` promises to take
@@ -301,14 +301,14 @@ def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
     """
     if is_seeded(envs):
         if isinstance(envs, WorkerVectorEnv):
-            envs.go_to(at.places())
+            envs.go_to(cursor.places())
         else:
-            for env, place in zip(_seeded(envs), at.places(), strict=True):
+            for env, place in zip(_seeded(envs), cursor.places(), strict=True):
                 env.place = place
         return envs.reset()
     if _is_pool(envs):
         return envs.reset()
-    seeds: list[int] = at.streams.tolist()
+    seeds: list[int] = cursor.streams.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))
     return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]
 

@@ -10,10 +10,10 @@ from gymnasium.vector import VectorEnv
 
 from klrl.experience.batch import Batch
 from klrl.experience.collector import Act, Collector, Elsewhere
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
 from klrl.experience.replay import Trial
-from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.observations import Encoding
 from klrl.words import warn_user
 
@@ -32,18 +32,18 @@ class Source:
         self,
         env: EnvLike | None,
         envs: VectorEnv | None = None,
-        at: Whereabouts | None = None,
+        cursor: EnvCursor | None = None,
         trial: Trial | None = None,
     ) -> None:
         self.env, self.envs, self.trial = env, envs, trial
         self.collector: Collector | None = None
-        self._at = at
+        self._cursor = cursor
         self._footprints: Footprints | None = None
 
     @property
-    def whereabouts(self) -> Whereabouts | None:
+    def cursor(self) -> EnvCursor | None:
         """Where the environments are, or are to go on."""
-        return self._at if self.collector is None else self.collector.whereabouts
+        return self._cursor if self.collector is None else self.collector.cursor
 
     def begin(
         self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
@@ -68,14 +68,14 @@ class Source:
     def _where_they_were(
         self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
     ) -> Collector | None:
-        if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
+        if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != envs.num_envs:
             return None
         problem: object = "episodes of these environments cannot be played again"
-        if not self._at.reachable:
-            problem = f"the actions of an episode of {self._at.lengths.max():,} steps were not kept"
+        if not self._cursor.reachable:
+            problem = f"the actions of an episode of {self._cursor.lengths.max():,} steps were not kept"
         elif self.trial is None or self.trial.playable(rebuilt):
             try:
-                return Collector(envs, self._at, encoding, total_timesteps)
+                return Collector(envs, self._cursor, encoding, total_timesteps)
             except Elsewhere as error:
                 problem = error
         text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
@@ -97,18 +97,18 @@ class Source:
         """Go back to where the environment was, if somebody else, who has it too, has reset or stepped it meanwhile."""
         changed = self._footprints.come_back() if self._footprints is not None and self.collector is not None else []
         if changed:
-            at = self.whereabouts
-            then = "new episodes begin" if at is None else "training goes back to where it was"
+            cursor = self.cursor
+            then = "new episodes begin" if cursor is None else "training goes back to where it was"
             text = (
                 f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
                 f"{', '.join(changed[:3])} changed): {then}; evaluate in one of its own"
             )
             warn_user(text)
-            self.go_back(at)
+            self.go_back(cursor)
 
-    def go_back(self, at: Whereabouts | None) -> None:
+    def go_back(self, cursor: EnvCursor | None) -> None:
         """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""
-        self.collector, self._at = None, at
+        self.collector, self._cursor = None, cursor
 
     def close(self) -> None:
         """Close the environments; worker processes end."""

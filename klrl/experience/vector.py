@@ -10,10 +10,10 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import declared_mode, reset
 from klrl.experience.infos import Infos, Listed, Separate, Stacked
 from klrl.experience.steps import BadStep
-from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerVectorEnv
 from klrl.words import warn_user
 
@@ -37,13 +37,13 @@ class Vector:
         self._restarts = isinstance(envs.unwrapped, WorkerVectorEnv)
         self._warned: set[str] = set()
 
-    def reset(self, at: Whereabouts) -> tuple[Any, Infos]:
+    def reset(self, cursor: EnvCursor) -> tuple[Any, Infos]:
         """Take every environment to its place: observations and infos.
 
         Raises:
             BadStep: they are something else.
         """
-        answer: Any = reset(self.envs, at)
+        answer: Any = reset(self.envs, cursor)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise BadStep(f"reset of the vector environment returned {_kind(answer)}; allowed: {_RESET}")
         observations, infos = answer

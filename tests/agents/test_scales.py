@@ -94,11 +94,11 @@ def test_what_a_network_cannot_take_is_infinite_for_a_float64_too():
 
 def test_an_agent_saved_with_rounded_observations_finds_its_place(tmp_path):
     agent = small_agent(PPO, partial(Far, 0.1)).learn(64)
-    where = agent._source.whereabouts
+    where = agent._source.cursor
     rounded = replace(where, observation=where.observation.float())
     other = small_agent(PPO, partial(Far, 0.1))
     collector = Collector(other._source.envs, rounded, other.encoding)
-    assert torch.equal(collector.whereabouts.observation, where.observation)
+    assert torch.equal(collector.cursor.observation, where.observation)
 
 
 # Images.

@@ -27,10 +27,10 @@ from support import wait_for
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.episodes import Place, SeededEpisodes
 from klrl.experience.infos import WorkerEnvs
 from klrl.experience.processes import FILES
-from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.worker import pickled
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
 from klrl.policy.distributions import Categorical
@@ -596,7 +596,7 @@ import os, sys, time
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.workers import WorkerVectorEnv
 
 class Hanging(CartPoleEnv):
@@ -707,7 +707,7 @@ def act(observation):
 
 def test_a_batch_leaves_out_the_step_that_was_lost_and_cuts_the_episode_before_it():
     envs = failing(lambda: throw(ValueError("x")), on_failure="restart")
-    collector = Collector(envs, Whereabouts.beginning([10, 11, 12]), encoding_of(envs))
+    collector = Collector(envs, EnvCursor.beginning([10, 11, 12]), encoding_of(envs))
     with pytest.warns(RuntimeWarning, match="restarted"):
         batch = collector.collect(act, 8)
     T, F = True, False
@@ -725,7 +725,7 @@ def test_a_batch_leaves_out_the_step_that_was_lost_and_cuts_the_episode_before_i
     found = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
     assert found == [(9, 3, 3, 0), (9, 3, 3, 1), (9, 3, 3, 2), (17, 3, 3, 0), (17, 3, 3, 2), (23, 3, 3, 1)]
     assert (collector.total_timesteps, batch.n_samples, collector.restarts) == (23, 23, 1)
-    at = collector.whereabouts
+    at = collector.cursor
     assert at.episodes.tolist() == [place.episode for place in envs._places] == [2, 3, 2]
     assert at.lengths.tolist() == [2, 0, 2]
     assert at.returns.tolist() == [1, 0, 1]
@@ -745,7 +745,7 @@ def test_a_rollout_with_a_lost_worker_can_be_gone_on_with_elsewhere():
     with pytest.warns(RuntimeWarning, match="killed by SIGKILL; restarted"):
         batch = collector.collect(right, 24)
     assert not batch.valid[0, 1]
-    other = Collector(one, collector.whereabouts, encoding_of(envs))  # arrives there, or raises
+    other = Collector(one, collector.cursor, encoding_of(envs))  # arrives there, or raises
     a, b = (c.collect(right, 20) for c in (collector, other))
     assert torch.equal(a.observations, b.observations)
     assert torch.equal(a.truncated | a.terminated, b.truncated | b.terminated)
@@ -755,17 +755,17 @@ def test_a_rollout_with_a_lost_worker_can_be_gone_on_with_elsewhere():
 def test_a_worker_that_is_made_anew_when_environments_are_taken_to_a_place_begins_another_episode_there():
     envs = failing(lambda: throw(ValueError("x")), step=0, on_failure="restart")
     zeros = np.zeros(3)
-    at = Whereabouts(np.array([10, 11, 12]), np.array([1, 1, 1]), zeros.astype(int), zeros, ())
+    at = EnvCursor(np.array([10, 11, 12]), np.array([1, 1, 1]), zeros.astype(int), zeros, ())
     with pytest.warns(RuntimeWarning, match="restarted"):
         collector = Collector(envs, at, encoding_of(envs))
-    assert collector.whereabouts.episodes.tolist() == [1, 2, 1]
+    assert collector.cursor.episodes.tolist() == [1, 2, 1]
     assert collector.restarts == 1
     envs.close()
 
 
 def test_a_loss_in_the_first_row_of_a_batch_changes_that_row_only():
     envs = failing(lambda: throw(ValueError("x")), on_failure="restart")
-    collector = Collector(envs, Whereabouts.beginning([10, 11, 12]), encoding_of(envs))
+    collector = Collector(envs, EnvCursor.beginning([10, 11, 12]), encoding_of(envs))
     collector.collect(act, 4)
     with pytest.warns(RuntimeWarning, match="restarted"):
         batch = collector.collect(act, 4)

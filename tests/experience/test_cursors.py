@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.cursors import EnvCursor
 
-MIDST = Whereabouts(
+MIDST = EnvCursor(
     streams=np.array([11, 22]),
     episodes=np.array([3, 0]),
     lengths=np.array([3, 1]),
@@ -24,7 +24,7 @@ def test_a_place_has_the_actions_since_its_reset_and_no_others():
 
 def test_what_is_saved_is_what_comes_back_and_no_older_actions_are_kept():
     tensors = MIDST.tensors()
-    again = Whereabouts.of(tensors, (2,), (5,))
+    again = EnvCursor.of(tensors, (2,), (5,))
     assert tensors["actions"].shape == (3, 2, 2)
     for one, other in zip(MIDST.places(), again.places(), strict=True):
         assert (one.stream, one.episode) == (other.stream, other.episode)
@@ -34,7 +34,7 @@ def test_what_is_saved_is_what_comes_back_and_no_older_actions_are_kept():
 
 
 def test_the_beginning_has_no_actions_and_no_observation():
-    beginning = Whereabouts.beginning([5, 6])
-    again = Whereabouts.of(beginning.tensors(), (2,), (5,))
+    beginning = EnvCursor.beginning([5, 6])
+    again = EnvCursor.of(beginning.tensors(), (2,), (5,))
     assert again.observation is None
     assert [(p.stream, p.episode, len(p.actions)) for p in again.places()] == [(5, 0, 0), (6, 0, 0)]

@@ -13,7 +13,7 @@ from klrl.experience.episodes import Place
 
 
 @dataclass(frozen=True, eq=False)
-class Whereabouts:
+class EnvCursor:
     """The episodes that N environments are in; nothing here changes when they step on."""
 
     streams: np.ndarray
@@ -30,7 +30,7 @@ class Whereabouts:
     """Where that led, as the policy is given it, ``[N, *O]``; ``None``: nobody has been there yet."""
 
     @classmethod
-    def beginning(cls, streams: Sequence[int]) -> Whereabouts:
+    def beginning(cls, streams: Sequence[int]) -> EnvCursor:
         """Before the first step of the first episodes."""
         n = len(streams)
         zeros = np.zeros(n, dtype=np.int64)
@@ -56,7 +56,7 @@ class Whereabouts:
         return numbers | actions | ({} if self.observation is None else {"observation": self.observation})
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], action: Sequence[int], observation: Sequence[int]) -> Whereabouts:
+    def of(cls, tensors: Mapping[str, Tensor], action: Sequence[int], observation: Sequence[int]) -> EnvCursor:
         """The inverse of :meth:`tensors`.
 
         Args:
