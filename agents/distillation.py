@@ -188,9 +188,9 @@ class Rounds(Iterator[Metrics]):
         where, timesteps = below("whereabouts.", at), int(at["timesteps"])
         problem: object = "episodes of these environments cannot be played again"
         shapes = self._student.action_space.shape or (), self._student.encoding.shape
-        if where and is_seeded(envs) and (place := EnvCursor.of(where, *shapes)).reachable:
+        if where and is_seeded(envs) and (cursor := EnvCursor.of(where, *shapes)).reachable:
             try:
-                return Collector(envs, place, self._student.encoding, timesteps)
+                return Collector(envs, cursor, self._student.encoding, timesteps)
             except Elsewhere as error:
                 problem = error
         text = f"{problem}: new episodes begin, and the rest goes on differently than without the interruption"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.experience.episodes import Place
+from klrl.experience.episodes import EpisodeCursor
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +41,12 @@ class EnvCursor:
         """Whether all actions are there that lead to it: those of very long episodes are not kept."""
         return sum(map(len, self.actions)) >= self.lengths.max()
 
-    def places(self) -> list[Place]:
+    def episode_cursors(self) -> list[EpisodeCursor]:
         """The same, one environment at a time."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))
         since = [actions[len(actions) - length :, i] for i, length in enumerate(self.lengths)]
         each = zip(self.streams, self.episodes, since, self.returns, strict=True)
-        return [Place(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
+        return [EpisodeCursor(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved."""

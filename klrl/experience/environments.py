@@ -301,10 +301,10 @@ def reset(envs: VectorEnv, cursor: EnvCursor) -> tuple[Any, dict[str, Any]]:
     """
     if is_seeded(envs):
         if isinstance(envs, WorkerVectorEnv):
-            envs.go_to(cursor.places())
+            envs.go_to(cursor.episode_cursors())
         else:
-            for env, place in zip(_seeded(envs), cursor.places(), strict=True):
-                env.place = place
+            for env, episode in zip(_seeded(envs), cursor.episode_cursors(), strict=True):
+                env.cursor = episode
         return envs.reset()
     if _is_pool(envs):
         return envs.reset()

@@ -13,7 +13,7 @@ from klrl.experience.steps import Transparent
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class EpisodeCursor:
     """Where an environment is: in which episode of which stream, after which actions."""
 
     stream: int
@@ -31,9 +31,9 @@ class Place:
         return int(np.random.SeedSequence(self.stream, spawn_key=(self.episode,)).generate_state(1)[0] >> 1)
 
     @property
-    def following(self) -> Place:
+    def following(self) -> EpisodeCursor:
         """The beginning of the next episode."""
-        return Place(self.stream, self.episode + 1)
+        return EpisodeCursor(self.stream, self.episode + 1)
 
 
 class Playing:
@@ -46,7 +46,7 @@ class Playing:
 class SeededEpisodes(Transparent, Playing):
     """Seeds every episode on its own: none depends on how long the ones before it were.
 
-    A reset with a seed begins a stream of episodes, a reset without one its next episode. Where ``place`` is set, the
+    A reset with a seed begins a stream of episodes, a reset without one its next episode. Where ``cursor`` is set, the
     next reset goes there, and returns the observation and info after its last action.
 
     Args:
@@ -60,24 +60,24 @@ class SeededEpisodes(Transparent, Playing):
         self, make: Callable[[], gym.Env], index: int = 0, *, every: bool = True, rebuild: bool = False
     ) -> None:
         super().__init__(make())
-        self.place: Place | None = None
+        self.cursor: EpisodeCursor | None = None
         self.astray = False
         """Whether the way to the last place led elsewhere: the episode after it has begun instead."""
         self.every = every
         self._make, self._index, self._rebuild = make, index, rebuild
-        self._now: Place | None = None
+        self._now: EpisodeCursor | None = None
         self._seed: int | None = None
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, or go to ``place``; where that cannot be reached any more, to the episode after it."""
+        """Begin an episode, or go to ``cursor``; where that cannot be reached any more, to the episode after it."""
         begins = self._now is None or seed is not None
         if self._now is not None and self._rebuild:
             self.env.close()
             self.env, begins = self._make(), True
-        place = self._next(seed)
-        self._now, self._steps, self.place, self.astray = place, 0, None, False
-        self._seed = place.seed if self.every or begins else None
+        cursor = self._next(seed)
+        self._now, self._steps, self.cursor, self.astray = cursor, 0, None, False
+        self._seed = cursor.seed if self.every or begins else None
         try:
             observation, info = self.env.reset(seed=self._seed, options=options)
         except SystemExit as error:
@@ -85,33 +85,35 @@ class SeededEpisodes(Transparent, Playing):
         except Exception as error:
             self._locate(error, "reset")
             raise
-        if len(place.actions) == 0:
+        if len(cursor.actions) == 0:
             return observation, info
         try:
-            return self._played(place)
+            return self._played(cursor)
         except Exception:  # it is not what it was
-            self.place = place.following
+            self.cursor = cursor.following
             answer = self.reset(options=options)
             self.astray = True
             return answer
 
-    def _next(self, seed: int | None) -> Place:
+    def _next(self, seed: int | None) -> EpisodeCursor:
         if seed is not None:
-            return Place(seed)
-        if self.place is not None:
-            return self.place
-        return Place(np.random.SeedSequence().generate_state(1)[0]) if self._now is None else self._now.following
+            return EpisodeCursor(seed)
+        if self.cursor is not None:
+            return self.cursor
+        return (
+            EpisodeCursor(np.random.SeedSequence().generate_state(1)[0]) if self._now is None else self._now.following
+        )
 
-    def _played(self, place: Place) -> tuple[Any, dict[str, Any]]:
+    def _played(self, cursor: EpisodeCursor) -> tuple[Any, dict[str, Any]]:
         """What the last of its actions leads to, if none before it ends the episode and they earn as much as before."""
         total = 0.0
-        for action in place.actions:
+        for action in cursor.actions:
             observation, reward, terminated, truncated, info = self.step(action)
             total += float(reward)
             self.played()
             if terminated or truncated:
                 raise RuntimeError("the episode ended early")
-        if place.total not in (None, total):
+        if cursor.total not in (None, total):
             raise RuntimeError("the rewards are others")
         return observation, info
 

@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import read_from_shared_memory, write_to_shared_memory
 
-from klrl.experience.episodes import Place, Playing, SeededEpisodes
+from klrl.experience.episodes import EpisodeCursor, Playing, SeededEpisodes
 from klrl.experience.steps import BadStep
 from klrl.output import keep_steady
 
@@ -132,11 +132,11 @@ class _Server:
         self._show(observation)
         return float(reward), bool(terminated), bool(truncated), pickled(info), last
 
-    def _reset(self, place: Place, seed: int | None, options: dict[str, Any] | None) -> Answer:
+    def _reset(self, cursor: EpisodeCursor, seed: int | None, options: dict[str, Any] | None) -> Answer:
         if seed is None and isinstance(self.env, SeededEpisodes):
-            self.env.place = place
+            self.env.cursor = cursor
         elif seed is None and self._new:
-            seed = place.seed
+            seed = cursor.seed
         self._new = False
         observation, info = self.env.reset(seed=seed, options=options)
         self._show(observation)

@@ -21,7 +21,7 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from klrl.experience.episodes import Place
+from klrl.experience.episodes import EpisodeCursor
 from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
 from klrl.experience.worker import Answer, unpickled
@@ -50,14 +50,16 @@ class WorkerFailed(RuntimeError):
         traceback: the worker's own, where there is one.
     """
 
-    def __init__(self, index: int, place: Place | None, seed: int | None, what: str, traceback: str = "") -> None:
+    def __init__(
+        self, index: int, cursor: EpisodeCursor | None, seed: int | None, what: str, traceback: str = ""
+    ) -> None:
         began = "" if seed is None else f", seed {seed}"
-        where = "before its first reset" if place is None else f"episode {place.episode}{began}"
-        self.index, self.seed, self.episode = index, seed, place.episode if place is not None else None
+        where = "before its first reset" if cursor is None else f"episode {cursor.episode}{began}"
+        self.index, self.seed, self.episode = index, seed, cursor.episode if cursor is not None else None
         self.what = what
         self.reason = f"environment {index} ({where}): {what}"
         self.traceback = traceback
-        super().__init__(index, place, seed, what, traceback)  # what another process makes it from
+        super().__init__(index, cursor, seed, what, traceback)  # what another process makes it from
 
     def __str__(self) -> str:
         return f"{self.reason}\n\n{self.traceback}".strip()
@@ -109,8 +111,8 @@ class WorkerVectorEnv(VectorEnv):
         with held():
             self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
         self._actions: Any = read_from_shared_memory(spaces[1], self._memory[1], self.num_envs)
-        self._places: list[Place | None] = [None] * self.num_envs
-        self._next: list[Place | None] = [None] * self.num_envs
+        self._cursors: list[EpisodeCursor | None] = [None] * self.num_envs
+        self._next: list[EpisodeCursor | None] = [None] * self.num_envs
         self._attributes: list[dict[str, Any]] = [{} for _ in makes]
         self._failures = [0] * self.num_envs
         self._begun: dict[int, Answer] = {}
@@ -148,9 +150,9 @@ class WorkerVectorEnv(VectorEnv):
         self._enter()
         messages = {}
         for i in range(n) if mask is None else np.flatnonzero(mask).tolist():
-            self._places[i], self._next[i] = place, _ = self._begin(i, seeds[i]), None
+            self._cursors[i], self._next[i] = cursor, _ = self._begin(i, seeds[i]), None
             self._begun.pop(i, None)
-            messages[i] = packed("reset", place, seeds[i], options)
+            messages[i] = packed("reset", cursor, seeds[i], options)
         observations, _, _, _, infos = self._results(*self._exchange(messages))
         self._busy, self._playing = False, True
         return observations, infos
@@ -166,13 +168,17 @@ class WorkerVectorEnv(VectorEnv):
             raise gym.error.ResetNeeded("options['reset_mask'] before a reset of all; allowed: reset")
         return mask
 
-    def _begin(self, i: int, seed: int | None) -> Place:
+    def _begin(self, i: int, seed: int | None) -> EpisodeCursor:
         if seed is not None:
-            return Place(seed)
+            return EpisodeCursor(seed)
         if (chosen := self._next[i]) is not None:
             return chosen
-        place = self._places[i]
-        return place.following if place is not None else Place(int(np.random.SeedSequence().generate_state(1)[0]))
+        cursor = self._cursors[i]
+        return (
+            cursor.following
+            if cursor is not None
+            else EpisodeCursor(int(np.random.SeedSequence().generate_state(1)[0]))
+        )
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One step everywhere, and a reset where it ended an episode."""
@@ -183,9 +189,9 @@ class WorkerVectorEnv(VectorEnv):
         answers, begun = self._exchange({i: m for i, m in enumerate(messages) if i not in self._begun})
         begun, self._begun = self._begun | begun, {}
         for i, (_, terminated, truncated, *_) in answers.items():
-            place = self._places[i]
-            if (terminated or truncated) and place is not None:
-                self._places[i], self._failures[i] = place.following, 0
+            cursor = self._cursors[i]
+            if (terminated or truncated) and cursor is not None:
+                self._cursors[i], self._failures[i] = cursor.following, 0
         result = self._results(answers, begun)
         self._busy = False
         return result
@@ -215,11 +221,11 @@ class WorkerVectorEnv(VectorEnv):
         answers = answers | begun
         for i in sorted(answers):  # Gymnasium's arrays have the type of the first environment's value
             rewards[i], terminated[i], truncated[i], info, last = answers[i]
-            place = self._places[i]
+            cursor = self._cursors[i]
             if last is not None:
                 infos = self._add_info(infos, {"final_obs": last[0], "final_info": self._opened(last[1], i)}, i)
-            if i in begun and place is not None:
-                infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": place.episode}, i)
+            if i in begun and cursor is not None:
+                infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": cursor.episode}, i)
             infos = self._add_info(infos, self._opened(info, i), i)
         observations = read_from_shared_memory(self.single_observation_space, self._memory[0], self.num_envs)
         return copy.deepcopy(observations), rewards, terminated, truncated, infos
@@ -255,9 +261,9 @@ class WorkerVectorEnv(VectorEnv):
             attributes[name] = value
         self._ask("set", name, each=values)
 
-    def go_to(self, places: Sequence[Place]) -> None:
+    def go_to(self, cursors: Sequence[EpisodeCursor]) -> None:
         """Have the next reset of seeded episodes lead there."""
-        self._next = list(places)
+        self._next = list(cursors)
 
     def astray(self) -> tuple[bool, ...]:
         """Whether the way there led elsewhere."""
@@ -336,33 +342,33 @@ class WorkerVectorEnv(VectorEnv):
         return answers, failed
 
     def _failure(self, i: int, what: str, traceback: str, ended: bool = False) -> WorkerFailed:
-        place = self._places[i]
-        if place is None:
+        cursor = self._cursors[i]
+        if cursor is None:
             return WorkerFailed(i, None, None, what, traceback)
         if ended:
-            place = self._places[i] = place.following
-        seed = place.stream if self._seeded[i] is None else place.seed
-        begun = None if self._seeded[i] is False and place.episode > 0 else seed
-        return WorkerFailed(i, place, begun, what, traceback)
+            cursor = self._cursors[i] = cursor.following
+        seed = cursor.stream if self._seeded[i] is None else cursor.seed
+        begun = None if self._seeded[i] is False and cursor.episode > 0 else seed
+        return WorkerFailed(i, cursor, begun, what, traceback)
 
     def _replace(self, failure: WorkerFailed) -> Any:
         """Start a worker in place of one that failed, unless that is the end; what it is told first."""
         i = failure.index
         self._failures[i] += 1
-        place = self._places[i]
+        cursor = self._cursors[i]
         broken = failure.what.partition(_BAD_STEP)  # that is no accident, and the worker has said it all
         if broken[1]:
             self.close()
             raise BadStep(broken[2]) from failure
-        if self.on_failure == "stop" or self._failures[i] == FAILURES or place is None:
+        if self.on_failure == "stop" or self._failures[i] == FAILURES or cursor is None:
             self.close()
             raise failure
         warn_user(f"{failure.reason}; restarted")
         end([self._workers[i]])
         with held():
             self._workers[i] = self._start(i)
-        self._places[i] = place = place.following
-        return packed("reset", place, None, None)
+        self._cursors[i] = cursor = cursor.following
+        return packed("reset", cursor, None, None)
 
     def _start(self, i: int) -> WorkerProcess:
         spaces = self.single_observation_space, self.single_action_space

@@ -14,10 +14,10 @@ BLUE, ORANGE, GREEN, PURPLE, BLACK, GREY, SKY, YELLOW = (
 )  # fmt: skip
 
 
-Place = Literal["upper left", "upper center", "upper right", "lower left"]
+EpisodeCursor = Literal["upper left", "upper center", "upper right", "lower left"]
 
 
-def finish(ax: Axes, title: str, x: str, y: str, *, legend: Place | None = None) -> None:
+def finish(ax: Axes, title: str, x: str, y: str, *, legend: EpisodeCursor | None = None) -> None:
     """Title, labels, a light grid, and a legend at the place named."""
     ax.set_title(title, fontsize=11)
     ax.set_xlabel(x)

@@ -16,7 +16,7 @@ MIDST = EnvCursor(
 
 
 def test_a_place_has_the_actions_since_its_reset_and_no_others():
-    first, second = MIDST.places()
+    first, second = MIDST.episode_cursors()
     assert (first.stream, first.episode, second.stream, second.episode) == (11, 3, 22, 0)
     np.testing.assert_array_equal(first.actions, [[0.0, 1.0], [4.0, 5.0], [8.0, 9.0]])
     np.testing.assert_array_equal(second.actions, [[10.0, 11.0]])
@@ -26,7 +26,7 @@ def test_what_is_saved_is_what_comes_back_and_no_older_actions_are_kept():
     tensors = MIDST.tensors()
     again = EnvCursor.of(tensors, (2,), (5,))
     assert tensors["actions"].shape == (3, 2, 2)
-    for one, other in zip(MIDST.places(), again.places(), strict=True):
+    for one, other in zip(MIDST.episode_cursors(), again.episode_cursors(), strict=True):
         assert (one.stream, one.episode) == (other.stream, other.episode)
         np.testing.assert_array_equal(one.actions, other.actions)
     np.testing.assert_array_equal(MIDST.returns, again.returns)
@@ -37,4 +37,4 @@ def test_the_beginning_has_no_actions_and_no_observation():
     beginning = EnvCursor.beginning([5, 6])
     again = EnvCursor.of(beginning.tensors(), (2,), (5,))
     assert again.observation is None
-    assert [(p.stream, p.episode, len(p.actions)) for p in again.places()] == [(5, 0, 0), (6, 0, 0)]
+    assert [(p.stream, p.episode, len(p.actions)) for p in again.episode_cursors()] == [(5, 0, 0), (6, 0, 0)]

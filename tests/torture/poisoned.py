@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.experience.environments import streams
-from klrl.experience.episodes import Place
+from klrl.experience.episodes import EpisodeCursor
 from klrl.run.seeding import environment_seeds
 
 RECORD = Path("record.txt")
@@ -25,7 +25,7 @@ N_ENVS, INDEX, EPISODE, ELEMENT = 2, 1, 17, 1
 STEPS = {"nan": 3, "inf": 0, "minus-inf": 5, "huge": 2, "largest": 2}
 """In which step of the episode, by value; a reward comes after the reset."""
 PLACES = {
-    Place(stream, episode).seed: (index, episode)
+    EpisodeCursor(stream, episode).seed: (index, episode)
     for index, stream in enumerate(streams(environment_seeds(0), N_ENVS))
     for episode in range(200)
 }
