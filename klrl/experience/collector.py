@@ -14,7 +14,7 @@ from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
 from klrl.experience.cursors import EnvCursor
-from klrl.experience.environments import astray, is_seeded, streams
+from klrl.experience.environments import astray, is_seeded, spawn_env_seeds
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape
@@ -65,11 +65,11 @@ class Collector:
         encoding: Encoding,
         total_timesteps: int = 0,
     ) -> None:
-        cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(streams(begin, envs.num_envs))
+        cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(spawn_env_seeds(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
         self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
-        self._streams, self._episodes, self._lengths = cursor.streams, cursor.episodes.copy(), cursor.lengths.copy()
+        self._env_seeds, self._episodes, self._lengths = cursor.env_seeds, cursor.episodes.copy(), cursor.lengths.copy()
         self._returns, self._tape = (
             cursor.returns.copy(),
             Tape(np.concatenate(cursor.actions) if cursor.actions else None),
@@ -96,7 +96,7 @@ class Collector:
         if not self._seeded:
             return None
         return EnvCursor(
-            streams=self._streams,
+            env_seeds=self._env_seeds,
             episodes=self._episodes.copy(),
             lengths=self._lengths.copy(),
             returns=self._returns.copy(),

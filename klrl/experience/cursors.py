@@ -16,7 +16,7 @@ from klrl.experience.episodes import EpisodeCursor
 class EnvCursor:
     """The episodes that N environments are in; nothing here changes when they step on."""
 
-    streams: np.ndarray
+    env_seeds: np.ndarray
     """Seed of all episodes of each, ``[N]``."""
     episodes: np.ndarray
     """How many came before the current one, ``[N]``."""
@@ -30,11 +30,11 @@ class EnvCursor:
     """Where that led, as the policy is given it, ``[N, *O]``; ``None``: nobody has been there yet."""
 
     @classmethod
-    def beginning(cls, streams: Sequence[int]) -> EnvCursor:
+    def beginning(cls, env_seeds: Sequence[int]) -> EnvCursor:
         """Before the first step of the first episodes."""
-        n = len(streams)
+        n = len(env_seeds)
         zeros = np.zeros(n, dtype=np.int64)
-        return cls(np.array(streams, dtype=np.int64), zeros, zeros, np.zeros(n), ())
+        return cls(np.array(env_seeds, dtype=np.int64), zeros, zeros, np.zeros(n), ())
 
     @property
     def reachable(self) -> bool:
@@ -45,12 +45,12 @@ class EnvCursor:
         """The same, one environment at a time."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))
         since = [actions[len(actions) - length :, i] for i, length in enumerate(self.lengths)]
-        each = zip(self.streams, self.episodes, since, self.returns, strict=True)
+        each = zip(self.env_seeds, self.episodes, since, self.returns, strict=True)
         return [EpisodeCursor(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved."""
-        numbers = {name: torch.from_numpy(getattr(self, name)) for name in _NUMBERS}
+        numbers = {name: torch.from_numpy(getattr(self, _FIELDS.get(name, name))) for name in _NUMBERS}
         longest = int(self.lengths.max()) if self.reachable else 0
         actions = {"actions": torch.from_numpy(np.concatenate(self.actions)[-longest:])} if longest else {}
         return numbers | actions | ({} if self.observation is None else {"observation": self.observation})
@@ -80,8 +80,10 @@ class EnvCursor:
             if tuple(tensors[name].shape) != shapes[name]:
                 raise ValueError(f"whereabouts.{name} has shape {[*tensors[name].shape]}; allowed: {[*shapes[name]]}")
         actions = (tensors["actions"].numpy(),) if "actions" in tensors else ()
-        arrays = {name: x.numpy() for name, x in numbers.items()}
+        arrays = {_FIELDS.get(name, name): x.numpy() for name, x in numbers.items()}
         return cls(**arrays, actions=actions, observation=tensors.get("observation"))
 
 
 _NUMBERS = {"streams": torch.int64, "episodes": torch.int64, "lengths": torch.int64, "returns": torch.float64}
+_FIELDS = {"streams": "env_seeds"}
+"""Fields whose names in files are others."""

@@ -281,7 +281,7 @@ def declared_mode(envs: VectorEnv) -> AutoresetMode | None:
     raise ValueError(f"autoreset_mode = {shown!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
 
 
-def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
+def spawn_env_seeds(seeds: np.random.SeedSequence, n: int) -> list[int]:
     """Independent seeds of ``n`` environments, 32 bits each."""
     return [int(s.generate_state(1)[0]) for s in seeds.spawn(n)]
 
@@ -308,7 +308,7 @@ def reset(envs: VectorEnv, cursor: EnvCursor) -> tuple[Any, dict[str, Any]]:
         return envs.reset()
     if _is_pool(envs):
         return envs.reset()
-    seeds: list[int] = cursor.streams.tolist()
+    seeds: list[int] = cursor.env_seeds.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))
     return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]
 

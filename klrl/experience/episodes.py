@@ -14,9 +14,9 @@ from klrl.experience.steps import Transparent
 
 @dataclass(frozen=True, eq=False)
 class EpisodeCursor:
-    """Where an environment is: in which episode of which stream, after which actions."""
+    """Where an environment is: in which of its episodes, after which actions."""
 
-    stream: int
+    env_seed: int
     """Seed of all the environment's episodes."""
     episode: int = 0
     """How many came before it."""
@@ -28,12 +28,12 @@ class EpisodeCursor:
     @property
     def seed(self) -> int:
         """What the environment is reset with; 31 bits, because some simulators take an int32."""
-        return int(np.random.SeedSequence(self.stream, spawn_key=(self.episode,)).generate_state(1)[0] >> 1)
+        return int(np.random.SeedSequence(self.env_seed, spawn_key=(self.episode,)).generate_state(1)[0] >> 1)
 
     @property
     def following(self) -> EpisodeCursor:
         """The beginning of the next episode."""
-        return EpisodeCursor(self.stream, self.episode + 1)
+        return EpisodeCursor(self.env_seed, self.episode + 1)
 
 
 class Playing:

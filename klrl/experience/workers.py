@@ -44,7 +44,7 @@ class WorkerFailed(RuntimeError):
 
     Args:
         index: of the environment.
-        place: where it was; None before its first reset.
+        cursor: where it was; None before its first reset.
         seed: what the episode was begun with; None before its first reset, or where it was begun with none.
         what: happened.
         traceback: the worker's own, where there is one.
@@ -347,7 +347,7 @@ class WorkerVectorEnv(VectorEnv):
             return WorkerFailed(i, None, None, what, traceback)
         if ended:
             cursor = self._cursors[i] = cursor.following
-        seed = cursor.stream if self._seeded[i] is None else cursor.seed
+        seed = cursor.env_seed if self._seeded[i] is None else cursor.seed
         begun = None if self._seeded[i] is False and cursor.episode > 0 else seed
         return WorkerFailed(i, cursor, begun, what, traceback)
 

@@ -38,7 +38,7 @@ def play(env, n):
 
 
 def test_seeds_are_spread_over_streams_and_episodes_and_fit_an_int32():
-    seeds = [EpisodeCursor(stream, episode).seed for stream in range(100) for episode in range(100)]
+    seeds = [EpisodeCursor(env_seed, episode).seed for env_seed in range(100) for episode in range(100)]
     assert len(set(seeds)) == 10_000
     assert min(seeds) >= 0
     assert max(seeds) < 2**31

@@ -541,7 +541,7 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_nothing_that_waits():
         workers = pids(envs)
         observations, _ = envs.reset()  # goes on with new workers, in the next episodes
         assert not any(map(running, workers))
-        assert envs.get_attr("seed") == tuple(EpisodeCursor(stream, 2).seed for stream in (10, 11, 12))
+        assert envs.get_attr("seed") == tuple(EpisodeCursor(env_seed, 2).seed for env_seed in (10, 11, 12))
         assert observations[:, 2].tolist() == [0, 0, 0]
         for _ in range(20):  # at any other moment
             assert interrupted(envs, 0.003)

@@ -21,7 +21,10 @@ from klrl.run import checkpoint
 from klrl.scripts.cli import halfway
 from klrl.scripts.main import main
 
-PROGRAM = "import sys; from klrl.scripts import main; from klrl.scripts.cli import halfway; halfway.EVERY = 0.0; main.main(sys.argv[1:])"
+PROGRAM = (
+    "import sys; from klrl.scripts import main; from klrl.scripts.cli import halfway; "
+    "halfway.EVERY = 0.0; main.main(sys.argv[1:])"
+)
 DISTILL = ["--n-rounds", "4", "--n-envs", "2", "--n-steps", "32", "--n-epochs", "2", "--episodes", "2"]
 DPO = ["--n-pairs", "16", "--n-envs", "4", "--n-epochs", "4", "--episodes", "2", "--segment-length", "20"]
 VERBS = {
