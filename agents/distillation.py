@@ -16,7 +16,7 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Samples, mean_of
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
-from klrl.experience.collector import Elsewhere
+from klrl.experience.collector import ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import is_seeded
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
@@ -191,7 +191,7 @@ class Rounds(Iterator[Metrics]):
         if where and is_seeded(envs) and (cursor := EnvCursor.of(where, *shapes)).reachable:
             try:
                 return Collector(envs, cursor, self._student.encoding, timesteps)
-            except Elsewhere as error:
+            except ReplayMismatch as error:
                 problem = error
         text = f"{problem}: new episodes begin, and the rest goes on differently than without the interruption"
         warn_user(text)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
 from klrl.experience.cursors import EnvCursor
-from klrl.experience.environments import astray, is_seeded, spawn_env_seeds
+from klrl.experience.environments import diverged, is_seeded, spawn_env_seeds
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape
@@ -38,7 +38,7 @@ class NonFinite(FloatingPointError):
     """
 
 
-class Elsewhere(ValueError):
+class ReplayMismatch(ValueError):
     """An environment did not come back to where it had been."""
 
 
@@ -106,11 +106,11 @@ class Collector:
 
     def _check_arrival(self, expected: Tensor) -> None:
         here = self._observation.to(expected.dtype)  # what was saved may have been rounded to float32
-        each = zip(here.numpy(), expected.numpy(), astray(self.envs), strict=True)
+        each = zip(here.numpy(), expected.numpy(), diverged(self.envs), strict=True)
         for i, (one, other, lost) in enumerate(each):
             if lost or one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
-                raise Elsewhere(f"environment {i} did not come back to where it was, {where}")
+                raise ReplayMismatch(f"environment {i} did not come back to where it was, {where}")
 
     @undisturbed
     def collect(self, act: Act, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:

@@ -313,11 +313,11 @@ def reset(envs: VectorEnv, cursor: EnvCursor) -> tuple[Any, dict[str, Any]]:
     return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]
 
 
-def astray(envs: VectorEnv) -> Sequence[bool]:
+def diverged(envs: VectorEnv) -> Sequence[bool]:
     """Of each environment, whether the last :func:`reset` found another way than the one to its place."""
     if not is_seeded(envs):
         return [False] * envs.num_envs
-    return envs.astray() if isinstance(envs, WorkerVectorEnv) else [env.astray for env in _seeded(envs)]
+    return envs.diverged() if isinstance(envs, WorkerVectorEnv) else [env.diverged for env in _seeded(envs)]
 
 
 def _seeded(envs: SyncVectorEnv) -> Sequence[SeededEpisodes]:

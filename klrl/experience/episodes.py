@@ -61,7 +61,7 @@ class SeededEpisodes(Transparent, Playing):
     ) -> None:
         super().__init__(make())
         self.cursor: EpisodeCursor | None = None
-        self.astray = False
+        self.diverged = False
         """Whether the way to the last place led elsewhere: the episode after it has begun instead."""
         self.every = every
         self._make, self._index, self._rebuild = make, index, rebuild
@@ -76,7 +76,7 @@ class SeededEpisodes(Transparent, Playing):
             self.env.close()
             self.env, begins = self._make(), True
         cursor = self._next(seed)
-        self._now, self._steps, self.cursor, self.astray = cursor, 0, None, False
+        self._now, self._steps, self.cursor, self.diverged = cursor, 0, None, False
         self._seed = cursor.seed if self.every or begins else None
         try:
             observation, info = self.env.reset(seed=self._seed, options=options)
@@ -92,7 +92,7 @@ class SeededEpisodes(Transparent, Playing):
         except Exception:  # it is not what it was
             self.cursor = cursor.following
             answer = self.reset(options=options)
-            self.astray = True
+            self.diverged = True
             return answer
 
     def _next(self, seed: int | None) -> EpisodeCursor:

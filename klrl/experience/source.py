@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.experience.batch import Batch
-from klrl.experience.collector import Act, Collector, Elsewhere
+from klrl.experience.collector import Act, Collector, ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
@@ -76,7 +76,7 @@ class Source:
         elif self.trial is None or self.trial.playable(rebuilt):
             try:
                 return Collector(envs, self._cursor, encoding, total_timesteps)
-            except Elsewhere as error:
+            except ReplayMismatch as error:
                 problem = error
         text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
         warn_user(text)

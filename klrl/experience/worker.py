@@ -117,8 +117,8 @@ class _Server:
             name, args, kwargs = data
             attribute = self.env.get_wrapper_attr(name)
             return attribute(*args, **kwargs) if callable(attribute) else attribute
-        if command == "astray":
-            return isinstance(self.env, SeededEpisodes) and self.env.astray
+        if command == "diverged":
+            return isinstance(self.env, SeededEpisodes) and self.env.diverged
         return self.env.every if isinstance(self.env, SeededEpisodes) else None
 
     def _step(self, *given: Any) -> Answer:

@@ -265,9 +265,9 @@ class WorkerVectorEnv(VectorEnv):
         """Have the next reset of seeded episodes lead there."""
         self._next = list(cursors)
 
-    def astray(self) -> tuple[bool, ...]:
+    def diverged(self) -> tuple[bool, ...]:
         """Whether the way there led elsewhere."""
-        return self._ask("astray")
+        return self._ask("diverged")
 
     def render(self) -> tuple[Any, ...]:
         """Every environment's picture."""

@@ -188,12 +188,12 @@ def test_a_way_that_leads_elsewhere_is_said_and_the_environment_is_kept(what):
     env = SeededEpisodes(make)
     env.cursor = EpisodeCursor(1, 4, [0] * 5, {"early end": None, "rewards": 9.0, "exception": None}[what])
     env.reset()
-    assert env.astray
+    assert env.diverged
     assert (len(made), made[0].closed) == (1, False)
     assert made[0].episode == 1  # the second reset
     env.cursor = EpisodeCursor(1, 5, [0] * 2, 1.0)  # 0 + 1
     env.reset()
-    assert not env.astray
+    assert not env.diverged
 
 
 class Faulty(Counting):
@@ -207,7 +207,7 @@ class Namesake(Counting):
     """Its attributes have the names of those that wrappers have."""
 
     NAMES = (
-        "cursor", "astray", "every", "played", "_make", "_index", "_rebuild", "_now", "_seed", "_steps", "_spaces",
+        "cursor", "diverged", "every", "played", "_make", "_index", "_rebuild", "_now", "_seed", "_steps", "_spaces",
         "_shape", "_dtype",
     )  # fmt: skip
 
