@@ -31,7 +31,7 @@ from klrl.experience.collector import NonFinite
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, described, env_id, number_of
 from klrl.experience.replay import Replay, Trial
-from klrl.experience.source import Source
+from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
@@ -80,9 +80,9 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:  # a user's own are still wanted
                 envs.close()
             raise
-        self._begin(Source(env, envs, trial=found), env_id(env) if applied else None)
+        self._begin(TrainingEnvs(env, envs, trial=found), env_id(env) if applied else None)
 
-    def _begin(self, source: Source, preset: str | None) -> None:
+    def _begin(self, source: TrainingEnvs, preset: str | None) -> None:
         self._source, self._turns = source, Turns()
         self._rebuilds_where_that_helps = False
         """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
@@ -315,7 +315,7 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:
                 envs.close()
             raise
-        self._source = Source(env, envs, at, trial)
+        self._source = TrainingEnvs(env, envs, at, trial)
 
     def close(self) -> None:
         """Close the environments; worker processes end.
@@ -465,7 +465,7 @@ class Agent(Acting[C], abc.ABC):
         agent.region = region_from_json(data["region"])
         if not isinstance(agent.region, TrustRegion):
             raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
-        agent._begin(Source(described(data["env"]), cursor=state.cursor(agent, tensors)), data["preset"])
+        agent._begin(TrainingEnvs(described(data["env"]), cursor=state.cursor(agent, tensors)), data["preset"])
         agent._rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
         agent.episodes.extend(map(state.episode, data["episodes"]))
         agent.history = state.history(data["history"], tensors)

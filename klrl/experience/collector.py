@@ -53,7 +53,7 @@ class Collector:
 
     Raises:
         BadStep: the first observation cannot be used.
-        Elsewhere: the same seeds and actions lead to another observation than before.
+        ReplayMismatch: the same seeds and actions lead to another observation than before.
         NonFinite: the first observation is NaN or infinite.
     """
 

@@ -13,7 +13,7 @@ from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.kl.sampled import CHUNK, StateEstimate, moments
-from klrl.kl.sources import RecordSource, before_tanh
+from klrl.kl.samplers import RecordSampler, before_tanh
 from klrl.policy.arrays import like, tensor
 from klrl.policy.distributions import Categorical, Distribution, Factored, NoClosedForm
 
@@ -67,7 +67,7 @@ def estimate_mutual_information(
         ValueError: n < 2, or no states.
     """
     record, dtype = read(p)
-    (flat,) = before_tanh(RecordSource(_one_batch_dimension(record), dtype))
+    (flat,) = before_tanh(RecordSampler(_one_batch_dimension(record), dtype))
     states = flat.batch_shape[0]
     size = max(1, CHUNK // (states * flat.width))
 
@@ -80,7 +80,7 @@ def estimate_mutual_information(
     return StateEstimate(value.mean().to(flat.dtype), stderr.to(flat.dtype), n)
 
 
-def _of_actions(states: RecordSource, action: Tensor) -> Tensor:
+def _of_actions(states: RecordSampler, action: Tensor) -> Tensor:
     """log S - H(s | a) = sum_s p(s | a) (log p(s | a) + log S) of every action ``[m, 1, *k]``."""
     count = states.batch_shape[0]
     log_posterior = states.log_prob(action.expand(-1, count, *states.event_shape)).log_softmax(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from klrl.kl.families import AnyDistribution
 from klrl.kl.families.roots import root
-from klrl.kl.sources import Source, source, sources
+from klrl.kl.samplers import Sampler, sampler, samplers
 
 Divergence = Literal["kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation", "hellinger"]
 CHUNK = 2**20
@@ -68,7 +68,7 @@ def estimate_divergence(
     """
     if divergence not in get_args(Divergence):
         raise ValueError(f"divergence = {divergence!r}; allowed: {', '.join(get_args(Divergence))}")
-    a, b = sources(p, q)
+    a, b = samplers(p, q)
 
     def integrand(action: Tensor) -> Tensor:
         return _INTEGRANDS[divergence](b.log_prob(action) - a.log_prob(action))
@@ -86,13 +86,13 @@ def estimate_entropy(p: AnyDistribution, n: int = 10_000, generator: torch.Gener
 
     Arguments and errors as in :func:`estimate_divergence`.
     """
-    a = source(p)
+    a = sampler(p)
     value, variance = moments(a, lambda x: -a.log_prob(x), n, generator)
     return _estimate(value, variance.sqrt(), n, a.dtype)
 
 
 def moments(
-    of: Source, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None
+    of: Sampler, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """The mean of a function of n samples, and the variance of that mean, ``[*B]``, in bounded memory.
 

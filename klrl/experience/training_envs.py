@@ -18,7 +18,7 @@ from klrl.policy.observations import Encoding
 from klrl.words import warn_user
 
 
-class Source:
+class TrainingEnvs:
     """Environments to learn from, as the user gave them, and many at once when they have been made.
 
     Args:
