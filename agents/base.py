@@ -30,7 +30,7 @@ from klrl.experience import Batch, Collector, EnvLike, Episode
 from klrl.experience.collector import NonFinite
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, described, env_id, number_of
-from klrl.experience.replay import Replay, Trial
+from klrl.experience.reproducibility import Repeatable, Trial
 from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.policy.surroundings import undisturbed
@@ -53,7 +53,7 @@ class Agent(Acting[C], abc.ABC):
         env: a Gymnasium id, an ``EnvSpec``, a function that makes an ``Env``, an ``Env`` or a ``VectorEnv``.
         config: settings; by default the environment's preset where there is one, else the defaults.
         seed: the run's seed; environments, networks, actions and minibatches get independent streams from it.
-        trial: try an environment before those to learn from are made, so that ``replay`` is known from the beginning.
+        trial: try an environment before those to learn from are made, so that ``reproducibility`` is known at once.
 
     Raises:
         ValueError: an unknown id, an unsupported space, a setting out of range.
@@ -280,9 +280,15 @@ class Agent(Acting[C], abc.ABC):
         return self._source.trial
 
     @property
-    def replay(self) -> Replay | None:
+    def reproducibility(self) -> Repeatable | None:
         """Where the environments' episodes can be played again; ``None``: not known yet."""
-        return None if self.trial is None else self.trial.replay
+        return None if self.trial is None else self.trial.reproducibility
+
+    @property
+    def replay(self) -> Repeatable | None:
+        """The old name of :attr:`reproducibility`; goes with the next version."""
+        warn_user("agent.replay is agent.reproducibility now; the old name goes with klrl 0.2", DeprecationWarning)
+        return self.reproducibility
 
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
@@ -303,7 +309,7 @@ class Agent(Acting[C], abc.ABC):
         config, trial = self.config, None
         if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
             trial = try_env(env, config)
-            if trial.replay == "new" and self._rebuilds_where_that_helps:
+            if trial.reproducibility == "new" and self._rebuilds_where_that_helps:
                 config = replace(config, rebuild_envs=True)
         else:
             at = None
@@ -371,7 +377,7 @@ class Agent(Acting[C], abc.ABC):
             "env": describe(self._source.env),
             "seed": self.seed,
             "preset": self.preset,
-            "replay": self.replay,
+            "replay": self.reproducibility,
             "config": self.config.to_json(),
             "region": region_to_json(self.region),
             "observation_space": str(self.observation_space),

@@ -6,7 +6,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.agents.config import AgentConfig
 from klrl.experience import EnvLike, make_vector_env
-from klrl.experience.replay import Trial
+from klrl.experience.reproducibility import Trial
 from klrl.experience.trial import try_out
 
 

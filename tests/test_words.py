@@ -15,7 +15,7 @@ from test_checkpoint import saved_run
 from test_conventions import ROOT, SOURCES
 from test_evaluation import Endless, Recorder
 from test_modes import trunk
-from test_replay import Unseeded
+from test_reproducibility import Unseeded
 from test_vector import Worlds
 from test_workers import throw
 

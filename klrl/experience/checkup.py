@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.experience.environments import time_limit
-from klrl.experience.replay import (
+from klrl.experience.reproducibility import (
     EPISODES,
     Recording,
     Trial,
@@ -75,10 +75,10 @@ def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Fi
         recordings = [record(checked, seed + i) for i in range(EPISODES)]
         yield _aliasing(env, seed)
         yield _numbers(checked, seed, steps)
-        yield _replay("the same after other episodes", checked, recordings, "note", _USED)
+        yield _repeats("the same after other episodes", checked, recordings, "note", _USED)
         yield _seeds(checked)
     with CheckedSteps(make, 0, promised) as fresh:
-        yield _replay("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
+        yield _repeats("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
 
 
 _USED = (
@@ -115,7 +115,7 @@ def _action_scale(space: gym.spaces.Box) -> Finding:
     return Finding(question, "ok", "bounded: a Gaussian begins in the middle, and its std is half the box")
 
 
-def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
+def _repeats(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
     for recording in recordings:
         if (step := difference(env, recording)) is not None:
             where = f"episode with seed {recording.seed}, step {step}"

@@ -13,7 +13,7 @@ from klrl.experience.collector import Act, Collector, ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
-from klrl.experience.replay import Trial
+from klrl.experience.reproducibility import Trial
 from klrl.policy.observations import Encoding
 from klrl.words import warn_user
 

@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.experience.environments import EnvLike, VectorizationMode, factory
 from klrl.experience.episodes import Playing
-from klrl.experience.replay import Trial, replay
+from klrl.experience.reproducibility import Trial, check_reproducibility
 from klrl.experience.steps import Transparent
 from klrl.experience.workers import WorkerVectorEnv
 
@@ -45,9 +45,9 @@ def try_out(
     try:
         make = factory(env)
         if vectorization_mode == "sync":
-            return replay(make)
+            return check_reproducibility(make)
         with contextlib.closing(WorkerVectorEnv([partial(_InWorker, make)], timeout=worker_timeout)) as one:
-            return one.call("replay")[0]
+            return one.call("check")[0]
     except (Exception, SystemExit):  # whatever random actions do to it, a policy may not
         return Trial("unknown")
 
@@ -60,8 +60,8 @@ class _InWorker(gym.Env, Playing):
     def __init__(self, make: Callable[[], gym.Env]) -> None:
         self._make = make
 
-    def replay(self) -> Trial:
-        return replay(lambda: _Watched(self._make(), self.played))
+    def check(self) -> Trial:
+        return check_reproducibility(lambda: _Watched(self._make(), self.played))
 
 
 class _Watched(Transparent):

@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
-from klrl.experience.replay import Trial, costly_seeds
+from klrl.experience.reproducibility import Trial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import ENOUGH, CannotAct
@@ -96,10 +96,10 @@ class Opening(Callback):
 def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
     """What to know about a run, by what was found of its environment."""
     if not trial.playable(config.rebuild_envs):
-        why = {"new": "a used environment goes on differently: "}.get(trial.replay, "")
-        how = " (--rebuild-envs makes a new one for each)" if trial.replay == "new" else ""
+        why = {"new": "a used environment goes on differently: "}.get(trial.reproducibility, "")
+        how = " (--rebuild-envs makes a new one for each)" if trial.reproducibility == "new" else ""
         yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume goes on in new ones"
-    elif trial.replay == "unknown":
+    elif trial.reproducibility == "unknown":
         why = "random actions fail in it" if config.try_envs else "it was not tried"
         yield f"{why}, so nobody knows whether its episodes can be played again; klrl resume tries"
     elif config.rebuild_envs:

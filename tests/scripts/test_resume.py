@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
 from test_board import shown
 from test_command_line import klrl
-from test_replay import Remembering, Unseeded
+from test_reproducibility import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
 
 from klrl.agents import PPO, TRPO, PPOConfig

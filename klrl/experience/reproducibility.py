@@ -14,7 +14,7 @@ import numpy as np
 from klrl.experience.steps import own
 from klrl.policy.observations import MASK, flat_mask
 
-Replay = Literal["used", "new", "never", "unknown"]
+Repeatable = Literal["used", "new", "never", "unknown"]
 """Where an episode can be played again: in any environment, only in one that is new, nowhere; or nobody knows."""
 
 EPISODES, STEPS = 8, 50
@@ -27,7 +27,7 @@ RESETS = 3
 class Trial:
     """What was found of an environment before training in others of its kind."""
 
-    replay: Replay
+    reproducibility: Repeatable
     seeded: float = 0.0
     """Seconds of a reset with a seed."""
     unseeded: float = 0.0
@@ -35,7 +35,7 @@ class Trial:
 
     def playable(self, rebuilt: bool) -> bool:
         """Whether it is worth trying to play episodes again, in used environments or in rebuilt ones."""
-        return self.replay != "never" and (self.replay != "new" or rebuilt)
+        return self.reproducibility != "never" and (self.reproducibility != "new" or rebuilt)
 
 
 def costly_seeds(trial: Trial) -> str | None:
@@ -58,7 +58,7 @@ class Recording:
     """Observation, reward, terminated, truncated: of the reset, then of every step."""
 
 
-def replay(make: Callable[[], gym.Env]) -> Trial:
+def check_reproducibility(make: Callable[[], gym.Env]) -> Trial:
     """Try with random actions: record some episodes one after the other, and play them again, also in a new one.
 
     Args:

@@ -8,7 +8,14 @@ import pytest
 from environments import Noise, Sampling, box
 from test_episodes import Remembering
 
-from klrl.experience.replay import Trial, costly_seeds, difference, random_action, record, replay
+from klrl.experience.reproducibility import (
+    Trial,
+    check_reproducibility,
+    costly_seeds,
+    difference,
+    random_action,
+    record,
+)
 
 
 class Unseeded(Noise):
@@ -35,7 +42,7 @@ class Made(Noise):
 
 
 def test_an_environment_that_is_made_at_random_cannot_be_played_again_in_another():
-    assert replay(Made).replay == "never"
+    assert check_reproducibility(Made).reproducibility == "never"
 
 
 MAKES = {
@@ -48,19 +55,19 @@ MAKES = {
 
 @pytest.mark.parametrize("expected", ["used", "new", "never"])
 def test_it_is_found_where_an_episode_can_be_played_again(expected):
-    assert replay(MAKES[expected]).replay == expected
+    assert check_reproducibility(MAKES[expected]).reproducibility == expected
 
 
 @pytest.mark.parametrize(("env", "expected"), [("CartPole-v1", "used"), ("Pendulum-v1", "used"), ("Taxi-v4", "used")])
 def test_registered_environments(env, expected):
-    assert replay(lambda: gym.make(env)).replay == expected
+    assert check_reproducibility(lambda: gym.make(env)).reproducibility == expected
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("env", ["BipedalWalker-v3", "BipedalWalkerHardcore-v3"])
 def test_a_world_that_keeps_hidden_state_over_resets_is_found(env):
     pytest.importorskip("Box2D")
-    assert replay(lambda: gym.make(env)).replay == "new"
+    assert check_reproducibility(lambda: gym.make(env)).reproducibility == "new"
 
 
 class Loading(Noise):
@@ -77,14 +84,14 @@ class Loading(Noise):
 
 def test_what_seeds_cost_is_measured_and_named_where_it_is_much(monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("klrl.experience.replay.time", clock)
-    trial = replay(lambda: Loading(clock, 0.45, 0.016))
+    monkeypatch.setattr("klrl.experience.reproducibility.time", clock)
+    trial = check_reproducibility(lambda: Loading(clock, 0.45, 0.016))
     assert (trial.seeded, trial.unseeded) == pytest.approx((0.45, 0.016))
     assert costly_seeds(trial) == (
         "a reset with a seed takes 0.450 s, one without 0.016 s; seed_every_episode = False seeds only an "
         "environment's first (episodes then cannot be played again)"
     )
-    assert costly_seeds(replay(lambda: Loading(clock, 0.5, 0.5))) is None
+    assert costly_seeds(check_reproducibility(lambda: Loading(clock, 0.5, 0.5))) is None
 
 
 @pytest.mark.parametrize(("seeded", "unseeded", "much"), [(0.45, 0.016, True), (0.45, 0.2, False), (0.001, 0.0, False)])
