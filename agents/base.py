@@ -30,7 +30,7 @@ from klrl.experience import Batch, Collector, EnvLike, Episode
 from klrl.experience.collector import NonFinite
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, described, env_id, number_of
-from klrl.experience.reproducibility import Repeatable, Trial
+from klrl.experience.reproducibility import EnvTrial, Repeatable
 from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable, usable_or_cpu
 from klrl.policy.surroundings import undisturbed
@@ -272,7 +272,7 @@ class Agent(Acting[C], abc.ABC):
         return self._source.envs
 
     @property
-    def trial(self) -> Trial | None:
+    def trial(self) -> EnvTrial | None:
         """What was found when one of the environments was tried; ``None``: nobody has.
 
         That is done where an agent is to go on in the episodes of a saved one, and by ``klrl train``.

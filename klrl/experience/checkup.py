@@ -13,8 +13,8 @@ import numpy as np
 from klrl.experience.environments import time_limit
 from klrl.experience.reproducibility import (
     EPISODES,
+    EnvTrial,
     Recording,
-    Trial,
     copied,
     costly_seeds,
     difference,
@@ -127,7 +127,7 @@ def _repeats(question: str, env: gym.Env, recordings: list[Recording], verdict: 
 def _seeds(env: gym.Env) -> Finding:
     """What they cost."""
     seconds = reset_seconds(env)
-    if (advice := costly_seeds(Trial("unknown", *seconds))) is not None:
+    if (advice := costly_seeds(EnvTrial("unknown", *seconds))) is not None:
         return Finding("cheap seeds", "note", f"no: {advice}")
     return Finding("cheap seeds", "ok", "yes, a reset with one takes {:.2g} s, one without {:.2g} s".format(*seconds))
 

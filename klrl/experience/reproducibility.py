@@ -24,7 +24,7 @@ RESETS = 3
 
 
 @dataclass(frozen=True)
-class Trial:
+class EnvTrial:
     """What was found of an environment before training in others of its kind."""
 
     reproducibility: Repeatable
@@ -38,7 +38,7 @@ class Trial:
         return self.reproducibility != "never" and (self.reproducibility != "new" or rebuilt)
 
 
-def costly_seeds(trial: Trial) -> str | None:
+def costly_seeds(trial: EnvTrial) -> str | None:
     """What to do where seeds cost far more than resets: five times as much, and a hundredth of a second."""
     if trial.seeded < 5.0 * trial.unseeded or trial.seeded - trial.unseeded < 0.01:
         return None
@@ -58,7 +58,7 @@ class Recording:
     """Observation, reward, terminated, truncated: of the reset, then of every step."""
 
 
-def check_reproducibility(make: Callable[[], gym.Env]) -> Trial:
+def check_reproducibility(make: Callable[[], gym.Env]) -> EnvTrial:
     """Try with random actions: record some episodes one after the other, and play them again, also in a new one.
 
     Args:
@@ -70,7 +70,7 @@ def check_reproducibility(make: Callable[[], gym.Env]) -> Trial:
         seconds = reset_seconds(one)
     with make() as other:  # as another process will have one
         equal = difference(other, recordings[0]) is None
-    return Trial("never" if not equal else "used" if repeats else "new", *seconds)
+    return EnvTrial("never" if not equal else "used" if repeats else "new", *seconds)
 
 
 def reset_seconds(env: gym.Env) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from klrl.experience.collector import Act, Collector, ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
-from klrl.experience.reproducibility import Trial
+from klrl.experience.reproducibility import EnvTrial
 from klrl.policy.observations import Encoding
 from klrl.words import warn_user
 
@@ -33,7 +33,7 @@ class TrainingEnvs:
         env: EnvLike | None,
         envs: VectorEnv | None = None,
         cursor: EnvCursor | None = None,
-        trial: Trial | None = None,
+        trial: EnvTrial | None = None,
     ) -> None:
         self.env, self.envs, self.trial = env, envs, trial
         self.collector: Collector | None = None

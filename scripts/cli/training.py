@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
-from klrl.experience.reproducibility import Trial, costly_seeds
+from klrl.experience.reproducibility import EnvTrial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import ENOUGH, CannotAct
@@ -86,14 +86,14 @@ class Opening(Callback):
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Say what there is to say."""
         name = env_id(self._env)
-        trial = agent.trial or Trial("never")  # a saved agent whose environments have no place to go back to
+        trial = agent.trial or EnvTrial("never")  # a saved agent whose environments have no place to go back to
         for note in _notes(trial, agent.config):
             self._say(f"{name}: {note}")
         if self._preset:
             self._say(f"preset for {name}: {', '.join(self._preset)}")
 
 
-def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
+def _notes(trial: EnvTrial, config: AgentConfig) -> Iterator[str]:
     """What to know about a run, by what was found of its environment."""
     if not trial.playable(config.rebuild_envs):
         why = {"new": "a used environment goes on differently: "}.get(trial.reproducibility, "")

@@ -10,9 +10,9 @@ from environments import Counting, Noise, box, small_agent
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 from support import same
+from test_env_trial import Tallied, alive, tally
 from test_episodes import Listening
 from test_resume import Interrupt
-from test_trial import Tallied, alive, tally
 
 from klrl.agents import PPO, PPOConfig
 from klrl.run import Callback

@@ -9,7 +9,7 @@ from environments import Noise, Sampling, box
 from test_episodes import Remembering
 
 from klrl.experience.reproducibility import (
-    Trial,
+    EnvTrial,
     check_reproducibility,
     costly_seeds,
     difference,
@@ -96,14 +96,14 @@ def test_what_seeds_cost_is_measured_and_named_where_it_is_much(monkeypatch):
 
 @pytest.mark.parametrize(("seeded", "unseeded", "much"), [(0.45, 0.016, True), (0.45, 0.2, False), (0.001, 0.0, False)])
 def test_seeds_are_called_costly_by_what_they_add(seeded, unseeded, much):
-    assert (costly_seeds(Trial("used", seeded, unseeded)) is not None) == much
+    assert (costly_seeds(EnvTrial("used", seeded, unseeded)) is not None) == much
 
 
 @pytest.mark.parametrize(("found", "used", "rebuilt"), [
     ("used", True, True), ("new", False, True), ("never", False, False), ("unknown", True, True),
 ])  # fmt: skip
 def test_going_back_is_tried_where_it_may_lead_there(found, used, rebuilt):
-    assert [Trial(found).playable(how) for how in (False, True)] == [used, rebuilt]
+    assert [EnvTrial(found).playable(how) for how in (False, True)] == [used, rebuilt]
 
 
 def test_the_first_step_that_differs_is_named():

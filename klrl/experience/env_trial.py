@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.experience.environments import EnvLike, VectorizationMode, factory
 from klrl.experience.episodes import Playing
-from klrl.experience.reproducibility import Trial, check_reproducibility
+from klrl.experience.reproducibility import EnvTrial, check_reproducibility
 from klrl.experience.steps import Transparent
 from klrl.experience.workers import WorkerVectorEnv
 
@@ -24,7 +24,7 @@ def try_out(
     *,
     seed_every_episode: bool = True,
     try_envs: bool = True,
-) -> Trial:
+) -> EnvTrial:
     """Try with random actions where episodes can be played again, and what their seeds cost.
 
     Two environments are made for it, one after the other, in a process of their own where those of training will be,
@@ -39,9 +39,9 @@ def try_out(
     """
     engine = vectorization_mode not in ("sync", "async")
     if engine or isinstance(env, VectorEnv) or not seed_every_episode:
-        return Trial("never")
+        return EnvTrial("never")
     if isinstance(env, gym.Env) or not try_envs:
-        return Trial("unknown")
+        return EnvTrial("unknown")
     try:
         make = factory(env)
         if vectorization_mode == "sync":
@@ -49,7 +49,7 @@ def try_out(
         with contextlib.closing(WorkerVectorEnv([partial(_InWorker, make)], timeout=worker_timeout)) as one:
             return one.call("check")[0]
     except (Exception, SystemExit):  # whatever random actions do to it, a policy may not
-        return Trial("unknown")
+        return EnvTrial("unknown")
 
 
 class _InWorker(gym.Env, Playing):
@@ -60,7 +60,7 @@ class _InWorker(gym.Env, Playing):
     def __init__(self, make: Callable[[], gym.Env]) -> None:
         self._make = make
 
-    def check(self) -> Trial:
+    def check(self) -> EnvTrial:
         return check_reproducibility(lambda: _Watched(self._make(), self.played))
 
 

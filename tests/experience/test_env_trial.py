@@ -9,7 +9,7 @@ import pytest
 from environments import Counting, Noise, box
 from test_reproducibility import MAKES
 
-from klrl.experience.trial import try_out
+from klrl.experience.env_trial import try_out
 
 
 class Tallied(gym.Wrapper):
