@@ -188,9 +188,9 @@ class Core(abc.ABC, Generic[C]):
         self.region = self.region.at(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
-        samples, behaviour = self.samples(batch), batch.samples(batch.behaviour).map(self._on_device)
+        samples, behaviour = self.samples(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
-        begins = self.fresh and self._take_scale(batch.samples(batch.observations))
+        begins = self.fresh and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
             samples = self.samples(batch)
             metrics = step_zero(behaviour, samples, warn=False)
@@ -211,10 +211,10 @@ class Core(abc.ABC, Generic[C]):
     @torch.no_grad()
     def samples(self, batch: Batch) -> Samples:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
-        raw = batch.samples(batch.observations)
+        raw = batch.flatten_valid(batch.observations)
         observations = self.normalized(raw)
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
-        actions = self._on_device(batch.samples(batch.actions))
+        actions = self._on_device(batch.flatten_valid(batch.actions))
         old = self.actor(observations)
         return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
@@ -234,8 +234,8 @@ class Core(abc.ABC, Generic[C]):
         advantage = gae(
             rewards, values, next_values, batch.terminated, batch.ended, self.config.gamma, self.config.gae_lambda
         )
-        returns = batch.samples(advantage + values)
-        advantage = batch.samples(advantage)
+        returns = batch.flatten_valid(advantage + values)
+        advantage = batch.flatten_valid(advantage)
         if not returns.isfinite().all():
             largest = rewards.abs().max().item()
             raise FloatingPointError(
@@ -340,7 +340,7 @@ class Core(abc.ABC, Generic[C]):
 
     def _statistics(self, batch: Batch, change: Change, *, absorb: bool) -> Metrics:
         """How far the policy is from the first one, and how far the next change of statistics moves it."""
-        observations = batch.samples(batch.observations)
+        observations = batch.flatten_valid(batch.observations)
         if self.probe is None:
             self.probe = Probe.choose(observations, change.old.cpu())
         initial = mean_kl(self.probe.first, self.distribution(self.probe.observations).cpu())

@@ -211,7 +211,7 @@ def _round(
 
 def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[Samples, Metrics]:
     """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
-    states = batch.samples(batch.observations)
+    states = batch.flatten_valid(batch.observations)
     if absorb and student.config.normalize_observations:
         student.absorb(states)
     if absorb and student.config.scale_rewards:

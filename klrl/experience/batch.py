@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klrl.experience.infos import Infos
 from klrl.policy.distributions import Distribution
+from klrl.words import warn_user
 
 T = TypeVar("T", Tensor, Distribution)
 
@@ -67,11 +68,19 @@ class Batch:
         """Number of valid steps."""
         return int(self.valid.sum())
 
-    def samples(self, x: T) -> T:
-        """The valid steps of something time-major, ``[T, N, ...] -> [n_samples, ...]``."""
+    def flatten_valid(self, x: T) -> T:
+        """Keep the valid steps of something time-major and merge its first two axes.
+
+        ``[T, N, ...] -> [n_samples, ...]``, one step of all environments after the other.
+        """
         if self.n_samples == self.valid.numel():
             return x.map(_merge) if isinstance(x, Distribution) else _merge(x)
         return x[self.valid]
+
+    def samples(self, x: T) -> T:
+        """Call :meth:`flatten_valid`: the old name, which goes with klrl 0.2."""
+        warn_user("Batch.samples is Batch.flatten_valid now; the old name goes with klrl 0.2", DeprecationWarning)
+        return self.flatten_valid(x)
 
     def next_values(self, values: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """V of the state each step led to, ``[T, N]``, given V of the states it left.
