@@ -36,7 +36,7 @@ from klrl.policy.device import usable, usable_or_cpu
 from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
 from klrl.run.callback import Callback, Metrics, info_metric
-from klrl.run.callback_list import gather
+from klrl.run.callback_list import make_callbacks
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
@@ -122,7 +122,7 @@ class Agent(Acting[C], abc.ABC):
         self._turns.check("learn()")
         if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
-        callbacks = gather(callback, progress_bar, run_dir)
+        callbacks = make_callbacks(callback, progress_bar, run_dir)
         return self._train(Training(self.num_timesteps, self.num_timesteps + int(total_timesteps)), callbacks)
 
     def resume(
@@ -145,7 +145,7 @@ class Agent(Acting[C], abc.ABC):
         self._turns.check("resume()")
         if self.training is None:
             raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
-        return self._train(self.training, gather(callback, progress_bar, run_dir, resume=True))
+        return self._train(self.training, make_callbacks(callback, progress_bar, run_dir, resume=True))
 
     @undisturbed
     def _train(self, training: Training, callback: Callback) -> Self:

@@ -30,7 +30,7 @@ from klrl.policy.normalizer import ReturnScaler
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import Adam
 from klrl.policy.surroundings import ordinary, undisturbed
-from klrl.run.callback import Callback, Metrics, Outside
+from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.trust_region import DEFAULT_TARGET_KL, Change
 from klrl.words import warn_user
@@ -180,7 +180,7 @@ class Core(abc.ABC, Generic[C]):
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
         self.take_in_networks()
-        callback = Outside(callback) if callback is not None else Callback()
+        callback = CallerContext(callback) if callback is not None else Callback()
         with torch.no_grad(), numpy_as_torch():
             return self._update(batch, callback)
 

@@ -58,7 +58,7 @@ class Recorder(Callback):
     """A callback that keeps what the others leave of an update: it comes after them, and also where one has failed."""
 
 
-class Outside(Callback):
+class CallerContext(Callback):
     """Calls the hooks within an update as if outside of it: gradients and numpy's warnings as the caller has them."""
 
     def __init__(self, callback: Callback) -> None:

@@ -112,7 +112,7 @@ def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:
             yield callback
 
 
-def gather(
+def make_callbacks(
     callback: Callback | Sequence[Callback] | None,
     progress_bar: bool = False,
     run_dir: str | Path | None = None,
