@@ -18,11 +18,11 @@ from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
-from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Metrics, Recorder
 from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.table import EPISODES, Table, episodes_until
+from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
 from klrl.words import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
@@ -113,7 +113,7 @@ class RunDirectory(Recorder):
         self._lock: Lock | None = None
         self._files = ExitStack()
         """What is open."""
-        self._board: Board | None = None
+        self._tensorboard: TensorBoardWriter | None = None
         self.saved: Path | None = None
         """The newest checkpoint."""
         self._done: Any = None
@@ -169,11 +169,11 @@ class RunDirectory(Recorder):
         """Begin the files that grow, with the rows up to now."""
         self._metrics = self._files.enter_context(closing(Table(self.path / "metrics.csv", rows=history)))
         self._episodes = self._files.enter_context(closing(Table(self.path / "episodes.csv", EPISODES, episodes)))
-        self._board = self._files.enter_context(closing(Board(self.path, history)))
+        self._tensorboard = self._files.enter_context(closing(TensorBoardWriter(self.path, history)))
 
     def _close(self) -> None:
         """Close the files that grow, as far as they are open."""
-        self._board = None
+        self._tensorboard = None
         self._files.close()
 
     def check_run(self, agent: Any) -> None:
@@ -200,9 +200,9 @@ class RunDirectory(Recorder):
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """One row and one point per metric; a checkpoint when it is time, or when there is none any more."""
         if not self._look_after(agent):
-            assert self._board is not None
+            assert self._tensorboard is not None
             self._metrics.add([metrics])
-            self._board.add(metrics)
+            self._tensorboard.add(metrics)
         episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
         self._episodes.add(dict(zip(EPISODES, episode, strict=True)) for episode in episodes)
         self._done = agent.last_update
@@ -252,7 +252,7 @@ class RunDirectory(Recorder):
             try:
                 file = io.BytesIO()
                 np.savez(file, **error.transition)  # type: ignore[arg-type]
-                if self._board is not None:
+                if self._tensorboard is not None:
                     self._look_after(agent)
                 self.path.mkdir(parents=True, exist_ok=True)
                 checkpoint.replace(path, file.getvalue())
@@ -265,7 +265,7 @@ class RunDirectory(Recorder):
         """The last checkpoint; close the files."""
         with held():
             try:
-                if self._board is not None:
+                if self._tensorboard is not None:
                     self._look_after(agent)
                     self.save()
             finally:
@@ -295,7 +295,7 @@ class RunDirectory(Recorder):
 
     def _write(self) -> None:
         done = self._done
-        if done is None or self._board is None or done.num_timesteps <= self._saved_at:
+        if done is None or self._tensorboard is None or done.num_timesteps <= self._saved_at:
             return
         if self._lock is not None and (what := self._lock.lost()) is not None:  # and a signal came before it was seen
             raise FileNotFoundError(f"run_dir = {self.path} {what}")

@@ -10,9 +10,9 @@ from environments import small_agent
 
 from klrl.agents import PPO
 from klrl.run import Callback
-from klrl.run.board import points
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import LOCK
+from klrl.run.tensorboard_writer import points
 
 
 def rows(path):

@@ -12,10 +12,10 @@ import pytest
 from environments import SMALL, Broken, Counting, Noise, Sampling, box, small_agent
 from gymnasium.envs.registration import EnvSpec
 from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
-from test_board import shown
 from test_command_line import klrl
 from test_reproducibility import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
+from test_tensorboard_writer import shown
 
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.state import history as saved_history

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
-from klrl.run.board import Board
 from klrl.run.table import Table
+from klrl.run.tensorboard_writer import TensorBoardWriter
 from klrl.scripts.main import command
 from torture import inputs
 from torture.states import agent_parts, digest
@@ -102,7 +102,7 @@ def full_disk(sink: str, writes: str, run_dir: str, *words: str) -> None:
 
 _SINKS: dict[str, tuple[Any, str, str]] = {
     "checkpoint": (checkpoint, "_write", "no file: these are new ones"),
-    "TensorBoard": (Board, "_write", "events.*"),
+    "TensorBoard": (TensorBoardWriter, "_write", "events.*"),
     "metrics.csv": (Table, "add", "metrics.csv"),
     "episodes.csv": (Table, "add", "episodes.csv"),
 }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STEP = "time/total_timesteps"
 
 
-class Board:
+class TensorBoardWriter:
     """Writes a new event file; no file is ever appended to, and TensorBoard reads it after the older ones.
 
     What older files show from the first row on that this one writes no longer counts: their end may be missing, or
