@@ -19,9 +19,9 @@ from klrl.experience.collector import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics, Recorder
+from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import contents, room_for
 from klrl.run.lock import LOCK, Lock, check_free
-from klrl.run.table import EPISODES, Table, episodes_until
 from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
 from klrl.words import plain, warn_user
 
@@ -167,8 +167,8 @@ class RunDirectory(Recorder):
 
     def _open(self, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
         """Begin the files that grow, with the rows up to now."""
-        self._metrics = self._files.enter_context(closing(Table(self.path / "metrics.csv", rows=history)))
-        self._episodes = self._files.enter_context(closing(Table(self.path / "episodes.csv", EPISODES, episodes)))
+        self._metrics = self._files.enter_context(closing(CsvLog(self.path / "metrics.csv", rows=history)))
+        self._episodes = self._files.enter_context(closing(CsvLog(self.path / "episodes.csv", EPISODES, episodes)))
         self._tensorboard = self._files.enter_context(closing(TensorBoardWriter(self.path, history)))
 
     def _close(self) -> None:
@@ -299,8 +299,8 @@ class RunDirectory(Recorder):
             return
         if self._lock is not None and (what := self._lock.lost()) is not None:  # and a signal came before it was seen
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
-        for table in (self._metrics, self._episodes):
-            table.sync()
+        for log in (self._metrics, self._episodes):
+            log.sync()
         path = checkpoint.step_directory(self.path, done.num_timesteps)
         if path.is_symlink():  # what is behind it is not of this run
             path.unlink()

@@ -29,10 +29,10 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from klrl.run.disk import DiskFull
-from klrl.run.table import Table
+from klrl.run.csv_log import CsvLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-table = Table(Path(sys.argv[1]))
+table = CsvLog(Path(sys.argv[1]))
 try:
     for i in range(1000):
         table.add([{"x": i}])

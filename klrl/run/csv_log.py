@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 """Values by the names of their columns; a cell without a value stays empty."""
 
 
-class Table:
+class CsvLog:
     """A CSV file, begun anew with the rows it is to have so far; an older one is replaced in one step.
 
     Args:
