@@ -22,7 +22,7 @@ from klrl.run.disk import contents
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
-from klrl.scripts.cli.training import Conduct, carry_out
+from klrl.scripts.cli.training import RunOptions, run_training
 from klrl.trust_region import PARAMETERS, TrustRegion
 from klrl.trust_region.names import own_class
 from klrl.words import one_line, plain, printable
@@ -59,14 +59,14 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
     with bad_input(prog), failed_worker(prog):
         run = _read(args.path)
         region = _region(args.path, run, args.trust_region)
-        conduct, config = _settings(args.path, run, region)
-        torch.set_num_threads(conduct.torch_threads)
-        keep = conduct.directory(args.path, resume=True)
+        options, config = _settings(args.path, run, region)
+        torch.set_num_threads(options.torch_threads)
+        keep = options.directory(args.path, resume=True)
         keep.claim()
         env = environment(run["env"], args.env)
         agent, learn = _agent(args.path, run, config, env, region)
         keep.check_run(agent)
-    reason = _finished(agent, conduct)
+    reason = _finished(agent, options)
     if reason is not None:
         keep.release()
         print(printable(f"{args.path}: finished, {reason}"))
@@ -74,7 +74,7 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
     compare_versions(run["versions"], "the run may differ from the uninterrupted one")
     where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
     print(printable(f"resuming {args.path}: {where}"))
-    carry_out(prog, agent, learn, env, keep, conduct, signals)
+    run_training(prog, agent, learn, env, keep, options, signals)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -122,12 +122,12 @@ def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion |
     return region
 
 
-def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[Conduct, AgentConfig]:
+def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[RunOptions, AgentConfig]:
     # Before there was the setting, a new environment was made for every episode where a trial found that to help.
     config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
     own = {} if region is None else dict.fromkeys(PARAMETERS) | {"trust_region": region}
     try:
-        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(config | own)
+        return RunOptions.noted(run), AGENTS[run["agent"]].config_class.from_json(config | own)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 
@@ -148,13 +148,13 @@ def _agent(
     return agent, agent.resume
 
 
-def _finished(agent: Agent[Any], conduct: Conduct) -> str | None:
+def _finished(agent: Agent[Any], options: RunOptions) -> str | None:
     """Why there is nothing to do, if there is nothing to do."""
     if agent.training is None:
         return None
     if agent.num_timesteps >= agent.training.last:
         return f"{agent.num_timesteps:,} steps"
-    spent = [budget.spent(agent.history[-1]) for budget in conduct.budgets() if budget.on_exceed == "stop"]
+    spent = [budget.spent(agent.history[-1]) for budget in options.budgets() if budget.on_exceed == "stop"]
     return next((reason for reason in spent if reason), None)
 
 

@@ -26,7 +26,7 @@ from klrl.validation import Bounds, Positive, PositiveInt, validate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conduct:
+class RunOptions:
     """How a training is kept, ended and evaluated: what decides nothing inside of an update."""
 
     eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
@@ -51,7 +51,7 @@ class Conduct:
         validate(self)
 
     @classmethod
-    def noted(cls, notes: dict[str, Any]) -> Conduct:
+    def noted(cls, notes: dict[str, Any]) -> RunOptions:
         """As ``config.json`` has it.
 
         Raises:
@@ -108,13 +108,13 @@ def _notes(trial: EnvTrial, config: AgentConfig) -> Iterator[str]:
         yield advice
 
 
-def carry_out(
+def run_training(
     prog: str,
     agent: Agent[Any],
     learn: Callable[[Sequence[Callback]], object],
     env: str | EnvSpec,
     keep: RunDirectory,
-    conduct: Conduct,
+    options: RunOptions,
     signals: Signals,
     *,
     preset: Sequence[str] = (),
@@ -127,13 +127,13 @@ def carry_out(
         learn: trains it with these callbacks.
         env: to evaluate in.
         keep: the run's files.
-        conduct: everything else.
+        options: everything else.
         signals: taken over before the directory is there, as who sees it may send some; only once, as the outer one of
             two would give back what the inner one has answered.
         preset: what the environment's preset has set.
     """
     console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
-    budgets = conduct.budgets()
+    budgets = options.budgets()
 
     def said(path: Path | None) -> None:
         what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
@@ -151,7 +151,7 @@ def carry_out(
             keep.claim()
         with failed_worker(prog, lambda: _goes_on(agent, keep)):
             learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
-            _finish(console, agent, env, keep, conduct, budgets)
+            _finish(console, agent, env, keep, options, budgets)
         signals.check()
         agent.close()
     except Interrupted as signal:
@@ -174,17 +174,17 @@ def _finish(
     agent: Agent[Any],
     env: str | EnvSpec,
     keep: RunDirectory,
-    conduct: Conduct,
+    options: RunOptions,
     budgets: Sequence[KLBudget],
 ) -> None:
     """Say where everything is, and evaluate."""
     console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
     for reason in (budget.reason for budget in budgets if budget.reason):
-        console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
-    if conduct.eval_episodes:
+        console.print(f"{'stopped' if options.over_budget == 'stop' else 'over budget'}: {reason}")
+    if options.eval_episodes:
         try:
             with factory(env)() as one:
-                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed, max_steps=conduct.eval_max_steps)
+                result = evaluate(agent, one, options.eval_episodes, seed=agent.seed, max_steps=options.eval_max_steps)
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
