@@ -47,7 +47,7 @@ class Training:
     that these depend on are its own by default."""
     preset: Literal["auto", "none"] = "auto"
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
-    run_options: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog):
         default = _defaults(name, options)
     training = parse(Training, options, prog, default)
-    torch.set_num_threads(training.run_options.torch_threads)
+    torch.set_num_threads(training.run.torch_threads)
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
@@ -66,14 +66,14 @@ def main(argv: list[str] | None = None) -> None:
             agent.start_from(training.start_from)
         notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}
         run_dir = training.run_dir or _new_directory(training.env, name, training.seed)
-        keep = training.run_options.directory(run_dir, notes)
+        keep = training.run.directory(run_dir, notes)
     known = {} if training.preset == "none" else preset(name, training.env)
     held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
     if known:
         agent.preset = training.env
     learn = partial(agent.learn, training.total_timesteps)
     with Signals() as signals:
-        run_training(prog, agent, learn, training.env, keep, training.run_options, signals, preset=held)
+        run_training(prog, agent, learn, training.env, keep, training.run, signals, preset=held)
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:

@@ -36,7 +36,7 @@ def bad_settings() -> list[BadSetting]:
     cases = []
     for agent, cls in AGENTS.items():
         types = hints(cls.config_class) | hints(RunOptions) | hints(train.Training)
-        del types["agent"], types["run_options"]
+        del types["agent"], types["run"]
         for field, hint in types.items():
             flag = "--" + field.replace("_", "-")
             for word in _WORDS:
