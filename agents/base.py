@@ -445,7 +445,7 @@ class Agent(Acting[C], abc.ABC):
         device: str | None = None,
     ) -> Self:
         """What was read at ``path``."""
-        with checkpoint.understood(path):
+        with checkpoint.as_damage(path):
             agent = cls._restored(*saved, trust_region, device)
         if env is not None:
             agent._put_in(env, agent._source.cursor)

@@ -147,7 +147,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def understood(path: str | Path) -> Iterator[None]:
+def as_damage(path: str | Path) -> Iterator[None]:
     """Around what is made of what was read, whose digests were right: it may be of other versions, or of other hands.
 
     Raises:

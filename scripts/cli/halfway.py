@@ -63,7 +63,7 @@ class Halfway:
         for path in sorted(self.folder.glob("[0-9]" * 9), reverse=True):
             try:
                 tensors, state = checkpoint.read(path / "state")
-                with checkpoint.understood(path):
+                with checkpoint.as_damage(path):
                     history = json.loads(tensors.pop("history").numpy().tobytes())
                     if state["decided_by"] != self._decided or state["passes"] != len(history):
                         raise ValueError("it belongs to other work")
