@@ -18,7 +18,7 @@ from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.output import as_program
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG
-from klrl.run.disk import contents
+from klrl.run.disk import read_regular_file
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
     try:
-        run = {"start_from": None} | json.loads(contents(file, LARGEST_CONFIG))
+        run = {"start_from": None} | json.loads(read_regular_file(file, LARGEST_CONFIG))
         missing = _TYPES.keys() - run.keys()
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"path = {file} is not as a run writes it: {error}") from error

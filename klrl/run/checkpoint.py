@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from klrl.interrupts import held
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.sealed import sealed, unsealed
 from klrl.words import plain, warn_user
 
@@ -94,7 +94,7 @@ def write(
     }
     _check_sizes(data["agent"], data["tensors"][:8])
     size = sum(map(len, data.values())) + sum(x.nbytes for part in parts for x in part.tensors.values())
-    with held(), room_for(path, size):
+    with held(), reporting_full_disk(path, size):
         path.mkdir(parents=True, exist_ok=True)
         try:
             files = {f"{_PART}.{i}": _write_part(path, part, lender) for i, part in enumerate(parts)}
@@ -234,7 +234,7 @@ def _read(path: Path, *, parts: bool = True) -> tuple[dict[str, Tensor], dict[st
 def _manifest(path: Path) -> dict[str, Any]:
     """What the manifest says, if it is as :func:`write` wrote it."""
     try:
-        manifest = unsealed(contents(path / MANIFEST, _MOST["manifest"]))
+        manifest = unsealed(read_regular_file(path / MANIFEST, _MOST["manifest"]))
     except ValueError as error:
         raise Damaged(f"{MANIFEST}: {error}") from error
     if manifest["format"] not in _READ:
@@ -251,7 +251,7 @@ def _verified(path: Path, kind: str, file: dict[str, Any]) -> bytes:
     name = file["name"]
     if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.{_FILES.get(kind, 'safetensors')}", name):
         raise Damaged(f"{MANIFEST} names {name!r}")
-    data = contents(path / name, _MOST.get(kind), file["size"])
+    data = read_regular_file(path / name, _MOST.get(kind), file["size"])
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise Damaged(f"{name} does not have its digest")
     if kind != "agent":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from klrl.run.checkpoint import replace
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 
 EPISODES = ("total_timesteps", "return", "length", "env_index")
 """The columns of ``episodes.csv``."""
@@ -67,7 +67,7 @@ class CsvLog:
 
     def _begin(self, rows: Iterable[Row]) -> None:
         text = _lines(self._columns, rows, header=True).encode()
-        with room_for(self._path, len(text)):
+        with reporting_full_disk(self._path, len(text)):
             replace(self._path, text)
         older, self._file = self._file, self._open()
         if older is not None:
@@ -78,7 +78,7 @@ class CsvLog:
 
     def _append(self, text: str) -> None:
         assert self._file is not None
-        with room_for(self._path, len(text)):
+        with reporting_full_disk(self._path, len(text)):
             self._file.write(text)
             self._file.flush()
 
@@ -112,7 +112,7 @@ def episodes_until(path: Path, total_timesteps: int) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     if not path.exists():
         return rows
-    whole = contents(path).decode(errors="replace").rpartition("\n")[0]
+    whole = read_regular_file(path).decode(errors="replace").rpartition("\n")[0]
     for row in list(csv.reader(whole.splitlines()))[1:]:
         if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
             break

@@ -20,7 +20,7 @@ from klrl.interrupts import held
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics, Recorder
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
 from klrl.words import plain, warn_user
@@ -162,7 +162,7 @@ class RunDirectory(Recorder):
         """Write ``config.json``."""
         config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
         text = f"{json.dumps(config, indent=2)}\n".encode()
-        with room_for(self.path / "config.json", len(text)):
+        with reporting_full_disk(self.path / "config.json", len(text)):
             checkpoint.replace(self.path / "config.json", text)
 
     def _open(self, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
@@ -185,7 +185,7 @@ class RunDirectory(Recorder):
         file = self.path / "config.json"
         if not file.exists():
             raise FileNotFoundError(f"run_dir = {self.path}: no config.json there; allowed: the directory of this run")
-        then = json.loads(contents(file, LARGEST_CONFIG))
+        then = json.loads(read_regular_file(file, LARGEST_CONFIG))
         now = json.loads(json.dumps(agent.describe()))
         if agent.training is not None:
             now |= {"total_timesteps": agent.training.last}

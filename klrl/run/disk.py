@@ -19,7 +19,7 @@ class DiskFull(OSError):
     """There is no room for a file; the message says where, what was needed and what is free."""
 
 
-def contents(path: Path, most: int | None = None, size: int | None = None) -> bytes:
+def read_regular_file(path: Path, most: int | None = None, size: int | None = None) -> bytes:
     """Those of a real file: no link's, no pipe's, and not before its size is known to be right.
 
     Args:
@@ -50,7 +50,7 @@ def contents(path: Path, most: int | None = None, size: int | None = None) -> by
 
 
 @contextlib.contextmanager
-def room_for(path: Path, size: int) -> Iterator[None]:
+def reporting_full_disk(path: Path, size: int) -> Iterator[None]:
     """Around the writing of ``size`` bytes to ``path``, or to files below it.
 
     Raises:

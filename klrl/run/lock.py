@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from klrl.interrupts import held
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.words import warn_user
 
 try:
@@ -65,7 +65,7 @@ class Lock:
         """Write by whom it is locked, to a new file: whatever lies there, a link for example, is not written to."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
         self._file.unlink(missing_ok=True)
-        with room_for(self._file, len(text)), self._file.open("x") as file:
+        with reporting_full_disk(self._file, len(text)), self._file.open("x") as file:
             file.write(text)
 
     def lost(self) -> str | None:
@@ -128,7 +128,7 @@ def check_free(path: Path) -> None:
 
 def _owner(file: Path) -> str:
     try:
-        said = json.loads(contents(file, 1024))
+        said = json.loads(read_regular_file(file, 1024))
         return f"process {int(said['pid'])} on {said['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

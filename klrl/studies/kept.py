@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from klrl.run.checkpoint import replace
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.sealed import sealed, unsealed
 from klrl.validation import describe, fits
 from klrl.words import plain
@@ -29,7 +29,7 @@ def keep(path: Path, piece: dict[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = sealed(piece)
-    with room_for(path, len(data)):
+    with reporting_full_disk(path, len(data)):
         replace(path, data)
 
 
@@ -47,7 +47,7 @@ def kept(path: Path, entries: Mapping[str, Any]) -> dict[str, Any] | None:
     if path.is_dir() and not path.is_symlink():
         raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be", str(path))
     try:
-        piece = unsealed(contents(path, MOST))
+        piece = unsealed(read_regular_file(path, MOST))
     except FileNotFoundError:
         return None
     except ValueError as error:

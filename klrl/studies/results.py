@@ -9,7 +9,7 @@ from typing import Any
 
 from klrl.run.checkpoint import replace
 from klrl.run.directory import versions
-from klrl.run.disk import room_for
+from klrl.run.disk import reporting_full_disk
 
 Row = dict[str, Any]
 
@@ -35,7 +35,7 @@ def write(output: Path, data: str | bytes) -> None:
     if output.exists() and not output.is_file():
         output.write_bytes(data)
         return
-    with room_for(output, len(data)):
+    with reporting_full_disk(output, len(data)):
         replace(Path(os.path.realpath(output)), data)
 
 

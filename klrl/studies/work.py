@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from klrl.run.disk import contents
+from klrl.run.disk import read_regular_file
 from klrl.studies.kept import keep, kept
 from klrl.studies.parallel import in_parallel
 from klrl.studies.results import Row, claim, write
@@ -49,7 +49,7 @@ class Work:
     def finished(self) -> Row | None:
         """The whole output of an earlier call of the same command, and a line about it."""
         try:
-            record = json.loads(contents(self.output, LARGEST))
+            record = json.loads(read_regular_file(self.output, LARGEST))
             same = record["command"] == self.command and record["versions"] == self.versions
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None

@@ -17,7 +17,7 @@ from klrl.experience import BadStep
 from klrl.experience.environments import check_id, described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import LARGEST_CONFIG, check_new, versions
-from klrl.run.disk import contents
+from klrl.run.disk import read_regular_file
 from klrl.run.evaluation import CannotAct
 from klrl.scripts.cli.command_line import ended_early, fail
 from klrl.studies import results
@@ -126,7 +126,7 @@ def versions_of(path: Path) -> dict[str, Any]:
     """Those of the run that a run directory, or a checkpoint in it, is of, as far as its files say."""
     for run in (path, path.absolute().parent.parent):
         try:
-            found = json.loads(contents(run / "config.json", LARGEST_CONFIG))["versions"]
+            found = json.loads(read_regular_file(run / "config.json", LARGEST_CONFIG))["versions"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what was saved can act without
             continue
         if isinstance(found, dict):
