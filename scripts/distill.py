@@ -18,7 +18,7 @@ from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, parse
 from klrl.scripts.cli.halfway import Halfway, fingerprint
-from klrl.scripts.cli.saved_agents import Opened, claim, working, write
+from klrl.scripts.cli.saved_agents import LoadedAgent, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Distilling, sys.argv[1:] if argv is None else argv, prog)
     torch.set_num_threads(1)
     with bad_input(prog):
-        teacher = Opened.at(args.teacher, args.env)
+        teacher = LoadedAgent.load(args.teacher, args.env)
         student = _student(args, teacher)
         halfway = Halfway(args.output, _decided(args, teacher, student))
         found = halfway.find()
@@ -84,13 +84,13 @@ def main(argv: list[str] | None = None) -> None:
     halfway.forget()
 
 
-def _decided(args: Distilling, teacher: Opened, student: Agent[Any]) -> dict[str, Any]:
+def _decided(args: Distilling, teacher: LoadedAgent, student: Agent[Any]) -> dict[str, Any]:
     """Everything that decides the finished student."""
     agents = {"teacher": fingerprint(teacher.agent), "student": fingerprint(student), "env": describe(teacher.env)}
     return agents | {"config": asdict(args.config), "agent": student.config.to_json(), "seed": args.seed}
 
 
-def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
+def _student(args: Distilling, teacher: LoadedAgent) -> Agent[Any]:
     own = {"actor_hidden_sizes": args.actor_hidden_sizes, "critic_hidden_sizes": args.critic_hidden_sizes}
     own = {name: sizes for name, sizes in own.items() if sizes is not None}
     if args.student is not None:

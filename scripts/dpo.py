@@ -18,7 +18,7 @@ from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, parse
 from klrl.scripts.cli.halfway import Halfway, fingerprint
-from klrl.scripts.cli.saved_agents import Opened, claim, working, write
+from klrl.scripts.cli.saved_agents import LoadedAgent, claim, working, write
 from klrl.validation import NonNegativeInt, PositiveInt
 from klrl.words import printable
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Tuning, sys.argv[1:] if argv is None else argv, prog)
     torch.set_num_threads(1)
     with bad_input(prog):
-        reference, policy = Opened.at(args.reference, args.env), load_agent(args.reference)
+        reference, policy = LoadedAgent.load(args.reference, args.env), load_agent(args.reference)
         halfway = Halfway(args.output, _decided(args, reference))
         found = halfway.find()
         history: list[Metrics] = []
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     halfway.forget()
 
 
-def _decided(args: Tuning, reference: Opened) -> dict[str, Any]:
+def _decided(args: Tuning, reference: LoadedAgent) -> dict[str, Any]:
     """Everything that decides the tuned agent."""
     settings = {"preferences": asdict(args.preferences), "config": asdict(args.config), "seed": args.seed}
     return settings | {"reference": fingerprint(reference.agent), "env": describe(reference.env)}

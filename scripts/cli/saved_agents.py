@@ -47,7 +47,7 @@ def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpe
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedAgent:
     """A saved agent, to act, and the environment to play it in."""
 
     agent: Agent[Any]
@@ -61,7 +61,7 @@ class Opened:
         return env_id(self.env)
 
     @classmethod
-    def at(cls, path: Path, env: str | None) -> Opened:
+    def load(cls, path: Path, env: str | None) -> LoadedAgent:
         """Load it; by default its environment is that of its training.
 
         Raises:
@@ -72,12 +72,12 @@ class Opened:
         saved = found[1]
         agent = load_agent(path, saved=found, trust_region=_to_act_with(saved))
         wanted = environment(saved["env"], env)
-        opened = cls(agent, saved["agent"], wanted)
-        with opened._first() as one:
+        loaded = cls(agent, saved["agent"], wanted)
+        with loaded._first() as one:
             if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
                 allowed = agent.observation_space
                 raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {allowed}")
-        return opened
+        return loaded
 
     def make(self) -> gym.Env:
         """One environment."""
