@@ -23,10 +23,10 @@ from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
-from klrl.policy.folding import fold
 from klrl.policy.linearization import Linearization, Objective, check_separate, expectation, is_packed, pack
 from klrl.policy.networks import Critic, check_one_mode, rows_for_numpy
 from klrl.policy.normalizer import ReturnScaler
+from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import Adam
 from klrl.policy.surroundings import ordinary, undisturbed
