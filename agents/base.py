@@ -40,8 +40,8 @@ from klrl.run.callback_list import make_callbacks
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
+from klrl.text import plain, warn_user
 from klrl.trust_region import PARAMETERS, TrustRegion, region_from_json, region_to_json
-from klrl.words import plain, warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 

@@ -16,10 +16,10 @@ from klrl.policy.box_actors import ActionDistribution
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
+from klrl.text import nearest
 from klrl.trust_region import PARAMETERS, REGIONS, TrustRegion, region_from_json, region_from_name, region_to_json
 from klrl.trust_region.names import parameters_of
 from klrl.validation import Bounds, Fraction, Limit, Pattern, Positive, PositiveInt, PositiveWeight, Weight, validate
-from klrl.words import nearest
 
 RegionArgument = Annotated[
     str | TrustRegion,

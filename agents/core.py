@@ -32,8 +32,8 @@ from klrl.policy.optimizer import Adam
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
+from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL, Change
-from klrl.words import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 

@@ -28,8 +28,8 @@ from klrl.policy.spaces import below
 from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
+from klrl.text import warn_user
 from klrl.validation import Positive, PositiveInt, validate
-from klrl.words import warn_user
 
 Direction = Literal["forward", "reverse"]
 _INHERITED = (

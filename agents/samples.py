@@ -15,8 +15,8 @@ from klrl.kl.drift import mean_kl
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
 from klrl.run.callback import Metrics
+from klrl.text import warn_user
 from klrl.trust_region import Change
-from klrl.words import warn_user
 
 _PROBES = 256
 _LOG_STD = 85.0

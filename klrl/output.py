@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from klrl.words import colourless, plain
+from klrl.text import colourless, plain
 
 
 class _Descriptor(io.FileIO):

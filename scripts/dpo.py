@@ -19,8 +19,8 @@ from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, parse
 from klrl.scripts.cli.halfway import Halfway, fingerprint
 from klrl.scripts.cli.saved_agents import LoadedAgent, claim, working, write
+from klrl.text import printable
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import printable
 
 _SAID = {
     "loss": "loss",

@@ -15,8 +15,8 @@ from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, fail, parse
 from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
 from klrl.studies.results import claim
+from klrl.text import printable
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)

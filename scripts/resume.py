@@ -23,9 +23,9 @@ from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
 from klrl.scripts.cli.training import RunOptions, run_training
+from klrl.text import one_line, plain, printable
 from klrl.trust_region import PARAMETERS, TrustRegion
 from klrl.trust_region.names import own_class
-from klrl.words import one_line, plain, printable
 
 _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),

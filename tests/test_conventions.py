@@ -19,15 +19,15 @@ SOURCES = [path for path in SOURCES if not path.is_relative_to(ROOT / "klrl/scri
 
 # A room may import the rooms named here (and itself); nothing below imports anything above.
 ALLOWED = {
-    "klrl.words": set(),
+    "klrl.text": set(),
     "klrl.interrupts": set(),
-    "klrl.output": {"klrl.words"},
-    "klrl.validation": {"klrl.words"},
-    "klrl.policy": {"klrl.validation", "klrl.words"},
-    "klrl.kl": {"klrl.policy", "klrl.words"},
-    "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation", "klrl.words"},
-    "klrl.experience": {"klrl.interrupts", "klrl.output", "klrl.policy", "klrl.validation", "klrl.words"},
-    "klrl.run": {"klrl.experience", "klrl.interrupts", "klrl.output", "klrl.policy", "klrl.validation", "klrl.words"},
+    "klrl.output": {"klrl.text"},
+    "klrl.validation": {"klrl.text"},
+    "klrl.policy": {"klrl.validation", "klrl.text"},
+    "klrl.kl": {"klrl.policy", "klrl.text"},
+    "klrl.trust_region": {"klrl.kl", "klrl.policy", "klrl.validation", "klrl.text"},
+    "klrl.experience": {"klrl.interrupts", "klrl.output", "klrl.policy", "klrl.validation", "klrl.text"},
+    "klrl.run": {"klrl.experience", "klrl.interrupts", "klrl.output", "klrl.policy", "klrl.validation", "klrl.text"},
     "klrl.agents": {
         "klrl.experience",
         "klrl.interrupts",
@@ -36,7 +36,7 @@ ALLOWED = {
         "klrl.run",
         "klrl.trust_region",
         "klrl.validation",
-        "klrl.words",
+        "klrl.text",
     },
 }
 ALLOWED["klrl.studies"] = ALLOWED["klrl.agents"] | {"klrl.agents", "klrl.output"}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from klrl.experience.infos import Infos
 from klrl.policy.distributions import Distribution
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 T = TypeVar("T", Tensor, Distribution)
 

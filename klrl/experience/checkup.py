@@ -27,7 +27,7 @@ from klrl.experience.reproducibility import (
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
 from klrl.policy.units import Units, caution
-from klrl.words import plain
+from klrl.text import plain
 
 _WIDE = 1e6
 """Half of a range from which on bounds may be nominal."""

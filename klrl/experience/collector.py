@@ -23,7 +23,7 @@ from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
 

@@ -24,7 +24,7 @@ from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
-from klrl.words import nearest, one_line, warn_user
+from klrl.text import nearest, one_line, warn_user
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from klrl.experience.steps import BadStep
 from klrl.experience.worker import unpickled
 from klrl.experience.workers import WorkerVectorEnv
-from klrl.words import one_line
+from klrl.text import one_line
 
 FINAL_OBSERVATION = ("final_obs", "final_observation")
 """Where vector environments have the last observations of episodes; the second name is that of Gymnasium before 1.0."""

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from klrl.words import one_line
+from klrl.text import one_line
 
 _RESET = "(observation, info)"
 _STEP = "(observation, reward, terminated, truncated, info)"

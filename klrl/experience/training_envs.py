@@ -15,7 +15,7 @@ from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
 from klrl.experience.reproducibility import EnvTrial
 from klrl.policy.observations import Encoding
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 
 class TrainingEnvs:

@@ -15,7 +15,7 @@ from klrl.experience.environments import declared_mode, reset
 from klrl.experience.infos import Infos, Listed, Separate, Stacked
 from klrl.experience.steps import BadStep
 from klrl.experience.workers import WorkerVectorEnv
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 _RESET = "(observations, infos)"
 _STEP = "(observations, rewards, terminations, truncations, infos)"

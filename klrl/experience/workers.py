@@ -26,7 +26,7 @@ from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
 from klrl.experience.worker import Answer, unpickled
 from klrl.interrupts import held
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 OnFailure = Literal["stop", "restart"]
 FAILURES = 3

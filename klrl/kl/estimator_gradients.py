@@ -33,7 +33,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from klrl.kl.estimators import SampleEstimator, kl_samples, weighted_samples
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 Sampler = Literal["policy", "old"]
 Target = Literal["KL(policy||reference)", "KL(reference||policy)", "KL(old||policy)"]

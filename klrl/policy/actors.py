@@ -19,7 +19,7 @@ from klrl.policy.box_actors import ActionDistribution, box_actor
 from klrl.policy.distributions import Bernoulli, Categorical, MultiCategorical
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MOST_ELEMENTS, Encoding, holds_numbers, n_choices
-from klrl.words import one_line
+from klrl.text import one_line
 
 
 class CategoricalActor(Actor):

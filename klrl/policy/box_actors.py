@@ -18,7 +18,7 @@ from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
 from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.observations import Encoding
 from klrl.policy.units import Units, caution
-from klrl.words import one_line
+from klrl.text import one_line
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from klrl.policy.arrays import Array
 from klrl.policy.normalizer import RESOLUTION, Normalizer
-from klrl.words import one_line
+from klrl.text import one_line
 
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"

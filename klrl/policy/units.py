@@ -9,7 +9,7 @@ from functools import cached_property
 import gymnasium as gym
 import numpy as np
 
-from klrl.words import one_line
+from klrl.text import one_line
 
 WIDEST = 1e15
 """Half of a range from which on bounds mean that there are none: the largest float, the largest integer."""

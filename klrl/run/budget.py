@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from klrl.run.callback import Callback, Metrics
+from klrl.text import warn_user
 from klrl.validation import Positive, validate
-from klrl.words import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch

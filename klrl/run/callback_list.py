@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from klrl.run.callback import Callback, Metrics, Recorder
 from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.metrics import settle
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch

@@ -31,7 +31,7 @@ from torch import Tensor
 from klrl.interrupts import held
 from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.sealed import sealed, unsealed
-from klrl.words import plain, warn_user
+from klrl.text import plain, warn_user
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 5

@@ -23,7 +23,7 @@ from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
-from klrl.words import plain, warn_user
+from klrl.text import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
 """The step in which a number was none; alone where that was the first one, and no run has begun."""

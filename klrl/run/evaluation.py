@@ -10,7 +10,7 @@ import numpy as np
 
 from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 ENOUGH = 30_000
 """Steps: an Atari game is ended after 27,000."""

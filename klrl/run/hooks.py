@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from klrl.run.callback import Callback
-from klrl.words import plain, warn_user
+from klrl.text import plain, warn_user
 
 _HOOKS = {
     name: tuple(inspect.signature(hook).parameters)[1:] for name, hook in vars(Callback).items() if name[:3] == "on_"

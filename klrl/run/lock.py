@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from klrl.interrupts import held
 from klrl.run.disk import read_regular_file, reporting_full_disk
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 try:
     import fcntl

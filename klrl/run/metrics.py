@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from klrl.run.callback import Metrics
-from klrl.words import plain
+from klrl.text import plain
 
 LONGEST = 1000
 """Characters of a metric's name, or of one that is text."""

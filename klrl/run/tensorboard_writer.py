@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from klrl.run.callback import Metrics
-from klrl.words import one_line, warn_user
+from klrl.text import one_line, warn_user
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

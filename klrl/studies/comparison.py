@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from klrl.agents import AGENTS, AgentConfig
+from klrl.text import nearest
 from klrl.trust_region import PARAMETERS, REGIONS
 from klrl.trust_region.names import parameters_of
 from klrl.validation import validate
-from klrl.words import nearest
 
 CRITIC_PASSES = ("n_epochs", "n_critic_updates")
 """What agents call the passes over the batch that fit their critic; every agent has one of them."""

@@ -14,8 +14,8 @@ from typing import Any
 from klrl.run.checkpoint import replace
 from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.sealed import sealed, unsealed
+from klrl.text import plain
 from klrl.validation import describe, fits
-from klrl.words import plain
 
 MOST = 2**22
 """Bytes of a file: JSON needs many times its size in memory."""

@@ -13,8 +13,8 @@ import numpy as np
 from klrl.studies.results import Row, write
 from klrl.studies.statistics import interval
 from klrl.studies.trials import FINISHED
+from klrl.text import cell
 from klrl.trust_region import DEFAULT_TARGET_KL
-from klrl.words import cell
 
 COLUMNS = (
     "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",

@@ -22,9 +22,9 @@ from klrl.run.directory import versions
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measure
 from klrl.studies.results import Row
+from klrl.text import one_line
 from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import one_line
 
 FINISHED, FAILED = "finished", "failed"
 _NAMED = ("env", "variant", "agent", "seed", "total_timesteps")

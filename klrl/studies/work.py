@@ -15,7 +15,7 @@ from klrl.run.disk import read_regular_file
 from klrl.studies.kept import keep, kept
 from klrl.studies.parallel import in_parallel
 from klrl.studies.results import Row, claim, write
-from klrl.words import plain
+from klrl.text import plain
 
 LARGEST = 2**26
 """Bytes of JSON that is read again."""

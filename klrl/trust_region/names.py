@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from klrl.text import nearest
 from klrl.trust_region.all import All
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
@@ -15,7 +16,6 @@ from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
-from klrl.words import nearest
 
 
 def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:

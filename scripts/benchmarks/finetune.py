@@ -25,8 +25,8 @@ from klrl.studies.measure import measure
 from klrl.studies.results import text
 from klrl.studies.work import SAVED as FOLDER
 from klrl.studies.work import Work
+from klrl.text import cell
 from klrl.validation import NonNegativeInt, Positive, PositiveInt
-from klrl.words import cell
 
 PROG = "klrl benchmark finetune"
 ENV = "CartPole-v1"

@@ -20,8 +20,8 @@ from klrl.scripts.cli.terminal import PlainConsole
 from klrl.studies.measure import measure
 from klrl.studies.results import text
 from klrl.studies.work import Work
+from klrl.text import cell
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import cell
 
 Wrapper = Callable[[gym.Env], gym.Env]
 

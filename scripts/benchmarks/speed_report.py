@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from klrl.scripts.benchmarks.measure import BOUND
-from klrl.words import cell
+from klrl.text import cell
 
 Row = dict[str, Any]
 

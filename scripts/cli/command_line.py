@@ -18,8 +18,8 @@ import tyro
 from klrl.experience import WorkerFailed
 from klrl.run.disk import DiskFull
 from klrl.scripts.cli.flags import has_empty_value, objection
+from klrl.text import plain, printable
 from klrl.validation import validate
-from klrl.words import plain, printable
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from dataclasses import is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from klrl.text import nearest
 from klrl.validation import Pattern, describe, hints
-from klrl.words import nearest
 
 
 def objection(cls: type, argv: list[str], default: object = None) -> str | None:

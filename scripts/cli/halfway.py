@@ -18,7 +18,7 @@ from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.directory import versions
-from klrl.words import plain, printable
+from klrl.text import plain, printable
 
 EVERY = 10.0
 """Seconds: work that is over sooner leaves nothing on the disk but its result."""

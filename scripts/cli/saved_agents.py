@@ -21,9 +21,9 @@ from klrl.run.disk import read_regular_file
 from klrl.run.evaluation import CannotAct
 from klrl.scripts.cli.command_line import ended_early, fail
 from klrl.studies import results
+from klrl.text import plain, warn_user
 from klrl.trust_region import KLConstraint, TrustRegion
 from klrl.trust_region.names import own_class
-from klrl.words import plain, warn_user
 
 
 def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from klrl.words import printable
+from klrl.text import printable
 
 
 class PlainConsole(Console):

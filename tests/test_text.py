@@ -160,4 +160,4 @@ def test_a_warning_names_the_line_that_called_klrl(warning, tmp_path, monkeypatc
 def test_no_warning_counts_frames():
     for path in SOURCES:
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        assert path == ROOT / "klrl/words.py" or "warnings.warn" not in calls, path
+        assert path == ROOT / "klrl/text.py" or "warnings.warn" not in calls, path
