@@ -1,4 +1,4 @@
-"""What is found of an environment before others of its kind are made to learn from."""
+"""A trial of an environment, before others like it are made to learn from."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def try_out(
     seed_every_episode: bool = True,
     try_envs: bool = True,
 ) -> EnvTrial:
-    """Try with random actions where episodes can be played again, and what their seeds cost.
+    """Find out with random actions whether episodes can be played again, and what their seeds cost.
 
-    Two environments are made for it, one after the other, in a process of their own where those of training will be,
-    and closed. A single ``Env`` instance is not tried: that would disturb it.
+    Two environments are made for it, one after the other, in a worker process if training will use them, and closed.
+    A single ``Env`` instance is not tried: that would disturb it.
 
     Args:
         env: as for :func:`klrl.experience.make_vector_env`.
         vectorization_mode: the engine of training.
-        worker_timeout: seconds for each environment to be made, reset and stepped, where that is in a process.
-        seed_every_episode: whether training will seed them one by one; else they cannot be played again.
-        try_envs: make them at all.
+        worker_timeout: seconds for a worker process to make, reset and step each environment.
+        seed_every_episode: whether training seeds every episode; otherwise they cannot be played again.
+        try_envs: whether to make them at all.
     """
     engine = vectorization_mode not in ("sync", "async")
     if engine or isinstance(env, VectorEnv) or not seed_every_episode:
@@ -53,7 +53,7 @@ def try_out(
 
 
 class _InWorker(gym.Env, Playing):
-    """What a worker has instead of an environment when it is only to try some."""
+    """Stands in for an environment in a worker that only tries some."""
 
     observation_space = action_space = gym.spaces.Discrete(1)
 
@@ -65,7 +65,7 @@ class _InWorker(gym.Env, Playing):
 
 
 class _Watched(Transparent):
-    """Says when it was made, reset and stepped."""
+    """Reports every construction, reset and step."""
 
     def __init__(self, env: gym.Env, played: Callable[[], object]) -> None:
         super().__init__(env)

@@ -1,4 +1,4 @@
-"""Episodes that their seed and their actions determine, so that any of them can be begun again and played up to now."""
+"""Episodes determined by a seed and actions, so that each can be begun again and played up to the present."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from klrl.experience.steps import Transparent
 
 @dataclass(frozen=True, eq=False)
 class EpisodeCursor:
-    """Where an environment is: in which of its episodes, after which actions."""
+    """Position of an environment: which of its episodes, and the actions taken in it."""
 
     env_seed: int
-    """Seed of all the environment's episodes."""
+    """Seed of the environment, from which the seeds of its episodes derive."""
     episode: int = 0
-    """How many came before it."""
+    """Number of episodes before this one."""
     actions: Sequence[Any] = ()
-    """What has been executed since its reset."""
+    """Actions executed since its reset."""
     total: float | None = None
-    """Sum of the rewards since then; ``None``: nobody knows."""
+    """Sum of the rewards since its reset; ``None`` if unknown."""
 
     @property
     def seed(self) -> int:
-        """What the environment is reset with; 31 bits, because some simulators take an int32."""
+        """Seed of the episode's reset; 31 bits, because some simulators take an int32."""
         return int(np.random.SeedSequence(self.env_seed, spawn_key=(self.episode,)).generate_state(1)[0] >> 1)
 
     @property
     def following(self) -> EpisodeCursor:
-        """The beginning of the next episode."""
+        """Cursor at the beginning of the next episode."""
         return EpisodeCursor(self.env_seed, self.episode + 1)
 
 
 class Playing:
-    """What steps environments by itself, so that one command to it may take as long as many steps."""
+    """Base of environments that step by themselves, so that one command to them may take as long as many steps."""
 
     played: Callable[[], object] = staticmethod(lambda: None)
-    """Called after every one of them."""
+    """Called after each of those steps."""
 
 
 class SeededEpisodes(Transparent, Playing):
-    """Seeds every episode on its own: none depends on how long the ones before it were.
+    """Seeds every episode on its own: an episode does not depend on the length of those before it.
 
-    A reset with a seed begins a stream of episodes, a reset without one its next episode. Where ``cursor`` is set, the
-    next reset goes there, and returns the observation and info after its last action.
+    A reset with a seed sets the environment's seed and begins its first episode; a reset without one begins the next
+    episode. If ``cursor`` is set, the next reset goes there and returns the observation and info after its last action.
 
     Args:
         make: makes the environment.
-        index: which one of several it is, for messages.
-        every: seed every episode; or only an environment's first one, and what a reset with a seed begins.
+        index: number of the environment, for messages.
+        every: seed every episode; or only an environment's first one, and those that a reset with a seed begins.
         rebuild: make a new environment for every episode.
     """
 
@@ -62,7 +62,7 @@ class SeededEpisodes(Transparent, Playing):
         super().__init__(make())
         self.cursor: EpisodeCursor | None = None
         self.diverged = False
-        """Whether the way to the last place led elsewhere: the episode after it has begun instead."""
+        """True if the last cursor could not be reached, and the episode after it has begun instead."""
         self.every = every
         self._make, self._index, self._rebuild = make, index, rebuild
         self._now: EpisodeCursor | None = None
@@ -70,7 +70,7 @@ class SeededEpisodes(Transparent, Playing):
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, or go to ``cursor``; where that cannot be reached any more, to the episode after it."""
+        """Begin an episode, or go to ``cursor``; if that can no longer be reached, to the episode after it."""
         begins = self._now is None or seed is not None
         if self._now is not None and self._rebuild:
             self.env.close()
@@ -105,7 +105,7 @@ class SeededEpisodes(Transparent, Playing):
         )
 
     def _played(self, cursor: EpisodeCursor) -> tuple[Any, dict[str, Any]]:
-        """What the last of its actions leads to, if none before it ends the episode and they earn as much as before."""
+        """Play a cursor's actions; an error if the episode ends early or earns other rewards than before."""
         total = 0.0
         for action in cursor.actions:
             observation, reward, terminated, truncated, info = self.step(action)
@@ -118,7 +118,7 @@ class SeededEpisodes(Transparent, Playing):
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment does it; an exception gets a note on where it happened."""
+        """Step the environment; an exception gets a note that says where it happened."""
         self._steps += 1
         try:
             return self.env.step(action)
@@ -129,7 +129,7 @@ class SeededEpisodes(Transparent, Playing):
             raise
 
     def _stopped(self, error: SystemExit, what: str) -> RuntimeError:
-        """An environment that wants to end the program has failed: training was not finished."""
+        """Return the error for an environment that tried to exit the program: training was not finished."""
         failure = RuntimeError(f"SystemExit: {error}")
         self._locate(failure, what)
         return failure

@@ -1,4 +1,4 @@
-"""Where an agent's experience comes from: its environments, and where they are."""
+"""Environments that an agent learns from, with their collector and their cursor."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from klrl.text import warn_user
 
 
 class TrainingEnvs:
-    """Environments to learn from, as the user gave them, and many at once when they have been made.
+    """Environments to learn from: as the user gave them, and as a vector once that has been made.
 
     Args:
-        env: what they are made of; ``None`` where nobody knows.
-        envs: those that have been made.
-        at: where others of their kind were, and these are to go on.
-        trial: what was found of one, if one has been tried.
+        env: what they are made from; ``None`` if unknown.
+        envs: the vector environment, if it has been made.
+        cursor: where other copies of them were, and these are to continue.
+        trial: findings about one of them, if one has been tried.
     """
 
     def __init__(
@@ -42,17 +42,17 @@ class TrainingEnvs:
 
     @property
     def cursor(self) -> EnvCursor | None:
-        """Where the environments are, or are to go on."""
+        """Cursor at which the environments are, or at which they are to continue."""
         return self._cursor if self.collector is None else self.collector.cursor
 
     def begin(
         self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
     ) -> bool:
-        """Make the collector, at new episodes from these seeds (False) or where the environments were (True).
+        """Make the collector: at the environments' cursor (True), or at new episodes from these seeds (False).
 
         Args:
-            encoding: of observations.
-            seeds: for new episodes.
+            encoding: encoding of observations.
+            seeds: seeds for new episodes.
             total_timesteps: steps taken before.
             rebuilt: whether every episode has an environment of its own.
         """
@@ -83,7 +83,7 @@ class TrainingEnvs:
         return None
 
     def collect(self, act: Act, n_steps: int, info_keys: Sequence[str]) -> Batch:
-        """The next rollout."""
+        """Collect the next rollout."""
         assert self.collector is not None
         batch = self.collector.collect(act, n_steps, info_keys)
         self._leave()
@@ -94,7 +94,7 @@ class TrainingEnvs:
             self._footprints.leave()
 
     def undo_others(self) -> None:
-        """Go back to where the environment was, if somebody else, who has it too, has reset or stepped it meanwhile."""
+        """Go back to the cursor if others who hold the environment have reset or stepped it since the last rollout."""
         changed = self._footprints.come_back() if self._footprints is not None and self.collector is not None else []
         if changed:
             cursor = self.cursor
@@ -107,7 +107,7 @@ class TrainingEnvs:
             self.go_back(cursor)
 
     def go_back(self, cursor: EnvCursor | None) -> None:
-        """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""
+        """Forget what happened after a cursor; the environments continue there, or begin new episodes."""
         self.collector, self._cursor = None, cursor
 
     def close(self) -> None:

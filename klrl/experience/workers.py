@@ -1,4 +1,4 @@
-"""One process per environment, watched: what happens to a worker is reported at once, or the worker is replaced."""
+"""One process per environment, supervised: failures are reported at once, or the worker is replaced."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from klrl.text import warn_user
 
 OnFailure = Literal["stop", "restart"]
 FAILURES = 3
-"""So many in a row, without an episode that ended, are the end."""
+"""Number of failures in a row, without an episode that ended, that ends training."""
 STEP = packed("step")
-"""With actions in shared memory."""
+"""A step whose actions are in shared memory."""
 
 
 _BAD_STEP = f"{BadStep.__module__}.{BadStep.__name__}: "
-"""How Python begins the last line of its traceback."""
+"""Prefix of the last line of a BadStep's traceback."""
 
 
 class WorkerFailed(RuntimeError):
     """An environment's process died, raised or hung; the first line says which one, where and why.
 
     Args:
-        index: of the environment.
-        cursor: where it was; None before its first reset.
-        seed: what the episode was begun with; None before its first reset, or where it was begun with none.
-        what: happened.
-        traceback: the worker's own, where there is one.
+        index: number of the environment.
+        cursor: its episode; None before its first reset.
+        seed: seed of the episode's reset; None before the first reset, or if it had no seed.
+        what: what happened, in a few words.
+        traceback: the worker's own, if there is one.
     """
 
     def __init__(
@@ -68,22 +68,22 @@ class WorkerFailed(RuntimeError):
 class WorkerVectorEnv(VectorEnv):
     """Environments in processes of their own, in SAME_STEP autoreset mode; gives what ``SyncVectorEnv`` gives.
 
-    After a command that was interrupted, the next one has workers made anew; a reset has to come before a step.
+    The next command after an interrupted one restarts the workers; a reset must come before a step.
     Needs POSIX.
 
     Args:
         makes: one function per environment, called in its process.
         timeout: seconds for a command, and for a step that a reset has to play again, after which a worker hangs.
         on_failure: raise ("stop"), or make the worker anew and begin the next episode ("restart"): then its step is
-            none, with reward 0, a True in ``infos["worker_restarted"]``, and ``infos["worker_episode"]`` says how many
-            episodes came before the one that begins. The third failure in a row without an episode that ended is
+            not counted: its reward is 0, ``infos["worker_restarted"]`` is True, and ``infos["worker_episode"]`` is the
+            number of episodes before the one that begins. The third failure in a row without an episode that ended is
             raised, and so is one before the first reset.
-        context: start method of ``multiprocessing``; the platform's default without.
-        like: one that has been made, to see its spaces; by default the first function is called once more, here.
+        context: start method of ``multiprocessing``; the platform's default by default.
+        like: an environment that shows the spaces; by default the first function is called once more, here.
 
     Raises:
         BadStep: an environment broke Gymnasium's promises, in any command; all workers have ended.
-        WorkerFailed: anything else happened to a worker; all have ended.
+        WorkerFailed: a worker failed in another way; all workers have ended.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class WorkerVectorEnv(VectorEnv):
         self._attributes: list[dict[str, Any]] = [{} for _ in makes]
         self._failures = [0] * self.num_envs
         self._begun: dict[int, Answer] = {}
-        """First steps of workers replaced while nobody could be told."""
+        """First steps of workers that were replaced when there was no step to report them in."""
         self._workers: list[WorkerProcess] = []
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
         self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
@@ -130,7 +130,7 @@ class WorkerVectorEnv(VectorEnv):
 
     @property
     def seeded(self) -> bool:
-        """Whether all episodes are seeded one by one."""
+        """True if every episode has a seed of its own."""
         return all(self._seeded)
 
     # -- the interface of VectorEnv -------------------------------------------------------------
@@ -138,7 +138,7 @@ class WorkerVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin episodes, by seed, where :meth:`go_to` said, or the next; all, or ``options["reset_mask"]``."""
+        """Begin episodes: by seed, at :meth:`go_to`'s cursors, or the next ones; all, or ``options["reset_mask"]``."""
         n, mask = self.num_envs, None
         given = [None] * n if seed is None else seed
         seeds = [given + i for i in range(n)] if isinstance(given, (int, np.integer)) else list(given)
@@ -181,7 +181,7 @@ class WorkerVectorEnv(VectorEnv):
         )
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One step everywhere, and a reset where it ended an episode."""
+        """Step every environment, and reset those whose episodes ended."""
         if not self.closed and (self._busy or not self._playing):
             raise gym.error.ResetNeeded("step before a reset, or after a command that was interrupted; allowed: reset")
         messages = self._messages(actions)
@@ -197,7 +197,7 @@ class WorkerVectorEnv(VectorEnv):
         return result
 
     def _messages(self, actions: Any) -> list[Any]:
-        """One for each: arrays of the action space's type are in shared memory, whatever else is packed.
+        """Pack one message per worker: actions of the space's type are in shared memory, others in the message.
 
         Raises:
             ValueError: there are more or fewer actions than environments.
@@ -231,12 +231,12 @@ class WorkerVectorEnv(VectorEnv):
         return copy.deepcopy(observations), rewards, terminated, truncated, infos
 
     def _opened(self, info: bytes, i: int) -> Any:
-        """What ``_add_info`` is to gather."""
+        """Return the info to pass to ``_add_info``."""
         return unpickled(info, i)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Every environment's seed."""
+        """Seeds of all environments."""
         return self.get_attr("np_random_seed")
 
     @property  # type: ignore[misc]
@@ -245,15 +245,15 @@ class WorkerVectorEnv(VectorEnv):
         return self.get_attr("np_random")
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Every environment's result of a method, or its attribute."""
+        """Call a method of every environment, or read an attribute."""
         return self._ask("call", name, args, kwargs)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Every environment's attribute."""
+        """Return an attribute of every environment."""
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute, to one value each where ``values`` is a list or tuple; workers made anew get it, too."""
+        """Set an attribute, to one value each if ``values`` is a list or tuple; restarted workers get it, too."""
         values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values of {name!r} has {len(values)} elements; allowed: {self.num_envs}")
@@ -262,15 +262,15 @@ class WorkerVectorEnv(VectorEnv):
         self._ask("set", name, each=values)
 
     def go_to(self, cursors: Sequence[EpisodeCursor]) -> None:
-        """Have the next reset of seeded episodes lead there."""
+        """Make the next reset of seeded episodes go to these cursors."""
         self._next = list(cursors)
 
     def diverged(self) -> tuple[bool, ...]:
-        """Whether the way there led elsewhere."""
+        """Return for each environment whether the last reset failed to reach its cursor."""
         return self._ask("diverged")
 
     def render(self) -> tuple[Any, ...]:
-        """Every environment's picture."""
+        """Return a picture of every environment."""
         return self.call("render")
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -281,7 +281,7 @@ class WorkerVectorEnv(VectorEnv):
     # -- talking to workers ---------------------------------------------------------------------
 
     def _ask(self, command: str, *data: Any, each: Sequence[Any] | None = None) -> tuple[Any, ...]:
-        """Everybody's answer; of workers replaced on the way, when they are asked again."""
+        """Ask every worker, and again those that were replaced meanwhile."""
         one = [()] * self.num_envs if each is None else [(value,) for value in each]
         messages = {i: packed(command, *data, *one[i]) for i in range(self.num_envs)}
         self._enter()
@@ -295,7 +295,7 @@ class WorkerVectorEnv(VectorEnv):
         return tuple(answers[i] for i in range(self.num_envs))
 
     def _enter(self) -> None:
-        """Begin a command; it ends where ``_busy`` becomes False again, unless it is interrupted."""
+        """Begin a command; it has ended when ``_busy`` is False again, unless it was interrupted."""
         if self.closed:
             raise gym.error.ClosedEnvironmentError("the environments are closed; allowed: new ones")
         if self._busy:
@@ -303,7 +303,7 @@ class WorkerVectorEnv(VectorEnv):
         self._busy = True
 
     def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Answer]]:
-        """Answers to messages; and of workers that failed, their successors' first steps instead."""
+        """Return the answers to messages, and the first steps of the workers that replaced failed ones."""
         answers, failed = self._converse(messages)
         begun: dict[int, Answer] = {}
         while failed:
@@ -313,7 +313,7 @@ class WorkerVectorEnv(VectorEnv):
         return answers, begun
 
     def _converse(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, WorkerFailed]]:
-        """Send everybody's message; answers, and failures (where they stop everything, no more than one)."""
+        """Send every worker its message, and return answers and failures (only the first one, if that is the end)."""
         left, waiting = self.timeout, list(messages)
         for i in waiting:
             with contextlib.suppress(OSError):  # it is gone: there is something to read all the same
@@ -352,7 +352,7 @@ class WorkerVectorEnv(VectorEnv):
         return WorkerFailed(i, cursor, begun, what, traceback)
 
     def _replace(self, failure: WorkerFailed) -> Any:
-        """Start a worker in place of one that failed, unless that is the end; what it is told first."""
+        """Replace a failed worker, unless that ends training, and return the first message to the new one."""
         i = failure.index
         self._failures[i] += 1
         cursor = self._cursors[i]
@@ -376,7 +376,7 @@ class WorkerVectorEnv(VectorEnv):
         return WorkerProcess(self._context, arguments, [worker.pipe for worker in self._workers])
 
     def _start_all(self) -> None:
-        """Start workers; the old ones, whose last command was interrupted, end."""
+        """Start all workers; old ones, whose last command was interrupted, are ended."""
         end(self._workers)
         self._workers.clear()
         self._begun, self._playing = {}, False
