@@ -193,7 +193,7 @@ class Rounds(Iterator[Metrics]):
                 return Collector(envs, cursor, self._student.encoding, timesteps)
             except ReplayMismatch as error:
                 problem = error
-        text = f"{problem}: new episodes begin, and the rest goes on differently than without the interruption"
+        text = f"{problem}: new episodes begin, and the rest differs from an uninterrupted distillation"
         warn_user(text)
         return self._begin(envs, timesteps)
 

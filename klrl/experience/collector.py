@@ -194,7 +194,7 @@ class Collector:
             self._told = True
             text = (
                 f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
-                "longer kept; after an interruption new episodes begin, and training goes on differently than without"
+                "longer kept; a training resumed from here begins new episodes, and differs from an uninterrupted one"
             )
             warn_user(text)
 

@@ -48,7 +48,7 @@ def try_out(
             return check_reproducibility(make)
         with contextlib.closing(WorkerVectorEnv([partial(_InWorker, make)], timeout=worker_timeout)) as one:
             return one.call("check")[0]
-    except (Exception, SystemExit):  # whatever random actions do to it, a policy may not
+    except (Exception, SystemExit):  # random actions may break what a policy does not
         return EnvTrial("unknown")
 
 

@@ -89,7 +89,7 @@ class SeededEpisodes(Transparent, Playing):
             return observation, info
         try:
             return self._played(cursor)
-        except Exception:  # it is not what it was
+        except Exception:  # the environment no longer repeats its episode
             self.cursor = cursor.following
             answer = self.reset(options=options)
             self.diverged = True

@@ -64,7 +64,7 @@ class Separate(Infos):
         """Add an info: the last one added is the environment's own, an earlier one the vector's."""
         if i in self._infos:
             self._more[i] = self._infos[i]
-        if isinstance(info, dict):  # an environment may use one again, and fill it with something else
+        if isinstance(info, dict):  # an environment may reuse and overwrite it
             info = dict(info)
             if isinstance(final := info.get(FINAL_INFO), dict):
                 info[FINAL_INFO] = dict(final)

@@ -92,7 +92,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             self.process.join(4.0)
             return self.autopsy(0.0)
-        except Exception as error:  # raised by something that only its worker could make sense of
+        except Exception as error:  # an object that only its worker can restore
             return False, f"its answer cannot be read: {type(error).__name__}: {error}", ""
 
     def autopsy(self, timeout: float) -> tuple[Any, ...]:

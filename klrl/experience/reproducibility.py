@@ -68,7 +68,7 @@ def check_reproducibility(make: Callable[[], gym.Env]) -> EnvTrial:
         recordings = [record(one, seed) for seed in range(EPISODES)]
         repeats = all(difference(one, recording) is None for recording in recordings)
         seconds = reset_seconds(one)
-    with make() as other:  # as another process will have one
+    with make() as other:  # as a resumed process will
         equal = difference(other, recordings[0]) is None
     return EnvTrial("never" if not equal else "used" if repeats else "new", *seconds)
 

@@ -59,7 +59,7 @@ class CheckedSteps(Transparent):
         self._index, self._spaces = index, spaces
         self._steps = 0
         self._check_spaces("when it was made")
-        self._spaces = self.observation_space, self.action_space  # the very objects, which compare in no time
+        self._spaces = self.observation_space, self.action_space  # the same objects, which compare at once
         is_box = isinstance(self._spaces[0], gym.spaces.Box)
         self._shape, self._dtype = (self._spaces[0].shape, self._spaces[0].dtype) if is_box else (None, None)
 

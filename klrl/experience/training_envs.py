@@ -78,7 +78,7 @@ class TrainingEnvs:
                 return Collector(envs, self._cursor, encoding, total_timesteps)
             except ReplayMismatch as error:
                 problem = error
-        text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
+        text = f"{problem}: new episodes begin, and training differs from an uninterrupted one"
         warn_user(text)
         return None
 
@@ -101,7 +101,7 @@ class TrainingEnvs:
             then = "new episodes begin" if cursor is None else "training goes back to where it was"
             text = (
                 f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
-                f"{', '.join(changed[:3])} changed): {then}; evaluate in one of its own"
+                f"{', '.join(changed[:3])} changed): {then}; evaluate in a separate environment"
             )
             warn_user(text)
             self.go_back(cursor)

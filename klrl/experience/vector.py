@@ -77,7 +77,7 @@ class Vector:
         if final is None:
             self._warn(
                 f"environment {i} truncated an episode in SAME_STEP mode and infos['final_obs'] has no last observation"
-                " of it: such episodes count as terminated, their last states as worth no more than their rewards; "
+                " of it: such episodes count as terminated, and V of their last states as 0; "
                 "allowed: infos['final_obs'][i] and infos['_final_obs'][i], as in Gymnasium"
             )
         return final
@@ -92,7 +92,7 @@ class Vector:
         elif ended:
             self._warn(
                 f"{type(self.envs.unwrapped).__name__} does not say what it does after an episode, and infos have no "
-                "'final_obs': taken as NEXT_STEP, whose next step only resets and counts nowhere; "
+                "'final_obs': taken as NEXT_STEP, where the next step only resets and does not count; "
                 f"allowed: {_DECLARE}"
             )
 

@@ -75,7 +75,7 @@ def work(
     except BaseException as error:
         what = traceback.format_exception_only(error)[0].partition("\n")[0][:500]
         trace = "".join(traceback.format_exception(error))
-        with contextlib.suppress(OSError):  # nobody is there any more
+        with contextlib.suppress(OSError):  # the parent is gone
             pipe.send((False, what, trace, server is not None and server.ended))
     finally:
         if env is not None:
@@ -155,7 +155,7 @@ def pickled(info: dict[str, Any]) -> bytes:
         return _NOTHING
     try:
         return _dumps(info)
-    except Exception:  # whatever the objects in there do
+    except Exception:  # pickling can run any object's code
         return _dumps({_sendable(key): _sendable(value) for key, value in info.items()})
 
 

@@ -59,7 +59,7 @@ class WorkerFailed(RuntimeError):
         self.what = what
         self.reason = f"environment {index} ({where}): {what}"
         self.traceback = traceback
-        super().__init__(index, cursor, seed, what, traceback)  # what another process makes it from
+        super().__init__(index, cursor, seed, what, traceback)  # for pickle: another process makes it from these
 
     def __str__(self) -> str:
         return f"{self.reason}\n\n{self.traceback}".strip()
@@ -124,7 +124,7 @@ class WorkerVectorEnv(VectorEnv):
         try:
             self._seeded: tuple[bool | None, ...] = self._ask("seeded")
             """Whether every episode is seeded; ``None``: nobody does that but a reset."""
-        except BaseException:  # nobody else knows the workers yet
+        except BaseException:  # the caller has no object to close yet
             self.close()
             raise
 
@@ -163,7 +163,7 @@ class WorkerVectorEnv(VectorEnv):
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
             raise TypeError(f"options['reset_mask'] is {what}; {allowed}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"options['reset_mask'] is {what if mask.any() else 'nowhere True'}; {allowed}")
+            raise ValueError(f"options['reset_mask'] is {what if mask.any() else 'all False'}; {allowed}")
         if (self._busy or not self._playing) and not mask.all():
             raise gym.error.ResetNeeded("options['reset_mask'] before a reset of all; allowed: reset")
         return mask
@@ -316,7 +316,7 @@ class WorkerVectorEnv(VectorEnv):
         """Send every worker its message, and return answers and failures (only the first one, if that is the end)."""
         left, waiting = self.timeout, list(messages)
         for i in waiting:
-            with contextlib.suppress(OSError):  # it is gone: there is something to read all the same
+            with contextlib.suppress(OSError):  # it is gone, but what it said can still be read
                 self._workers[i].pipe.send_bytes(messages[i])
         answers: dict[int, Any] = {}
         failed: dict[int, WorkerFailed] = {}
@@ -324,7 +324,7 @@ class WorkerVectorEnv(VectorEnv):
             # One after the other wakes this process least often; now and then, look at everybody.
             before = time.monotonic()
             first = self._workers[waiting[0]].readable(min(left, 0.5))
-            left -= min(time.monotonic() - before, 0.5)  # what is more was spent stopped, by Ctrl-Z for example
+            left -= min(time.monotonic() - before, 0.5)  # time beyond it was spent stopped, by Ctrl-Z for example
             ready = waiting[:1] if first else [i for i in waiting if self._workers[i].readable()]
             # A process that the environment started can hold the pipe of a worker that is gone.
             silent = [] if ready else [i for i in waiting if left <= 0 or self._workers[i].gone]
@@ -356,7 +356,7 @@ class WorkerVectorEnv(VectorEnv):
         i = failure.index
         self._failures[i] += 1
         cursor = self._cursors[i]
-        broken = failure.what.partition(_BAD_STEP)  # that is no accident, and the worker has said it all
+        broken = failure.what.partition(_BAD_STEP)  # no accident, and its message says everything
         if broken[1]:
             self.close()
             raise BadStep(broken[2]) from failure

@@ -190,7 +190,7 @@ def test_seeds_and_generators_are_those_of_the_environments():
         (np.array([1, 0]), TypeError, r"int64 \(2,\)"),
         (np.array([True]), ValueError, r"bool \(1,\)"),
         (np.array([[True, False]]), ValueError, r"bool \(1, 2\)"),
-        (np.array([False, False]), ValueError, "nowhere True"),
+        (np.array([False, False]), ValueError, "all False"),
     ],
     ids=repr,
 )
