@@ -13,64 +13,64 @@ if TYPE_CHECKING:
 Metrics = dict[str, float | str]
 """One update's metrics by name, ``group/name``: numbers, and text such as ``train/stop_reason``."""
 SUCCESS, INFO = "rollout/success_rate", "rollout/info/"
-"""Metrics of what infos say under is_success, and under any other key, whose name follows."""
+"""Metrics of what infos hold under is_success, and (followed by the key) under other keys."""
 
 
 def info_metric(key: str) -> str:
-    """The metric that is the mean over episodes of what their last infos say under a key."""
+    """Return the name of the metric that averages, over episodes, the value of a key in their last infos."""
     return SUCCESS if key == "is_success" else f"{INFO}{key}"
 
 
 class Callback:
-    """Override what you need; the agent is passed to every hook and may be read freely.
+    """Base of callbacks: override the hooks you need; each is passed the agent, which may be read freely.
 
-    A method whose name begins with ``on_`` or ``_on_`` and is none of these gets a warning: training never calls it.
+    A warning names methods that begin with ``on_`` or ``_on_`` but are not hooks: training never calls them.
     """
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
+        """Run before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
 
     def on_update_start(self, agent: Any, batch: Batch) -> None:
-        """A batch has been collected."""
+        """Run when a batch has been collected, before its update."""
 
     def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
-        """A minibatch step was taken; ``metrics`` are its losses, numbers or 0-d tensors."""
+        """Run after a minibatch step; ``metrics`` are its losses, numbers or 0-d tensors."""
 
     def on_epoch_end(self, agent: Any, epoch: int) -> None:
-        """A pass over the batch is done."""
+        """Run after a pass over the batch."""
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
-        """The update is done and ``metrics`` holds its drift report.
+        """Run after the update; ``metrics`` holds its drift report.
 
-        What is added to ``metrics`` is written wherever they are: numbers of any kind become floats, one line of text
-        stays text, and anything else is left out, with a warning. ``False``, numpy's and torch's too, ends the
-        training; any other answer does not.
+        Entries added to ``metrics`` are logged with them: numbers of any kind become floats, one line of text stays
+        text, and anything else is left out, with a warning. Returning ``False``, numpy's and torch's too, ends the
+        training; any other value does not.
         """
 
     def on_error(self, agent: Any, error: Exception) -> None:
-        """Training is about to end by an exception; what is done here cannot change that."""
+        """Run when an exception is about to end training; the hook cannot prevent that."""
 
     def on_training_end(self, agent: Any) -> None:
-        """After the last update, also when training ends by an exception or cannot begin."""
+        """Run after the last update, also if training ended by an exception or could not begin."""
 
 
 class Recorder(Callback):
-    """A callback that keeps what the others leave of an update: it comes after them, and also where one has failed."""
+    """Base of callbacks that record updates: they run after all others, and also if one of those failed."""
 
 
 class CallerContext(Callback):
-    """Calls the hooks within an update as if outside of it: gradients and numpy's warnings as the caller has them."""
+    """Runs user callbacks with the caller's gradient mode and numpy error settings, which an update overrides."""
 
     def __init__(self, callback: Callback) -> None:
         self._callback = callback
         self._gradients, self._errors = torch.is_grad_enabled(), np.geterr()
 
     def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
-        """Pass on."""
+        """Call the callback's hook in the caller's modes."""
         with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
             self._callback.on_minibatch_end(agent, metrics)
 
     def on_epoch_end(self, agent: Any, epoch: int) -> None:
-        """Pass on."""
+        """Call the callback's hook in the caller's modes."""
         with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
             self._callback.on_epoch_end(agent, epoch)

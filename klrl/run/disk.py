@@ -1,4 +1,4 @@
-"""Files as they are on a disk: real ones, of a known size; and one that is full, in words."""
+"""Reading of regular files of a known size, and clear errors for a full disk."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class DiskFull(OSError):
 
 
 def read_regular_file(path: Path, most: int | None = None, size: int | None = None) -> bytes:
-    """Those of a real file: no link's, no pipe's, and not before its size is known to be right.
+    """Return the bytes of a regular file: links, pipes and other sizes are refused before reading.
 
     Args:
-        path: of the file.
-        most: bytes that it may have.
-        size: bytes that it must have.
+        path: path of the file.
+        most: largest size allowed, in bytes.
+        size: size required, in bytes.
 
     Raises:
-        ValueError: it is of another size.
-        OSError: it is no file (with the numbers ELOOP and ENXIO), or cannot be read.
+        ValueError: its size is another one.
+        OSError: it is not a regular file (errors ELOOP and ENXIO), or cannot be read.
     """
     try:
         with held():
@@ -51,7 +51,7 @@ def read_regular_file(path: Path, most: int | None = None, size: int | None = No
 
 @contextlib.contextmanager
 def reporting_full_disk(path: Path, size: int) -> Iterator[None]:
-    """Around the writing of ``size`` bytes to ``path``, or to files below it.
+    """Raise :class:`DiskFull` if there is no room to write ``size`` bytes to ``path``, or to files below it.
 
     Raises:
         DiskFull: the disk, a quota or a limit of the process left no room for them.

@@ -172,7 +172,10 @@ def test_where_no_episode_can_be_played_again_new_ones_are_what_the_warning_anno
     env = Noise(box(1))
     agent = small_agent(PPO, env, seed_every_episode=False).learn(32)
     evaluate_policy(agent, env, 1, warn=False)
-    with pytest.warns(RuntimeWarning, match=r"changed\): new episodes begin; evaluate in a separate environment") as caught:
+    text = r"changed\): new episodes begin; evaluate in a separate environment"
+    with pytest.warns(RuntimeWarning, match=text) as caught:
+        RuntimeWarning, match=r"changed\): new episodes begin; evaluate in a separate environment"
+    ) as caught:
         agent.learn(32)
     assert len(caught) == 1
 
