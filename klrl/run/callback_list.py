@@ -74,7 +74,7 @@ class CallbackList(Callback):
         try:
             answer = callback.on_update_end(agent, batch, metrics)
         except BaseException:
-            with contextlib.suppress(ValueError):  # the worse one is to be heard
+            with contextlib.suppress(ValueError):  # the hook's own exception matters more
                 settle(metrics, own, who)
             raise
         self._settle(metrics, own, who)
@@ -129,7 +129,7 @@ def make_callbacks(
     for one in told.callbacks:
         name_lookalikes(one)
     if run_dir is not None:
-        from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
+        from klrl.run.directory import RunDirectory  # TensorBoard imports slowly
 
         told.callbacks += (RunDirectory(run_dir, resume=resume),)
     if progress_bar:

@@ -127,7 +127,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except Damaged as error:
             if not _finished(candidates):
                 raise
-            if any(newest.iterdir()):  # else a run was killed before it had written anything
+            if any(newest.iterdir()):  # an empty one: the run was killed before writing to it
                 warn_user(f"{error}; going back to {candidates[-1]}")
 
 
@@ -159,7 +159,7 @@ def as_damage(path: str | Path) -> Iterator[None]:
         raise ValueError(f"path = {path}: {plain(error)}") from error
     except Exception as error:
         said = plain(f"{type(error).__name__}: {error}")
-        raise ValueError(f"path = {path} is as it was written, but nothing can be made of it here: {said}") from error
+        raise ValueError(f"path = {path} is undamaged, but cannot be used here: {said}") from error
 
 
 def step_directory(run_dir: Path, timesteps: int) -> Path:
@@ -189,7 +189,7 @@ def prune(run_dir: Path, keep: int, newest: Path) -> None:
     best = max(complete, key=_score)
     for path in complete[:-keep]:
         if path != best:
-            (path / MANIFEST).unlink()  # first: what is left of it is not taken for a checkpoint
+            (path / MANIFEST).unlink()  # first, so that no rest of it is taken for a checkpoint
             shutil.rmtree(path)
 
 
@@ -206,12 +206,12 @@ def lender(run_dir: Path, keep: int) -> Path | None:
 def _read(path: Path, *, parts: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read all that is saved there; without ``parts``, only check that these exist."""
     if not (path / MANIFEST).exists():
-        raise Damaged(f"path = {path} has no {MANIFEST}: it was not finished, or that was deleted")
+        raise Damaged(f"path = {path} has no {MANIFEST}: it was not finished, or the manifest was deleted")
     try:
         files = _manifest(path)["files"]
         state = json.loads(_verified(path, "agent", files["agent"]))
         if not isinstance(state, dict):
-            raise Damaged("its JSON is no object")
+            raise Damaged("its JSON is not an object")
         tensors = load(_verified(path, "tensors", files["tensors"]))
         for name in files.keys() - _FILES.keys():
             if parts:
@@ -340,7 +340,7 @@ def _clean(path: Path) -> None:
     if (path / MANIFEST).exists():
         try:
             named = {MANIFEST, *(file["name"] for file in _manifest(path)["files"].values())}
-        except (ValueError, OSError):  # damaged: who knows what it named
+        except (ValueError, OSError):  # damaged: its names are unknown
             return
     for file in _ours(path):
         if file.name not in named:

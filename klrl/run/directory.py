@@ -188,9 +188,9 @@ class RunDirectory(Recorder):
         now = json.loads(json.dumps(agent.describe()))
         if agent.training is not None:
             now |= {"total_timesteps": agent.training.last}
-        for data in (then, now):  # wherever it was saved, it may go on elsewhere
+        for data in (then, now):  # a run may continue on another device
             data |= {k: v for k, v in data["config"].items() if k != "device"}
-        known = [name for name in now["config"] if name in then["config"]]  # others are younger than the run
+        known = [name for name in now["config"] if name in then["config"]]  # others were added after the run
         for name in (*known, "agent", "env", "seed", "total_timesteps"):
             if name in now and then.get(name) != now[name]:
                 said = plain(f"config.json says {name} = {then.get(name)}, the saved agent {now[name]}")
@@ -215,7 +215,7 @@ class RunDirectory(Recorder):
         if what is not None:
             self._begin_anew(agent, f"run_dir = {self.path} {what} while the run was writing there")
         elif self.saved is not None and not self.saved.is_dir():
-            text = f"checkpoint {self.saved} was removed while the run was going on; one of now takes its place"
+            text = f"checkpoint {self.saved} was removed during the run; a new one replaces it"
             warn_user(text)
             self.saved, self._begun_at = None, _NEVER
         return what is not None
@@ -235,8 +235,8 @@ class RunDirectory(Recorder):
             self._describe(agent, agent.training.last)
             self._open(_rows(agent), [])
         except OSError as error:
-            raise OSError(f"{happened}, and it cannot go on: {error}") from error
-        new = "it goes on in a new directory of that name, with episodes.csv from here on"
+            raise OSError(f"{happened}, and the run cannot continue: {error}") from error
+        new = "the run continues in a new directory of that name, whose episodes.csv begins here"
         warn_user(f"{happened}; {new}")
 
     @property
@@ -255,7 +255,7 @@ class RunDirectory(Recorder):
                     self._look_after(agent)
                 self.path.mkdir(parents=True, exist_ok=True)
                 checkpoint.replace(path, file.getvalue())
-            except OSError as problem:  # the worse one is to be heard
+            except OSError as problem:  # the first error matters more
                 error.args = (f"{error}; the step could not be written: {problem}",)
             else:
                 error.args = (f"{error}; the step is in {path}",)
@@ -296,12 +296,12 @@ class RunDirectory(Recorder):
         done = self._done
         if done is None or self._tensorboard is None or done.num_timesteps <= self._saved_at:
             return
-        if self._lock is not None and (what := self._lock.lost()) is not None:  # and a signal came before it was seen
+        if self._lock is not None and (what := self._lock.lost()) is not None:  # a signal came before that was noticed
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
         for log in (self._metrics, self._episodes):
             log.sync()
         path = checkpoint.step_directory(self.path, done.num_timesteps)
-        if path.is_symlink():  # what is behind it is not of this run
+        if path.is_symlink():  # its target is not this run's
             path.unlink()
         self.saved = done.write(path, checkpoint.lender(self.path, self.keep))
         checkpoint.prune(self.path, self.keep, self.saved)
@@ -309,5 +309,5 @@ class RunDirectory(Recorder):
 
 def _rows(agent: Any) -> list[Metrics]:
     """Return the rows of the agent's history that belong to its training."""
-    learned = (row for row in agent.history if STEP in row)  # not distilled, for example
+    learned = (row for row in agent.history if STEP in row)  # not from distillation, for example
     return [row for row in learned if step(row) > agent.training.first]

@@ -101,7 +101,7 @@ def _episode(
         except ValueError as error:
             raise CannotAct(f"episode {index} after {length} steps: {error}") from error
         if isinstance(action, np.ndarray):
-            action = action[()]  # one number as a number, which is what vector environments hand out
+            action = action[()]  # a scalar action as a number, as vector environments pass it
         observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
         if terminated or truncated:

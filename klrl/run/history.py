@@ -70,7 +70,7 @@ class History(Sequence[Metrics]):
             self.append(row)
 
     def copy(self) -> History:
-        """Return a copy that does not grow with this history; the newest rows are the same dicts, as in a copied list."""
+        """Return a copy that does not grow with this history; the newest rows are the same dicts, as in a list."""
         other = History()
         other.become(self)
         return other

@@ -55,7 +55,7 @@ def name_lookalikes(callback: Callback) -> None:
     for name in _lookalikes(type(callback)):
         nearest = _nearest(f"on_{name.partition('on_')[2]}")
         warn_user(
-            f"{type(callback).__name__}.{name} is no hook, and training never calls it; hooks are {', '.join(_HOOKS)}; "
+            f"{type(callback).__name__}.{name} is not a hook: training never calls it; hooks are {', '.join(_HOOKS)}; "
             f"did you mean {nearest}({', '.join(_HOOKS[nearest])})?"
         )
 
@@ -94,12 +94,12 @@ def ends(answer: object, who: str = "on_update_end") -> bool:
     """Return True if ``on_update_end`` answered false: Python's, numpy's or torch's, also as an array of one.
 
     Raises:
-        ValueError: it is an array of several truths.
+        ValueError: it is an array of several elements.
     """
     if isinstance(answer, torch.Tensor) and answer.dtype == torch.bool:
         answer = answer.cpu().numpy()
     if isinstance(answer, (np.ndarray, np.bool_)) and answer.dtype == np.bool_:
         if answer.size != 1:
-            raise ValueError(f"{who} returned an array of {answer.size} truths; allowed: None, True or False")
+            raise ValueError(f"{who} returned an array of {answer.size} elements; allowed: None, True or False")
         return not answer.item()
     return answer is False

@@ -15,7 +15,7 @@ from klrl.text import warn_user
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks; there is none then
+except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
@@ -55,7 +55,7 @@ class Lock:
             if fcntl is not None:
                 fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._forget()  # it is another one's
+            self._forget()  # it belongs to another lock
             raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
         except OSError as error:
             text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
@@ -85,7 +85,7 @@ class Lock:
         """Release the lock; again is no error."""
         with held():
             if self._directory is not None:
-                with contextlib.suppress(FileNotFoundError):  # wherever the directory is now
+                with contextlib.suppress(FileNotFoundError):  # wherever the directory has moved
                     os.unlink(LOCK, dir_fd=self._directory)
                 if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
                     with contextlib.suppress(OSError):

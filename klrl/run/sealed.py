@@ -24,8 +24,8 @@ def unsealed(text: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(data, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     data.pop("sha256", None)
     if sealed(data) != text:
-        raise ValueError("its text and its digest do not belong together")
+        raise ValueError("its digest does not match its text")
     return data

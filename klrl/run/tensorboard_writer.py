@@ -114,11 +114,9 @@ class _Records:
 
 def _open(path: Path, purge_step: int | None) -> SummaryWriter:
     """Open a file that sorts after the others: TensorBoard orders them by name, and names begin with a time."""
-    from torch.utils.tensorboard import SummaryWriter  # takes its time to import
+    from torch.utils.tensorboard import SummaryWriter  # imports slowly
 
-    with tempfile.TemporaryFile(
-        dir=path
-    ) as file:  # where there is no room, the writer's thread would print a traceback
+    with tempfile.TemporaryFile(dir=path) as file:  # on a full disk, the writer's thread would print a traceback
         file.write(bytes(2**12))
     older = {*path.glob("*tfevents*")}
     writer = SummaryWriter(str(path), purge_step=purge_step)
@@ -142,11 +140,11 @@ def step(metrics: Metrics) -> int:
 
 def points(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Return what TensorBoard shows of a directory: (step, value) by tag, up to any damage in a file."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes its time to import
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # imports slowly
 
     log = logging.getLogger("tensorboard")
     before = log.level
-    log.setLevel(logging.ERROR)  # that steps were taken back is no news
+    log.setLevel(logging.ERROR)  # undone steps are expected here
     try:
         shown = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     finally:
@@ -160,5 +158,5 @@ def _last_step(path: Path) -> int:
         return -1
     try:
         return max((step for step, _ in points(path).get(STEP, [])), default=-1)
-    except (OSError, MemoryError):  # a length that is damaged asks for memory
+    except (OSError, MemoryError):  # a damaged length asks for memory
         return -1

@@ -174,8 +174,6 @@ def test_where_no_episode_can_be_played_again_new_ones_are_what_the_warning_anno
     evaluate_policy(agent, env, 1, warn=False)
     text = r"changed\): new episodes begin; evaluate in a separate environment"
     with pytest.warns(RuntimeWarning, match=text) as caught:
-        RuntimeWarning, match=r"changed\): new episodes begin; evaluate in a separate environment"
-    ) as caught:
         agent.learn(32)
     assert len(caught) == 1
 

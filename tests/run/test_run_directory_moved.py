@@ -77,7 +77,9 @@ def test_a_run_goes_on_nowhere_when_something_else_has_its_place(tmp_path):
         (tmp_path / "run" / "precious").write_text("years of work")
 
     agent = small_agent(PPO)
-    with pytest.raises(OSError, match=r"/run was renamed to /.*/old while .* cannot go on: run_dir = .* is not empty"):
+    with pytest.raises(
+        OSError, match=r"/run was renamed to /.*/old while .* cannot continue: run_dir = .* is not empty"
+    ):
         agent.learn(256, Once(exchange), run_dir=tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
     assert agent.num_timesteps == 128
