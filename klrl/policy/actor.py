@@ -1,4 +1,4 @@
-"""What every actor is: a trunk whose outputs are the fields of a distribution record."""
+"""Base of all actors: a trunk whose outputs are the fields of a distribution record."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Actor(nn.Module, abc.ABC):
     """pi(.|s): observations ``[*B, *O]`` to a record ``[*B]`` whose fields are pieces of a trunk's outputs."""
 
     units: Units | None = None
-    """Of a Gaussian's actions."""
+    """Units of a Gaussian's actions."""
 
     def __init__(self, encoding: Encoding, n_outputs: int, hidden: Sequence[int], **style: Any) -> None:
         super().__init__()
@@ -31,31 +31,31 @@ class Actor(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def policy(self, outputs: Array, allowed: Array | None) -> Distribution:
-        """The record of outputs ``[*B, k]``; where there is a mask, with only the allowed actions, bool ``[*B, n]``."""
+        """Return the record for outputs ``[*B, k]``; a mask ``allowed``, bool ``[*B, n]``, leaves only those actions."""
 
     @abc.abstractmethod
     def to_environment(self, action: Array) -> np.ndarray:
-        """What the environment executes for these actions of the policy."""
+        """Return the environment's actions for these actions of the policy."""
 
     @property
     def caution(self) -> str:
-        """What is to be known before it is trained; empty if there is nothing."""
+        """Return advice about the policy before training; empty if there is none."""
         return ""
 
     def forward(self, observation: Array) -> Distribution:
-        """The policy's distribution at these observations."""
+        """Return the policy's distribution at these observations."""
         return self.policy(evaluate(self.trunk, features(self.encoding, observation)), self.allowed(observation))
 
     def linearize(self, observation: Array) -> Linearization[Any]:
-        """The policy at ``[n, *O]`` and how its parameters move it: as they move the trunk's outputs."""
+        """Return the policy at ``[n, *O]`` and its derivative by the parameters, through the outputs."""
         trunk = linearize(self.trunk, features(self.encoding, observation))
         return OnTrunk(self, trunk, self.policy(trunk.output, self.allowed(observation)).detach())
 
     def allowed(self, observation: Array) -> Array | None:
-        """The mask in these observations, bool ``[*B, n]``, if there is one."""
+        """Return the mask in these observations, bool ``[*B, n]``, if there is one."""
         return self.encoding.allowed(observation) > 0.5 if self.encoding.n_mask else None
 
 
 def on_host(x: Array) -> np.ndarray:
-    """As a numpy array, wherever it is."""
+    """Return a numpy array of the same numbers, copied from its device if necessary."""
     return x if is_numpy(x) else x.detach().cpu().numpy()

@@ -30,7 +30,7 @@ class Beta(Distribution):
             raise ValueError(f"beta has shape {list(self.beta.shape)}, alpha {list(self.alpha.shape)}")
 
     def sample(self, generator: torch.Generator | None = None) -> Array:
-        """By numpy, whose generator gets its seed from torch's."""
+        """Draw with numpy, whose generator is seeded from torch's."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         a, b = (np.asarray(x if is_numpy(x) else x.detach().cpu()) for x in self.parameters)
         x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))
@@ -38,7 +38,7 @@ class Beta(Distribution):
 
     @on_tensors
     def mode(self) -> Tensor:
-        """(a - 1) / (a + b - 2) where both are > 1, else the mean: a mode on the border would be no policy's wish."""
+        """Return (a - 1) / (a + b - 2) if both are > 1, else the mean: a mode on the border is no sensible action."""
         peaked = (self.alpha > 1.0) & (self.beta > 1.0)
         a, b = (x - peaked.to(x.dtype) for x in (self.alpha, self.beta))
         return _inside(a / (a + b))
@@ -66,6 +66,6 @@ def log_beta(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _inside(x: Tensor) -> Tensor:
-    """Within the smallest number above 0 and the largest below 1."""
+    """Limit numbers to those between the smallest above 0 and the largest below 1."""
     info = torch.finfo(x.dtype)
     return x.clamp(info.tiny, 1.0 - info.eps / 2.0)

@@ -28,13 +28,13 @@ class Categorical(Distribution):
 
     @classmethod
     def masked(cls, logits: Array, allowed: Array) -> Self:
-        """Only the allowed actions (bool, ``[*B, k]``) have a probability; some one must be allowed in every state."""
+        """Give only the allowed actions (bool, ``[*B, k]``) a probability; every state must allow at least one."""
         mask = allowed if is_numpy(logits) else torch.as_tensor(allowed, dtype=torch.bool, device=logits.device)
         return cls(where(mask, logits, -np.inf))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """An action is one number."""
+        """The empty shape: an action is one number."""
         return ()
 
     @property
@@ -84,30 +84,30 @@ class Factored(Distribution):
     @property
     @abc.abstractmethod
     def heads(self) -> Categorical:
-        """The choices with batch shape ``[*B, H]``; where heads differ in size, logits of -inf fill the rows."""
+        """The choices with batch shape ``[*B, H]``; smaller heads are padded with logits of -inf."""
 
     @abc.abstractmethod
     def collect(self, by_heads: Array) -> Array:
-        """A derivative by the heads' logits ``[*B, H, k]`` as one by this record's logits."""
+        """Convert a derivative by the heads' logits ``[*B, H, k]`` to one by this record's logits."""
 
     @abc.abstractmethod
     def spread(self, tangent: Array) -> Array:
-        """How the heads' logits ``[*B, H, k]`` move with this record's logits."""
+        """Convert a tangent of this record's logits to one of the heads' logits ``[*B, H, k]``."""
 
     @abc.abstractmethod
     def from_indices(self, index: Array) -> Array:
-        """Actions, of the heads' choices (int64, ``[*B, H]``)."""
+        """Return the actions for the heads' choices (int64, ``[*B, H]``)."""
 
     @abc.abstractmethod
     def to_indices(self, action: Array) -> Array:
-        """The heads' choices in actions."""
+        """Return the heads' choices for actions."""
 
     def sample(self, generator: torch.Generator | None = None) -> Array:
-        """Each head by the Gumbel-max trick."""
+        """Draw from each head by the Gumbel-max trick."""
         return self.from_indices(self.heads.sample(generator))
 
     def mode(self) -> Array:
-        """The largest probability of each head."""
+        """Return the most probable choice of each head."""
         return self.from_indices(self.heads.mode())
 
     def log_prob(self, action: Array) -> Array:
@@ -115,7 +115,7 @@ class Factored(Distribution):
         return self.heads.log_prob(self.to_indices(action)).sum(-1)
 
     def entropy(self) -> Array:
-        """The sum of the heads' entropies."""
+        """Return the sum of the heads' entropies."""
         return self.heads.entropy().sum(-1)
 
     def score(self, action: Array) -> Gradient:
@@ -149,7 +149,7 @@ class MultiCategorical(Factored):
         return (self.logits,)
 
     def with_parameters(self, *parameters: Array) -> Self:
-        """The same heads with other logits."""
+        """Return the same heads with other logits."""
         return type(self)(parameters[0], self.nvec)
 
     @property
@@ -163,13 +163,13 @@ class MultiCategorical(Factored):
         return Categorical(self._rows(self.logits, -np.inf))
 
     def collect(self, by_heads: Array) -> Array:
-        """The rows one after the other, without what fills them."""
+        """Join the rows, without the padding."""
         flat = by_heads.reshape(*by_heads.shape[:-2], by_heads.shape[-2] * by_heads.shape[-1])
         place = _places(self.nvec)
         return flat if place is None else flat[..., like_index(place[1], flat)]
 
     def spread(self, tangent: Array) -> Array:
-        """One row per head."""
+        """Split into one row per head."""
         return self._rows(tangent, 0.0)
 
     def _rows(self, x: Array, fill: float) -> Array:
@@ -180,17 +180,17 @@ class MultiCategorical(Factored):
         return where(inside, x[..., columns], fill)
 
     def from_indices(self, index: Array) -> Array:
-        """The same numbers."""
+        """Return the same numbers."""
         return index
 
     def to_indices(self, action: Array) -> Array:
-        """The same numbers."""
+        """Return the same numbers."""
         return action
 
 
 @lru_cache(maxsize=64)
 def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """For heads of different sizes: the column of every element of the rows, where each column is, what is no filling.
+    """Return, for heads of different sizes, each element's column, each column's place, and the mask of no padding.
 
     ``None`` where the rows are the columns in their order.
     """
@@ -203,7 +203,7 @@ def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] 
 
 
 def like_index(x: np.ndarray, other: Array) -> Array:
-    """An index or mask on the device of another array."""
+    """Move an index or mask to the device of another array."""
     return x if is_numpy(other) else tensor(x).to(other.device)
 
 
@@ -231,19 +231,19 @@ class Bernoulli(Factored):
         return Categorical(_pair(where(likely, -self.logits, 0.0), where(likely, 0.0, self.logits)))
 
     def collect(self, by_heads: Array) -> Array:
-        """Only the difference of the two logits counts, and derivatives by both add up to 0."""
+        """Return the difference of the two logits' derivatives, which add up to 0."""
         return by_heads[..., 1]
 
     def spread(self, tangent: Array) -> Array:
-        """As if the logits were (0, l)."""
+        """Treat the logits as (0, l)."""
         return _pair(0.0 * tangent, tangent)
 
     def from_indices(self, index: Array) -> Array:
-        """As floats."""
+        """Convert to floats."""
         return index.astype(self.logits.dtype) if is_numpy(index) else index.to(self.logits.dtype)
 
     def to_indices(self, action: Array) -> Array:
-        """As integers."""
+        """Convert to integers."""
         return action.astype(np.int64) if is_numpy(action) else action.long()
 
 

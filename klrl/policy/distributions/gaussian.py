@@ -38,7 +38,7 @@ class DiagGaussian(Distribution):
         return exp(self.log_std)
 
     def sample(self, generator: torch.Generator | None = None) -> Array:
-        """Mean + std * standard normal noise."""
+        """Return mean + std * standard normal noise."""
         return self.mean + self.std * noise(self.mean, lambda x: x.normal_(generator=generator))
 
     def mode(self) -> Array:
@@ -55,13 +55,13 @@ class DiagGaussian(Distribution):
         return (self.log_std + 0.5 * (LOG_2PI + 1.0)).sum(-1)
 
     def score(self, action: Array) -> Gradient:
-        """By the mean z / std, by log_std z^2 - 1, with z = (action - mean) / std."""
+        """Return the derivative by the mean, z / std, and by log_std, z^2 - 1, with z = (action - mean) / std."""
         std = self.std
         z = (action - self.mean) / std
         return z / std, z * z - 1.0
 
     def entropy_gradient(self) -> Gradient:
-        """0 by the mean, 1 by log_std."""
+        """Return the derivative by the mean, 0, and by log_std, 1."""
         return 0.0 * self.mean, 0.0 * self.log_std + 1.0
 
 
@@ -85,11 +85,11 @@ class SquashedGaussian(Distribution):
         return DiagGaussian(self.mean, self.log_std)
 
     def sample(self, generator: torch.Generator | None = None) -> Array:
-        """The hyperbolic tangent of a sample of u."""
+        """Return the hyperbolic tangent of a sample of u."""
         return _inside(tanh_(self.base.sample(generator)))
 
     def mode(self) -> Array:
-        """tanh(mean), the median of every dimension: the action without noise, as Soft Actor-Critic takes it."""
+        """Return tanh(mean), the median of every dimension: the action without noise, as in Soft Actor-Critic."""
         return _inside(tanh_(self.mean + 0.0))
 
     def log_prob(self, action: Array) -> Array:
@@ -99,7 +99,7 @@ class SquashedGaussian(Distribution):
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
 
     def score(self, action: Array) -> Gradient:
-        """That of u."""
+        """Return the score of u."""
         return self.base.score(_artanh(_inside(action)))
 
     @on_tensors
@@ -117,7 +117,7 @@ def _artanh(a: Array) -> Array:
 
 
 def _inside(a: Array) -> Array:
-    """Within the largest numbers below 1."""
+    """Limit numbers to those between the largest below 1 and its negative."""
     if is_numpy(a):
         edge = 1.0 - np.finfo(a.dtype).epsneg
         return np.clip(a, -edge, edge)
@@ -175,7 +175,7 @@ class FullGaussian(Distribution):
 
     @on_tensors
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Mean + L times standard normal noise."""
+        """Return mean + L times standard normal noise."""
         z = noise(self.mean, lambda x: x.normal_(generator=generator))
         return self.mean + (self.scale_tril.tril() @ z.unsqueeze(-1)).squeeze(-1)
 
@@ -225,7 +225,7 @@ class GaussianMixture(Distribution):
 
     @property
     def weights(self) -> Categorical:
-        """Which component."""
+        """Distribution of the component."""
         return Categorical(self.logits)
 
     @property
@@ -235,18 +235,18 @@ class GaussianMixture(Distribution):
 
     @on_tensors
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A component, then its normal."""
+        """Draw a component, then from its normal."""
         return self._component(self.weights.sample(generator)).sample(generator)
 
     @on_tensors
     def mode(self) -> Tensor:
-        """The most probable one of the components' means (a mixture's mode has no formula)."""
+        """Return the mean of the most probable component (a mixture's mode has no formula)."""
         around = self.components.map(lambda x: x.unsqueeze(-3)).log_prob(self.mean.unsqueeze(-2))
         best = torch.logsumexp(self.weights.log_probs.unsqueeze(-2) + around, -1).argmax(-1)
         return self._component(best).mean
 
     def _component(self, index: Tensor) -> DiagGaussian:
-        """One component per state."""
+        """Select one component per state."""
         i = index[..., None, None].expand(*self.batch_shape, 1, *self.event_shape)
         return DiagGaussian(self.mean.gather(-2, i).squeeze(-2), self.log_std.gather(-2, i).squeeze(-2))
 
@@ -256,7 +256,7 @@ class GaussianMixture(Distribution):
         return torch.logsumexp(self.weights.log_probs + self.components.log_prob(action.unsqueeze(-2)), -1)
 
     def entropy(self) -> Array:
-        """Refused.
+        """Raise: a mixture's entropy has no closed form.
 
         Raises:
             NoClosedForm: always, with what there is instead.

@@ -1,4 +1,4 @@
-"""What every distribution record is and can do."""
+"""Base of all distribution records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Gradient = tuple[Array, ...]
 
 
 class NoClosedForm(TypeError):
-    """What was asked for has no closed form; the message says what there is instead."""
+    """The quantity has no closed form; the message names the estimator to use."""
 
 
 class Distribution(abc.ABC):
@@ -35,7 +35,7 @@ class Distribution(abc.ABC):
         return tuple([getattr(self, name) for name in self.__match_args__])  # type: ignore[attr-defined]
 
     def with_parameters(self, *parameters: Array) -> Self:
-        """The same family with other arrays."""
+        """Return the same family with other arrays."""
         return type(self)(*parameters)
 
     @property
@@ -49,7 +49,7 @@ class Distribution(abc.ABC):
         return (self.parameters[0].shape[-1],)
 
     def map(self, function: Callable[[Array], Array]) -> Self:
-        """The same family with ``function`` applied to every field."""
+        """Return the same family with ``function`` applied to every field."""
         return self.with_parameters(*(function(x) for x in self.parameters))
 
     def __getitem__(self, index: Any) -> Self:
@@ -57,20 +57,20 @@ class Distribution(abc.ABC):
         return self.map(lambda x: x[index])
 
     def detach(self) -> Self:
-        """The same numbers, cut from the graph that made them."""
+        """Return the same numbers, cut from the graph that made them."""
         return self.map(lambda x: x if is_numpy(x) else x.detach())
 
     def cpu(self) -> Self:
-        """The same numbers in the CPU's memory."""
+        """Return the same numbers in the CPU's memory."""
         return self.map(lambda x: x if is_numpy(x) else x.cpu())
 
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None) -> Array:
-        """One action per state."""
+        """Draw one action per state."""
 
     @abc.abstractmethod
     def mode(self) -> Array:
-        """The most probable action of every state."""
+        """Return the most probable action of every state."""
 
     @abc.abstractmethod
     def log_prob(self, action: Array) -> Array:
@@ -91,7 +91,7 @@ class Distribution(abc.ABC):
 
 
 def on_tensors(method: M) -> M:
-    """A record's method that is written for tensors, for numpy arrays too."""
+    """Decorate a method written for tensors, so that it takes numpy arrays, too."""
 
     @wraps(method)
     def either(self: Any, *args: Any) -> Array:
@@ -115,7 +115,7 @@ def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
 
 
 def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
-    """Random numbers in the shape, type and place of an array; drawn on the CPU, by torch's generators."""
+    """Return random numbers in the shape, type and device of an array; drawn on the CPU, by torch's generators."""
     if is_numpy(shape_of):
         return fill(torch.from_numpy(np.empty(shape_of.shape, shape_of.dtype))).numpy()
     return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype, device="cpu")).to(shape_of.device)
