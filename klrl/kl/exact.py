@@ -24,7 +24,7 @@ from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_r
 
 Support = Literal["inf", "raise", "smooth"]
 SMOOTHING = 1e-6
-"""The share of p that ``support="smooth"`` mixes into q."""
+"""Share of p that ``support="smooth"`` mixes into q."""
 
 _MISSED = (
     "{0} gives probability 0 to something {1} does in {{}}, where KL({1}||{0}) is infinite; "
@@ -37,13 +37,13 @@ def kl_divergence(
 ) -> Tensor:
     r"""KL(p||q) = E_p[log p - log q] >= 0, per state ``[*B]``, summed over action dimensions.
 
-    0 only if p = q, infinite where q gives probability zero to something p does.
+    0 only if p = q; infinite if q gives probability zero to something p does.
 
     Args:
         p: a record of :mod:`klrl.policy.distributions`, or a ``torch.distributions`` object.
         q: the same family as p.
         base: unit of information: ``None`` for nats, 2 for bits (as in ``scipy.stats.entropy``).
-        support: what to do where q misses p's support (masks that differ, probabilities of zero): the value as it is
+        support: for states where q misses p's support (masks that differ, probabilities of zero): the value as it is
             ("inf"), an error ("raise"), or KL(p || (1 - e) q + e p) with e = 1e-6 ("smooth"), in every state: finite,
             at most log(1 / e), 0 up to rounding for p = q, and where the supports agree the KL up to a relative error
             of some e (Lee 1999, "Measures of Distributional Similarity", skew divergence). Only discrete families can
@@ -86,10 +86,10 @@ def cross_entropy(
 
 
 def kl_per_dimension(p: AnyDistribution, q: AnyDistribution, *, support: Support = "inf") -> Tensor:
-    """KL(p||q) of every independent part of an action, nats, ``[*B, d]``; their sum is the KL.
+    """Return KL(p||q) of every independent part of an action, nats, ``[*B, d]``; their sum is the KL.
 
     The parts are dimensions (DiagGaussian, SquashedGaussian, Beta, Bernoulli) or heads (MultiCategorical); a
-    Categorical and a FullGaussian have none, d = 1.
+    Categorical and a FullGaussian are a single part, d = 1.
     """
     check_support(support, get_args(Support))
     pair = matched(p, q)
@@ -104,16 +104,16 @@ def kl_per_dimension(p: AnyDistribution, q: AnyDistribution, *, support: Support
 
 
 def as_both(x: Tensor, p: Distribution, q: Distribution) -> Array:
-    """A result as a numpy array where both records are of those, else as it is."""
+    """Convert a result to a numpy array if both records hold numpy arrays."""
     both = is_numpy(p.parameters[0]) and is_numpy(q.parameters[0])
     return like(x, p.parameters[0]) if both else x
 
 
 def check_support(support: str, allowed: Sequence[str]) -> None:
-    """Refuse a choice that is none.
+    """Refuse a choice that is not allowed.
 
     Raises:
-        ValueError: with what is allowed.
+        ValueError: the message says what is allowed.
     """
     if support not in allowed:
         raise ValueError(f"support = {support!r}; allowed: {', '.join(allowed)}")
@@ -123,8 +123,8 @@ def refuse_infinite(infinite: Tensor, message: str) -> None:
     """Raise if a divergence is infinite in some state.
 
     Args:
-        infinite: where, ``[*B]``.
-        message: with ``{}`` for the number of states.
+        infinite: mask of infinite values, ``[*B]``.
+        message: text with ``{}`` for the number of states.
 
     Raises:
         ValueError: the message.
@@ -134,31 +134,31 @@ def refuse_infinite(infinite: Tensor, message: str) -> None:
 
 
 def kl_mean_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
-    """The part of a Gaussian KL that is due to the means: 1/2 (mu_p - mu_q)' S_q^-1 (mu_p - mu_q), nats, ``[*B]``."""
+    """Return a Gaussian KL's part due to the means: 1/2 (mu_p - mu_q)' S_q^-1 (mu_p - mu_q), nats, ``[*B]``."""
     family, *pair, dtype, made_of = _gaussians(p, q)
     return like(family.mean_part(*pair).sum(-1).to(dtype), made_of)
 
 
 def kl_covariance_part(p: AnyDistribution, q: AnyDistribution) -> Tensor:
-    """The part of a Gaussian KL that is due to the covariances (the KL at equal means), nats, ``[*B]``."""
+    """Return the part of a Gaussian KL due to the covariances (the KL at equal means), nats, ``[*B]``."""
     family, *pair, dtype, made_of = _gaussians(p, q)
     return like(family.covariance_part(*pair).sum(-1).to(dtype), made_of)
 
 
 def has_gaussian_parts(p: Distribution) -> bool:
-    """Whether the KL of this family has a mean part and a covariance part."""
+    """Return True for families whose KL has a mean part and a covariance part."""
     return isinstance(family_of(p), GaussianFamily)
 
 
 def kl_gradient(p: AnyDistribution, q: AnyDistribution) -> Gradient:
-    """Derivative of KL(p||q) by the fields of q's record, in their shapes: where q is broadcast, the sum."""
+    """Return the derivative of KL(p||q) by the fields of q's record, in their shapes, summed where q is broadcast."""
     pair = matched(p, q)
     gradient = pair.family.kl_gradient(pair.p, pair.q)
     return tuple([_summed_to(x, y.shape) for x, y in zip(gradient, pair.q.parameters, strict=True)])
 
 
 def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
-    """The Fisher matrix of p, the Hessian of KL(p||q) by q's fields at q = p, times a tangent, state by state."""
+    """Return the Fisher matrix of p, the Hessian of KL(p||q) by q's fields at q = p, times a tangent, per state."""
     family = family_of(p)
     if family is None:
         raise NoClosedForm(f"no Fisher matrix for {type(p).__name__}; allowed: families with a closed form of the KL")
@@ -178,18 +178,18 @@ def _gaussians(p: AnyDistribution, q: AnyDistribution) -> tuple[GaussianFamily[A
 
 
 def total(parts: Array) -> Array:
-    """The sum over the last dimension."""
+    """Return the sum over the last dimension."""
     if parts.shape[-1] == 1:
         return parts.squeeze(-1)
     if is_numpy(parts):
         return like(total(tensor(parts)), parts)
-    if torch.is_autocast_enabled(parts.device.type):  # it would multiply in half precision
+    if torch.is_autocast_enabled(parts.device.type):  # autocast would multiply in half precision
         return parts.sum(-1)
     return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum
 
 
 def in_base(nats: Tensor, base: float | None) -> Tensor:
-    """Nats in another unit: bits with base 2.
+    """Convert nats to another unit: bits with base 2.
 
     Raises:
         ValueError: a base that is not > 1.

@@ -10,7 +10,7 @@ from klrl.policy.distributions import Distribution
 
 
 def geometric_mixture(p: AnyDistribution, q: AnyDistribution, share: Tensor | float) -> Distribution:
-    """The distribution proportional to p^share q^(1 - share): from q at 0 to p at 1, as a record ``[*B]``.
+    """Return the distribution proportional to p^share q^(1 - share): from q at 0 to p at 1, as a record ``[*B]``.
 
     In an exponential family it is the member whose natural parameters are the weighted means. Of all distributions
     with its KL from q it is the one nearest to p: it minimises KL(.||p) subject to a bound on KL(.||q).

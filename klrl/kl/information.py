@@ -1,4 +1,4 @@
-"""How much an action says about the state it was taken in."""
+"""Mutual information of states and actions."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def estimate_mutual_information(
 
     Args:
         p: the policy at every state, of any family with a record.
-        n: actions per state, >= 2.
-        generator: of the actions.
+        n: number of actions per state, >= 2.
+        generator: generator of the actions.
 
     Raises:
         TypeError: a family without a record.

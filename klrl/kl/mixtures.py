@@ -23,7 +23,7 @@ from klrl.policy.distributions import DiagGaussian, Distribution, GaussianMixtur
 def kl_upper_bound(
     p: AnyDistribution, q: AnyDistribution, base: float | None = None, *, iterations: int = 100
 ) -> Tensor:
-    r"""A number >= KL(p||q), ``[*B]``; 0 for equal arguments, the KL itself for one component each.
+    r"""Return a number >= KL(p||q), ``[*B]``; 0 for equal arguments, the KL itself for one component each.
 
     sum_ab f_ab (log f_ab / g_ab + D_ab), for any f >= 0 with row sums w and g >= 0 with column sums v: by the chain
     rule the KL between p and q with the components as further variables (section 7 of the source). Minimised over g
@@ -33,7 +33,7 @@ def kl_upper_bound(
         p: a GaussianMixture or DiagGaussian.
         q: another one; numbers of components may differ.
         base: unit of information, as in :func:`klrl.kl.kl_divergence`.
-        iterations: how many turns, >= 1; the bound never grows with them.
+        iterations: number of turns, >= 1; the bound never grows with them.
 
     Raises:
         NoClosedForm: another family.
@@ -51,7 +51,7 @@ def kl_upper_bound(
 
 
 def kl_variational(p: AnyDistribution, q: AnyDistribution, base: float | None = None) -> Tensor:
-    r"""An approximation of KL(p||q), ``[*B]``: neither an upper nor a lower bound; 0 for equal arguments.
+    r"""Return an approximation of KL(p||q), ``[*B]``: neither an upper nor a lower bound; 0 for equal arguments.
 
     sum_a w_a log (sum_a' w_a' e^{-KL(p_a||p_a')} / sum_b v_b e^{-D_ab}), the difference of lower bounds of E_p[log p]
     and E_p[log q] (section 6 of the source); the rare negative values become 0. Arguments and errors as in
@@ -74,7 +74,7 @@ class _Pair(NamedTuple):
     made_of: Tensor
 
     def answer(self, nats: Tensor, base: float | None) -> Tensor:
-        """As what p is made of."""
+        """Convert the result to the kind and type of p."""
         return in_base(like(nats.clamp_min(0.0).to(self.dtype), self.made_of), base)
 
 
@@ -88,7 +88,7 @@ def _pair(what: str, p: AnyDistribution, q: AnyDistribution) -> _Pair:
 
 
 def _mixture(x: Distribution, what: str, p: Distribution, q: Distribution) -> GaussianMixture:
-    """In float64."""
+    """Read a mixture, in float64."""
     fields = [tensor(y).double() for y in x.parameters]
     match x:
         case GaussianMixture():
@@ -106,9 +106,9 @@ def _pairwise(p: GaussianMixture, q: GaussianMixture) -> Tensor:
 
 
 def _bound(log_w: Tensor, log_v: Tensor, D: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """From g ~ v e^start, iterated without gradient: the shares f / w and g / v at the end make a bound of any w, v.
+    """Iterate from g ~ v e^start, without gradient: the final shares f / w and g / v make a bound for any w, v.
 
-    Infinite where the start allows a component of p none of q.
+    Infinite if the start gives a component of p no component of q.
     """
     with torch.no_grad():
         share_g = _shares(start.expand(torch.broadcast_shapes(start.shape, log_w.shape, log_v.shape)), -2)
@@ -124,6 +124,6 @@ def _bound(log_w: Tensor, log_v: Tensor, D: Tensor, start: Tensor, iterations: i
 
 
 def _shares(log_x: Tensor, dim: int) -> Tensor:
-    """Normalised over a dimension; nothing where there is nothing to share."""
+    """Normalise over a dimension; a slice that is 0 stays 0."""
     total = log_x.logsumexp(dim, keepdim=True)
     return torch.where(total == -math.inf, -math.inf, log_x - total)

@@ -1,4 +1,4 @@
-"""Two things that can be sampled and have a log-probability, made comparable: records, ``torch.distributions`` objects.
+"""Samplers: records and ``torch.distributions`` objects behind one interface of samples and log-probabilities.
 
 Densities count only inside the support: a record's ``log_prob`` and a torch object's validation treat actions outside
 as mistakes, here they have probability 0.
@@ -35,23 +35,23 @@ class Sampler(abc.ABC):
     dtype: torch.dtype
     discrete: bool
     width: int
-    """How many numbers an action needs while it is worked on."""
+    """Numbers needed per action during computation."""
 
     @abc.abstractmethod
     def expand(self, batch_shape: torch.Size) -> Sampler:
-        """The same numbers for a larger batch."""
+        """Return the same distributions, expanded to a larger batch."""
 
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Actions ``[n, *B, *event]``."""
+        """Draw actions ``[n, *B, *event]``."""
 
     @abc.abstractmethod
     def log_prob(self, action: Tensor) -> Tensor:
-        """``[n, *B]``, -inf outside the support."""
+        """Return log-probabilities ``[n, *B]``, -inf outside the support."""
 
 
 class RecordSampler(Sampler):
-    """A record's, in float64."""
+    """Sampler of a record, in float64."""
 
     def __init__(self, record: Distribution, dtype: torch.dtype) -> None:
         self.record = record.map(lambda x: tensor(x).detach().double())
@@ -60,15 +60,15 @@ class RecordSampler(Sampler):
         self.width = max(math.prod(x.shape[len(self.batch_shape) :]) for x in self.record.parameters)
 
     def expand(self, batch_shape: torch.Size) -> RecordSampler:
-        """See :meth:`Sampler.expand`."""
+        """Expand the record."""
         return RecordSampler(self._as(batch_shape), self.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """See :meth:`Sampler.sample`."""
+        """Draw from the record."""
         return self._as((n, *self.batch_shape)).sample(generator)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """See :meth:`Sampler.log_prob`."""
+        """Return the record's log-probabilities, -inf outside the support."""
         record = self._as((len(action), *self.batch_shape))
         match record:
             case Beta():
@@ -90,10 +90,10 @@ class RecordSampler(Sampler):
 
 
 class TorchSampler(Sampler):
-    """A torch object's.
+    """Sampler of a torch object.
 
-    Its ``sample`` draws from torch's global generator: that is set to the state of one seeded by ours, and put back
-    afterwards. On a GPU draws come from that one's global generator.
+    Its ``sample`` draws from torch's global generator, whose state is set to one seeded by ours, and restored
+    afterwards. On a GPU, draws come from the GPU's global generator.
     """
 
     def __init__(self, distribution: td.Distribution, dtype: torch.dtype, column: bool = False) -> None:
@@ -105,17 +105,17 @@ class TorchSampler(Sampler):
         self.discrete = bool(support.is_discrete) if support else not _example(distribution).is_floating_point()
 
     def expand(self, batch_shape: torch.Size) -> TorchSampler:
-        """See :meth:`Sampler.expand`."""
+        """Expand the torch object."""
         same = batch_shape == self.batch_shape
         return self if same else TorchSampler(self.distribution.expand(batch_shape), self.dtype, self.column)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """See :meth:`Sampler.sample`."""
+        """Draw from the torch object."""
         action = _draw(self.distribution, n, generator)
         return action.unsqueeze(-1) if self.column else action
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """See :meth:`Sampler.log_prob`."""
+        """Return the torch object's log-probabilities, -inf outside the support."""
         action = action.squeeze(-1) if self.column else action
         support, events = _support(self.distribution), len(self.distribution.event_shape)
         with torch.no_grad():
@@ -135,7 +135,7 @@ def _draw(distribution: td.Distribution, n: int, generator: torch.Generator | No
 
 
 def _support(distribution: td.Distribution) -> Any:
-    """``None`` where a class does not say: everywhere."""
+    """Return the support; ``None`` (everywhere) if the class does not say."""
     try:
         return distribution.support
     except NotImplementedError:
@@ -147,17 +147,17 @@ def _example(distribution: td.Distribution) -> Tensor:
 
 
 def before_tanh(*squashed: RecordSampler) -> tuple[RecordSampler, ...]:
-    """The normals, where all are squashed: divergences are the same, and nothing saturates at the border."""
+    """Return the normals if all are squashed: divergences are the same, and nothing saturates at the border."""
     if not all(isinstance(x.record, SquashedGaussian) for x in squashed):
         return squashed
     return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
 
 
 def sampler(p: AnyDistribution, column: bool = False) -> Sampler:
-    """One distribution.
+    """Make the sampler of one distribution.
 
     Args:
-        p: a record or a torch object; as its record if there is one.
+        p: a record or a torch object; read as a record if there is one.
         column: whether the action of a torch object without a record is a vector of one number instead of a number.
     """
     try:
@@ -173,7 +173,7 @@ def _torch_sampler(p: td.Distribution, column: bool) -> TorchSampler:
 
 
 def samplers(p: AnyDistribution, q: AnyDistribution) -> tuple[Sampler, Sampler]:
-    """Two distributions over the same actions, with one batch shape.
+    """Make the samplers of two distributions over the same actions, with one batch shape.
 
     Raises:
         ValueError: different shapes of actions, one discrete and one with a density, batches that do not broadcast.

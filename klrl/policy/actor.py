@@ -31,7 +31,7 @@ class Actor(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def policy(self, outputs: Array, allowed: Array | None) -> Distribution:
-        """Return the record for outputs ``[*B, k]``; a mask ``allowed``, bool ``[*B, n]``, leaves only those actions."""
+        """Return the record for outputs ``[*B, k]``; ``allowed`` is its mask, bool ``[*B, n]``, or ``None``."""
 
     @abc.abstractmethod
     def to_environment(self, action: Array) -> np.ndarray:
@@ -47,7 +47,7 @@ class Actor(nn.Module, abc.ABC):
         return self.policy(evaluate(self.trunk, features(self.encoding, observation)), self.allowed(observation))
 
     def linearize(self, observation: Array) -> Linearization[Any]:
-        """Return the policy at ``[n, *O]`` and its derivative by the parameters, through the outputs."""
+        """Return the policy at ``[n, *O]`` and its derivative by the parameters."""
         trunk = linearize(self.trunk, features(self.encoding, observation))
         return OnTrunk(self, trunk, self.policy(trunk.output, self.allowed(observation)).detach())
 

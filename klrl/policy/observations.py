@@ -1,7 +1,7 @@
 """Observations of any supported space as one array: what collectors store and networks read.
 
 A ``Box`` keeps its shape (a ``uint8`` image its type, too). Anything else becomes a vector of its parts, one after the
-other: numbers unchanged, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, from wherever it came, is at
+other: numbers unchanged, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, whatever its source, is at
 the end of the vector, so that it stays with the state through batches, minibatches and measurements. Numbers are
 float32, or float64 if a ``Box`` has more digits than float32: they are needed until the mean is subtracted.
 """

@@ -38,7 +38,7 @@ class Adam:
         """Move every network that has a gradient ``[P]``; the others keep their moments, too.
 
         Raises:
-            FloatingPointError: a gradient is not finite; nothing has moved (checked on the CPU only: elsewhere it would wait).
+            FloatingPointError: a gradient is not finite; nothing has moved (checked on the CPU only).
         """
         networks = zip(self._networks, gradients, self.factors, strict=True)
         moving = [(n, n.array(g), self.learning_rate * factor) for n, g, factor in networks if g is not None]

@@ -152,8 +152,8 @@ def test_nothing_else_does(answer):
 
 
 @pytest.mark.parametrize("answer", [np.array([False, True]), torch.zeros(0, dtype=torch.bool)])
-def test_several_truths_are_refused(answer):
+def test_several_elements_are_refused(answer):
     callback = with_method("on_update_end", lambda *arguments: answer)
-    expected = rf"^Mine\.on_update_end returned an array of {len(answer)} truths; allowed: None, True or False"
+    expected = rf"^Mine\.on_update_end returned an array of {len(answer)} elements; allowed: None, True or False"
     with pytest.raises(ValueError, match=expected):
         small_agent(PPO).learn(64 * 3, callback=callback)
