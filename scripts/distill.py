@@ -25,7 +25,7 @@ from klrl.validation import NonNegativeInt, PositiveInt
 
 @dataclass(frozen=True, kw_only=True)
 class Distilling:
-    """Fit a student's policy to a saved teacher's by the exact KL, and save it as an agent that can learn on."""
+    """Fit a student's policy to a saved teacher's by the exact KL, and save it as an agent that can learn further."""
 
     teacher: tyro.conf.Positional[Path]
     """A saved agent or a run directory."""
@@ -43,13 +43,13 @@ class Distilling:
     env: str | None = None
     """Gymnasium id; by default the environment of the teacher's training."""
     episodes: PositiveInt = 20
-    """Episodes that teacher and student play at the end."""
+    """Number of episodes that teacher and student play at the end."""
     max_steps: PositiveInt = ENOUGH
-    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
+    """Most steps of such an episode; longer ones are cut, which a line says."""
     seed: NonNegativeInt = 0
-    """Of the environments and of a new student."""
+    """Seed of the environments and of a new student."""
     json: Path | None = None
-    """Also write the numbers to this file."""
+    """File to which the numbers are also written."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _decided(args: Distilling, teacher: LoadedAgent, student: Agent[Any]) -> dict[str, Any]:
-    """Everything that decides the finished student."""
+    """Return everything that decides the finished student."""
     agents = {"teacher": fingerprint(teacher.agent), "student": fingerprint(student), "env": describe(teacher.env)}
     return agents | {"config": asdict(args.config), "agent": student.config.to_json(), "seed": args.seed}
 
@@ -107,7 +107,7 @@ def _student(args: Distilling, teacher: LoadedAgent) -> Agent[Any]:
 
 
 def _say(i: int, metrics: Metrics, config: DistillationConfig) -> None:
-    """One line per round; what is measured are states that the student has not been fitted to."""
+    """Print one line per round; it is measured on states that the student has not been fitted to."""
     when = f"round {i + 1}" if i < config.n_rounds else "finished"
     kl = [f"{metrics[f'distill/kl_{name}']:.6f}" for name in ("forward", "reverse")]
     print(f"{when + ':':<10} KL(teacher‖student) {kl[0]}  KL(student‖teacher) {kl[1]} nats per state", flush=True)

@@ -29,15 +29,15 @@ class Evaluating:
     """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
     keeps its keyword arguments and its time limit."""
     episodes: PositiveInt = 20
-    """Episodes to play."""
+    """Number of episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Sample actions instead of taking the most probable one."""
     max_steps: PositiveInt = ENOUGH
-    """Most steps of an episode; one that has not ended then is cut, which the result says."""
+    """Most steps of an episode; longer ones are cut, which the result says."""
     seed: NonNegativeInt = 0
-    """Evaluation episodes never share a seed with training."""
+    """Seed of the episodes, which never share one with training."""
     json: Path | None = None
-    """Also write the result to this file."""
+    """File to which the result is also written."""
 
 
 def main(argv: list[str] | None = None) -> None:

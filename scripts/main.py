@@ -1,4 +1,4 @@
-"""The ``klrl`` command: hands over to the script of the verb; imports nothing heavy before."""
+"""The ``klrl`` command: runs the script of the verb, and imports nothing heavy before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERBS = {
 
 
 def usage() -> str:
-    """The text of ``klrl --help``."""
+    """Return the text of ``klrl --help``."""
     lines = ["usage: klrl VERB ...    (klrl VERB --help for the options of a verb)", "", "verbs:"]
     lines += [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
     lines += ["", "for example:", "  klrl train ppo --env CartPole-v1 --total-timesteps 50000 --run-dir runs/demo"]
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def command() -> None:
-    """``klrl`` as a program."""
+    """Run ``klrl`` as a program."""
     as_program(main)
 
 

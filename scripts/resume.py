@@ -31,12 +31,12 @@ _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
     "versions": (dict,), "start_from": (str, type(None)),
 }  # fmt: skip
-"""What a config.json must have."""
+"""Types of the entries that a config.json must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resuming:
-    """Go on from the newest good checkpoint to the steps that were asked for, as if nothing had happened."""
+    """Continue from the newest good checkpoint to the end of the training, as if there had been no interruption."""
 
     path: tyro.conf.Positional[Path]
     """A run directory."""
@@ -78,7 +78,7 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What ``config.json`` says about the run."""
+    """Read the run's ``config.json``."""
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion | None:
-    """The trust region that was given in the place of a user's own, which is not saved; ``None`` for klrl's."""
+    """Return the trust region given in place of a custom one, which is not saved; ``None`` for klrl's own."""
     saved = own_class(run["config"].get("trust_region"))
     if saved is None:
         if given is not None:
@@ -135,7 +135,7 @@ def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tu
 def _agent(
     path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec, region: TrustRegion | None
 ) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
-    """The agent where it was, or as it began if nothing of it was saved; and what trains it."""
+    """Return the agent as saved, or as it began if nothing was saved; and the function that trains it."""
     try:
         saved = checkpoint.read(path)
     except FileNotFoundError:
@@ -149,7 +149,7 @@ def _agent(
 
 
 def _finished(agent: Agent[Any], options: RunOptions) -> str | None:
-    """Why there is nothing to do, if there is nothing to do."""
+    """Return why there is nothing to do, or ``None``."""
     if agent.training is None:
         return None
     if agent.num_timesteps >= agent.training.last:

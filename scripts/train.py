@@ -39,7 +39,7 @@ class Training:
     total_timesteps: Annotated[int, Bounds(1, 10**12)] = 100_000
     """Environment steps to train for, over all environments; whole updates are run."""
     seed: NonNegativeInt = 0
-    """Seed of the run; all its random streams come from it."""
+    """Seed of the run, from which all its random streams derive."""
     run_dir: Path | None = None
     """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
     start_from: Path | None = None
@@ -89,7 +89,7 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _defaults(name: str, options: list[str]) -> Training:
-    """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
+    """Return the flags' defaults, which depend on the environment, the region and the size of the rollout."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("env", "preset", "trust-region", "n-envs", "n-steps", "reference", "start-from"):
         first.add_argument(f"--{flag}", f"--{flag.replace('-', '_')}", nargs="?")
@@ -103,11 +103,11 @@ def _defaults(name: str, options: list[str]) -> Training:
 
 
 def inherited(path: str) -> dict[str, Any]:
-    """Of a saved agent's settings, those of its networks and statistics.
+    """Return the settings of a saved agent on which its networks and statistics depend.
 
     Raises:
-        FileNotFoundError: nothing saved there.
-        ValueError: damaged.
+        FileNotFoundError: nothing is saved there.
+        ValueError: the saved agent is damaged.
     """
     try:
         config = {**OLDER, **checkpoint.read(path)[1]["config"]}
@@ -118,7 +118,7 @@ def inherited(path: str) -> dict[str, Any]:
 
 
 def _new_directory(env: str, agent: str, seed: int) -> Path:
-    """A directory that nobody else has: the first to make it gets it."""
+    """Make a directory that nobody else has: the first to make it gets it."""
     name = f"{re.sub(r'[^A-Za-z0-9._:-]', '_', env)}__{agent}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
     for i in count(1):
         path = Path("runs") / (name if i == 1 else f"{name}-{i}")

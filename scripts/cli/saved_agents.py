@@ -1,4 +1,4 @@
-"""What the verbs about saved agents share: an agent with its environment, its returns, a long work's end."""
+"""Saved agents on the command line: an agent with its environment, its returns, and the end of long work."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from klrl.trust_region.names import own_class
 
 
 def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:
-    """The environment that was given, by default the one that was saved.
+    """Return the environment that was given, by default the one that was saved.
 
-    Where both have one id, what was given only says where it is registered: its settings are those that were saved.
+    If both have the same id, the given one only says where it is registered: its settings are the saved ones.
 
     Raises:
-        ValueError: it is not registered here, or none was saved that has an id.
+        ValueError: it is not registered here, or the saved one has no id.
     """
     if given is not None:
         check_id(given)
@@ -52,21 +52,21 @@ class LoadedAgent:
 
     agent: Agent[Any]
     name: str
-    """The algorithm's."""
+    """Name of the algorithm."""
     env: str | EnvSpec
 
     @property
     def env_id(self) -> str | None:
-        """The registered id."""
+        """Registered id of the environment."""
         return env_id(self.env)
 
     @classmethod
     def load(cls, path: Path, env: str | None) -> LoadedAgent:
-        """Load it; by default its environment is that of its training.
+        """Load a saved agent, by default with the environment of its training.
 
         Raises:
-            FileNotFoundError: nothing saved there.
-            ValueError: damaged, or no environment that fits.
+            FileNotFoundError: nothing is saved there.
+            ValueError: the agent is damaged, or its environment does not fit.
         """
         found = checkpoint.read(path)
         saved = found[1]
@@ -80,7 +80,7 @@ class LoadedAgent:
         return loaded
 
     def make(self) -> gym.Env:
-        """One environment."""
+        """Make one environment."""
         return factory(self.env)()
 
     def _first(self) -> gym.Env:
@@ -92,7 +92,7 @@ class LoadedAgent:
     def returns(
         self, agents: dict[str, Agent[Any]], episodes: int, seed: int, max_steps: int
     ) -> dict[str, dict[str, Any]]:
-        """Episodes of each agent, by its most probable and by sampled actions, printed and in words of JSON."""
+        """Play episodes of each agent, with its most probable and with sampled actions; print and return results."""
         record: dict[str, dict[str, Any]] = {}
         for name, agent in agents.items():
             said, record[name] = [], {}
@@ -108,14 +108,14 @@ class LoadedAgent:
 
 
 def _to_act_with(saved: dict[str, Any]) -> TrustRegion | None:
-    """Any region in the place of a user's own, which is not saved: who only acts needs none."""
+    """Return any region in place of a custom one, which is not saved: acting needs none."""
     config = saved.get("config")
     regions = [saved.get("region"), config.get("trust_region") if isinstance(config, dict) else None]
     return KLConstraint() if own_class(regions) else None
 
 
 def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
-    """Warn where other versions than then may give other numbers."""
+    """Warn if other versions may give other numbers."""
     now = versions()
     changed = [f"{name} {then[name]} -> {now.get(name, 'none')}" for name in then if then[name] != now.get(name)]
     if changed:
@@ -123,7 +123,7 @@ def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
 
 
 def versions_of(path: Path) -> dict[str, Any]:
-    """Those of the run that a run directory, or a checkpoint in it, is of, as far as its files say."""
+    """Return the versions of the run of a run directory, or of a checkpoint in it, as far as its files say."""
     for run in (path, path.absolute().parent.parent):
         try:
             found = json.loads(read_regular_file(run / "config.json", LARGEST_CONFIG))["versions"]
@@ -140,10 +140,10 @@ def claim(output: Path, numbers: Path | None, *, again: bool) -> None:
     Args:
         output: directory of the agent.
         numbers: file of the numbers.
-        again: it was made sure before, and the agent may be there since.
+        again: whether this was checked before, so that the agent may exist by now.
 
     Raises:
-        OSError: they cannot, or there is something already at ``output``.
+        OSError: they cannot be written, or ``output`` exists already.
     """
     if not again:
         check_new(output, "output")
@@ -153,20 +153,20 @@ def claim(output: Path, numbers: Path | None, *, again: bool) -> None:
 
 
 def write(numbers: Path | None, record: dict[str, Any]) -> None:
-    """The record as JSON, with the versions of what it was made with."""
+    """Write the record as JSON, with the versions that made it."""
     if numbers:
         results.write(numbers, json.dumps(record | {"versions": versions()}, indent=1) + "\n")
 
 
 @contextlib.contextmanager
 def working(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """Long work: what ends it early is one line.
+    """Report the early end of long work in one line.
 
-    Status 1 for numbers that are not finite and what else an agent cannot act on, 130 for Ctrl-C.
+    Exit status 1 for numbers that are not finite and other input an agent cannot act on, 130 for Ctrl-C.
 
     Args:
-        prog: the command.
-        more: what the line about Ctrl-C, or about a disk, ends with.
+        prog: name of the command.
+        more: end of the line about Ctrl-C, or about a disk.
     """
     try:
         with ended_early(prog, more):
