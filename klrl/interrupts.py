@@ -21,7 +21,7 @@ def held() -> Iterator[None]:
     insists. Contexts may be nested. Signals are not blocked, since other threads of the process would still get them;
     their handlers are replaced, except for those of the system, which raise nothing.
     """
-    if threading.current_thread() is not threading.main_thread():  # nothing is raised there
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
@@ -45,6 +45,6 @@ def held() -> Iterator[None]:
                 if signal.getsignal(number) is wait:
                     signal.signal(number, before[number])
         finally:
-            over = True  # where one of them was heard before the others' turn, this handler stays there
+            over = True  # if a handler raised early, the others keep this one
             for number in waiting:
                 before[number](number, None)

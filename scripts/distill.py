@@ -102,7 +102,7 @@ def _student(args: Distilling, teacher: LoadedAgent) -> Agent[Any]:
         raise ValueError(f"agent = {name!r}; allowed: {', '.join(AGENTS)}")
     config = student_config(AGENTS[name].config_class, teacher.agent, teacher.env_id, **own)
     student = AGENTS[name](teacher.env, config, seed=args.seed)
-    student.close()  # it is shown states of others
+    student.close()  # a student is shown the teacher's states
     return student
 
 

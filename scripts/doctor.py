@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     problems = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        gym.logger.min_level = gym.logger.ERROR  # what it would say about spaces is said below
+        gym.logger.min_level = gym.logger.ERROR  # the check reports problems of spaces itself
         for finding in check_up(factory(args.env), seed=args.seed, steps=args.steps):
             console.print(f"{_SIGNS[finding.verdict]}  {finding.question}: {finding.answer}")
             problems += finding.verdict == "problem"

@@ -10,15 +10,15 @@ from klrl.output import as_program
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
-    "resume": "finish a training that was interrupted, as if nothing had happened",
+    "resume": "finish an interrupted training, as if it had not been interrupted",
     "evaluate": "play episodes with a trained agent and report its return",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
-    "dpo": "tune a trained agent by preferences (DPO) and show the KL that it costs",
-    "doctor": "ask an environment what training relies on: spaces, time limit, numbers, repeatable episodes",
+    "dpo": "tune a trained agent by preferences (DPO), and show what it costs in KL",
+    "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
-    "torture": "kill, damage and deceive klrl by the protocol of reliability (in a checkout)",
+    "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 
 
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
-    except KeyboardInterrupt as error:  # where there was nothing to keep
+    except KeyboardInterrupt as error:  # nothing to keep
         print(f"klrl {words[0]}: interrupted", file=sys.stderr)
-        sys.exit(128 + getattr(error, "number", 2))  # SIGINT without a number of its own
+        sys.exit(128 + getattr(error, "number", 2))  # SIGINT, without its number
 
 
 def command() -> None:

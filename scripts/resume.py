@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl resume``."""
     prog = "klrl resume"
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
-    with Signals() as signals:  # nothing can be saved until the training goes on
+    with Signals() as signals:  # nothing to save until the training continues
         _resume(prog, args, signals)
 
 
@@ -123,7 +123,7 @@ def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion |
 
 
 def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[RunOptions, AgentConfig]:
-    # Before there was the setting, a new environment was made for every episode where a trial found that to help.
+    # Older versions made a new environment for every episode if a trial found that to help.
     config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
     own = {} if region is None else dict.fromkeys(PARAMETERS) | {"trust_region": region}
     try:

@@ -83,7 +83,7 @@ def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Fi
 
 _USED = (
     "an episode depends on those before it, so episodes cannot be played again; if a run is interrupted, klrl resume "
-    "goes on in new ones (--rebuild-envs makes a new environment for each)"
+    "begins new ones (--rebuild-envs makes a new environment for each)"
 )
 _FRESH = "the same seed and actions give other episodes: runs cannot be repeated or resumed exactly"
 

@@ -55,7 +55,7 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
 
 def _check_empty(path: Path, name: str = "run_dir") -> None:
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK, NON_FINITE}):
-        more = " (klrl resume goes on with the run there)" if (path / "config.json").exists() else ""
+        more = " (klrl resume continues the run there)" if (path / "config.json").exists() else ""
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory{more}")
 
 

@@ -31,7 +31,7 @@ def in_parallel(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], pr
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
         signal.signal(signal.SIGTERM, _exit)
-        with held():  # this starts the processes
+        with held():  # starts the processes
             results = [pool.submit(function, *call) for call in calls]
         for done in as_completed(results):
             yield done.result()

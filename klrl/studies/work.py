@@ -54,7 +54,7 @@ class Work:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         if same:
-            self._say(f"{self.output}: finished already; without this file the same command begins anew")
+            self._say(f"{self.output}: finished already; remove this file to begin anew")
         return record if same else None
 
     def once(self, name: str, of: Row, do: Callable[[], Row]) -> tuple[Row, bool]:
@@ -95,7 +95,7 @@ class Work:
             if re.fullmatch(r".*-[0-9a-f]{16}\.json(\.[0-9a-f]{8}\.tmp)?", file.name):
                 file.unlink(missing_ok=True)
         shutil.rmtree(self.folder / SAVED, ignore_errors=True)
-        with contextlib.suppress(OSError):  # nothing was kept, or something else is there
+        with contextlib.suppress(OSError):  # it is missing, or not empty
             self.folder.rmdir()
         return json.loads(text)
 

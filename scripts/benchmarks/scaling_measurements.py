@@ -79,7 +79,7 @@ class Measurements:
                     self._measure(point, repeat)
         if left_out:
             self.console.print(
-                f"repeat {repeat + 1}: {left_out} points left out, for they would end too late (--minutes)"
+                f"repeat {repeat + 1}: {left_out} points left out, because they would end too late (--minutes)"
             )
 
     def _first(self, point: Point, points: Sequence[Point]) -> None:

@@ -1,4 +1,4 @@
-"""Steps/s and peak memory at equal work, beside other libraries: ``klrl benchmark speed``."""
+"""Steps/s and peak memory at equal work, next to other libraries: ``klrl benchmark speed``."""
 
 from __future__ import annotations
 

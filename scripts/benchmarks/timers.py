@@ -80,7 +80,7 @@ def profile(job: Job, clock: Clock) -> dict[str, float]:
             timers.seconds.clear()
 
     agent = make_agent(job, envs)
-    gc.freeze()  # else now and then 0.1 s of looking through all imported modules count for whatever part was running
+    gc.freeze()  # otherwise torch's occasional 0.1 s of searching all modules would count for any running part
     train(agent, clock, update_ended)
     seconds = timers.seconds | {"other": clock.seconds - sum(timers.seconds.values())}
     return {part: seconds.get(part, 0.0) / clock.seconds for part in PARTS}

@@ -72,7 +72,7 @@ def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
     except KeyboardInterrupt:
         fail(prog, f"interrupted{more()}", status=130)
     except OSError as error:
-        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+        if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise
         fail(prog, f"{error}{more()}", status=1)
 
@@ -80,7 +80,7 @@ def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
 @contextlib.contextmanager
 def going_on(prog: str, folder: Path, what: str = "parts") -> Iterator[None]:
     """Report the early end of long work in one line, which says that the same command continues it."""
-    goes_on = f"; finished {what} are in {folder}, and the same command goes on"
+    goes_on = f"; finished {what} are in {folder}, and the same command continues"
     try:
         with ended_early(prog, lambda: goes_on):
             yield

@@ -78,7 +78,7 @@ class Halfway:
 
     def goes_on(self) -> str:
         """Return the end of a message: how to continue work that was ended from outside."""
-        return "" if self._kept is None else f"; {self._kept} is kept, and the same command goes on"
+        return "" if self._kept is None else f"; {self._kept} is kept, and the same command continues"
 
     def keep(self, agent: Agent[Any], state: dict[str, Tensor], history: list[Metrics], *, last: bool) -> None:
         """Write agent and state after a pass, if it is time; after the ``last`` one only if others were written."""
@@ -89,7 +89,7 @@ class Halfway:
         agent.save(path / "agent")
         rows = torch.from_numpy(np.frombuffer(json.dumps(history).encode(), np.uint8).copy())
         said = {"decided_by": self._decided, "passes": len(history)}
-        checkpoint.write(path / "state", {**state, "history": rows}, said)  # its manifest says that all is there
+        checkpoint.write(path / "state", {**state, "history": rows}, said)  # its manifest says that all is written
         if self._kept is not None and self._kept != path:
             shutil.rmtree(self._kept)
         self._kept, self._at = path, time.monotonic()

@@ -41,7 +41,7 @@ def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpe
     spec = described(saved)
     if spec is None:
         name = plain(saved["id"], 80) if saved else None
-        known = f"{name}, which nobody has registered here" if name else "none that has an id"
+        known = f"{name}, which is not registered here" if name else "one without an id"
         raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
     return spec
 
@@ -86,7 +86,7 @@ class LoadedAgent:
     def _first(self) -> gym.Env:
         try:
             return self.make()
-        except Exception as error:  # arguments that were saved, or typed, and that it does not take
+        except Exception as error:  # saved or given arguments that it does not take
             raise ValueError(f"env = {self.env_id}: {type(error).__name__}: {error}") from error
 
     def returns(
@@ -127,7 +127,7 @@ def versions_of(path: Path) -> dict[str, Any]:
     for run in (path, path.absolute().parent.parent):
         try:
             found = json.loads(read_regular_file(run / "config.json", LARGEST_CONFIG))["versions"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what was saved can act without
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # a saved agent can act without it
             continue
         if isinstance(found, dict):
             return found

@@ -86,7 +86,7 @@ class Opening(Callback):
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Print the lines."""
         name = env_id(self._env)
-        trial = agent.trial or EnvTrial("never")  # a saved agent whose environments have no place to go back to
+        trial = agent.trial or EnvTrial("never")  # a saved agent whose environments cannot return to their episodes
         for note in _notes(trial, agent.config):
             self._say(f"{name}: {note}")
         if self._preset:
@@ -96,12 +96,12 @@ class Opening(Callback):
 def _notes(trial: EnvTrial, config: AgentConfig) -> Iterator[str]:
     """Yield what to know about a run, from the findings about its environment."""
     if not trial.playable(config.rebuild_envs):
-        why = {"new": "a used environment goes on differently: "}.get(trial.reproducibility, "")
+        why = {"new": "a used environment behaves differently: "}.get(trial.reproducibility, "")
         how = " (--rebuild-envs makes a new one for each)" if trial.reproducibility == "new" else ""
-        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume goes on in new ones"
+        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume begins new ones"
     elif trial.reproducibility == "unknown":
         why = "random actions fail in it" if config.try_envs else "it was not tried"
-        yield f"{why}, so nobody knows whether its episodes can be played again; klrl resume tries"
+        yield f"{why}, so it is unknown whether its episodes can be played again; klrl resume tries"
     elif config.rebuild_envs:
         yield "every episode gets a new environment, and nothing that one keeps outlives it"
     if (advice := costly_seeds(trial)) is not None:
@@ -142,7 +142,7 @@ def run_training(
     def save() -> None:
         try:
             keep.save(said)
-        except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
+        except OSError as error:  # at any moment, so an error must not end what is going on
             aside.print(f"SIGUSR1: not saved, {error}")
 
     signals.save = save
@@ -159,7 +159,7 @@ def run_training(
         aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
         sys.exit(128 + signal.number)
     except (FloatingPointError, OSError) as error:
-        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+        if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise
         fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
     except (BadStep, gym.error.Error) as error:
@@ -196,4 +196,4 @@ def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:
     if keep.saved is None:
         return ""
     finished = agent.training is not None and int(keep.saved.name) >= agent.training.last
-    return "; training was finished" if finished else f"; klrl resume {keep.path} goes on"
+    return "; training was finished" if finished else f"; klrl resume {keep.path} continues it"

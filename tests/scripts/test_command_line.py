@@ -298,7 +298,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
     (stopped,) = (line for line in output.splitlines() if line.startswith("stopped"))
     assert saved.startswith(f"SIGUSR1: checkpoint {tmp_path}/run/checkpoints/")
     assert stopped.startswith(f"stopped by {number.name}: checkpoint {tmp_path}/run/checkpoints/")
-    assert stopped.endswith(f"; klrl resume {tmp_path}/run goes on")
+    assert stopped.endswith(f"; klrl resume {tmp_path}/run continues it")
     assert "Traceback" not in output
     assert sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")) == [
         "checkpoints", "config.json", "episodes.csv", "metrics.csv",
