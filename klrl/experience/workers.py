@@ -123,7 +123,7 @@ class WorkerVectorEnv(VectorEnv):
         self._busy, self._playing = True, False
         try:
             self._seeded: tuple[bool | None, ...] = self._ask("seeded")
-            """Whether every episode is seeded; ``None``: nobody does that but a reset."""
+            """True if every episode has a seed; ``None`` if only resets with a seed have one."""
         except BaseException:  # the caller has no object to close yet
             self.close()
             raise

@@ -47,7 +47,7 @@ class Linearization(abc.ABC, Generic[T]):
 
 
 class ByAutograd(Linearization[T]):
-    """Any network, by torch's autograd: one backward pass per ``pull_back``, two per ``push_forward``."""
+    """A network of any kind, by torch's autograd: one backward pass per ``pull_back``, two per ``push_forward``."""
 
     def __init__(self, network: nn.Module, x: Array) -> None:
         self.network = network

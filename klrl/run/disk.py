@@ -16,7 +16,7 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class DiskFull(OSError):
-    """There is no room for a file; the message says where, what was needed and what is free."""
+    """The disk has no room for a file; the message says where, what was needed and what is free."""
 
 
 def read_regular_file(path: Path, most: int | None = None, size: int | None = None) -> bytes:

@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals(Callback):
-    """Within this context SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, at any point of the program.
+    """Context in which SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, at any point of the program.
 
     This can be in the middle of an update, so what is to be kept must have been copied before, as ``RunDirectory``
     does. Afterwards a SIGINT ends the process at once and the others do nothing: a closing terminal sends two in a row.
