@@ -10,13 +10,13 @@ LATER = {"agents", "klrl/trust_region"}
 CHECKED = [path for path in SOURCES if not any(path.is_relative_to(ROOT / room) for room in LATER)]
 
 # A docstring with one of these in front only makes sense to a reader who has read what is above it.
-NO_BEGINNING = set(
-    """
-    all also any as because before but by else everybody everything for from how if in inside instead it its left not
-    nobody nothing of on once only others same see so some somebody something such that then there these this those to
-    what when where whether which while who whoever whole whose why with within without
-    """.split()
-)
+NO_BEGINNING = {
+    "all", "also", "any", "as", "because", "before", "but", "by", "else", "everybody", "everything", "for", "from",
+    "how", "if", "in", "inside", "instead", "it", "its", "left", "not", "nobody", "nothing", "of", "on", "once",
+    "only", "others", "same", "see", "so", "some", "somebody", "something", "such", "that", "then", "there",
+    "these", "this", "those", "to", "what", "when", "where", "whether", "which", "while", "who", "whoever", "whole",
+    "whose", "why", "with", "within", "without",
+}  # fmt: skip
 
 
 def docstrings(path):
@@ -28,9 +28,9 @@ def docstrings(path):
         documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         before = [None, *body]
         for i, statement in enumerate(body):
-            if isinstance(statement, ast.Expr) and isinstance(getattr(statement.value, "value", None), str):
-                if (documented and i == 0) or isinstance(before[i], (ast.Assign, ast.AnnAssign)):
-                    yield statement.lineno, statement.value.value
+            follows = (documented and i == 0) or isinstance(before[i], (ast.Assign, ast.AnnAssign))
+            if follows and isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+                yield statement.lineno, str(statement.value.value)
 
 
 def beginning(text):
