@@ -159,7 +159,7 @@ def as_damage(path: str | Path) -> Iterator[None]:
         raise ValueError(f"path = {path}: {plain(error)}") from error
     except Exception as error:
         said = plain(f"{type(error).__name__}: {error}")
-        raise ValueError(f"path = {path} is undamaged, but cannot be used here: {said}") from error
+        raise ValueError(f"path = {path} is intact, but cannot be used here: {said}") from error
 
 
 def step_directory(run_dir: Path, timesteps: int) -> Path:

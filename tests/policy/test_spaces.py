@@ -107,7 +107,7 @@ def test_a_saved_agent_whose_space_is_refused_here_is_not_called_damaged(tmp_pat
     monkeypatch.setattr("gymnasium.spaces.Box", refuse)
     for read in (PPO.load, SavedPolicy.read):
         with pytest.raises(
-            ValueError, match=f"^path = {path} is undamaged, but cannot be used here: .* not know$"
+            ValueError, match=f"^path = {path} is intact, but cannot be used here: .* not know$"
         ) as refused:
             read(path)
         assert type(refused.value) is ValueError

@@ -48,5 +48,5 @@ def test_anything_else_is_refused_in_one_line(tmp_path, what, said):
 
 
 def test_a_folder_is_not_to_be_replaced(tmp_path):
-    with pytest.raises(IsADirectoryError, match="a folder, where a file is to be"):
+    with pytest.raises(IsADirectoryError, match="a folder, not a file"):
         kept(tmp_path, ENTRIES)
