@@ -64,7 +64,7 @@ class _Layers:
     tensors: list[tuple[Tensor, Tensor]]
     """Weight and bias of every linear layer, outside of any graph."""
     arrays: list[tuple[np.ndarray, np.ndarray]]
-    """The same as numpy arrays; empty if they are not in the CPU's memory."""
+    """Weights and biases as numpy arrays; empty if they are not in the CPU's memory."""
     is_tanh: bool
     """True if the activation is tanh, False for the rectifier."""
     trainable: bool

@@ -17,7 +17,7 @@ LONGEST = 1000
 def settle(metrics: dict[Any, Any], own: Metrics, who: str) -> None:
     """Convert additions to numbers and text, leave out others, and restore the update's own metrics.
 
-    Numbers are integers, truths, fractions, 0-d arrays and tensors of any device and precision; they may be NaN.
+    Numbers are integers, booleans, fractions, 0-d arrays and tensors of any device and precision; they may be NaN.
 
     Args:
         metrics: metrics of an update, after a callback may have changed them; changed in place.

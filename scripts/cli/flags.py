@@ -20,7 +20,7 @@ def objection(cls: type, argv: list[str], default: object = None) -> str | None:
     ... class Settings:
     ...     gamma: float = 0.99
     >>> objection(Settings, ["--gama", "0.9"])
-    '--gama is no option; did you mean --gamma?'
+    '--gama is not an option; did you mean --gamma?'
     >>> objection(Settings, ["--gamma", "high"])
     "gamma = 'high'; allowed: a number"
     """
@@ -30,7 +30,7 @@ def objection(cls: type, argv: list[str], default: object = None) -> str | None:
         if flag in ("--help", "-h"):
             continue
         if flag not in known:
-            return f"{flag} is no option{nearest(flag, [f for f in known if '_' not in f])}"
+            return f"{flag} is not an option{nearest(flag, [f for f in known if '_' not in f])}"
         name = known[flag]
         if (problem := _problem(name, types[name], values)) is not None:
             return problem
