@@ -48,7 +48,7 @@ class Collector:
     Args:
         envs: the environments.
         begin: seeds for new episodes, or a cursor at which to continue.
-        encoding: of their observations.
+        encoding: encoding of their observations.
         total_timesteps: steps taken before.
 
     Raises:
@@ -299,7 +299,7 @@ class Collector:
         """Raise for values that are not finite, where they enter.
 
         Args:
-            name: what it is.
+            name: name of the values, for the message.
             array: one row per environment.
             locate: words for an index inside of a row.
             environments: indices of the rows' environments, if not all.

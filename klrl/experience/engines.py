@@ -35,7 +35,7 @@ def plain_spec(env: object, mode: str) -> EnvSpec:
     """Return the ``EnvSpec`` of an id, or of an ``EnvSpec`` without wrappers: an engine can make nothing else.
 
     Raises:
-        ValueError: something else.
+        ValueError: ``env`` is neither.
     """
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
     if not isinstance(spec, EnvSpec) or spec.additional_wrappers:
@@ -56,10 +56,10 @@ class EnvPoolVectorEnv(VectorEnv):
     truncated only: EnvPool does not tell the two apart.
 
     Args:
-        spec: of an id that Gymnasium and EnvPool both know; its changes to the registered settings are passed on.
-        num_envs: how many environments.
-        observation_space: of Gymnasium's environment.
-        action_space: of Gymnasium's environment.
+        spec: spec of an id that Gymnasium and EnvPool both know; its changes to the registered settings are passed on.
+        num_envs: number of environments.
+        observation_space: space of Gymnasium's environment.
+        action_space: space of Gymnasium's environment.
 
     Raises:
         ValueError: EnvPool is not installed, does not know the id or a setting, or has other spaces.
@@ -109,9 +109,9 @@ def from_entry_point(spec: EnvSpec, num_envs: int, observation_space: gym.Space,
 
     Args:
         spec: its settings and time limit are passed on.
-        num_envs: how many environments.
-        observation_space: of Gymnasium's single environment.
-        action_space: of Gymnasium's single environment.
+        num_envs: number of environments.
+        observation_space: space of Gymnasium's single environment.
+        action_space: space of Gymnasium's single environment.
 
     Raises:
         ValueError: there is no such entry point, it does not take a setting, or it has other spaces.

@@ -182,7 +182,7 @@ def check_id(env: str) -> None:
     """Refuse an id that Gymnasium does not know, before any environment is made.
 
     Raises:
-        ValueError: naming the id and the nearest ones.
+        ValueError: the message names the id and the nearest ones.
     """
     module, _, name = env.rpartition(":")
     try:
@@ -250,7 +250,7 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     """Return the ``EnvSpec`` that :func:`describe` wrote, if its id is registered here; nothing is imported.
 
     Raises:
-        ValueError: what :func:`describe` does not write.
+        ValueError: :func:`describe` does not write such data.
     """
     if data is None:
         return None

@@ -26,7 +26,7 @@ def check_open_files(n: int) -> None:
     """Refuse more workers than the limit of open files allows.
 
     Raises:
-        ValueError: naming what is allowed now, and the limit that would do.
+        ValueError: the message says how many are allowed now, and which limit is needed.
     """
     import resource  # POSIX only, as workers are
 

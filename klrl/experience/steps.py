@@ -67,7 +67,7 @@ class CheckedSteps(Transparent):
         """Begin an episode.
 
         Raises:
-            BadStep: naming what is wrong.
+            BadStep: the answer breaks one of Gymnasium's promises; the message names it.
         """
         self._steps = 0
         try:
@@ -87,7 +87,7 @@ class CheckedSteps(Transparent):
         """Take one step.
 
         Raises:
-            BadStep: naming what is wrong.
+            BadStep: the answer breaks one of Gymnasium's promises; the message names it.
         """
         self._steps += 1
         try:

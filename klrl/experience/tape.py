@@ -12,7 +12,7 @@ class Tape:
     """The last actions of N environments; a row costs the same however many there are.
 
     Args:
-        actions: those so far, ``[T, N, *A]``.
+        actions: actions so far, ``[T, N, *A]``.
     """
 
     def __init__(self, actions: np.ndarray | None = None) -> None:

@@ -24,7 +24,7 @@ class TrainingEnvs:
     Args:
         env: what they are made from; ``None`` if unknown.
         envs: the vector environment, if it has been made.
-        cursor: where other copies of them were, and these are to continue.
+        cursor: position of other copies of them, at which these continue.
         trial: findings about one of them, if one has been tried.
     """
 

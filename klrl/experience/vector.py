@@ -41,7 +41,7 @@ class Vector:
         """Take every environment to its cursor, and return observations and infos.
 
         Raises:
-            BadStep: they are something else.
+            BadStep: the answer has another form.
         """
         answer: Any = reset(self.envs, cursor)
         if not isinstance(answer, tuple) or len(answer) != 2:
@@ -55,7 +55,7 @@ class Vector:
         All but the observations have memory of their own.
 
         Raises:
-            BadStep: they are something else.
+            BadStep: the answer has another form.
         """
         answer: Any = self.envs.step(actions)
         if not isinstance(answer, tuple) or len(answer) != 5:

@@ -46,7 +46,7 @@ class WorkerFailed(RuntimeError):
         index: number of the environment.
         cursor: its episode; None before its first reset.
         seed: seed of the episode's reset; None before the first reset, or if it had no seed.
-        what: what happened, in a few words.
+        what: short description of what happened.
         traceback: the worker's own, if there is one.
     """
 

@@ -118,7 +118,7 @@ def check_action_space(space: gym.Space) -> None:
     """Refuse spaces that no actor here fits.
 
     Raises:
-        ValueError: naming the space and what is supported.
+        ValueError: the message names the space and the supported ones.
     """
     supported = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
     if not (supported and np.prod(space.shape or (1,)) > 0) and not holds_numbers(space, "f"):

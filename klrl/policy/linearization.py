@@ -152,7 +152,7 @@ def check_separate(**networks: nn.Module) -> None:
     """Refuse networks that share a parameter or its memory: packed, each would have, and move, a copy of its own.
 
     Raises:
-        ValueError: naming the shared parameters of both.
+        ValueError: the message names the shared parameters of both.
     """
     for (name, network), (other_name, other) in combinations(networks.items(), 2):
         shared = [

@@ -118,7 +118,7 @@ class Encoding:
             ``info`` ("info"), or nowhere ("none").
 
     Raises:
-        ValueError: naming the space and what is supported.
+        ValueError: the message names the space and the supported ones.
     """
 
     def __init__(self, space: gym.Space, action_space: gym.Space, action_mask: MaskSource = "auto") -> None:

@@ -19,7 +19,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     """Refuse spaces that no network here fits.
 
     Raises:
-        ValueError: naming the space and what is supported.
+        ValueError: the message names the space and the supported ones.
     """
     Encoding(observation_space, action_space, "none")
     check_action_space(action_space)

@@ -131,7 +131,7 @@ def check_floating(name: str, x: object, ndim: int = 1) -> None:
     """Refuse a field that is no floating-point array with the dimensions of one action.
 
     Raises:
-        TypeError: naming the field and what it must be.
+        TypeError: the message names the field and the arrays allowed.
     """
     if isinstance(x, Tensor):
         good = x.is_floating_point() and x.ndim >= ndim
