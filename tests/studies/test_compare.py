@@ -335,7 +335,7 @@ def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(again, caps
     with pytest.raises(SystemExit) as stop:
         again()
     assert stop.value.code == 2
-    assert f"a folder, where a file is to be: '{path}'" in capsys.readouterr().err
+    assert f"a folder, not a file: '{path}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["compare.csv", "compare.json"])
