@@ -10,7 +10,7 @@ import torch
 from klrl.agents.config import AgentConfig
 from klrl.agents.core import Core
 from klrl.policy.surroundings import undisturbed
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 

@@ -50,7 +50,7 @@ class Agent(Acting[C], abc.ABC):
         env: a Gymnasium id, an ``EnvSpec``, a function that makes an ``Env``, an ``Env`` or a ``VectorEnv``.
         config: settings; by default the environment's preset where there is one, else the defaults.
         seed: the run's seed; environments, networks, actions and minibatches get independent streams from it.
-        trial: try an environment before those to learn from are made, so that ``replay`` is known from the beginning.
+        trial: try an environment before those to learn from are made, so that ``reproducibility`` is known at once.
 
     Raises:
         ValueError: an unknown id, an unsupported space, a setting out of range.
@@ -136,7 +136,7 @@ class Agent(Acting[C], abc.ABC):
         self._turns.check("learn()")
         if not _is_count(total_timesteps) or total_timesteps < 1:
             raise ValueError(f"total_timesteps = {total_timesteps!r}; allowed: an integer >= 1")
-        callbacks = gather(callback, progress_bar, run_dir)
+        callbacks = make_callbacks(callback, progress_bar, run_dir)
         return self._train(Training(self.num_timesteps, self.num_timesteps + int(total_timesteps)), callbacks)
 
     def resume(
@@ -159,7 +159,7 @@ class Agent(Acting[C], abc.ABC):
         self._turns.check("resume()")
         if self.training is None:
             raise ValueError("the agent has no training to resume; allowed: learn(total_timesteps)")
-        return self._train(self.training, gather(callback, progress_bar, run_dir, resume=True))
+        return self._train(self.training, make_callbacks(callback, progress_bar, run_dir, resume=True))
 
     @undisturbed
     def _train(self, training: Training, callback: Callback) -> Self:
@@ -205,7 +205,7 @@ class Agent(Acting[C], abc.ABC):
         return self.source.envs
 
     @property
-    def trial(self) -> Trial | None:
+    def trial(self) -> EnvTrial | None:
         """What was found when one of the environments was tried; ``None``: nobody has.
 
         That is done where an agent is to go on in the episodes of a saved one, and by ``klrl train``.
@@ -213,9 +213,15 @@ class Agent(Acting[C], abc.ABC):
         return self.source.trial
 
     @property
-    def replay(self) -> Replay | None:
+    def reproducibility(self) -> Repeatable | None:
         """Where the environments' episodes can be played again; ``None``: not known yet."""
-        return None if self.trial is None else self.trial.replay
+        return None if self.trial is None else self.trial.reproducibility
+
+    @property
+    def replay(self) -> Repeatable | None:
+        """The old name of :attr:`reproducibility`; goes with the next version."""
+        warn_user("agent.replay is agent.reproducibility now; the old name goes with klrl 0.2", DeprecationWarning)
+        return self.reproducibility
 
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
@@ -231,7 +237,7 @@ class Agent(Acting[C], abc.ABC):
         if before.envs is not self.source.envs and number_of(before.env) is None:
             before.close()
 
-    def _put_in(self, env: EnvLike, at: Whereabouts | None = None) -> None:
+    def _put_in(self, env: EnvLike, at: EnvCursor | None = None) -> None:
         """Make environments, to go on where others were if there are as many; try one before."""
         config, trial = self.config, None
         if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):

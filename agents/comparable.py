@@ -9,7 +9,7 @@ import torch
 
 from klrl.agents.core import Core
 from klrl.agents.saved_policy import SETTINGS, SavedPolicy
-from klrl.words import one_line
+from klrl.text import one_line
 
 Policy = Core[Any] | SavedPolicy
 NETWORKS = (*(name for name in SETTINGS if name != "scale_actions"), "critic_hidden_sizes")

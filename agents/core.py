@@ -30,10 +30,11 @@ from klrl.policy.folding import fold
 from klrl.policy.linearization import Linearization, Objective, expectation
 from klrl.policy.networks import Critic
 from klrl.policy.normalizer import ReturnScaler
+from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.surroundings import ordinary, undisturbed
-from klrl.run.callback import Callback, Metrics, Outside
+from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.trust_region import Change
 from klrl.words import warn_user
@@ -208,9 +209,9 @@ class Core(abc.ABC, Generic[C]):
         self.region = self.region.at(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
-        samples, behaviour = self.samples(batch), batch.samples(batch.behaviour).map(self._on_device)
+        samples, behaviour = self.samples(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
-        begins = self.fresh and self._take_scale(batch.samples(batch.observations))
+        begins = self.fresh and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
             samples = self.samples(batch)
             metrics = step_zero(behaviour, samples, warn=False)
@@ -233,10 +234,10 @@ class Core(abc.ABC, Generic[C]):
     @torch.no_grad()
     def samples(self, batch: Batch) -> Samples:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
-        raw = batch.samples(batch.observations)
+        raw = batch.flatten_valid(batch.observations)
         observations = self.normalized(raw)
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
-        actions = self._on_device(batch.samples(batch.actions))
+        actions = self._on_device(batch.flatten_valid(batch.actions))
         old = self.actor(observations)
         return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
@@ -256,8 +257,8 @@ class Core(abc.ABC, Generic[C]):
         advantage = gae(
             rewards, values, next_values, batch.terminated, batch.ended, self.config.gamma, self.config.gae_lambda
         )
-        returns = batch.samples(advantage + values)
-        advantage = batch.samples(advantage)
+        returns = batch.flatten_valid(advantage + values)
+        advantage = batch.flatten_valid(advantage)
         if not returns.isfinite().all():
             largest = rewards.abs().max().item()
             raise FloatingPointError(

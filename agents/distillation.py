@@ -16,9 +16,9 @@ from klrl.agents.config import AgentConfig
 from klrl.agents.samples import Samples, mean_of
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
-from klrl.experience.collector import Elsewhere
+from klrl.experience.collector import ReplayMismatch
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import is_seeded
-from klrl.experience.whereabouts import Whereabouts
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.kl.drift import average
 from klrl.policy.arrays import Array, numpy_as_torch, tensor
@@ -30,7 +30,6 @@ from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
 from klrl.shown import changed
 from klrl.validation import Positive, PositiveInt, validate
-from klrl.words import warn_user
 
 Direction = Literal["forward", "reverse"]
 _INHERITED = (
@@ -152,7 +151,7 @@ class Rounds(Iterator[Metrics]):
 
     def state(self) -> dict[str, Tensor]:
         """After a round, what decides those that follow, beside the student and the teacher's policy."""
-        where = self._collector.whereabouts
+        where = self._collector.cursor
         parts = {
             "descent": self._descent.state(),
             "teacher": self._teacher.streams.state(),
@@ -192,12 +191,12 @@ class Rounds(Iterator[Metrics]):
         where, timesteps = below("whereabouts.", at), int(at["timesteps"])
         problem: object = "episodes of these environments cannot be played again"
         shapes = self._student.action_space.shape or (), self._student.encoding.shape
-        if where and is_seeded(envs) and (place := Whereabouts.of(where, *shapes)).reachable:
+        if where and is_seeded(envs) and (cursor := EnvCursor.of(where, *shapes)).reachable:
             try:
-                return Collector(envs, place, self._student.encoding, timesteps)
-            except Elsewhere as error:
+                return Collector(envs, cursor, self._student.encoding, timesteps)
+            except ReplayMismatch as error:
                 problem = error
-        text = f"{problem}: new episodes begin, and the rest goes on differently than without the interruption"
+        text = f"{problem}: new episodes begin, and the rest differs from an uninterrupted distillation"
         warn_user(text)
         return self._begin(envs, timesteps)
 
@@ -215,7 +214,7 @@ def _round(
 
 def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[Samples, Metrics]:
     """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
-    states = batch.samples(batch.observations)
+    states = batch.flatten_valid(batch.observations)
     if absorb and student.config.normalize_observations:
         student.absorb(states)
     if absorb and student.config.scale_rewards:

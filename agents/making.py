@@ -6,8 +6,8 @@ from gymnasium.vector import VectorEnv
 
 from klrl.agents.config import AgentConfig
 from klrl.experience import EnvLike, make_vector_env
-from klrl.experience.replay import Trial
-from klrl.experience.trial import try_out
+from klrl.experience.env_trial import try_out
+from klrl.experience.reproducibility import EnvTrial
 
 
 def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:
@@ -27,7 +27,7 @@ def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:
     )
 
 
-def try_env(env: EnvLike, config: AgentConfig) -> Trial:
+def try_env(env: EnvLike, config: AgentConfig) -> EnvTrial:
     """What is found of such an environment, before those to learn from are made."""
     return try_out(
         env,

@@ -62,7 +62,7 @@ class SavedPolicy:
             ValueError: damaged.
         """
         saved = checkpoint.read(path)
-        with checkpoint.understood(path):
+        with checkpoint.as_damage(path):
             return cls(*saved)
 
     @torch.no_grad()

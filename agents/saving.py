@@ -72,7 +72,7 @@ class Snapshot:
     num_timesteps: int
     tensors: Tensors
     state: dict[str, Any]
-    whereabouts: Whereabouts | None
+    cursor: EnvCursor | None
     region: TrustRegion
     """As it is: one of a user's own class is only named in the state."""
 
@@ -86,7 +86,7 @@ class Snapshot:
         Raises:
             FileExistsError: something else is there.
         """
-        where = {} if self.whereabouts is None else self.whereabouts.tensors()
+        where = {} if self.cursor is None else self.cursor.tensors()
         tensors = self.tensors | {f"whereabouts.{k}": v for k, v in where.items()}
         history: History = self.state["history"]
         parts = [block.part for block in history.blocks()]
@@ -273,14 +273,14 @@ def episode(data: Sequence[Any]) -> Episode:
     return Episode(*numbers, info)
 
 
-def whereabouts(agent: Core[Any], tensors: Tensors) -> Whereabouts | None:
+def cursor(agent: Core[Any], tensors: Tensors) -> EnvCursor | None:
     """Where the saved agent's environments were, if they can be taken there.
 
     Raises:
         ValueError: they cannot have been there.
     """
     where = _below("whereabouts", tensors)
-    return Whereabouts.of(where, agent.action_space.shape or (), agent.encoding.shape) if where else None
+    return EnvCursor.of(where, agent.action_space.shape or (), agent.encoding.shape) if where else None
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

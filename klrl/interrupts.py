@@ -1,4 +1,4 @@
-"""Interrupts at a moment when nothing gets lost: what is acquired has an owner before a signal is heard."""
+"""Signals held back while a resource is acquired, so that it has an owner before a signal handler raises."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from types import FrameType
 from typing import Any
 
 ENDING = [number for name in ("SIGINT", "SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
-"""Signals that ask for the end; their handlers raise wherever the process is."""
+"""Signals that ask for the end; their handlers raise at any point of the program."""
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Around the acquisition of something and the assignment to its owner, or its release: signals wait until the end.
+    """Hold signals back while a resource is acquired and assigned to its owner, or released.
 
-    Then the handler there was hears them; it hears at once whatever comes for the second time, for somebody insists.
-    Contexts may be nested. Not the signals are blocked, which other threads of the process would get all the same, but
-    their handlers replaced; those of the system, which raise nothing, stay.
+    At the end the previous handlers get them; a signal that arrives a second time is handled at once, because somebody
+    insists. Contexts may be nested. Signals are not blocked, since other threads of the process would still get them;
+    their handlers are replaced, except for those of the system, which raise nothing.
     """
-    if threading.current_thread() is not threading.main_thread():  # nothing is raised there
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
@@ -45,6 +45,6 @@ def held() -> Iterator[None]:
                 if signal.getsignal(number) is wait:
                     signal.signal(number, before[number])
         finally:
-            over = True  # where one of them was heard before the others' turn, this handler stays there
+            over = True  # if a handler raised early, the others keep this one
             for number in waiting:
                 before[number](number, None)

@@ -1,4 +1,4 @@
-"""Standard output and error that never fail: what cannot be written is dropped, and the work goes on."""
+"""Standard output and error that never fail: text that cannot be written is dropped, and work continues."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from klrl.words import colourless, plain
+from klrl.text import colourless, plain
 
 
 class _Descriptor(io.FileIO):
-    """Takes all that is written; what its file does not (a pipe without reader, a full disk) is dropped.
+    """Accepts all text; what its file does not take (a pipe without reader, a full disk) is dropped.
 
-    There is no buffer: nothing that was not written remains for the end of the process to fail at.
+    There is no buffer, so nothing is left that could fail to be written at the end of the process.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -25,14 +25,14 @@ class _Descriptor(io.FileIO):
         self.name = stream.name
         self._before = stream
         self.lost: OSError | None = None
-        """Why something was dropped first, if that was not because nobody reads any more."""
+        """First error by which text was dropped, unless it was that nobody reads any more."""
 
     def write(self, data: Any) -> int:
         """Write all of it, or drop the rest."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
-            self._before.flush()  # what others have written there comes first
+            self._before.flush()  # text already written there comes first
             while rest:
                 written = super().write(rest)
                 if written is None:  # another process has made it non-blocking
@@ -46,13 +46,13 @@ class _Descriptor(io.FileIO):
 
 
 _UNREAD = {errno.EPIPE, errno.EIO, errno.EBADF}
-"""Numbers of errors by which there is no reader: he went away, his terminal did, or there never was one."""
+"""Error numbers for a missing reader: it went away, its terminal did, or there never was one."""
 
 
 def steady(stream: TextIO) -> TextIO:
-    """The same place to write to, as a stream whose writes never raise; what its encoding lacks becomes an escape.
+    """Return the stream with writes that never raise; characters outside its encoding become escapes.
 
-    Only for files of the operating system: another stream (a notebook's, a test's) is returned as it is.
+    Only for files of the operating system: another stream (a notebook's, a test's) is returned unchanged.
     """
     if type(stream) is not io.TextIOWrapper or isinstance(stream.buffer, _Descriptor):
         return stream
@@ -64,9 +64,9 @@ def steady(stream: TextIO) -> TextIO:
 
 
 def keep_steady() -> None:
-    """Make this process's output :func:`steady`; a descriptor that is closed becomes one that goes nowhere.
+    """Make this process's output :func:`steady`; closed descriptors are replaced by ones to nowhere.
 
-    Else the next file that is opened would get its number, and what is meant for the terminal.
+    Otherwise the next file that is opened would get its number, and text meant for the terminal.
     """
     for number in range(3):
         try:
@@ -81,18 +81,18 @@ def _nowhere() -> TextIO:
 
 
 def plain_warnings() -> None:
-    """Show warnings in one harmless line each."""
+    """Show each warning as one harmless line."""
     warnings.formatwarning = lambda message, category, *_: f"klrl: {category.__name__}: {plain(colourless(message))}\n"
 
 
 def lost(stream: TextIO) -> OSError | None:
-    """Why a :func:`steady` stream has not written all, if somebody was there to read it."""
+    """Return the error by which a :func:`steady` stream dropped text, if there was a reader."""
     raw = getattr(stream, "buffer", None)
     return raw.lost if isinstance(raw, _Descriptor) else None
 
 
 def as_program(main: Callable[[], object]) -> None:
-    """Run what a command does, with an output that never fails and warnings on a line each."""
+    """Run a command with an output that never fails and with one line per warning."""
     keep_steady()
     plain_warnings()
     main()

@@ -1,4 +1,4 @@
-"""Checked dataclasses: a field's type names its allowed values, and one line says what was wrong.
+"""Checked dataclasses: a field's type determines its allowed values, and one line says what is wrong.
 
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True)
@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 @dataclass(frozen=True)
 class Bounds:
-    """The interval a number must lie in; ``open_below`` excludes the lower end."""
+    """An interval of numbers; ``open_below`` excludes the lower end."""
 
     lower: float
     upper: float = math.inf
@@ -50,7 +50,7 @@ def _digits(x: float) -> str:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The form that a text must have as a whole, and in words."""
+    """A pattern that a text must match as a whole, and its description."""
 
     expression: str
     words: str
@@ -69,9 +69,9 @@ Fraction = Annotated[float, Bounds(0.0, 1.0)]
 PositiveInt = Annotated[int, Bounds(1)]
 NonNegativeInt = Annotated[int, Bounds(0)]
 Limit = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
-"""Of nats, ratios and distances: beyond 1e6 it limits nothing that float32 can still measure."""
+"""A limit in nats, of a ratio or of a distance: beyond 1e6 it limits nothing that float32 can measure."""
 Weight = Annotated[float, Bounds(0.0, 1e6)]
-"""Of a term in a sum: float32 has 7 digits, and a term 1e6 times another leaves nothing of it."""
+"""A weight of a term in a sum: float32 has 7 digits, and a term 1e6 times another leaves nothing of it."""
 PositiveWeight = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
 
 
@@ -93,7 +93,7 @@ def validate(instance: object) -> None:
 
 
 def hints(cls: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields by name, with what restricts their values."""
+    """Return the types of a dataclass's fields by name, with their restrictions."""
     own = {field.name for field in fields(cls)}
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in own}
 
@@ -118,12 +118,12 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_finite(x: float) -> bool:
-    """Also false for an integer that no float can hold."""
+    """Return True for finite numbers; False also for an integer that no float can hold."""
     return abs(x) <= sys.float_info.max
 
 
 def describe(hint: Any) -> str:
-    """The values that a field of this type allows, in words."""
+    """Describe the values that a field of this type allows."""
     args = get_args(hint)
     match get_origin(hint):
         case origin if origin is Annotated:

@@ -9,11 +9,11 @@ from klrl.output import as_program
 
 WHAT = {
     "learning": "train every task with its preset: returns, measured KL, steps/s",
-    "speed": "steps/s and peak memory at equal work, beside other libraries; where klrl's time goes",
-    "accuracy": "float32 errors of every family's KL beside torch's formulas, and the cost of a KL",
+    "speed": "steps/s and peak memory at equal work, next to other libraries; where klrl's time goes",
+    "accuracy": "float32 errors of every family's KL next to torch's formulas, and the cost of a KL",
     "spaces": "PPO and TRPO in every action space: returns, KL asked for and measured",
     "asked": "the KL asked for and the KL measured, in action spaces of every kind and size",
-    "finetune": "a saved policy adapted to a changed task: what KL to it keeps of the old one",
+    "finetune": "a saved policy adapted to a changed task: how much KL to it preserves of the old one",
     "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }
 

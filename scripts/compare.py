@@ -1,4 +1,4 @@
-"""What one thing changes, everything else equal: ``klrl compare --vary trust-region``."""
+"""Comparison of variants that differ in one thing: ``klrl compare --vary trust-region``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROG = "klrl compare"
 class Compare:
     """Train variants that differ in one thing on several environments and seeds; a table, a CSV and a JSON.
 
-    A call that was interrupted goes on where it was; runs whose settings, steps or versions changed are run again.
+    An interrupted comparison continues where it was; runs whose settings, steps or versions changed are run again.
     """
 
     vary: tuple[str, ...]
@@ -37,11 +37,11 @@ class Compare:
     set: tuple[str, ...] = ()
     """FIELD=VALUE ...: changes to the base of all variants; settings of a trust region reach those that read them."""
     envs: tuple[str, ...] = ("CartPole-v1:50000", "LunarLander-v3:100000", "Hopper-v4:100000")
-    """Environments with their steps, ID:STEPS."""
+    """ID:STEPS ...: environments, with the steps to train on each."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds."""
     preset: Literal["auto", "none"] = "auto"
-    """The base is the known settings for the environment (auto), or the plain defaults (none)."""
+    """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
     processes: PositiveInt = 2
     """Runs at a time, one torch thread each."""
     output: Path = Path("compare")
@@ -49,10 +49,10 @@ class Compare:
 
 
 def steps_by_env(words: Sequence[str]) -> dict[str, int]:
-    """``ID:STEPS`` of every environment.
+    """Read ``ID:STEPS`` of every environment.
 
     Raises:
-        ValueError: no steps, an unknown environment, or one that is there twice.
+        ValueError: no steps, an unknown environment, or one given twice.
     """
     if not words:
         raise ValueError("envs = (); allowed: ID:STEPS ...")

@@ -18,14 +18,14 @@ from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, parse
 from klrl.scripts.cli.halfway import Halfway, fingerprint
-from klrl.scripts.cli.saved_agents import Opened, claim, working, write
+from klrl.scripts.cli.saved_agents import LoadedAgent, claim, working, write
+from klrl.text import printable
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distilling:
-    """Fit a student's policy to a saved teacher's by the exact KL, and save it as an agent that can learn on."""
+    """Fit a student's policy to a saved teacher's by the exact KL, and save it as an agent that can learn further."""
 
     teacher: tyro.conf.Positional[Path]
     """A saved agent or a run directory."""
@@ -43,13 +43,13 @@ class Distilling:
     env: str | None = None
     """Gymnasium id; by default the environment of the teacher's training."""
     episodes: PositiveInt = 20
-    """Episodes that teacher and student play at the end."""
+    """Number of episodes that teacher and student play at the end."""
     max_steps: PositiveInt = ENOUGH
-    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
+    """Most steps of such an episode; longer ones are cut, which a line says."""
     seed: NonNegativeInt = 0
-    """Of the environments and of a new student."""
+    """Seed of the environments and of a new student."""
     json: Path | None = None
-    """Also write the numbers to this file."""
+    """File to which the numbers are also written."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Distilling, sys.argv[1:] if argv is None else argv, prog)
     torch.set_num_threads(1)
     with bad_input(prog):
-        teacher = Opened.at(args.teacher, args.env)
+        teacher = LoadedAgent.load(args.teacher, args.env)
         student = _student(args, teacher)
         halfway = Halfway(args.output, _decided(args, teacher, student))
         found = halfway.find()
@@ -84,13 +84,13 @@ def main(argv: list[str] | None = None) -> None:
     halfway.forget()
 
 
-def _decided(args: Distilling, teacher: Opened, student: Agent[Any]) -> dict[str, Any]:
-    """Everything that decides the finished student."""
+def _decided(args: Distilling, teacher: LoadedAgent, student: Agent[Any]) -> dict[str, Any]:
+    """Return everything that decides the finished student."""
     agents = {"teacher": fingerprint(teacher.agent), "student": fingerprint(student), "env": describe(teacher.env)}
     return agents | {"config": asdict(args.config), "agent": student.config.to_json(), "seed": args.seed}
 
 
-def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
+def _student(args: Distilling, teacher: LoadedAgent) -> Agent[Any]:
     own = {"actor_hidden_sizes": args.actor_hidden_sizes, "critic_hidden_sizes": args.critic_hidden_sizes}
     own = {name: sizes for name, sizes in own.items() if sizes is not None}
     if args.student is not None:
@@ -102,12 +102,12 @@ def _student(args: Distilling, teacher: Opened) -> Agent[Any]:
         raise ValueError(f"agent = {name!r}; allowed: {', '.join(AGENTS)}")
     config = student_config(AGENTS[name].config_class, teacher.agent, teacher.env_id, **own)
     student = AGENTS[name](teacher.env, config, seed=args.seed)
-    student.close()  # it is shown states of others
+    student.close()  # a student is shown the teacher's states
     return student
 
 
 def _say(i: int, metrics: Metrics, config: DistillationConfig) -> None:
-    """One line per round; what is measured are states that the student has not been fitted to."""
+    """Print one line per round; it is measured on states that the student has not been fitted to."""
     when = f"round {i + 1}" if i < config.n_rounds else "finished"
     kl = [f"{metrics[f'distill/kl_{name}']:.6f}" for name in ("forward", "reverse")]
     print(f"{when + ':':<10} KL(teacher‖student) {kl[0]}  KL(student‖teacher) {kl[1]} nats per state", flush=True)

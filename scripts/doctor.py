@@ -1,4 +1,4 @@
-"""What training can rely on in an environment: ``klrl doctor HalfCheetah-v5``."""
+"""Checks of an environment before training: ``klrl doctor HalfCheetah-v5``."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SIGNS = {"ok": "  ok   ", "note": "  note ", "problem": "PROBLEM"}
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Ask an environment what training relies on: spaces, time limit, numbers, whether a seed repeats an episode."""
+    """Check that an environment meets klrl's assumptions: spaces, time limit, finite numbers, repeatable episodes."""
 
     env: tyro.conf.Positional[str]
     """Gymnasium id, for example CartPole-v1, or module:Id-v0."""
     seed: NonNegativeInt = 0
     """Seed of episodes and random actions."""
     steps: PositiveInt = 10_000
-    """Random steps in which to look for NaN and infinity."""
+    """Number of random steps in which to look for NaN and infinity."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     problems = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        gym.logger.min_level = gym.logger.ERROR  # what it would say about spaces is said below
+        gym.logger.min_level = gym.logger.ERROR  # the check reports problems of spaces itself
         for finding in check_up(factory(args.env), seed=args.seed, steps=args.steps):
             console.print(f"{_SIGNS[finding.verdict]}  {finding.question}: {finding.answer}")
             problems += finding.verdict == "problem"

@@ -18,9 +18,9 @@ from klrl.run.callback import Metrics
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, parse
 from klrl.scripts.cli.halfway import Halfway, fingerprint
-from klrl.scripts.cli.saved_agents import Opened, claim, working, write
+from klrl.scripts.cli.saved_agents import LoadedAgent, claim, working, write
+from klrl.text import printable
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import printable
 
 _SAID = {
     "loss": "loss",
@@ -37,7 +37,7 @@ class Tuning:
     """Fit a saved agent's policy to preferences between its own segments of play, by DPO, and save it."""
 
     reference: tyro.conf.Positional[Path]
-    """A saved agent or a run directory: where tuning begins, and what KL is measured from."""
+    """A saved agent or a run directory: the start of tuning, and the policy that KL is measured from."""
     output: Path
     """A new or empty directory for the tuned agent."""
     preferences: tyro.conf.OmitArgPrefixes[PreferencesConfig] = field(default_factory=PreferencesConfig)
@@ -45,13 +45,13 @@ class Tuning:
     env: str | None = None
     """Gymnasium id; by default the environment of the training."""
     episodes: PositiveInt = 20
-    """Episodes that reference and tuned agent play at the end."""
+    """Number of episodes that reference and tuned agent play at the end."""
     max_steps: PositiveInt = ENOUGH
-    """Most steps of such an episode; one that has not ended then is cut, which a line says."""
+    """Most steps of such an episode; longer ones are cut, which a line says."""
     seed: NonNegativeInt = 0
-    """Of the environments and the labels."""
+    """Seed of the environments and the labels."""
     json: Path | None = None
-    """Also write the numbers to this file."""
+    """File to which the numbers are also written."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Tuning, sys.argv[1:] if argv is None else argv, prog)
     torch.set_num_threads(1)
     with bad_input(prog):
-        reference, policy = Opened.at(args.reference, args.env), load_agent(args.reference)
+        reference, policy = LoadedAgent.load(args.reference, args.env), load_agent(args.reference)
         halfway = Halfway(args.output, _decided(args, reference))
         found = halfway.find()
         history: list[Metrics] = []
@@ -93,14 +93,14 @@ def main(argv: list[str] | None = None) -> None:
     halfway.forget()
 
 
-def _decided(args: Tuning, reference: Opened) -> dict[str, Any]:
-    """Everything that decides the tuned agent."""
+def _decided(args: Tuning, reference: LoadedAgent) -> dict[str, Any]:
+    """Return everything that decides the tuned agent."""
     settings = {"preferences": asdict(args.preferences), "config": asdict(args.config), "seed": args.seed}
     return settings | {"reference": fingerprint(reference.agent), "env": describe(reference.env)}
 
 
 def _say(epoch: int, metrics: Metrics) -> None:
-    """One line per epoch."""
+    """Print one line per epoch."""
     said = [f"{text} {metrics[f'dpo/{name}']:.4f}" for name, text in _SAID.items()]
     print(f"epoch {epoch:>2}: {'  '.join(said)} nats", flush=True)
 

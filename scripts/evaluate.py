@@ -13,10 +13,10 @@ from klrl.output import as_program, lost
 from klrl.run import evaluate
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, fail, parse
-from klrl.scripts.cli.saved_agents import Opened, compare_versions, versions_of, working, write
+from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
 from klrl.studies.results import claim
+from klrl.text import printable
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,15 @@ class Evaluating:
     """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
     keeps its keyword arguments and its time limit."""
     episodes: PositiveInt = 20
-    """Episodes to play."""
+    """Number of episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
     """Sample actions instead of taking the most probable one."""
     max_steps: PositiveInt = ENOUGH
-    """Most steps of an episode; one that has not ended then is cut, which the result says."""
+    """Most steps of an episode; longer ones are cut, which the result says."""
     seed: NonNegativeInt = 0
-    """Evaluation episodes never share a seed with training."""
+    """Seed of the episodes, which never share one with training."""
     json: Path | None = None
-    """Also write the result to this file."""
+    """File to which the result is also written."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Evaluating, sys.argv[1:] if argv is None else argv, prog)
     torch.set_num_threads(1)
     with bad_input(prog):
-        opened = Opened.at(args.path, args.env)
-        agent, env = opened.agent, opened.make()
+        loaded = LoadedAgent.load(args.path, args.env)
+        agent, env = loaded.agent, loaded.make()
         if args.json:
             claim(args.json, "json")
     compare_versions(versions_of(args.path), "returns may differ from those of the training")
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         record = {
             "path": str(args.path),
-            "env": opened.env_id,
-            "agent": opened.name,
+            "env": loaded.env_id,
+            "agent": loaded.name,
             "num_timesteps": agent.num_timesteps,
             "deterministic": deterministic,
             "seed": args.seed,
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             write(args.json, record)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
-        f"{opened.name.upper()} on {printable(opened.env_id)} after {agent.num_timesteps:,} steps: "
+        f"{loaded.name.upper()} on {printable(loaded.env_id)} after {agent.num_timesteps:,} steps: "
         f"mean return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes"
     )
     if args.json is None and (error := lost(sys.stdout)) is not None:

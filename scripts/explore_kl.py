@@ -55,9 +55,9 @@ class ExploreKL:
     """
 
     output: Path = Path("explore-kl")
-    """A new or empty folder for README.md, numbers.csv and the figures."""
+    """New or empty folder for README.md, numbers.csv and the figures."""
     seed: NonNegativeInt = 0
-    """Of everything that is random."""
+    """Seed of all random numbers."""
 
 
 def explore(seed: int) -> list[Section]:

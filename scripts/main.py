@@ -1,4 +1,4 @@
-"""The ``klrl`` command: hands over to the script of the verb; imports nothing heavy before."""
+"""The ``klrl`` command: runs the script of the verb, and imports nothing heavy before."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from klrl.output import as_program
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
-    "resume": "finish a training that was interrupted, as if nothing had happened",
+    "resume": "finish an interrupted training, as if it had not been interrupted",
     "evaluate": "play episodes with a trained agent and report its return",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
-    "dpo": "tune a trained agent by preferences (DPO) and show the KL that it costs",
-    "doctor": "ask an environment what training relies on: spaces, time limit, numbers, repeatable episodes",
+    "dpo": "tune a trained agent by preferences (DPO), and show what it costs in KL",
+    "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
-    "torture": "kill, damage and deceive klrl by the protocol of reliability (in a checkout)",
+    "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 
 
 def usage() -> str:
-    """The text of ``klrl --help``."""
+    """Return the text of ``klrl --help``."""
     lines = ["usage: klrl VERB ...    (klrl VERB --help for the options of a verb)", "", "verbs:"]
     lines += [f"  {verb:<12}{text}" for verb, text in VERBS.items()]
     lines += ["", "for example:", "  klrl train ppo --env CartPole-v1 --total-timesteps 50000 --run-dir runs/demo"]
@@ -46,13 +46,13 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])
-    except KeyboardInterrupt as error:  # where there was nothing to keep
+    except KeyboardInterrupt as error:  # nothing to keep
         print(f"klrl {words[0]}: interrupted", file=sys.stderr)
-        sys.exit(128 + getattr(error, "number", 2))  # SIGINT without a number of its own
+        sys.exit(128 + getattr(error, "number", 2))  # SIGINT, without its number
 
 
 def command() -> None:
-    """``klrl`` as a program."""
+    """Run ``klrl`` as a program."""
     as_program(main)
 
 

@@ -18,7 +18,7 @@ from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.output import as_program
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import LARGEST_CONFIG
-from klrl.run.disk import contents
+from klrl.run.disk import read_regular_file
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
@@ -31,12 +31,12 @@ _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
     "versions": (dict,), "start_from": (str, type(None)),
 }  # fmt: skip
-"""What a config.json must have."""
+"""Types of the entries that a config.json must have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resuming:
-    """Go on from the newest good checkpoint to the steps that were asked for, as if nothing had happened."""
+    """Continue from the newest good checkpoint to the end of the training, as if there had been no interruption."""
 
     path: tyro.conf.Positional[Path]
     """A run directory."""
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl resume``."""
     prog = "klrl resume"
     args = parse(Resuming, sys.argv[1:] if argv is None else argv, prog)
-    with Signals() as signals:  # nothing can be saved until the training goes on
+    with Signals() as signals:  # nothing to save until the training continues
         _resume(prog, args, signals)
 
 
@@ -59,14 +59,14 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
     with bad_input(prog), failed_worker(prog):
         run = _read(args.path)
         region = _region(args.path, run, args.trust_region)
-        conduct, config = _settings(args.path, run, region)
-        torch.set_num_threads(conduct.torch_threads)
-        keep = conduct.directory(args.path, resume=True)
+        options, config = _settings(args.path, run, region)
+        torch.set_num_threads(options.torch_threads)
+        keep = options.directory(args.path, resume=True)
         keep.claim()
         env = environment(run["env"], args.env)
         agent, learn = _agent(args.path, run, config, env, region)
         keep.check_run(agent)
-    reason = _finished(agent, conduct)
+    reason = _finished(agent, options)
     if reason is not None:
         keep.release()
         print(printable(f"{args.path}: finished, {reason}"))
@@ -74,16 +74,16 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
     compare_versions(run["versions"], "the run may differ from the uninterrupted one")
     where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
     print(printable(f"resuming {args.path}: {where}"))
-    carry_out(prog, agent, learn, env, keep, conduct, signals)
+    run_training(prog, agent, learn, env, keep, options, signals)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What ``config.json`` says about the run."""
+    """Read the run's ``config.json``."""
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
     try:
-        run = {"start_from": None} | json.loads(contents(file, LARGEST_CONFIG))
+        run = {"start_from": None} | json.loads(read_regular_file(file, LARGEST_CONFIG))
         missing = _TYPES.keys() - run.keys()
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion | None:
-    """The trust region that was given in the place of a user's own, which is not saved; ``None`` for klrl's."""
+    """Return the trust region given in place of a custom one, which is not saved; ``None`` for klrl's own."""
     saved = own_class(run["config"].get("trust_region"))
     if saved is None:
         if given is not None:
@@ -122,8 +122,8 @@ def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion |
     return region
 
 
-def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[Conduct, AgentConfig]:
-    # Before there was the setting, a new environment was made for every episode where a trial found that to help.
+def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[RunOptions, AgentConfig]:
+    # Older versions made a new environment for every episode if a trial found that to help.
     config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
     if region is not None:
         config = with_region(config, region)
@@ -136,7 +136,7 @@ def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tu
 def _agent(
     path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec, region: TrustRegion | None
 ) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
-    """The agent where it was, or as it began if nothing of it was saved; and what trains it."""
+    """Return the agent as saved, or as it began if nothing was saved; and the function that trains it."""
     try:
         saved = checkpoint.read(path)
     except FileNotFoundError:
@@ -149,13 +149,13 @@ def _agent(
     return agent, agent.resume
 
 
-def _finished(agent: Agent[Any], conduct: Conduct) -> str | None:
-    """Why there is nothing to do, if there is nothing to do."""
+def _finished(agent: Agent[Any], options: RunOptions) -> str | None:
+    """Return why there is nothing to do, or ``None``."""
     if agent.training is None:
         return None
     if agent.num_timesteps >= agent.training.last:
         return f"{agent.num_timesteps:,} steps"
-    spent = [budget.spent(agent.history[-1]) for budget in conduct.budgets() if budget.on_exceed == "stop"]
+    spent = [budget.spent(agent.history[-1]) for budget in options.budgets() if budget.on_exceed == "stop"]
     return next((reason for reason in spent if reason), None)
 
 

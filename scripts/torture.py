@@ -1,4 +1,4 @@
-"""Hurt klrl and see what it keeps of its promises: ``klrl torture``, in a checkout of the repository."""
+"""Test klrl's promises under hostile conditions: ``klrl torture``, in a checkout of the repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from klrl.output import as_program
 from klrl.scripts.cli.command_line import fail
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-"""Where the protocol is, which is no part of the installed package."""
+"""Folder of the protocol, which is not part of the installed package."""
 
 
 def main(argv: list[str] | None = None) -> None:

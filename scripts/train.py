@@ -26,7 +26,6 @@ from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.flags import given
 from klrl.scripts.cli.training import Conduct, carry_out
 from klrl.validation import Bounds, NonNegativeInt
-from klrl.words import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Training:
     total_timesteps: Annotated[int, Bounds(1, 10**12)] = 100_000
     """Environment steps to train for, over all environments; whole updates are run."""
     seed: NonNegativeInt = 0
-    """Seed of the run; all its random streams come from it."""
+    """Seed of the run, from which all its random streams derive."""
     run_dir: Path | None = None
     """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
     start_from: Path | None = None
@@ -47,7 +46,7 @@ class Training:
     that these depend on are its own by default."""
     preset: Literal["auto", "none"] = "auto"
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
-    conduct: tyro.conf.OmitArgPrefixes[Conduct] = field(default_factory=Conduct)
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     with bad_input(prog):
         default = _defaults(name, options)
     training = parse(Training, options, prog, default)
-    torch.set_num_threads(training.conduct.torch_threads)
+    torch.set_num_threads(training.run.torch_threads)
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
@@ -66,14 +65,14 @@ def main(argv: list[str] | None = None) -> None:
             agent.start_from(training.start_from)
         notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}
         run_dir = training.run_dir or _new_directory(training.env, name, training.seed)
-        keep = training.conduct.directory(run_dir, notes)
+        keep = training.run.directory(run_dir, notes)
     known = {} if training.preset == "none" else preset(name, training.env)
     held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
     if known:
         agent.preset = training.env
     learn = partial(agent.learn, training.total_timesteps)
     with Signals() as signals:
-        carry_out(prog, agent, learn, training.env, keep, training.conduct, signals, preset=held)
+        run_training(prog, agent, learn, training.env, keep, training.run, signals, preset=held)
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
@@ -100,11 +99,11 @@ def _defaults(name: str, options: list[str]) -> Training:
 
 
 def inherited(path: str) -> dict[str, Any]:
-    """Of a saved agent's settings, those of its networks and statistics.
+    """Return the settings of a saved agent on which its networks and statistics depend.
 
     Raises:
-        FileNotFoundError: nothing saved there.
-        ValueError: damaged.
+        FileNotFoundError: nothing is saved there.
+        ValueError: the saved agent is damaged.
     """
     try:
         config = {**OLDER, **checkpoint.read(path)[1]["config"]}
@@ -115,7 +114,7 @@ def inherited(path: str) -> dict[str, Any]:
 
 
 def _new_directory(env: str, agent: str, seed: int) -> Path:
-    """A directory that nobody else has: the first to make it gets it."""
+    """Make a directory that nobody else has: the first to make it gets it."""
     name = f"{re.sub(r'[^A-Za-z0-9._:-]', '_', env)}__{agent}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
     for i in count(1):
         path = Path("runs") / (name if i == 1 else f"{name}-{i}")

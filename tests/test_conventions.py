@@ -56,7 +56,7 @@ ALLOWED = {
         "klrl.shown",
         "klrl.trust_region",
         "klrl.validation",
-        "klrl.words",
+        "klrl.text",
     },
 }
 ALLOWED["klrl.studies"] = ALLOWED["klrl.agents"] | {"klrl.agents", "klrl.output"}

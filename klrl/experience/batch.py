@@ -1,4 +1,4 @@
-"""What a rollout leaves: a batch of steps, and the episodes that ended in it."""
+"""The result of a rollout: a batch of steps, and the episodes that ended in it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Episode:
     length: int
     env_index: int
     info: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """What the info of its last step said under the agent's ``info_keys``; a key that was not there is not here."""
+    """Values of the agent's ``info_keys`` in the info of its last step; keys that were absent there are absent here."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +36,7 @@ class Batch:
     """T steps of N environments, time-major ``[T, N, ...]``; observations and rewards as the environment gave them."""
 
     observations: Tensor
-    """What the policy was given, before normalisation, ``[T, N, *O]``."""
+    """Observations given to the policy, before normalisation, ``[T, N, *O]``."""
     actions: Tensor
     """The policy's actions (before clipping to a box or shifting to a start), ``[T, N, *A]``."""
     behaviour: Distribution
@@ -45,7 +45,7 @@ class Batch:
     terminated: Tensor
     truncated: Tensor
     valid: Tensor
-    """False for steps that count nowhere: NEXT_STEP environments take them to reset, and lost ones to be made anew."""
+    """False for steps that do not count: the reset steps of NEXT_STEP environments, and steps lost with a worker."""
     next_observations: Tensor
     """The observations after the last step, ``[N, *O]``."""
     final_observations: Tensor
@@ -82,7 +82,7 @@ class Batch:
 
     @property
     def ended(self) -> Tensor:
-        """Where an episode ended, ``[T, N]``."""
+        """Mask of the steps that ended an episode, bool ``[T, N]``."""
         return self.terminated | self.truncated
 
     @cached_property
@@ -90,17 +90,25 @@ class Batch:
         """Number of valid steps."""
         return int(self.valid.sum())
 
-    def samples(self, x: T) -> T:
-        """The valid steps of something time-major, ``[T, N, ...] -> [n_samples, ...]``."""
+    def flatten_valid(self, x: T) -> T:
+        """Keep the valid steps of something time-major and merge its first two axes.
+
+        ``[T, N, ...] -> [n_samples, ...]``, one step of all environments after the other.
+        """
         if self.n_samples == self.valid.numel():
             return x.map(_merge) if isinstance(x, Distribution) else _merge(x)
         return x[self.valid]
 
-    def next_values(self, values: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-        """V of the state each step led to, ``[T, N]``, given V of the states it left.
+    def samples(self, x: T) -> T:
+        """Call :meth:`flatten_valid`: the old name, which goes with klrl 0.2."""
+        warn_user("Batch.samples is Batch.flatten_valid now; the old name goes with klrl 0.2", DeprecationWarning)
+        return self.flatten_valid(x)
 
-        That is the value of the next row, of ``next_observations`` after the last, and of the final
-        observation where an episode was truncated.
+    def next_values(self, values: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return V of the state each step led to, ``[T, N]``, given V of the states it left.
+
+        This is the value of the next row, of ``next_observations`` after the last, and of the final observation where
+        an episode was truncated.
         """
         following = torch.cat([values[1:], value(self.next_observations).unsqueeze(0)])
         if len(self.final_observations):

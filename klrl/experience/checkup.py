@@ -1,4 +1,4 @@
-"""What an environment does that training relies on: measured, in words a user can act on."""
+"""Checks of what training assumes of an environment: measured, and reported in words a user can act on."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.experience.environments import time_limit
-from klrl.experience.replay import (
+from klrl.experience.reproducibility import (
     EPISODES,
+    EnvTrial,
     Recording,
-    Trial,
     copied,
     costly_seeds,
     difference,
@@ -27,10 +27,10 @@ from klrl.experience.replay import (
 from klrl.experience.steps import BadStep, CheckedSteps
 from klrl.policy.spaces import check_spaces
 from klrl.policy.units import Units, caution
-from klrl.words import plain
+from klrl.text import plain
 
 _WIDE = 1e6
-"""Half of a range from which on bounds may be nominal."""
+"""Half-width of a range from which its bounds may be nominal."""
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -45,12 +45,12 @@ class Finding:
 
 
 def check_up(make: Callable[[], gym.Env], *, seed: int = 0, steps: int = 10_000) -> Iterator[Finding]:
-    """Ask an environment everything, one finding after the other; an exception of its own is the last.
+    """Run every check on an environment and yield the findings; an exception that it raises is the last finding.
 
     Args:
         make: makes one environment.
-        seed: of episodes and random actions.
-        steps: random steps in which to look for numbers that are none.
+        seed: seed of episodes and random actions.
+        steps: number of random steps in which to look for NaN and infinity.
     """
     try:
         yield from _findings(make, seed, steps)
@@ -75,15 +75,15 @@ def _findings(make: Callable[[], gym.Env], seed: int, steps: int) -> Iterator[Fi
         recordings = [record(checked, seed + i) for i in range(EPISODES)]
         yield _aliasing(env, seed)
         yield _numbers(checked, seed, steps)
-        yield _replay("the same after other episodes", checked, recordings, "note", _USED)
+        yield _repeats("the same after other episodes", checked, recordings, "note", _USED)
         yield _seeds(checked)
     with CheckedSteps(make, 0, promised) as fresh:
-        yield _replay("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
+        yield _repeats("the same in a new environment", fresh, recordings[:1], "problem", _FRESH)
 
 
 _USED = (
     "an episode depends on those before it, so episodes cannot be played again; if a run is interrupted, klrl resume "
-    "goes on in new ones (--rebuild-envs makes a new environment for each)"
+    "begins new ones (--rebuild-envs makes a new environment for each)"
 )
 _FRESH = "the same seed and actions give other episodes: runs cannot be repeated or resumed exactly"
 
@@ -103,7 +103,7 @@ def _time_limit(env: gym.Env) -> Finding:
 
 
 def _action_scale(space: gym.spaces.Box) -> Finding:
-    """Whether a Gaussian begins about where actions are."""
+    """Check that a Gaussian policy starts in the range of useful actions."""
     question = "scale of actions"
     if words := caution(space):
         return Finding(question, "note", f"{words}, in the environment's units; other scales must be set by hand")
@@ -115,7 +115,7 @@ def _action_scale(space: gym.spaces.Box) -> Finding:
     return Finding(question, "ok", "bounded: a Gaussian begins in the middle, and its std is half the box")
 
 
-def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
+def _repeats(question: str, env: gym.Env, recordings: list[Recording], verdict: Verdict, otherwise: str) -> Finding:
     for recording in recordings:
         if (step := difference(env, recording)) is not None:
             where = f"episode with seed {recording.seed}, step {step}"
@@ -125,15 +125,15 @@ def _replay(question: str, env: gym.Env, recordings: list[Recording], verdict: V
 
 
 def _seeds(env: gym.Env) -> Finding:
-    """What they cost."""
+    """Compare the cost of resets with and without a seed."""
     seconds = reset_seconds(env)
-    if (advice := costly_seeds(Trial("unknown", *seconds))) is not None:
+    if (advice := costly_seeds(EnvTrial("unknown", *seconds))) is not None:
         return Finding("cheap seeds", "note", f"no: {advice}")
     return Finding("cheap seeds", "ok", "yes, a reset with one takes {:.2g} s, one without {:.2g} s".format(*seconds))
 
 
 def _aliasing(env: gym.Env, seed: int) -> Finding:
-    """Whether an observation changes after it was handed out."""
+    """Check that an observation does not change after it was handed out."""
     observation, info = env.reset(seed=seed)
     before = copied(observation)
     env.step(random_action(env.action_space, observation, info))
@@ -143,7 +143,7 @@ def _aliasing(env: gym.Env, seed: int) -> Finding:
 
 
 def _numbers(env: CheckedSteps, seed: int, steps: int) -> Finding:
-    """Whether resets and random steps give what the spaces promise."""
+    """Check that resets and random steps give what the spaces promise."""
     question, episode, outside = "finite numbers", 0, ""
     for episode, step, observation, reward in _random_steps(env, seed, steps):
         where = f"step {step} of episode {episode}" if step else f"the reset of episode {episode}"
@@ -158,7 +158,7 @@ def _numbers(env: CheckedSteps, seed: int, steps: int) -> Finding:
 
 
 def _random_steps(env: CheckedSteps, seed: int, steps: int) -> Iterator[tuple[int, int, Any, float]]:
-    """Episode, step in it (0: the reset), observation, reward."""
+    """Yield episode, step in it (0: the reset), observation and reward."""
     env.action_space.seed(seed)
     observation, info = env.reset(seed=seed)
     yield (episode := 0), (length := 0), observation, 0.0

@@ -13,33 +13,33 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
-from klrl.experience.environments import astray, is_seeded, streams
+from klrl.experience.cursors import EnvCursor
+from klrl.experience.environments import diverged, is_seeded, spawn_env_seeds
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape
 from klrl.experience.vector import Vector, as_numpy
-from klrl.experience.whereabouts import Whereabouts
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.observations import MASK, Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
 
 
 class NonFinite(FloatingPointError):
-    """A number of an environment or of the policy is none; the message says which and where."""
+    """An environment or the policy produced NaN or infinity; the message says which, and where."""
 
     transition: Mapping[str, np.ndarray] = MappingProxyType({})
-    """What is known of the step, ``[N, ...]`` each: observation, action, executed, reward, next_observation.
+    """Arrays of the step, ``[N, ...]`` each: observation, action, executed, reward, next_observation, as far as known.
 
-    A final_observation is the one environment's, ``[1, ...]``; ``environment`` says which one that is.
+    A final_observation is that of one environment, ``[1, ...]``, and ``environment`` is its index.
     """
 
 
-class Elsewhere(ValueError):
-    """An environment did not come back to where it had been."""
+class ReplayMismatch(ValueError):
+    """An episode that was played again led to another observation than before."""
 
 
 class Collector:
@@ -47,13 +47,13 @@ class Collector:
 
     Args:
         envs: the environments.
-        begin: seeds for new episodes, or where the environments have been before.
-        encoding: of their observations.
+        begin: seeds for new episodes, or a cursor at which to continue.
+        encoding: encoding of their observations.
         total_timesteps: steps taken before.
 
     Raises:
         BadStep: the first observation cannot be used.
-        Elsewhere: the same seeds and actions lead to another observation than before.
+        ReplayMismatch: the same seeds and actions lead to another observation than before.
         NonFinite: the first observation is NaN or infinite.
     """
 
@@ -61,39 +61,42 @@ class Collector:
     def __init__(
         self,
         envs: VectorEnv,
-        begin: np.random.SeedSequence | Whereabouts,
+        begin: np.random.SeedSequence | EnvCursor,
         encoding: Encoding,
         total_timesteps: int = 0,
     ) -> None:
-        at = begin if isinstance(begin, Whereabouts) else Whereabouts.beginning(streams(begin, envs.num_envs))
+        cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(spawn_env_seeds(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
         self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
-        self._streams, self._episodes, self._lengths = at.streams, at.episodes.copy(), at.lengths.copy()
-        self._returns, self._tape = at.returns.copy(), Tape(np.concatenate(at.actions) if at.actions else None)
+        self._env_seeds, self._episodes, self._lengths = cursor.env_seeds, cursor.episodes.copy(), cursor.lengths.copy()
+        self._returns, self._tape = (
+            cursor.returns.copy(),
+            Tape(np.concatenate(cursor.actions) if cursor.actions else None),
+        )
         self._told = False
         self._resetting = np.zeros(envs.num_envs, dtype=bool)
         self._seeded = is_seeded(envs)
         self.restarts = 0
-        """How often a worker process was made anew, its episode lost."""
-        observation, infos = self._vector.reset(at)
+        """Number of times a worker process was restarted and its episode lost."""
+        observation, infos = self._vector.reset(cursor)
         self._episodes += self._lose(infos, _Rollout(()))
         self._observation = self._encoded(observation, infos, self._resetting, ahead=0)
-        if at.observation is not None:
-            self._check_arrival(at.observation)
+        if cursor.observation is not None:
+            self._check_arrival(cursor.observation)
 
     @property
     def mode(self) -> AutoresetMode:
-        """What the environments do after an episode, as far as that is known."""
+        """Autoreset mode of the environments, as far as it is known."""
         return self._vector.mode
 
     @property
-    def whereabouts(self) -> Whereabouts | None:
-        """Where the environments are; ``None`` for such as cannot be taken to a place."""
+    def cursor(self) -> EnvCursor | None:
+        """Cursor of the environments; ``None`` if their episodes cannot be played again."""
         if not self._seeded:
             return None
-        return Whereabouts(
-            streams=self._streams,
+        return EnvCursor(
+            env_seeds=self._env_seeds,
             episodes=self._episodes.copy(),
             lengths=self._lengths.copy(),
             returns=self._returns.copy(),
@@ -103,11 +106,11 @@ class Collector:
 
     def _check_arrival(self, expected: Tensor) -> None:
         here = self._observation.to(expected.dtype)  # what was saved may have been rounded to float32
-        each = zip(here.numpy(), expected.numpy(), astray(self.envs), strict=True)
+        each = zip(here.numpy(), expected.numpy(), diverged(self.envs), strict=True)
         for i, (one, other, lost) in enumerate(each):
             if lost or one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
-                raise Elsewhere(f"environment {i} did not come back to where it was, {where}")
+                raise ReplayMismatch(f"environment {i} did not come back to where it was, {where}")
 
     @undisturbed
     def collect(self, act: Act, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:
@@ -116,7 +119,7 @@ class Collector:
         Args:
             act: observations ``[N, *O]`` to (policy's actions, environment's actions, distributions).
             n_steps: T.
-            info_keys: whose numbers in the info of an episode's last step are kept with the episode.
+            info_keys: keys whose numbers in the info of an episode's last step are kept with the episode.
 
         Raises:
             BadStep: an environment gave what cannot be used.
@@ -129,7 +132,7 @@ class Collector:
         return self._batch(rollout)
 
     def _step(self, act: Act, rollout: _Rollout) -> None:
-        """One step everywhere."""
+        """Take one step in every environment."""
         observation, valid = self._observation, ~self._resetting
         action, execute, behaviour = act(observation)
         seen: dict[str, Any] = {"observation": observation, "action": action, "executed": execute}
@@ -158,9 +161,9 @@ class Collector:
         rollout.rows.append((observation, action, behaviour, torch.from_numpy(rewards), terminated, truncated, valid))
 
     def _lose(self, infos: Infos, rollout: _Rollout) -> np.ndarray:
-        """Where workers were made anew; their episodes are over, and not counted yet.
+        """Find the environments whose workers were restarted; their episodes are over and not counted yet.
 
-        The step that was lost is none; the one before it ends the episode, in the state that was seen last.
+        The lost step does not count; the one before it ends the episode, in the last state that was seen.
         """
         lost = np.zeros(self.envs.num_envs, dtype=bool)
         if not (restarted := self._vector.restarted(infos)):
@@ -179,7 +182,7 @@ class Collector:
         return lost
 
     def _remember(self, executed: list[np.ndarray]) -> None:
-        """Keep the actions of the current episodes, if they can be of use."""
+        """Keep the actions of the current episodes, if they can be used to play them again."""
         if not self._seeded:
             return
         actions, longest = np.array(executed), int(self._lengths.max())
@@ -191,14 +194,14 @@ class Collector:
             self._told = True
             text = (
                 f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
-                "longer kept; after an interruption new episodes begin, and training goes on differently than without"
+                "longer kept; a training resumed from here begins new episodes, and differs from an uninterrupted one"
             )
             warn_user(text)
 
     def _count(
         self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray, infos: Infos, info_keys: Sequence[str]
     ) -> list[Episode]:
-        """Follow returns and lengths; the episodes that ended in this step."""
+        """Update returns and lengths, and return the episodes that ended in this step."""
         self.total_timesteps += int(np.count_nonzero(valid))
         self._returns += reward
         self._lengths += valid
@@ -216,7 +219,7 @@ class Collector:
         return done
 
     def _final(self, i: int, infos: Infos) -> Tensor | None:
-        """The last observation of the episode that was just truncated in environment ``i``, if it has been told."""
+        """Return the last observation of the episode just truncated in environment ``i``, if that was given."""
         if self.mode is AutoresetMode.NEXT_STEP:
             return self._observation[i]
         if (told := self._vector.final_observation(i, infos)) is None:
@@ -243,7 +246,7 @@ class Collector:
         )
 
     def _encoded(self, observation: Any, infos: Infos, ended: np.ndarray, ahead: int = 1) -> Tensor:
-        """Observations as the policy gets them, with their masks; ``ahead`` of the steps that are counted."""
+        """Return observations as the policy gets them, with masks, ``ahead`` steps after those that are counted."""
         same_step = self.mode is AutoresetMode.SAME_STEP
         over = ended & (not same_step)  # what is done in these states has no effect
         masks = self._masks(infos, over) if self.encoding.mask_in_info else None
@@ -269,7 +272,7 @@ class Collector:
             raise BadStep(f"{error} (after {self.total_timesteps} steps)") from error
 
     def _masks(self, infos: Infos, ended: np.ndarray) -> np.ndarray:
-        """Masks of infos ``[N, n]``; none is needed where an episode has just ended."""
+        """Return the masks in infos, ``[N, n]``; an environment whose episode has just ended needs no mask."""
         masks = as_numpy(infos.gathered(MASK))
         known = np.array([mask is not None for mask in masks])
         for i in np.flatnonzero(~known & ~ended):
@@ -293,15 +296,15 @@ class Collector:
         begun: np.ndarray | None = None,
         ahead: int = 1,
     ) -> None:
-        """Refuse what is not finite where it enters.
+        """Raise for values that are not finite, where they enter.
 
         Args:
-            name: what it is.
+            name: name of the values, for the message.
             array: one row per environment.
             locate: words for an index inside of a row.
-            environments: which ones, if not all.
-            begun: where it belongs to the episode after the one that is counted.
-            ahead: by how many steps it is ahead of those that are counted.
+            environments: indices of the rows' environments, if not all.
+            begun: mask of rows that belong to the episode after the one that is counted.
+            ahead: number of steps after those that are counted.
         """
         if array.dtype.kind != "f" or np.isfinite(array).all():
             return
@@ -320,7 +323,7 @@ class Collector:
 
 @dataclass(eq=False)
 class _Rollout:
-    """What a rollout has gathered so far."""
+    """Steps that a rollout has gathered so far."""
 
     info_keys: Sequence[str]
     rows: list[tuple[Tensor, Array, Distribution, Tensor, np.ndarray, np.ndarray, np.ndarray]] = field(

@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 NO_LIMIT = 2**31 - 1
-"""``max_episode_steps`` of an engine that wants an int32 where Gymnasium has None."""
+"""``max_episode_steps`` for an engine that wants an int32 where Gymnasium has None."""
 
 # Settings of EnvPool itself, of an id's version, and files that it would look for among its own.
 _RESERVED = {
@@ -32,10 +32,10 @@ _RESERVED = {
 
 
 def plain_spec(env: object, mode: str) -> EnvSpec:
-    """The ``EnvSpec`` of an id or ``EnvSpec`` without wrappers, all that an engine can make.
+    """Return the ``EnvSpec`` of an id, or of an ``EnvSpec`` without wrappers: an engine can make nothing else.
 
     Raises:
-        ValueError: something else.
+        ValueError: ``env`` is neither.
     """
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
     if not isinstance(spec, EnvSpec) or spec.additional_wrappers:
@@ -50,16 +50,16 @@ def plain_spec(env: object, mode: str) -> EnvSpec:
 class EnvPoolVectorEnv(VectorEnv):
     """EnvPool's environments in C++ threads, with Gymnasium's spaces and seeds, in NEXT_STEP autoreset mode.
 
-    Each environment has a seed and a random stream of its own; trajectories do not depend on how many there are or on
-    the threads. There are as many threads as cores this process may run on, at most one per environment (EnvPool's
+    Each environment has a seed and random numbers of its own; trajectories depend neither on the number of environments
+    nor on threads. There are as many threads as cores this process may run on, at most one per environment (EnvPool's
     default; ``taskset`` limits it). An episode that terminates in the very step of its time limit is reported as
     truncated only: EnvPool does not tell the two apart.
 
     Args:
-        spec: of an id that Gymnasium and EnvPool both know; its changes to the registered settings are passed on.
-        num_envs: how many environments.
-        observation_space: of Gymnasium's environment.
-        action_space: of Gymnasium's environment.
+        spec: spec of an id that Gymnasium and EnvPool both know; its changes to the registered settings are passed on.
+        num_envs: number of environments.
+        observation_space: space of Gymnasium's environment.
+        action_space: space of Gymnasium's environment.
 
     Raises:
         ValueError: EnvPool is not installed, does not know the id or a setting, or has other spaces.
@@ -87,7 +87,7 @@ class EnvPoolVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """New episodes everywhere; with a seed in new environments, because EnvPool seeds only what it makes."""
+        """Begin new episodes everywhere; a seed needs new environments, because EnvPool seeds only at construction."""
         if seed is not None or self._pool is None:
             seeds = _seeds(seed, self.num_envs)
             with _bounds_in_float64():
@@ -96,7 +96,7 @@ class EnvPoolVectorEnv(VectorEnv):
         return self._pool.reset(options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step everywhere, a reset where the last one ended an episode."""
+        """Step every environment; one whose episode ended in the last step is reset instead."""
         return self._pool.step(actions)
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -105,13 +105,13 @@ class EnvPoolVectorEnv(VectorEnv):
 
 
 def from_entry_point(spec: EnvSpec, num_envs: int, observation_space: gym.Space, action_space: gym.Space) -> VectorEnv:
-    """An environment that is vectorised itself, by its ``vector_entry_point``; its class defines the autoreset mode.
+    """Make an environment that is itself vectorised, by its ``vector_entry_point``; its class sets the autoreset mode.
 
     Args:
         spec: its settings and time limit are passed on.
-        num_envs: how many environments.
-        observation_space: of Gymnasium's single environment.
-        action_space: of Gymnasium's single environment.
+        num_envs: number of environments.
+        observation_space: space of Gymnasium's single environment.
+        action_space: space of Gymnasium's single environment.
 
     Raises:
         ValueError: there is no such entry point, it does not take a setting, or it has other spaces.
@@ -143,7 +143,7 @@ def _import_envpool() -> ModuleType:
 
 
 def _settings(spec: EnvSpec, envpool: ModuleType) -> dict[str, Any]:
-    """What an ``EnvSpec`` changes in the registered environment, as EnvPool's settings; nothing is dropped."""
+    """Translate an ``EnvSpec``'s changes of the registered environment into EnvPool's settings; nothing is dropped."""
     known = [name for name in envpool.list_all_envs() if name in gym.registry]
     if spec.id not in known:
         raise ValueError(f"env = {spec.id!r} is not one of EnvPool's environments; {_hint(spec.id, known)}")
@@ -166,7 +166,7 @@ def _settings(spec: EnvSpec, envpool: ModuleType) -> dict[str, Any]:
 
 
 def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
-    """One seed per environment, 32 bits as the signed integers that EnvPool takes."""
+    """Return one seed per environment, as the signed 32-bit integers that EnvPool takes."""
     if seed is None:
         return np.random.SeedSequence().generate_state(n).view(np.int32).tolist()
     seeds = [seed + i for i in range(n)] if isinstance(seed, (int, np.integer)) else list(seed)
@@ -174,7 +174,7 @@ def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:
 
 
 def _fits(ours: gym.Space, theirs: gym.Space) -> bool:
-    """The same kind, shape and choices."""
+    """True for spaces of the same kind, shape and choices."""
     if isinstance(ours, Discrete) and isinstance(theirs, Discrete):
         return bool(ours.n == theirs.n and ours.start == theirs.start)
     return isinstance(ours, Box) and isinstance(theirs, Box) and ours.shape == theirs.shape
@@ -193,7 +193,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def _bounds_in_float64() -> Iterator[None]:
-    """EnvPool gives the bounds of float32 spaces in float64; Gymnasium warns about each of them."""
+    """Silence Gymnasium's warning about EnvPool's bounds, which are float64 for float32 spaces."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*Box (low|high)'s precision lowered", category=UserWarning)
         yield

@@ -1,4 +1,4 @@
-"""One way in for everything that can be an environment: id, EnvSpec, factory, Env or VectorEnv."""
+"""Construction of environments from anything that can be one: id, EnvSpec, factory, Env or VectorEnv."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
-from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
-from klrl.words import nearest, one_line, warn_user
+from klrl.text import nearest, one_line, warn_user
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
@@ -32,7 +32,7 @@ ENGINES: dict[str, Callable[[EnvSpec, int, gym.Space, gym.Space], VectorEnv]] = 
     "vector_entry_point": from_entry_point,
     "envpool": EnvPoolVectorEnv,
 }
-"""What makes environments by ``EnvSpec``, number and Gymnasium's spaces, by mode."""
+"""Functions of ``EnvSpec``, number and Gymnasium's spaces that make the environments of a mode."""
 
 
 def make_vector_env(
@@ -45,7 +45,7 @@ def make_vector_env(
     rebuild_envs: bool = False,
     seed_every_episode: bool = True,
 ) -> VectorEnv:
-    """A vector environment of ``n_envs`` copies of ``env``.
+    """Make a vector environment of ``n_envs`` copies of ``env``.
 
     In this process ("sync") or one process each ("async"), in SAME_STEP autoreset mode and with episodes that are
     seeded one by one (:class:`SeededEpisodes`); or made by id or ``EnvSpec`` in an engine with a mode of its own: the
@@ -89,7 +89,7 @@ def make_vector_env(
 
 
 def _check_vector(envs: VectorEnv) -> None:
-    """Look at what a user's vector says of itself; and warn where the agent's seed will not reach it."""
+    """Check the attributes of a user's vector, and warn if the agent's seed will not reach it."""
     for name in ("num_envs", "single_observation_space", "single_action_space"):
         if getattr(envs, name, None) is None:
             raise ValueError(f"env = {type(envs).__name__} without {name}; allowed: a VectorEnv that has it")
@@ -103,12 +103,12 @@ def _check_vector(envs: VectorEnv) -> None:
 
 
 def _is_pool(envs: VectorEnv) -> bool:
-    """Whether it is EnvPool's own, which klrl does not import to find out."""
+    """True for a vector of EnvPool's own, found out without importing EnvPool."""
     return any(cls.__module__.partition(".")[0] == "envpool" for cls in type(envs.unwrapped).__mro__)
 
 
 def _first(env: EnvLike, make: Callable[[], gym.Env]) -> gym.Env:
-    """Make one environment and look at it before there are many."""
+    """Make one environment and check it before making many."""
     try:
         one = make()
     except (gym.error.Error, ImportError) as error:
@@ -138,7 +138,7 @@ class _Seeded:
     rebuild: bool
 
     def __call__(self, i: int, ready: Sequence[gym.Env] = ()) -> SeededEpisodes:
-        """One of them, around what is ``ready`` already."""
+        """Make one of them, around an environment that is ``ready``, if there is one."""
         left = [*ready]
 
         def make() -> gym.Env:
@@ -148,7 +148,7 @@ class _Seeded:
 
 
 def _in_this_process(one: gym.Env, seeded: _Seeded, n: int, kept: bool) -> SyncVectorEnv:
-    """A vector of ``n``, of which ``one`` is made; where that fails none stays open, but for ``one`` to be ``kept``."""
+    """Make a vector of ``n``, ``one`` and more; a failure closes all of them, but for ``one`` if it is ``kept``."""
     made: list[gym.Env] = [one]
     try:
         made[0] = seeded(0, [one])
@@ -164,7 +164,7 @@ def _in_this_process(one: gym.Env, seeded: _Seeded, n: int, kept: bool) -> SyncV
 
 
 def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[], gym.Env]:
-    """A function that makes one environment (or returns the one instance there is)."""
+    """Return a function that makes one environment (or returns the one instance given)."""
     if isinstance(env, gym.Env):
         return lambda: env
     if isinstance(env, (str, EnvSpec)):
@@ -182,7 +182,7 @@ def check_id(env: str) -> None:
     """Refuse an id that Gymnasium does not know, before any environment is made.
 
     Raises:
-        ValueError: naming the id and the nearest ones.
+        ValueError: the message names the id and the nearest ones.
     """
     module, _, name = env.rpartition(":")
     try:
@@ -220,7 +220,7 @@ def _unknown(module: str, name: str, error: Exception) -> str:
 
 
 def env_id(env: EnvLike) -> str | None:
-    """The registered id, where there is one, without a module to import: the key of presets."""
+    """Return the registered id, if there is one, without a module to import: the key of presets."""
     if isinstance(env, str):
         return env.rpartition(":")[2]
     spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
@@ -228,12 +228,12 @@ def env_id(env: EnvLike) -> str | None:
 
 
 def number_of(env: EnvLike | None) -> int | None:
-    """How many environments it is; ``None`` where as many are made as one likes."""
+    """Number of environments that ``env`` fixes; ``None`` if any number of them can be made."""
     return env.num_envs if isinstance(env, VectorEnv) else 1 if isinstance(env, gym.Env) else None
 
 
 def describe(env: EnvLike | None) -> dict[str, Any] | None:
-    """An id, ``EnvSpec`` or ``Env`` as JSON; ``None`` for what a registered id and plain settings cannot name."""
+    """Return an id, ``EnvSpec`` or ``Env`` as JSON; ``None`` if an id and plain settings cannot describe it."""
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
     limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
     if isinstance(env, gym.Env):
@@ -253,7 +253,7 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
 
 
 _IN_A_SPEC = {TimeLimit, OrderEnforcing, PassiveEnvChecker}
-"""What a spec does not count as additional wrappers, nor what is derived from them."""
+"""Wrappers that a spec does not count as additional; classes derived from them are."""
 
 
 def _wrappers(env: gym.Env) -> Iterator[gym.Wrapper]:
@@ -263,16 +263,16 @@ def _wrappers(env: gym.Env) -> Iterator[gym.Wrapper]:
 
 
 def time_limit(env: gym.Env) -> int | None:
-    """After how many steps episodes are truncated: the least of all limits, while ``spec`` names the outermost one."""
+    """Smallest number of steps after which episodes are truncated; ``spec`` knows only the outermost limit."""
     limits = (wrapper._max_episode_steps for wrapper in _wrappers(env) if isinstance(wrapper, TimeLimit))
     return min(limits, default=None)
 
 
 def described(data: dict[str, Any] | None) -> EnvSpec | None:
-    """The inverse of :func:`describe`, for an id that is registered here; nothing is imported.
+    """Return the ``EnvSpec`` that :func:`describe` wrote, if its id is registered here; nothing is imported.
 
     Raises:
-        ValueError: what :func:`describe` does not write.
+        ValueError: :func:`describe` does not write such data.
     """
     if data is None:
         return None
@@ -288,7 +288,7 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
 
 
 def declared_mode(envs: VectorEnv) -> AutoresetMode | None:
-    """NEXT_STEP or SAME_STEP, by the mode itself, its value or its name; ``None`` where the environment is silent.
+    """Return NEXT_STEP or SAME_STEP, declared as mode, value or name; ``None`` if the environment declares nothing.
 
     Raises:
         ValueError: autoreset is off, and rollouts could not go on after an episode; or something else is declared.
@@ -303,43 +303,43 @@ def declared_mode(envs: VectorEnv) -> AutoresetMode | None:
     raise ValueError(f"autoreset_mode = {shown!r}; allowed: {AutoresetMode.NEXT_STEP.value!r}, 'SameStep'")
 
 
-def streams(seeds: np.random.SeedSequence, n: int) -> list[int]:
-    """Independent seeds of ``n`` environments, 32 bits each."""
+def spawn_env_seeds(seeds: np.random.SeedSequence, n: int) -> list[int]:
+    """Return independent seeds of ``n`` environments, 32 bits each."""
     return [int(s.generate_state(1)[0]) for s in seeds.spawn(n)]
 
 
 def is_seeded(envs: VectorEnv) -> TypeGuard[SyncVectorEnv | WorkerVectorEnv]:
-    """Whether all episodes are seeded one by one, so that the environments can be taken to any place."""
+    """True if every episode has a seed of its own, so that the environments can be taken to any cursor."""
     if isinstance(envs, SyncVectorEnv):
         return all(isinstance(env, SeededEpisodes) and env.every for env in envs.envs)
     return isinstance(envs, WorkerVectorEnv) and envs.seeded
 
 
-def reset(envs: VectorEnv, at: Whereabouts) -> tuple[Any, dict[str, Any]]:
-    """Take every environment to its place; the observations there and info.
+def reset(envs: VectorEnv, cursor: EnvCursor) -> tuple[Any, dict[str, Any]]:
+    """Take every environment to its cursor, and return the observations there and info.
 
-    Environments that cannot be taken to a place begin streams of episodes; a foreign ``VectorEnv`` promises to take
-    one seed only and gets one, and EnvPool none, which it would not heed.
+    Environments that cannot be taken to a cursor begin new episodes from their seeds; a foreign ``VectorEnv`` promises
+    to take a single seed and gets one, and EnvPool, which would ignore it, gets none.
     """
     if is_seeded(envs):
         if isinstance(envs, WorkerVectorEnv):
-            envs.go_to(at.places())
+            envs.go_to(cursor.episode_cursors())
         else:
-            for env, place in zip(_seeded(envs), at.places(), strict=True):
-                env.place = place
+            for env, episode in zip(_seeded(envs), cursor.episode_cursors(), strict=True):
+                env.cursor = episode
         return envs.reset()
     if _is_pool(envs):
         return envs.reset()
-    seeds: list[int] = at.streams.tolist()
+    seeds: list[int] = cursor.env_seeds.tolist()
     own = isinstance(envs.unwrapped, (SyncVectorEnv, AsyncVectorEnv, WorkerVectorEnv, EnvPoolVectorEnv))
     return envs.reset(seed=seeds if own else seeds[0])  # type: ignore[arg-type]
 
 
-def astray(envs: VectorEnv) -> Sequence[bool]:
-    """Of each environment, whether the last :func:`reset` found another way than the one to its place."""
+def diverged(envs: VectorEnv) -> Sequence[bool]:
+    """True for each environment that did not arrive at its cursor in the last :func:`reset`."""
     if not is_seeded(envs):
         return [False] * envs.num_envs
-    return envs.astray() if isinstance(envs, WorkerVectorEnv) else [env.astray for env in _seeded(envs)]
+    return envs.diverged() if isinstance(envs, WorkerVectorEnv) else [env.diverged for env in _seeded(envs)]
 
 
 def _seeded(envs: SyncVectorEnv) -> Sequence[SeededEpisodes]:

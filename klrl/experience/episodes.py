@@ -1,4 +1,4 @@
-"""Episodes that their seed and their actions determine, so that any of them can be begun again and played up to now."""
+"""Episodes determined by a seed and actions, so that each can be begun again and played up to the present."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from klrl.experience.steps import Transparent
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
-    """Where an environment is: in which episode of which stream, after which actions."""
+class EpisodeCursor:
+    """Position of an environment: which of its episodes, and the actions taken in it."""
 
-    stream: int
-    """Seed of all the environment's episodes."""
+    env_seed: int
+    """Seed of the environment, from which the seeds of its episodes derive."""
     episode: int = 0
-    """How many came before it."""
+    """Number of episodes before this one."""
     actions: Sequence[Any] = ()
-    """What has been executed since its reset."""
+    """Actions executed since its reset."""
     total: float | None = None
-    """Sum of the rewards since then; ``None``: nobody knows."""
+    """Sum of the rewards since its reset; ``None`` if unknown."""
 
     @property
     def seed(self) -> int:
-        """What the environment is reset with; 31 bits, because some simulators take an int32."""
-        return int(np.random.SeedSequence(self.stream, spawn_key=(self.episode,)).generate_state(1)[0] >> 1)
+        """Seed of the episode's reset; 31 bits, because some simulators take an int32."""
+        return int(np.random.SeedSequence(self.env_seed, spawn_key=(self.episode,)).generate_state(1)[0] >> 1)
 
     @property
-    def following(self) -> Place:
-        """The beginning of the next episode."""
-        return Place(self.stream, self.episode + 1)
+    def following(self) -> EpisodeCursor:
+        """Cursor at the beginning of the next episode."""
+        return EpisodeCursor(self.env_seed, self.episode + 1)
 
 
 class Playing:
-    """What steps environments by itself, so that one command to it may take as long as many steps."""
+    """Base of environments that step by themselves, so that one command to them may take as long as many steps."""
 
     played: Callable[[], object] = staticmethod(lambda: None)
-    """Called after every one of them."""
+    """Called after each of those steps."""
 
 
 class SeededEpisodes(Transparent, Playing):
-    """Seeds every episode on its own: none depends on how long the ones before it were.
+    """Seeds every episode on its own: an episode does not depend on the length of those before it.
 
-    A reset with a seed begins a stream of episodes, a reset without one its next episode. Where ``place`` is set, the
-    next reset goes there, and returns the observation and info after its last action.
+    A reset with a seed sets the environment's seed and begins its first episode; a reset without one begins the next
+    episode. If ``cursor`` is set, the next reset goes there and returns the observation and info after its last action.
 
     Args:
         make: makes the environment.
-        index: which one of several it is, for messages.
-        every: seed every episode; or only an environment's first one, and what a reset with a seed begins.
+        index: number of the environment, for messages.
+        every: seed every episode; or only an environment's first one, and those that a reset with a seed begins.
         rebuild: make a new environment for every episode.
     """
 
@@ -60,24 +60,24 @@ class SeededEpisodes(Transparent, Playing):
         self, make: Callable[[], gym.Env], index: int = 0, *, every: bool = True, rebuild: bool = False
     ) -> None:
         super().__init__(make())
-        self.place: Place | None = None
-        self.astray = False
-        """Whether the way to the last place led elsewhere: the episode after it has begun instead."""
+        self.cursor: EpisodeCursor | None = None
+        self.diverged = False
+        """True if the last cursor could not be reached, and the episode after it has begun instead."""
         self.every = every
         self._make, self._index, self._rebuild = make, index, rebuild
-        self._now: Place | None = None
+        self._now: EpisodeCursor | None = None
         self._seed: int | None = None
         self._steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode, or go to ``place``; where that cannot be reached any more, to the episode after it."""
+        """Begin an episode, or go to ``cursor``; if that can no longer be reached, to the episode after it."""
         begins = self._now is None or seed is not None
         if self._now is not None and self._rebuild:
             self.env.close()
             self.env, begins = self._make(), True
-        place = self._next(seed)
-        self._now, self._steps, self.place, self.astray = place, 0, None, False
-        self._seed = place.seed if self.every or begins else None
+        cursor = self._next(seed)
+        self._now, self._steps, self.cursor, self.diverged = cursor, 0, None, False
+        self._seed = cursor.seed if self.every or begins else None
         try:
             observation, info = self.env.reset(seed=self._seed, options=options)
         except SystemExit as error:
@@ -85,38 +85,40 @@ class SeededEpisodes(Transparent, Playing):
         except Exception as error:
             self._locate(error, "reset")
             raise
-        if len(place.actions) == 0:
+        if len(cursor.actions) == 0:
             return observation, info
         try:
-            return self._played(place)
-        except Exception:  # it is not what it was
-            self.place = place.following
+            return self._played(cursor)
+        except Exception:  # the environment no longer repeats its episode
+            self.cursor = cursor.following
             answer = self.reset(options=options)
-            self.astray = True
+            self.diverged = True
             return answer
 
-    def _next(self, seed: int | None) -> Place:
+    def _next(self, seed: int | None) -> EpisodeCursor:
         if seed is not None:
-            return Place(seed)
-        if self.place is not None:
-            return self.place
-        return Place(np.random.SeedSequence().generate_state(1)[0]) if self._now is None else self._now.following
+            return EpisodeCursor(seed)
+        if self.cursor is not None:
+            return self.cursor
+        return (
+            EpisodeCursor(np.random.SeedSequence().generate_state(1)[0]) if self._now is None else self._now.following
+        )
 
-    def _played(self, place: Place) -> tuple[Any, dict[str, Any]]:
-        """What the last of its actions leads to, if none before it ends the episode and they earn as much as before."""
+    def _played(self, cursor: EpisodeCursor) -> tuple[Any, dict[str, Any]]:
+        """Play a cursor's actions; an error if the episode ends early or earns other rewards than before."""
         total = 0.0
-        for action in place.actions:
+        for action in cursor.actions:
             observation, reward, terminated, truncated, info = self.step(action)
             total += float(reward)
             self.played()
             if terminated or truncated:
                 raise RuntimeError("the episode ended early")
-        if place.total not in (None, total):
+        if cursor.total not in (None, total):
             raise RuntimeError("the rewards are others")
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """As the environment does it; an exception gets a note on where it happened."""
+        """Step the environment; an exception gets a note that says where it happened."""
         self._steps += 1
         try:
             return self.env.step(action)
@@ -127,7 +129,7 @@ class SeededEpisodes(Transparent, Playing):
             raise
 
     def _stopped(self, error: SystemExit, what: str) -> RuntimeError:
-        """An environment that wants to end the program has failed: training was not finished."""
+        """Return the error for an environment that tried to exit the program: training was not finished."""
         failure = RuntimeError(f"SystemExit: {error}")
         self._locate(failure, what)
         return failure

@@ -1,4 +1,4 @@
-"""Whether somebody else has reset or stepped an environment, by what its attributes show; nothing is put into it."""
+"""Detection of resets and steps by others, from an environment's attributes alone; nothing is added to it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import gymnasium as gym
 import numpy as np
 
 _BYTES, _ELEMENTS, _DEPTH = 2**16, 100, 3
-"""The largest array, the longest collection and the deepest nesting that is looked at, at every rollout."""
+"""Largest array, longest collection and deepest nesting compared at every rollout."""
 
 
 class Footprints:
-    """What training writes to an environment's attributes while it steps there, and whether others write that, too.
+    """Attributes of an environment that training writes when it steps, and a check whether others write them, too.
 
-    What training does not write (a level) is everybody's, and a single attribute without an underscore (the next task,
-    which a reset uses up) may have been set; everything else shows a reset or a step. Looked at are numbers, text,
-    arrays, random generators and collections of them, of the environment and its wrappers.
+    Attributes that training does not write (a level) may be changed by anyone, and so may a single attribute without
+    an underscore (the next task, which a reset uses up); any other change reveals a reset or a step. Compared are
+    numbers, text, arrays, random generators and collections of them, of the environment and its wrappers.
 
     Args:
-        env: where training is about to reset and step.
+        env: the environment, before training resets and steps it.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -31,19 +31,19 @@ class Footprints:
         self._written: set[tuple[int, str]] = set()
 
     def leave(self) -> None:
-        """Training has stepped there."""
+        """Record the attributes after training has stepped."""
         before, self._seen = self._seen, dict(_attributes(self._env))
         self._written |= {key for key, x in self._seen.items() if x != before.get(key)}
 
     def come_back(self) -> list[str]:
-        """Training is about to step there again; what others changed if they have stepped or reset it meanwhile."""
+        """Return the attributes that others changed since, if they stepped or reset the environment."""
         before, self._seen = self._seen, dict(_attributes(self._env))
         changed = [key[1] for key in sorted(self._written) if self._seen.get(key) != before.get(key)]
         return changed if len(changed) > 1 or any(name.startswith("_") for name in changed) else []
 
 
 def _attributes(env: gym.Env) -> Iterator[tuple[tuple[int, str], object]]:
-    """What can be compared, by layer (0 is the outermost wrapper) and name."""
+    """Yield what can be compared, by layer (0 is the outermost wrapper) and name."""
     layer, depth = env, 0
     while True:
         for name, value in getattr(layer, "__dict__", {}).items():
@@ -55,7 +55,7 @@ def _attributes(env: gym.Env) -> Iterator[tuple[tuple[int, str], object]]:
 
 
 def _comparable(x: Any, depth: int = _DEPTH) -> object | None:
-    """Something that stays and can be compared; ``None`` for what is not looked at."""
+    """Return a value that can be kept and compared; ``None`` for other kinds."""
     if isinstance(x, np.ndarray):
         return (x.dtype.str, x.shape, x.tobytes()) if x.dtype != object and x.nbytes <= _BYTES else None
     if x is None or isinstance(x, (bool, int, float, str, np.generic)):

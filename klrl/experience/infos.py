@@ -1,4 +1,4 @@
-"""What environments say beside a step: a dict for each of them, never stacked, because Gymnasium promises no types."""
+"""Infos of environments: a dict for each, never stacked, because Gymnasium does not say which types they hold."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 from klrl.experience.steps import BadStep
 from klrl.experience.worker import unpickled
 from klrl.experience.workers import WorkerVectorEnv
-from klrl.words import one_line
+from klrl.text import one_line
 
 FINAL_OBSERVATION = ("final_obs", "final_observation")
-"""Where vector environments have the last observations of episodes; the second name is that of Gymnasium before 1.0."""
+"""Keys of the last observations of episodes; the second one is Gymnasium's before 1.0."""
 FINAL_INFO = "final_info"
 
 
 class Infos(abc.ABC):
-    """What N environments said of one step: a dict for each, also where it ended an episode and the next has begun."""
+    """Infos of N environments after one step: a dict each, of the episode that ended if one did."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -41,19 +41,19 @@ class Infos(abc.ABC):
 
     @abc.abstractmethod
     def gathered(self, key: str) -> list[Any]:
-        """Every environment's value that belongs to the state it is in now; ``None`` where it has none."""
+        """Return every environment's value for the state it is in now; ``None`` if it has no such key."""
 
     @abc.abstractmethod
     def final_observation(self, i: int) -> Any:
-        """The last observation of the episode that ended in environment ``i``; ``None``: nobody told it."""
+        """Return the last observation of the episode that ended in environment ``i``; ``None`` if it was not given."""
 
     @abc.abstractmethod
     def restarted(self) -> dict[int, int]:
-        """Whose worker was made anew, and how many episodes came before the one that began with it."""
+        """Return the environments whose workers were restarted, with the number of episodes before the new one."""
 
 
 class Separate(Infos):
-    """As klrl's own vectors tell them; bytes are opened when somebody reads them."""
+    """Infos of klrl's own vectors; pickled ones are opened when read."""
 
     def __init__(self, n: int) -> None:
         super().__init__(n)
@@ -61,25 +61,25 @@ class Separate(Infos):
         self._more: dict[int, dict[str, Any]] = {}
 
     def add(self, i: int, info: Any) -> None:
-        """What is added last is the environment's own; what came before it is the vector's."""
+        """Add an info: the last one added is the environment's own, an earlier one the vector's."""
         if i in self._infos:
             self._more[i] = self._infos[i]
-        if isinstance(info, dict):  # an environment may use one again, and fill it with something else
+        if isinstance(info, dict):  # an environment may reuse and overwrite it
             info = dict(info)
             if isinstance(final := info.get(FINAL_INFO), dict):
                 info[FINAL_INFO] = dict(final)
         self._infos[i] = info
 
     def gathered(self, key: str) -> list[Any]:
-        """Every environment's value."""
+        """Return every environment's value."""
         return [self._opened(self._infos[i], i).get(key) for i in range(self._n)]
 
     def final_observation(self, i: int) -> Any:
-        """The last observation of an episode."""
+        """Return the last observation of an episode."""
         return self._more[i][FINAL_OBSERVATION[0]]
 
     def restarted(self) -> dict[int, int]:
-        """Whose worker was made anew."""
+        """Return the environments whose workers were restarted."""
         return {i: more["worker_episode"] for i, more in self._more.items() if "worker_episode" in more}
 
     def _said(self, i: int) -> dict[str, Any]:
@@ -90,12 +90,12 @@ class Separate(Infos):
 
 
 class Stacked(Infos):
-    """Gymnasium's arrays: a value for ``i`` is in ``infos[key][i]`` where ``infos["_" + key][i]``, if there is that.
+    """Infos as Gymnasium's arrays: ``infos[key][i]`` counts where ``infos["_" + key][i]``, if present, is true.
 
     Args:
-        infos: the arrays, which may be used again for the next step.
-        space: of one observation, the last of an episode too.
-        n: how many environments.
+        infos: the arrays, which may be reused for the next step.
+        space: space of one observation.
+        n: number of environments.
     """
 
     def __init__(self, infos: Mapping[Any, Any], space: gym.Space, n: int) -> None:
@@ -103,18 +103,18 @@ class Stacked(Infos):
         self._infos, self._space = _copied(infos), space
 
     def gathered(self, key: str) -> list[Any]:
-        """Every environment's value."""
+        """Return every environment's value."""
         return [self._value(self._infos, key, i) for i in range(self._n)]
 
     def final_observation(self, i: int) -> Any:
-        """The last observation of an episode."""
+        """Return the last observation of an episode."""
         for name in FINAL_OBSERVATION:
             if name in self._infos and self._has(self._infos, name, i):
                 return self._rows(self._infos[name], self._space, name, i)
         return None
 
     def restarted(self) -> dict[int, int]:
-        """Whose worker was made anew."""
+        """Return the environments whose workers were restarted."""
         return {i: int(x) for i, x in enumerate(self.gathered("worker_episode")) if x is not None}
 
     def _said(self, i: int) -> dict[str, Any]:
@@ -136,12 +136,12 @@ class Stacked(Infos):
         return self._row(value, i) if isinstance(value, Mapping) else self._share(value, i)
 
     def _share(self, value: Any, i: int) -> Any:
-        """Environment ``i``'s part of what each has one of; all of it otherwise."""
+        """Return environment ``i``'s part of a value with one entry per environment; otherwise the whole value."""
         each = isinstance(value, (list, tuple)) or (isinstance(value, (np.ndarray, Tensor)) and value.ndim > 0)
         return value[i] if each and len(value) == self._n else value
 
     def _rows(self, value: Any, space: gym.Space, name: str, i: int) -> Any:
-        """One observation of many: a list or an array of them, or what their space nests with arrays inside."""
+        """Return one observation of many: from a list, an array, or arrays nested as their space is."""
         if isinstance(value, Mapping) and isinstance(space, gym.spaces.Dict):
             known = {key: inner for key, inner in space.spaces.items() if key in value}
             return {key: self._rows(value[key], inner, name, i) for key, inner in known.items()}
@@ -157,22 +157,22 @@ class Stacked(Infos):
 
 
 class Listed(Infos):
-    """One dict per environment, as Gymnasium's ``DictInfoToList`` makes them."""
+    """Infos as one dict per environment, as Gymnasium's ``DictInfoToList`` makes them."""
 
     def __init__(self, infos: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(len(infos))
         self._infos = [_copied(info) for info in infos]
 
     def gathered(self, key: str) -> list[Any]:
-        """Every environment's value."""
+        """Return every environment's value."""
         return [info.get(key) for info in self._infos]
 
     def final_observation(self, i: int) -> Any:
-        """The last observation of an episode."""
+        """Return the last observation of an episode."""
         return next((x for name in FINAL_OBSERVATION if (x := self._infos[i].get(name)) is not None), None)
 
     def restarted(self) -> dict[int, int]:
-        """Nobody can tell."""
+        """Return an empty dict: such infos do not say."""
         return {}
 
     def _said(self, i: int) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _without_finals(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copied(x: Any) -> Any:
-    """With arrays on memory of their own."""
+    """Copy nested mappings, with arrays in memory of their own."""
     if isinstance(x, Mapping):
         return {key: _copied(value) for key, value in x.items()}
     if isinstance(x, np.ndarray):
@@ -214,10 +214,10 @@ def _copied(x: Any) -> Any:
 
 
 def numbers(info: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[str, float]:
-    """What an info says under these keys; nothing where it has none, or ``None``.
+    """Return the numbers of an info under these keys; absent keys and ``None`` are left out.
 
     Raises:
-        BadStep: something else than a number; naming the key, ``where`` and the value.
+        BadStep: a value is not a number; names the key, ``where`` and the value.
     """
     found = {}
     for key in keys:

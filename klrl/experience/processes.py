@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: made, asked, found dead or silent, ended."""
+"""A worker process from its parent's side: started, asked, found dead or silent, ended."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from gymnasium.vector.utils import clear_mpi_env_vars
 from klrl.experience.worker import DEAF, work
 
 GRACE = 2.0
-"""Seconds that workers have to close their environments."""
+"""Seconds that workers get to close their environments."""
 FILES = 4
 """Open files of this process for each worker: two of pipes, and two by which ``multiprocessing`` sees its end."""
 OTHER_FILES = 16
-"""Left for everything else: shared memory, the start of one more worker, checkpoints."""
+"""Files left for everything else: shared memory, the start of one more worker, checkpoints."""
 
 
 def check_open_files(n: int) -> None:
     """Refuse more workers than the limit of open files allows.
 
     Raises:
-        ValueError: naming what is allowed now, and the limit that would do.
+        ValueError: the message says how many are allowed now, and which limit is needed.
     """
     import resource  # POSIX only, as workers are
 
@@ -50,8 +50,8 @@ class WorkerProcess:
     """A process that obeys one environment's commands.
 
     Args:
-        context: of ``multiprocessing``.
-        arguments: of :func:`klrl.experience.worker.work`.
+        context: context of ``multiprocessing``.
+        arguments: arguments of :func:`klrl.experience.worker.work` after the pipes.
         others: ends of other workers' pipes, which a forked process must not keep open.
     """
 
@@ -76,28 +76,28 @@ class WorkerProcess:
 
     @property
     def gone(self) -> bool:
-        """Whether it has ended."""
+        """True once the process has ended."""
         return self.process.exitcode is not None
 
     def readable(self, seconds: float = 0.0) -> bool:
-        """Whether it answers, or can no more, within some seconds."""
+        """True if an answer, or the end of the process, can be read within some seconds."""
         return bool(self._poll.poll(1000 * max(0.0, seconds)))
 
     def answer(self) -> tuple[Any, ...] | None:
-        """(True, answer), or (False, what happened, traceback, whether that is in the next episode).
+        """Receive (True, answer), or (False, what happened, traceback, whether that is in the next episode).
 
-        None where it only says that it is still playing.
+        None means that it is still stepping.
         """
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(4.0)
             return self.autopsy(0.0)
-        except Exception as error:  # raised by something that only its worker could make sense of
+        except Exception as error:  # an object that only its worker can restore
             return False, f"its answer cannot be read: {type(error).__name__}: {error}", ""
 
     def autopsy(self, timeout: float) -> tuple[Any, ...]:
-        """What became of a worker that does not answer, and where it was if it can tell."""
+        """Report what became of a worker that does not answer, and where it was, if it can tell."""
         code = self.process.exitcode
         if code is None:
             what = f"worker hangs: no answer for {timeout:g} s" if timeout else "worker closed its pipe"

@@ -1,4 +1,4 @@
-"""What an environment gives, checked where it enters: one line says which environment, what it gave, what would do."""
+"""Checks of an environment's answers where they enter: one line names the environment, the value, what is allowed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from klrl.words import one_line
+from klrl.text import one_line
 
 _RESET = "(observation, info)"
 _STEP = "(observation, reward, terminated, truncated, info)"
@@ -18,40 +18,40 @@ _TRUTHS = (bool, np.bool_)
 
 
 class BadStep(ValueError):
-    """What an environment gave cannot be used; the message says what, where and what would do."""
+    """A value returned by an environment cannot be used; the message says which, where and what is allowed."""
 
 
 class Transparent(gym.Wrapper):
-    """A wrapper without a name of its own: whoever asks for an attribute, or sets one, means the environment's."""
+    """A wrapper without attributes of its own: every look-up and assignment goes to the environment."""
 
     def has_wrapper_attr(self, name: str) -> bool:
-        """Whether the environment has it."""
+        """Return True if the environment has the attribute."""
         return self.env.has_wrapper_attr(name)
 
     def get_wrapper_attr(self, name: str) -> Any:
-        """The environment's."""
+        """Return the environment's attribute."""
         return self.env.get_wrapper_attr(name)
 
     def set_wrapper_attr(self, name: str, value: Any, **how: Any) -> bool:
-        """Set it where the environment has it, else on its outermost wrapper."""
+        """Set an attribute where the environment has it, else on its outermost wrapper."""
         return self.env.set_wrapper_attr(name, value, **how)
 
 
 class CheckedSteps(Transparent):
-    """An environment that keeps Gymnasium's promises, or says which one it breaks.
+    """An environment that keeps Gymnasium's promises, or an error that names the one it breaks.
 
-    Observations have the space's structure, shape and type, and memory of their own: an environment may write its next
-    one where the last one was, and a vector environment would then hand out the next episode's first observation as
-    the last of this one. Rewards are numbers and ends are true or false. Whether numbers are finite, and in their
-    space, is looked at elsewhere or not at all.
+    Observations have the space's structure, shape and type, and memory of their own: an environment may overwrite its
+    last observation with the next one, and a vector environment would then return the first observation of the next
+    episode as the last of this one. Rewards are numbers and ends are true or false. Values that are not finite, or
+    outside of their space, are not looked for here.
 
     Args:
         make: makes the environment.
-        index: which one of several it is, for messages.
+        index: number of the environment, for messages.
         spaces: the observation space and the action space that it must have.
 
     Raises:
-        BadStep: it has others.
+        BadStep: it has other spaces.
     """
 
     def __init__(self, make: Callable[[], gym.Env], index: int, spaces: tuple[gym.Space, gym.Space]) -> None:
@@ -59,7 +59,7 @@ class CheckedSteps(Transparent):
         self._index, self._spaces = index, spaces
         self._steps = 0
         self._check_spaces("when it was made")
-        self._spaces = self.observation_space, self.action_space  # the very objects, which compare in no time
+        self._spaces = self.observation_space, self.action_space  # the same objects, which compare at once
         is_box = isinstance(self._spaces[0], gym.spaces.Box)
         self._shape, self._dtype = (self._spaces[0].shape, self._spaces[0].dtype) if is_box else (None, None)
 
@@ -67,7 +67,7 @@ class CheckedSteps(Transparent):
         """Begin an episode.
 
         Raises:
-            BadStep: naming what is wrong.
+            BadStep: the answer breaks one of Gymnasium's promises; the message names it.
         """
         self._steps = 0
         try:
@@ -84,10 +84,10 @@ class CheckedSteps(Transparent):
         return self._own(observation, self._spaces[0]), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One step.
+        """Take one step.
 
         Raises:
-            BadStep: naming what is wrong.
+            BadStep: the answer breaks one of Gymnasium's promises; the message names it.
         """
         self._steps += 1
         try:
@@ -113,7 +113,7 @@ class CheckedSteps(Transparent):
         return observation, reward, terminated, truncated, info
 
     def _own(self, observation: Any, space: gym.Space, where: str = "") -> Any:
-        """A copy of an observation that fits a space as a vector environment stores it."""
+        """Return a copy of an observation that fits the space as a vector environment stores it."""
         if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
             return self._choice(observation, space, where)
         if isinstance(observation, np.ndarray) and observation.shape == space.shape:
@@ -135,7 +135,7 @@ class CheckedSteps(Transparent):
     def _choice(
         self, observation: Any, space: gym.spaces.Discrete | gym.spaces.MultiDiscrete, where: str
     ) -> np.ndarray | int:
-        """One or several of a finite number of choices."""
+        """Return a checked element of a Discrete or MultiDiscrete space."""
         if isinstance(space, gym.spaces.Discrete) and isinstance(observation, (int, np.integer)):
             if 0 <= observation - space.start < space.n:
                 return observation  # type: ignore[return-value]
@@ -147,7 +147,7 @@ class CheckedSteps(Transparent):
         raise self._bad(f"observation{where} is {observation!s}", f"an element of {one_line(space)}")
 
     def _array(self, observation: Any, space: gym.Space, where: str) -> np.ndarray:
-        """Numbers of the space's shape, perhaps in lists."""
+        """Return numbers of the space's shape as an array; lists are allowed."""
         try:
             x = np.asarray(observation)
         except ValueError:  # rows of different lengths
@@ -165,7 +165,7 @@ class CheckedSteps(Transparent):
         return float(x)
 
     def _truth(self, name: str, value: Any) -> bool:
-        """Also of 0 and 1."""
+        """Return a truth value; 0 and 1 are allowed."""
         x = np.asarray(value)
         if x.ndim or x.dtype.kind not in "fiub" or x not in (0, 1):
             raise self._bad(f"{name} is {_kind(value)}", "True or False")
@@ -181,7 +181,7 @@ class CheckedSteps(Transparent):
                 )
 
     def _look_at(self, error: Exception, allowed: str) -> None:
-        """Say it in other words where Gymnasium's wrappers, not the environment, failed on a call or its result."""
+        """Raise in clearer words if Gymnasium's wrappers, not the environment, failed on a call or its result."""
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         if frame.f_globals["__name__"].startswith(("gymnasium.wrappers", "gymnasium.core", __name__)):
             raise self._bad(str(error), allowed) from error
@@ -192,12 +192,12 @@ class CheckedSteps(Transparent):
 
 
 def own(action: Any) -> Any:
-    """The action to be handed out: an environment may change an array, and what was recorded is to stay."""
+    """Return the action to hand out: a copy, because an environment may change an array that was recorded."""
     return action.copy() if isinstance(action, np.ndarray) else action
 
 
 def _kind(x: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(x, np.ndarray):
         return f"an array of shape {x.shape} and dtype {x.dtype}"
     if isinstance(x, (tuple, list)):

@@ -1,18 +1,18 @@
-"""What environments were told to do lately, as far back as their current episodes go."""
+"""Recent actions of the environments, as far back as their current episodes reach."""
 
 from __future__ import annotations
 
 import numpy as np
 
 MOST = 2**26
-"""Bytes that the actions of current episodes may have: they are in memory, and in every checkpoint."""
+"""Largest size in bytes of the current episodes' actions: they are in memory and in every checkpoint."""
 
 
 class Tape:
     """The last actions of N environments; a row costs the same however many there are.
 
     Args:
-        actions: those so far, ``[T, N, *A]``.
+        actions: actions so far, ``[T, N, *A]``.
     """
 
     def __init__(self, actions: np.ndarray | None = None) -> None:
@@ -21,11 +21,11 @@ class Tape:
 
     @property
     def actions(self) -> np.ndarray:
-        """The rows that are kept, ``[T, N, *A]``: a view that stays as it is while more are added."""
+        """Rows that are kept, ``[T, N, *A]``: a view that does not change when more are added."""
         return self._rows[self._begin : self._end]
 
     def add(self, actions: np.ndarray, keep: int) -> None:
-        """Add rows, and keep so many of all that there are."""
+        """Add rows, and keep the last ``keep`` of all."""
         if self._end + len(actions) > len(self._rows):
             old = self.actions[max(0, self._end - self._begin + len(actions) - keep) :]
             self._rows = np.zeros((2 * (len(old) + len(actions)), *actions.shape[1:]), actions.dtype)

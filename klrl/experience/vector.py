@@ -1,4 +1,4 @@
-"""A vector environment as a collector sees it, klrl's own or a user's: what it answers is checked where it enters."""
+"""A vector environment as a collector sees it, klrl's own or a user's: its answers are checked where they enter."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import declared_mode, reset
 from klrl.experience.infos import Infos, Listed, Separate, Stacked
 from klrl.experience.steps import BadStep
-from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.workers import WorkerVectorEnv
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 _RESET = "(observations, infos)"
 _STEP = "(observations, rewards, terminations, truncations, infos)"
@@ -23,10 +23,10 @@ _DECLARE = "metadata['autoreset_mode'] = 'NextStep' or 'SameStep'"
 
 
 class Vector:
-    """Arrays of numpy's, infos one environment at a time, and an autoreset mode that is known or recognised.
+    """A vector environment with numpy arrays, infos per environment, and an autoreset mode, declared or recognised.
 
-    Where the environments do not declare a mode, it is SAME_STEP as soon as infos have the last observation of an
-    episode, and NEXT_STEP, Gymnasium's default, until then.
+    Environments that declare no mode are taken as NEXT_STEP, Gymnasium's default, until infos have the last
+    observation of an episode; then they are SAME_STEP.
     """
 
     def __init__(self, envs: VectorEnv) -> None:
@@ -37,25 +37,25 @@ class Vector:
         self._restarts = isinstance(envs.unwrapped, WorkerVectorEnv)
         self._warned: set[str] = set()
 
-    def reset(self, at: Whereabouts) -> tuple[Any, Infos]:
-        """Take every environment to its place: observations and infos.
+    def reset(self, cursor: EnvCursor) -> tuple[Any, Infos]:
+        """Take every environment to its cursor, and return observations and infos.
 
         Raises:
-            BadStep: they are something else.
+            BadStep: the answer has another form.
         """
-        answer: Any = reset(self.envs, at)
+        answer: Any = reset(self.envs, cursor)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise BadStep(f"reset of the vector environment returned {_kind(answer)}; allowed: {_RESET}")
         observations, infos = answer
         return as_numpy(observations), self._infos(infos)
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Infos]:
-        """Observations, rewards ``[N]``, where episodes were terminated and truncated, bool ``[N]``, and infos.
+        """Return observations, rewards ``[N]``, terminations and truncations, bool ``[N]``, and infos.
 
-        All but the observations are on memory of their own.
+        All but the observations have memory of their own.
 
         Raises:
-            BadStep: they are something else.
+            BadStep: the answer has another form.
         """
         answer: Any = self.envs.step(actions)
         if not isinstance(answer, tuple) or len(answer) != 5:
@@ -72,18 +72,18 @@ class Vector:
         return as_numpy(observations), rewards, terminated, truncated, infos
 
     def final_observation(self, i: int, infos: Infos) -> Any:
-        """The last observation of the episode that SAME_STEP environment ``i`` truncated; ``None``: nobody told it."""
+        """Return the last observation of the episode truncated in SAME_STEP environment ``i``, or ``None``."""
         final = as_numpy(infos.final_observation(i))
         if final is None:
             self._warn(
                 f"environment {i} truncated an episode in SAME_STEP mode and infos['final_obs'] has no last observation"
-                " of it: such episodes count as terminated, their last states as worth no more than their rewards; "
+                " of it: such episodes count as terminated, and V of their last states as 0; "
                 "allowed: infos['final_obs'][i] and infos['_final_obs'][i], as in Gymnasium"
             )
         return final
 
     def restarted(self, infos: Infos) -> dict[int, int]:
-        """Whose worker was made anew, and how many episodes came before the one that began with it."""
+        """Return the environments whose workers were restarted, with the number of episodes before the new one."""
         return infos.restarted() if self._restarts else {}
 
     def _recognise(self, infos: Infos, ended: list[int]) -> None:
@@ -92,12 +92,12 @@ class Vector:
         elif ended:
             self._warn(
                 f"{type(self.envs.unwrapped).__name__} does not say what it does after an episode, and infos have no "
-                "'final_obs': taken as NEXT_STEP, whose next step only resets and counts nowhere; "
+                "'final_obs': taken as NEXT_STEP, where the next step only resets and does not count; "
                 f"allowed: {_DECLARE}"
             )
 
     def _warn(self, text: str) -> None:
-        """Once of every kind."""
+        """Warn once per kind of text."""
         kind = text[-40:]
         if kind not in self._warned:
             self._warned.add(kind)
@@ -114,7 +114,7 @@ class Vector:
         return Listed(infos)
 
     def _numbers(self, name: str, values: Any) -> np.ndarray:
-        """One number each, ``[N]`` or ``[N, 1]``."""
+        """Return one number per environment, given as ``[N]`` or ``[N, 1]``."""
         n = self.num_envs
         try:
             x = np.array(as_numpy(values))
@@ -126,7 +126,7 @@ class Vector:
         return x.reshape(n)
 
     def _truths(self, name: str, values: Any) -> np.ndarray:
-        """Also of 0 and 1."""
+        """Return one truth value per environment; 0 and 1 are allowed."""
         x = self._numbers(name, values)
         if x.dtype != bool and (odd := x[(x != 0) & (x != 1)]).size:
             raise BadStep(f"{name} have {odd[0]}; allowed: True or False")
@@ -134,7 +134,7 @@ class Vector:
 
 
 def as_numpy(x: Any) -> Any:
-    """Tensors as arrays, wherever they are nested."""
+    """Convert tensors to arrays, at any depth of nesting."""
     if isinstance(x, Tensor):
         return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
     if isinstance(x, Mapping):
@@ -143,7 +143,7 @@ def as_numpy(x: Any) -> Any:
 
 
 def _kind(x: Any) -> str:
-    """A value in a few words."""
+    """Describe a value in a few words."""
     if isinstance(x, (np.ndarray, Tensor)):
         return f"of shape {tuple(x.shape)} and dtype {x.dtype}"
     return f"a {type(x).__name__} of {len(x)}" if isinstance(x, (tuple, list)) else f"{str(x)[:50]!r}"

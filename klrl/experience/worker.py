@@ -1,4 +1,4 @@
-"""The process of one environment: it does what the other end of a pipe says, and ends with it."""
+"""The process of one environment: it obeys the commands from a pipe, and ends with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector.utils import read_from_shared_memory, write_to_shared_memory
 
-from klrl.experience.episodes import Place, Playing, SeededEpisodes
+from klrl.experience.episodes import EpisodeCursor, Playing, SeededEpisodes
 from klrl.experience.steps import BadStep
 from klrl.output import keep_steady
 
@@ -28,8 +28,8 @@ DEAF = {s for s in signal.Signals if s.name in ("SIGINT", "SIGTERM", "SIGHUP", "
 """Signals that concern the parent, which may get them at the same time."""
 
 Answer = tuple[float, bool, bool, bytes, tuple[Any, bytes] | None]
-"""To a step or a reset: reward, terminated, truncated, and the info of the state that it led to; where that begins
-another episode, the last observation and info of the one before. Infos are pickled apart: not everyone reads them."""
+"""Answer to a step or a reset: reward, terminated, truncated, and the info of the new state; if an episode ended,
+also the last observation and info of it. Infos are pickled separately: not everyone reads them."""
 
 
 def work(
@@ -43,19 +43,19 @@ def work(
     spaces: tuple[gym.Space, gym.Space],
     memory: tuple[Any, Any],
 ) -> None:
-    """Make an environment and obey until told None; what goes wrong is told as text, which can always be sent.
+    """Make an environment and obey commands until told None; errors are sent as text, which can always be pickled.
 
     Args:
         pipe: brings (command, data), takes (True, answer) or (False, what, traceback, whether an episode had ended),
-            and before that None now and then, while it plays by itself.
-        last_words: where a crash or SIGUSR2 writes the stack to.
+            and before that None now and then, while it steps by itself.
+        last_words: pipe to which a crash or SIGUSR2 writes the stack.
         foreign: connections that are not for this process.
-        index: of the environment.
-        n: how many there are.
+        index: number of the environment.
+        n: number of environments.
         make: makes it.
-        attributes: to set on it.
-        spaces: of observations and actions, that it must have.
-        memory: for observations and for actions, shared with the other processes.
+        attributes: attributes to set on it.
+        spaces: spaces of observations and actions that it must have.
+        memory: memory for observations and for actions, shared with the other processes.
     """
     for other in foreign:
         other.close()
@@ -75,7 +75,7 @@ def work(
     except BaseException as error:
         what = traceback.format_exception_only(error)[0].partition("\n")[0][:500]
         trace = "".join(traceback.format_exception(error))
-        with contextlib.suppress(OSError):  # nobody is there any more
+        with contextlib.suppress(OSError):  # the parent is gone
             pipe.send((False, what, trace, server is not None and server.ended))
     finally:
         if env is not None:
@@ -83,7 +83,7 @@ def work(
 
 
 class _Signs:
-    """Says from time to time (None) that it still plays."""
+    """Sends None from time to time, while the environment steps by itself."""
 
     def __init__(self, pipe: connection.Connection) -> None:
         self._pipe, self._last = pipe, time.monotonic()
@@ -102,7 +102,7 @@ class _Server:
         self._observations = read_from_shared_memory(env.observation_space, memory[0], n)
         self._actions: Any = read_from_shared_memory(env.action_space, memory[1], n)
         self.ended = False
-        """Whether the command now obeyed has ended an episode."""
+        """True if the current command has ended an episode."""
         self._new = True
 
     def obey(self, command: str, *data: Any) -> Any:
@@ -117,8 +117,8 @@ class _Server:
             name, args, kwargs = data
             attribute = self.env.get_wrapper_attr(name)
             return attribute(*args, **kwargs) if callable(attribute) else attribute
-        if command == "astray":
-            return isinstance(self.env, SeededEpisodes) and self.env.astray
+        if command == "diverged":
+            return isinstance(self.env, SeededEpisodes) and self.env.diverged
         return self.env.every if isinstance(self.env, SeededEpisodes) else None
 
     def _step(self, *given: Any) -> Answer:
@@ -132,11 +132,11 @@ class _Server:
         self._show(observation)
         return float(reward), bool(terminated), bool(truncated), pickled(info), last
 
-    def _reset(self, place: Place, seed: int | None, options: dict[str, Any] | None) -> Answer:
+    def _reset(self, cursor: EpisodeCursor, seed: int | None, options: dict[str, Any] | None) -> Answer:
         if seed is None and isinstance(self.env, SeededEpisodes):
-            self.env.place = place
+            self.env.cursor = cursor
         elif seed is None and self._new:
-            seed = place.seed
+            seed = cursor.seed
         self._new = False
         observation, info = self.env.reset(seed=seed, options=options)
         self._show(observation)
@@ -150,17 +150,17 @@ class _Server:
 
 
 def pickled(info: dict[str, Any]) -> bytes:
-    """An info to be sent; what cannot be pickled is in it as a text that says so."""
+    """Pickle an info; entries that cannot be pickled are replaced by a text that says so."""
     if not info:
         return _NOTHING
     try:
         return _dumps(info)
-    except Exception:  # whatever the objects in there do
+    except Exception:  # pickling can run any object's code
         return _dumps({_sendable(key): _sendable(value) for key, value in info.items()})
 
 
 def _dumps(x: Any) -> bytes:
-    """Whole: torch would leave tensors in shared memory, and nobody may ever come for them."""
+    """Pickle by value: torch would put tensors in shared memory, where nobody may ever collect them."""
     file = io.BytesIO()
     pickler = ForkingPickler(file)
     pickler.dispatch_table = copyreg.dispatch_table
@@ -172,10 +172,10 @@ _NOTHING = _dumps({})
 
 
 def unpickled(info: bytes, index: int) -> dict[str, Any]:
-    """The inverse, for the info of environment ``index``.
+    """Restore the info of environment ``index`` from its pickle.
 
     Raises:
-        BadStep: something in it can be pickled, but not made again from that.
+        BadStep: something in it cannot be restored from its pickle.
     """
     try:
         return ForkingPickler.loads(info)
@@ -192,7 +192,7 @@ def _sendable(x: Any) -> Any:
 
 
 def _prepare(last_words: connection.Connection) -> None:
-    """Leave signals to the parent, say where a crash or a hang was, print if it can be, and end with the parent."""
+    """Leave signals to the parent, report crashes and hangs, make output safe, and end with the parent."""
     for number in DEAF:
         # Programs that the environment starts inherit what is ignored: SIGTERM must still end them.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: None)
@@ -205,12 +205,12 @@ def _prepare(last_words: connection.Connection) -> None:
 
 
 def end_with_parent() -> None:
-    """From now on, a second after the parent is gone, however that came, this process ends, whatever it does."""
+    """Make this process end a second after its parent is gone, for whatever reason and whatever it is doing."""
     threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
 
 
 def _watch(parent: int) -> None:
-    """Where the parent is gone: let the pipe tell the environment, and do not wait for it if it hangs."""
+    """Wait until the parent is gone, give the environment a second to see its pipe close, then exit."""
     process = parent_process()
     assert process is not None
     # Processes forked later hold the other end of the sentinel, too; they do not change the parent's number.

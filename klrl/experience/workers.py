@@ -1,4 +1,4 @@
-"""One process per environment, watched: what happens to a worker is reported at once, or the worker is replaced."""
+"""One process per environment, supervised: failures are reported at once, or the worker is replaced."""
 
 from __future__ import annotations
 
@@ -21,43 +21,45 @@ from gymnasium.vector.utils import (
     read_from_shared_memory,
 )
 
-from klrl.experience.episodes import Place
+from klrl.experience.episodes import EpisodeCursor
 from klrl.experience.processes import WorkerProcess, end, packed
 from klrl.experience.steps import BadStep
 from klrl.experience.worker import Answer, unpickled
 from klrl.interrupts import held
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 OnFailure = Literal["stop", "restart"]
 FAILURES = 3
-"""So many in a row, without an episode that ended, are the end."""
+"""Number of failures in a row, without an episode that ended, that ends training."""
 STEP = packed("step")
-"""With actions in shared memory."""
+"""A step whose actions are in shared memory."""
 
 
 _BAD_STEP = f"{BadStep.__module__}.{BadStep.__name__}: "
-"""How Python begins the last line of its traceback."""
+"""Prefix of the last line of a BadStep's traceback."""
 
 
 class WorkerFailed(RuntimeError):
     """An environment's process died, raised or hung; the first line says which one, where and why.
 
     Args:
-        index: of the environment.
-        place: where it was; None before its first reset.
-        seed: what the episode was begun with; None before its first reset, or where it was begun with none.
-        what: happened.
-        traceback: the worker's own, where there is one.
+        index: number of the environment.
+        cursor: its episode; None before its first reset.
+        seed: seed of the episode's reset; None before the first reset, or if it had no seed.
+        what: short description of what happened.
+        traceback: the worker's own, if there is one.
     """
 
-    def __init__(self, index: int, place: Place | None, seed: int | None, what: str, traceback: str = "") -> None:
+    def __init__(
+        self, index: int, cursor: EpisodeCursor | None, seed: int | None, what: str, traceback: str = ""
+    ) -> None:
         began = "" if seed is None else f", seed {seed}"
-        where = "before its first reset" if place is None else f"episode {place.episode}{began}"
-        self.index, self.seed, self.episode = index, seed, place.episode if place is not None else None
+        where = "before its first reset" if cursor is None else f"episode {cursor.episode}{began}"
+        self.index, self.seed, self.episode = index, seed, cursor.episode if cursor is not None else None
         self.what = what
         self.reason = f"environment {index} ({where}): {what}"
         self.traceback = traceback
-        super().__init__(index, place, seed, what, traceback)  # what another process makes it from
+        super().__init__(index, cursor, seed, what, traceback)  # for pickle: another process makes it from these
 
     def __str__(self) -> str:
         return f"{self.reason}\n\n{self.traceback}".strip()
@@ -66,22 +68,22 @@ class WorkerFailed(RuntimeError):
 class WorkerVectorEnv(VectorEnv):
     """Environments in processes of their own, in SAME_STEP autoreset mode; gives what ``SyncVectorEnv`` gives.
 
-    After a command that was interrupted, the next one has workers made anew; a reset has to come before a step.
+    The next command after an interrupted one restarts the workers; a reset must come before a step.
     Needs POSIX.
 
     Args:
         makes: one function per environment, called in its process.
         timeout: seconds for a command, and for a step that a reset has to play again, after which a worker hangs.
         on_failure: raise ("stop"), or make the worker anew and begin the next episode ("restart"): then its step is
-            none, with reward 0, a True in ``infos["worker_restarted"]``, and ``infos["worker_episode"]`` says how many
-            episodes came before the one that begins. The third failure in a row without an episode that ended is
+            not counted: its reward is 0, ``infos["worker_restarted"]`` is True, and ``infos["worker_episode"]`` is the
+            number of episodes before the one that begins. The third failure in a row without an episode that ended is
             raised, and so is one before the first reset.
-        context: start method of ``multiprocessing``; the platform's default without.
-        like: one that has been made, to see its spaces; by default the first function is called once more, here.
+        context: start method of ``multiprocessing``; the platform's default by default.
+        like: an environment that shows the spaces; by default the first function is called once more, here.
 
     Raises:
         BadStep: an environment broke Gymnasium's promises, in any command; all workers have ended.
-        WorkerFailed: anything else happened to a worker; all have ended.
+        WorkerFailed: a worker failed in another way; all workers have ended.
     """
 
     def __init__(
@@ -109,26 +111,26 @@ class WorkerVectorEnv(VectorEnv):
         with held():
             self._memory = [create_shared_memory(space, self.num_envs, self._context) for space in spaces]
         self._actions: Any = read_from_shared_memory(spaces[1], self._memory[1], self.num_envs)
-        self._places: list[Place | None] = [None] * self.num_envs
-        self._next: list[Place | None] = [None] * self.num_envs
+        self._cursors: list[EpisodeCursor | None] = [None] * self.num_envs
+        self._next: list[EpisodeCursor | None] = [None] * self.num_envs
         self._attributes: list[dict[str, Any]] = [{} for _ in makes]
         self._failures = [0] * self.num_envs
         self._begun: dict[int, Answer] = {}
-        """First steps of workers replaced while nobody could be told."""
+        """First steps of workers that were replaced when there was no step to report them in."""
         self._workers: list[WorkerProcess] = []
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
         self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
         self._busy, self._playing = True, False
         try:
             self._seeded: tuple[bool | None, ...] = self._ask("seeded")
-            """Whether every episode is seeded; ``None``: nobody does that but a reset."""
-        except BaseException:  # nobody else knows the workers yet
+            """True if every episode has a seed; ``None`` if only resets with a seed have one."""
+        except BaseException:  # the caller has no object to close yet
             self.close()
             raise
 
     @property
     def seeded(self) -> bool:
-        """Whether all episodes are seeded one by one."""
+        """True if every episode has a seed of its own."""
         return all(self._seeded)
 
     # -- the interface of VectorEnv -------------------------------------------------------------
@@ -136,7 +138,7 @@ class WorkerVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin episodes, by seed, where :meth:`go_to` said, or the next; all, or ``options["reset_mask"]``."""
+        """Begin episodes: by seed, at :meth:`go_to`'s cursors, or the next ones; all, or ``options["reset_mask"]``."""
         n, mask = self.num_envs, None
         given = [None] * n if seed is None else seed
         seeds = [given + i for i in range(n)] if isinstance(given, (int, np.integer)) else list(given)
@@ -148,9 +150,9 @@ class WorkerVectorEnv(VectorEnv):
         self._enter()
         messages = {}
         for i in range(n) if mask is None else np.flatnonzero(mask).tolist():
-            self._places[i], self._next[i] = place, _ = self._begin(i, seeds[i]), None
+            self._cursors[i], self._next[i] = cursor, _ = self._begin(i, seeds[i]), None
             self._begun.pop(i, None)
-            messages[i] = packed("reset", place, seeds[i], options)
+            messages[i] = packed("reset", cursor, seeds[i], options)
         observations, _, _, _, infos = self._results(*self._exchange(messages))
         self._busy, self._playing = False, True
         return observations, infos
@@ -161,21 +163,25 @@ class WorkerVectorEnv(VectorEnv):
         if not isinstance(mask, np.ndarray) or mask.dtype != bool:
             raise TypeError(f"options['reset_mask'] is {what}; {allowed}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"options['reset_mask'] is {what if mask.any() else 'nowhere True'}; {allowed}")
+            raise ValueError(f"options['reset_mask'] is {what if mask.any() else 'all False'}; {allowed}")
         if (self._busy or not self._playing) and not mask.all():
             raise gym.error.ResetNeeded("options['reset_mask'] before a reset of all; allowed: reset")
         return mask
 
-    def _begin(self, i: int, seed: int | None) -> Place:
+    def _begin(self, i: int, seed: int | None) -> EpisodeCursor:
         if seed is not None:
-            return Place(seed)
+            return EpisodeCursor(seed)
         if (chosen := self._next[i]) is not None:
             return chosen
-        place = self._places[i]
-        return place.following if place is not None else Place(int(np.random.SeedSequence().generate_state(1)[0]))
+        cursor = self._cursors[i]
+        return (
+            cursor.following
+            if cursor is not None
+            else EpisodeCursor(int(np.random.SeedSequence().generate_state(1)[0]))
+        )
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One step everywhere, and a reset where it ended an episode."""
+        """Step every environment, and reset those whose episodes ended."""
         if not self.closed and (self._busy or not self._playing):
             raise gym.error.ResetNeeded("step before a reset, or after a command that was interrupted; allowed: reset")
         messages = self._messages(actions)
@@ -183,15 +189,15 @@ class WorkerVectorEnv(VectorEnv):
         answers, begun = self._exchange({i: m for i, m in enumerate(messages) if i not in self._begun})
         begun, self._begun = self._begun | begun, {}
         for i, (_, terminated, truncated, *_) in answers.items():
-            place = self._places[i]
-            if (terminated or truncated) and place is not None:
-                self._places[i], self._failures[i] = place.following, 0
+            cursor = self._cursors[i]
+            if (terminated or truncated) and cursor is not None:
+                self._cursors[i], self._failures[i] = cursor.following, 0
         result = self._results(answers, begun)
         self._busy = False
         return result
 
     def _messages(self, actions: Any) -> list[Any]:
-        """One for each: arrays of the action space's type are in shared memory, whatever else is packed.
+        """Pack one message per worker: actions of the space's type are in shared memory, others in the message.
 
         Raises:
             ValueError: there are more or fewer actions than environments.
@@ -215,22 +221,22 @@ class WorkerVectorEnv(VectorEnv):
         answers = answers | begun
         for i in sorted(answers):  # Gymnasium's arrays have the type of the first environment's value
             rewards[i], terminated[i], truncated[i], info, last = answers[i]
-            place = self._places[i]
+            cursor = self._cursors[i]
             if last is not None:
                 infos = self._add_info(infos, {"final_obs": last[0], "final_info": self._opened(last[1], i)}, i)
-            if i in begun and place is not None:
-                infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": place.episode}, i)
+            if i in begun and cursor is not None:
+                infos = self._add_info(infos, {"worker_restarted": True, "worker_episode": cursor.episode}, i)
             infos = self._add_info(infos, self._opened(info, i), i)
         observations = read_from_shared_memory(self.single_observation_space, self._memory[0], self.num_envs)
         return copy.deepcopy(observations), rewards, terminated, truncated, infos
 
     def _opened(self, info: bytes, i: int) -> Any:
-        """What ``_add_info`` is to gather."""
+        """Return the info to pass to ``_add_info``."""
         return unpickled(info, i)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Every environment's seed."""
+        """Seeds of all environments."""
         return self.get_attr("np_random_seed")
 
     @property  # type: ignore[misc]
@@ -239,15 +245,15 @@ class WorkerVectorEnv(VectorEnv):
         return self.get_attr("np_random")
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Every environment's result of a method, or its attribute."""
+        """Call a method of every environment, or read an attribute."""
         return self._ask("call", name, args, kwargs)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Every environment's attribute."""
+        """Return an attribute of every environment."""
         return self.call(name)
 
     def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute, to one value each where ``values`` is a list or tuple; workers made anew get it, too."""
+        """Set an attribute, to one value each if ``values`` is a list or tuple; restarted workers get it, too."""
         values = list(values) if isinstance(values, (list, tuple)) else [values] * self.num_envs
         if len(values) != self.num_envs:
             raise ValueError(f"values of {name!r} has {len(values)} elements; allowed: {self.num_envs}")
@@ -255,16 +261,16 @@ class WorkerVectorEnv(VectorEnv):
             attributes[name] = value
         self._ask("set", name, each=values)
 
-    def go_to(self, places: Sequence[Place]) -> None:
-        """Have the next reset of seeded episodes lead there."""
-        self._next = list(places)
+    def go_to(self, cursors: Sequence[EpisodeCursor]) -> None:
+        """Make the next reset of seeded episodes go to these cursors."""
+        self._next = list(cursors)
 
-    def astray(self) -> tuple[bool, ...]:
-        """Whether the way there led elsewhere."""
-        return self._ask("astray")
+    def diverged(self) -> tuple[bool, ...]:
+        """Return for each environment whether the last reset failed to reach its cursor."""
+        return self._ask("diverged")
 
     def render(self) -> tuple[Any, ...]:
-        """Every environment's picture."""
+        """Return a picture of every environment."""
         return self.call("render")
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -275,7 +281,7 @@ class WorkerVectorEnv(VectorEnv):
     # -- talking to workers ---------------------------------------------------------------------
 
     def _ask(self, command: str, *data: Any, each: Sequence[Any] | None = None) -> tuple[Any, ...]:
-        """Everybody's answer; of workers replaced on the way, when they are asked again."""
+        """Ask every worker, and again those that were replaced meanwhile."""
         one = [()] * self.num_envs if each is None else [(value,) for value in each]
         messages = {i: packed(command, *data, *one[i]) for i in range(self.num_envs)}
         self._enter()
@@ -289,7 +295,7 @@ class WorkerVectorEnv(VectorEnv):
         return tuple(answers[i] for i in range(self.num_envs))
 
     def _enter(self) -> None:
-        """Begin a command; it ends where ``_busy`` becomes False again, unless it is interrupted."""
+        """Begin a command; it has ended when ``_busy`` is False again, unless it was interrupted."""
         if self.closed:
             raise gym.error.ClosedEnvironmentError("the environments are closed; allowed: new ones")
         if self._busy:
@@ -297,7 +303,7 @@ class WorkerVectorEnv(VectorEnv):
         self._busy = True
 
     def _exchange(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, Answer]]:
-        """Answers to messages; and of workers that failed, their successors' first steps instead."""
+        """Return the answers to messages, and the first steps of the workers that replaced failed ones."""
         answers, failed = self._converse(messages)
         begun: dict[int, Answer] = {}
         while failed:
@@ -307,10 +313,10 @@ class WorkerVectorEnv(VectorEnv):
         return answers, begun
 
     def _converse(self, messages: dict[int, Any]) -> tuple[dict[int, Any], dict[int, WorkerFailed]]:
-        """Send everybody's message; answers, and failures (where they stop everything, no more than one)."""
+        """Send every worker its message, and return answers and failures (only the first one, if that is the end)."""
         left, waiting = self.timeout, list(messages)
         for i in waiting:
-            with contextlib.suppress(OSError):  # it is gone: there is something to read all the same
+            with contextlib.suppress(OSError):  # it is gone, but what it said can still be read
                 self._workers[i].pipe.send_bytes(messages[i])
         answers: dict[int, Any] = {}
         failed: dict[int, WorkerFailed] = {}
@@ -318,7 +324,7 @@ class WorkerVectorEnv(VectorEnv):
             # One after the other wakes this process least often; now and then, look at everybody.
             before = time.monotonic()
             first = self._workers[waiting[0]].readable(min(left, 0.5))
-            left -= min(time.monotonic() - before, 0.5)  # what is more was spent stopped, by Ctrl-Z for example
+            left -= min(time.monotonic() - before, 0.5)  # time beyond it was spent stopped, by Ctrl-Z for example
             ready = waiting[:1] if first else [i for i in waiting if self._workers[i].readable()]
             # A process that the environment started can hold the pipe of a worker that is gone.
             silent = [] if ready else [i for i in waiting if left <= 0 or self._workers[i].gone]
@@ -336,33 +342,33 @@ class WorkerVectorEnv(VectorEnv):
         return answers, failed
 
     def _failure(self, i: int, what: str, traceback: str, ended: bool = False) -> WorkerFailed:
-        place = self._places[i]
-        if place is None:
+        cursor = self._cursors[i]
+        if cursor is None:
             return WorkerFailed(i, None, None, what, traceback)
         if ended:
-            place = self._places[i] = place.following
-        seed = place.stream if self._seeded[i] is None else place.seed
-        begun = None if self._seeded[i] is False and place.episode > 0 else seed
-        return WorkerFailed(i, place, begun, what, traceback)
+            cursor = self._cursors[i] = cursor.following
+        seed = cursor.env_seed if self._seeded[i] is None else cursor.seed
+        begun = None if self._seeded[i] is False and cursor.episode > 0 else seed
+        return WorkerFailed(i, cursor, begun, what, traceback)
 
     def _replace(self, failure: WorkerFailed) -> Any:
-        """Start a worker in place of one that failed, unless that is the end; what it is told first."""
+        """Replace a failed worker, unless that ends training, and return the first message to the new one."""
         i = failure.index
         self._failures[i] += 1
-        place = self._places[i]
-        broken = failure.what.partition(_BAD_STEP)  # that is no accident, and the worker has said it all
+        cursor = self._cursors[i]
+        broken = failure.what.partition(_BAD_STEP)  # no accident, and its message says everything
         if broken[1]:
             self.close()
             raise BadStep(broken[2]) from failure
-        if self.on_failure == "stop" or self._failures[i] == FAILURES or place is None:
+        if self.on_failure == "stop" or self._failures[i] == FAILURES or cursor is None:
             self.close()
             raise failure
         warn_user(f"{failure.reason}; restarted")
         end([self._workers[i]])
         with held():
             self._workers[i] = self._start(i)
-        self._places[i] = place = place.following
-        return packed("reset", place, None, None)
+        self._cursors[i] = cursor = cursor.following
+        return packed("reset", cursor, None, None)
 
     def _start(self, i: int) -> WorkerProcess:
         spaces = self.single_observation_space, self.single_action_space
@@ -370,7 +376,7 @@ class WorkerVectorEnv(VectorEnv):
         return WorkerProcess(self._context, arguments, [worker.pipe for worker in self._workers])
 
     def _start_all(self) -> None:
-        """Start workers; the old ones, whose last command was interrupted, end."""
+        """Start all workers; old ones, whose last command was interrupted, are ended."""
         end(self._workers)
         self._workers.clear()
         self._begun, self._playing = {}, False

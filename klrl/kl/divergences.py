@@ -3,7 +3,7 @@
 All take records or ``torch.distributions`` objects of one family, give one number per state ``[*B]`` in the
 distributions' type (computed in float64), never NaN or negative, and 0 for equal arguments; gradients are finite where
 the value is (a distance has the gradient 0 at 0, where it has no derivative). A pair without a closed form raises
-:class:`~klrl.policy.distributions.NoClosedForm` (a ``TypeError``) that names what there is instead:
+:class:`~klrl.policy.distributions.NoClosedForm` (a ``TypeError``) that names the estimator to use:
 :func:`klrl.kl.estimate_divergence`. A product of independent choices is enumerated up to 4096 joint outcomes.
 """
 
@@ -31,7 +31,7 @@ from klrl.kl.units import base_by_keyword, in_base
 from klrl.policy.arrays import A, Array, tensor
 
 Infinite = Literal["inf", "raise"]
-"""What to do where a divergence is infinite: the value as it is, or an error."""
+"""Treatment of infinite divergences: the value as it is, or an error."""
 
 
 def jeffreys(p: AnyDistribution[A], q: AnyDistribution[A], base: float | None = None, *, support: Support = "inf") -> A:
@@ -70,7 +70,7 @@ def renyi(
         support: "inf" gives infinite values as they are, "raise" a ``ValueError``.
 
     Raises:
-        NoClosedForm: a pair without one.
+        NoClosedForm: the pair has no closed form.
         ValueError: alpha not > 0, an unknown ``support``, or with "raise" an infinite value.
     """
     if not alpha > 0.0:
@@ -113,7 +113,7 @@ def total_variation(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
 def effective_sample_size(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
     r"""ESS / n = 1 / E_q[(p/q)^2] = e^{-D_2(p||q)} in [0, 1], ``[*B]``: p is the target, q was sampled.
 
-    What n actions from q, weighted by w = p/q, are worth as actions from p: the limit of (sum w)^2 / (n sum w^2) for
+    The value of n actions from q, weighted by w = p/q, as actions from p: the limit of (sum w)^2 / (n sum w^2) for
     large n (Kong 1992, "A Note on Importance Sampling Using Standardized Weights"). In policy optimisation q is the old
     policy, p the new one. 0 where the weights have no finite variance, as between normals with
     sigma_p >= sqrt(2) sigma_q.
@@ -136,5 +136,5 @@ def measured(
 
 
 def numbers(x: Array) -> Tensor:
-    """A number, a sequence of numbers or an array as a tensor in float64, without a graph."""
+    """Convert a number, a sequence of numbers or an array to a tensor in float64, without a graph."""
     return x.detach().double() if isinstance(x, Tensor) else tensor(np.asarray(x, np.float64))

@@ -12,18 +12,18 @@ from klrl.policy.distributions import Distribution
 
 
 def mean_kl(old: Distribution, new: Distribution) -> float:
-    """Mean over states of KL(old||new), nats: the number that ``target_kl`` bounds and ``drift/kl`` logs."""
+    """Return the mean over states of KL(old||new), nats: the number that ``target_kl`` bounds and ``drift/kl`` logs."""
     return average(kl_divergence(old, new))
 
 
 def average(x: Tensor) -> float:
-    """Mean in float64, so that logged numbers carry no summation error."""
+    """Return the mean, computed in float64, so that logged numbers carry no summation error."""
     return x.detach().double().mean().item()
 
 
 @torch.no_grad()
 def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor) -> dict[str, float]:
-    """Every ``drift/`` metric of one policy change.
+    """Return every ``drift/`` metric of one policy change.
 
     Args:
         old: the policy before the update at the batch's states, batch shape ``[n]``.

@@ -1,6 +1,6 @@
-r"""Which loss on samples has, in expectation, the gradient of which KL: a right value says nothing about it.
+r"""Losses on samples, and the KL whose gradient each has in expectation: a right value does not imply a right gradient.
 
-The roles: ``policy`` pi_theta, which is differentiated; ``reference``, fixed; and who drew the samples:
+The roles: ``policy`` pi_theta, which is differentiated; ``reference``, fixed; and the sampler, which drew the samples:
 
 * sampler ``"policy"``: pi_theta itself, not differentiated through (samples are data);
 * sampler ``"old"``: a fixed behaviour policy, for example that of before the update.
@@ -33,7 +33,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from klrl.kl.estimators import SampleEstimator, kl_samples, weighted_samples
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 Sampler = Literal["policy", "old"]
 Target = Literal["KL(policy||reference)", "KL(reference||policy)", "KL(old||policy)"]
@@ -100,15 +100,15 @@ _EXPECTED: dict[tuple[Sampler, Target], dict[Loss, str]] = {
 
 
 class BiasedGradientWarning(UserWarning):
-    """A loss was asked for whose expected gradient is not that of its target."""
+    """The expected gradient of the chosen loss is not that of its target."""
 
 
 @dataclass(frozen=True)
 class GradientVerdict:
-    """Whether a loss has the right expected gradient, what that gradient is, and which loss to take where it is wrong.
+    """Verdict on a loss: its expected gradient, and the loss to use instead if that is wrong.
 
     ``expected`` is a formula such as ``"0"`` or ``"grad KL(reference||policy)"``; ``instead`` is a right loss for the
-    same sampler and target, None where the loss is right itself. As text it is one sentence.
+    same sampler and target, None if the loss is right itself. Its text is one sentence.
     """
 
     estimator: Loss
@@ -119,7 +119,7 @@ class GradientVerdict:
 
     @property
     def right(self) -> bool:
-        """Whether the expected gradient is that of the target."""
+        """True if the expected gradient is that of the target."""
         return self.expected == f"grad {self.target}"
 
     def __str__(self) -> str:
@@ -132,11 +132,11 @@ def estimator_gradient(estimator: Loss = "w*k3", *, sampler: Sampler, target: Ta
 
     Args:
         estimator: a loss (see the module); ``"w*k3"`` is right for every sampler and target.
-        sampler: ``"policy"`` or ``"old"``, who drew the samples.
+        sampler: ``"policy"`` or ``"old"``, which drew the samples.
         target: the KL to be differentiated. KL(old||policy) needs samples from old.
 
     Raises:
-        ValueError: an unknown name, or one that does not go with the others.
+        ValueError: a name is unknown, or does not go with the others.
 
     >>> print(estimator_gradient("k3", sampler="policy", target="KL(policy||reference)"))
     k3 on samples from policy has the expected gradient grad KL(reference||policy), not grad KL(policy||reference); \
@@ -168,7 +168,7 @@ def kl_loss(
     estimator: Loss = "w*k3",
     log_sampler: Tensor | None = None,
 ) -> Tensor:
-    """Per-sample losses ``[*B]``, nats, whose mean has the expected gradient of the target by the policy's parameters.
+    """Return per-sample losses ``[*B]``, nats, whose mean has the expected gradient of the target.
 
     Only ``log_policy`` is differentiated. For KL(policy||old) from samples of old, w log w - (w - 1), give
     log old as ``log_reference`` and as ``log_sampler``.
@@ -176,7 +176,7 @@ def kl_loss(
     Args:
         log_policy: log pi_theta of the samples, ``[*B]``, with its graph.
         log_reference: log-probability of the same samples under the target's other policy (old in KL(old||policy)).
-        sampler: ``"policy"`` or ``"old"``, who drew the samples.
+        sampler: ``"policy"`` or ``"old"``, which drew the samples.
         target: ``"KL(policy||reference)"``, ``"KL(reference||policy)"`` or ``"KL(old||policy)"``.
         estimator: the loss; ``"w*k3"`` is right throughout, :func:`estimator_gradient` judges the others.
         log_sampler: log old of the samples, for sampler ``"old"`` unless old is the target's other policy.
@@ -185,7 +185,7 @@ def kl_loss(
         ValueError: names that do not go together, different shapes, ``log_sampler`` missing or not needed.
 
     Warns:
-        BiasedGradientWarning: the loss asked for has another expected gradient than the target.
+        BiasedGradientWarning: the loss has another expected gradient than the target.
 
     >>> import torch
     >>> log_policy = torch.tensor([0.5, 0.5]).log().requires_grad_()
@@ -218,7 +218,7 @@ def _loss(name: Loss, log_ratio: Tensor, log_weight: Tensor) -> Tensor:
 
 
 def _log_sampler(policy: Tensor, reference: Tensor, verdict: GradientVerdict, given: Tensor | None) -> Tensor:
-    """log s of the samples; only an old policy that is not in the target has to be given."""
+    """Return log s of the samples; only an old policy that is not in the target must be given."""
     needed = verdict.sampler == "old" and verdict.target != "KL(old||policy)"
     if needed and given is None:
         raise ValueError("log_sampler = None with sampler = 'old'; allowed: log-probabilities under old")

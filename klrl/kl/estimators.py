@@ -13,7 +13,7 @@ name          value of one sample             unbiased  >= 0   standard deviatio
 
 k1, k2, k3: Schulman 2020, "Approximating KL Divergence". For p = N(0, 1), q = N(mu, 1), k3 beats k1 up to
 KL = 0.628 and loses beyond. Its variance contains E_p[r^2], which for normal p and q is infinite from
-sigma_q >= sqrt(2) sigma_p on; the standard error is then finite on every sample and means nothing.
+sigma_q >= sqrt(2) sigma_p on; the standard error is then finite on every sample, but meaningless.
 Which of these has the right *gradient* is another question: :mod:`klrl.kl.estimator_gradients`.
 """
 
@@ -101,7 +101,7 @@ def estimate_kl(
 
 
 def kl_samples(log_ratio: Tensor, estimator: SampleEstimator) -> Tensor:
-    """The estimator's value for every sample, given log r = log q - log p with samples drawn from p."""
+    """Return the estimator's value for every sample, given log r = log q - log p with samples drawn from p."""
     _check_name(estimator, get_args(SampleEstimator))
     if estimator == "k1":
         return -log_ratio
@@ -109,7 +109,7 @@ def kl_samples(log_ratio: Tensor, estimator: SampleEstimator) -> Tensor:
 
 
 def weighted_samples(log_ratio: Tensor, log_weight: Tensor, estimator: SampleEstimator) -> Tensor:
-    """The values w k(r) from log r = log q - log p and log w = log p - log s, differentiable by both."""
+    """Return the values w k(r) from log r = log q - log p and log w = log p - log s, differentiable by both."""
     if estimator != "k3":
         return log_weight.exp() * kl_samples(log_ratio, estimator)
     # r may overflow where w is tiny; the product w r = q/s does not.
@@ -119,7 +119,7 @@ def weighted_samples(log_ratio: Tensor, log_weight: Tensor, estimator: SampleEst
 
 
 def mean_estimate(values: Tensor, weights: Tensor | None = None, clusters: Tensor | None = None) -> Estimate:
-    """Mean of values ``[n]``, or sum(values) / sum(weights), with its (delta-method, cluster-robust) standard error.
+    """Return the mean of ``[n]``, or sum(values) / sum(weights), with a (delta-method, cluster-robust) standard error.
 
     ``clusters``: labels 0 ... G - 1, ``[n]``. With residuals e_i = (value_i - mean * weight_i) / mean weight and
     E_g their sum over cluster g, stderr^2 = G / (G - 1) sum_g E_g^2 / n^2; for G = n this is the textbook s^2 / n.
@@ -149,7 +149,7 @@ def _with_control(k1: Tensor, log_other_weight: Tensor, log_weight: Tensor, firs
 
 
 def _coefficient(k1: Tensor, control: Tensor) -> Tensor:
-    """The alpha of least Var(k1 + alpha control), -Cov(k1, control) / Var(control); 0 if control is constant."""
+    """Return -Cov(k1, control) / Var(control), which minimises Var(k1 + alpha control); 0 for a constant control."""
     if control.numel() < 2 or control.max() - control.min() <= 1e-12 * control.abs().max():
         return control.new_zeros(())
     centred = control - control.mean()
@@ -162,7 +162,7 @@ def _check_name(estimator: str, allowed: tuple[str, ...]) -> None:
 
 
 def _checked(log_p: Tensor, log_q: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three, flat and in float64, once they can be log-probabilities of samples drawn from s."""
+    """Return all three flat and in float64, after checking that they can belong to samples drawn from s."""
     named = {"log_p": log_p, "log_q": log_q, "log_sampler": log_s}
     if len({x.shape for x in named.values()}) > 1 or log_p.numel() == 0:
         shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in named.items() if x is not log_p or name == "log_p")
@@ -184,7 +184,7 @@ _LARGEST_LOG = math.log(torch.finfo(torch.float64).max)
 
 
 def _labels(clusters: Tensor, like: Tensor) -> Tensor:
-    """Labels 0 ... G - 1, flat, from any integer labels of the samples' shape."""
+    """Return labels 0 ... G - 1, flat, for any integer labels of the samples' shape."""
     if clusters.shape != like.shape:
         raise ValueError(f"clusters has shape {list(clusters.shape)}; allowed: that of log_p, {list(like.shape)}")
     if clusters.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):

@@ -26,7 +26,7 @@ from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_r
 
 Support = Literal["inf", "raise", "smooth"]
 SMOOTHING = 1e-6
-"""The share of p that ``support="smooth"`` mixes into q."""
+"""Share of p that ``support="smooth"`` mixes into q."""
 
 _MISSED = (
     "{0} gives probability 0 to something {1} does in {{}}, where KL({1}||{0}) is infinite; "
@@ -39,13 +39,13 @@ def kl_divergence(
 ) -> A:
     r"""KL(p||q) = E_p[log p - log q] >= 0, per state ``[*B]``, summed over action dimensions.
 
-    0 only if p = q, infinite where q gives probability zero to something p does.
+    0 only if p = q; infinite if q gives probability zero to something p does.
 
     Args:
         p: a record of :mod:`klrl.policy.distributions`, or a ``torch.distributions`` object.
         q: the same family as p.
         base: unit of information: ``None`` for nats, 2 for bits (as in ``scipy.stats.entropy``).
-        support: what to do where q misses p's support (masks that differ, probabilities of zero): the value as it is
+        support: for states where q misses p's support (masks that differ, probabilities of zero): the value as it is
             ("inf"), an error ("raise"), or KL(p || (1 - e) q + e p) with e = 1e-6 ("smooth"), in every state: finite,
             at most log(1 / e), 0 up to rounding for p = q, and where the supports agree the KL up to a relative error
             of some e (Lee 1999, "Measures of Distributional Similarity", skew divergence). Only discrete families can
@@ -115,10 +115,10 @@ def as_both(x: Tensor, p: Distribution[Any], q: Distribution[Any]) -> Array:
 
 
 def check_support(support: str, allowed: Sequence[str]) -> None:
-    """Refuse a choice that is none.
+    """Refuse a choice that is not allowed.
 
     Raises:
-        ValueError: with what is allowed.
+        ValueError: the message says what is allowed.
     """
     if support not in allowed:
         raise ValueError(f"support = {support!r}; allowed: {', '.join(allowed)}")
@@ -128,8 +128,8 @@ def refuse_infinite(infinite: Tensor, message: str) -> None:
     """Raise if a divergence is infinite in some state.
 
     Args:
-        infinite: where, ``[*B]``.
-        message: with ``{}`` for the number of states.
+        infinite: mask of infinite values, ``[*B]``.
+        message: text with ``{}`` for the number of states.
 
     Raises:
         ValueError: the message.
@@ -163,7 +163,7 @@ def kl_gradient(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> Gradient:
 
 
 def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
-    """The Fisher matrix of p, the Hessian of KL(p||q) by q's fields at q = p, times a tangent, state by state."""
+    """Return the Fisher matrix of p, the Hessian of KL(p||q) by q's fields at q = p, times a tangent, per state."""
     family = family_of(p)
     if family is None:
         raise NoClosedForm(f"no Fisher matrix for {type(p).__name__}; allowed: families with a closed form of the KL")
@@ -185,11 +185,11 @@ def _gaussians(
 
 
 def total(parts: Array) -> Array:
-    """The sum over the last dimension."""
+    """Return the sum over the last dimension."""
     if parts.shape[-1] == 1:
         return parts.squeeze(-1)
     if is_numpy(parts):
         return like(total(tensor(parts)), parts)
-    if torch.is_autocast_enabled(parts.device.type):  # it would multiply in half precision
+    if torch.is_autocast_enabled(parts.device.type):  # autocast would multiply in half precision
         return parts.sum(-1)
     return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum

@@ -22,8 +22,8 @@ def kl_executed(
     """KL between clip(x, low, high) for x ~ p and for x ~ q, ``[*B]``, summed over the dimensions: at most KL(p||q).
 
     A clipped normal is a density inside the box and two point masses P_low and P_high on its border. No map makes two
-    distributions easier to tell apart (data processing inequality): what of the KL is missing here the environment
-    never sees. In float64, the tails by the logarithm of the normal's distribution function.
+    distributions easier to tell apart (data processing inequality): the rest of the KL never reaches the environment.
+    Computed in float64, the tails by the logarithm of the normal's distribution function.
 
     Args:
         p: a DiagGaussian.
@@ -47,7 +47,7 @@ def kl_executed(
 
 
 def _kl(p: DiagGaussian, q: DiagGaussian, low: Tensor, high: Tensor) -> Tensor:
-    """Of every dimension.
+    """Return the KL of every dimension.
 
     Point masses P log(P / Q), and inside E_p[log p/q] by the moments m_n = int_a^b z^n phi(z) dz of p's standardised
     action: m_0 = Phi(b) - Phi(a), m_1 = phi(a) - phi(b), m_2 = m_0 + a phi(a) - b phi(b).
@@ -71,7 +71,7 @@ def _mass(a: Tensor, c: Tensor) -> Tensor:
 
 
 def _standard(x: Tensor) -> Tensor:
-    """Finite: beyond, the normal has nothing left, and squares would overflow."""
+    """Limit to finite numbers: beyond them the normal has nothing left, and squares would overflow."""
     return x.clamp(-1e150, 1e150)
 
 
@@ -84,7 +84,7 @@ def _phi_of(x: Tensor) -> Tensor:
 
 
 def _log_phi_of(x: Tensor) -> Tensor:
-    """log Phi; in the left tail log(erfcx(y) / 2) - y^2 with y = -x / sqrt 2, whose derivative is accurate, too."""
+    """Return log Phi, in the left tail as log(erfcx(y) / 2) - y^2 with y = -x / sqrt 2, and an accurate derivative."""
     tail = x < -1.0
     y = torch.where(tail, -x, 1.0) / math.sqrt(2.0)
     body = torch.where(tail, 0.0, x) / math.sqrt(2.0)

@@ -20,7 +20,7 @@ def geometric_mixture(p: AnyDistribution[Any], q: AnyDistribution[Any], share: T
     Args:
         p: a record or a ``torch.distributions`` object.
         q: the same family.
-        share: in [0, 1], one number or one per state, ``[*B]``.
+        share: weight of p in [0, 1], one number or one per state, ``[*B]``.
 
     Raises:
         NoClosedForm: different families, or one whose geometric mixtures are not in it.

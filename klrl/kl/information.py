@@ -1,4 +1,4 @@
-"""How much an action says about the state it was taken in."""
+"""Mutual information of states and actions."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def estimate_mutual_information(
 
     Args:
         p: the policy at every state, of any family with a record.
-        n: actions per state, >= 2.
-        generator: of the actions.
+        n: number of actions per state, >= 2.
+        generator: generator of the actions.
 
     Raises:
         TypeError: a family without a record.
         ValueError: n < 2, or no states.
     """
     record, dtype = read(p)
-    (flat,) = before_tanh(RecordSource(_one_batch_dimension(record), dtype))
+    (flat,) = before_tanh(RecordSampler(_one_batch_dimension(record), dtype))
     states = flat.batch_shape[0]
     size = max(1, CHUNK // (states * flat.width))
 
@@ -80,7 +80,7 @@ def estimate_mutual_information(
     return StateEstimate(value.mean().to(flat.dtype), stderr.to(flat.dtype), n)
 
 
-def _of_actions(states: RecordSource, action: Tensor) -> Tensor:
+def _of_actions(states: RecordSampler, action: Tensor) -> Tensor:
     """log S - H(s | a) = sum_s p(s | a) (log p(s | a) + log S) of every action ``[m, 1, *k]``."""
     count = states.batch_shape[0]
     log_posterior = states.log_prob(action.expand(-1, count, *states.event_shape)).log_softmax(-1)

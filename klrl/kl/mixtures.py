@@ -33,7 +33,7 @@ def kl_upper_bound(
         p: a GaussianMixture or DiagGaussian.
         q: another one; numbers of components may differ.
         base: unit of information, as in :func:`klrl.kl.kl_divergence`.
-        iterations: how many turns, >= 1; the bound never grows with them.
+        iterations: number of turns, >= 1; the bound never grows with them.
 
     Raises:
         NoClosedForm: another family.
@@ -88,7 +88,7 @@ def _pair(what: str, p: AnyDistribution[Any], q: AnyDistribution[Any]) -> _Pair:
 
 
 def _mixture(x: Distribution, what: str, p: Distribution, q: Distribution) -> GaussianMixture:
-    """In float64."""
+    """Read a mixture, in float64."""
     fields = [tensor(y).double() for y in x.parameters]
     match x:
         case GaussianMixture():
@@ -106,9 +106,9 @@ def _pairwise(p: GaussianMixture, q: GaussianMixture) -> Tensor:
 
 
 def _bound(log_w: Tensor, log_v: Tensor, D: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """From g ~ v e^start, iterated without gradient: the shares f / w and g / v at the end make a bound of any w, v.
+    """Iterate from g ~ v e^start, without gradient: the final shares f / w and g / v make a bound for any w, v.
 
-    Infinite where the start allows a component of p none of q.
+    Infinite if the start gives a component of p no component of q.
     """
     with torch.no_grad():
         share_g = _shares(start.expand(torch.broadcast_shapes(start.shape, log_w.shape, log_v.shape)), -2)
@@ -124,6 +124,6 @@ def _bound(log_w: Tensor, log_v: Tensor, D: Tensor, start: Tensor, iterations: i
 
 
 def _shares(log_x: Tensor, dim: int) -> Tensor:
-    """Normalised over a dimension; nothing where there is nothing to share."""
+    """Normalise over a dimension; a slice that is 0 stays 0."""
     total = log_x.logsumexp(dim, keepdim=True)
     return torch.where(total == -math.inf, -math.inf, log_x - total)

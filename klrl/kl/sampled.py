@@ -17,7 +17,7 @@ from klrl.shown import array
 
 Divergence = Literal["kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation", "hellinger"]
 CHUNK = 2**20
-"""Numbers of a sample held at a time."""
+"""Most numbers of a sample held at a time."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,8 +41,8 @@ def estimate_divergence(
 ) -> StateEstimate:
     r"""Estimate a divergence per state from n samples of p and n of q, ``[*B]``, nats; without gradients.
 
-    The average over both alike is one over m = (p + q) / 2. With l = log q - log p and t = tanh(l / 2), so that
-    p/m = 1 - t and q/m = 1 + t, what is averaged is
+    The average over both samples is an average over m = (p + q) / 2. With l = log q - log p and t = tanh(l / 2), so
+    that p/m = 1 - t and q/m = 1 + t, the integrand is
 
     ================  =====================================================================================
     kl                2 t - (1 - t) l, that is p/m (e^l - 1 - l); reverse_kl with -l, jeffreys both
@@ -63,16 +63,16 @@ def estimate_divergence(
             it has probability 0. Samples that its type rounds to the border of the support bias the estimate: give
             such distributions float64 parameters.
         q: another one over the same actions, of any family.
-        divergence: which.
-        n: samples of each per state, >= 2.
-        generator: of the samples.
+        divergence: name of the divergence.
+        n: number of samples of each per state, >= 2.
+        generator: generator of the samples.
 
     Raises:
         ValueError: an unknown divergence, n < 2, or distributions over different actions.
     """
     if divergence not in get_args(Divergence):
         raise ValueError(f"divergence = {divergence!r}; allowed: {', '.join(get_args(Divergence))}")
-    a, b = sources(p, q)
+    a, b = samplers(p, q)
 
     def integrand(action: Tensor) -> Tensor:
         return _INTEGRANDS[divergence](b.log_prob(action) - a.log_prob(action))
@@ -92,15 +92,15 @@ def estimate_entropy(
 
     Arguments and errors as in :func:`estimate_divergence`.
     """
-    a = source(p)
+    a = sampler(p)
     value, variance = moments(a, lambda x: -a.log_prob(x), n, generator)
     return _estimate(value, variance.sqrt(), n, a.dtype)
 
 
 def moments(
-    of: Source, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None
+    of: Sampler, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """The mean of a function of n samples, and the variance of that mean, ``[*B]``, in bounded memory.
+    """Return the mean of a function of n samples, and the variance of that mean, ``[*B]``, in bounded memory.
 
     Raises:
         ValueError: n < 2.
@@ -136,7 +136,7 @@ def _kl(log_ratio: Tensor) -> Tensor:
 
 
 def _jensen_shannon(log_ratio: Tensor) -> Tensor:
-    """As 1 + t = 2 q / (p + q), log(1 + t) = log 2 - log(1 + e^-l); near t = 0 from 1 +- t."""
+    """Return the integrand by 1 + t = 2 q / (p + q), so log(1 + t) = log 2 - log(1 + e^-l); near t = 0 from 1 +- t."""
     t = torch.tanh(0.5 * log_ratio)
     near = t.abs() < 0.5
     s = torch.where(near, t, 0.0)

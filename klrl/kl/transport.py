@@ -1,4 +1,4 @@
-"""Wasserstein distances: what it costs to move one policy's probability onto another's."""
+"""Wasserstein distances: the cost of moving one policy's probability onto another's."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def wasserstein(
     Args:
         p: DiagGaussian, FullGaussian (2) or Categorical (1).
         q: the same family.
-        order: 1 or 2; ``None`` for the one that the family has.
-        ground_metric: for a Categorical, where the actions are on a line, ``[k]`` (default 0, 1, ..., k - 1), or the
+        order: 1 or 2; ``None`` for the order that the family has.
+        ground_metric: for a Categorical, positions of the actions on a line, ``[k]`` (default 0, 1, ..., k - 1), or the
             distances d(x, y) between them, ``[k, k]``, >= 0 with zeros on the diagonal; all 1 off the diagonal give the
             total variation. Distances need SciPy, and one linear program per state.
 
     Raises:
         NoClosedForm: another family, or another order than its own.
-        ValueError: an order, positions or distances that are none; or SciPy is missing.
+        ValueError: an order, positions or distances are not allowed; or SciPy is missing.
     """
     if not (order is None or (isinstance(order, int) and order in (1, 2))):
         raise ValueError(f"order = {order!r}; allowed: 1, 2 or None")
@@ -92,7 +92,7 @@ class _Transport(torch.autograd.Function):
 
 
 def _cheapest(p: np.ndarray, q: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cost, and its derivatives by p and by q."""
+    """Return the cost, and its derivatives by p and by q."""
     try:
         from scipy.optimize import linprog
         from scipy.sparse import eye_array, kron, vstack

@@ -1,4 +1,4 @@
-"""What every actor is: a trunk whose outputs are the fields of a distribution record."""
+"""Base of all actors: a trunk whose outputs are the fields of a distribution record."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ class Actor(nn.Module, Linearizable):
 
     @abc.abstractmethod
     def policy(self, outputs: Array, allowed: Array | None) -> Distribution:
-        """The record of outputs ``[*B, k]``; where there is a mask, with only the allowed actions, bool ``[*B, n]``."""
+        """Return the record for outputs ``[*B, k]``; ``allowed`` is its mask, bool ``[*B, n]``, or ``None``."""
 
     @abc.abstractmethod
     def to_environment(self, action: Array) -> np.ndarray:
-        """What the environment executes for these actions of the policy."""
+        """Return the environment's actions for these actions of the policy."""
 
     @property
     def caution(self) -> str:
-        """What is to be known before it is trained; empty if there is nothing."""
+        """Return advice about the policy before training; empty if there is none."""
         return ""
 
     def forward(self, observation: Array) -> Distribution:
-        """The policy's distribution at these observations."""
+        """Return the policy's distribution at these observations."""
         return self.policy(evaluate(self.trunk, features(self.encoding, observation)), self.allowed(observation))
 
     @property
@@ -67,10 +67,10 @@ class Actor(nn.Module, Linearizable):
         return OnTrunk(self, trunk, self.policy(trunk.output, self.allowed(observation)).detach())
 
     def allowed(self, observation: Array) -> Array | None:
-        """The mask in these observations, bool ``[*B, n]``, if there is one."""
+        """Return the mask in these observations, bool ``[*B, n]``, if there is one."""
         return self.encoding.allowed(observation) > 0.5 if self.encoding.n_mask else None
 
 
 def on_host(x: Array) -> np.ndarray:
-    """As a numpy array, wherever it is."""
+    """Return a numpy array of the same numbers, copied from its device if necessary."""
     return x if is_numpy(x) else x.detach().cpu().numpy()

@@ -19,7 +19,7 @@ from klrl.policy.box_actors import ActionDistribution, box_actor
 from klrl.policy.distributions import Bernoulli, Categorical, MultiCategorical
 from klrl.policy.mlp import Activation
 from klrl.policy.observations import MOST_ELEMENTS, Encoding, holds_numbers, n_choices
-from klrl.words import one_line
+from klrl.text import one_line
 
 
 class CategoricalActor(Actor):
@@ -32,11 +32,11 @@ class CategoricalActor(Actor):
         self.start, self.dtype = int(action_space.start), action_space.dtype
 
     def policy(self, outputs: Array, allowed: Array | None) -> Categorical:
-        """The outputs are the logits."""
+        """Read the outputs as logits."""
         return Categorical(outputs) if allowed is None else Categorical.masked(outputs, allowed)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """In the space's dtype, shifted to its ``start``."""
+        """Convert to the space's dtype, shifted to its ``start``."""
         return np.asarray(on_host(action) + self.start).astype(self.dtype, copy=False)
 
 
@@ -51,12 +51,12 @@ class MultiCategoricalActor(Actor):
         self.space = action_space
 
     def policy(self, outputs: Array, allowed: Array | None) -> MultiCategorical:
-        """The outputs are the logits, one head after the other."""
+        """Read the outputs as logits, one head after the other."""
         logits = outputs if allowed is None else Categorical.masked(outputs, allowed).logits
         return MultiCategorical(logits, self.nvec)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """In the space's shape and dtype, shifted to its ``start``."""
+        """Convert to the space's shape and dtype, shifted to its ``start``."""
         shaped = on_host(action).reshape(*action.shape[:-1], *self.space.shape)
         return (shaped + self.space.start).astype(self.space.dtype, copy=False)
 
@@ -71,11 +71,11 @@ class BernoulliActor(Actor):
         self.space = action_space
 
     def policy(self, outputs: Array, allowed: Array | None) -> Bernoulli:
-        """The outputs are the logits."""
+        """Read the outputs as logits."""
         return Bernoulli(outputs)
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """In the space's shape and dtype."""
+        """Convert to the space's shape and dtype."""
         return on_host(action).reshape(*action.shape[:-1], *self.space.shape).astype(self.space.dtype)
 
 
@@ -91,7 +91,7 @@ def make_actor(
     state_dependent_std: bool = False,
     scale_actions: bool = True,
 ) -> Actor:
-    """The actor for an action space; :func:`check_action_space` names the spaces that have one.
+    """Make the actor for an action space; :func:`check_action_space` names the spaces that have one.
 
     Raises:
         ValueError: an action space without an actor, or a setting that does not fit it.
@@ -118,7 +118,7 @@ def check_action_space(space: gym.Space) -> None:
     """Refuse spaces that no actor here fits.
 
     Raises:
-        ValueError: naming the space and what is supported.
+        ValueError: the message names the space and the supported ones.
     """
     supported = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
     if not (supported and np.prod(space.shape or (1,)) > 0) and not holds_numbers(space, "f"):

@@ -1,8 +1,8 @@
-"""What formulas need so that they read the same for tensors and for numpy arrays.
+"""Operations that let a formula read the same for tensors and numpy arrays.
 
-On a minibatch, an operation's cost is not its arithmetic but the way to it, and numpy's way is the shorter one. So the
-formulas that an update needs take both: arrays in, arrays out; tensors in, tensors out, with their graph. Both share
-the operators, ``@``, ``.T``, ``.sum``, ``.mean``, ``.argmax`` and ``.reshape``; the rest is here.
+On a minibatch, an operation's cost is overhead, not arithmetic, and numpy's overhead is smaller. So the formulas of an
+update take both: arrays in, arrays out; tensors in, tensors out, with their graph. Both kinds share the operators,
+``@``, ``.T``, ``.sum``, ``.mean``, ``.argmax`` and ``.reshape``; the rest is here.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing_extensions import TypeVar
 
 _blas = ThreadpoolController().select(user_api="blas")
 _BLAS = _blas.select(filepath=[pool["filepath"] for pool in _blas.info() if "numpy" in pool["filepath"]])
-"""numpy's own; another one torch may share."""
+"""BLAS library of numpy; torch may share another one."""
 _LIMITED = Lock()
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Of blocks that overlap in several threads the first sets the process's limit, and takes it back at its end.
+    """Limit BLAS to one thread.
 
-    What one thread has set, OpenBLAS lets no other one take back.
+    The first of overlapping blocks, in several threads, sets the process's limit and removes it at its end: OpenBLAS
+    lets no other thread remove it.
     """
     if not _LIMITED.acquire(blocking=False):
         yield
@@ -57,24 +58,24 @@ A = TypeVar("A", Tensor, np.ndarray, default=Tensor)
 
 
 def is_numpy(x: Array) -> bool:
-    """Whether it is a numpy array (or number), and no tensor."""
+    """Return True for a numpy array or number, False for a tensor."""
     return not isinstance(x, Tensor)
 
 
 def tensor(x: Array) -> Tensor:
-    """The same numbers as a tensor, on the same memory if it may be written to."""
+    """Return the same numbers as a tensor, on the same memory if it is writable."""
     if not isinstance(x, np.ndarray):
         return x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu")
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
 def stack(xs: Sequence[Array]) -> Tensor:
-    """Along a new first dimension, as a tensor."""
+    """Stack along a new first dimension, as a tensor."""
     return torch.stack(tuple(xs)) if isinstance(xs[0], Tensor) else torch.from_numpy(np.stack(xs))
 
 
 def like(x: Tensor, other: Array) -> Array:
-    """A tensor as what ``other`` is."""
+    """Convert a tensor to the kind of array that ``other`` is."""
     return x if isinstance(other, Tensor) else x.numpy()
 
 
@@ -119,39 +120,39 @@ def minimum(x: Array, y: Array) -> Array:
 
 
 def clip(x: Array, low: float, high: float) -> Array:
-    """Elements below ``low`` and above ``high`` set to these."""
+    """Limit elements to [``low``, ``high``]."""
     return x.clamp(low, high) if isinstance(x, Tensor) else np.minimum(np.maximum(x, low), high)
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:
-    """Elements of x where the condition holds, of y elsewhere."""
+    """Return elements of x where the condition holds, of y elsewhere."""
     return torch.where(condition, x, y) if isinstance(condition, Tensor) else np.where(condition, x, y)
 
 
 def concatenate(parts: Sequence[Array]) -> Array:
-    """One after the other along the first dimension."""
+    """Join arrays along the first dimension."""
     return torch.cat(tuple(parts)) if isinstance(parts[0], Tensor) else np.concatenate(parts)
 
 
 def concatenate_last(parts: Sequence[Array]) -> Array:
-    """One beside the other along the last dimension."""
+    """Join arrays along the last dimension."""
     if len(parts) == 1:
         return parts[0]
     return torch.cat(tuple(parts), -1) if isinstance(parts[0], Tensor) else np.concatenate(parts, -1)
 
 
 def share(condition: Array) -> Array:
-    """How many of these truth values hold, of all: a number in [0, 1]."""
+    """Return the share of truth values that are true, in [0, 1]."""
     return condition.float().mean() if isinstance(condition, Tensor) else condition.mean()
 
 
 def split_last(x: Array, n: int) -> Sequence[Array]:
-    """``n`` equal pieces of the last dimension."""
+    """Split the last dimension into ``n`` equal pieces."""
     return x.chunk(n, -1) if isinstance(x, Tensor) else np.split(x, n, -1)
 
 
 def split(x: Array, sizes: Sequence[int]) -> Sequence[Array]:
-    """Consecutive pieces of these sizes along the first dimension."""
+    """Split the first dimension into consecutive pieces of these sizes."""
     return x.split(list(sizes)) if isinstance(x, Tensor) else np.split(x, np.cumsum(sizes)[:-1])
 
 
@@ -179,7 +180,7 @@ def one_hot(index: Array, like: Array) -> Array:
 
 
 def expand(row: Array, shape: Sequence[int]) -> Array:
-    """A vector as every row of an array of this shape."""
+    """Repeat a vector as every row of an array of this shape."""
     if isinstance(row, Tensor):
         return row.expand(tuple(shape))
     rows = np.empty(shape, row.dtype)

@@ -17,7 +17,7 @@ from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
 from klrl.policy.observations import Encoding
 from klrl.policy.units import Units, caution
-from klrl.words import one_line
+from klrl.text import one_line
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
 
@@ -33,12 +33,12 @@ class BoxActor(Actor, abc.ABC):
         self.space = space
 
     def clipped(self, action: np.ndarray) -> np.ndarray:
-        """Within the box, in its shape and dtype."""
+        """Clip actions to the box, in its shape and dtype."""
         shaped = action.reshape((*action.shape[:-1], *self.space.shape))
         return np.minimum(np.maximum(shaped, self.space.low), self.space.high).astype(self.space.dtype, copy=False)
 
     def stretched(self, unit: np.ndarray) -> np.ndarray:
-        """From [0, 1] to the box, and never beyond it by rounding."""
+        """Map [0, 1] to the box, never beyond it by rounding."""
         low, high = (x.reshape(-1) for x in (self.space.low, self.space.high))
         return self.clipped((1.0 - unit) * low + unit * high)
 
@@ -82,18 +82,18 @@ class GaussianActor(BoxActor):
         return family(outputs, self.log_std.expand_as(outputs).clone())
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """Clipped to the box, or stretched from (-1, 1) to it."""
+        """Clip actions to the box, or stretch them from (-1, 1) to it."""
         a = on_host(action)
         return self.stretched(0.5 * (a + 1.0)) if self.squashed else self.clipped(self.units.to_environment(a))
 
     @property
     def caution(self) -> str:
-        """Where the unit is a guess: in the environment's units, although those of the box were asked for."""
+        """Return a warning if the unit is a guess: the environment's, although that of the box was asked for."""
         if not self.scaled or not (words := caution(self.space, self.log_std_init)):
             return ""
         return (
             f"{words}, in the environment's units; if its actions have another size, put a "
-            "gymnasium.wrappers.TransformAction around it or set log_std_init (scale_actions = False: it is right so)"
+            "gymnasium.wrappers.TransformAction around it or set log_std_init (scale_actions = False if it is right)"
         )
 
 
@@ -111,7 +111,7 @@ class BetaActor(BoxActor):
         return Beta(x[..., : self.d], x[..., self.d :])
 
     def to_environment(self, action: Array) -> np.ndarray:
-        """From (0, 1) to the box."""
+        """Map (0, 1) to the box."""
         return self.stretched(on_host(action))
 
 
@@ -123,7 +123,7 @@ def box_actor(
     gaussian: dict[str, Any],
     **style: Any,
 ) -> BoxActor:
-    """The actor for a ``Box``; ``gaussian`` has the settings that only Gaussians read.
+    """Make the actor for a ``Box``; ``gaussian`` holds the settings that only Gaussians read.
 
     Raises:
         ValueError: a setting that does not fit the box or the distribution.

@@ -1,4 +1,4 @@
-"""Where networks are: names of devices, checked against the machine."""
+"""Devices of networks: names, checked against the machine."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def usable(name: str) -> torch.device:
-    """A device that this machine has.
+    """Return a device that this machine has.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it does not have this device.
     """
     count = torch.cuda.device_count()
     found = torch.device(name)
@@ -20,7 +20,7 @@ def usable(name: str) -> torch.device:
 
 
 def usable_or_cpu(name: str) -> str:
-    """The device, or the CPU where this machine has no such device."""
+    """Return the device's name, or the CPU's if this machine has no such device."""
     try:
         return str(usable(name))
     except ValueError:

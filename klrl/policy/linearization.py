@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Linearization(abc.ABC, Generic[T]):
     """Outputs of ``network``, cut from any graph, and the products with their Jacobian.
 
-    Where the output is a distribution, tangents and cotangents have one tensor per field of the record.
+    If the output is a distribution, tangents and cotangents have one tensor per field of the record.
     """
 
     network: nn.Module
@@ -35,19 +35,19 @@ class Linearization(abc.ABC, Generic[T]):
 
     @abc.abstractmethod
     def pieces(self, *cotangent: Array) -> list[Array]:
-        """J' u in consecutive pieces, vectors, for ``u`` in the shapes of the output."""
+        """Return J' u in consecutive pieces, vectors, for ``u`` in the shapes of the output."""
 
     def pull_back(self, *cotangent: Array) -> Array:
-        """J' u, ``[P]``, for ``u`` in the shapes of the output."""
+        """Return J' u, ``[P]``, for ``u`` in the shapes of the output."""
         return concatenate(self.pieces(*cotangent))
 
     @abc.abstractmethod
     def push_forward(self, tangent: Array) -> Arrays:
-        """J v in the shapes of the output, for ``v [P]``."""
+        """Return J v in the shapes of the output, for ``v [P]``."""
 
 
 class ByAutograd(Linearization[T]):
-    """Any network, by torch's autograd: one backward pass per ``pull_back``, two per ``push_forward``."""
+    """A network of any kind, by torch's autograd: one backward pass per ``pull_back``, two per ``push_forward``."""
 
     def __init__(self, network: nn.Module, x: Array) -> None:
         self.network = network
@@ -61,11 +61,11 @@ class ByAutograd(Linearization[T]):
         self.output = cast("T", output.with_parameters(*cut) if isinstance(output, Distribution) else cut[0])
 
     def pieces(self, *cotangent: Array) -> list[Array]:
-        """One backward pass."""
+        """Return J' u by one backward pass."""
         return [like(self._backward([tensor(u) for u in cotangent]), self._x)]
 
     def push_forward(self, tangent: Array) -> Arrays:
-        """The derivative of u -> J' u, which is linear, by u, times v (Townsend 2017)."""
+        """Return J v: the derivative by u of u -> J' u, which is linear, times v (Townsend 2017)."""
         u = [torch.zeros_like(x, requires_grad=True) for x in self._graph]
         with torch.enable_grad():
             product = self._backward(u, create_graph=True) @ tensor(tangent)
@@ -90,14 +90,14 @@ class ByAutograd(Linearization[T]):
 class Objective:
     """A scalar function of networks' outputs: its value, and its gradient at those outputs.
 
-    Sums and multiples of objectives are objectives, so a loss reads as in the paper; the way from the outputs to the
-    parameters is taken once, by :meth:`gradients`, when the whole loss is known.
+    Sums and multiples of objectives are objectives, so a loss reads as in the paper; the derivative by the parameters
+    is taken once, by :meth:`gradients`, when the whole loss is known.
     """
 
     value: Any
-    """A number: a 0-d tensor or array."""
+    """Value of the function: a 0-d tensor or array."""
     terms: tuple[tuple[Linearization[Any], float, Arrays], ...]
-    """Gradients by the outputs, each with a factor: where, how often, what."""
+    """Gradients by outputs: the network's linearization, a factor, the gradient."""
 
     def __add__(self, other: Objective) -> Objective:
         return Objective(self.value + other.value, self.terms + other.terms)
@@ -112,7 +112,7 @@ class Objective:
         return Objective(factor * self.value, tuple((at, factor * f, u) for at, f, u in self.terms))
 
     def gradients(self) -> dict[nn.Module, Tensor]:
-        """d objective / d theta, ``[P]``, for every network it depends on."""
+        """Return d objective / d theta, ``[P]``, for every network it depends on."""
         cotangents: dict[Linearization[Any], Arrays] = {}
         for at, factor, u in self.terms:
             u = tuple([factor * x for x in u])
@@ -125,13 +125,13 @@ class Objective:
 
 
 def expectation(values: Tensor, at: Linearization[Any], gradient: Arrays) -> Objective:
-    """The mean of ``values [n]``, given how each moves with its own row of the outputs ``at`` a network."""
+    """Return the mean of ``values [n]``, given the gradient of each by its own row of the outputs ``at`` a network."""
     n = len(values)
     return Objective(values.sum() / n, ((at, 1.0 / n, gradient),))
 
 
 def flatten(tensors: Iterable[Tensor]) -> Tensor:
-    """One vector ``[P]`` of all the elements, a copy."""
+    """Copy all elements into one vector ``[P]``."""
     return torch.cat([x.reshape(-1) for x in tensors])
 
 
@@ -149,10 +149,10 @@ def pack(network: nn.Module) -> nn.Parameter:
 
 
 def check_separate(**networks: nn.Module) -> None:
-    """Refuse networks that share a parameter, or its memory: packed, each would have, and move, a part of its own.
+    """Refuse networks that share a parameter or its memory: packed, each would have, and move, a copy of its own.
 
     Raises:
-        ValueError: naming the shared parameters of both.
+        ValueError: the message names the shared parameters of both.
     """
     for (name, network), (other_name, other) in combinations(networks.items(), 2):
         shared = [
@@ -165,12 +165,12 @@ def check_separate(**networks: nn.Module) -> None:
             ours, theirs = (", ".join(dict.fromkeys(names)) for names in zip(*shared, strict=True))
             raise ValueError(
                 f"{other_name} shares parameters with {name}: {theirs} = {ours}; "
-                "allowed: a copy of its own for each, as copy.deepcopy makes it"
+                "allowed: a copy for each, made by copy.deepcopy"
             )
 
 
 def _overlap(p: Tensor, q: Tensor) -> bool:
-    """Whether any bytes between the first and the last are those of both."""
+    """Return True if the byte ranges of two parameters overlap."""
     if p.device != q.device or not p.numel() or not q.numel():
         return False
     (start, end), (other_start, other_end) = map(_extent, (p, q))
@@ -183,7 +183,7 @@ def _extent(p: Tensor) -> tuple[int, int]:
 
 
 def is_packed(network: nn.Module, vector: Tensor) -> bool:
-    """Whether the network's parameters, and nothing else, are still what :func:`pack` made views of ``vector``."""
+    """Return True if the network's parameters, and nothing else, are still :func:`pack`'s views of ``vector``."""
     where = vector.data_ptr()
     for parameter in network.parameters():
         if parameter.data_ptr() != where:

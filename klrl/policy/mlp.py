@@ -28,7 +28,7 @@ class MLP(nn.Sequential, Linearizable):
     """Linear layers and activations in turn, as :func:`mlp` makes them."""
 
     def forward(self, input: Array) -> Array:
-        """The outputs ``[*B, out]`` at ``[*B, in]``, in evaluation mode, also of layers that were put in."""
+        """Return the outputs ``[*B, out]`` at ``[*B, in]``, in evaluation mode, also of layers that were inserted."""
         layers = self.layers
         if layers.explicit and is_numpy(input):
             return _Explicit(self, input, layers).output
@@ -48,13 +48,13 @@ class MLP(nn.Sequential, Linearizable):
         return self.layers.written_out
 
     def linearize(self, x: Array) -> Linearization[Array]:
-        """The outputs at ``x [n, in]`` and their derivative by the parameters."""
+        """Return the outputs at ``x [n, in]`` and their derivative by the parameters."""
         layers = self.layers
         return _Explicit(self, x, layers) if layers.written_out else ByAutograd(self, x)
 
     @property
     def layers(self) -> _Layers:
-        """What the layers are made of; looked up anew when one was replaced, hooked, moved in memory or frozen."""
+        """Facts about the layers; renewed when a layer was replaced, hooked, moved in memory or frozen."""
         known: _Layers | None = self.__dict__.get("_layers")
         layers: list[Any] = list(self._modules.values())
         parameters = [
@@ -69,13 +69,13 @@ class MLP(nn.Sequential, Linearizable):
 @dataclass(frozen=True, eq=False)
 class _Layers:
     key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]
-    """The layers, where each of their parameters is and whether it may move, how many hooks each has."""
+    """Layers, address and requires_grad of each parameter, and number of hooks: a change means other facts."""
     explicit: bool
     """What is written out here, as :func:`~klrl.policy.paths.has_formulas` has it."""
     tensors: list[tuple[Tensor, Tensor]]
     """Weight and bias of every linear layer, outside of any graph."""
     arrays: list[tuple[np.ndarray, np.ndarray]]
-    """The same as numpy arrays; none where they are not in the CPU's memory."""
+    """Weights and biases as numpy arrays; empty if they are not in the CPU's memory."""
     is_tanh: bool
     """The activation is tanh; otherwise the rectifier."""
     written_out: bool
@@ -93,7 +93,7 @@ class _Layers:
 
 
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:
-    """Fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
+    """Make fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
 
     Gain sqrt(2) in hidden layers and ``output_gain`` in the last: 0.01 for policies, so that training
     starts near the uniform policy (Andrychowicz et al. 2021, "What Matters in On-Policy RL", section 3.2).
@@ -101,7 +101,7 @@ def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, gen
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)  # its own init would draw globally
+        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)  # its init draws globally
         nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]

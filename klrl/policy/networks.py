@@ -1,4 +1,4 @@
-"""What actors and critics share: features of observations, a trunk, and how its outputs move with its parameters."""
+"""Networks of actors and critics: features of observations, a trunk, and the derivative of its outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Critic(nn.Module, Linearizable):
         self.trunk = make_trunk(encoding, hidden, 1, output_gain=1.0, **style)
 
     def forward(self, observation: Array) -> Array:
-        """Values in units of the scaled return."""
+        """Return values in units of the scaled return."""
         return evaluate(self.trunk, features(self.encoding, observation)).squeeze(-1)
 
     @property
@@ -44,7 +44,7 @@ class Critic(nn.Module, Linearizable):
         return is_written_out(self.trunk)
 
     def linearize(self, observation: Array) -> Linearization[Array]:
-        """The values at ``[n, *O]`` and how the parameters move them."""
+        """Return the values at ``[n, *O]`` and their derivative by the parameters."""
         trunk = linearize(self.trunk, features(self.encoding, observation))
         return OnTrunk(self, trunk, trunk.output.squeeze(-1))
 
@@ -57,14 +57,14 @@ class OnTrunk(Linearization[T]):
         self._trunk = trunk
 
     def pieces(self, *cotangent: Array) -> list[Array]:
-        """Free parameters collect the cotangents of all rows; they come first in ``network.parameters()``."""
+        """Return J' u; free parameters sum the cotangents of all rows, and come first in ``network.parameters()``."""
         own = list(self.network.parameters(recurse=False))
         u, rows = (cotangent[0], cotangent[1:]) if own else (concatenate_last(cotangent), ())
         trunk = self._trunk.pieces(u.reshape(self._trunk.output.shape))
         return [*[x.sum(0) * float(p.requires_grad) for x, p in zip(rows, own, strict=True)], *trunk]
 
     def push_forward(self, tangent: Array) -> Arrays:
-        """The trunk's tangent, in the shape of the output, and the free parameters' own."""
+        """Return J v: the trunk's tangent in the shape of the output, and that of the free parameters."""
         n = sum(p.numel() for p in self.network.parameters(recurse=False))
         free, rest = split(tangent, [n, len(tangent) - n])
         (d,) = self._trunk.push_forward(rest)
@@ -76,10 +76,10 @@ class OnTrunk(Linearization[T]):
 
 
 def check_one_mode(**networks: nn.Module) -> list[str]:
-    """Put networks in evaluation mode; the parts that would do something else in training mode, in words.
+    """Put networks in evaluation mode, and describe the parts that would behave otherwise in training mode.
 
     Raises:
-        ValueError: numbers of another type than float32, or a part that computes a state's output from other states.
+        ValueError: parameters other than float32, or a part whose output for a state depends on other states.
     """
     changed = []
     for name, network in networks.items():
@@ -89,14 +89,14 @@ def check_one_mode(**networks: nn.Module) -> list[str]:
         for key, module in network.eval().named_modules(prefix=name):
             if isinstance(module, _BATCH_NORM) and module.running_mean is None:
                 what = f"{key} is a {type(module).__name__} without running statistics"
-                raise ValueError(f"{what}: what it does in one state depends on others; allowed: track_running_stats")
+                raise ValueError(f"{what}: its output for one state depends on others; allowed: track_running_stats")
             if isinstance(module, (*_BATCH_NORM, *_DROPOUT)):
                 changed.append(f"{key} ({type(module).__name__})")
     return changed
 
 
 def features(encoding: Encoding, observation: Array) -> Array:
-    """One vector per state of what is no mask, ``[*B, *O] -> [*B, n_features]``."""
+    """Return one vector per state of everything but the mask, ``[*B, *O] -> [*B, n_features]``."""
     if len(encoding.shape) != 1:
         return observation.reshape(*observation.shape[: observation.ndim - len(encoding.shape)], -1)
     return observation[..., : encoding.n_features] if encoding.n_mask else observation
@@ -105,13 +105,14 @@ def features(encoding: Encoding, observation: Array) -> Array:
 def linearize(trunk: nn.Module, x: Array) -> Linearization[Array]:
     """Outputs and derivative of a trunk at ``x [n, in]``: its own, as an :class:`MLP` has it, else by autograd.
 
-    In evaluation mode, as :func:`evaluate` has it: what acts is what is updated, and what every KL is measured of.
+    The trunk is in evaluation mode, as in :func:`evaluate`: the policy that acts is the one that is updated, and of
+    which every KL is measured.
     """
     return trunk.linearize(x) if is_linearizable(trunk) else ByAutograd(trunk.eval(), x)
 
 
 def evaluate(trunk: nn.Module, x: Array) -> Array:
-    """The outputs alone, in evaluation mode; any other trunk than an :class:`MLP` is given a tensor ``[n, in]``."""
+    """Return the outputs only, in evaluation mode; a trunk other than an :class:`MLP` is given a tensor ``[n, in]``."""
     if isinstance(trunk, MLP):
         return trunk(x)
     outputs = trunk.eval()(tensor(x).reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

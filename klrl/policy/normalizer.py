@@ -20,7 +20,7 @@ from klrl.policy.arrays import Array, is_numpy
 from klrl.shown import array
 
 RESOLUTION: Mapping[Any, float] = {np.float32: 2.0**-23, np.float64: 64 * 2.0**-52}
-"""How far rounding alone moves numbers of a type, relative; means of float64 are off by some of their last digits."""
+"""Relative rounding error by type; means in float64 are off by some of their last digits."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +36,7 @@ class Moments:
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...]) -> Moments:
-        """Nothing absorbed yet: mean 0, variance 1."""
+        """Return moments of no data: mean 0, variance 1."""
         mean = torch.zeros(shape, dtype=torch.float64, device="cpu")
         return cls(mean, torch.ones_like(mean))
 
@@ -52,8 +52,8 @@ class Moments:
         return Moments(self.mean + delta * (n / total), scatter / total, total)
 
     def inverse_std(self, resolution: float) -> Tensor:
-        """1 / std, whatever the unit; 0 where nothing but rounding, so large beside the mean, ever changed."""
-        # Where 1e-8 is next to nothing it is added still: what was trained with it goes on to the bit.
+        """Return 1 / std in any unit; 0 for elements that changed by no more than rounding, relative to the mean."""
+        # 1e-8 is added even where it is negligible, so that older trainings continue to the bit.
         variance = self.variance + (1e-5 * self.variance).clamp_max(1e-8)
         moved = variance.sqrt() > resolution * self.mean.abs()
         return torch.where(moved, variance.rsqrt(), 0.0)
@@ -69,14 +69,14 @@ class Normalizer:
 
     moments: Moments
     fixed_scale: Tensor | float | None = None
-    """The known scale of every element, 0 where there is none; one number for all, or ``None`` where none is known."""
+    """Known scale of every element, 0 for those without; one number for all, or ``None`` if no scale is known."""
     clip: float = 10.0
     resolution: float = RESOLUTION[np.float32]
-    """Of observations, relative."""
+    """Relative rounding error of observations."""
 
     @classmethod
     def of_shape(cls, shape: tuple[int, ...], fixed_scale: Tensor | float | None = None, **more: float) -> Normalizer:
-        """Nothing absorbed yet, for observations of this shape."""
+        """Return a normaliser without data, for observations of this shape."""
         return cls(Moments.of_shape(shape), fixed_scale, **more)
 
     def __call__(self, x: Array) -> Array:
@@ -105,17 +105,17 @@ class Normalizer:
 
     @property
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Mean and scale, ``[*shape]`` in float64, of (x - mean) scale, which is what is clipped."""
+        """Return mean and scale, ``[*shape]`` in float64, of the expression (x - mean) scale that is clipped."""
         mean, scale, _ = self._tensors
         return mean, scale
 
     @property
     def learns(self) -> bool:
-        """Whether there is anything to find out."""
+        """True if any element needs running statistics."""
         return not isinstance(self.fixed_scale, float)
 
     def absorb(self, x: Tensor) -> Normalizer:
-        """The normaliser after seeing the rows of ``x [n, *shape]`` too."""
+        """Return the normaliser after absorbing the rows of ``x [n, *shape]``."""
         return replace(self, moments=self.moments.absorb(x)) if self.learns else self
 
 
@@ -137,11 +137,11 @@ class ReturnScaler:
 
     @classmethod
     def for_environments(cls, n: int) -> ReturnScaler:
-        """No rewards seen yet, in ``n`` environments."""
+        """Return a scaler without data, for ``n`` environments."""
         return cls(Moments.of_shape(()), torch.zeros(n, dtype=torch.float64, device="cpu"))
 
     def restarted(self, n: int) -> ReturnScaler:
-        """The same statistics for ``n`` environments whose episodes begin anew."""
+        """Return the same statistics for ``n`` environments whose episodes begin anew."""
         return replace(self, running=torch.zeros(n, dtype=torch.float64, device="cpu"))
 
     def absorb(self, rewards: Tensor, ended: Tensor, valid: Tensor, gamma: float) -> ReturnScaler:
@@ -156,7 +156,7 @@ class ReturnScaler:
         return replace(self, moments=self.moments.absorb(seen[valid]), running=running)
 
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Scaled rewards, float32; unchanged before anything was absorbed."""
+        """Return scaled rewards, float32; unchanged before any were absorbed."""
         if self.moments.count == 0:
             return rewards.to(torch.float32)
         scaled = rewards * self.moments.inverse_std(RESOLUTION[np.float32])

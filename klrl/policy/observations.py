@@ -1,9 +1,9 @@
 """Observations of any supported space as one array: what collectors store and networks read.
 
 A ``Box`` keeps its shape (a ``uint8`` image its type, too). Anything else becomes a vector of its parts, one after the
-other: numbers as they are, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, wherever it came from, is
-the vector's end, so that it stays with the state through batches, minibatches and measurements. Numbers are float32, or
-float64 where a ``Box`` has more digits than float32: what is normalised must keep them until its mean is subtracted.
+other: numbers unchanged, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, whatever its source, is at
+the end of the vector, so that it stays with the state through batches, minibatches and measurements. Numbers are
+float32, or float64 if a ``Box`` has more digits than float32: they are needed until the mean is subtracted.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from klrl.policy.arrays import Array
 from klrl.policy.normalizer import RESOLUTION, Normalizer
-from klrl.words import one_line
+from klrl.text import one_line
 
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"
-"""The name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
+"""Name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
 MOST_ELEMENTS = 2**25
-"""Of an observation or an action, as a network sees it: an image of 4K has fewer."""
+"""Most elements of an encoded observation or an action: an image of 4K has fewer."""
 _DARK = 8
-"""An image whose elements are all below its bound over this is dark."""
+"""Factor below its bound at which an image counts as dark: all of its elements must be smaller."""
 _LARGEST = float(np.finfo(np.float32).max)
-"""Networks compute with float32."""
+"""Largest number of float32, in which networks compute."""
 _KEYED = (gym.spaces.Dict, gym.spaces.Tuple)
 
 
@@ -38,37 +38,37 @@ class Part:
     """A leaf of an observation space, and the columns of the vector that it fills."""
 
     keys: tuple[str | int, ...]
-    """The way to it through Dicts and Tuples."""
+    """Keys on the way to it through Dicts and Tuples."""
     space: gym.Space
     columns: slice
 
     @property
     def name(self) -> str:
-        """As one would write it in Python, after ``observation``."""
+        """The part as an index in Python, after ``observation``."""
         return "".join(f"[{key!r}]" for key in self.keys)
 
     @property
     def is_image(self) -> bool:
-        """Two or three dimensions of uint8."""
+        """True for two or three dimensions of uint8."""
         return isinstance(self.space, gym.spaces.Box) and self.space.dtype == np.uint8 and len(self.shape) in (2, 3)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one observation of it."""
+        """Shape of one observation of the part."""
         return tuple(self.space.shape or ())
 
     @property
     def scale(self) -> float:
-        """What its elements are multiplied by; 0 where running statistics find out."""
+        """Factor of its elements; 0 if running statistics find the scale."""
         if self.is_image:
             return 1.0 / max(float(self.space.high.max()), 1.0)  # type: ignore[attr-defined]
         return 0.0 if isinstance(self.space, gym.spaces.Box) else 1.0
 
     def read(self, observation: Any) -> np.ndarray:
-        """Its values ``[*B, *shape]`` in an observation.
+        """Return its values ``[*B, *shape]`` in an observation.
 
         Raises:
-            ValueError: there are none, or they are no numbers.
+            ValueError: they are missing, or not numbers.
         """
         for key in self.keys:
             try:
@@ -91,10 +91,10 @@ class Part:
             raise ValueError(f"observation{self.name} has {x[~good][0]}; allowed: elements of {one_line(self.space)}")
 
     def encode(self, x: np.ndarray) -> np.ndarray:
-        """Values ``[*B, *shape]`` as columns ``[*B, n]``.
+        """Return values ``[*B, *shape]`` as columns ``[*B, n]``.
 
         Raises:
-            ValueError: no element of a Discrete or MultiDiscrete space.
+            ValueError: a value is not in its Discrete or MultiDiscrete space.
         """
         space = self.space
         batch = x.shape[: x.ndim - len(self.shape)]
@@ -109,16 +109,16 @@ class Part:
 
 
 class Encoding:
-    """From what an environment calls an observation to the array ``[*B, *shape]`` that everything else uses.
+    """Conversion of an environment's observations to the array ``[*B, *shape]`` that everything else uses.
 
     Args:
         space: the observation space.
-        action_space: what a mask's length must fit.
-        action_mask: where masks come from: an entry ``action_mask`` of a Dict observation ("auto"), the environment's
+        action_space: the action space, which masks must fit.
+        action_mask: source of masks: an entry ``action_mask`` of a Dict observation ("auto"), the environment's
             ``info`` ("info"), or nowhere ("none").
 
     Raises:
-        ValueError: naming the space and what is supported.
+        ValueError: the message names the space and the supported ones.
     """
 
     def __init__(self, space: gym.Space, action_space: gym.Space, action_mask: MaskSource = "auto") -> None:
@@ -136,7 +136,7 @@ class Encoding:
             what = one_line(space)
             raise ValueError(f"observation space {what} is empty; allowed: one with at least one element")
         self.n_features = self.parts[-1].columns.stop
-        """Columns before the mask."""
+        """Number of columns before the mask."""
         if self.n_features > MOST_ELEMENTS:
             raise ValueError(
                 f"observation space {one_line(space)} has {self.n_features} elements (one for each value of a "
@@ -165,26 +165,26 @@ class Encoding:
 
     @property
     def fixed_scale(self) -> Tensor | float | None:
-        """What elements are multiplied by whose scale is known, 0 for the others; a number if it is one for all.
+        """Factors of elements of known scale, 0 for the others; a single number if it is the same for all.
 
-        ``None`` where running statistics must find all of them.
+        ``None`` if running statistics must find all of them.
         """
         return self._scale([part.scale for part in self.parts])
 
     def scale_seen(self, encoded: Tensor) -> Tensor | float | None:
-        """As :attr:`fixed_scale`, but for images 1 over the largest element in these observations ``[n, *shape]``."""
+        """Return :attr:`fixed_scale`, for images 1 over the largest element in these observations ``[n, *shape]``."""
         seen = self._largest(encoded)
         return self._scale([1.0 / seen[part.keys] if seen.get(part.keys) else part.scale for part in self.parts])
 
     def dark_images(self, encoded: Tensor) -> str:
-        """In words, the images that stay far below their space's bound in these observations; empty if none does."""
+        """Describe images that stay far below their space's bound in these observations; empty if there are none."""
         seen = self._largest(encoded)
         declared = {part.keys: (part, round(1.0 / part.scale)) for part in self.images}
         dark = [(part, seen[k], most) for k, (part, most) in declared.items() if 0.0 < seen[k] <= most / _DARK]
         return " and ".join(f"observation{part.name} has elements up to {x:g} of {most:g}" for part, x, most in dark)
 
     def _largest(self, encoded: Tensor) -> dict[tuple[str | int, ...], float]:
-        """In every image."""
+        """Return the largest element of every image."""
         flat = encoded.reshape(len(encoded), -1)
         return {part.keys: float(flat[:, part.columns].max()) for part in self.images}
 
@@ -196,19 +196,19 @@ class Encoding:
         return torch.from_numpy(scale).reshape(self.shape)
 
     def normalizer(self) -> Normalizer:
-        """One that has absorbed nothing yet."""
+        """Return a normaliser without data."""
         resolution = RESOLUTION[np.float64 if self._is_long else np.float32]
         return Normalizer.of_shape(self.shape, self.fixed_scale, resolution=resolution)
 
     def __call__(self, observation: Any, masks: Any = None) -> np.ndarray:
-        """Observations ``[*B]``, as the space nests them, as an array ``[*B, *shape]`` of its own memory.
+        """Return observations ``[*B]``, nested as the space is, as an array ``[*B, *shape]`` of its own memory.
 
         Args:
-            observation: one, or a batch of them, as vector environments give it.
-            masks: ``[*B, n]``, where they come by ``info``; everything is allowed where there are none.
+            observation: one observation, or a batch as vector environments return it.
+            masks: ``[*B, n]``, if they come from ``info``; without them everything is allowed.
 
         Raises:
-            ValueError: another structure or shape, a value outside of a Discrete, or masks that nobody asked for.
+            ValueError: another structure or shape, a value outside of a Discrete, or unexpected masks.
         """
         if masks is not None and not self.mask_in_info:
             raise ValueError("action_masks beside an observation; allowed: only where action_mask = 'info'")
@@ -250,18 +250,18 @@ class Encoding:
         return flat
 
     def allowed(self, encoded: Array) -> Array:
-        """The mask at the end of encoded observations, ``[*B, n_mask]``; a view."""
+        """Return the mask at the end of encoded observations, ``[*B, n_mask]``; a view."""
         return encoded[..., self.n_features :]
 
     def forbids_everything(self, encoded: np.ndarray) -> np.ndarray:
-        """Where a mask leaves nothing to choose from, in some component of the action: bool, ``[*B]``."""
+        """Return True where a mask allows no choice in some component of the action: bool, ``[*B]``."""
         if self.n_mask == 0:
             return np.zeros(encoded.shape[: encoded.ndim - len(self.shape)], dtype=bool)
         allowed = np.logical_or.reduceat(self.allowed(encoded) > 0.5, self._choices, axis=-1)
         return np.asarray(~allowed.all(-1))
 
     def locate(self, index: tuple[int, ...]) -> str:
-        """In words, where an element of the encoded array is in the observation."""
+        """Name the element of the observation that an element of the encoded array holds."""
         if self._keeps_shape:
             return f", element {list(index)},"
         for part in self.parts:
@@ -271,9 +271,9 @@ class Encoding:
 
 
 def holds_numbers(space: gym.Space, kinds: str) -> bool:
-    """Whether it is a non-empty Box of these kinds of dtype, and every element has finite values to take.
+    """Return True for a non-empty Box of these kinds of dtype in which every element has finite values.
 
-    Its bounds could be NaN, or infinite on the wrong side.
+    Bounds could be NaN, or infinite on the wrong side.
     """
     if not isinstance(space, gym.spaces.Box) or space.dtype.kind not in kinds or _size(space) == 0:
         return False
@@ -281,12 +281,12 @@ def holds_numbers(space: gym.Space, kinds: str) -> bool:
 
 
 def flat_mask(mask: Any) -> np.ndarray:
-    """One mask as a vector; for a MultiDiscrete space also a tuple of one per component, as its ``sample`` takes."""
+    """Return a mask as a vector; for a MultiDiscrete space it may be a tuple per component, as for ``sample``."""
     return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
 
 
 def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
-    """Every space without parts in a space, with the way there."""
+    """Yield the spaces without parts in a space, with their keys."""
     if isinstance(space, _KEYED):
         items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
         for key, inner in items:
@@ -312,7 +312,7 @@ def _arranged(leaves: dict[tuple[str | int, ...], gym.Space]) -> list[Part]:
 
 
 def _width(space: gym.Space) -> int:
-    """Columns of the vector."""
+    """Number of columns of the vector."""
     if isinstance(space, gym.spaces.Discrete):
         return int(space.n)
     return int(space.nvec.sum()) if isinstance(space, gym.spaces.MultiDiscrete) else _size(space)
@@ -323,18 +323,18 @@ def _size(space: gym.Space) -> int:
 
 
 def _choices(space: gym.Space) -> np.ndarray:
-    """Where in a mask every component of an action begins."""
+    """Return the position in a mask at which each component of an action begins."""
     sizes = space.nvec.ravel() if isinstance(space, gym.spaces.MultiDiscrete) else np.array([_width(space)])
     return np.cumsum([0, *sizes[:-1]])
 
 
 def _mask(space: gym.Space, action_space: gym.Space) -> gym.Space | None:
-    """The entry of a Dict that says which actions are allowed."""
+    """Return the entry of a Dict that says which actions are allowed."""
     mask = space.spaces.get(MASK) if isinstance(space, gym.spaces.Dict) else None
     if mask is not None and n_choices(action_space) is None:
         raise ValueError(
             f"observation['{MASK}'] with action space {one_line(action_space)}; allowed: masks of Discrete and "
-            "MultiDiscrete actions (or action_mask = 'none', and it is an observation as any other)"
+            "MultiDiscrete actions (or action_mask = 'none', to treat it as any other observation)"
         )
     fits = isinstance(mask, (gym.spaces.Box, gym.spaces.MultiBinary)) and _size(mask) == n_choices(action_space)
     if mask is not None and not fits:
@@ -346,5 +346,5 @@ def _mask(space: gym.Space, action_space: gym.Space) -> gym.Space | None:
 
 
 def n_choices(space: gym.Space) -> int | None:
-    """How many choices an action space has to allow or forbid."""
+    """Number of choices that a mask of an action space must cover; ``None`` if it has no masks."""
     return _width(space) if isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)) else None

@@ -24,22 +24,22 @@ class Adam:
 
     Args:
         parameters: one vector ``[P]`` per network, moved in place.
-        learning_rate: the step size; set the attribute to change it.
-        max_grad_norm: longer gradients, all networks together, are scaled down to this Euclidean norm.
+        learning_rate: step size; set the attribute to change it.
+        max_grad_norm: longer gradients, of all networks together, are scaled down to this Euclidean norm.
     """
 
     def __init__(self, parameters: Sequence[Tensor], *, learning_rate: float, max_grad_norm: float) -> None:
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         self.factors = [1.0] * len(parameters)
-        """Of the learning rate, network by network; set it to change them."""
+        """Factors of the learning rate by network; set it to change them."""
         self._networks = [_Network.of(p.detach()) for p in parameters]
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Move every network that has a gradient ``[P]``; the moments of the others stay as they are, too.
+        """Move every network that has a gradient ``[P]``; the others keep their moments, too.
 
         Raises:
-            FloatingPointError: a gradient is not finite; nothing has moved (on the CPU: elsewhere asking would wait).
+            FloatingPointError: a gradient is not finite; nothing has moved (checked on the CPU only).
         """
         networks = zip(self._networks, gradients, self.factors, strict=True)
         moving = [(n, n.array(g), self.learning_rate * factor) for n, g, factor in networks if g is not None]
@@ -53,19 +53,19 @@ class Adam:
             network.step(g / excess, rate)
 
     def moments(self, i: int) -> dict[str, Tensor]:
-        """A copy of one network's moments and step count."""
+        """Copy one network's moments and step count."""
         return {name: x.clone() for name, x in self._networks[i].state().items()}
 
     def put_back(self, i: int, moments: dict[str, Tensor]) -> None:
-        """Give one network the moments and the step count that :meth:`moments` copied."""
+        """Restore the moments and step count that :meth:`moments` copied."""
         self._networks[i].restore(moments)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments (on their own memory) and step counts, by network and name."""
+        """Return the moments (in their own memory) and step counts, by network and name."""
         return {f"{i}.{name}": x for i, network in enumerate(self._networks) for name, x in network.state().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue where :meth:`state` was taken."""
+        """Restore what :meth:`state` returned."""
         for i, network in enumerate(self._networks):
             network.restore({name: state[f"{i}.{name}"] for name in network.state()})
 
@@ -88,7 +88,7 @@ class _Network:
         return x.numpy() if isinstance(x, Tensor) and optimizes_in_numpy(x) else x
 
     def step(self, g: Any, rate: float) -> None:
-        """Move by the gradient ``g``, which is used up; in place, because memory costs more than arithmetic here."""
+        """Move along the gradient ``g``, which is overwritten: memory costs more than arithmetic here."""
         self.steps += 1
         towards = g - self.mean
         towards *= 1.0 - _BETA1

@@ -1,4 +1,4 @@
-"""Spaces: which ones are supported, and how they are kept as JSON and tensors."""
+"""Supported spaces, and their form as JSON and tensors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     """Refuse spaces that no network here fits.
 
     Raises:
-        ValueError: naming the space and what is supported.
+        ValueError: the message names the space and the supported ones.
     """
     Encoding(observation_space, action_space, "none")
     check_action_space(action_space)
 
 
 def describe_space(space: gym.Space) -> Described:
-    """A supported space as plain JSON, and its arrays by name."""
+    """Return a supported space as plain JSON, and its arrays by name."""
     if isinstance(space, (gym.spaces.Dict, gym.spaces.Tuple)):
         named = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
         inner = [(key, *describe_space(x)) for key, x in named]
@@ -43,10 +43,10 @@ def describe_space(space: gym.Space) -> Described:
 
 
 def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
-    """The inverse of :func:`describe_space`.
+    """Restore a space from :func:`describe_space`.
 
     Raises:
-        ValueError: no supported space.
+        ValueError: it describes no supported space.
     """
     kind = data["class"]
     if kind in ("Dict", "Tuple"):
@@ -66,7 +66,7 @@ def space_from(data: dict[str, Any], arrays: dict[str, Tensor]) -> gym.Space:
 
 
 def _discrete(n: int, start: int, dtype: np.dtype) -> gym.spaces.Discrete:
-    """Gymnasium before 1.2.2 knows one type only, and no argument for it."""
+    """Make a Discrete; Gymnasium before 1.2.2 knows only one type, and takes no argument for it."""
     if dtype == np.int64:
         return gym.spaces.Discrete(n, start=start)
     try:
@@ -77,5 +77,5 @@ def _discrete(n: int, start: int, dtype: np.dtype) -> gym.spaces.Discrete:
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, without it."""
+    """Return the tensors whose names begin with a prefix, without the prefix."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,9 +1,8 @@
-"""What a program may have switched on in torch for its own purposes, and klrl computes without.
+"""Torch modes of the surrounding program, which klrl's entry points switch off.
 
-``torch.inference_mode`` makes tensors that never get a gradient, and nothing can turn it off for them afterwards: what
-was made in it could not learn, without a word. ``torch.autocast`` rounds matrix products to half the digits, and every
-KL is made of these. So klrl's doors close both behind them. The default dtype and device need no door: no tensor here
-is made without its own.
+``torch.inference_mode`` makes tensors that can never get a gradient: networks made in it would silently not learn.
+``torch.autocast`` rounds matrix products to half the digits, and every KL is computed from these. The default dtype and
+device need no such care, because every tensor here is made with its own.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
-    """A function outside of ``torch.inference_mode`` and ``torch.autocast``, wherever it is called."""
+    """Run a function outside of ``torch.inference_mode`` and ``torch.autocast``, wherever it is called."""
 
     @wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -38,5 +37,5 @@ def undisturbed(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def ordinary(x: Tensor) -> Tensor:
-    """The same numbers as a tensor that derivatives can be taken by; a copy where it was made in inference mode."""
+    """Return the same numbers as a tensor for autograd; a copy if it was made in inference mode."""
     return x.clone() if x.is_inference() else x

@@ -1,4 +1,4 @@
-"""What networks by space have in common: from features to outputs, by layers for vectors and for images."""
+"""Trunks of networks: from features to outputs, by layers for vectors and convolutions for images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_trunk(
     activation: Activation,
     generator: torch.Generator,
 ) -> nn.Module:
-    """Fully connected layers, behind convolutions where the observation has images."""
+    """Make fully connected layers, behind convolutions if the observation has images."""
     style: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
     if not encoding.images:
         return mlp([encoding.n_features, *hidden, n_outputs], **style)
@@ -33,13 +33,13 @@ def make_trunk(
 
 
 def least_parameters(encoding: Encoding, hidden: Sequence[int], n_outputs: int) -> int:
-    """How many parameters :func:`make_trunk` would make at least, without making any."""
+    """Return a lower bound on the number of parameters of :func:`make_trunk`, without making any."""
     n_inputs = sum(_n_features(part) for part in encoding.parts)
     return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise([n_inputs, *hidden, n_outputs]))
 
 
 def _n_features(part: Part) -> int:
-    """What the layers see of a part of the observation."""
+    """Return the number of features that the layers see of a part of the observation."""
     if not part.is_image:
         return part.columns.stop - part.columns.start
     rows = list(part.shape)
@@ -71,7 +71,7 @@ class ImageTrunk(nn.Module):
         self.layers = mlp([size, *hidden, n_outputs], generator=generator, **style)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
+        """Return the outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
         return self.layers(self._features(x))
 
     def _features(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class ImageTrunk(nn.Module):
 
 
 def _channels(part: Part) -> tuple[int, bool]:
-    """How many there are, and whether they come first: there are fewer of them than rows or columns."""
+    """Return the number of channels, and True if they come first: there are fewer of them than rows or columns."""
     if len(part.shape) == 2:
         return 1, True
     first = part.shape[0] < part.shape[-1]
@@ -90,7 +90,7 @@ def _channels(part: Part) -> tuple[int, bool]:
 
 
 def _as_image(columns: Tensor, part: Part) -> Tensor:
-    """``[n, channels, height, width]``."""
+    """Return ``[n, channels, height, width]``."""
     x = columns.reshape(-1, *part.shape)
     if len(part.shape) == 2:
         return x.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Units of a box: which of the environment's numbers a Gaussian's -1, 0 and 1 are."""
+"""Units of a box: the environment's numbers for a Gaussian's -1, 0 and 1."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import cached_property
 import gymnasium as gym
 import numpy as np
 
-from klrl.words import one_line
+from klrl.text import one_line
 
 WIDEST = 1e15
-"""Half of a range from which on bounds mean that there are none: the largest float, the largest integer."""
+"""Half-width of a range at which bounds are taken for missing: the largest float, the largest integer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Units:
 
     @classmethod
     def of(cls, space: gym.spaces.Box) -> Units:
-        """Those of a box; elements without two bounds that differ keep the environment's unit."""
+        """Return the units of a box; elements without two different bounds keep the environment's unit."""
         low, high = _bounds(space)
         scaled = ~unbounded(space) & (low < high)
         low, high = np.where(scaled, low, -1.0), np.where(scaled, high, 1.0)
@@ -35,7 +35,7 @@ class Units:
 
     @classmethod
     def of_environment(cls, space: gym.spaces.Box) -> Units:
-        """The environment's own."""
+        """Return the environment's own units."""
         d = math.prod(space.shape)
         return cls(np.zeros(d), np.ones(d))
 
@@ -48,30 +48,30 @@ class Units:
 
     @cached_property
     def are_environments(self) -> bool:
-        """Whether the map changes nothing."""
+        """True if the map is the identity."""
         return bool((self.center == 0.0).all() and (self.half_range == 1.0).all())
 
     def to_environment(self, action: np.ndarray) -> np.ndarray:
-        """Actions ``[*B, d]`` in the environment's units."""
+        """Return actions ``[*B, d]`` in the environment's units."""
         return action if self.are_environments else self.center + self.half_range * action
 
     def from_environment(self, action: np.ndarray) -> np.ndarray:
-        """The inverse of :meth:`to_environment`."""
+        """Return the inverse of :meth:`to_environment`."""
         return action if self.are_environments else (action - self.center) / self.half_range
 
 
 def unbounded(space: gym.spaces.Box) -> np.ndarray:
-    """Elements that lack one bound or both, bool ``[d]``; bounds that no action comes near are none."""
+    """Return the elements that lack a bound, bool ``[d]``; bounds beyond the reach of actions count as missing."""
     low, high = _bounds(space)
     return ~(0.5 * high - 0.5 * low < WIDEST)
 
 
 def caution(space: gym.spaces.Box, log_std: float = 0.0) -> str:
-    """In words, what is to be known of a Gaussian that begins in the environment's units; empty if there is nothing.
+    """Return a warning about a Gaussian that begins in the environment's units; empty if there is nothing to say.
 
     Args:
-        space: of the actions.
-        log_std: of the Gaussian in the beginning.
+        space: action space.
+        log_std: initial log_std of the Gaussian.
     """
     (elements,) = unbounded(space).nonzero()
     if len(elements) == 0:
@@ -88,11 +88,11 @@ def caution(space: gym.spaces.Box, log_std: float = 0.0) -> str:
 
 
 def _outside(low: float, high: float) -> float:
-    """The part of a standard normal that clipping moves to the border."""
+    """Return the probability that a standard normal is clipped to the border."""
     return 0.5 * math.erfc(-low / math.sqrt(2.0)) + 0.5 * math.erfc(high / math.sqrt(2.0))
 
 
 def _bounds(space: gym.spaces.Box) -> tuple[np.ndarray, np.ndarray]:
-    """Of every element, ``[d]`` in float64."""
+    """Return the bounds of all elements, ``[d]`` in float64."""
     low, high = (x.reshape(-1).astype(np.float64) for x in (space.low, space.high))
     return low, high

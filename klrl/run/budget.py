@@ -1,4 +1,4 @@
-"""A limit on how far a policy moves over its whole training, beside the trust region's limit on every update."""
+"""A limit on how far a policy moves over its whole training, in addition to the trust region's limit per update."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from klrl.run.callback import Callback, Metrics
+from klrl.text import warn_user
 from klrl.validation import Positive, validate
-from klrl.words import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 class KLBudget(Callback):
     """Ends training, or warns, after the first update that leaves the policy over a budget.
 
-    That update is not taken back: the sum ends above its budget by at most one update's KL.
+    The update is not undone: the sum exceeds its budget by at most one update's KL.
 
     Args:
-        total: most of ``drift/kl_sum``, the sum of KL(old||new) over the agent's updates: the path's length, nats.
-        initial: most of ``drift/kl_initial``, KL(first policy||new) on the probe states: where the path led, nats.
-        on_exceed: end the training ("stop"), or go on after one ``RuntimeWarning`` ("warn").
+        total: largest ``drift/kl_sum``, the sum of KL(old||new) over the agent's updates, in nats.
+        initial: largest ``drift/kl_initial``, KL(first policy||new) on the probe states, in nats.
+        on_exceed: end the training ("stop"), or continue after one ``RuntimeWarning`` ("warn").
 
     Raises:
-        ValueError: a budget that is not positive, or none at all.
+        ValueError: a budget is not positive, or no budget is given.
     """
 
     total: Positive | None = None
     initial: Positive | None = None
     on_exceed: Literal["stop", "warn"] = "stop"
     reason: str | None = field(default=None, init=False)
-    """What was exceeded, and after which step; ``None`` as long as nothing was."""
+    """The budget exceeded, and the step; ``None`` while no budget is."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -40,11 +40,11 @@ class KLBudget(Callback):
             raise ValueError("total = None, initial = None; allowed: a number > 0 for at least one of them")
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Nothing is exceeded yet in this training."""
+        """Forget what an earlier training exceeded."""
         self.reason = None
 
     def spent(self, metrics: Metrics) -> str | None:
-        """Which budget an update's metrics exceed, and by how much; ``None`` if none."""
+        """Return the budget that an update's metrics exceed, and by how much, or ``None``."""
         budgets = {"drift/kl_sum": self.total, "drift/kl_initial": self.initial}
         sizes = [(name, float(metrics[name]), limit) for name, limit in budgets.items() if limit is not None]
         over = [f"{name} = {size:.6g} nats, over {limit:g}" for name, size, limit in sizes if not size <= limit]

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 Metrics = dict[str, float | str]
 """One update's metrics by name, ``group/name``: numbers, and text such as ``train/stop_reason``."""
 SUCCESS, INFO = "rollout/success_rate", "rollout/info/"
-"""Metrics of what infos say under is_success, and under any other key, whose name follows."""
+"""Metrics of what infos hold under is_success, and (followed by the key) under other keys."""
 
 
 def info_metric(key: str) -> str:
-    """The metric that is the mean over episodes of what their last infos say under a key."""
+    """Return the name of the metric that averages, over episodes, the value of a key in their last infos."""
     return SUCCESS if key == "is_success" else f"{INFO}{key}"
 
 
@@ -86,7 +86,7 @@ class LearningAgent(Protocol):
 
 
 class Callback:
-    """Override what you need; the agent is passed to every hook and may be read freely.
+    """Base of callbacks: override the hooks you need; each is passed the agent, which may be read freely.
 
     Arguments need no annotations: an editor has their types from here.
 
@@ -108,9 +108,9 @@ class Callback:
     def on_update_end(self, agent: LearningAgent, batch: Batch, metrics: Metrics) -> bool | None:
         """The update is done and ``metrics`` holds its drift report.
 
-        What is added to ``metrics`` is written wherever they are: numbers of any kind become floats, one line of text
-        stays text, and anything else is left out, with a warning. ``False``, numpy's and torch's too, ends the
-        training; any other answer does not.
+        Entries added to ``metrics`` are logged with them: numbers of any kind become floats, one line of text stays
+        text, and anything else is left out, with a warning. Returning ``False``, numpy's and torch's too, ends the
+        training; any other value does not.
         """
 
     def on_error(self, agent: LearningAgent, error: Exception) -> None:
@@ -121,11 +121,11 @@ class Callback:
 
 
 class Recorder(Callback):
-    """A callback that keeps what the others leave of an update: it comes after them, and also where one has failed."""
+    """Base of callbacks that record updates: they run after all others, and also if one of those failed."""
 
 
-class Outside(Callback):
-    """Calls the hooks within an update as if outside of it: gradients and numpy's warnings as the caller has them."""
+class CallerContext(Callback):
+    """Runs user callbacks with the caller's gradient mode and numpy error settings, which an update overrides."""
 
     def __init__(self, callback: Callback) -> None:
         self._callback = callback

@@ -1,4 +1,4 @@
-"""Several callbacks as one, and what is checked between them."""
+"""Several callbacks as one, with checks between them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from klrl.run.callback import Callback, Metrics, Recorder
 from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.metrics import settle
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch
 
 
 class CallbackList(Callback):
-    """Calls several callbacks in order; training ends if one of them says so.
+    """Calls several callbacks in order; training ends if one of them asks for it.
 
     Raises:
-        ValueError: something that is no callback, or one with a hook that cannot be called.
+        ValueError: a value is no callback, or has a hook that cannot be called.
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
@@ -29,36 +29,35 @@ class CallbackList(Callback):
         for callback in self.callbacks:
             check_callback(callback)
         self._told: set[tuple[str, str]] = set()
-        """What was left out, and a warning has named."""
+        """Additions that were left out, and about which a warning was given."""
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Pass on."""
+        """Call the hook of every callback."""
         for callback in self.callbacks:
             callback.on_training_start(agent, total_timesteps)
 
     def on_update_start(self, agent: Any, batch: Batch) -> None:
-        """Pass on."""
+        """Call the hook of every callback."""
         for callback in self.callbacks:
             callback.on_update_start(agent, batch)
 
     def on_minibatch_end(self, agent: Any, metrics: dict[str, Any]) -> None:
-        """Pass on."""
+        """Call the hook of every callback."""
         for callback in self.callbacks:
             callback.on_minibatch_end(agent, metrics)
 
     def on_epoch_end(self, agent: Any, epoch: int) -> None:
-        """Pass on."""
+        """Call the hook of every callback."""
         for callback in self.callbacks:
             callback.on_epoch_end(agent, epoch)
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> bool | None:
-        """Pass on to all, those that record the update last; then say whether one of them wants to stop.
+        """Call the hook of every callback, recorders last, and return False if one of them wants to stop.
 
-        Where one raises, nobody hears of the update after it but those that record it. What one has added that is no
-        metric is left out, with a warning.
+        If one raises, only recorders still run after it. Additions that are no metrics are left out, with a warning.
 
         Raises:
-            ValueError: what one of them answered is no truth.
+            ValueError: an answer is neither true nor false.
         """
         own, wishes = dict(metrics), []
         recorders = [callback for callback in self.callbacks if isinstance(callback, Recorder)]
@@ -70,19 +69,19 @@ class CallbackList(Callback):
         return False if any(wishes) else None
 
     def _ends(self, callback: Callback, agent: Any, batch: Batch, metrics: Metrics, own: Metrics) -> bool:
-        """Let it have the update's metrics, and see what it has made of them; whether it wants to stop."""
+        """Call one callback's hook, check its changes of the metrics, and return True if it wants to stop."""
         who = f"{type(callback).__name__}.on_update_end"
         try:
             answer = callback.on_update_end(agent, batch, metrics)
         except BaseException:
-            with contextlib.suppress(ValueError):  # the worse one is to be heard
+            with contextlib.suppress(ValueError):  # the hook's own exception matters more
                 settle(metrics, own, who)
             raise
         self._settle(metrics, own, who)
         return ends(answer, who)
 
     def _settle(self, metrics: Metrics, own: Metrics, who: str) -> None:
-        """Leave out what is no metric, and say so once of each: hours of training are not to end for it."""
+        """Leave out what is no metric, and warn once about each kind: hours of training should not end for it."""
         try:
             settle(metrics, own, who)
         except ValueError as error:
@@ -92,19 +91,19 @@ class CallbackList(Callback):
                 warn_user(f"left out: {error}")
 
     def on_error(self, agent: Any, error: Exception) -> None:
-        """Pass on."""
+        """Call the hook of every callback."""
         for callback in self.callbacks:
             callback.on_error(agent, error)
 
     def on_training_end(self, agent: Any) -> None:
-        """Pass on to all, whatever one of them raises."""
+        """Call the hook of every callback, even if one of them raises."""
         with ExitStack() as stack:
             for callback in reversed(self.callbacks):
                 stack.callback(callback.on_training_end, agent)
 
 
 def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:
-    """All of them, also those of lists in the list."""
+    """Yield all callbacks, also those in nested lists."""
     for callback in callbacks:
         if type(callback) is CallbackList:
             yield from callback.callbacks
@@ -112,17 +111,17 @@ def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:
             yield callback
 
 
-def gather(
+def make_callbacks(
     callback: Callback | Sequence[Callback] | None,
     progress_bar: bool = False,
     run_dir: str | Path | None = None,
     *,
     resume: bool = False,
 ) -> Callback:
-    """What is to be told of a training, as ``Agent.learn`` takes it, in one.
+    """Return all callbacks of a training as one, from the arguments of ``Agent.learn``.
 
     Raises:
-        ValueError: something that is no callback, or one with a hook that cannot be called.
+        ValueError: a value is no callback, or has a hook that cannot be called.
         FileExistsError: ``run_dir`` is not empty.
     """
     given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
@@ -130,7 +129,7 @@ def gather(
     for one in told.callbacks:
         name_lookalikes(one)
     if run_dir is not None:
-        from klrl.run.directory import RunDirectory  # TensorBoard takes its time to import
+        from klrl.run.directory import RunDirectory  # TensorBoard imports slowly
 
         told.callbacks += (RunDirectory(run_dir, resume=resume),)
     if progress_bar:

@@ -3,8 +3,8 @@
 The manifest is the commit: the files it names are written and synchronised first, under names of their own, then it
 takes the place of the older one in a single rename. Whenever a process dies, the old state is there, or the new one.
 
-What grows with a training is in parts that never change. A part's file is written once or twice, and later checkpoints
-of the run have a link to it: every directory is whole, and can be copied or deleted on its own.
+Data that grows with a training is split into parts that never change. A part's file is written once or twice, and later
+checkpoints of the run link to it: every directory is complete, and can be copied or deleted on its own.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from klrl.interrupts import held
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.sealed import sealed, unsealed
-from klrl.words import plain, warn_user
+from klrl.text import plain, warn_user
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 5
 _READ = (3, FORMAT)
-"""Format 3 has no parts."""
+"""Formats that are read; format 3 has no parts."""
 _FILES = {"agent": "json", "tensors": "safetensors"}
-"""What there is, and the suffix of its file."""
+"""Files of a saved agent, and their suffixes."""
 _PART = "history"
-"""What a part is called, followed by its number."""
+"""Name of a part, followed by its number."""
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
-"""Errors that say what is there, or not; others may be over in a moment."""
+"""Errors that say what is there, or that nothing is; others may be temporary."""
 _MOST = {"manifest": 2**16, "agent": 2**21, "header": 2**20}
-"""Bytes of JSON, which needs many times its size in memory: what is larger is neither written nor read."""
+"""Most bytes of JSON: it needs many times its size in memory, so larger ones are neither written nor read."""
 
 
 class Damaged(ValueError):
-    """What was saved is not what was written."""
+    """A saved file does not hold what was written."""
 
 
 class OtherFormat(ValueError):
-    """What was saved is for another version of klrl."""
+    """A saved file is for another version of klrl."""
 
 
 @dataclass(eq=False)
 class Part:
-    """Tensors that nobody changes any more, in a file of their own."""
+    """Tensors that no longer change, in a file of their own."""
 
     tensors: dict[str, Tensor]
     file: dict[str, Any] | None = None
-    """What manifests say of it, once it has been written."""
+    """Entry in manifests, once the file has been written."""
 
 
 def write(
@@ -74,16 +74,16 @@ def write(
     """Write a saved agent; an older one at the same path is replaced, anything else there is refused.
 
     Args:
-        path: its directory.
-        tensors: what is read again as it is.
+        path: directory of the saved agent.
+        tensors: tensors by name.
         state: plain JSON.
-        parts: more tensors; those of the i-th are read again under their names after ``history.i.``.
-        lender: a saved agent whose files of parts, where it has the same ones, are linked to and not written again.
+        parts: more tensors; those of the i-th part are read under the prefix ``history.i.``.
+        lender: a saved agent to link to for parts that it has already.
 
     Raises:
-        DiskFull: no room; what was there still is.
+        DiskFull: no room; an older agent there is unchanged.
         FileExistsError: ``path`` exists and is not a saved agent.
-        ValueError: the state is larger than what would be read again.
+        ValueError: the state is larger than :func:`read` accepts.
     """
     path = Path(path)
     if path.exists() and not _is_ours(path):
@@ -94,7 +94,7 @@ def write(
     }
     _check_sizes(data["agent"], data["tensors"][:8])
     size = sum(map(len, data.values())) + sum(x.nbytes for part in parts for x in part.tensors.values())
-    with held(), room_for(path, size):
+    with held(), reporting_full_disk(path, size):
         path.mkdir(parents=True, exist_ok=True)
         try:
             files = {f"{_PART}.{i}": _write_part(path, part, lender) for i, part in enumerate(parts)}
@@ -110,9 +110,9 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write` wrote, or the newest good checkpoint of a run directory.
 
     Raises:
-        FileNotFoundError: nothing saved there.
+        FileNotFoundError: nothing is saved there.
         ValueError: saved by another version of klrl, too large for the memory, or damaged (:class:`Damaged`).
-        OSError: a file is there and cannot be read now; that is no damage.
+        OSError: a file exists but cannot be read now; this is not damage.
     """
     path = Path(path)
     if (path / MANIFEST).exists():
@@ -127,12 +127,12 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except Damaged as error:
             if not _finished(candidates):
                 raise
-            if any(newest.iterdir()):  # else a run was killed before it had written anything
+            if any(newest.iterdir()):  # an empty one: the run was killed before writing to it
                 warn_user(f"{error}; going back to {candidates[-1]}")
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Write a file aside, to the disk, then under its name in one step."""
+    """Write a file under a temporary name, synchronise it, and rename it in one step."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with held():
         try:
@@ -147,11 +147,11 @@ def replace(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def understood(path: str | Path) -> Iterator[None]:
-    """Around what is made of what was read, whose digests were right: it may be of other versions, or of other hands.
+def as_damage(path: str | Path) -> Iterator[None]:
+    """Raise errors of code that interprets a saved file as damage; its digests were right, but its author may differ.
 
     Raises:
-        ValueError: in one line that names the path.
+        ValueError: one line that names the path.
     """
     try:
         yield
@@ -159,27 +159,27 @@ def understood(path: str | Path) -> Iterator[None]:
         raise ValueError(f"path = {path}: {plain(error)}") from error
     except Exception as error:
         said = plain(f"{type(error).__name__}: {error}")
-        raise ValueError(f"path = {path} is as it was written, but nothing can be made of it here: {said}") from error
+        raise ValueError(f"path = {path} is intact, but cannot be used here: {said}") from error
 
 
 def step_directory(run_dir: Path, timesteps: int) -> Path:
-    """Where a run keeps its checkpoint after ``timesteps``."""
+    """Return the directory of a run's checkpoint after ``timesteps``."""
     return run_dir / "checkpoints" / f"{timesteps:012d}"
 
 
 def prune(run_dir: Path, keep: int, newest: Path) -> None:
     """Keep the ``keep`` checkpoints up to ``newest`` and the best one by training return; delete the others.
 
-    Those after it belong to steps that were taken back, or are damaged: a run goes on from the newest good one. Of its
-    parts only the sizes are looked at: they would take longer with every update.
+    Later ones belong to steps that were undone, or are damaged: a run continues from the newest good one. Of its parts
+    only the sizes are checked, because reading them would take longer with every update.
 
     Args:
-        run_dir: of the run.
-        keep: how many.
-        newest: what has just been written; nothing is deleted if that is damaged.
+        run_dir: directory of the run.
+        keep: number of checkpoints to keep.
+        newest: checkpoint just written; nothing is deleted if it is damaged.
 
     Raises:
-        ValueError: it is.
+        ValueError: ``newest`` is damaged.
     """
     _read(newest, parts=False)
     steps = _steps(run_dir)
@@ -189,14 +189,14 @@ def prune(run_dir: Path, keep: int, newest: Path) -> None:
     best = max(complete, key=_score)
     for path in complete[:-keep]:
         if path != best:
-            (path / MANIFEST).unlink()  # first: what is left of it is not taken for a checkpoint
+            (path / MANIFEST).unlink()  # first, so that no rest of it is taken for a checkpoint
             shutil.rmtree(path)
 
 
 def lender(run_dir: Path, keep: int) -> Path | None:
-    """The checkpoint whose parts the next one may link to, of a run that keeps so many.
+    """Return the checkpoint whose parts the next one may link to, in a run that keeps ``keep`` checkpoints.
 
-    The newest but one: a file that gets damaged is never in both of the newest two.
+    This is the last but one, so that a damaged file is never in both of the newest two.
     """
     finished = _finished(_steps(run_dir))
     among = min(keep, 2)
@@ -204,14 +204,14 @@ def lender(run_dir: Path, keep: int) -> Path | None:
 
 
 def _read(path: Path, *, parts: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything that is saved there; without ``parts`` these only have to be there."""
+    """Read all that is saved there; without ``parts``, only check that these exist."""
     if not (path / MANIFEST).exists():
-        raise Damaged(f"path = {path} has no {MANIFEST}: it was not finished, or that was deleted")
+        raise Damaged(f"path = {path} has no {MANIFEST}: it was not finished, or the manifest was deleted")
     try:
         files = _manifest(path)["files"]
         state = json.loads(_verified(path, "agent", files["agent"]))
         if not isinstance(state, dict):
-            raise Damaged("its JSON is no object")
+            raise Damaged("its JSON is not an object")
         tensors = load(_verified(path, "tensors", files["tensors"]))
         for name in files.keys() - _FILES.keys():
             if parts:
@@ -232,9 +232,9 @@ def _read(path: Path, *, parts: bool = True) -> tuple[dict[str, Tensor], dict[st
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """What the manifest says, if it is as :func:`write` wrote it."""
+    """Return the manifest, if it is as :func:`write` wrote it."""
     try:
-        manifest = unsealed(contents(path / MANIFEST, _MOST["manifest"]))
+        manifest = unsealed(read_regular_file(path / MANIFEST, _MOST["manifest"]))
     except ValueError as error:
         raise Damaged(f"{MANIFEST}: {error}") from error
     if manifest["format"] not in _READ:
@@ -247,11 +247,11 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _verified(path: Path, kind: str, file: dict[str, Any]) -> bytes:
-    """The bytes of a file inside the directory that has the size and the digest it was written with."""
+    """Return the bytes of a file in the directory, after checking size and digest."""
     name = file["name"]
     if not re.fullmatch(rf"{kind}-[0-9a-f]{{16}}\.{_FILES.get(kind, 'safetensors')}", name):
         raise Damaged(f"{MANIFEST} names {name!r}")
-    data = contents(path / name, _MOST.get(kind), file["size"])
+    data = read_regular_file(path / name, _MOST.get(kind), file["size"])
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
         raise Damaged(f"{name} does not have its digest")
     if kind != "agent":
@@ -268,7 +268,7 @@ def _check_sizes(agent: bytes, length_of_header: bytes) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether there is nothing but what :func:`write` makes, finished or not."""
+    """Return True for a directory that holds only what :func:`write` makes, finished or not."""
     return path.is_dir() and set(path.iterdir()) == set(_ours(path))
 
 
@@ -278,7 +278,7 @@ def _ours(path: Path) -> list[Path]:
 
 
 def _steps(run_dir: Path) -> list[Path]:
-    """A run's checkpoints in their order, finished or not; none of them elsewhere, behind a link.
+    """Return a run's checkpoints in order, finished or not; links to other places are left out.
 
     Raises:
         Damaged: the folder of all checkpoints is a link.
@@ -304,7 +304,7 @@ def _score(path: Path) -> tuple[float, str]:
 
 
 def _write(path: Path, kind: str, data: bytes) -> dict[str, Any]:
-    """A file under a name that nothing else has; what the manifest says about it."""
+    """Write a file under a new, unique name, and return its entry in the manifest."""
     digest = hashlib.sha256(data).hexdigest()
     name = f"{kind}-{digest[:16]}.{_FILES.get(kind, 'safetensors')}"
     replace(path / name, data)
@@ -318,7 +318,7 @@ def _write_part(path: Path, part: Part, lender: Path | None) -> dict[str, Any]:
 
 
 def _link(file: Path, path: Path, size: int) -> bool:
-    """Give a file a second name in a directory; whether that was possible."""
+    """Give a file a second name in a directory, and return True if that was possible."""
     try:
         if _is_there(file, size):
             os.link(file, path / file.name)
@@ -329,18 +329,18 @@ def _link(file: Path, path: Path, size: int) -> bool:
 
 
 def _is_there(file: Path, size: int) -> bool:
-    """Whether it is a file of this size, behind no link."""
+    """Return True for a regular file of this size."""
     status = file.lstat()
     return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def _clean(path: Path) -> None:
-    """Remove what no manifest names: what is old, or what a write that failed has left."""
+    """Remove files that no manifest names: old ones, and those of failed writes."""
     named: set[str] = set()
     if (path / MANIFEST).exists():
         try:
             named = {MANIFEST, *(file["name"] for file in _manifest(path)["files"].values())}
-        except (ValueError, OSError):  # damaged: who knows what it named
+        except (ValueError, OSError):  # damaged: its names are unknown
             return
     for file in _ours(path):
         if file.name not in named:

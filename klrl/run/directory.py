@@ -18,28 +18,28 @@ from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
-from klrl.run.board import STEP, Board, step
 from klrl.run.callback import Metrics, Recorder
-from klrl.run.disk import contents, room_for
+from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.lock import LOCK, Lock, check_free
-from klrl.run.table import EPISODES, Table, episodes_until
-from klrl.words import plain, warn_user
+from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
+from klrl.text import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
-"""The step in which a number was none; alone where that was the first one, and no run has begun."""
+"""Dump of the step that produced a non-finite number. It is the only file if the run failed before its first update."""
 LARGEST_CONFIG = 2**20
-"""Bytes of a config.json that a run could have written."""
+"""Largest config.json, in bytes, that a run can have written."""
 _LONGEST = 255
-"""Bytes of a file's name."""
+"""Most bytes of a file name."""
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
 
 
 def check_new(path: str | Path, name: str = "run_dir") -> Path:
-    """Refuse a directory that holds something already or cannot be made; ``name`` is what the user calls it.
+    """Refuse a directory that is not empty or cannot be made; ``name`` is the user's word for it.
 
     Raises:
-        BlockingIOError: a run is writing there; which process.
-        OSError: naming the directory.
+        BlockingIOError: a run is writing there; the message names the process.
+        OSError: the directory cannot be used; the message names it.
     """
     path = Path(path)
     for part in (part for part in path.parts if len(os.fsencode(part)) > _LONGEST or "\0" in part):
@@ -55,12 +55,12 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
 
 def _check_empty(path: Path, name: str = "run_dir") -> None:
     if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK, NON_FINITE}):
-        more = " (klrl resume goes on with the run there)" if (path / "config.json").exists() else ""
+        more = " (klrl resume continues the run there)" if (path / "config.json").exists() else ""
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory{more}")
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Python and the packages that results depend on, and ``more`` distributions, as far as they are installed."""
+    """Return the versions of Python, of packages that results depend on, and of ``more``, as far as installed."""
     found = {"python": platform.python_version()}
     for name in (*_PACKAGES, *more):
         try:
@@ -71,22 +71,21 @@ def versions(more: Iterable[str] = ()) -> dict[str, str]:
 
 
 _NEVER = -1
-"""When a run was saved last whose checkpoints are gone."""
+"""Step of the last save, if a run's checkpoints are gone."""
 
 
 class RunDirectory(Recorder):
-    """Writes a run's files as training goes on.
+    """Writes a run's files during training.
 
-    Whatever ends the training, its last whole update is kept: the agent's state is copied after every update, and
-    written when it is time and in the end.
+    State is copied after every complete update and saved at checkpoints and at the end, however training ends.
 
     Args:
         path: a new or empty directory; with ``resume`` the one that the agent was loaded from.
         checkpoint_every: environment steps between checkpoints, by default a tenth of the training and 100,000 at most;
             one more is written at the end.
-        keep: how many of the newest checkpoints stay (the best one stays too).
-        notes: what else ``config.json`` is to say, as plain JSON.
-        resume: go on with the files that are there; rows after the agent's last update are dropped.
+        keep: number of newest checkpoints to keep (the best one is kept, too).
+        notes: further entries of ``config.json``, as plain JSON.
+        resume: continue the existing files; rows after the agent's last update are dropped.
 
     Raises:
         BlockingIOError: another process writes there.
@@ -112,8 +111,8 @@ class RunDirectory(Recorder):
         self._resume = resume
         self._lock: Lock | None = None
         self._files = ExitStack()
-        """What is open."""
-        self._board: Board | None = None
+        """Closes the open files."""
+        self._tensorboard: TensorBoardWriter | None = None
         self.saved: Path | None = None
         """The newest checkpoint."""
         self._done: Any = None
@@ -132,14 +131,14 @@ class RunDirectory(Recorder):
                 self._lock = Lock(self.path)
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Release the directory to other processes."""
         with held():
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Write ``config.json``; or bring the files of an interrupted training to where the agent is."""
+        """Write ``config.json``, or bring the files of an interrupted training back to the agent's last update."""
         self.claim()
         history: list[Metrics] = []
         episodes: list[dict[str, str]] = []
@@ -162,47 +161,47 @@ class RunDirectory(Recorder):
         """Write ``config.json``."""
         config = agent.describe() | {"total_timesteps": total_timesteps, **self.notes, "versions": versions()}
         text = f"{json.dumps(config, indent=2)}\n".encode()
-        with room_for(self.path / "config.json", len(text)):
+        with reporting_full_disk(self.path / "config.json", len(text)):
             checkpoint.replace(self.path / "config.json", text)
 
     def _open(self, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
-        """Begin the files that grow, with the rows up to now."""
-        self._metrics = self._files.enter_context(closing(Table(self.path / "metrics.csv", rows=history)))
-        self._episodes = self._files.enter_context(closing(Table(self.path / "episodes.csv", EPISODES, episodes)))
-        self._board = self._files.enter_context(closing(Board(self.path, history)))
+        """Begin the growing files, with the rows so far."""
+        self._metrics = self._files.enter_context(closing(CsvLog(self.path / "metrics.csv", rows=history)))
+        self._episodes = self._files.enter_context(closing(CsvLog(self.path / "episodes.csv", EPISODES, episodes)))
+        self._tensorboard = self._files.enter_context(closing(TensorBoardWriter(self.path, history)))
 
     def _close(self) -> None:
-        """Close the files that grow, as far as they are open."""
-        self._board = None
+        """Close the growing files, if they are open."""
+        self._tensorboard = None
         self._files.close()
 
     def check_run(self, agent: Any) -> None:
-        """Refuse to go on with another run's files.
+        """Refuse to continue another run's files.
 
         Raises:
-            ValueError: which setting differs.
+            ValueError: a setting differs; the message names it.
         """
         file = self.path / "config.json"
         if not file.exists():
             raise FileNotFoundError(f"run_dir = {self.path}: no config.json there; allowed: the directory of this run")
-        then = json.loads(contents(file, LARGEST_CONFIG))
+        then = json.loads(read_regular_file(file, LARGEST_CONFIG))
         now = json.loads(json.dumps(agent.describe()))
         if agent.training is not None:
             now |= {"total_timesteps": agent.training.last}
-        for data in (then, now):  # wherever it was saved, it may go on elsewhere
+        for data in (then, now):  # a run may continue on another device
             data |= {k: v for k, v in data["config"].items() if k != "device"}
-        known = [name for name in now["config"] if name in then["config"]]  # others are younger than the run
+        known = [name for name in now["config"] if name in then["config"]]  # others were added after the run
         for name in (*known, "agent", "env", "seed", "total_timesteps"):
             if name in now and then.get(name) != now[name]:
                 said = plain(f"config.json says {name} = {then.get(name)}, the saved agent {now[name]}")
                 raise ValueError(f"run_dir = {self.path}: {said}; allowed: the directory of the agent's own run")
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """One row and one point per metric; a checkpoint when it is time, or when there is none any more."""
+        """Write a row and a point per metric; and a checkpoint if one is due, or if all are gone."""
         if not self._look_after(agent):
-            assert self._board is not None
+            assert self._tensorboard is not None
             self._metrics.add([metrics])
-            self._board.add(metrics)
+            self._tensorboard.add(metrics)
         episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
         self._episodes.add(dict(zip(EPISODES, episode, strict=True)) for episode in episodes)
         self._done = agent.last_update
@@ -210,13 +209,13 @@ class RunDirectory(Recorder):
             self.save()
 
     def _look_after(self, agent: Any) -> bool:
-        """Say what somebody has renamed or removed under the run; whether the directory was begun anew for that."""
+        """Report a renamed or removed directory, and return True if a new one was begun."""
         assert self._lock is not None
         what = self._lock.lost()
         if what is not None:
             self._begin_anew(agent, f"run_dir = {self.path} {what} while the run was writing there")
         elif self.saved is not None and not self.saved.is_dir():
-            text = f"checkpoint {self.saved} was removed while the run was going on; one of now takes its place"
+            text = f"checkpoint {self.saved} was removed during the run; a new one replaces it"
             warn_user(text)
             self.saved, self._begun_at = None, _NEVER
         return what is not None
@@ -225,7 +224,7 @@ class RunDirectory(Recorder):
         """Write everything that the agent knows of the run to a new directory of the same name.
 
         Raises:
-            OSError: something else is there now.
+            OSError: something else is in its place now.
         """
         self._close()
         self.release()
@@ -236,36 +235,36 @@ class RunDirectory(Recorder):
             self._describe(agent, agent.training.last)
             self._open(_rows(agent), [])
         except OSError as error:
-            raise OSError(f"{happened}, and it cannot go on: {error}") from error
-        new = "it goes on in a new directory of that name, with episodes.csv from here on"
+            raise OSError(f"{happened}, and the run cannot continue: {error}") from error
+        new = "the run continues in a new directory of that name, whose episodes.csv begins here"
         warn_user(f"{happened}; {new}")
 
     @property
     def _saved_at(self) -> int:
-        """Steps when the state was written last, or at the beginning."""
+        """Step of the last save, or of the beginning."""
         return int(self.saved.name) if self.saved is not None else self._begun_at
 
     def on_error(self, agent: Any, error: Exception) -> None:
-        """Write the step in which a number was none, for inspection."""
+        """Dump the step that produced a non-finite number, for inspection."""
         if isinstance(error, NonFinite) and error.transition:
             path = self.path / NON_FINITE
             try:
                 file = io.BytesIO()
                 np.savez(file, **error.transition)  # type: ignore[arg-type]
-                if self._board is not None:
+                if self._tensorboard is not None:
                     self._look_after(agent)
                 self.path.mkdir(parents=True, exist_ok=True)
                 checkpoint.replace(path, file.getvalue())
-            except OSError as problem:  # the worse one is to be heard
+            except OSError as problem:  # the first error matters more
                 error.args = (f"{error}; the step could not be written: {problem}",)
             else:
                 error.args = (f"{error}; the step is in {path}",)
 
     def on_training_end(self, agent: Any) -> None:
-        """The last checkpoint; close the files."""
+        """Write the last checkpoint and close the files."""
         with held():
             try:
-                if self._board is not None:
+                if self._tensorboard is not None:
                     self._look_after(agent)
                     self.save()
             finally:
@@ -274,11 +273,11 @@ class RunDirectory(Recorder):
                 self.release()
 
     def save(self, then: Callable[[Path | None], object] = lambda path: None) -> None:
-        """Make sure that the last whole update is in a checkpoint.
+        """Make sure that the last complete update is in a checkpoint.
 
         Args:
-            then: called with where the newest one is, once it is there: when a signal asks for one while one is being
-                written, that is afterwards.
+            then: called with the path of the newest checkpoint, once it is written: after the current one, if a
+                signal asks for one while one is being written.
         """
         self._then.append(then)
         if self._saving:
@@ -295,20 +294,20 @@ class RunDirectory(Recorder):
 
     def _write(self) -> None:
         done = self._done
-        if done is None or self._board is None or done.num_timesteps <= self._saved_at:
+        if done is None or self._tensorboard is None or done.num_timesteps <= self._saved_at:
             return
-        if self._lock is not None and (what := self._lock.lost()) is not None:  # and a signal came before it was seen
+        if self._lock is not None and (what := self._lock.lost()) is not None:  # a signal came before that was noticed
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
-        for table in (self._metrics, self._episodes):
-            table.sync()
+        for log in (self._metrics, self._episodes):
+            log.sync()
         path = checkpoint.step_directory(self.path, done.num_timesteps)
-        if path.is_symlink():  # what is behind it is not of this run
+        if path.is_symlink():  # its target is not this run's
             path.unlink()
         self.saved = done.write(path, checkpoint.lender(self.path, self.keep))
         checkpoint.prune(self.path, self.keep, self.saved)
 
 
 def _rows(agent: Any) -> list[Metrics]:
-    """What the agent's history has of its training."""
-    learned = (row for row in agent.history if STEP in row)  # not distilled, for example
+    """Return the rows of the agent's history that belong to its training."""
+    learned = (row for row in agent.history if STEP in row)  # not from distillation, for example
     return [row for row in learned if step(row) > agent.training.first]

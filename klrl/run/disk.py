@@ -1,4 +1,4 @@
-"""Files as they are on a disk: real ones, of a known size; and one that is full, in words."""
+"""Reading of regular files of a known size, and clear errors for a full disk."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class DiskFull(OSError):
-    """There is no room for a file; the message says where, what was needed and what is free."""
+    """The disk has no room for a file; the message says where, what was needed and what is free."""
 
 
-def contents(path: Path, most: int | None = None, size: int | None = None) -> bytes:
-    """Those of a real file: no link's, no pipe's, and not before its size is known to be right.
+def read_regular_file(path: Path, most: int | None = None, size: int | None = None) -> bytes:
+    """Return the bytes of a regular file: links, pipes and other sizes are refused before reading.
 
     Args:
-        path: of the file.
-        most: bytes that it may have.
-        size: bytes that it must have.
+        path: path of the file.
+        most: largest size allowed, in bytes.
+        size: size required, in bytes.
 
     Raises:
-        ValueError: it is of another size.
-        OSError: it is no file (with the numbers ELOOP and ENXIO), or cannot be read.
+        ValueError: its size is another one.
+        OSError: it is not a regular file (errors ELOOP and ENXIO), or cannot be read.
     """
     try:
         with held():
@@ -50,8 +50,8 @@ def contents(path: Path, most: int | None = None, size: int | None = None) -> by
 
 
 @contextlib.contextmanager
-def room_for(path: Path, size: int) -> Iterator[None]:
-    """Around the writing of ``size`` bytes to ``path``, or to files below it.
+def reporting_full_disk(path: Path, size: int) -> Iterator[None]:
+    """Raise :class:`DiskFull` if there is no room to write ``size`` bytes to ``path``, or to files below it.
 
     Raises:
         DiskFull: the disk, a quota or a limit of the process left no room for them.

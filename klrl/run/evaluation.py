@@ -1,4 +1,4 @@
-"""Run a policy for whole episodes and report its returns."""
+"""Evaluation of a policy by the returns of whole episodes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import numpy as np
 
 from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 ENOUGH = 30_000
-"""Steps: an Atari game is ended after 27,000."""
+"""Default limit of an evaluation episode, in steps: an Atari game is ended after 27,000."""
 
 
 class CannotAct(ValueError):
-    """An agent cannot act on what an environment gave; the message says what and when."""
+    """The agent cannot act on an environment's answer; the message says which, and when."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Undiscounted returns and lengths of evaluation episodes, as far as these were played."""
+    """Undiscounted returns and lengths of evaluation episodes, as far as they were played."""
 
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     cut: tuple[int, ...] = ()
-    """Which of them had not ended when they met the bound in steps."""
+    """Indices of the episodes that were cut at the limit in steps."""
 
     @property
     def mean(self) -> float:
@@ -51,20 +51,20 @@ def evaluate(
 ) -> Evaluation:
     """Play ``n_episodes`` in one environment with ``agent.predict``; the agent's training state is untouched.
 
-    An environment need not have a time limit: an episode that has not ended after ``max_steps`` is cut, and once
-    episodes that were cut have taken 30,000 steps together, no more are played. A warning says so.
+    The environment needs no time limit: an episode is cut after ``max_steps``, and once the episodes that were cut have
+    taken 30,000 steps together, no more are played. A warning says so.
 
     Args:
-        agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``; where it has a true
-            attribute ``takes_action_masks``, it is given ``info["action_mask"]`` as ``action_masks``.
-        env: a single environment, reset with a seed made from ``seed`` and then left to its own stream.
-        n_episodes: episodes to play.
+        agent: anything with Stable-Baselines3's ``predict(observation, deterministic=...)``; with a true attribute
+            ``takes_action_masks``, it is given ``info["action_mask"]`` as ``action_masks``.
+        env: a single environment, reset with a seed made from ``seed`` and then left to its own random numbers.
+        n_episodes: number of episodes to play.
         deterministic: take the mode instead of a sample.
         seed: run seed; evaluation seeds never coincide with the training environments'.
         max_steps: most steps of an episode.
 
     Raises:
-        ValueError: no episodes, or no steps.
+        ValueError: the number of episodes or steps is below 1.
         CannotAct: ``predict`` refuses an observation, or ``info`` has no mask for an agent that was trained with them.
     """
     for name, value in (("n_episodes", n_episodes), ("max_steps", max_steps)):
@@ -88,7 +88,7 @@ def evaluate(
 def _episode(
     agent: Any, env: gym.Env, start: tuple[Any, dict[str, Any]], deterministic: bool, max_steps: int, index: int
 ) -> tuple[float, int, bool]:
-    """Return, length, and whether it ended by itself."""
+    """Play one episode; return its return, its length, and True if it ended by itself."""
     masked = getattr(agent, "takes_action_masks", False)
     observation, info = start
     total = 0.0
@@ -101,7 +101,7 @@ def _episode(
         except ValueError as error:
             raise CannotAct(f"episode {index} after {length} steps: {error}") from error
         if isinstance(action, np.ndarray):
-            action = action[()]  # one number as a number, which is what vector environments hand out
+            action = action[()]  # a scalar action as a number, as vector environments pass it
         observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
         if terminated or truncated:

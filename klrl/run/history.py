@@ -24,16 +24,16 @@ _COLUMNS = (
     "train/stop_reason",
 )  # fmt: skip
 _ROWS = 64
-"""As many of the newest rows at least are as they were appended; older ones are packed, so many at a time."""
+"""Least number of newest rows that stay as appended; older ones are packed, as many at a time."""
 _ALIKE = 16
-"""Blocks of one size become one of the next: of n rows there are about log n blocks, and each is packed as often."""
+"""Number of blocks of one size that are merged: n rows make about log n blocks, and are packed as often."""
 
 
 class History(Sequence[Metrics]):
     """One dict of metrics per update, the oldest first.
 
-    The newest 64 at least are the dicts that were appended, and what is changed in them counts. Those before them are
-    packed, read as copies with every number a float, and no longer change.
+    At least the newest 64 are the very dicts that were appended, so changes in them count. Older ones are packed: they
+    no longer change, and are read as copies in which every number is a float.
 
     >>> history = History([{"drift/kl": 0.1}, {"drift/kl": 0.2, "train/stop_reason": "accepted"}])
     >>> history[-1]["train/stop_reason"], [row["drift/kl"] for row in history]
@@ -47,7 +47,7 @@ class History(Sequence[Metrics]):
 
     @classmethod
     def of(cls, blocks: Iterable[Block]) -> History:
-        """The inverse of :meth:`blocks`."""
+        """Restore a history from its :meth:`blocks`."""
         history = cls()
         history._blocks = [*blocks]
         if history._blocks and len(history._blocks[-1]) < 2 * _ROWS:
@@ -55,14 +55,14 @@ class History(Sequence[Metrics]):
         return history
 
     def blocks(self) -> list[Block]:
-        """All rows, packed: the same objects as before but for a few at the end."""
+        """Return all rows, packed: the same objects as before except for a few at the end."""
         return [*self._blocks, *([Block.of(self._open)] if self._open else [])]
 
     def append(self, row: Metrics) -> None:
         """Add the metrics of an update.
 
         Raises:
-            ValueError: a row so old that it is packed now holds what is neither a number nor text.
+            ValueError: a row that is to be packed holds a value that is neither a number nor text.
         """
         self._open.append(row)
         if len(self._open) == 2 * _ROWS:
@@ -77,13 +77,13 @@ class History(Sequence[Metrics]):
             self.append(row)
 
     def copy(self) -> History:
-        """A history that does not grow with this one; the newest rows are the same dicts, as a list's would be."""
+        """Return a copy that does not grow with this history; the newest rows are the same dicts, as in a list."""
         other = History()
         other.become(self)
         return other
 
     def become(self, other: History) -> None:
-        """Hold what another one holds now."""
+        """Replace the rows by those of another history."""
         self._blocks, self._open = other._blocks.copy(), other._open.copy()
 
     @overload
@@ -132,24 +132,24 @@ class History(Sequence[Metrics]):
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Rows that no longer change: the numbers of all of them, one after the other, whichever columns a row has."""
+    """Rows that no longer change: all their numbers in one array, whichever columns each row has."""
 
     names: tuple[str, ...]
-    """Of the columns."""
+    """Names of the columns."""
     texts: tuple[str, ...]
     layouts: tuple[tuple[int, ...], ...]
-    """The columns of a row in their order, each way once: the index i of a name, or -1 - i where the value is text."""
+    """Distinct orders of a row's columns: the index i of a name, or -1 - i if the value is text."""
     rows: np.ndarray
-    """Of every row, ``[rows]``: the index of its layout."""
+    """Index of each row's layout, ``[rows]``."""
     values: np.ndarray
-    """Of every cell, ``[C]``: its number, or the index of its text."""
+    """Number of each cell, or the index of its text, ``[C]``."""
 
     @classmethod
     def of(cls, rows: Iterable[Metrics]) -> Block:
-        """Pack.
+        """Pack rows.
 
         Raises:
-            ValueError: what is neither a number nor text, by its name.
+            ValueError: a value is neither a number nor text; names its metric.
         """
         names, texts, layouts = _Index[str](), _Index[str](), _Index[tuple[int, ...]]()
         kinds: list[int] = []
@@ -161,7 +161,7 @@ class Block:
 
     @classmethod
     def joined(cls, blocks: Sequence[Block]) -> Block:
-        """The rows of several."""
+        """Join the rows of several blocks."""
         names, texts, layouts = _Index[str](), _Index[str](), _Index[tuple[int, ...]]()
         kinds, values = [], []
         for block in blocks:
@@ -172,20 +172,20 @@ class Block:
         return cls(tuple(names), tuple(texts), tuple(layouts), _narrow(np.concatenate(kinds)), np.concatenate(values))
 
     def _with_texts(self, texts: list[int]) -> np.ndarray:
-        """Values where the texts have other places."""
+        """Return the values with new indices of their texts."""
         values, is_text = self.values.copy(), self._columns < 0
         values[is_text] = np.array(texts)[values[is_text].astype(int)]
         return values
 
     @property
     def _columns(self) -> np.ndarray:
-        """Of every cell, ``[C]``: as its row's layout has it."""
+        """Entry of each cell in its row's layout, ``[C]``."""
         layouts = [np.array(layout, int) for layout in self.layouts]
         return np.concatenate([np.zeros(0, int), *(layouts[i] for i in self.rows.tolist())])
 
     @cached_property
     def _ends(self) -> np.ndarray:
-        """How many cells there are up to each row's end, ``[rows]``."""
+        """Number of cells up to each row's end, ``[rows]``."""
         return np.cumsum(np.array([len(layout) for layout in self.layouts], int)[self.rows])
 
     def __len__(self) -> int:
@@ -195,14 +195,14 @@ class Block:
         return map(self.row, range(len(self)))
 
     def row(self, i: int) -> Metrics:
-        """A copy of one."""
+        """Return a copy of one row."""
         layout, end = self.layouts[self.rows[i]], int(self._ends[i])
         cells = zip(layout, self.values[end - len(layout) : end].tolist(), strict=True)
         return {self.names[k if k >= 0 else -1 - k]: x if k >= 0 else self.texts[int(x)] for k, x in cells}
 
     @cached_property
     def part(self) -> Part:
-        """As it is saved."""
+        """The block as it is saved."""
         arrays = {"rows": self.rows, "values": self.values}
         arrays["layouts"] = np.array([*chain(*self.layouts)], int)
         arrays["layouts_ends"] = np.cumsum([len(layout) for layout in self.layouts], dtype=int)
@@ -214,10 +214,10 @@ class Block:
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor]) -> Block:
-        """The inverse of :attr:`part`.
+        """Restore a block from :attr:`part`.
 
         Raises:
-            ValueError: that is not how rows are packed.
+            ValueError: these are not packed rows.
         """
         if tensors.keys() != _TYPES.keys() or any(x.dtype not in _TYPES[k] or x.ndim != 1 for k, x in tensors.items()):
             raise ValueError("history: other arrays than those of packed rows")
@@ -243,11 +243,11 @@ _TYPES = {
     "rows": (torch.int16, *_LONG), "values": (torch.float64,), "layouts": _LONG, "layouts_ends": _LONG,
     "names": _BYTES, "names_ends": _LONG, "texts": _BYTES, "texts_ends": _LONG,
 }  # fmt: skip
-"""Of the arrays of a part."""
+"""Types of a part's arrays."""
 
 
 class _Index(dict[_T, int]):
-    """What was asked for, in that order; the place of each."""
+    """Distinct keys in the order of their first look-up, with their positions."""
 
     def __missing__(self, key: _T) -> int:
         self[key] = len(self)
@@ -262,7 +262,7 @@ def _number(name: str, x: Any) -> float:
 
 
 def _narrow(indices: Any) -> np.ndarray:
-    """In as few bytes as they need."""
+    """Return indices in as few bytes as they need."""
     wide = np.asarray(indices, np.int64)
     return wide.astype(np.int16) if wide.max(initial=0) < 2**15 else wide
 

@@ -1,4 +1,4 @@
-"""Callbacks checked before they are called: what cannot be called is refused, what nothing would call is named."""
+"""Checks of callbacks: those that cannot be called are refused, methods that would never be called are named."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from klrl.run.callback import Callback
-from klrl.words import plain, warn_user
+from klrl.text import plain, warn_user
 
 _HOOKS = {
     name: tuple(inspect.signature(hook).parameters)[1:] for name, hook in vars(Callback).items() if name[:3] == "on_"
 }
-"""What each is called with."""
+"""Arguments of each hook."""
 _ELSEWHERE = {
     "on_step": "on_update_end",
     "on_rollout_start": "on_update_end",
@@ -26,7 +26,7 @@ _ELSEWHERE = {
     "on_train_begin": "on_training_start",
     "on_exception": "on_error",
 }
-"""Hooks of other libraries, and when klrl calls whoever waits for them: with whole rollouts and their episodes."""
+"""Hooks of other libraries, and the klrl hook that takes their place: klrl calls with whole rollouts and episodes."""
 _USE = (
     "on_update_start(agent, batch) is called when a rollout has been collected, on_minibatch_end(agent, metrics) and "
     "on_epoch_end(agent, epoch) in its update, on_update_end(agent, batch, metrics) after it"
@@ -34,10 +34,10 @@ _USE = (
 
 
 def check_callback(callback: object) -> None:
-    """Refuse what is no callback, or has a hook that cannot be called.
+    """Refuse a value that is no callback, or that has a hook which cannot be called.
 
     Raises:
-        ValueError: in one line that names it, and what was probably meant.
+        ValueError: one line that names it, and the hook that was probably meant.
     """
     if not isinstance(callback, Callback):
         is_class = isinstance(callback, type) and issubclass(callback, Callback)
@@ -51,17 +51,17 @@ def check_callback(callback: object) -> None:
 
 
 def name_lookalikes(callback: Callback) -> None:
-    """Warn of methods that only look like hooks, or are helpers by unlucky names, which their own class calls."""
+    """Warn about methods that only look like hooks, or helpers with such names that their own class calls."""
     for name in _lookalikes(type(callback)):
         nearest = _nearest(f"on_{name.partition('on_')[2]}")
         warn_user(
-            f"{type(callback).__name__}.{name} is no hook, and training never calls it; hooks are {', '.join(_HOOKS)}; "
+            f"{type(callback).__name__}.{name} is not a hook: training never calls it; hooks are {', '.join(_HOOKS)}; "
             f"did you mean {nearest}({', '.join(_HOOKS[nearest])})?"
         )
 
 
 def _lookalikes(cls: type) -> Iterator[str]:
-    """Methods that begin like hooks, but for those that klrl's own classes have."""
+    """Yield methods named like hooks, except for those of klrl's own classes."""
     for name in dir(cls):
         if name.lstrip("_").startswith("on_") and name not in _HOOKS and callable(getattr(cls, name)):
             owner = next(c for c in cls.__mro__ if name in vars(c))
@@ -74,7 +74,7 @@ def _nearest(name: str) -> str:
 
 
 def _problem(hook: Any, arguments: tuple[str, ...]) -> str | None:
-    """Why calling it would fail, or do nothing."""
+    """Return why calling a hook would fail or do nothing, or ``None``."""
     if not callable(hook):
         return f"is {plain(repr(hook), 80)}"
     if any(is_kind(hook) for is_kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction)):
@@ -91,15 +91,15 @@ def _problem(hook: Any, arguments: tuple[str, ...]) -> str | None:
 
 
 def ends(answer: object, who: str = "on_update_end") -> bool:
-    """Whether what ``on_update_end`` answered is false: Python's, numpy's or torch's, also as an array of one truth.
+    """Return True if ``on_update_end`` answered false: Python's, numpy's or torch's, also as an array of one.
 
     Raises:
-        ValueError: it is an array of several truths.
+        ValueError: it is an array of several elements.
     """
     if isinstance(answer, torch.Tensor) and answer.dtype == torch.bool:
         answer = answer.cpu().numpy()
     if isinstance(answer, (np.ndarray, np.bool_)) and answer.dtype == np.bool_:
         if answer.size != 1:
-            raise ValueError(f"{who} returned an array of {answer.size} truths; allowed: None, True or False")
+            raise ValueError(f"{who} returned an array of {answer.size} elements; allowed: None, True or False")
         return not answer.item()
     return answer is False

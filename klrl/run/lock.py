@@ -10,19 +10,19 @@ from pathlib import Path
 from weakref import WeakSet
 
 from klrl.interrupts import held
-from klrl.run.disk import contents, room_for
-from klrl.words import warn_user
+from klrl.run.disk import read_regular_file, reporting_full_disk
+from klrl.text import warn_user
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks; there is none then
+except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
 
 
 class Lock:
-    """Held from construction until :meth:`release`, until nobody knows the lock any more, or until the process ends.
+    """A lock held from construction until :meth:`release`, until the object is gone, or until the process ends.
 
     The directory itself is locked; the file ``run.lock`` only says by whom.
 
@@ -30,12 +30,12 @@ class Lock:
         path: an existing directory.
 
     Raises:
-        BlockingIOError: another process has it (or another lock in this one); which, and on which host.
+        BlockingIOError: another process (or another lock in this one) holds it; the message says which, and its host.
         DiskFull: there is no room for the file; nothing is locked.
     """
 
     _directory: int | None = None
-    """It is open while it is locked."""
+    """Open while it is locked."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._file = path, path / LOCK
@@ -55,21 +55,21 @@ class Lock:
             if fcntl is not None:
                 fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._forget()  # it is another one's
+            self._forget()  # it belongs to another lock
             raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
         except OSError as error:
             text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
             warn_user(text)
 
     def _say(self) -> None:
-        """Write by whom it is locked, to a new file: whatever lies there, a link for example, is not written to."""
+        """Record the owner in a new file: an existing one, a link for example, is never written to."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
         self._file.unlink(missing_ok=True)
-        with room_for(self._file, len(text)), self._file.open("x") as file:
+        with reporting_full_disk(self._file, len(text)), self._file.open("x") as file:
             file.write(text)
 
     def lost(self) -> str | None:
-        """What became of the directory that is locked, if it is no longer where it was."""
+        """Return what happened to the locked directory, if it is no longer where it was."""
         assert self._directory is not None
         ours = os.fstat(self._directory)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -82,10 +82,10 @@ class Lock:
         return f"was renamed to {now}" if now is not None else "was renamed"
 
     def release(self) -> None:
-        """Let others in; once more is no harm."""
+        """Release the lock; again is no error."""
         with held():
             if self._directory is not None:
-                with contextlib.suppress(FileNotFoundError):  # wherever the directory is now
+                with contextlib.suppress(FileNotFoundError):  # wherever the directory has moved
                     os.unlink(LOCK, dir_fd=self._directory)
                 if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
                     with contextlib.suppress(OSError):
@@ -96,7 +96,7 @@ class Lock:
         self.release()
 
     def _forget(self) -> None:
-        """Close the directory; where another process has it open, too, it stays locked."""
+        """Close the directory; it stays locked if another process has it open."""
         if self._directory is not None:
             os.close(self._directory)
             self._directory = None
@@ -106,7 +106,7 @@ _locks: WeakSet[Lock] = WeakSet()
 
 
 def _forget_all() -> None:
-    """A forked process must not hold what its parent has locked."""
+    """Drop the locks of the parent in a forked process."""
     for lock in _locks:
         lock._forget()
 
@@ -116,10 +116,10 @@ if fcntl is not None:
 
 
 def check_free(path: Path) -> None:
-    """Refuse a directory that somebody has locked.
+    """Refuse a directory that is locked.
 
     Raises:
-        BlockingIOError: saying who.
+        BlockingIOError: the message names the owner.
     """
     if path.is_dir() and (path / LOCK).exists():
         with held():
@@ -128,7 +128,7 @@ def check_free(path: Path) -> None:
 
 def _owner(file: Path) -> str:
     try:
-        said = json.loads(contents(file, 1024))
+        said = json.loads(read_regular_file(file, 1024))
         return f"process {int(said['pid'])} on {said['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -1,4 +1,4 @@
-"""What callbacks add to an update's metrics, as numbers and text that every place takes alike."""
+"""Checks of what callbacks add to an update's metrics: numbers and text that every log can store."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 import torch
 
 from klrl.run.callback import Metrics
-from klrl.words import plain
+from klrl.text import plain
 
 LONGEST = 1000
-"""Characters of a metric's name, or of one that is text."""
+"""Most characters of a metric's name, or of its text."""
 
 
 def settle(metrics: dict[Any, Any], own: Metrics, who: str) -> None:
-    """Make what was added numbers and text; what can be neither is left out, and what was there is there again.
+    """Convert additions to numbers and text, leave out others, and restore the update's own metrics.
 
-    Numbers are integers, truths, fractions, 0-d arrays and tensors of any device and precision; they may be NaN.
+    Numbers are integers, booleans, fractions, 0-d arrays and tensors of any device and precision; they may be NaN.
 
     Args:
-        metrics: an update's, after somebody had a hand in them; changed in place.
-        own: what the update itself reports.
-        who: had it, for messages.
+        metrics: metrics of an update, after a callback may have changed them; changed in place.
+        own: metrics that the update itself reports.
+        who: name of the callback, for messages.
 
     Raises:
-        ValueError: something was refused; what, in one line.
+        ValueError: something was refused; one line says what.
     """
     problems = [_restored(metrics, own, who)]
     for name in [name for name in metrics if name not in own]:
@@ -39,7 +39,7 @@ def settle(metrics: dict[Any, Any], own: Metrics, who: str) -> None:
 
 
 def _restored(metrics: dict[Any, Any], own: Metrics, who: str) -> str | None:
-    """What somebody else made of the update's own metrics, which are back where they were."""
+    """Restore the update's own metrics, and return what somebody changed in them."""
     changed = [name for name, x in own.items() if name not in metrics or _differs(metrics[name], x)]
     if not changed:
         return None
@@ -56,10 +56,10 @@ def _differs(value: object, own: float | str) -> bool:
 
 
 def _settled(name: object, value: Any) -> float | str:
-    """The metric as it is written.
+    """Return the metric as it is written.
 
     Raises:
-        ValueError: one line, naming it, its value and what is allowed.
+        ValueError: one line with its name, its value and what is allowed.
     """
     if not isinstance(name, str) or not name or not _is_a_line(name):
         raise ValueError(f"metric {_shown(name)}; allowed as a name: one line of text, as in 'eval/return'")
@@ -78,7 +78,7 @@ def _is_a_line(text: str) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """As a float; ``None`` for what is no number, or one that no float can hold."""
+    """Return a float; ``None`` for other values, and for integers that no float can hold."""
     if isinstance(value, torch.Tensor):
         value = value.detach()
         real = not value.is_complex()
@@ -93,7 +93,7 @@ def _number(value: Any) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """A value and its type in a few words."""
+    """Describe a value and its type in a few words."""
     shape = getattr(value, "shape", ())
     what = f"of shape {tuple(shape)}" if shape else plain(repr(value), 80)
     return f"{what} ({type(value).__name__})"

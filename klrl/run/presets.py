@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Settings]] = {"ppo": _PPO, "trpo": _NATURAL_GRADIEN
 
 
 def preset(algorithm: str, env_id: str | None) -> Settings:
-    """The settings for an environment id such as ``"Hopper-v5"``; empty where none are known."""
+    """Return the settings for an environment id such as ``"Hopper-v5"``; empty if none are known."""
     if env_id is None:
         return {}
     name = env_id.rpartition("-v")[0]

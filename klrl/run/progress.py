@@ -1,4 +1,4 @@
-"""What a person watches: a live panel on a terminal, one plain line per update elsewhere."""
+"""Progress shown to a person: a live panel on a terminal, one plain line per update elsewhere."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from klrl.run.callback import INFO, SUCCESS, Metrics, Recorder
 
 
 class Progress(Recorder):
-    """Steps/s, time left, return, KL now against its target, and what the line search or the clipping did."""
+    """Shows steps/s, time left, return, KL against its target, and the effect of line search or clipping."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=steady(sys.stdout))
         self._live: Live | None = None
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Open the panel where there is a terminal."""
+        """Open the panel, if there is a terminal."""
         self._total = total_timesteps
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """Redraw, or print a line."""
+        """Redraw the panel, or print a line."""
         facts = summary(metrics, self._total)
         if self._live is None:
             steps = f"{agent.num_timesteps:>9,}/{self._total:,}"
@@ -57,7 +57,7 @@ class Progress(Recorder):
 
 
 def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
-    """The few facts worth watching, as text: name to value, in the order of display."""
+    """Return the few facts worth watching, as text: name to value, in the order of display."""
 
     def number(name: str) -> float:
         return float(metrics.get(name, math.nan))

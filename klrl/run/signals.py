@@ -1,4 +1,4 @@
-"""Signals: end with everything kept, save now, end at once."""
+"""Signals: SIGINT, SIGTERM and SIGHUP stop after saving; SIGUSR1 saves and continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SAVING = getattr(signal, "SIGUSR1", None)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has asked for the end."""
+    """A signal asked for the end of the run."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -25,16 +25,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Signals(Callback):
-    """Inside this context SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted` wherever the process is.
+    """Context in which SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`, at any point of the program.
 
-    That can be in the middle of an update: what is to be kept must have been copied before, as ``RunDirectory`` does.
-    After it a SIGINT ends the process at once, the others do nothing more: a terminal that closes sends two in a row.
-    SIGUSR1 saves. As a callback of the training it makes sure
-    that no code that swallows exceptions lets a signal get lost. What is ignored (by ``nohup``, for example) stays so,
-    but for SIGINT.
+    This can be in the middle of an update, so what is to be kept must have been copied before, as ``RunDirectory``
+    does. Afterwards a SIGINT ends the process at once and the others do nothing: a closing terminal sends two in a row.
+    SIGUSR1 saves. As a callback of the training, it makes sure that code that swallows exceptions does not lose a
+    signal. Signals that are ignored (under ``nohup``, for example) stay so, except for SIGINT.
 
     Args:
-        save: called on SIGUSR1, between two instructions of whatever is going on; it may be set later.
+        save: called on SIGUSR1, between any two instructions; it may be set later.
     """
 
     def __init__(self, save: Callable[[], object] = lambda: None) -> None:
@@ -43,7 +42,7 @@ class Signals(Callback):
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take the signals over."""
+        """Install the handlers."""
         handlers: dict[int, Any] = dict.fromkeys(ENDING, self._end)
         if _SAVING is not None:
             handlers[_SAVING] = lambda number, frame: self.save()
@@ -60,20 +59,20 @@ class Signals(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give them back; after one that asked for the end, nothing but a SIGINT is to change the process's status."""
+        """Restore the handlers; after a signal that asked for the end, only a SIGINT may change the exit status."""
         for number, handler in reversed(self._before.items()):  # SIGINT's last: it may raise
             over = self._received is not None and number in ENDING and number != signal.SIGINT
             signal.signal(number, signal.SIG_IGN if over else handler)
 
     def on_update_end(self, agent: Any, batch: Any, metrics: Metrics) -> None:
-        """End now if a signal has not ended the training when it came."""
+        """Stop now if a signal arrived and did not stop the training."""
         self.check()
 
     def check(self) -> None:
-        """End now if a signal came and somebody swallowed its exception.
+        """Stop now if a signal arrived and its exception was swallowed.
 
         Raises:
-            Interrupted: so it was.
+            Interrupted: a signal arrived.
         """
         if self._received is not None:
             raise Interrupted(self._received)
@@ -86,4 +85,4 @@ class Signals(Callback):
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Not by SIG_IGN, which processes that are started now would inherit."""
+    """Do nothing: unlike SIG_IGN, a handler is not inherited by processes that are started now."""

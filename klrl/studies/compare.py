@@ -1,4 +1,4 @@
-"""Run a comparison: the runs of its design that are not finished yet, a table of all of them, a CSV and a JSON."""
+"""Runs of a comparison: those not finished yet are trained; a table of all, a CSV and a JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Say = Callable[[str], object]
 class Runs:
     """The runs of a comparison, in the order of its table, and the directory that keeps them.
 
-    Those that an earlier call has finished count, unless their settings, steps or versions have changed.
+    Runs finished by an earlier call are reused, unless their settings, steps or versions have changed.
 
     Args:
         plan: the variants.
-        steps: environments by id, and for how many steps each is trained on.
-        seeds: of every run.
-        output: the directory of ``compare.csv``, ``compare.json`` and ``runs/``, a file per run.
-        say: prints a line about what is left out, taken from an earlier call, or has ended.
+        steps: number of training steps by environment id.
+        seeds: seeds of every variant.
+        output: directory of ``compare.csv``, ``compare.json`` and ``runs/``, with a file per run.
+        say: prints a line about runs that are left out, taken from an earlier call, or have ended.
 
     Raises:
-        ValueError: a setting that does not fit the others or the environment.
-        OSError: something that cannot be read or written.
+        ValueError: a setting does not fit the others or the environment.
+        OSError: a file cannot be read or written.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Runs:
         self._kept, self._say = kept_rows(self.trials, self.folder, say), say
 
     def finish(self, command: str = "", processes: int = 2) -> list[Row]:
-        """Train what is not trained yet, so many at a time; write and return a row for each run.
+        """Train the runs that are not finished, ``processes`` at a time; write and return a row for each run.
 
         Args:
-            command: what was typed; the JSON says so.
-            processes: runs at a time, one torch thread each.
+            command: command line, for the JSON.
+            processes: number of runs at a time, one torch thread each.
         """
         left = [trial for trial in self.trials if trial.name not in self._kept]
         rows = self._kept | run_all(left, self.folder, processes, self._say)
@@ -62,12 +62,12 @@ class Runs:
 
 
 def trials_of(plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], say: Say) -> list[Trial]:
-    """Every run, in the order of the table; every configuration has met its environment before the first one runs.
+    """Return every run, in the order of the table; each configuration is checked against its environment first.
 
-    Where all values there are were asked for, a line names each that does not fit an environment.
+    If all possible values were asked for, a line names each that does not fit an environment.
 
     Raises:
-        ValueError: a setting that does not fit the others or the environment.
+        ValueError: a setting does not fit the others or the environment.
     """
     trials = []
     for env, total_timesteps in steps.items():
@@ -86,10 +86,10 @@ def trials_of(plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], 
 
 
 def kept_rows(trials: Sequence[Trial], folder: Path, say: Say) -> dict[str, Row]:
-    """Finished runs of earlier calls by name, and a line for each that is another one by now, or none of klrl's.
+    """Return finished runs of earlier calls by name, and report those that differ by now or are not klrl's.
 
     Raises:
-        OSError: what is there cannot be read, or not be replaced.
+        OSError: a file cannot be read, or not be replaced.
     """
     rows = {}
     for trial in trials:
@@ -110,7 +110,7 @@ def kept_rows(trials: Sequence[Trial], folder: Path, say: Say) -> dict[str, Row]
 
 
 def run_all(trials: Sequence[Trial], folder: Path, processes: int, say: Say) -> dict[str, Row]:
-    """Run the longest first, a line for each that ends; rows by name."""
+    """Run the longest first, with a line for each that ends, and return rows by name."""
     rows: dict[str, Row] = {}
     jobs = sorted(trials, key=lambda trial: -trial.total_timesteps)
     started, left = time.monotonic(), sum(trial.total_timesteps for trial in trials)

@@ -11,15 +11,14 @@ from klrl.agents import AGENTS, AgentConfig
 from klrl.trust_region import PARAMETERS, REGIONS, RegionSettings, with_region
 from klrl.trust_region.names import parameters_of, readers_of
 from klrl.validation import validate
-from klrl.words import nearest
 
 CRITIC_PASSES = ("n_epochs", "n_critic_updates")
-"""What agents call the passes over the batch that fit their critic; every agent has one of them."""
+"""Names that agents use for the passes over the batch that fit their critic; every agent has one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One line of the table per environment: an agent, its trust region, and at most one setting of its own."""
+    """An agent, its trust region, and at most one other setting: a line of the table per environment."""
 
     name: str
     agent: str
@@ -29,26 +28,26 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Which variants there are, and the base that they share."""
+    """Variants, and the base that they share."""
 
     agent: str
-    """The base is this agent's configuration."""
+    """Agent whose configuration is the base."""
     settings: Mapping[str, Any]
     """Changes to the base; a region's settings reach the regions that read them."""
     presets: bool
-    """Whether the base is the environment's preset, or the plain defaults."""
+    """True to start from the environment's preset, False for the plain defaults."""
     variants: tuple[Variant, ...]
     every: bool = False
-    """Whether they are all values there are, so that those that do not fit an environment can be left out of it."""
+    """True if the variants are all possible values: those that do not fit an environment are then left out there."""
 
     def config(self, variant: Variant, env: str) -> AgentConfig:
-        """The variant's configuration on an environment: the base but for the one thing.
+        """Return the variant's configuration on an environment: the base except for the one thing.
 
-        A trust region brings the settings that it reads. Another agent has every field of the base that it knows, as
-        many passes for its critic, and a trust region of its own.
+        A trust region comes with the settings that it reads. Another agent has every field of the base that it knows,
+        as many passes for its critic, and a trust region of its own.
 
         Raises:
-            ValueError: a setting that does not fit the others.
+            ValueError: a setting does not fit the others.
         """
         if variant.agent == self.agent:
             return replace(self._base(env, variant.region), **variant.changes)
@@ -78,17 +77,17 @@ def comparison(
     assignments: Sequence[str] = (),
     presets: bool = True,
 ) -> Comparison:
-    """Read a design as the command line has it.
+    """Read a design in the form of the command line.
 
     Args:
-        vary: the name of a field, or "agent", and its values; none: all there are.
-        agent: the agent whose preset is the base of all variants.
+        vary: name of a field, or "agent", and its values; without values, all possible ones.
+        agent: agent whose preset is the base of all variants.
         also: other agents as further variants, each with its own trust region.
-        assignments: ``"field=value"``, changes to the base.
-        presets: the base is the environment's preset, else the plain defaults.
+        assignments: changes to the base, ``"field=value"``.
+        presets: whether the base is the environment's preset, or the plain defaults.
 
     Raises:
-        ValueError: an unknown field, value or agent, a variant that is there twice, a setting that nothing reads.
+        ValueError: an unknown field, value or agent, a repeated variant, or a setting that nothing reads.
     """
     _check("agent", agent, AGENTS)
     for other in also:
@@ -110,7 +109,7 @@ def comparison(
 
 
 def _variant(name: str, word: str, agent: str, region: str, region_is_given: bool) -> Variant:
-    """What one value of the varied field makes of the base agent and its region."""
+    """Make the variant for one value of the varied field."""
     if name == "agent":
         _check("agent", word, AGENTS)
         return Variant(name=word, agent=word, region=region if region_is_given else _default_region(word))
@@ -130,7 +129,7 @@ def _check_variants(variants: Sequence[Variant], settings: Mapping[str, Any]) ->
 
 
 def _assignment(word: str, classes: Sequence[type[AgentConfig]]) -> tuple[str, Any]:
-    """``field=value`` for the first agent that has the field."""
+    """Read ``field=value`` for the first agent that has the field."""
     name, equals, text = word.partition("=")
     name = name.replace("-", "_")
     if not equals:
@@ -145,10 +144,10 @@ def _assignment(word: str, classes: Sequence[type[AgentConfig]]) -> tuple[str, A
 
 
 def _value(config_class: type[AgentConfig], name: str, word: str) -> Any:
-    """A word as a value of a field: a number, True, False, None, several with commas, else text.
+    """Read a word as a value of a field: a number, True, False, None, several with commas, else text.
 
     Raises:
-        ValueError: not of the field's type, or out of its range.
+        ValueError: the value is not of the field's type, or out of its range.
     """
     try:
         value = ast.literal_eval(word.capitalize() if word in ("true", "false") else word)
@@ -162,7 +161,7 @@ def _value(config_class: type[AgentConfig], name: str, word: str) -> Any:
 
 
 def _every_value(agent: str, name: str) -> tuple[str, ...]:
-    """The values of a field that has a few with names."""
+    """Return the values of a field that has a few named ones."""
     if name == "agent":
         return tuple(AGENTS)
     if name == "trust_region":
@@ -175,7 +174,7 @@ def _every_value(agent: str, name: str) -> tuple[str, ...]:
 
 
 def _named(config_class: type[AgentConfig], name: str) -> str:
-    """What an agent calls a field: the passes that fit the critic have two names."""
+    """Return an agent's name of a field: the passes that fit the critic have two names."""
     return next(n for n in CRITIC_PASSES if n in _fields(config_class)) if name in CRITIC_PASSES else name
 
 

@@ -1,7 +1,7 @@
-"""What long work keeps of every piece that is finished, in a file each, so that the same command goes on after it.
+"""Files of finished pieces of long work, one each, so that the same command continues after them.
 
-Such files are read as suspiciously as saved agents: bounded, no link and no pipe, only as they were written, and only
-what such a piece can have left.
+Such files are trusted as little as saved agents: their size is bounded, links and pipes are refused, and they must be
+as written and hold only what such a piece can contain.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from pathlib import Path
 from typing import Any
 
 from klrl.run.checkpoint import replace
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.sealed import sealed, unsealed
+from klrl.text import plain
 from klrl.validation import describe, fits
-from klrl.words import plain
 
 MOST = 2**22
-"""Bytes of a file: JSON needs many times its size in memory."""
+"""Largest size of a file, in bytes: JSON needs many times its size in memory."""
 
 
 def keep(path: Path, piece: dict[str, Any]) -> None:
-    """Write what is plain JSON: the file is there at once and whole, and an older one is replaced.
+    """Write plain JSON in one step, in place of an older file.
 
     Raises:
-        OSError: it cannot be written (:class:`klrl.run.disk.DiskFull`: there is no room).
+        OSError: the file cannot be written (:class:`klrl.run.disk.DiskFull`: there is no room).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = sealed(piece)
-    with room_for(path, len(data)):
+    with reporting_full_disk(path, len(data)):
         replace(path, data)
 
 
 def kept(path: Path, entries: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What :func:`keep` wrote; ``None`` where nothing is.
+    """Return what :func:`keep` wrote, or ``None``.
 
     Args:
-        path: of the file.
-        entries: the type of each that must be there, as of a dataclass's field; more may be.
+        path: path of the file.
+        entries: types of required entries, as for a dataclass's fields; others are allowed.
 
     Raises:
-        ValueError: something else is there, in one line; it can be replaced.
-        OSError: what is there cannot be read, or not be replaced.
+        ValueError: the file holds something else, said in one line; it can be replaced.
+        OSError: the file cannot be read, or not be replaced.
     """
     if path.is_dir() and not path.is_symlink():
-        raise IsADirectoryError(errno.EISDIR, "a folder, where a file is to be", str(path))
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file", str(path))
     try:
-        piece = unsealed(contents(path, MOST))
+        piece = unsealed(read_regular_file(path, MOST))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -61,10 +61,10 @@ def kept(path: Path, entries: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def check(name: str, piece: Mapping[str, Any], entries: Mapping[str, Any]) -> None:
-    """Refuse what lacks an entry, or has one of another type.
+    """Refuse a piece that lacks an entry, or has one of another type.
 
     Raises:
-        ValueError: which one.
+        ValueError: names the entry.
     """
     for entry, hint in entries.items():
         if not fits(piece.get(entry), hint):

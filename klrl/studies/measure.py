@@ -1,4 +1,4 @@
-"""Train an agent and measure what came of it: its return, how far its policy moved, how fast."""
+"""Measurement of a training: return, distance that the policy moved, and speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from klrl.run import Callback, evaluate
 def measure(
     agent: Agent[Any], total_timesteps: int, make: Callable[[], gym.Env], callback: Callback | None = None
 ) -> dict[str, Any]:
-    """Train; the return of 20 deterministic episodes afterwards, how far the policy moved, how fast."""
+    """Train, and return the return of 20 deterministic episodes afterwards, how far the policy moved, and how fast."""
     started = time.perf_counter()
     agent.learn(total_timesteps, callback)
     seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Many calls in a few processes: results as they come, and no process left behind."""
+"""Parallel calls in a few processes: results as they come, and no process left behind."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def in_parallel(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], processes: int) -> Generator[T]:
-    """``function(*call)`` of every call, ``processes`` at a time, in the order in which they end.
+    """Yield ``function(*call)`` of every call, ``processes`` at a time, in the order in which they end.
 
-    One process is this one. Whoever stops listening ends the calls that still run, as do Ctrl-C, SIGTERM (then with
-    status 143) and kill -9; close the iterator (:func:`contextlib.closing`) to be sure that it happens at once.
+    A single process is the current one. Closing the iterator ends the calls that still run, as do Ctrl-C, SIGTERM (then
+    with status 143) and kill -9; use :func:`contextlib.closing` to make sure that it happens at once.
     """
     if processes == 1:
         for call in calls:
@@ -31,7 +31,7 @@ def in_parallel(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], pr
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
         signal.signal(signal.SIGTERM, _exit)
-        with held():  # this starts the processes
+        with held():  # starts the processes
             results = [pool.submit(function, *call) for call in calls]
         for done in as_completed(results):
             yield done.result()
@@ -50,7 +50,7 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def _prepare() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides what it means, and none outlives it."""
+    """Ignore Ctrl-C, which reaches every process of a terminal, and end with the first process, which decides."""
     keep_steady()
     plain_warnings()
     end_with_parent()

@@ -1,4 +1,4 @@
-"""The results of a comparison: a Markdown table with intervals over seeds, a CSV."""
+"""Tables of a comparison: Markdown with intervals over seeds, and a CSV."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from klrl.studies.results import Row, write
 from klrl.studies.statistics import interval
 from klrl.studies.trials import FINISHED
+from klrl.text import cell
 from klrl.trust_region import DEFAULT_TARGET_KL
-from klrl.words import cell
 
 COLUMNS = (
     "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",
@@ -22,11 +22,11 @@ COLUMNS = (
     "kl_mean", "kl_median_second_half", "kl_largest", "target_kl", "judged_by", "updates", "updates_over_target",
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "last_beta", "last_actor_learning_rate",
 )  # fmt: skip
-"""Of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
+"""Columns of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table with one line per environment and variant, over the seeds that finished."""
+    """Return a Markdown table with one line per environment and variant, over the seeds that finished."""
     head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "KL, second half"]
     head += ["largest KL", "updates over target", "states over target", "steps/s"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -45,7 +45,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cells(group: Sequence[Row]) -> list[str]:
-    """Everything behind the names, of the runs of one line."""
+    """Return the cells after the names, for the runs of one line."""
     if not group:
         return []
     ended = [r["last_tenth_return"] for r in group if r["last_tenth_return"] is not None]
@@ -69,7 +69,7 @@ def _with_interval(values: Sequence[float]) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line per run; what a failed run has not is empty."""
+    """Write one line per run; values that a failed run lacks are empty."""
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, COLUMNS, extrasaction="ignore")
     writer.writeheader()

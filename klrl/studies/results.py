@@ -1,4 +1,4 @@
-"""The file of results that long work ends with: claimed before, written whole or not at all, and what made it."""
+"""Results of long work in one file: claimed before, written completely or not at all, with their origin."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from klrl.run.checkpoint import replace
 from klrl.run.directory import versions
-from klrl.run.disk import room_for
+from klrl.run.disk import reporting_full_disk
 
 Row = dict[str, Any]
 
 
 def claim(output: Path, name: str = "output") -> None:
-    """Make sure before long work that a file can be written, without writing it; ``name`` is what the user calls it.
+    """Make sure before long work that a file can be written; ``name`` is the user's word for it.
 
     Raises:
-        OSError: a directory is there, or nothing can be written.
+        OSError: the path is a directory, or nothing can be written there.
     """
     if output.is_dir():
         raise IsADirectoryError(f"{name} = {output} is a directory; allowed: a file")
@@ -30,17 +30,17 @@ def claim(output: Path, name: str = "output") -> None:
 
 
 def write(output: Path, data: str | bytes) -> None:
-    """Write a file in one step; what is no file (a pipe, ``/dev/stdout``) is written to, a link is followed."""
+    """Write a file in one step; a pipe or ``/dev/stdout`` is written to directly, a link is followed."""
     data = data.encode() if isinstance(data, str) else data
     if output.exists() and not output.is_file():
         output.write_bytes(data)
         return
-    with room_for(output, len(data)):
+    with reporting_full_disk(output, len(data)):
         replace(Path(os.path.realpath(output)), data)
 
 
 def text(command: str, rows: list[dict[str, Any]]) -> str:
-    """All rows as JSON, a line each, with the command and the versions that they come from."""
+    """Return all rows as JSON, a line each, with the command and the versions that they come from."""
     lines = ",\n".join(map(json.dumps, rows))
     head = f'"command": {json.dumps(command)},\n"versions": {json.dumps(versions())}'
     return f'{{\n{head},\n"rows": [\n{lines}\n]\n}}\n'

@@ -1,4 +1,4 @@
-"""Confidence intervals over few seeds."""
+"""Statistics over few seeds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width t s / sqrt(n) of Student's confidence interval for the mean over n seeds.
+    """Return mean and half-width t s / sqrt(n) of Student's confidence interval for the mean over n seeds.
 
-    With three seeds t is 4.3, and the interval is as wide as three runs can honestly make it; percentiles of a
-    bootstrap would only ever lie between the smallest and the largest of them. It supposes normal values, which
-    returns near a ceiling are not. The half-width is NaN for one seed.
+    With three seeds t is 4.3, and the interval is as wide as three runs warrant; percentiles of a bootstrap would
+    always lie between the smallest and the largest of them. It assumes normal values, which returns near a ceiling are
+    not. The half-width is NaN for one seed.
     """
     n, mean = len(values), float(np.mean(values))
     if n < 2:
@@ -22,7 +22,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 
 def student_quantile(level: float, df: int) -> float:
-    """The t with P(|T| <= t) = level for Student's T with ``df`` degrees of freedom, by bisection.
+    """Return t with P(|T| <= t) = level for Student's T with ``df`` degrees of freedom, by bisection.
 
     >>> round(student_quantile(0.95, 2), 4)
     4.3027
@@ -35,7 +35,7 @@ def student_quantile(level: float, df: int) -> float:
 
 
 def _within(angle: float, df: int) -> float:
-    """P(|T| <= sqrt(df) tan angle): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
+    """Return P(|T| <= sqrt(df) tan angle): Abramowitz & Stegun 1964, 26.7.3 and 26.7.4."""
     odd = df % 2
     total, term = 0.0, math.cos(angle) if odd else 1.0
     for j in range(odd, df - 1, 2):

@@ -22,9 +22,9 @@ from klrl.run.directory import versions
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measure
 from klrl.studies.results import Row
+from klrl.text import one_line
 from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import one_line
 
 FINISHED, FAILED = "finished", "failed"
 _NAMED = ("env", "variant", "agent", "seed", "total_timesteps")
@@ -36,27 +36,27 @@ _OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_sec
     "updates": PositiveInt,
     "curve": list,
 }
-"""What :func:`outcome` leaves, by type."""
+"""Results of :func:`outcome`, by type."""
 
 
 class Episodes(Callback):
-    """Remembers every episode of the training."""
+    """Records every episode of the training."""
 
     def __init__(self) -> None:
         self.all: list[Episode] = []
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """Those that ended in this rollout."""
+        """Record the episodes that ended in this rollout."""
         self.all.extend(batch.episodes)
 
     def last_tenth(self, total_timesteps: int) -> list[float]:
-        """Returns of those that ended in the last tenth of so many steps."""
+        """Return the returns of episodes that ended in the last tenth of the training."""
         return [e.episode_return for e in self.all if e.total_timesteps > 0.9 * total_timesteps]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A variant on an environment with a seed, with everything that decides how it ends."""
+    """A variant on an environment with a seed, with everything that decides its result."""
 
     env: str
     variant: str
@@ -67,25 +67,25 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """Name of the run in messages."""
         return f"{self.env} {self.variant} seed {self.seed}"
 
     def path(self, folder: Path) -> Path:
-        """Its file."""
+        """Return the path of its file."""
         name = "__".join([self.env, self.variant, str(self.seed)])
         return folder / f"{re.sub(r'[^A-Za-z0-9_.,+=-]', '_', name)}.json"
 
     def identity(self) -> Row:
-        """Everything that decides how it ends, as plain JSON."""
+        """Return everything that decides its result, as plain JSON."""
         named = {key: getattr(self, key) for key in _NAMED}
         return json.loads(json.dumps({**named, "versions": versions(), "config": self.config.to_json()}))
 
     def kept(self, folder: Path) -> Row | None:
-        """What an earlier call left of it, if it was finished then.
+        """Return the row that an earlier call finished, or ``None``.
 
         Raises:
-            ValueError: something else is there, in one line.
-            OSError: it cannot be read now.
+            ValueError: the file holds something else, said in one line.
+            OSError: the file cannot be read now.
         """
         path = self.path(folder)
         row = kept(path, _IDENTITY)
@@ -95,7 +95,7 @@ class Trial:
         return row
 
     def differences(self, row: Row) -> list[str]:
-        """Where a kept run was another one: names of settings and of packages."""
+        """Return the names of settings and packages in which a kept run differs."""
         mine, theirs = _flat(self.identity()), _flat(row)
         return [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
 
@@ -105,7 +105,7 @@ def _flat(row: Row) -> Row:
 
 
 def run(trial: Trial, folder: Path) -> Row:
-    """Train and measure, or say what went wrong; either way the file is there at once and whole."""
+    """Train and measure, or record the error; either way, the file is written in one step."""
     row = trial.identity()
     try:
         row |= {"status": FINISHED, "error": None, **outcome(trial)}
@@ -116,7 +116,7 @@ def run(trial: Trial, folder: Path) -> Row:
 
 
 def outcome(trial: Trial) -> Row:
-    """What the table, the CSV and the figures need to know of a run."""
+    """Train, and return what the table, the CSV and the figures need."""
     torch.set_num_threads(1)
     agent = AGENTS[trial.agent](trial.env, trial.config, seed=trial.seed)
     episodes = Episodes()
@@ -143,7 +143,7 @@ def outcome(trial: Trial) -> Row:
 
 
 def curve(history: Sequence[Metrics], points: int = 30) -> list[list[float | None]]:
-    """Steps, mean return of the last 100 episodes, KL(old||new) of about 30 updates, the last one among them."""
+    """Return steps, mean return of the last 100 episodes and KL(old||new) of about 30 updates and the last one."""
     every = max(1, len(history) // points)
     names = ("time/total_timesteps", "rollout/ep_rew_mean", "drift/kl")
     rows = [[float(row[name]) for name in names] for row in history[::-1][::every][::-1]]

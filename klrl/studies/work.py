@@ -1,4 +1,4 @@
-"""Long work: its finished parts are kept, whatever ends it, and its output is there whole or not at all."""
+"""Long work: finished parts are kept, however it ends, and its output is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from klrl.run.disk import contents
+from klrl.run.disk import read_regular_file
 from klrl.studies.kept import keep, kept
 from klrl.studies.parallel import in_parallel
 from klrl.studies.results import Row, claim, write
-from klrl.words import plain
+from klrl.text import plain
 
 LARGEST = 2**26
-"""Bytes of JSON that is read again."""
+"""Largest JSON that is read again, in bytes."""
 
 
 class Work:
-    """Results that take long: a JSON file and, until that is whole, its finished parts in a folder beside it.
+    """Results of long work: a JSON file and, until that is complete, the finished parts in a folder beside it.
 
     Args:
-        output: the file.
-        command: what was typed; the output says so.
-        versions: of what the results come from; a part of other versions is another one.
-        say: prints a line on what is taken from an earlier call.
+        output: path of the JSON file.
+        command: command line, for the output.
+        versions: versions that the results depend on; parts of other versions are not reused.
+        say: prints a line about parts taken from an earlier call.
     """
 
     def __init__(self, output: Path, command: str, versions: Mapping[str, str], say: Callable[[str], object]) -> None:
@@ -39,7 +39,7 @@ class Work:
         """Make sure that everything can be written.
 
         Raises:
-            OSError: it cannot.
+            OSError: something cannot be written.
         """
         self.output.parent.mkdir(parents=True, exist_ok=True)
         claim(self.output)
@@ -47,37 +47,37 @@ class Work:
             raise NotADirectoryError(f"{self.folder} is in the way of finished parts; allowed: a directory, or nothing")
 
     def finished(self) -> Row | None:
-        """The whole output of an earlier call of the same command, and a line about it."""
+        """Return the complete output of an earlier call of the same command, with a line about it, or ``None``."""
         try:
-            record = json.loads(contents(self.output, LARGEST))
+            record = json.loads(read_regular_file(self.output, LARGEST))
             same = record["command"] == self.command and record["versions"] == self.versions
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
         if same:
-            self._say(f"{self.output}: finished already; without this file the same command begins anew")
+            self._say(f"{self.output}: finished already; remove this file to begin anew")
         return record if same else None
 
     def once(self, name: str, of: Row, do: Callable[[], Row]) -> tuple[Row, bool]:
-        """A part, made unless an earlier call has finished it; whether that was so.
+        """Return a part, computed unless an earlier call has finished it, and True if one has.
 
         Args:
-            name: what a person calls it.
+            name: name of the part in messages.
             of: everything that decides it, as plain JSON.
-            do: makes it.
+            do: computes it.
         """
         if (row := self._kept(name, of)) is not None:
             return row, True
         return self._keep(name, of, do()), False
 
     def forget_unless(self, good: bool, name: str, of: Row) -> None:
-        """Make a part again, if an earlier call has finished it, where what belongs to it is not there any more."""
+        """Forget a finished part if what belongs to it no longer exists."""
         if not good:
             self._file(name, of).unlink(missing_ok=True)
 
     def all(
         self, function: Callable[..., Row], calls: Sequence[tuple[str, Row, tuple[Any, ...]]], processes: int
     ) -> Generator[Row]:
-        """``function(*call)`` of every (name, what decides it, call): those finished earlier, then the others."""
+        """Yield ``function(*call)`` for every (name, what decides it, call): those finished earlier first."""
         parts = {name: of for name, of, _ in calls}
         done = {name: row for name, of in parts.items() if (row := self._kept(name, of)) is not None}
         if done:
@@ -89,18 +89,18 @@ class Work:
                 yield self._keep(name, parts[name], row)
 
     def save(self, text: str) -> Row:
-        """Write the output and forget the parts; what it says, read as JSON."""
+        """Write the output, remove the parts, and return the output as JSON is read."""
         write(self.output, text)
         for file in self.folder.glob("*"):
             if re.fullmatch(r".*-[0-9a-f]{16}\.json(\.[0-9a-f]{8}\.tmp)?", file.name):
                 file.unlink(missing_ok=True)
         shutil.rmtree(self.folder / SAVED, ignore_errors=True)
-        with contextlib.suppress(OSError):  # nothing was kept, or something else is there
+        with contextlib.suppress(OSError):  # it is missing, or not empty
             self.folder.rmdir()
         return json.loads(text)
 
     def _kept(self, name: str, of: Row) -> Row | None:
-        """A part as :meth:`_keep` wrote it; a line about what else is there."""
+        """Return a part that :meth:`_keep` wrote, or ``None``, with a line about anything else there."""
         file = self._file(name, of)
         try:
             part = kept(file, {"of": dict, "row": dict})
@@ -128,9 +128,9 @@ class Work:
 
 
 SAVED = "saved"
-"""Folder of the parts for agents that later ones start from."""
+"""Folder, among the parts, of agents from which later parts start."""
 
 
 def _named(function: Callable[..., Row], name: str, call: tuple[Any, ...]) -> tuple[str, Row]:
-    """A result with what it is the result of, as processes give them in any order."""
+    """Return a result with its name, because processes return in any order."""
     return name, function(*call)

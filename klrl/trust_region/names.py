@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any
 
+from klrl.text import nearest
 from klrl.trust_region.all import All
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional

@@ -1,4 +1,4 @@
-"""How exact every family's KL is in float32, and what it costs: ``klrl benchmark accuracy``."""
+"""Accuracy of every family's KL in float32, and its cost: ``klrl benchmark accuracy``."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ from klrl.validation import PositiveInt
 
 Fields = tuple[Tensor, ...]
 LEVELS = tuple(10.0**k for k in range(-8, 3))
-"""KL, nats."""
+"""Levels of KL, nats."""
 D = 6
 CALLS = 20
-"""Of one way in a row, as training makes them, per timing."""
+"""Calls of one implementation in a row, as in training, per timing."""
 UNCHECKED = False
-"""No validation of arguments: the search for a level of KL passes extreme ones."""
+"""Disabled validation of arguments: the search for a level of KL passes extreme ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Worst relative error of float32 KL over random pairs, klrl's beside torch's formula; cost on 2048 x 6 Gaussians.
 
-    What is right is torch's formula in float64, on the same float32 numbers.
+    The truth is torch's formula in float64, on the same float32 numbers.
     """
 
     pairs: PositiveInt = 2_000
-    """Pairs of distributions per family and level of KL."""
+    """Number of pairs of distributions per family and level of KL."""
     repeats: PositiveInt = 200
-    """Interleaved timings of each way to the KL of 2048 x 6 Gaussians."""
+    """Number of interleaved timings of each implementation of the KL of 2048 x 6 Gaussians."""
     output: Path = Path("accuracy.json")
-    """Where the measurements go."""
+    """File for the measurements (JSON)."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A family: random coordinates, what they mean to klrl, and what to torch."""
+    """A family: random coordinates, and their distributions in klrl and in torch."""
 
     name: str
     n: int
-    """Coordinates of one distribution."""
+    """Number of coordinates of one distribution."""
     record: Callable[[Tensor], Distribution]
-    """Of coordinates ``[N, n]``, whose dtype it keeps."""
+    """Record of coordinates ``[N, n]``, in their dtype."""
     oracle: Callable[[Any], td.Distribution]
     """The record as an object of torch.distributions, in the record's dtype."""
     exact: Callable[[Any, Any], Tensor] | None = None
@@ -136,7 +136,7 @@ CASES = (
 
 
 def errors(case: Case, level: float, pairs: int, generator: torch.Generator) -> dict[str, Any]:
-    """Worst relative error of both ways to a KL of about ``level``."""
+    """Return the worst relative error of both implementations at a KL of about ``level``."""
     p, direction = torch.empty(2, pairs, case.n, dtype=torch.float64).normal_(generator=generator)
     q = p + _step(case, p, direction, level).unsqueeze(-1) * direction
     a, b = (case.record(x).map(lambda t: t.to(torch.float32)) for x in (p, q))
@@ -152,7 +152,7 @@ def errors(case: Case, level: float, pairs: int, generator: torch.Generator) -> 
 
 
 def _step(case: Case, p: Tensor, direction: Tensor, level: float) -> Tensor:
-    """How far to go in a direction for this KL, ``[N]``, by bisection in float64."""
+    """Return the distance in a direction at which the KL has this value, ``[N]``, by bisection in float64."""
     low, high = (torch.full((len(p),), x, dtype=torch.float64) for x in (-30.0, 6.0))
     first = case.record(p)
     for _ in range(60):
@@ -164,7 +164,7 @@ def _step(case: Case, p: Tensor, direction: Tensor, level: float) -> Tensor:
 
 
 def cost(repeats: int) -> dict[str, float]:
-    """Median microseconds of KL on 2048 x 6 Gaussians, by torch and by klrl, from records, objects and tensors."""
+    """Return median microseconds of KL on 2048 x 6 Gaussians, by torch and klrl, from records, objects and tensors."""
     generator = torch.Generator().manual_seed(0)
     mean, log_std, other_mean, other_log_std = torch.empty(4, 2048, D).normal_(0.0, 0.3, generator=generator)
     p, q = DiagGaussian(mean, log_std), DiagGaussian(other_mean, other_log_std)
@@ -192,7 +192,7 @@ def cost(repeats: int) -> dict[str, float]:
 
 
 def tables(rows: list[dict[str, Any]], times: dict[str, float]) -> str:
-    """Markdown: one line per family, one column per level of KL, then the costs."""
+    """Return Markdown: one line per family, one column per level of KL, then the costs."""
     header = "| family | formula | " + " | ".join(f"{level:.0e}" for level in LEVELS) + " |"
     lines = [header, "|---|---|" + "---|" * len(LEVELS)]
     for name in dict.fromkeys(row["family"] for row in rows):

@@ -1,4 +1,4 @@
-"""The KL asked for and the KL measured, whatever the action space: ``klrl benchmark asked``."""
+"""The KL asked for and the KL measured, for every action space: ``klrl benchmark asked``."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Asked:
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds."""
     spaces: tuple[str, ...] = tuple(dict.fromkeys(task.space for task in ASKED))
-    """Only these action spaces."""
+    """Names of action spaces; by default all."""
     processes: PositiveInt = 2
     """Runs at a time, one torch thread each."""
     output: Path = Path("asked.json")
-    """Where the measurements go."""
+    """File for the measurements (JSON)."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,20 +25,20 @@ from klrl.studies.measure import measure
 from klrl.studies.results import text
 from klrl.studies.work import SAVED as FOLDER
 from klrl.studies.work import Work
+from klrl.text import cell
 from klrl.validation import NonNegativeInt, Positive, PositiveInt
-from klrl.words import cell
 
 PROG = "klrl benchmark finetune"
 ENV = "CartPole-v1"
 old_task: Callable[[], gym.Env] = partial(gym.make, ENV)
 HALF_LENGTH = 0.05
-"""Of the new task's pole, m; CartPole's own is 0.5. Chosen, with the defaults of the flags, on seeds 100 and 101."""
+"""Length of the new task's pole, m; CartPole's own is 0.5. Chosen, with the flags' defaults, on seeds 100 and 101."""
 
 SAVED = "saved policy"
 
 
 def new_task() -> gym.Env:
-    """CartPole with a pole a tenth as long (and as heavy as before): it falls faster and turns more with every push."""
+    """Make CartPole with a pole a tenth as long, of the same mass: it falls faster and turns more with every push."""
     env = gym.make(ENV)
     cart = env.unwrapped
     assert isinstance(cart, CartPoleEnv)
@@ -48,16 +48,16 @@ def new_task() -> gym.Env:
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table: how a policy learns the new task."""
+    """One way to learn the new task: a line of the table."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changes to CartPole's preset."""
     from_saved: bool = True
-    """Whether it starts from the saved policy."""
+    """True to start from the saved policy."""
 
     def train(self, saved: Path, total_timesteps: int, seed: int) -> tuple[PPO, dict[str, Any]]:
-        """The trained agent, and what it says about its way."""
+        """Return the trained agent, and facts about its training."""
         agent = PPO(new_task, PPOConfig.for_env(ENV, reference=str(saved), **self.settings), seed=seed)
         if self.from_saved:
             agent.start_from(PPO.load(saved))
@@ -75,27 +75,27 @@ class Variant:
 class Finetune:
     """Train PPO on CartPole, fine-tune it for a shorter pole, evaluate on both tasks, write JSON and a table.
 
-    Fine-tuned by the clip alone, with a penalty on KL(new||saved) or with a bound for it; beside the saved policy
-    itself and one that learns the new task from nothing. 20 episodes each, deterministic and with sampled actions.
+    Fine-tuned by the clip alone, with a penalty on KL(new||saved) or with a bound for it; next to the saved policy
+    itself and one that learns the new task from scratch. 20 episodes each, deterministic and with sampled actions.
     """
 
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds."""
     coefficients: tuple[Positive, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
-    """Of clip+reference-penalty (reference_coef)."""
+    """Coefficients of clip+reference-penalty (reference_coef)."""
     bounds: tuple[Positive, ...] = (0.03, 0.1, 0.3)
-    """Of clip+reference-constraint (reference_kl), nats."""
+    """Bounds of clip+reference-constraint (reference_kl), nats."""
     old_timesteps: PositiveInt = 50_000
-    """Training of the policy that is saved."""
+    """Steps of training for the policy that is saved."""
     new_timesteps: PositiveInt = 30_000
-    """Training on the new task, the same for every line."""
+    """Steps of training on the new task, the same for every line."""
     processes: PositiveInt = 2
     """Runs at a time, one torch thread each."""
     output: Path = Path("finetune.json")
-    """Where the measurements go."""
+    """File for the measurements (JSON)."""
 
     def variants(self) -> tuple[Variant, ...]:
-        """The lines of the table, but for that of the saved policy."""
+        """Return the lines of the table, except that of the saved policy."""
         return (
             Variant("new task only, from scratch", from_saved=False),
             Variant("clip"),
@@ -134,7 +134,7 @@ def fine_tune(variant: Variant, seed: int, total_timesteps: int, folder: Path) -
 
 
 def _returns(agent: PPO) -> dict[str, float]:
-    """Mean returns of 20 episodes, by task and kind of action."""
+    """Return mean returns of 20 episodes, by task and kind of action."""
     returns = {}
     for task, make in (("new", new_task), ("old", old_task)):
         for kind in ("deterministic", "sampled"):
@@ -145,7 +145,7 @@ def _returns(agent: PPO) -> dict[str, float]:
 
 
 def kl_on_the_old_task(agent: PPO, saved: PPO) -> float:
-    """Mean KL(agent||saved) over the states of five episodes that the saved policy plays on the old task.
+    """Return the mean KL(agent||saved) over the states of five episodes of the saved policy on the old task.
 
     No region sees these states; training measures on those of the new task.
     """
@@ -163,7 +163,7 @@ def kl_on_the_old_task(agent: PPO, saved: PPO) -> float:
 
 
 def run(args: Finetune, console: PlainConsole, work: Work) -> list[dict[str, Any]]:
-    """First all saved policies, then all that starts from them; ``processes`` at a time."""
+    """Train all saved policies, then all that starts from them; ``processes`` at a time."""
     variants, rows = args.variants(), []
     folder, seeds = work.folder / FOLDER, tuple(dict.fromkeys(args.seeds))
     old: dict[str, Any] = {"old_timesteps": args.old_timesteps, "old_config": PPOConfig.for_env(ENV).to_json()}
@@ -202,7 +202,7 @@ def _line(row: Mapping[str, Any], done: int, total: int) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table with one line per variant: means over seeds, of returns also every seed's."""
+    """Return a Markdown table with one line per variant: means over seeds, of returns also every seed's."""
     head = ["", "new task", "new task, sampled", "old task", "old task, sampled"]
     head += ["KL(new‖saved)", "largest", "over the bound", "on the old task", "mean KL of an update"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -220,7 +220,7 @@ def _with_seeds(values: Sequence[float]) -> str:
 
 
 def _kl_cells(group: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far from the saved policy: in the end, at most, how often too far, where no region looks; none for itself."""
+    """Return cells about the KL from the saved policy: final, largest, number over target, and on the old task."""
     if "kl_reference" not in group[0]:
         return []
     last, elsewhere, step = (

@@ -1,4 +1,4 @@
-"""How well and how far each agent learns: ``klrl benchmark learning``."""
+"""Learning of each agent, and how far its policy moves: ``klrl benchmark learning``."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from klrl.scripts.cli.terminal import PlainConsole
 from klrl.studies.measure import measure
 from klrl.studies.results import text
 from klrl.studies.work import Work
+from klrl.text import cell
 from klrl.validation import NonNegativeInt, PositiveInt
-from klrl.words import cell
 
 Wrapper = Callable[[gym.Env], gym.Env]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row of the table: what to train, for how long, and the return to reach."""
+    """One row of the table: agent, environment, steps, and the return to reach."""
 
     agent: str
     env: str
@@ -36,30 +36,30 @@ class Task:
     goal: float | None = None
     one_seed: bool = False
     space: str = ""
-    """What is special about its actions, where there is anything."""
+    """Label of its action space, if that is special."""
     wrap: Wrapper | None = None
-    """What makes its actions so."""
+    """Wrapper that makes the action space."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Changes to the environment's preset."""
 
     def make(self) -> gym.Env:
-        """One environment."""
+        """Make one environment."""
         env = gym.make(self.env)
         return env if self.wrap is None else self.wrap(env)
 
     @property
     def config(self) -> AgentConfig:
-        """The environment's preset with the task's settings."""
+        """Return the environment's preset with the task's settings."""
         return AGENTS[self.agent].config_class.for_env(self.env, **self.settings)
 
     def decided_by(self, seed: int) -> dict[str, Any]:
-        """Everything that decides its result, as JSON."""
+        """Return everything that decides its result, as JSON."""
         named = {name: getattr(self, name) for name in ("agent", "env", "space", "total_timesteps", "goal", "one_seed")}
         return named | {"seed": seed, "config": self.config.to_json()}
 
     @property
     def name(self) -> tuple[str, str, str]:
-        """Agent, environment, actions: what tells it from the others."""
+        """Agent, environment and actions, which identify it."""
         return self.agent, self.env, self.space
 
 
@@ -82,11 +82,11 @@ class Learning:
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds; tasks of one seed take the first."""
     envs: tuple[str, ...] = tuple(dict.fromkeys(task.env for task in LEARNING))
-    """Only the tasks on these environments."""
+    """Environments whose tasks are run; by default all."""
     processes: PositiveInt = 2
     """Runs at a time, one torch thread each."""
     output: Path = Path("learning.json")
-    """Where the measurements go."""
+    """File for the measurements (JSON)."""
 
 
 def train(task: Task, seed: int) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def train(task: Task, seed: int) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table with one line per task, seeds side by side."""
+    """Return a Markdown table with one line per task, seeds side by side."""
     lines = [
         "| agent | environment | steps | goal | return, by seed | mean KL | largest KL | over target | steps/s |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -137,7 +137,7 @@ def _name(row: dict[str, Any]) -> tuple[str, str, str]:
 def run_all(
     tasks: Sequence[Task], seeds: Sequence[int], processes: int, console: PlainConsole, work: Work
 ) -> list[dict[str, Any]]:
-    """Train and measure every task, ``processes`` at a time; the longest first, and none that is finished already."""
+    """Train and measure every task that is not finished already, ``processes`` at a time, the longest first."""
     jobs = [
         (" ".join(filter(None, [*task.name, f"seed {seed}"])), task.decided_by(seed), (task, seed))
         for task in sorted(tasks, key=lambda t: -t.total_timesteps)
@@ -165,17 +165,17 @@ def benchmark(
     processes: int,
     output: Path,
 ) -> None:
-    """Run the chosen ones of the tasks, write the JSON and print the table.
+    """Run the chosen tasks, write the JSON and print the table.
 
     Args:
-        name: of the benchmark, as in ``klrl benchmark NAME``.
+        name: name of the benchmark, as in ``klrl benchmark NAME``.
         words: its command line, for the JSON.
-        tasks: all there are.
-        by: what they are chosen by.
-        chosen: the values of that attribute.
+        tasks: all tasks.
+        by: attribute by which tasks are chosen.
+        chosen: values of that attribute.
         seeds: run seeds.
-        processes: runs at a time.
-        output: where the JSON goes.
+        processes: number of runs at a time.
+        output: path of the JSON.
     """
     prog, console = f"klrl benchmark {name}", PlainConsole()
     work = Work(output, " ".join([prog, *words]), versions(), console.print)

@@ -1,6 +1,6 @@
-"""One measurement of speed in a process of its own: reads a job as JSON from its first argument, prints the result.
+"""One measurement of speed in its own process: reads a job as JSON from its first argument, prints the result.
 
-``klrl benchmark speed`` starts one such process after the other; what a library imports, it imports here.
+``klrl benchmark speed`` starts one such process after another; each library is imported only here.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from klrl.scripts.benchmarks.workload import Clock, Job
 
 @dataclass(frozen=True)
 class Library:
-    """Something whose steps/s are measured."""
+    """A library whose steps/s are measured."""
 
     run: Callable[[Job, Clock], None]
     package: str = "klrl"
-    """What must be installed, by its name in Python."""
+    """Package that must be installed, by its import name."""
     algorithms: tuple[str, ...] = ("ppo", "trpo")
     engines: tuple[str, ...] = ("sync",)
     differs: str = ""
-    """What is not the same work as klrl's."""
+    """Differences from klrl's work."""
 
 
 def klrl(job: Job, clock: Clock) -> None:
-    """Klrl's own agents, drift report and all metrics included."""
+    """Run klrl's own agents, with the drift report and all metrics."""
     train(make_agent(job, job.env), clock)
 
 
 def environments_alone(job: Job, clock: Clock) -> None:
-    """The bound: nothing but stepping, with random actions that are drawn before; steps to reset do not count."""
+    """Step the environments only, with random actions drawn before: the bound. Steps that reset do not count."""
     import gymnasium as gym
     import numpy as np
 
@@ -59,7 +59,7 @@ def environments_alone(job: Job, clock: Clock) -> None:
 
 
 def vector_env(job: Job) -> Any:
-    """Gymnasium's synchronous vector environment in the mode that klrl uses, or EnvPool's."""
+    """Make Gymnasium's synchronous vector environment in klrl's mode, or EnvPool's."""
     if job.engine == "envpool":
         return peers.envpool(job)
     import gymnasium as gym
@@ -87,11 +87,11 @@ LIBRARIES = {
         differs="PPO normalises advantages per minibatch; TRPO's critic takes one step per pass, on the whole batch",
     ),
 }
-"""Every library by the name of its row; the last ones can be left out of an installation."""
+"""Libraries by the names of their rows; the last ones are optional."""
 
 
 def peak_mib() -> float:
-    """The most memory this process has held, MiB.
+    """Return the most memory that this process has held, MiB.
 
     Linux's getrusage also counts what the process was before ``exec``, a copy of the one that started it.
     """
@@ -104,7 +104,7 @@ def peak_mib() -> float:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Run the job in this process."""
+    """Run a job in this process."""
     if sys.platform == "linux":  # EnvPool starts a thread for every core it may run on
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-job.workload.threads :])
     clock = Clock(job.workload)

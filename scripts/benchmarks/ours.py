@@ -9,7 +9,7 @@ from klrl.scripts.benchmarks.workload import Clock, Job
 
 
 def train(agent: Any, clock: Clock, update_ended: Callable[[], None] = lambda: None) -> None:
-    """As many updates as ``clock`` waits for: where environments take steps to reset, those do not count."""
+    """Train for as many updates as ``clock`` waits for; steps that only reset do not count."""
     from klrl.run import Callback
 
     class After(Callback):
@@ -22,7 +22,7 @@ def train(agent: Any, clock: Clock, update_ended: Callable[[], None] = lambda: N
 
 
 def make_agent(job: Job, env: Any) -> Any:
-    """The agent of the job on ``env``."""
+    """Make the agent of the job on ``env``."""
     from klrl.agents import PPO, TRPO, PPOConfig, TRPOConfig
 
     w = job.workload

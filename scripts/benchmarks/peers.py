@@ -46,7 +46,7 @@ def sb3_contrib(job: Job, clock: Clock) -> None:
 
 
 def _learn(cls: Any, job: Job, clock: Clock, **settings: Any) -> None:
-    """What the two algorithms share; ``clock`` is called where a rollout begins, so after every update but the last."""
+    """Train one of the two algorithms; ``clock`` is called at the start of each rollout, that is after each update."""
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
@@ -118,7 +118,7 @@ def cleanrl(job: Job, clock: Clock) -> None:
 
 
 def _cleanrl_file(job: Job) -> str:
-    """CleanRL has one file for each kind of actions and says so in its name."""
+    """Return CleanRL's file for the kind of actions, which is in its name."""
     with gym.make(job.env) as env:
         continuous = isinstance(env.action_space, gym.spaces.Box)
     for file in job.files:
@@ -129,7 +129,7 @@ def _cleanrl_file(job: Job) -> str:
 
 
 class _Lines(io.TextIOBase):
-    """Standard output of CleanRL's file."""
+    """Reads the standard output of CleanRL's file."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -217,7 +217,7 @@ def _tianshou_networks(job: Job, observations: gym.Space, actions: gym.Space) ->
 
 
 def envpool(job: Job) -> Any:
-    """EnvPool's vector environment, stepped on ``threads`` threads."""
+    """Make EnvPool's vector environment, stepped on ``threads`` threads."""
     import envpool
 
     w = job.workload

@@ -35,10 +35,10 @@ FISHER_VARIANTS = {
 class Scaling:
     """Measure what a step of klrl costs against the number of environments, the width of the networks and the batch.
 
-    Along an axis everything else stays as the workload says, minibatches included; along n_envs the batch stays too, so
-    that n_steps shrinks. On the axis of batches TRPO is measured with several ways to its Fisher products. Every
-    measurement is a process of its own with klrl's timers on, one at a time; every repeat measures everything once
-    before the next one begins. Writes JSON, and one PNG per axis beside it (extra plots).
+    Along an axis all other settings are the workload's, minibatches included; along n_envs the batch is fixed, too, so
+    that n_steps shrinks. On the axis of batches, TRPO is measured with several implementations of its Fisher products.
+    Every measurement is a process of its own with klrl's timers on, one at a time; every repeat measures everything
+    once before the next one begins. Writes JSON, and one PNG per axis beside it (extra plots).
     """
 
     env: str = "CartPole-v1"
@@ -46,7 +46,7 @@ class Scaling:
     algorithms: tuple[Literal["ppo", "trpo"], ...] = ("ppo", "trpo")
     """Algorithms to measure."""
     axes: tuple[Axis, ...] = get_args(Axis)
-    """What is varied."""
+    """Axes to vary."""
     env_counts: tuple[PositiveInt, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     """Numbers of environments; divisors of n_envs * n_steps."""
     widths: tuple[PositiveInt, ...] = (64, 128, 256, 512, 1024)
@@ -54,19 +54,20 @@ class Scaling:
     batches: tuple[PositiveInt, ...] = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
     """Samples per update; multiples of n_envs and of the minibatch sizes."""
     repeats: PositiveInt = 3
-    """Measurements of every point, where the minutes allow."""
+    """Measurements of every point, as far as the minutes allow."""
     minutes: Positive = 10.0
-    """Every point is measured once, however long that takes; repeats that would end later than this are left out."""
+    """Minutes after which no repeat may end; every point is measured once, however long that takes."""
     workload: tyro.conf.OmitArgPrefixes[Workload] = field(default_factory=Workload)
     timed_steps: PositiveInt = 8192
-    """Fewer updates than --updates are timed, at least one, where they would have more environment steps than this;
-    a step with networks k times as wide as the workload's counts as k."""
+    """Most timed environment steps: fewer updates than --updates are timed, at least one, if they would need more. A
+    step with networks k times as wide as the workload's counts as k."""
     max_gib: Positive = 4.0
-    """Points that the smaller point before them lets expect more peak memory of are skipped."""
+    """Largest peak memory, GiB: points for which the smaller point before them predicts more are skipped."""
     max_seconds: Positive = 120.0
-    """The same for the duration of one measurement, which also ends there."""
+    """Longest measurement, which is also ended then: points for which the smaller point before them predicts more are
+    skipped."""
     output: Path = Path("scaling.json")
-    """Where the measurements go; the figures get the axis added to this name."""
+    """File for the measurements (JSON); the figures get the axis added to this name."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -80,10 +81,10 @@ class Scaling:
 
 
 def plan(args: Scaling) -> list[Point]:
-    """Every point, along each axis from the smallest.
+    """Return every point, along each axis from the smallest.
 
     Raises:
-        ValueError: a value that the workload cannot take.
+        ValueError: the workload cannot take a value.
     """
     values: dict[Axis, tuple[int, ...]] = {"n_envs": args.env_counts, "width": args.widths, "batch": args.batches}
     return [
@@ -96,12 +97,12 @@ def plan(args: Scaling) -> list[Point]:
 
 
 def curves(algorithm: str, axis: Axis) -> dict[str, dict[str, int]]:
-    """The curves of an algorithm along an axis, and what each sets in its configuration."""
+    """Return the curves of an algorithm along an axis, and what each sets in its configuration."""
     return {algorithm: {}} | (FISHER_VARIANTS if (algorithm, axis) == ("trpo", "batch") else {})
 
 
 def workload_at(args: Scaling, axis: Axis, value: int) -> Workload:
-    """The workload with one thing changed, and fewer updates where they are long."""
+    """Return the workload with one thing changed, and fewer updates if they are long."""
     base = args.workload
     match axis:
         case "n_envs":
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _measured(args: Scaling, work: Work, console: PlainConsole) -> str:
-    """Everything measured, as JSON."""
+    """Return all measurements as JSON."""
     points = plan(args)
     measurements = Measurements(work, console, max_mib=1024.0 * args.max_gib, max_seconds=args.max_seconds)
     for repeat in range(args.repeats):

@@ -26,7 +26,7 @@ NAMES = {
 }
 NUMBERS = FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1.0 else f"{x:g}")
 LEAST_SPAN = 8.0
-"""From the lower to the upper end of a panel: what hardly changes shall look so."""
+"""Least range of a panel: small changes shall look small."""
 SHOWN = {"ppo": "PPO", "trpo": "TRPO"}
 # Okabe and Ito's colours, which every kind of eye tells apart, and a marker each for print without colour.
 CURVES = {
@@ -36,7 +36,7 @@ CURVES = {
     "trpo, 2,048 states at a time": ("#CC79A7", "D", "TRPO, all states, 2,048 at a time"),
 }
 DASHED = {"trpo, 2,048 states at a time"}
-"""Takes about the time of another curve, which shall be seen below it."""
+"""Curve drawn dashed, because it takes about the time of another one below it."""
 PARTS = {
     "stepping": ("#56B4E9", "o", "stepping the environments"),
     "acting": ("#E69F00", "s", "acting: policy, sampling"),
@@ -48,7 +48,7 @@ PARTS = {
 
 
 def save(record: dict[str, Any], output: Path) -> list[Path]:
-    """Write the figure of every axis beside ``output``; their paths."""
+    """Write the figure of every axis beside ``output``, and return their paths."""
     paths = []
     for axis in dict.fromkeys(row["axis"] for row in record["summary"]):
         path = output.with_name(f"{output.stem}-{axis}.png")
@@ -60,7 +60,7 @@ def save(record: dict[str, Any], output: Path) -> list[Path]:
 
 
 def figure(record: dict[str, Any], axis: str) -> Figure:
-    """One axis: the cost of a step, its split for each algorithm, peak memory; on the batch axis TRPO's update, too."""
+    """Draw one axis: the cost of a step, its parts by algorithm, peak memory; on the batch axis also TRPO's update."""
     rows = [row for row in record["summary"] if row["axis"] == axis]
     algorithms = [name for name in WITHIN if any(row["algorithm"] == name for row in rows)]
     panels: list[Callable[[Axes], None]] = [partial(_total, rows=[row for row in rows if row["curve"] in algorithms])]
@@ -87,7 +87,7 @@ def figure(record: dict[str, Any], axis: str) -> Figure:
 
 
 def fixed(record: dict[str, Any], axis: str) -> str:
-    """What stays the same along the axis, in words."""
+    """Describe what stays the same along the axis."""
     w = record["workload"]
     samples, layers = w["n_envs"] * w["n_steps"], w["hidden_sizes"]
     words = {
@@ -149,7 +149,7 @@ def _update(ax: Axes, rows: Rows, part: str) -> None:
 
 
 def _curves(rows: Rows) -> Iterable[tuple[str, Rows]]:
-    """The rows of each curve."""
+    """Yield the rows of each curve."""
     return [
         (name, [row for row in rows if row["curve"] == name])
         for name in CURVES
@@ -158,7 +158,7 @@ def _curves(rows: Rows) -> Iterable[tuple[str, Rows]]:
 
 
 def _draw(ax: Axes, rows: Rows, values: list[Spread], colour: str, marker: str, label: str, style: str = "-") -> None:
-    """One curve: medians, and a bar from the smallest to the largest."""
+    """Draw one curve: medians, and a bar from the smallest to the largest."""
     middle = [value["median"] for value in values]
     ends = [[v["median"] - v["min"] for v in values], [v["max"] - v["median"] for v in values]]
     ax.errorbar(
@@ -176,7 +176,7 @@ def _draw(ax: Axes, rows: Rows, values: list[Spread], colour: str, marker: str, 
 
 
 def _finish(ax: Axes, values: list[int], axis: str) -> None:
-    """A tick at every value that was measured, numbers without powers of ten, a legend."""
+    """Set a tick at every measured value, numbers without powers of ten, and a legend."""
     low, high = ax.get_ylim()
     if (wider := LEAST_SPAN * low / high) > 1.0:
         ax.set_ylim(low / wider**0.5, high * wider**0.5)
@@ -191,7 +191,7 @@ def _finish(ax: Axes, values: list[int], axis: str) -> None:
 
 
 def _same_height(panels: list[Axes]) -> None:
-    """One scale for panels that are to be compared."""
+    """Give panels that are compared one scale."""
     low = min(ax.get_ylim()[0] for ax in panels)
     high = max(ax.get_ylim()[1] for ax in panels)
     for ax in panels:
@@ -199,5 +199,5 @@ def _same_height(panels: list[Axes]) -> None:
 
 
 def _inverse(x: Any) -> Any:
-    """Microseconds per step to steps/s, and back."""
+    """Convert microseconds per step to steps/s, and back."""
     return 1e6 / np.maximum(x, 1e-9)

@@ -1,4 +1,4 @@
-"""The measurements of ``klrl benchmark scaling``: which to take, which to leave out and why."""
+"""Measurements of ``klrl benchmark scaling``: which to take, and which to leave out and why."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class Point:
 
     @property
     def names(self) -> Row:
-        """What identifies the point in the JSON."""
+        """Values that identify the point in the JSON."""
         return {"axis": self.axis, "value": self.value, "curve": self.curve}
 
     @property
     def time_unit(self) -> float:
-        """Grows at least as fast as the time of a measurement along any axis, its constant part apart."""
+        """Number that grows at least as fast as the time of a measurement along any axis, its constant part apart."""
         work = self.job.workload
         return float(work.total_timesteps * max(work.hidden_sizes) ** 2)
 
     @property
     def memory_unit(self) -> float:
-        """The same for peak memory: activations, or parameters where they are more."""
+        """Number that grows at least as fast as peak memory: activations, or parameters if they are more."""
         width = max(self.job.workload.hidden_sizes)
         return float(width * max(width, self.job.workload.steps_per_update))
 
 
 class Measurements:
-    """Everything measured so far, and every point that was skipped."""
+    """Measurements so far, and points that were skipped."""
 
     def __init__(self, work: Work, console: PlainConsole, *, max_mib: float, max_seconds: float) -> None:
         self.work, self.console, self.max_mib, self.max_seconds = work, console, max_mib, max_seconds
@@ -60,11 +60,11 @@ class Measurements:
         self._jobs: list[Job] = []
 
     def of(self, point: Point) -> list[Row]:
-        """The measurements of a point's job, in the order of the repeats."""
+        """Return the measurements of a point's job, in the order of the repeats."""
         return [row for row, job in zip(self.rows, self._jobs, strict=True) if job == point.job]
 
     def take(self, points: Sequence[Point], repeat: int, *, until: float) -> None:
-        """Measure each point once more; after the first time only what ends before ``until``, in seconds."""
+        """Measure each point once more; after the first time only those that end before ``until``, in seconds."""
         left_out = 0
         for point in points:
             before = self.of(point)
@@ -79,7 +79,7 @@ class Measurements:
                     self._measure(point, repeat)
         if left_out:
             self.console.print(
-                f"repeat {repeat + 1}: {left_out} points left out, for they would end too late (--minutes)"
+                f"repeat {repeat + 1}: {left_out} points left out, because they would end too late (--minutes)"
             )
 
     def _first(self, point: Point, points: Sequence[Point]) -> None:
@@ -89,7 +89,7 @@ class Measurements:
             self._measure(point, 0)
 
     def _too_large(self, point: Point, points: Sequence[Point]) -> str | None:
-        """Why a point is not measured, judged by the smaller one before it on its curve."""
+        """Return why a point is not measured, judged by the smaller one before it on its curve, or ``None``."""
         smaller = [p for p in points if (p.axis, p.curve) == (point.axis, point.curve) and p.value < point.value]
         if not smaller:
             return None
@@ -128,7 +128,7 @@ class Measurements:
 
 
 def _timed(job: Job, timeout: float) -> Row:
-    """A measurement, and how long its process took."""
+    """Return a measurement, and how long its process took."""
     started = time.monotonic()
     result = run(job, timeout)
     return {"process_seconds": time.monotonic() - started} | result

@@ -1,4 +1,4 @@
-"""What ``klrl benchmark scaling`` makes of its measurements: medians, ranges, a table."""
+"""Summary of ``klrl benchmark scaling``: medians, ranges, a table."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PHASES: dict[str, tuple[str, ...]] = {
     "acting": ACTING,
     "update": tuple(part for part in PARTS if part not in STEPPING + ACTING),
 }
-"""A step's whole cost, by the parts of the profile; what no timer covers is the update's."""
+"""Cost of a step by parts of the profile; time that no timer covers is the update's."""
 WITHIN: dict[str, tuple[str, ...]] = {"ppo": ("minibatch steps",), "trpo": ("Fisher products", "critic")}
-"""The parts of an algorithm's update that are shown, too."""
+"""Parts of an algorithm's update that are shown, too."""
 
 
 def summarise(measured: Iterable[tuple[Point, list[Row]]]) -> list[dict[str, Any]]:
-    """One row per point that was measured; the spread over the repeats of everything."""
+    """Return one row per measured point, with the spread over the repeats."""
     return [_row(point, rows) for point, rows in measured if rows]
 
 
@@ -48,12 +48,12 @@ def _row(point: Point, rows: list[Row]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
+    """Return median and range."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def table(summary: list[dict[str, Any]]) -> str:
-    """The summary as Markdown, costs in microseconds per environment step."""
+    """Return the summary as Markdown, costs in microseconds per environment step."""
     head = ["axis", "value", "curve", "us/step", "min–max", *PHASES, "steps/s", "peak MiB", "updates × repeats"]
     body = [
         [

@@ -17,7 +17,7 @@ from klrl.validation import NonNegativeInt, PositiveInt
 
 
 def from_one(env: gym.Env) -> gym.Env:
-    """The same Discrete actions, counted from 1."""
+    """Wrap Discrete actions to count from 1."""
     space = env.action_space
     assert isinstance(space, gym.spaces.Discrete)
     return gym.wrappers.TransformAction(env, _minus_one, gym.spaces.Discrete(int(space.n), start=1))
@@ -28,12 +28,12 @@ def _minus_one(action: np.integer) -> int:
 
 
 def five_levels(env: gym.Env) -> gym.Env:
-    """Each dimension of a Box in five levels: MultiDiscrete."""
+    """Wrap a Box into five levels per dimension: MultiDiscrete."""
     return gym.wrappers.DiscretizeAction(env, 5, multidiscrete=True)
 
 
 def two_pushers(env: gym.Env) -> gym.Env:
-    """A cart with one engine on either side, on or off: MultiBinary(2)."""
+    """Wrap a cart to have one engine on either side, on or off: MultiBinary(2)."""
     return gym.wrappers.TransformAction(env, _push, gym.spaces.MultiBinary(2))
 
 
@@ -43,7 +43,7 @@ def _push(bits: np.ndarray) -> np.ndarray:
 
 
 def _tasks(agent: str) -> tuple[Task, ...]:
-    """One real environment per action space and kind of policy; PPO is given a bound, too."""
+    """Return one real environment per action space and kind of policy; PPO is given a bound, too."""
     bound: dict[str, Any] = {"trust_region": "clip+constraint", "target_kl": 0.02} if agent == "ppo" else {}
     heads: dict[str, dict[str, Any]] = {
         "state-dependent std": {"state_dependent_std": True},
@@ -74,11 +74,11 @@ class Spaces:
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds."""
     spaces: tuple[str, ...] = tuple(dict.fromkeys(task.space for task in SPACES))
-    """Only these action spaces."""
+    """Names of action spaces; by default all."""
     processes: PositiveInt = 2
     """Runs at a time, one torch thread each."""
     output: Path = Path("spaces.json")
-    """Where the measurements go."""
+    """File for the measurements (JSON)."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Steps/s and peak memory at equal work, beside other libraries: ``klrl benchmark speed``."""
+"""Steps/s and peak memory at equal work, next to other libraries: ``klrl benchmark speed``."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 class Speed:
     """Measure steps/s of klrl and of other libraries at equal work, each measurement in a process of its own.
 
-    Every repeat measures everything once before the next one begins, one process at a time; what is not installed is
-    skipped. The bound is stepping the environments alone, with random actions. Prints Markdown, writes JSON.
+    Every repeat measures everything once before the next one begins, one process at a time; libraries that are not
+    installed are skipped. The bound is stepping the environments alone, with random actions. Prints Markdown, writes
+    JSON.
     """
 
     envs: tuple[str, ...] = ("HalfCheetah-v4", "CartPole-v1")
@@ -45,9 +46,9 @@ class Speed:
     algorithms: tuple[Literal["ppo", "trpo"], ...] = ("ppo", "trpo")
     """Algorithms to measure."""
     peers: tuple[Peer, ...] = ("stable-baselines3", "sb3-contrib", "cleanrl", "tianshou")
-    """Other libraries to measure, where they are installed."""
+    """Other libraries to measure, if they are installed."""
     engines: tuple[Literal["sync", "envpool"], ...] = ("sync", "envpool")
-    """What steps klrl's environments and the bound's; the other libraries' own are all synchronous."""
+    """Engines for klrl's environments and the bound's; other libraries' environments are all synchronous."""
     cleanrl: tuple[Path, ...] = ()
     """CleanRL's ppo.py and ppo_continuous_action.py, or one of them; they are run, so name files you trust."""
     repeats: PositiveInt = 5
@@ -56,9 +57,9 @@ class Speed:
     timeout: Positive = 600.0
     """Seconds after which a measurement counts as failed."""
     profile: bool = True
-    """Also report where klrl's own time goes, from one more run each."""
+    """Report where klrl's own time goes, too, from one more run each."""
     output: Path = Path("speed.json")
-    """Where the measurements go."""
+    """File for the measurements (JSON)."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -69,7 +70,7 @@ class Speed:
 
 
 def plan(args: Speed, console: PlainConsole) -> list[Job]:
-    """The jobs of one repeat; a line about everything that is skipped."""
+    """Return the jobs of one repeat, with a line about everything that is skipped."""
     absent = {name: why for name in (BOUND, "klrl", *args.peers) if (why := missing(name, args))}
     engines = [engine for engine in args.engines if engine == "sync" or installed(engine)]
     for name, why in absent.items():
@@ -95,14 +96,14 @@ def _job(library: str, engine: str, algorithm: str, env: str, args: Speed) -> Jo
 
 
 def missing(name: str, args: Speed) -> str | None:
-    """Why a library cannot be measured."""
+    """Return why a library cannot be measured, or ``None``."""
     if not installed(package := LIBRARIES[name].package):
         return f"{package} is not installed"
     return "no --cleanrl FILE" if name == "cleanrl" and not args.cleanrl else None
 
 
 def installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
+    """Return True for a package that can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
 
 
@@ -110,7 +111,7 @@ def run(job: Job, timeout: float) -> dict[str, Any]:
     """Measure in a fresh process, whose numerical libraries see the number of threads before they are imported.
 
     Raises:
-        RuntimeError: the last line of what it wrote about its failure.
+        RuntimeError: the process failed; its last line of output.
     """
     environment = os.environ | dict.fromkeys(THREADS, str(job.workload.threads))
     command = [sys.executable, "-m", "klrl.scripts.benchmarks.measure", json.dumps(asdict(job))]
@@ -125,7 +126,7 @@ def run(job: Job, timeout: float) -> dict[str, Any]:
 
 
 class Measurements:
-    """Everything measured so far, and what failed; what failed once is not tried again."""
+    """Measurements so far, and failures; a failed job is not tried again."""
 
     def __init__(self, work: Work, console: PlainConsole, timeout: float) -> None:
         self.work, self.console, self.timeout = work, console, timeout
@@ -134,7 +135,7 @@ class Measurements:
         self.failed: dict[tuple[str, str, str, str], str] = {}
 
     def take(self, jobs: list[Job]) -> None:
-        """One measurement of each job that has not failed before."""
+        """Measure each job once, unless it has failed before."""
         for job in (job for job in jobs if job.key not in self.failed):
             name = " ".join(word for word in job.key if word)
             kind = "profile" if job.profile else f"repeat {job.seed + 1}"
@@ -168,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _measured(args: Speed, jobs: Sequence[Job], work: Work, console: PlainConsole) -> str:
-    """Everything measured, as JSON."""
+    """Return all measurements as JSON."""
     measurements = Measurements(work, console, args.timeout)
     for repeat in range(args.repeats):
         measurements.take([replace(job, seed=repeat) for job in jobs])
@@ -190,7 +191,7 @@ def _measured(args: Speed, jobs: Sequence[Job], work: Work, console: PlainConsol
 
 
 def report(record: dict[str, Any]) -> str:
-    """The tables, and what is not equal work."""
+    """Return the tables, and what is not equal work."""
     names = dict.fromkeys(row["library"] for row in record["summary"])
     notes = [f"{name}: {LIBRARIES[name].differs}" for name in names if LIBRARIES[name].differs]
     parts = ["", table(record["summary"]), *notes]

@@ -1,4 +1,4 @@
-"""What ``klrl benchmark speed`` makes of its measurements: medians, ratios, tables."""
+"""Summary of ``klrl benchmark speed``: medians, ratios, tables."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from statistics import median
 from typing import Any
 
 from klrl.scripts.benchmarks.measure import BOUND
-from klrl.words import cell
+from klrl.text import cell
 
 Row = dict[str, Any]
 
 
 def summarise(rows: list[Row]) -> list[Row]:
-    """One row per library, engine, algorithm and environment: median and spread, and how klrl compares.
+    """Return one row per library, engine, algorithm and environment: median and spread, and how klrl compares.
 
     ``klrl_ratio`` is the median of klrl (engine sync) over this median, ``bound_share`` this median over that of
     stepping the same engine's environments alone.
@@ -41,7 +41,7 @@ def summarise(rows: list[Row]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """The summary as Markdown."""
+    """Return the summary as Markdown."""
     head = ["library", "environment", "algorithm", "engine", "steps/s", "min–max", "klrl / it", "of bound", "peak MiB"]
     body = [
         [
@@ -58,20 +58,20 @@ def table(rows: list[Row]) -> str:
 
 
 def profile_table(rows: list[Row]) -> str:
-    """Shares of klrl's wall time as Markdown, parts side by side."""
+    """Return shares of klrl's wall time as Markdown, parts side by side."""
     parts = list(rows[0]["shares"])
     body = [[r["env"], r["algorithm"], r["engine"], *(f"{r['shares'][p]:.1%}" for p in parts)] for r in rows]
     return markdown([["environment", "algorithm", "engine", *parts], *body])
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table whose first row is its head."""
+    """Return a table whose first row is its head."""
     head, *body = (f"| {' | '.join(map(cell, row))} |" for row in rows)
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe the machine of the measurements."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Where klrl's time goes: timers put around its functions from outside, so that the library carries none."""
+"""Profile of klrl's time: timers put around its functions from outside, so that the library contains none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Timers:
         self._inner: list[float] = []
 
     def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, timed."""
+        """Return the same function, timed."""
 
         @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -69,7 +69,7 @@ class Timers:
 
 
 def profile(job: Job, clock: Clock) -> dict[str, float]:
-    """Shares of wall time by part, over the updates after the warm-up; they add up to 1."""
+    """Return shares of wall time by part, over the updates after the warm-up; they add up to 1."""
     timers = Timers()
     timers.install()
     envs: Any = make_vector_env(job.env, job.workload.n_envs, job.engine)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def profile(job: Job, clock: Clock) -> dict[str, float]:
             timers.seconds.clear()
 
     agent = make_agent(job, envs)
-    gc.freeze()  # else now and then 0.1 s of looking through all imported modules count for whatever part was running
+    gc.freeze()  # otherwise torch's occasional 0.1 s of searching all modules would count for any running part
     train(agent, clock, update_ended)
     seconds = timers.seconds | {"other": clock.seconds - sum(timers.seconds.values())}
     return {part: seconds.get(part, 0.0) / clock.seconds for part in PARTS}

@@ -1,4 +1,4 @@
-"""What one measurement of speed is asked to do; imports nothing heavy, so that memory is the library's own."""
+"""Job of one measurement of speed; imports nothing heavy, so that memory is the library's own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Workload:
     """The settings every library is given, under klrl's names; advantages are normalised."""
 
     updates: PositiveInt = 10
-    """Updates to time in each measurement."""
+    """Number of updates to time in each measurement."""
     warm_up: PositiveInt = 1
-    """Updates before them, not timed."""
+    """Number of updates before them, not timed."""
     threads: PositiveInt = 1
     """Threads for torch, BLAS and EnvPool."""
     n_envs: PositiveInt = 8
@@ -50,7 +50,7 @@ class Workload:
     target_kl: Positive = 0.01
     """TRPO's bound."""
     normalize: bool = False
-    """Also normalise observations and rewards, each library in its own way."""
+    """Normalise observations and rewards, each library in its own way."""
 
     def __post_init__(self) -> None:
         validate(self)
@@ -75,7 +75,7 @@ class Job:
 
     library: str
     engine: str
-    """What steps the environments: sync or envpool."""
+    """Engine of the environments: sync or envpool."""
     algorithm: str
     env: str
     seed: int
@@ -85,16 +85,16 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
     """More fields of klrl's own configuration, over those of the workload."""
     profile: bool = False
-    """Instead of steps/s: where klrl's time goes."""
+    """Measure where klrl's time goes, instead of steps/s."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What is measured; the repeats share it."""
+        """Names that identify the measurement; its repeats share them."""
         return self.library, self.engine, self.algorithm, self.env
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict`` and JSON."""
+        """Restore a job from ``dataclasses.asdict`` and JSON."""
         workload: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["workload"].items()}
         read: dict[str, Any] = {"workload": Workload(**workload), "files": tuple(data["files"])}
         return cls(**(data | read))
@@ -102,7 +102,7 @@ class Job:
 
 @dataclass
 class Clock:
-    """Called at the end of every update, it knows the time of those after the warm-up."""
+    """Times updates: it is called at the end of each, and knows the time of those after the warm-up."""
 
     workload: Workload
     marks: list[float] = field(default_factory=list)
@@ -110,18 +110,18 @@ class Clock:
     """Environment steps of every update."""
 
     def __call__(self, steps: int | None = None) -> None:
-        """An update has ended, on so many environment steps; on a full batch, if it does not say."""
+        """Record the end of an update after ``steps`` environment steps, by default a full batch."""
         self.marks.append(time.perf_counter())
         self.taken.append(self.workload.steps_per_update if steps is None else steps)
 
     @property
     def done(self) -> bool:
-        """All updates have ended."""
+        """True once all updates have ended."""
         return len(self.marks) == self.workload.warm_up + self.workload.updates
 
     @property
     def warm(self) -> bool:
-        """The warm-up has just ended."""
+        """True when the warm-up has just ended."""
         return len(self.marks) == self.workload.warm_up
 
     @property
@@ -129,7 +129,7 @@ class Clock:
         """Wall time of the timed updates.
 
         Raises:
-            RuntimeError: the library did not make as many updates as it was asked for.
+            RuntimeError: the library made fewer updates than asked for.
         """
         if not self.done:
             expected = self.workload.warm_up + self.workload.updates

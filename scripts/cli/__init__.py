@@ -1,1 +1,1 @@
-"""Flags, messages, terminals and saved agents: what the verbs share."""
+"""Shared parts of the verbs: flags, messages, terminals and saved agents."""

@@ -1,4 +1,4 @@
-"""What the verbs share: flags from dataclasses (tyro), and bad input as one line with exit status 2."""
+"""Command lines of the verbs: flags from dataclasses (tyro), and bad input as one line with exit status 2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from klrl.run.disk import DiskFull
 from klrl.scripts.cli.flags import has_empty_value, objection
 from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.validation import validate
-from klrl.words import plain, printable
 
 T = TypeVar("T")
 
@@ -33,7 +32,7 @@ def fail(prog: str, message: object, status: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def bad_input(prog: str) -> Iterator[None]:
-    """Errors raised inside are the user's input, or a full disk: one line, no traceback, no warnings before it."""
+    """Report errors raised inside as bad input, or as a full disk: one line, no traceback, no warnings before it."""
     with warnings.catch_warnings(record=True) as notes:
         try:
             yield
@@ -47,11 +46,11 @@ def bad_input(prog: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failed_worker(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """A worker process that fails inside is the environment's fault: its traceback, one line, and exit status 1.
+    """Report a failed worker process as the environment's fault: its traceback, one line, and exit status 1.
 
     Args:
-        prog: the command.
-        more: what the line ends with.
+        prog: name of the command.
+        more: end of the line.
     """
     try:
         yield
@@ -62,26 +61,26 @@ def failed_worker(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """Around long work: Ctrl-C (status 130) and what a disk refuses (status 1) are one line.
+    """Report the early end of long work in one line: Ctrl-C (status 130), or an error of the disk (status 1).
 
     Args:
-        prog: the command.
-        more: what the line ends with.
+        prog: name of the command.
+        more: end of the line.
     """
     try:
         yield
     except KeyboardInterrupt:
         fail(prog, f"interrupted{more()}", status=130)
     except OSError as error:
-        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+        if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise
         fail(prog, f"{error}{more()}", status=1)
 
 
 @contextlib.contextmanager
 def going_on(prog: str, folder: Path, what: str = "parts") -> Iterator[None]:
-    """Around long work: what ends it early is one line, which says that the same command goes on."""
-    goes_on = f"; finished {what} are in {folder}, and the same command goes on"
+    """Report the early end of long work in one line, which says that the same command continues it."""
+    goes_on = f"; finished {what} are in {folder}, and the same command continues"
     try:
         with ended_early(prog, lambda: goes_on):
             yield
@@ -111,7 +110,7 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
 
 
 def unboxed(box: str) -> str:
-    """The message of one of tyro's error boxes, with the help of the flag it is about."""
+    """Return the message of one of tyro's error boxes, with the help of its flag."""
     rows = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
     sections = [" ".join(part.split()) for part in re.split("[─-]{9,}", "\n".join(rows))]
     text = "; ".join(s for s in sections if s and not s.startswith("For full helptext"))

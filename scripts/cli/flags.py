@@ -1,4 +1,4 @@
-"""Which flag of a command line is wrong, and what would be right: one short line in place of tyro's boxes."""
+"""Errors of a command line: the wrong flag and what would be right, in one short line instead of tyro's boxes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from klrl.text import nearest
 from klrl.validation import Pattern, describe, hints
-from klrl.words import nearest
 
 
 def objection(cls: type, argv: list[str], default: object = None) -> str | None:
-    """What is wrong with the flags of a dataclass as far as their names and types tell; ``None`` if they say nothing.
+    """Return what is wrong with the flags of a dataclass, judged by names and types, or ``None``.
 
     >>> from dataclasses import dataclass
     >>> @dataclass
     ... class Settings:
     ...     gamma: float = 0.99
     >>> objection(Settings, ["--gama", "0.9"])
-    '--gama is no option; did you mean --gamma?'
+    '--gama is not an option; did you mean --gamma?'
     >>> objection(Settings, ["--gamma", "high"])
     "gamma = 'high'; allowed: a number"
     """
@@ -30,7 +30,7 @@ def objection(cls: type, argv: list[str], default: object = None) -> str | None:
         if flag in ("--help", "-h"):
             continue
         if flag not in known:
-            return f"{flag} is no option{nearest(flag, [f for f in known if '_' not in f])}"
+            return f"{flag} is not an option{nearest(flag, [f for f in known if '_' not in f])}"
         name = known[flag]
         if (problem := _problem(name, types[name], values)) is not None:
             return problem
@@ -48,12 +48,12 @@ def given(argv: list[str], *names: str) -> dict[str, str]:
 
 
 def has_empty_value(argv: list[str]) -> bool:
-    """Whether a flag is given nothing at all, which no setting means."""
+    """Return True if a flag has an empty value, which no setting means."""
     return any(word == "" or (word.startswith("--") and word.endswith("=")) for word in argv)
 
 
 def _types(cls: Any, default: object) -> Iterator[tuple[str, Any]]:
-    """Every field's type by name, also of the settings that a field holds."""
+    """Yield every field's type by name, also those of nested settings."""
     for name, hint in hints(cls).items():
         value = getattr(default, name, None)
         inner = type(value) if is_dataclass(value) else _plain(hint)
@@ -68,7 +68,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _flags(types: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every way to write a flag, and its field."""
+    """Yield every spelling of a flag, and its field."""
     for name, hint in types.items():
         for prefix in ("--", "--no-") if _plain(hint) is bool else ("--",):
             yield prefix + name.replace("_", "-"), name
@@ -76,7 +76,7 @@ def _flags(types: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _given(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Flags and the words after them."""
+    """Yield flags and the words after them."""
     found: list[tuple[str, list[str]]] = []
     for word in argv:
         if word.startswith("--"):
@@ -103,7 +103,7 @@ def _problem(name: str, hint: Any, values: list[str]) -> str | None:
 
 
 def _reads(text: str, hint: Any) -> bool:
-    """Whether a word can be one of a type's values, as far as its form goes."""
+    """Return True for a word that has the form of one of a type's values."""
     args = get_args(hint)
     match get_origin(hint):
         case origin if origin is Annotated:

@@ -1,4 +1,4 @@
-"""Where the fitting of an agent is kept while it goes on, so that the same command goes on after whatever ended it."""
+"""Intermediate results of fitting an agent, so that the same command continues however it ended."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.directory import versions
-from klrl.words import plain, printable
+from klrl.text import plain, printable
 
 EVERY = 10.0
-"""Seconds: work that is over sooner leaves nothing on the disk but its result."""
+"""Seconds between saves: work that is over sooner leaves only its result on the disk."""
 
 
 def fingerprint(agent: Agent[Any]) -> str:
-    """A digest of an agent's tensors: which one it is, wherever it is saved."""
+    """Return a digest of an agent's tensors, which identifies it wherever it is saved."""
     digest = hashlib.sha256()
     for name, x in sorted(agent.snapshot().tensors.items()):
         digest.update(f"{name} {tuple(x.shape)} ".encode() + x.contiguous().numpy().tobytes())
@@ -34,20 +34,20 @@ def fingerprint(agent: Agent[Any]) -> str:
 
 @dataclass
 class Found:
-    """What an earlier call of the same command left."""
+    """Intermediate result of an earlier call of the same command."""
 
     agent: Agent[Any]
     state: dict[str, Tensor]
-    """Of the passes that were left."""
+    """State of the remaining passes."""
     history: list[Metrics]
 
 
 class Halfway:
-    """A folder beside an agent's own, with the agent after one of the last passes and all that decides the others.
+    """A folder beside an agent's own: the agent after one of the last passes, and all that decides the others.
 
     Args:
-        output: where the agent is to be saved in the end.
-        decided_by: everything that decides the result, as plain JSON; the work of other commands is left alone.
+        output: path of the finished agent.
+        decided_by: everything that decides the result, as plain JSON; the work of other commands is not touched.
     """
 
     def __init__(self, output: Path, decided_by: dict[str, Any]) -> None:
@@ -59,11 +59,11 @@ class Halfway:
         self._at = time.monotonic()
 
     def find(self) -> Found | None:
-        """The newest good state, said in a line; one more about each that is damaged."""
+        """Return the newest good state, with a line about it and about each damaged one, or ``None``."""
         for path in sorted(self.folder.glob("[0-9]" * 9), reverse=True):
             try:
                 tensors, state = checkpoint.read(path / "state")
-                with checkpoint.understood(path):
+                with checkpoint.as_damage(path):
                     history = json.loads(tensors.pop("history").numpy().tobytes())
                     if state["decided_by"] != self._decided or state["passes"] != len(history):
                         raise ValueError("it belongs to other work")
@@ -77,11 +77,11 @@ class Halfway:
         return None
 
     def goes_on(self) -> str:
-        """What to do about work that something outside of it has ended; a message's end."""
-        return "" if self._kept is None else f"; {self._kept} is kept, and the same command goes on"
+        """Return the end of a message: how to continue work that was ended from outside."""
+        return "" if self._kept is None else f"; {self._kept} is kept, and the same command continues"
 
     def keep(self, agent: Agent[Any], state: dict[str, Tensor], history: list[Metrics], *, last: bool) -> None:
-        """Write the agent and the state after a pass, if it is time, or after the ``last`` one if that ever was."""
+        """Write agent and state after a pass, if it is time; after the ``last`` one only if others were written."""
         if self._kept is None if last else time.monotonic() - self._at < EVERY:
             return
         path = self.folder / f"{len(history):09d}"
@@ -89,13 +89,13 @@ class Halfway:
         agent.save(path / "agent")
         rows = torch.from_numpy(np.frombuffer(json.dumps(history).encode(), np.uint8).copy())
         said = {"decided_by": self._decided, "passes": len(history)}
-        checkpoint.write(path / "state", {**state, "history": rows}, said)  # its manifest says that all is there
+        checkpoint.write(path / "state", {**state, "history": rows}, said)  # its manifest says that all is written
         if self._kept is not None and self._kept != path:
             shutil.rmtree(self._kept)
         self._kept, self._at = path, time.monotonic()
 
     def forget(self) -> None:
-        """Remove it: the result is there."""
+        """Remove the folder, once the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._parts.is_dir() and not any(self._parts.iterdir()):
             self._parts.rmdir()

@@ -1,4 +1,4 @@
-"""What the verbs about saved agents share: an agent with its environment, its returns, a long work's end."""
+"""Saved agents on the command line: an agent with its environment, its returns, and the end of long work."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from klrl.experience import BadStep
 from klrl.experience.environments import check_id, described, env_id, factory
 from klrl.run import checkpoint, evaluate
 from klrl.run.directory import LARGEST_CONFIG, check_new, versions
-from klrl.run.disk import contents
+from klrl.run.disk import read_regular_file
 from klrl.run.evaluation import CannotAct
 from klrl.scripts.cli.command_line import ended_early, fail
 from klrl.studies import results
+from klrl.text import plain, warn_user
 from klrl.trust_region import KLConstraint, TrustRegion
 from klrl.trust_region.codec import own_class
 from klrl.words import plain, warn_user
 
 
 def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:
-    """The environment that was given, by default the one that was saved.
+    """Return the environment that was given, by default the one that was saved.
 
-    Where both have one id, what was given only says where it is registered: its settings are those that were saved.
+    If both have the same id, the given one only says where it is registered: its settings are the saved ones.
 
     Raises:
-        ValueError: it is not registered here, or none was saved that has an id.
+        ValueError: it is not registered here, or the saved one has no id.
     """
     if given is not None:
         check_id(given)
@@ -41,58 +42,58 @@ def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpe
     spec = described(saved)
     if spec is None:
         name = plain(saved["id"], 80) if saved else None
-        known = f"{name}, which nobody has registered here" if name else "none that has an id"
+        known = f"{name}, which is not registered here" if name else "one without an id"
         raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
     return spec
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedAgent:
     """A saved agent, to act, and the environment to play it in."""
 
     agent: Agent[Any]
     name: str
-    """The algorithm's."""
+    """Name of the algorithm."""
     env: str | EnvSpec
 
     @property
     def env_id(self) -> str | None:
-        """The registered id."""
+        """Registered id of the environment."""
         return env_id(self.env)
 
     @classmethod
-    def at(cls, path: Path, env: str | None) -> Opened:
-        """Load it; by default its environment is that of its training.
+    def load(cls, path: Path, env: str | None) -> LoadedAgent:
+        """Load a saved agent, by default with the environment of its training.
 
         Raises:
-            FileNotFoundError: nothing saved there.
-            ValueError: damaged, or no environment that fits.
+            FileNotFoundError: nothing is saved there.
+            ValueError: the agent is damaged, or its environment does not fit.
         """
         found = checkpoint.read(path)
         saved = found[1]
         agent = load_agent(path, saved=found, trust_region=_to_act_with(saved))
         wanted = environment(saved["env"], env)
-        opened = cls(agent, saved["agent"], wanted)
-        with opened._first() as one:
+        loaded = cls(agent, saved["agent"], wanted)
+        with loaded._first() as one:
             if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
                 allowed = agent.observation_space
                 raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {allowed}")
-        return opened
+        return loaded
 
     def make(self) -> gym.Env:
-        """One environment."""
+        """Make one environment."""
         return factory(self.env)()
 
     def _first(self) -> gym.Env:
         try:
             return self.make()
-        except Exception as error:  # arguments that were saved, or typed, and that it does not take
+        except Exception as error:  # saved or given arguments that it does not take
             raise ValueError(f"env = {self.env_id}: {type(error).__name__}: {error}") from error
 
     def returns(
         self, agents: dict[str, Agent[Any]], episodes: int, seed: int, max_steps: int
     ) -> dict[str, dict[str, Any]]:
-        """Episodes of each agent, by its most probable and by sampled actions, printed and in words of JSON."""
+        """Play episodes of each agent, with its most probable and with sampled actions; print and return results."""
         record: dict[str, dict[str, Any]] = {}
         for name, agent in agents.items():
             said, record[name] = [], {}
@@ -108,14 +109,14 @@ class Opened:
 
 
 def _to_act_with(saved: dict[str, Any]) -> TrustRegion | None:
-    """Any region in the place of a user's own, which is not saved: who only acts needs none."""
+    """Return any region in place of a custom one, which is not saved: acting needs none."""
     config = saved.get("config")
     regions = [saved.get("region"), config.get("trust_region") if isinstance(config, dict) else None]
     return KLConstraint() if own_class(regions) else None
 
 
 def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
-    """Warn where other versions than then may give other numbers."""
+    """Warn if other versions may give other numbers."""
     now = versions()
     changed = [f"{name} {then[name]} -> {now.get(name, 'none')}" for name in then if then[name] != now.get(name)]
     if changed:
@@ -123,11 +124,11 @@ def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
 
 
 def versions_of(path: Path) -> dict[str, Any]:
-    """Those of the run that a run directory, or a checkpoint in it, is of, as far as its files say."""
+    """Return the versions of the run of a run directory, or of a checkpoint in it, as far as its files say."""
     for run in (path, path.absolute().parent.parent):
         try:
-            found = json.loads(contents(run / "config.json", LARGEST_CONFIG))["versions"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # what was saved can act without
+            found = json.loads(read_regular_file(run / "config.json", LARGEST_CONFIG))["versions"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):  # a saved agent can act without it
             continue
         if isinstance(found, dict):
             return found
@@ -140,10 +141,10 @@ def claim(output: Path, numbers: Path | None, *, again: bool) -> None:
     Args:
         output: directory of the agent.
         numbers: file of the numbers.
-        again: it was made sure before, and the agent may be there since.
+        again: whether this was checked before, so that the agent may exist by now.
 
     Raises:
-        OSError: they cannot, or there is something already at ``output``.
+        OSError: they cannot be written, or ``output`` exists already.
     """
     if not again:
         check_new(output, "output")
@@ -153,20 +154,20 @@ def claim(output: Path, numbers: Path | None, *, again: bool) -> None:
 
 
 def write(numbers: Path | None, record: dict[str, Any]) -> None:
-    """The record as JSON, with the versions of what it was made with."""
+    """Write the record as JSON, with the versions that made it."""
     if numbers:
         results.write(numbers, json.dumps(record | {"versions": versions()}, indent=1) + "\n")
 
 
 @contextlib.contextmanager
 def working(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """Long work: what ends it early is one line.
+    """Report the early end of long work in one line.
 
-    Status 1 for numbers that are not finite and what else an agent cannot act on, 130 for Ctrl-C.
+    Exit status 1 for numbers that are not finite and other input an agent cannot act on, 130 for Ctrl-C.
 
     Args:
-        prog: the command.
-        more: what the line about Ctrl-C, or about a disk, ends with.
+        prog: name of the command.
+        more: end of the line about Ctrl-C, or about a disk.
     """
     try:
         with ended_early(prog, more):

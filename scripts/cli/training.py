@@ -1,4 +1,4 @@
-"""What ``klrl train`` and ``klrl resume`` share: a training with its files, its signals and its end."""
+"""Training on the command line: a run with its files, its signals and its end (``klrl train``, ``klrl resume``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
-from klrl.experience.replay import Trial, costly_seeds
+from klrl.experience.reproducibility import EnvTrial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import ENOUGH, CannotAct
@@ -26,41 +26,41 @@ from klrl.validation import Bounds, Positive, PositiveInt, validate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conduct:
-    """How a training is kept, ended and evaluated: what decides nothing inside of an update."""
+class RunOptions:
+    """Options that do not affect the update: evaluation, checkpoints, budgets, threads."""
 
     eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
-    """Deterministic episodes to evaluate at the end."""
+    """Number of deterministic episodes of the final evaluation."""
     eval_max_steps: PositiveInt = ENOUGH
-    """Most steps of such an episode; one that has not ended then is cut, which the last line says."""
+    """Most steps of such an episode; longer ones are cut, which the last line says."""
     checkpoint_every: PositiveInt | None = None
     """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
     at the end."""
     keep_checkpoints: PositiveInt = 3
-    """How many of the newest checkpoints are kept; the best one is kept, too."""
+    """Number of newest checkpoints to keep; the best one is kept, too."""
     kl_budget: Positive | None = None
-    """Most nats that KL(old||new) may sum to over all updates (metric drift/kl_sum)."""
+    """Largest sum of KL(old||new) over all updates, in nats (metric drift/kl_sum)."""
     initial_kl_budget: Positive | None = None
-    """Most nats of KL(first policy||new) on the first batch's probe states (metric drift/kl_initial)."""
+    """Largest KL(first policy||new) on the first batch's probe states, in nats (metric drift/kl_initial)."""
     over_budget: Literal["stop", "warn"] = "stop"
-    """End the training after the update that exceeds a budget (stop), or say so once and go on (warn)."""
+    """End the training after the update that exceeds a budget (stop), or warn once and continue (warn)."""
     torch_threads: Annotated[int, Bounds(1, 1024)] = 1
-    """Threads torch may use; small networks are fastest with one."""
+    """Number of torch's threads; small networks are fastest with one."""
 
     def __post_init__(self) -> None:
         validate(self)
 
     @classmethod
-    def noted(cls, notes: dict[str, Any]) -> Conduct:
-        """As ``config.json`` has it.
+    def noted(cls, notes: dict[str, Any]) -> RunOptions:
+        """Read the options from ``config.json``.
 
         Raises:
-            ValueError: a value out of range.
+            ValueError: a value is out of range.
         """
         return cls(**{f.name: notes[f.name] for f in fields(cls) if f.name in notes})
 
     def directory(self, path: Path, notes: Mapping[str, Any] | None = None, *, resume: bool = False) -> RunDirectory:
-        """The run's files."""
+        """Return the writer of the run's files."""
         return RunDirectory(
             path,
             checkpoint_every=self.checkpoint_every,
@@ -70,7 +70,7 @@ class Conduct:
         )
 
     def budgets(self) -> list[KLBudget]:
-        """The limits of the whole training."""
+        """Return the limits of the whole training."""
         total, initial = self.kl_budget, self.initial_kl_budget
         if total is None and initial is None:
             return []
@@ -78,62 +78,62 @@ class Conduct:
 
 
 class Opening(Callback):
-    """The first lines: whether the run can be resumed exactly, what seeds cost, and which preset it has."""
+    """Prints the first lines: whether the run can be resumed exactly, what seeds cost, and its preset."""
 
     def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
         self._say, self._env, self._preset = say, env, preset
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Say what there is to say."""
+        """Print the lines."""
         name = env_id(self._env)
-        trial = agent.trial or Trial("never")  # a saved agent whose environments have no place to go back to
+        trial = agent.trial or EnvTrial("never")  # a saved agent whose environments cannot return to their episodes
         for note in _notes(trial, agent.config):
             self._say(f"{name}: {note}")
         if self._preset:
             self._say(f"preset for {name}: {', '.join(self._preset)}")
 
 
-def _notes(trial: Trial, config: AgentConfig) -> Iterator[str]:
-    """What to know about a run, by what was found of its environment."""
+def _notes(trial: EnvTrial, config: AgentConfig) -> Iterator[str]:
+    """Yield what to know about a run, from the findings about its environment."""
     if not trial.playable(config.rebuild_envs):
-        why = {"new": "a used environment goes on differently: "}.get(trial.replay, "")
-        how = " (--rebuild-envs makes a new one for each)" if trial.replay == "new" else ""
-        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume goes on in new ones"
-    elif trial.replay == "unknown":
+        why = {"new": "a used environment behaves differently: "}.get(trial.reproducibility, "")
+        how = " (--rebuild-envs makes a new one for each)" if trial.reproducibility == "new" else ""
+        yield f"{why}episodes cannot be played again{how}; if this run is interrupted, klrl resume begins new ones"
+    elif trial.reproducibility == "unknown":
         why = "random actions fail in it" if config.try_envs else "it was not tried"
-        yield f"{why}, so nobody knows whether its episodes can be played again; klrl resume tries"
+        yield f"{why}, so it is unknown whether its episodes can be played again; klrl resume tries"
     elif config.rebuild_envs:
         yield "every episode gets a new environment, and nothing that one keeps outlives it"
     if (advice := costly_seeds(trial)) is not None:
         yield advice
 
 
-def carry_out(
+def run_training(
     prog: str,
     agent: Agent[Any],
     learn: Callable[[Sequence[Callback]], object],
     env: str | EnvSpec,
     keep: RunDirectory,
-    conduct: Conduct,
+    options: RunOptions,
     signals: Signals,
     *,
     preset: Sequence[str] = (),
 ) -> None:
-    """Train, say how it ended, evaluate.
+    """Train, report how it ended, and evaluate.
 
     Args:
-        prog: the command, for messages.
-        agent: what learns.
+        prog: name of the command, for messages.
+        agent: agent to train.
         learn: trains it with these callbacks.
-        env: to evaluate in.
-        keep: the run's files.
-        conduct: everything else.
-        signals: taken over before the directory is there, as who sees it may send some; only once, as the outer one of
-            two would give back what the inner one has answered.
-        preset: what the environment's preset has set.
+        env: environment of the evaluation.
+        keep: writer of the run's files.
+        options: everything else.
+        signals: handlers, installed before the directory exists, because whoever sees it may send signals; and only
+            once, because an outer context would restore handlers for a signal that the inner one has answered.
+        preset: settings that the environment's preset has changed.
     """
     console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
-    budgets = conduct.budgets()
+    budgets = options.budgets()
 
     def said(path: Path | None) -> None:
         what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
@@ -142,7 +142,7 @@ def carry_out(
     def save() -> None:
         try:
             keep.save(said)
-        except OSError as error:  # in the midst of whatever is going on, which may not need what is missing
+        except OSError as error:  # at any moment, so an error must not end what is going on
             aside.print(f"SIGUSR1: not saved, {error}")
 
     signals.save = save
@@ -151,7 +151,7 @@ def carry_out(
             keep.claim()
         with failed_worker(prog, lambda: _goes_on(agent, keep)):
             learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
-            _finish(console, agent, env, keep, conduct, budgets)
+            _finish(console, agent, env, keep, options, budgets)
         signals.check()
         agent.close()
     except Interrupted as signal:
@@ -159,7 +159,7 @@ def carry_out(
         aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
         sys.exit(128 + signal.number)
     except (FloatingPointError, OSError) as error:
-        if getattr(error, "__notes__", None):  # an environment's own: its traceback says more than a line
+        if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise
         fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
     except (BadStep, gym.error.Error) as error:
@@ -174,17 +174,17 @@ def _finish(
     agent: Agent[Any],
     env: str | EnvSpec,
     keep: RunDirectory,
-    conduct: Conduct,
+    options: RunOptions,
     budgets: Sequence[KLBudget],
 ) -> None:
-    """Say where everything is, and evaluate."""
+    """Print where everything is, and evaluate."""
     console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
     for reason in (budget.reason for budget in budgets if budget.reason):
-        console.print(f"{'stopped' if conduct.over_budget == 'stop' else 'over budget'}: {reason}")
-    if conduct.eval_episodes:
+        console.print(f"{'stopped' if options.over_budget == 'stop' else 'over budget'}: {reason}")
+    if options.eval_episodes:
         try:
             with factory(env)() as one:
-                result = evaluate(agent, one, conduct.eval_episodes, seed=agent.seed, max_steps=conduct.eval_max_steps)
+                result = evaluate(agent, one, options.eval_episodes, seed=agent.seed, max_steps=options.eval_max_steps)
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
@@ -192,8 +192,8 @@ def _finish(
 
 
 def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:
-    """What to do about a run that something outside of it has ended; a message's end."""
+    """Return the end of a message: how to continue a run that was ended from outside."""
     if keep.saved is None:
         return ""
     finished = agent.training is not None and int(keep.saved.name) >= agent.training.last
-    return "; training was finished" if finished else f"; klrl resume {keep.path} goes on"
+    return "; training was finished" if finished else f"; klrl resume {keep.path} continues it"

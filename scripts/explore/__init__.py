@@ -1,1 +1,1 @@
-"""The sections of ``klrl explore-kl``, one file each, and what they share: style and report."""
+"""The sections of ``klrl explore-kl``, one file each, and their shared style and report."""

@@ -1,4 +1,4 @@
-"""Zero only for equal distributions, never negative, and different in its two directions."""
+"""Asymmetry: KL is zero only for equal distributions, never negative, and different in its two directions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEE = f"""left, both curves touch 0 at Q = P, stay above it, and part from each 
 
 
 def section(rng: torch.Generator) -> Section:
-    """The two directions on coins and on random pairs."""
+    """Show the two directions on coins and on random pairs."""
     p, q = categorical(P), categorical(Q)
     fair, sure = categorical((0.5, 0.5)), categorical(SURE)
     forward, backward = random_pairs(rng)
@@ -65,7 +65,7 @@ def _idea(surprised: float, careful: float) -> str:
 
 
 def random_pairs(rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """KL in both directions between random distributions over three outcomes, from alike to very different."""
+    """Return KL in both directions between random distributions over three outcomes, from alike to very different."""
     shape = (PAIRS, 3)
     middle, change = (torch.empty(shape, dtype=torch.float64).normal_(generator=rng) for _ in range(2))
     size = torch.empty(PAIRS, 1, dtype=torch.float64).uniform_(-5.0, 0.7, generator=rng).exp()

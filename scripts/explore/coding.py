@@ -1,4 +1,4 @@
-"""What KL is: the extra bits of coding P with a code made for Q."""
+"""Coding: KL is the number of extra bits of coding P with a code made for Q."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SEE = """the words of both codes; the bars on the right are the ideal lengths, t
 
 
 def section(rng: torch.Generator) -> Section:
-    """Entropy, cross-entropy and KL as lengths of real messages."""
+    """Show entropy, cross-entropy and KL as lengths of real messages."""
     p, q = categorical(P), categorical(Q)
     code_p, code_q = huffman(P), huffman(Q)
     message = p.map(lambda x: x.expand(MESSAGE, -1)).sample(rng).tolist()
@@ -81,17 +81,17 @@ def _listed(values: tuple[float, ...]) -> str:
 
 
 def prob(values: tuple[float, ...]) -> Tensor:
-    """Probabilities in float64."""
+    """Return probabilities in float64."""
     return torch.tensor(values, dtype=torch.float64)
 
 
 def categorical(values: tuple[float, ...]) -> Categorical:
-    """A record of probabilities."""
+    """Return a record of probabilities."""
     return Categorical(prob(values).log())
 
 
 def huffman(probabilities: tuple[float, ...]) -> list[str]:
-    """Words of 0s and 1s of least expected length, none the beginning of another (Huffman 1952)."""
+    """Return words of 0s and 1s of least expected length, none the beginning of another (Huffman 1952)."""
     words = [""] * len(probabilities)
     heap = [(p, i, [i]) for i, p in enumerate(probabilities)]
     heapq.heapify(heap)
@@ -123,18 +123,18 @@ def encode(message: list[int], code: list[str]) -> str:
 
 
 def expected_length(probabilities: tuple[float, ...], code: list[str]) -> float:
-    """Bits per symbol."""
+    """Return bits per symbol."""
     return sum(p * len(word) for p, word in zip(probabilities, code, strict=True))
 
 
 def per_symbol_sd(probabilities: tuple[float, ...], code: list[str]) -> float:
-    """Standard deviation of the length of a word."""
+    """Return the standard deviation of the length of a word."""
     mean = expected_length(probabilities, code)
     return math.sqrt(sum(p * (len(word) - mean) ** 2 for p, word in zip(probabilities, code, strict=True)))
 
 
 def block_lengths(n: int) -> tuple[float, float]:
-    """Bits per toss of the coin P, n tosses per word, with Shannon's codes (words of ceil(-log2) bits) for P and Q."""
+    """Return bits per toss of the coin P, n tosses per word, with Shannon's codes (ceil(-log2) bits) for P and Q."""
     total_p = total_q = 0.0
     for block in product((0, 1), repeat=n):
         p, q = (math.prod(coin[i] for i in block) for coin in (COIN_P, COIN_Q))

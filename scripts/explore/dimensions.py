@@ -28,7 +28,7 @@ SEE = """left, the summed KL grows with the number of dimensions while the mean 
 
 
 def section(rng: torch.Generator) -> Section:
-    """The same change in every dimension; and small changes of a policy at many states."""
+    """Show the same change in every dimension, and small changes of a policy at many states."""
     kl, mean, share = by_dimension()
     logits, tangent = (torch.empty(STATES, ACTIONS, dtype=torch.float64).normal_(generator=rng) for _ in range(2))
     forward, reverse, quadratic = second_order(logits, tangent)
@@ -70,7 +70,7 @@ def _idea(kl: Tensor, share: Tensor) -> str:
 
 
 def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
-    """For every number of dimensions: KL, its mean over dimensions, effective sample size; TARGET nats in each."""
+    """Return KL, its mean over dimensions, effective sample size, by number of dimensions; TARGET nats in each."""
     found = []
     for d in DIMENSIONS:
         old = DiagGaussian(torch.zeros(d, dtype=torch.float64), torch.zeros(d, dtype=torch.float64))
@@ -81,7 +81,7 @@ def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def second_order(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(θ‖θ + δ), KL(θ + δ‖θ) and 1/2 δ'F δ for δ = size * tangent, ``[sizes, states]``."""
+    """Return KL(θ‖θ + δ), KL(θ + δ‖θ) and 1/2 δ'F δ for δ = size * tangent, ``[sizes, states]``."""
     old = Categorical(logits.expand(len(STEPS), -1, -1))
     change = STEPS[:, None, None] * tangent
     new = Categorical(old.logits + change)

@@ -23,7 +23,7 @@ SIZES = (10, 30, 100, 300, 1000, 3000)
 DIMENSIONS = (1, 2, 4, 8, 16)
 REPEATS = 200
 FEW = 300
-"""Samples per estimate where the dimension varies."""
+"""Number of samples per estimate where the dimension varies."""
 STYLE: dict[Estimator, tuple[str, str]] = {
     "k1": (BLUE, "o"), "k2": (ORANGE, "s"), "k3": (GREEN, "^"), "optimal": (PURPLE, "D"),
 }  # fmt: skip
@@ -36,7 +36,7 @@ SEE = f"""above left, values of single samples: k1 on both sides of 0, k2 and k3
 
 
 def section(rng: torch.Generator) -> Section:
-    """Normals whose means differ by SHIFT in every dimension."""
+    """Estimate the KL of normals whose means differ by SHIFT in every dimension."""
     by_size = collected([(1, n) for n in SIZES], rng)
     by_dimension = collected([(d, FEW) for d in DIMENSIONS], rng)
     one = single(rng)
@@ -82,13 +82,13 @@ def _idea(negative: float) -> str:
 
 
 def pair(d: int) -> tuple[DiagGaussian, DiagGaussian]:
-    """Standard normals of d dimensions, SHIFT apart in each."""
+    """Return standard normals of d dimensions, SHIFT apart in each."""
     zero = torch.zeros(d, dtype=torch.float64)
     return DiagGaussian(zero, zero), DiagGaussian(zero + SHIFT, zero)
 
 
 def collected(points: list[tuple[int, int]], rng: torch.Generator) -> Table:
-    """REPEATS estimates for every number of dimensions and samples, each over the KL; all estimators see one sample."""
+    """Return REPEATS estimates over the KL, by dimensions and samples; all estimators see the same sample."""
     found: Table = {name: torch.empty(len(points), REPEATS, dtype=torch.float64) for name in STYLE}
     for i, (d, n) in enumerate(points):
         p, q = pair(d)
@@ -101,14 +101,14 @@ def collected(points: list[tuple[int, int]], rng: torch.Generator) -> Table:
 
 
 def log_probs(d: int, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """log p and log q of n samples from p."""
+    """Return log p and log q of n samples from p."""
     p, q = pair(d)
     x = torch.as_tensor(p.map(lambda y: y.expand(n, -1)).sample(rng))
     return torch.as_tensor(p.log_prob(x)), torch.as_tensor(q.log_prob(x))
 
 
 def single(rng: torch.Generator) -> dict[SampleEstimator, Tensor]:
-    """Values of the estimators at many samples, one dimension."""
+    """Return the values of the estimators at many samples, one dimension."""
     log_p, log_q = log_probs(1, 200_000, rng)
     names: tuple[SampleEstimator, ...] = ("k1", "k2", "k3")
     return {name: kl_samples(log_q - log_p, name) for name in names}

@@ -41,7 +41,7 @@ SEE = """above, the forward fit spans both modes and is high between them, the r
 
 
 def section(rng: torch.Generator) -> Section:
-    """Both fits, checked against the mixture's moments."""
+    """Show both fits, checked against the mixture's moments."""
     mean, std = moments()
     forward = fit("forward", 0.0, 1.0)
     left, right = (fit("reverse", m, s) for m, s in zip(MEANS, STDS, strict=True))
@@ -83,21 +83,21 @@ def _idea(forward: Fit, left: Fit, right: Fit, broad: Fit) -> str:
 
 
 def moments() -> tuple[float, float]:
-    """Mean and standard deviation of the mixture, from its parameters."""
+    """Return mean and standard deviation of the mixture, from its parameters."""
     mean = sum(w * m for w, m in zip(WEIGHTS, MEANS, strict=True))
     second = sum(w * (s * s + m * m) for w, m, s in zip(WEIGHTS, MEANS, STDS, strict=True))
     return mean, (second - mean * mean) ** 0.5
 
 
 def divergence(direction: Direction, mean: Tensor, log_std: Tensor) -> Tensor:
-    """KL between the mixture and Gaussians ``[*B]``, as distributions over the cells of a fine grid: quadrature."""
+    """Return KL between the mixture and Gaussians ``[*B]`` by quadrature over the cells of a fine grid."""
     q = DiagGaussian(mean.unsqueeze(-1), log_std.unsqueeze(-1)).map(lambda x: x.unsqueeze(-2))
     cells_p, cells_q = Categorical(density(TARGET)), Categorical(q.log_prob(GRID[:, None]))
     return kl_divergence(cells_p, cells_q) if direction == "forward" else kl_divergence(cells_q, cells_p)
 
 
 def density(p: GaussianMixture) -> Tensor:
-    """Log-density on the grid."""
+    """Return the log-density on the grid."""
     wide = p.map(lambda x: x.expand(len(GRID), *x.shape))
     return torch.as_tensor(wide.log_prob(GRID[:, None]))
 

@@ -1,4 +1,4 @@
-"""Which loss on samples has the gradient of which KL: klrl's table, enumerated."""
+"""Losses on samples and the KL whose gradient each has: klrl's table, enumerated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS, RATE = 100, 1.0
 
 
 class Policies(NamedTuple):
-    """Logits of the policy, of a fixed reference, of the policy that drew samples."""
+    """Logits of the policy, of a fixed reference, and of the policy that drew samples."""
 
     policy: Tensor
     reference: Tensor
@@ -33,7 +33,7 @@ class Policies(NamedTuple):
 
 
 class Row(NamedTuple):
-    """klrl's verdict on a loss, and the error found by enumeration, over the size of the right gradient."""
+    """Verdict of klrl on a loss, and the error found by enumeration, over the size of the right gradient."""
 
     verdict: GradientVerdict
     error: float
@@ -48,7 +48,7 @@ SEE = f"""left, every loss (rows) for every sampler and KL (columns): green is r
 
 
 def section(rng: torch.Generator) -> Section:
-    """The table, checked row by row, and what a wrong row does."""
+    """Show the table, checked row by row, and the effect of a wrong row."""
     policies = Policies(*torch.empty(3, ACTIONS, dtype=torch.float64).normal_(generator=rng))
     rows = table(policies)
     right = sum(row.verdict.right for row in rows)
@@ -102,7 +102,7 @@ def _identities(rows: list[Row], policies: Policies, curve: Tensor) -> tuple[Ide
 
 
 def table(policies: Policies) -> list[Row]:
-    """Every loss that klrl judges, for every sampler and target.
+    """Return a row for every loss that klrl judges, for every sampler and target.
 
     Raises:
         BrokenIdentity: a verdict that enumeration does not bear out.
@@ -123,28 +123,28 @@ def table(policies: Policies) -> list[Row]:
 
 
 def gradient_error(verdict: GradientVerdict, policies: Policies) -> float:
-    """|E[grad loss] - grad KL| / |grad KL|, by the logits of the policy."""
+    """Return |E[grad loss] - grad KL| / |grad KL|, by the logits of the policy."""
     exact = exact_gradient(verdict.target, policies)
     expected = expected_gradient(verdict.estimator, verdict.sampler, verdict.target, policies)
     return float((expected - exact).norm() / exact.norm())
 
 
 def exact_gradient(target: Target, policies: Policies) -> Tensor:
-    """Of the target in closed form, by the logits of the policy."""
+    """Return the gradient of the target in closed form, by the logits of the policy."""
     logits = policies.policy.clone().requires_grad_()
     (found,) = torch.autograd.grad(exact_kl(logits, target, policies), logits)
     return found
 
 
 def exact_kl(logits: Tensor, target: Target, policies: Policies) -> Tensor:
-    """The target in closed form."""
+    """Return the target in closed form."""
     named = {"policy": logits, "reference": policies.reference, "old": policies.old}
     p, q = target.removeprefix("KL(").removesuffix(")").split("||")
     return kl_divergence(Categorical(named[p]), Categorical(named[q]))
 
 
 def expected_gradient(loss: Loss, sampler: Sampler, target: Target, policies: Policies) -> Tensor:
-    """E[grad loss], the sum over all actions with the sampler's probabilities."""
+    """Return E[grad loss], the sum over all actions with the sampler's probabilities."""
     logits = policies.policy.clone().requires_grad_()
     log_policy, log_reference, log_old = (x.log_softmax(-1) for x in (logits, policies.reference, policies.old))
     other = log_old if target == "KL(old||policy)" else log_reference
@@ -158,7 +158,7 @@ def expected_gradient(loss: Loss, sampler: Sampler, target: Target, policies: Po
 
 
 def descent(loss: Loss, policies: Policies) -> Tensor:
-    """KL(policy||reference) along gradient descent with the loss's expected gradient, samples from the policy."""
+    """Return KL(policy||reference) along gradient descent on the loss's expected gradient, samples from the policy."""
     target: Target = "KL(policy||reference)"
     values = []
     for _ in range(STEPS + 1):

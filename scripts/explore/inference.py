@@ -29,7 +29,7 @@ SEE = """left, the guess goes from prior to posterior: the bound rises by what t
 
 
 def section(rng: torch.Generator) -> Section:
-    """Each on a few numbers, both sides of its identity computed apart."""
+    """Show each on a few numbers, with both sides of its identity computed independently."""
     del rng
     bound, gap = elbo()
     prior, posterior = beliefs()
@@ -94,12 +94,12 @@ def _identities() -> tuple[Identity, ...]:
 
 
 def beliefs() -> tuple[Beta, Beta]:
-    """About a coin, before and after the tosses by Bayes' rule."""
+    """Return beliefs about a coin, before and after the tosses by Bayes' rule."""
     return beta(*PRIOR), beta(PRIOR[0] + HEADS, PRIOR[1] + TAILS)
 
 
 def elbo() -> tuple[Tensor, Tensor]:
-    """E_q[log p(seen, cause) - log q] and KL(q‖posterior) for guesses q from the prior (first) to the posterior."""
+    """Return E_q[log p(seen, cause) - log q] and KL(q‖posterior) for guesses q from the prior to the posterior."""
     joint = CAUSES * LIKELIHOOD
     posterior = Categorical(joint.log().expand(len(BLEND), -1))
     q = Categorical((1.0 - BLEND[:, None]) * CAUSES.log() + BLEND[:, None] * joint.log())
@@ -107,7 +107,7 @@ def elbo() -> tuple[Tensor, Tensor]:
 
 
 def beta(a: float, b: float) -> Beta:
-    """A belief about a coin."""
+    """Return a belief about a coin."""
     return Beta(*(torch.tensor([x], dtype=torch.float64) for x in (a, b)))
 
 
@@ -126,7 +126,7 @@ def free_energy(q: Beta) -> Tensor:
 
 
 def least_free_energy() -> Beta:
-    """Minimised over both parameters, by L-BFGS from the prior."""
+    """Minimise over both parameters, by L-BFGS from the prior."""
     x = torch.tensor(PRIOR, dtype=torch.float64).log().requires_grad_()
     search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
                                line_search_fn="strong_wolfe")  # fmt: skip
@@ -143,7 +143,7 @@ def least_free_energy() -> Beta:
 
 
 def expected_gain() -> tuple[Tensor, Tensor]:
-    """Of one toss of a coin with the prior: E KL(posterior‖prior), and H(toss) - E H(toss | coin) by quadrature."""
+    """Return E KL(posterior‖prior) for one toss of the prior's coin, and H(toss) - E H(toss | coin) by quadrature."""
     a, b = PRIOR
     heads = a / (a + b)
     gain = heads * kl_divergence(beta(a + 1, b), beta(a, b)) + (1 - heads) * kl_divergence(beta(a, b + 1), beta(a, b))

@@ -41,7 +41,7 @@ SEE = """left, two curves a constant apart, with one minimum. Middle, the loss o
 
 
 def section(rng: torch.Generator) -> Section:
-    """Each on small data, both sides of its identity computed apart."""
+    """Show each on small data, with both sides of its identity computed independently."""
     data = tosses(rng)
     best = likeliest(data)
     found, fitted = frequencies(data), model(torch.tensor(best, dtype=torch.float64))
@@ -100,23 +100,23 @@ def _identities(data: Tensor, best: float, student: Student) -> tuple[Identity, 
 
 
 def pictures() -> tuple[Categorical, Categorical, Categorical]:
-    """Hard labels, predictions, soft labels."""
+    """Return hard labels, predictions and soft labels."""
     one_hot = functional.one_hot(LABELS, len(CLASSES)).double()
     return Categorical(one_hot.log()), Categorical(LOGITS), Categorical(SOFT.log())
 
 
 def tosses(rng: torch.Generator) -> Tensor:
-    """Numbers of heads, ``[DRAWS]``."""
+    """Return numbers of heads, ``[DRAWS]``."""
     return torch.as_tensor(model(torch.full((DRAWS,), TRUTH, dtype=torch.float64)).sample(rng))
 
 
 def frequencies(data: Tensor) -> Categorical:
-    """The data as a distribution."""
+    """Return the data as a distribution."""
     return Categorical((torch.bincount(data, minlength=TRIALS + 1).double() / DRAWS).log())
 
 
 def model(heads: Tensor) -> Categorical:
-    """The binomial distribution of TRIALS tosses with a probability of heads, ``[*B]``."""
+    """Return the binomial distribution of TRIALS tosses with a probability of heads, ``[*B]``."""
     n = torch.tensor(float(TRIALS), dtype=torch.float64)
     ways = torch.lgamma(n + 1) - torch.lgamma(HEADS + 1) - torch.lgamma(n - HEADS + 1)
     x = heads.double().unsqueeze(-1)
@@ -124,7 +124,7 @@ def model(heads: Tensor) -> Categorical:
 
 
 def likeliest(data: Tensor) -> float:
-    """The probability of heads with the least KL(data‖model), by golden-section search."""
+    """Return the probability of heads with the least KL(data‖model), by golden-section search."""
     found = frequencies(data)
 
     def kl(x: float) -> float:
@@ -138,13 +138,13 @@ def likeliest(data: Tensor) -> float:
 
 
 def teacher() -> Categorical:
-    """Two habits."""
+    """Return a policy with two habits."""
     bumps = 0.55 * (-0.5 * ((ACTIONS - 5.0) / 1.3) ** 2).exp() + 0.45 * (-0.5 * ((ACTIONS - 15.0) / 1.5) ** 2).exp()
     return Categorical((bumps + 1e-5).log())
 
 
 def distilled(direction: str) -> Student:
-    """The student with one bump, logits -(a - m)^2 e^s, of least KL, by L-BFGS from the best of some starts."""
+    """Return the student with one bump, logits -(a - m)^2 e^s, of least KL, by L-BFGS from the best of some starts."""
 
     def policy(x: Tensor) -> Categorical:
         return Categorical(-((ACTIONS - x[..., :1]) ** 2) * x[..., 1:].exp())

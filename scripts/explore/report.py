@@ -1,4 +1,4 @@
-"""What a section of ``klrl explore-kl`` holds, and the text, table and figures that are made of it."""
+"""Contents of a section of ``klrl explore-kl``, and the text, table and figures made from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDTH = 100
 
 
 class BrokenIdentity(ArithmeticError):
-    """Two sides that are the same by theory came out different."""
+    """Two sides of an identity came out different."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,17 @@ class Section:
 
 
 def number(name: str, value: Tensor | float, unit: str) -> Number:
-    """A number from a tensor of one element or a float."""
+    """Make a number from a tensor of one element or a float."""
     return Number(name, float(value), unit)
 
 
 def identity(name: str, left: Tensor | float, right: Tensor | float, unit: str, tolerance: float = 1e-9) -> Identity:
-    """An identity between tensors of one element or floats; raises :class:`BrokenIdentity` where it does not hold."""
+    """Make an identity of tensors of one element or floats; raises :class:`BrokenIdentity` if the sides differ."""
     return Identity(name, float(left), float(right), unit, tolerance)
 
 
 def shown(value: float) -> str:
-    """Four digits after the point, or four significant ones where that would show little; infinity as a word."""
+    """Write four digits after the point, or four significant ones if that would show little; infinity as a word."""
     if math.isinf(value):
         return "infinite" if value > 0 else "-infinite"
     if value == int(value) and abs(value) < 1e6:
@@ -99,7 +99,7 @@ def shown(value: float) -> str:
 
 
 def report(sections: Iterable[Section], lead: str) -> str:
-    """The whole text, as Markdown that also reads well in a terminal."""
+    """Return the whole text, as Markdown that also reads well in a terminal."""
     sections = list(sections)
     parts = ["# The KL divergence, seen", filled(lead)]
     for i, section in enumerate(sections, 1):
@@ -115,18 +115,18 @@ def report(sections: Iterable[Section], lead: str) -> str:
 
 
 def filled(text: str) -> str:
-    """Paragraphs (blank lines between them) broken into lines; their own line breaks do not count."""
+    """Break paragraphs (blank lines between them) into lines; their own line breaks do not count."""
     paragraphs = textwrap.dedent(text).strip().split("\n\n")
     return "\n\n".join(textwrap.fill(" ".join(p.split()), WIDTH, break_long_words=False) for p in paragraphs)
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """One line each."""
+    """Return one line each."""
     return "\n".join(f"- {line}" for line in lines)
 
 
 def rows(sections: Iterable[Section]) -> list[list[str]]:
-    """Section, quantity, value and unit of all numbers, and of both sides of all identities, in full precision."""
+    """Return section, quantity, value and unit of all numbers, and of identities' sides, in full precision."""
     found = []
     for i, section in enumerate(sections, 1):
         found += [[str(i), x.name, repr(x.value), x.unit] for x in section.numbers]
@@ -136,7 +136,7 @@ def rows(sections: Iterable[Section]) -> list[list[str]]:
 
 
 def markdown(sections: Iterable[Section]) -> str:
-    """The numbers as a table, values with few digits; columns line up."""
+    """Return the numbers as a table, values with few digits; columns line up."""
     head = ["section", "quantity", "value", "unit"]
     body = [[str(i), x.name, shown(x.value), x.unit] for i, s in enumerate(sections, 1) for x in s.numbers]
     widths = [max(len(row[c]) for row in [head, *body]) for c in range(4)]
@@ -145,7 +145,7 @@ def markdown(sections: Iterable[Section]) -> str:
 
 
 def write(sections: list[Section], text: str, folder: Path) -> None:
-    """README.md, numbers.csv and the figures into a folder."""
+    """Write README.md, numbers.csv and the figures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for section in sections:
         for picture in section.pictures:

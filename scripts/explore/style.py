@@ -1,4 +1,4 @@
-"""How the figures of ``klrl explore-kl`` look: Okabe and Ito's colours, labels beside what they name."""
+"""Style of the figures of ``klrl explore-kl``: Okabe and Ito's colours, labels next to what they name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Place = Literal["upper left", "upper center", "upper right", "lower left"]
 
 
 def finish(ax: Axes, title: str, x: str, y: str, *, legend: Place | None = None) -> None:
-    """Title, labels, a light grid, and a legend at the place named."""
+    """Set title, labels, a light grid, and a legend at the place named."""
     ax.set_title(title, fontsize=11)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
@@ -29,12 +29,12 @@ def finish(ax: Axes, title: str, x: str, y: str, *, legend: Place | None = None)
 
 
 def bars(ax: Axes, x: Tensor, heights: Tensor, width: float, **more: Any) -> None:
-    """A bar chart of tensors, which matplotlib's own computes with as if they were arrays."""
+    """Draw a bar chart of tensors, which matplotlib's own would treat as arrays."""
     lists: dict[str, Any]
     lists = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in more.items()}
     ax.bar(x.tolist(), heights.tolist(), width, **lists)
 
 
 def note(ax: Axes, text: str, x: float, y: float, colour: str = BLACK, **more: Any) -> None:
-    """Words at a place of the data."""
+    """Write words at a position of the data."""
     ax.annotate(text, (x, y), color=colour, fontsize=9, **more)

@@ -28,7 +28,7 @@ SEE = """above left, the two blocks at one shift; above right, the KL jumps to i
 
 
 def section(rng: torch.Generator) -> Section:
-    """Blocks of equally likely actions, and narrow normals, moved apart."""
+    """Show blocks of equally likely actions, and narrow normals, moved apart."""
     p, q = blocks()
     kl, js, way = kl_divergence(p, q), jensen_shannon(p, q), wasserstein(p, q)
     smooth = kl_divergence(p[-1], q[-1], support="smooth")
@@ -73,7 +73,7 @@ def _idea(apart: float) -> str:
 
 
 def blocks() -> tuple[Categorical, Categorical]:
-    """P and, for every shift, Q: equally likely actions among masked ones."""
+    """Return P and, for every shift, Q: equally likely actions among masked ones."""
     cell = torch.arange(CELLS)
     allowed = (cell >= SHIFTS[:, None]) & (cell < SHIFTS[:, None] + WIDE)
     q = Categorical.masked(torch.zeros(len(SHIFTS), CELLS, dtype=torch.float64), allowed)
@@ -81,7 +81,7 @@ def blocks() -> tuple[Categorical, Categorical]:
 
 
 def normals() -> tuple[DiagGaussian, DiagGaussian]:
-    """N(0, STD^2) and, for every way, the same moved by it."""
+    """Return N(0, STD^2) and, for every distance, the same moved by it."""
     log_std = torch.full((len(WAYS), 1), math.log(STD), dtype=torch.float64)
     return DiagGaussian(torch.zeros_like(log_std), log_std), DiagGaussian(WAYS[:, None], log_std)
 
@@ -114,7 +114,7 @@ def _draw_blocks(ax: Axes, p: Categorical, q: Categorical) -> None:
 
 
 def _draw_finite(ax: Axes, x: Tensor, js: Tensor, way: Tensor, unit: str) -> None:
-    """Jensen-Shannon on the left-hand scale, Wasserstein on the right-hand one."""
+    """Draw Jensen-Shannon on the left-hand scale, Wasserstein on the right-hand one."""
     ax.plot(x, js, color=GREEN)
     ax.axhline(math.log(2.0), color=GREY, linestyle="--", linewidth=1)
     note(ax, "log 2", float(x[-1]), math.log(2.0) - 0.01, GREY, ha="right", va="top")

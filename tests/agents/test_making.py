@@ -10,9 +10,9 @@ from environments import Counting, Noise, box, small_agent
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, RecordEpisodeStatistics
 from support import same
+from test_env_trial import Tallied, alive, tally
 from test_episodes import Listening
 from test_resume import Interrupt
-from test_trial import Tallied, alive, tally
 
 from klrl.agents import PPO, PPOConfig
 from klrl.run import Callback
@@ -125,7 +125,7 @@ def test_one_is_tried_before_those_of_a_loaded_agent_are_made(mode, try_envs, n,
     tried, of_training = letters.rpartition("s")[::2]
     assert tried.count("m") == 2 * try_envs
     assert of_training.startswith("c" if try_envs else "m")  # the last one that was tried is closed before
-    assert agent.replay == ("new" if try_envs else "unknown")  # its observations count the episodes
+    assert agent.reproducibility == ("new" if try_envs else "unknown")  # its observations count the episodes
     agent.close()
 
 
@@ -140,7 +140,7 @@ def test_after_an_interrupt_none_is_made_beside_those_of_training(mode, tmp_path
     agent.close()
     letters, _ = tally(path)
     assert (letters.count("m"), alive(letters)) == (2 + (mode == "async"), 2)
-    assert agent.replay is None
+    assert agent.reproducibility is None
 
 
 def test_of_environments_that_cannot_all_be_made_none_stays_open():
@@ -233,5 +233,5 @@ def test_one_is_tried_before_those_of_a_new_agent_are_made_where_that_is_wanted(
     agent = PPO(lambda: Tallied(path, Counting()), PPOConfig(n_envs=1), trial=True)
     letters, _ = tally(path)
     assert (letters.count("m"), alive(letters), letters[-1]) == (3, 1, "m")
-    assert agent.replay == "new"
-    assert PPO(Counting).replay is None
+    assert agent.reproducibility == "new"
+    assert PPO(Counting).reproducibility is None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from environments import Broken, Counting, Noise, Sampling, box
 from gymnasium.envs.registration import EnvSpec
-from test_replay import Loading
+from test_reproducibility import Loading
 
 from klrl.experience.checkup import check_up
 from klrl.scripts.main import main
@@ -171,7 +171,7 @@ def test_a_healthy_environment_passes_and_its_numbers_are_counted():
 
 def test_seeds_that_cost_much_are_named(monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("klrl.experience.replay.time", clock)
+    monkeypatch.setattr("klrl.experience.reproducibility.time", clock)
     found = findings(lambda: Loading(clock, 0.45, 0.016))["cheap seeds"]
     assert found.verdict == "note"
     assert found.answer.startswith(

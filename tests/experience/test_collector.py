@@ -137,8 +137,8 @@ def test_only_valid_steps_are_counted(mode):
 def test_samples_are_the_valid_rows_of_tensors_and_records(mode):
     (batch,), _ = collect(SyncVectorEnv, mode, "truncated", batches=(9,))
     valid = batch.valid.numpy()
-    np.testing.assert_array_equal(batch.samples(batch.observations), batch.observations.numpy()[valid])
-    np.testing.assert_array_equal(batch.samples(batch.behaviour).logits, batch.observations.numpy()[valid])
+    np.testing.assert_array_equal(batch.flatten_valid(batch.observations), batch.observations.numpy()[valid])
+    np.testing.assert_array_equal(batch.flatten_valid(batch.behaviour).logits, batch.observations.numpy()[valid])
 
 
 @every_mode
@@ -212,8 +212,8 @@ def masked_agent(agent_class, envs, source, **settings):
 def recounted(batch, encoding, actions):
     """Which actions of a batch their own state's mask allows, action by action."""
     heads = np.ravel(getattr(actions, "nvec", getattr(actions, "n", None)))
-    masks = encoding.allowed(batch.samples(batch.observations).numpy())
-    taken = batch.samples(batch.actions).numpy().reshape(len(masks), -1)
+    masks = encoding.allowed(batch.flatten_valid(batch.observations).numpy())
+    taken = batch.flatten_valid(batch.actions).numpy().reshape(len(masks), -1)
     offsets = np.cumsum([0, *heads[:-1]])
     return np.take_along_axis(masks, taken + offsets, -1), masks
 
@@ -235,10 +235,10 @@ def test_masks_stay_with_their_states_and_forbidden_actions_are_never_taken(make
             metrics = agent.update(batch)
             assert metrics["drift/start_kl"] < (1e-9 if i else 1e-4)  # the first one brings statistics
             assert all(np.isfinite(x) for x in metrics.values() if not isinstance(x, str))
-            old, new = batch.samples(batch.behaviour), agent.distribution(batch.samples(batch.observations))
+            old, new = batch.flatten_valid(batch.behaviour), agent.distribution(batch.flatten_valid(batch.observations))
             for policy in (old, new):
                 assert ((policy.logits == -np.inf).numpy() == (masks == 0)).all()
-            assert new.log_prob(batch.samples(batch.actions)).isfinite().all()
+            assert new.log_prob(batch.flatten_valid(batch.actions)).isfinite().all()
     finally:
         envs.close()
 

@@ -10,8 +10,8 @@ from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 
 from klrl.agents import PPO
 from klrl.experience import make_vector_env
-from klrl.experience.environments import declared_mode, describe, described, env_id, reset, streams
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.cursors import EnvCursor
+from klrl.experience.environments import declared_mode, describe, described, env_id, reset, spawn_env_seeds
 from klrl.experience.workers import WorkerVectorEnv
 from klrl.run.seeding import environment_seeds
 
@@ -143,7 +143,7 @@ def test_spaces_that_no_network_fits_are_refused_and_the_environments_closed(mak
 
 
 def first_observations(envs, seeds):
-    return reset(envs, Whereabouts.beginning(streams(seeds, envs.num_envs)))[0]
+    return reset(envs, EnvCursor.beginning(spawn_env_seeds(seeds, envs.num_envs)))[0]
 
 
 def test_no_two_environments_and_no_two_runs_share_a_first_observation():

@@ -8,7 +8,7 @@ import pytest
 from environments import Counting, Noise, box
 
 from klrl.experience import make_vector_env
-from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.episodes import EpisodeCursor, SeededEpisodes
 
 
 class Remembering(Noise):
@@ -38,11 +38,11 @@ def play(env, n):
 
 
 def test_seeds_are_spread_over_streams_and_episodes_and_fit_an_int32():
-    seeds = [Place(stream, episode).seed for stream in range(100) for episode in range(100)]
+    seeds = [EpisodeCursor(env_seed, episode).seed for env_seed in range(100) for episode in range(100)]
     assert len(set(seeds)) == 10_000
     assert min(seeds) >= 0
     assert max(seeds) < 2**31
-    assert Place(3, 4).seed == int(np.random.SeedSequence(3, spawn_key=(4,)).generate_state(1)[0]) // 2
+    assert EpisodeCursor(3, 4).seed == int(np.random.SeedSequence(3, spawn_key=(4,)).generate_state(1)[0]) // 2
 
 
 def test_an_episode_does_not_depend_on_how_long_those_before_it_were():
@@ -72,7 +72,7 @@ def test_a_place_is_reached_again_in_another_environment(steps):
     for action in actions:
         observation, *_ = env.step(action)
     other = SeededEpisodes(noise)
-    other.place = Place(5, 3, actions)
+    other.cursor = EpisodeCursor(5, 3, actions)
     np.testing.assert_array_equal(other.reset()[0], observation)
     for one in (env, other):
         one.action_space.seed(0)
@@ -87,14 +87,14 @@ def test_a_stream_that_nobody_seeded_is_random():
 def test_where_a_used_environment_goes_on_differently_new_ones_can_be_made_for_every_episode():
     def first_of_episode_3(rebuild, at):
         env = SeededEpisodes(lambda: Remembering(box(1)), rebuild=rebuild)
-        env.place = at
+        env.cursor = at
         env.reset()
         for _ in range(3 - at.episode):
             env.reset()
         return env.reset()[0].tobytes()
 
     for rebuild in (False, True):
-        from_the_start, from_there = (first_of_episode_3(rebuild, Place(1, episode)) for episode in (0, 2))
+        from_the_start, from_there = (first_of_episode_3(rebuild, EpisodeCursor(1, episode)) for episode in (0, 2))
         assert (from_the_start == from_there) == rebuild
 
 
@@ -125,7 +125,7 @@ def test_an_exception_says_where_it_happened():
     env.reset()
     with pytest.raises(RuntimeError, match=r"^sensor fault") as caught:
         play(env, 3)
-    assert caught.value.__notes__ == [f"in step 3 of environment 3, episode 1 (seed {Place(9, 1).seed})"]
+    assert caught.value.__notes__ == [f"in step 3 of environment 3, episode 1 (seed {EpisodeCursor(9, 1).seed})"]
 
 
 def test_spaces_and_the_environment_inside_are_those_that_were_made():
@@ -143,7 +143,7 @@ def test_an_environment_that_ends_the_program_has_failed():
     env.reset(seed=9)
     with pytest.raises(RuntimeError, match=r"^SystemExit: 0") as caught:
         env.step(env.action_space.sample())
-    assert caught.value.__notes__ == [f"in step 1 of environment 0, episode 0 (seed {Place(9, 0).seed})"]
+    assert caught.value.__notes__ == [f"in step 1 of environment 0, episode 0 (seed {EpisodeCursor(9, 0).seed})"]
 
 
 class Listening(Noise):
@@ -162,7 +162,7 @@ def test_only_the_first_episode_is_seeded_where_that_is_wanted_and_what_a_seed_b
     env = SeededEpisodes(Listening, every=False)
     for seed in (7, None, None, 8, None):
         env.reset(seed=seed)
-    assert env.unwrapped.seeds == [Place(7).seed, None, None, Place(8).seed, None]
+    assert env.unwrapped.seeds == [EpisodeCursor(7).seed, None, None, EpisodeCursor(8).seed, None]
     unseeded = SeededEpisodes(Listening, every=False)
     unseeded.reset()
     assert type(unseeded.unwrapped.seeds[0]) is int
@@ -186,14 +186,14 @@ def test_a_way_that_leads_elsewhere_is_said_and_the_environment_is_kept(what):
         return made[-1]
 
     env = SeededEpisodes(make)
-    env.place = Place(1, 4, [0] * 5, {"early end": None, "rewards": 9.0, "exception": None}[what])
+    env.cursor = EpisodeCursor(1, 4, [0] * 5, {"early end": None, "rewards": 9.0, "exception": None}[what])
     env.reset()
-    assert env.astray
+    assert env.diverged
     assert (len(made), made[0].closed) == (1, False)
     assert made[0].episode == 1  # the second reset
-    env.place = Place(1, 5, [0] * 2, 1.0)  # 0 + 1
+    env.cursor = EpisodeCursor(1, 5, [0] * 2, 1.0)  # 0 + 1
     env.reset()
-    assert not env.astray
+    assert not env.diverged
 
 
 class Faulty(Counting):
@@ -207,7 +207,7 @@ class Namesake(Counting):
     """Its attributes have the names of those that wrappers have."""
 
     NAMES = (
-        "place", "astray", "every", "played", "_make", "_index", "_rebuild", "_now", "_seed", "_steps", "_spaces",
+        "cursor", "diverged", "every", "played", "_make", "_index", "_rebuild", "_now", "_seed", "_steps", "_spaces",
         "_shape", "_dtype",
     )  # fmt: skip
 

@@ -27,10 +27,10 @@ from support import wait_for
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
-from klrl.experience.episodes import Place, SeededEpisodes
+from klrl.experience.cursors import EnvCursor
+from klrl.experience.episodes import EpisodeCursor, SeededEpisodes
 from klrl.experience.infos import WorkerEnvs
 from klrl.experience.processes import FILES
-from klrl.experience.whereabouts import Whereabouts
 from klrl.experience.worker import pickled
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
 from klrl.policy.distributions import Categorical
@@ -190,7 +190,7 @@ def test_seeds_and_generators_are_those_of_the_environments():
         (np.array([1, 0]), TypeError, r"int64 \(2,\)"),
         (np.array([True]), ValueError, r"bool \(1,\)"),
         (np.array([[True, False]]), ValueError, r"bool \(1, 2\)"),
-        (np.array([False, False]), ValueError, "nowhere True"),
+        (np.array([False, False]), ValueError, "all False"),
     ],
     ids=repr,
 )
@@ -241,14 +241,14 @@ def test_attributes_methods_and_places():
     for e in (one, envs):
         e.reset(seed=[5, 6])
         e.set_attr("gravity", 5.0)
-    places = [Place(5, 3, [0, 1, 1]), Place(9, 1)]
-    envs.go_to(places)
-    for env, place in zip(one.envs, places, strict=True):
-        env.place = place
+    cursors = [EpisodeCursor(5, 3, [0, 1, 1]), EpisodeCursor(9, 1)]
+    envs.go_to(cursors)
+    for env, cursor in zip(one.envs, cursors, strict=True):
+        env.cursor = cursor
     assert envs.get_attr("gravity") == envs.call("get_wrapper_attr", "gravity") == (5.0, 5.0)
     assert envs.call("has_wrapper_attr", "nothing") == (False, False)
     assert equal(one.reset(), envs.reset())
-    assert [place.episode for place in envs._places] == [3, 1]
+    assert [cursor.episode for cursor in envs._cursors] == [3, 1]
     for _ in range(50):
         assert equal(one.step(np.ones(2, int)), envs.step(np.ones(2, int)))
     assert equal(one.reset(options={}), envs.reset(options={}))
@@ -323,7 +323,7 @@ class Failing(Counting):
 
     def __init__(self, fail, index, step=2):
         super().__init__(index)
-        self.fail, self.when = fail, (Place(11, 1).seed, step)
+        self.fail, self.when = fail, (EpisodeCursor(11, 1).seed, step)
 
     def reset(self, *, seed=None, options=None):
         self.seed = seed
@@ -362,7 +362,7 @@ def test_a_failure_stops_with_environment_episode_seed_and_traceback(fail, what,
     envs.timeout = 2.0 if "hangs" in what else 600.0
     with pytest.raises(WorkerFailed) as caught:
         steps(envs, 1)
-    error, seed = caught.value, Place(11, 1).seed
+    error, seed = caught.value, EpisodeCursor(11, 1).seed
     assert error.reason == str(error).partition("\n")[0] == f"environment 1 (episode 1, seed {seed}): {what}"
     assert (error.index, error.episode, error.seed) == (1, 1, seed)
     assert trace in error.traceback
@@ -384,7 +384,7 @@ def test_a_failed_worker_is_made_anew_and_begins_the_next_episode(fail, what, tr
     with pytest.warns(RuntimeWarning) as caught:
         observations, rewards, terminated, truncated, infos = envs.step(np.full(3, 2))
     assert [str(w.message) for w in caught] == [
-        f"environment 1 (episode 1, seed {Place(11, 1).seed}): {what}; restarted"
+        f"environment 1 (episode 1, seed {EpisodeCursor(11, 1).seed}): {what}; restarted"
     ]
     assert observations.tolist() == [[0, 1, 2, 2], [1, 0, 0, 0], [2, 1, 2, 2]]
     assert (rewards.tolist(), terminated.any(), truncated.any()) == ([1.0, 0.0, 1.0], False, False)
@@ -392,12 +392,12 @@ def test_a_failed_worker_is_made_anew_and_begins_the_next_episode(fail, what, tr
     assert infos.pop("worker_episode").tolist() == [0, 2, 0]
     assert infos.pop("_worker_episode").tolist() == [False, True, False]
     assert not infos
-    assert envs.get_attr("seed")[1] == Place(11, 2).seed
+    assert envs.get_attr("seed")[1] == EpisodeCursor(11, 2).seed
     assert not running(workers[1])
     ((*_, ended, _), *_, (observations, *_)) = steps(envs, 3)
     assert ended.tolist() == [True, False, True]
     assert observations[1].tolist() == [1, 1, 0, 0]
-    assert envs.get_attr("seed")[1] == Place(11, 3).seed
+    assert envs.get_attr("seed")[1] == EpisodeCursor(11, 3).seed
     envs.close()
 
 
@@ -422,7 +422,7 @@ def test_the_third_failure_in_a_row_is_the_end():
     envs.reset(seed=[0])
     with pytest.warns(RuntimeWarning, match="restarted"):
         steps(envs, 2)
-    with pytest.raises(WorkerFailed, match=rf"episode 2, seed {Place(0, 2).seed}.: ValueError: again"):
+    with pytest.raises(WorkerFailed, match=rf"episode 2, seed {EpisodeCursor(0, 2).seed}.: ValueError: again"):
         envs.step(np.zeros(1, int))
 
 
@@ -435,7 +435,7 @@ class Always(Counting):
 def test_a_failure_of_the_reset_that_follows_an_episode_names_the_new_one(step):
     envs = failing(lambda: throw(ValueError("x")), step=step)
     steps(envs, 2 if step == 0 else 5)
-    episode = Place(11, 1)
+    episode = EpisodeCursor(11, 1)
     with pytest.raises(WorkerFailed, match=rf"environment 1 \(episode 1, seed {episode.seed}\): ValueError: x"):
         steps(envs, 1)
 
@@ -447,7 +447,7 @@ def test_a_failure_in_reset_is_mended_too():
         _, infos = envs.reset()
     assert infos["worker_restarted"].tolist() == [False, True, False]
     assert envs.get_attr("length") == (9,) * 3  # it was told what the one before was told
-    assert envs.get_attr("seed") == (Place(10, 1).seed, Place(11, 2).seed, Place(12, 1).seed)
+    assert envs.get_attr("seed") == (EpisodeCursor(10, 1).seed, EpisodeCursor(11, 2).seed, EpisodeCursor(12, 1).seed)
     envs.close()
 
 
@@ -541,7 +541,7 @@ def test_an_interrupt_in_the_middle_of_a_step_leaves_nothing_that_waits():
         workers = pids(envs)
         observations, _ = envs.reset()  # goes on with new workers, in the next episodes
         assert not any(map(running, workers))
-        assert envs.get_attr("seed") == tuple(Place(stream, 2).seed for stream in (10, 11, 12))
+        assert envs.get_attr("seed") == tuple(EpisodeCursor(env_seed, 2).seed for env_seed in (10, 11, 12))
         assert observations[:, 2].tolist() == [0, 0, 0]
         for _ in range(20):  # at any other moment
             assert interrupted(envs, 0.003)
@@ -596,7 +596,7 @@ import os, sys, time
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.workers import WorkerVectorEnv
 
 class Hanging(CartPoleEnv):
@@ -680,7 +680,7 @@ class Slow(Counting):
 def test_actions_that_are_played_again_may_take_longer_than_the_timeout_together_but_not_each(hangs):
     envs = WorkerVectorEnv([partial(SeededEpisodes, partial(Slow, hangs))] * 2, timeout=2.5)
     with contextlib.closing(envs):
-        envs.go_to([Place(1), Place(1, 0, [0] * 30)])
+        envs.go_to([EpisodeCursor(1), EpisodeCursor(1, 0, [0] * 30)])
         began = time.monotonic()
         if hangs is None:
             envs.reset()
@@ -707,7 +707,7 @@ def act(observation):
 
 def test_a_batch_leaves_out_the_step_that_was_lost_and_cuts_the_episode_before_it():
     envs = failing(lambda: throw(ValueError("x")), on_failure="restart")
-    collector = Collector(envs, Whereabouts.beginning([10, 11, 12]), encoding_of(envs))
+    collector = Collector(envs, EnvCursor.beginning([10, 11, 12]), encoding_of(envs))
     with pytest.warns(RuntimeWarning, match="restarted"):
         batch = collector.collect(act, 8)
     T, F = True, False
@@ -725,8 +725,8 @@ def test_a_batch_leaves_out_the_step_that_was_lost_and_cuts_the_episode_before_i
     found = [(e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes]
     assert found == [(9, 3, 3, 0), (9, 3, 3, 1), (9, 3, 3, 2), (17, 3, 3, 0), (17, 3, 3, 2), (23, 3, 3, 1)]
     assert (collector.total_timesteps, batch.n_samples, collector.restarts) == (23, 23, 1)
-    at = collector.whereabouts
-    assert at.episodes.tolist() == [place.episode for place in envs._places] == [2, 3, 2]
+    at = collector.cursor
+    assert at.episodes.tolist() == [cursor.episode for cursor in envs._cursors] == [2, 3, 2]
     assert at.lengths.tolist() == [2, 0, 2]
     assert at.returns.tolist() == [1, 0, 1]
     envs.close()
@@ -745,7 +745,7 @@ def test_a_rollout_with_a_lost_worker_can_be_gone_on_with_elsewhere():
     with pytest.warns(RuntimeWarning, match="killed by SIGKILL; restarted"):
         batch = collector.collect(right, 24)
     assert not batch.valid[0, 1]
-    other = Collector(one, collector.whereabouts, encoding_of(envs))  # arrives there, or raises
+    other = Collector(one, collector.cursor, encoding_of(envs))  # arrives there, or raises
     a, b = (c.collect(right, 20) for c in (collector, other))
     assert torch.equal(a.observations, b.observations)
     assert torch.equal(a.truncated | a.terminated, b.truncated | b.terminated)
@@ -755,17 +755,17 @@ def test_a_rollout_with_a_lost_worker_can_be_gone_on_with_elsewhere():
 def test_a_worker_that_is_made_anew_when_environments_are_taken_to_a_place_begins_another_episode_there():
     envs = failing(lambda: throw(ValueError("x")), step=0, on_failure="restart")
     zeros = np.zeros(3)
-    at = Whereabouts(np.array([10, 11, 12]), np.array([1, 1, 1]), zeros.astype(int), zeros, ())
+    at = EnvCursor(np.array([10, 11, 12]), np.array([1, 1, 1]), zeros.astype(int), zeros, ())
     with pytest.warns(RuntimeWarning, match="restarted"):
         collector = Collector(envs, at, encoding_of(envs))
-    assert collector.whereabouts.episodes.tolist() == [1, 2, 1]
+    assert collector.cursor.episodes.tolist() == [1, 2, 1]
     assert collector.restarts == 1
     envs.close()
 
 
 def test_a_loss_in_the_first_row_of_a_batch_changes_that_row_only():
     envs = failing(lambda: throw(ValueError("x")), on_failure="restart")
-    collector = Collector(envs, Whereabouts.beginning([10, 11, 12]), encoding_of(envs))
+    collector = Collector(envs, EnvCursor.beginning([10, 11, 12]), encoding_of(envs))
     collector.collect(act, 4)
     with pytest.warns(RuntimeWarning, match="restarted"):
         batch = collector.collect(act, 4)
@@ -837,7 +837,7 @@ def test_training_goes_on_and_counts(tmp_path):
         agent.learn(128)
 
 
-@pytest.mark.parametrize(("every", "begun"), [(True, f"seed {Place(5, 1).seed}"), (False, None)])
+@pytest.mark.parametrize(("every", "begun"), [(True, f"seed {EpisodeCursor(5, 1).seed}"), (False, None)])
 def test_the_seed_of_an_episode_that_fails_is_named_where_it_had_one(every, begun):
     envs = make_vector_env(Fifth, 1, "async", seed_every_episode=every)
     envs.reset(seed=[5])

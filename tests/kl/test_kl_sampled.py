@@ -252,5 +252,5 @@ def test_a_distribution_that_names_no_support_is_positive_where_it_says():
 
 
 def test_what_is_no_distribution_is_refused():
-    with pytest.raises(TypeError, match=r"^int is no distribution; allowed: a record"):
+    with pytest.raises(TypeError, match=r"^int is not a distribution; allowed: a record"):
         estimate_entropy(3)

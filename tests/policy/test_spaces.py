@@ -106,7 +106,9 @@ def test_a_saved_agent_whose_space_is_refused_here_is_not_called_damaged(tmp_pat
 
     monkeypatch.setattr("gymnasium.spaces.Box", refuse)
     for read in (PPO.load, SavedPolicy.read):
-        with pytest.raises(ValueError, match=f"^path = {path} is as it was written, but .* not know$") as refused:
+        with pytest.raises(
+            ValueError, match=f"^path = {path} is intact, but cannot be used here: .* not know$"
+        ) as refused:
             read(path)
         assert type(refused.value) is ValueError
         assert "damaged" not in str(refused.value)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from klrl.run.disk import DiskFull, room_for
+from klrl.run.disk import DiskFull, reporting_full_disk
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
@@ -16,12 +16,12 @@ def test_it_says_what_was_needed_and_what_is_free(number, tmp_path):
     expected = (
         rf".*: {re.escape(str(path))} needs 12,345 bytes, [\d,]+ are free; allowed: more room, or another directory"
     )
-    with pytest.raises(DiskFull, match=expected), room_for(path, 12_345):
+    with pytest.raises(DiskFull, match=expected), reporting_full_disk(path, 12_345):
         raise OSError(number, "full")
 
 
 def test_other_errors_are_let_through(tmp_path):
-    with pytest.raises(PermissionError), room_for(tmp_path, 1):
+    with pytest.raises(PermissionError), reporting_full_disk(tmp_path, 1):
         raise PermissionError(errno.EACCES, "no")
 
 
@@ -29,10 +29,10 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from klrl.run.disk import DiskFull
-from klrl.run.table import Table
+from klrl.run.csv_log import CsvLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-table = Table(Path(sys.argv[1]))
+table = CsvLog(Path(sys.argv[1]))
 try:
     for i in range(1000):
         table.add([{"x": i}])

@@ -33,7 +33,7 @@ LOOKALIKES = {
 
 @pytest.mark.parametrize("name", LOOKALIKES)
 def test_a_method_that_only_looks_like_a_hook_is_named_with_the_nearest_one(name):
-    with pytest.warns(RuntimeWarning, match=rf"^Mine\.{name} is no hook, and training never calls it; ") as caught:
+    with pytest.warns(RuntimeWarning, match=rf"^Mine\.{name} is not a hook: training never calls it; ") as caught:
         small_agent(PPO).learn(64, callback=with_method(name))
     (said,) = (str(warning.message) for warning in caught)
     assert f"; did you mean {LOOKALIKES[name]}(" in said
@@ -47,7 +47,7 @@ def test_it_is_found_wherever_the_callback_is(wrap):
         """Has it from a class of its own."""
 
     for callback in (with_method("on_step"), Below()):
-        with pytest.warns(RuntimeWarning, match=r"\.on_step is no hook") as caught:
+        with pytest.warns(RuntimeWarning, match=r"\.on_step is not a hook") as caught:
             small_agent(PPO).learn(64, callback=wrap(callback))
         assert len(caught) == 1
 
@@ -152,8 +152,8 @@ def test_nothing_else_does(answer):
 
 
 @pytest.mark.parametrize("answer", [np.array([False, True]), torch.zeros(0, dtype=torch.bool)])
-def test_several_truths_are_refused(answer):
+def test_several_elements_are_refused(answer):
     callback = with_method("on_update_end", lambda *arguments: answer)
-    expected = rf"^Mine\.on_update_end returned an array of {len(answer)} truths; allowed: None, True or False"
+    expected = rf"^Mine\.on_update_end returned an array of {len(answer)} elements; allowed: None, True or False"
     with pytest.raises(ValueError, match=expected):
         small_agent(PPO).learn(64 * 3, callback=callback)

@@ -10,9 +10,9 @@ from environments import small_agent
 
 from klrl.agents import PPO
 from klrl.run import Callback
-from klrl.run.board import points
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import LOCK
+from klrl.run.tensorboard_writer import points
 
 
 def rows(path):
@@ -56,14 +56,14 @@ def test_a_relative_directory_stays_where_it_was_when_somebody_changes_the_worki
 
 def test_a_directory_that_is_removed_is_named_and_begun_anew(tmp_path):
     with pytest.warns(
-        RuntimeWarning, match=r"^run_dir = .*/run was removed while the run was writing there; it goes on"
+        RuntimeWarning, match=r"^run_dir = .*/run was removed while the run was writing there; the run continues"
     ):
         agent = trained(tmp_path / "run", lambda: shutil.rmtree(tmp_path / "run"))
     assert_whole(tmp_path / "run", agent)
 
 
 def test_a_directory_that_is_renamed_is_named_with_its_new_name(tmp_path):
-    with pytest.warns(RuntimeWarning, match=r"/old was renamed to /.*/new while the run was writing there; it goes"):
+    with pytest.warns(RuntimeWarning, match=r"/old was renamed to /.*/new while the run was writing there; the run"):
         agent = trained(tmp_path / "old", lambda: (tmp_path / "old").rename(tmp_path / "new"))
     assert_whole(tmp_path / "old", agent)
     assert len(rows(tmp_path / "new" / "metrics.csv")) == 1
@@ -77,7 +77,9 @@ def test_a_run_goes_on_nowhere_when_something_else_has_its_place(tmp_path):
         (tmp_path / "run" / "precious").write_text("years of work")
 
     agent = small_agent(PPO)
-    with pytest.raises(OSError, match=r"/run was renamed to /.*/old while .* cannot go on: run_dir = .* is not empty"):
+    with pytest.raises(
+        OSError, match=r"/run was renamed to /.*/old while .* cannot continue: run_dir = .* is not empty"
+    ):
         agent.learn(256, Once(exchange), run_dir=tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
     assert agent.num_timesteps == 128
@@ -92,7 +94,7 @@ def test_checkpoints_that_are_removed_are_named_and_written_again(tmp_path, upda
                 shutil.rmtree(tmp_path / "run" / "checkpoints")
 
     keep = RunDirectory(tmp_path / "run", checkpoint_every=64)
-    with pytest.warns(RuntimeWarning, match=r"^checkpoint /.*/0*(64|192) was removed while the run was going on"):
+    with pytest.warns(RuntimeWarning, match=r"^checkpoint /.*/0*(64|192) was removed during the run"):
         agent = small_agent(PPO).learn(256, [keep, Remove()])
     assert_whole(tmp_path / "run", agent)
 

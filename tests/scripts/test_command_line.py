@@ -169,7 +169,7 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         ),
         (["ppo", *SMALL, "--gamma", "nan"], "gamma = nan; allowed: a number in [0, 1]"),
         (["ppo", *SMALL, "--gamma", "high"], "gamma = 'high'; allowed: a number in [0, 1]"),
-        (["ppo", *SMALL, "--gama", "1"], "--gama is no option; did you mean --gamma?"),
+        (["ppo", *SMALL, "--gama", "1"], "--gama is not an option; did you mean --gamma?"),
         (["pppo"], "algorithm = 'pppo'; allowed: ppo, trpo, npg; klrl train ALGORITHM --help lists the options; did"),
         (["ppo", *SMALL, "0.5"], "0.5 belongs to no option; allowed: --option value"),
         (["ppo", *SMALL, "--device", "cuda:99"], "device = 'cuda:99'; allowed here: cpu"),
@@ -299,7 +299,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
     (stopped,) = (line for line in output.splitlines() if line.startswith("stopped"))
     assert saved.startswith(f"SIGUSR1: checkpoint {tmp_path}/run/checkpoints/")
     assert stopped.startswith(f"stopped by {number.name}: checkpoint {tmp_path}/run/checkpoints/")
-    assert stopped.endswith(f"; klrl resume {tmp_path}/run goes on")
+    assert stopped.endswith(f"; klrl resume {tmp_path}/run continues it")
     assert "Traceback" not in output
     assert sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")) == [
         "checkpoints", "config.json", "episodes.csv", "metrics.csv",

@@ -30,9 +30,9 @@ class Settings:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("--gama 1", "--gama is no option; did you mean --gamma?"),
-        ("--learning_rat 1", "--learning_rat is no option; did you mean --learning-rate?"),
-        ("--xyzzy", "--xyzzy is no option"),
+        ("--gama 1", "--gama is not an option; did you mean --gamma?"),
+        ("--learning_rat 1", "--learning_rat is not an option; did you mean --learning-rate?"),
+        ("--xyzzy", "--xyzzy is not an option"),
         ("--gamma high", "gamma = 'high'; allowed: a number"),
         ("--gamma=high", "gamma = 'high'; allowed: a number"),
         ("--gamma", "gamma has no value; allowed: a number"),

@@ -12,10 +12,10 @@ import pytest
 from environments import SMALL, Broken, Counting, Noise, Sampling, box, small_agent
 from gymnasium.envs.registration import EnvSpec
 from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
-from test_board import shown
 from test_command_line import klrl
-from test_replay import Remembering, Unseeded
+from test_reproducibility import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
+from test_tensorboard_writer import shown
 
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.saving import history as saved_history
@@ -290,7 +290,7 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
             lambda run: edit(run, env={"id": "Mine-v0", "kwargs": {}, "max_episode_steps": None}),
             "allowed: --env MODULE:M",
         ),
-        (lambda run: edit(run, env=None), "env = none that has an id; allowed: --env ID"),
+        (lambda run: edit(run, env=None), "env = one without an id; allowed: --env ID"),
         (lambda run: edit(run, agent="dqn"), "holds agent 'dqn'; allowed: ppo, trpo, npg"),
         (lambda run: edit(run, checkpoint_every=0), "checkpoint_every = 0; allowed: an integer >= 1 or none"),
         (lambda run: edit(run, config={}), "config.json is not as a run writes it: KeyError"),
@@ -363,7 +363,7 @@ def remembering():
     return Remembering(box(1))
 
 
-NEW_ONES = "if this run is interrupted, klrl resume goes on in new ones"
+NEW_ONES = "if this run is interrupted, klrl resume begins new ones"
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ NEW_ONES = "if this run is interrupted, klrl resume goes on in new ones"
     [
         (
             [],
-            "a used environment goes on differently: episodes cannot be played again (--rebuild-envs makes a new one "
+            "a used environment behaves differently: episodes cannot be played again (--rebuild-envs makes a new one "
             f"for each); {NEW_ONES}",
             "new",
         ),
@@ -379,7 +379,7 @@ NEW_ONES = "if this run is interrupted, klrl resume goes on in new ones"
         (["--no-seed-every-episode"], f"episodes cannot be played again; {NEW_ONES}", "never"),
         (
             ["--no-try-envs"],
-            "it was not tried, so nobody knows whether its episodes can be played again; klrl resume tries",
+            "it was not tried, so it is unknown whether its episodes can be played again; klrl resume tries",
             "unknown",
         ),
     ],

@@ -165,7 +165,7 @@ def test_every_point_is_measured_once_and_repeats_end_with_the_minutes(monkeypat
     measurements, points = take(repeats=3, until=16.5, axes=("batch",), batches=BATCHES)
     assert [len(measurements.of(point)) for point in points] == [2, 1, 1, 1]
     assert machine.now == 16.0
-    assert "repeat 2: 3 points left out, for they would end too late (--minutes)" in capsys.readouterr().out
+    assert "repeat 2: 3 points left out, because they would end too late (--minutes)" in capsys.readouterr().out
 
 
 def test_points_that_are_on_several_axes_are_measured_once(monkeypatch):

@@ -8,7 +8,7 @@ from klrl.scripts.benchmarks import speed_report
 from klrl.scripts.cli.command_line import fail
 from klrl.scripts.cli.terminal import PlainConsole
 from klrl.studies import report as compare_report
-from klrl.words import cell, printable
+from klrl.text import cell, printable
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 

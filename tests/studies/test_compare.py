@@ -335,7 +335,7 @@ def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(again, caps
     with pytest.raises(SystemExit) as stop:
         again()
     assert stop.value.code == 2
-    assert f"a folder, where a file is to be: '{path}'" in capsys.readouterr().err
+    assert f"a folder, not a file: '{path}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["compare.csv", "compare.json"])
@@ -354,7 +354,7 @@ def test_results_that_a_full_disk_does_not_take_are_one_line_and_the_same_comman
         again()
     assert stop.value.code == 1
     said = capsys.readouterr().err
-    assert said.endswith(f"; finished runs are in {again.output / 'runs'}, and the same command goes on\n")
+    assert said.endswith(f"; finished runs are in {again.output / 'runs'}, and the same command continues\n")
     assert said.count("\n") == 1
     assert again()[1] == []
     assert lines_of_csv(again.output) == lines_of_csv(made)
@@ -422,7 +422,7 @@ def command_line(pid):
     return path.read_text() if path.exists() else ""
 
 
-INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the same command goes on\n"
+INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the same command continues\n"
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGKILL", -9)])

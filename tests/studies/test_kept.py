@@ -27,7 +27,7 @@ def test_what_is_kept_is_read_back_and_nothing_is_there_before(tmp_path):
         ("pipe", "not a file"),
         ("link", "a link, not a file"),
         (sealed(PIECE)[:-1], "."),
-        (sealed(PIECE).replace(b"1.5", b"9.5"), "do not belong together"),
+        (sealed(PIECE).replace(b"1.5", b"9.5"), "digest does not match"),
         (b" " * (MOST + 1), f"at most {MOST:,}"),
         (sealed(PIECE | {"status": "failed"}), "status = 'failed'; allowed: finished"),
         (sealed(PIECE | {"mean_return": float("inf")}), "mean_return = inf; allowed: a number"),
@@ -48,5 +48,5 @@ def test_anything_else_is_refused_in_one_line(tmp_path, what, said):
 
 
 def test_a_folder_is_not_to_be_replaced(tmp_path):
-    with pytest.raises(IsADirectoryError, match="a folder, where a file is to be"):
+    with pytest.raises(IsADirectoryError, match="a folder, not a file"):
         kept(tmp_path, ENTRIES)

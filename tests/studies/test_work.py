@@ -44,7 +44,7 @@ def test_a_benchmark_that_was_killed_goes_on_with_what_was_finished(tmp_path):
         del row["steps_per_second"]
     assert whole["rows"] == rows
     third = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert third.startswith(f"{tmp_path / 'made' / 'killed.json'}: finished already; without this file")
+    assert third.startswith(f"{tmp_path / 'made' / 'killed.json'}: finished already; remove this file")
     assert "| ppo | CartPole-v1, a |" in third
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.scripts import train
-from klrl.scripts.cli.training import Conduct
+from klrl.scripts.cli.training import RunOptions
 from klrl.trust_region import REGIONS
 from klrl.validation import fits, hints
 
@@ -35,8 +35,8 @@ def bad_settings() -> list[BadSetting]:
     """Every field with every word that its type does not allow, misspelt names, settings that contradict each other."""
     cases = []
     for agent, cls in AGENTS.items():
-        types = hints(cls.config_class) | hints(Conduct) | hints(train.Training)
-        del types["agent"], types["conduct"]
+        types = hints(cls.config_class) | hints(RunOptions) | hints(train.Training)
+        del types["agent"], types["run"]
         for field, hint in types.items():
             flag = "--" + field.replace("_", "-")
             for word in _WORDS:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from klrl.words import cell, one_line
+from klrl.text import cell, one_line
 from torture.processes import Unexpected, Watched, owned
 
 Row = dict[str, Any]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from klrl.agents import Agent, load_agent
 from klrl.run import checkpoint
-from klrl.run.board import Board
-from klrl.run.table import Table
+from klrl.run.csv_log import CsvLog
+from klrl.run.tensorboard_writer import TensorBoardWriter
 from klrl.scripts.main import command
 from torture import inputs
 from torture.states import agent_parts, digest
@@ -85,7 +85,7 @@ def full_disk(sink: str, writes: str, run_dir: str, *words: str) -> None:
 
     def limited(*arguments: Any, **named: Any) -> Any:
         nonlocal left
-        if isinstance(arguments[0], Table) and arguments[0]._path.name != files:
+        if isinstance(arguments[0], CsvLog) and arguments[0]._path.name != files:
             return write(*arguments, **named)
         left -= 1
         largest = max((path.stat().st_size for path in Path(run_dir).glob(files)), default=0)
@@ -102,9 +102,9 @@ def full_disk(sink: str, writes: str, run_dir: str, *words: str) -> None:
 
 _SINKS: dict[str, tuple[Any, str, str]] = {
     "checkpoint": (checkpoint, "_write", "no file: these are new ones"),
-    "TensorBoard": (Board, "_write", "events.*"),
-    "metrics.csv": (Table, "add", "metrics.csv"),
-    "episodes.csv": (Table, "add", "episodes.csv"),
+    "TensorBoard": (TensorBoardWriter, "_write", "events.*"),
+    "metrics.csv": (CsvLog, "add", "metrics.csv"),
+    "episodes.csv": (CsvLog, "add", "episodes.csv"),
 }
 """What writes each kind of file, by which method, and the files that are there before."""
 

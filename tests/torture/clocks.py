@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from klrl.run.board import STEP, points
+from klrl.run.tensorboard_writer import STEP, points
 from torture.case import Case
 from torture.processes import Ended, start_child
 from torture.runs import Run, at_row, resumption, succeed, written

@@ -108,7 +108,7 @@ def _stops(ended: Ended, run_dir: Path, *, small: bool = False) -> Iterator[str]
     line = (
         rf"klrl train {_RUN.agent}: (File too large|No space left on device): {re.escape(str(run_dir))}/\S+ "
         r"needs (?P<needed>[\d,]+) bytes, (?P<free>[\d,]+) are free; allowed: more room, or another directory"
-        rf"(; klrl resume {re.escape(str(run_dir))} goes on)?"
+        rf"(; klrl resume {re.escape(str(run_dir))} continues it)?"
     )
     said = re.fullmatch(f"({_WARNING})?{line}\n", ended.err)
     if ended.code != 1 or said is None:

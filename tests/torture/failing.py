@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from klrl.experience.environments import streams
-from klrl.experience.episodes import Place
+from klrl.experience.environments import spawn_env_seeds
+from klrl.experience.episodes import EpisodeCursor
 from klrl.run.seeding import environment_seeds
 
 MODULE = "torture.failing"
 LENGTH, STEP = 16, 5
 """Steps of an episode, and which of them fails."""
-FAILING = Place(streams(environment_seeds(0), 2)[1], 10)
+FAILING = EpisodeCursor(spawn_env_seeds(environment_seeds(0), 2)[1], 10)
 """The episode that fails."""
 MENDED, FAILED, AGAIN = Path("mended"), Path("failed"), Path("made-again")
 

@@ -79,7 +79,7 @@ def _stopped(ended: Ended, way: str, took: float, run_dir: Path) -> list[str]:
 def _names(line: str, way: str, run_dir: Path) -> bool:
     episode = FAILING.following.following if way == "MadeAgain" else FAILING  # it has failed in two others before
     where = f"environment 1 (episode {episode.episode}, seed {episode.seed})"
-    ways, hint = [where], f"; klrl resume {run_dir} goes on"
+    ways, hint = [where], f"; klrl resume {run_dir} continues it"
     if way == "Constructor":
         ways, hint = [f"environment {i} (before its first reset)" for i in (0, 1)], ""
     return any(line == f"klrl train ppo: {where}: {WAYS[way].reason}{hint}" for where in ways)

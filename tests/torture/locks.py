@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from klrl.words import one_line
+from klrl.text import one_line
 from torture.case import Case, Outcome
 from torture.processes import Process, start_klrl
 

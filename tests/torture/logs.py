@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from klrl.run.board import points
+from klrl.run.tensorboard_writer import points
 from torture.case import Case, Outcome
 from torture.processes import Forks
 from torture.runs import Run, at_row, saved, succeed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from klrl.agents import PPO, PPOConfig
 from klrl.run import checkpoint
-from klrl.scripts.cli.training import Conduct
+from klrl.scripts.cli.training import RunOptions
 from torture import malicious_files, malicious_runs, malicious_settings
 from torture.case import Case, Outcome
 from torture.forgery import WRONG, Victim, paths_of, put
@@ -128,7 +128,7 @@ def _good(scratch: Path, env: str) -> Path:
     """A small agent's run, killed after the first of its two updates."""
     run_dir = scratch / "good"
     agent = PPO(env, PPOConfig(n_envs=2, n_steps=64), seed=0)
-    agent.learn(malicious_runs.NEXT, Conduct(checkpoint_every=128, eval_episodes=1).directory(run_dir))
+    agent.learn(malicious_runs.NEXT, RunOptions(checkpoint_every=128, eval_episodes=1).directory(run_dir))
     agent.close()
     shutil.rmtree(checkpoint.step_directory(run_dir, malicious_runs.NEXT))
     return run_dir

@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from klrl.experience.environments import streams
-from klrl.experience.episodes import Place
+from klrl.experience.environments import spawn_env_seeds
+from klrl.experience.episodes import EpisodeCursor
 from klrl.run.seeding import environment_seeds
 
 RECORD = Path("record.txt")
@@ -25,8 +25,8 @@ N_ENVS, INDEX, EPISODE, ELEMENT = 2, 1, 17, 1
 STEPS = {"nan": 3, "inf": 0, "minus-inf": 5, "huge": 2, "largest": 2}
 """In which step of the episode, by value; a reward comes after the reset."""
 PLACES = {
-    Place(stream, episode).seed: (index, episode)
-    for index, stream in enumerate(streams(environment_seeds(0), N_ENVS))
+    EpisodeCursor(stream, episode).seed: (index, episode)
+    for index, stream in enumerate(spawn_env_seeds(environment_seeds(0), N_ENVS))
     for episode in range(200)
 }
 """Environment and episode that a seed is for."""

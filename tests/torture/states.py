@@ -26,7 +26,7 @@ def parts(tensors: Tensors, data: dict[str, Any]) -> dict[str, str]:
 def agent_parts(agent: Agent[Any]) -> dict[str, str]:
     """What determines what an agent in memory does next, and its metrics; how long anything took is left out."""
     now = agent.snapshot()
-    where = {} if now.whereabouts is None else now.whereabouts.tensors()
+    where = {} if now.cursor is None else now.cursor.tensors()
     history = [_without_time(row) for row in now.state["history"]]
     return parts(now.tensors | {f"whereabouts.{k}": x for k, x in where.items()}, now.state | {"history": history})
 

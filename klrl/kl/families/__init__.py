@@ -1,4 +1,4 @@
-"""What is known in closed form, family by family; :func:`matched` finds the family that two distributions share."""
+"""Closed forms, family by family; :func:`matched` finds the family that two distributions share."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _FAMILIES: dict[type[Distribution], Family[Any]] = {
 
 
 class Matched(NamedTuple):
-    """Two records of one family, and what is known about it."""
+    """Two records of one family, with its closed forms."""
 
     family: Family[Any]
     p: Any
     q: Any
     dtype: torch.dtype
-    """What results are given in: that of the distributions before ``torch.distributions`` objects were read."""
+    """Type of results: that of the distributions before ``torch.distributions`` objects were read."""
 
 
 def family_of(record: Distribution[Any]) -> Family[Any] | None:
@@ -57,13 +57,13 @@ def family_of(record: Distribution[Any]) -> Family[Any] | None:
 def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", *, invariant: bool = True) -> Matched:
     """The family that p and q share, and both as records.
 
-    A diagonal normal beside one with a full covariance becomes one, too. The numbers of float32 objects of
+    A diagonal normal next to one with a full covariance is converted to that. The numbers of float32 objects of
     ``torch.distributions`` are read in float64: a record has logarithms of them, whose rounding would show in a KL
     of 1e-8. Where both are torch's ``TransformedDistribution`` by the same bijections, their bases stand for
-    them if what is asked for is ``invariant``, as every divergence is that compares probabilities alone.
+    them if the quantity is ``invariant``, as every divergence is that compares probabilities alone.
 
     Raises:
-        NoClosedForm: different families, or one about which nothing is known.
+        NoClosedForm: different families, or a family without closed forms.
         ValueError: different numbers of actions or action dimensions.
     """
     if invariant and isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
@@ -83,10 +83,10 @@ def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", 
 
 
 def broadcast(p: Sequence[int], q: Sequence[int]) -> torch.Size:
-    """The batch shape of both together.
+    """Return the common batch shape.
 
     Raises:
-        ValueError: there is none.
+        ValueError: they do not broadcast.
     """
     try:
         return torch.broadcast_shapes(tuple(p), tuple(q))
@@ -110,7 +110,7 @@ def read(x: AnyDistribution[Any]) -> tuple[Distribution, torch.dtype]:
 
 
 def _before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distribution, td.Distribution]:
-    """The bases, where both were mapped in the same way; p and q themselves elsewhere."""
+    """Return the bases of p and q if both were mapped in the same way, else p and q."""
     if isinstance(p, td.Independent) and isinstance(q, td.Independent):
         first, second = _before_a_bijection(p.base_dist, q.base_dist)
         if first is p.base_dist:

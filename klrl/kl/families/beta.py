@@ -36,7 +36,7 @@ class BetaFamily(Family[Beta]):
         return torch.where(near, remainder, plain).clamp_min(0.0).to(p.alpha.dtype)
 
     def geometric_mixture(self, p: Beta, q: Beta, share: Tensor) -> Beta:
-        """Both parameters average."""
+        """Average both parameters."""
         return Beta(*(share * x + (1.0 - share) * y for x, y in zip(p.parameters, q.parameters, strict=True)))
 
     def renyi(self, p: Beta, q: Beta, alpha: float) -> Tensor:

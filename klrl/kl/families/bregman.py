@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 SERIES = 0.1
-"""Below it, e^x - 1 - x is taken from its series."""
+"""Bound below which e^x - 1 - x is computed from its series."""
 
 
 def phi(x: Tensor) -> Tensor:
-    """The function e^x - 1 - x >= 0, accurate to float precision for every x (a series where terms cancel)."""
+    """Return e^x - 1 - x >= 0, accurate to float precision for every x (by a series where terms cancel)."""
     small = x.abs() < SERIES
     large = torch.where(small, 1.0, x)
     return torch.where(small, phi_series(torch.where(small, x, 0.0)), torch.expm1(large) - large)

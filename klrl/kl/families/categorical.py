@@ -21,29 +21,29 @@ class CategoricalFamily(Family[Categorical]):
     """softmax(logits); logits of -inf are impossible actions."""
 
     def kl(self, p: Categorical, q: Categorical) -> Tensor:
-        """See :func:`categorical_kl`; ``[*B, 1]``."""
+        """Return :func:`categorical_kl`, ``[*B, 1]``."""
         return categorical_kl(p, q).unsqueeze(-1)
 
     def smoothed_kl(self, p: Categorical, q: Categorical, share: float) -> Tensor:
-        """With q replaced by (1 - share) q + share p, in float64."""
+        """Return the KL with q replaced by (1 - share) q + share p, in float64."""
         return categorical_kl(p.map(Tensor.double), _mixed(p, q, share)).unsqueeze(-1)
 
     def kl_gradient(self, p: Categorical, q: Categorical) -> Gradient:
-        """q_i - p_i by the logits."""
+        """Return the derivative by the logits, q_i - p_i."""
         return (_difference(p, q),)
 
     def fisher_product(self, p: Categorical, tangent: Gradient) -> Gradient:
-        """p_i (v_i - sum_j p_j v_j) (Amari 2016, "Information Geometry and Its Applications", section 2.2)."""
+        """Return p_i (v_i - sum_j p_j v_j) (Amari 2016, "Information Geometry and Its Applications", section 2.2)."""
         (v,) = tangent
         weighted = p.probs * v
         return (weighted - p.probs * weighted.sum(-1).reshape(*weighted.shape[:-1], 1),)
 
     def renyi(self, p: Categorical, q: Categorical, alpha: float) -> Tensor:
-        """See :func:`categorical_renyi`; ``[*B, 1]``."""
+        """Return :func:`categorical_renyi`, ``[*B, 1]``."""
         return categorical_renyi(p, q, alpha).unsqueeze(-1)
 
     def jensen_shannon(self, p: Categorical, q: Categorical) -> Tensor:
-        """By its definition: a sum of terms >= 0."""
+        """Apply the definition: a sum of terms >= 0."""
         m = _mixed(p, q, 0.5)
         return (0.5 * (categorical_kl(p, m) + categorical_kl(q, m))).clamp_max(math.log(2.0))
 
@@ -52,44 +52,44 @@ class CategoricalFamily(Family[Categorical]):
         return (0.5 * (p.probs - q.probs).abs().sum(-1)).clamp_max(1.0)
 
     def geometric_mixture(self, p: Categorical, q: Categorical, share: Tensor) -> Categorical:
-        """Of the logits, their mean with these weights."""
+        """Average the logits with these weights."""
         return _mean_of_logits(p, q, share)
 
 
 class FactoredFamily(Family[Factored]):
-    """Independent choices (MultiCategorical, Bernoulli): head by head what :class:`CategoricalFamily` has."""
+    """Independent choices (MultiCategorical, Bernoulli): :class:`CategoricalFamily`'s closed forms, head by head."""
 
     def kl(self, p: Factored, q: Factored) -> Tensor:
-        """One KL per head, ``[*B, H]``."""
+        """Return one KL per head, ``[*B, H]``."""
         return categorical_kl(p.heads, q.heads)
 
     def smoothed_kl(self, p: Factored, q: Factored, share: float) -> Tensor:
-        """Head by head."""
+        """Return one value per head."""
         return CategoricalFamily().smoothed_kl(p.heads, q.heads, share).squeeze(-1)
 
     def kl_gradient(self, p: Factored, q: Factored) -> Gradient:
-        """Head by head."""
+        """Differentiate head by head."""
         return (q.collect(_difference(p.heads, q.heads)),)
 
     def fisher_product(self, p: Factored, tangent: Gradient) -> Gradient:
-        """Head by head."""
+        """Multiply head by head."""
         (by_heads,) = CategoricalFamily().fisher_product(p.heads, (p.spread(tangent[0]),))
         return (p.collect(by_heads),)
 
     def renyi(self, p: Factored, q: Factored, alpha: float) -> Tensor:
-        """Head by head, ``[*B, H]``."""
+        """Return one value per head, ``[*B, H]``."""
         return categorical_renyi(p.heads, q.heads, alpha)
 
     def geometric_mixture(self, p: Factored, q: Factored, share: Tensor) -> Factored:
-        """Head by head with the same share, so of all the logits."""
+        """Average the logits of every head with the same share."""
         return _mean_of_logits(p, q, share)
 
     def jensen_shannon(self, p: Factored, q: Factored) -> Tensor:
-        """Over all joint outcomes: it does not add up over the heads."""
+        """Sum over all joint outcomes: it does not add up over the heads."""
         return CategoricalFamily().jensen_shannon(*_joints("the Jensen-Shannon divergence", p, q))
 
     def total_variation(self, p: Factored, q: Factored) -> Tensor:
-        """Over all joint outcomes: it does not add up over the heads."""
+        """Sum over all joint outcomes: it does not add up over the heads."""
         return CategoricalFamily().total_variation(*_joints("the total variation", p, q))
 
 
@@ -100,7 +100,7 @@ def _joints(what: str, p: Factored, q: Factored) -> tuple[Categorical, Categoric
 
 
 def _mean_of_logits(p: L, q: L, share: Tensor) -> L:
-    """Weighted ``share`` and ``1 - share``; what is impossible in either stays so whatever its weight."""
+    """Average with weights ``share`` and ``1 - share``; an action impossible in either stays so at any weight."""
     (x,), (y,) = p.parameters, q.parameters
     infinite = x.isinf() | y.isinf()
     mean = share * torch.where(infinite, 0.0, x) + (1.0 - share) * torch.where(infinite, 0.0, y)

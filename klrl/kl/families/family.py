@@ -1,4 +1,4 @@
-"""What a family of distributions may know about itself."""
+"""Interface to the closed forms of a family of distributions."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _ESTIMATED = {
     "Hellinger": "hellinger",
     "the total variation": "total_variation",
 }
-"""What ``estimate_divergence`` calls it."""
+"""Names of divergences for ``estimate_divergence``."""
 
 
 def no_closed_form(what: str, p: Distribution, q: Distribution) -> NoClosedForm:
-    """The error that offers what there is instead."""
+    """Return an error that names the estimator to use."""
     names = f"{type(p).__name__} and {type(q).__name__}"
     mixed = what == "KL" and GaussianMixture in (type(p), type(q))
     instead = "kl_upper_bound(p, q), kl_variational(p, q) or " if mixed else ""
@@ -37,7 +37,7 @@ class Family(abc.ABC, Generic[D]):
     """Closed forms for two distributions of one family, as records of tensors, in nats.
 
     Divergences that add up over independent factors (KL, Rényi) have the shape ``[*B, d]``, one number per factor of an
-    action (its dimensions, its heads; d = 1 where there are none): the divergence is their sum. The others have the
+    action (its dimensions, its heads; d = 1 without such parts): the divergence is their sum. The others have the
     shape ``[*B]`` and take records in float64; without a formula they raise :class:`NoClosedForm`.
     """
 

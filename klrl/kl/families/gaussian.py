@@ -22,7 +22,7 @@ class GaussianFamily(Family[G], abc.ABC):
     """A family whose KL is the sum of one part due to the means and one due to the covariances."""
 
     def kl(self, p: G, q: G) -> Tensor:
-        """The two parts together."""
+        """Return the sum of both parts."""
         return self.mean_part(p, q) + self.covariance_part(p, q)
 
     @abc.abstractmethod
@@ -38,7 +38,7 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
     """N(mean_i, std_i^2), independent."""
 
     def kl(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
-        """The two parts together, in fewer operations: it is measured in every update, often on many states."""
+        """Return the sum of both parts in fewer operations: it is measured in every update, often on many states."""
         z = _standardized(p.mean - q.mean, q)
         return torch.addcmul(self.covariance_part(p, q), z, z, value=0.5)
 
@@ -81,62 +81,65 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
         return length(torch.cat(torch.broadcast_tensors(p.mean - q.mean, p.std - q.std), -1))
 
     def geometric_mixture(self, p: DiagGaussian, q: DiagGaussian, share: Tensor) -> DiagGaussian:
-        """Precisions, and means times precisions, average; in units of q's standard deviation."""
+        """Average the precisions, and the means times precisions; in units of q's standard deviation."""
         excess = share * torch.expm1(2.0 * (q.log_std - p.log_std))  # of the precision, over q's
         weight = (share + excess) / (1.0 + excess)
         return DiagGaussian(q.mean + weight * (p.mean - q.mean), q.log_std - 0.5 * torch.log1p(excess))
 
     def kl_gradient(self, p: DiagGaussian, q: DiagGaussian) -> Gradient:
-        """(mu_q - mu_p) / sigma_q^2 by the mean, 1 - (sigma_p^2 + (mu_q - mu_p)^2) / sigma_q^2 by log_std."""
+        """Return the derivatives of KL(p||q).
+
+        By the mean (mu_q - mu_p) / sigma_q^2, by log_std 1 - (sigma_p^2 + (mu_q - mu_p)^2) / sigma_q^2.
+        """
         z = (q.mean - p.mean) / q.std
         return z / q.std, -expm1(2.0 * (p.log_std - q.log_std)) - z * z
 
     def fisher_product(self, p: DiagGaussian, tangent: Gradient) -> Gradient:
-        """v / sigma^2 by the mean, 2 v by log_std."""
+        """Return v / sigma^2 for the mean, 2 v for log_std."""
         by_mean, by_log_std = tangent
         return by_mean / (p.std * p.std), 2.0 * by_log_std
 
 
 def _standardized(difference: Tensor, q: DiagGaussian) -> Tensor:
-    """In units of q's standard deviation; 0 stays 0 even where that underflows."""
+    """Convert to units of q's standard deviation; 0 stays 0 even where that underflows."""
     return difference / q.std.clamp_min(torch.finfo(difference.dtype).tiny)
 
 
 class SquashedGaussianFamily(GaussianFamily[SquashedGaussian]):
-    """tanh of a normal: one map for p and q changes no KL, so it is the KL of the normals."""
+    """A tanh of a normal: one map for p and q changes no KL, so all values are those of the normals."""
 
     _base = DiagGaussianFamily()
 
     def kl(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
-        """That of the normals."""
+        """Return the KL of the normals."""
         return self._base.kl(p.base, q.base)
 
     def mean_part(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
-        """That of the normals."""
+        """Return the normals' part."""
         return self._base.mean_part(p.base, q.base)
 
     def covariance_part(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
-        """That of the normals."""
+        """Return the normals' part."""
         return self._base.covariance_part(p.base, q.base)
 
     def geometric_mixture(self, p: SquashedGaussian, q: SquashedGaussian, share: Tensor) -> SquashedGaussian:
-        """The tanh of that of the normals."""
+        """Return the tanh of the normals' mixture."""
         return SquashedGaussian(*self._base.geometric_mixture(p.base, q.base, share).parameters)
 
     def renyi(self, p: SquashedGaussian, q: SquashedGaussian, alpha: float) -> Tensor:
-        """That of the normals."""
+        """Return the divergence of the normals."""
         return self._base.renyi(p.base, q.base, alpha)
 
     def total_variation(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
-        """That of the normals."""
+        """Return the distance of the normals."""
         return self._base.total_variation(p.base, q.base)
 
     def kl_gradient(self, p: SquashedGaussian, q: SquashedGaussian) -> Gradient:
-        """That of the normals."""
+        """Return the gradient of the normals."""
         return self._base.kl_gradient(p.base, q.base)
 
     def fisher_product(self, p: SquashedGaussian, tangent: Gradient) -> Gradient:
-        """That of the normals."""
+        """Return the product of the normals."""
         return self._base.fisher_product(p.base, tangent)
 
 
@@ -160,7 +163,7 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
         return (0.5 * M.square().sum((-2, -1)) + diagonal.sum(-1)).unsqueeze(-1).to(p.mean.dtype)
 
     def geometric_mixture(self, p: FullGaussian, q: FullGaussian, share: Tensor) -> FullGaussian:
-        """Precisions, and precisions times means, average."""
+        """Average the precisions, and the precisions times means."""
         S_p, S_q = (torch.cholesky_inverse(_lower(x)) for x in (p, q))
         t = share.double().unsqueeze(-1)
         S = t * S_p + (1.0 - t) * S_q
@@ -187,7 +190,7 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
         return divergence.clamp_min(0.0).masked_fill(~finite, math.inf)
 
     def total_variation(self, p: FullGaussian, q: FullGaussian) -> Tensor:
-        """As :class:`DiagGaussianFamily` has it, with z = L^-1 (mu_p - mu_q)."""
+        """Return erf(|z| / sqrt 8) for equal covariances, z = L^-1 (mu_p - mu_q); in one dimension always."""
         L_p, L_q = _lower(p), _lower(q)
         if p.mean.shape[-1] == 1:
             one = [DiagGaussian(x.mean, L.squeeze(-1).log()) for x, L in ((p, L_p), (q, L_q))]
@@ -231,7 +234,7 @@ def _renyi_of_ratios(log_r2: Tensor, finite: Tensor, alpha: float) -> Tensor:
 
 
 def _total_variation(p: DiagGaussian, q: DiagGaussian) -> Tensor:
-    """Of every dimension by itself: what both put between the two points where the densities cross.
+    """Return the total variation of every dimension: both masses between the points where the densities cross.
 
     In units of the narrower one, N(0, 1), the wider one is N(d, r^2), and the densities cross at the roots of
     (1 - r^2) y^2 - 2 d y + d^2 + 2 r^2 log r. There p = q: their own derivative adds nothing to that of the value.
@@ -250,6 +253,6 @@ def _total_variation(p: DiagGaussian, q: DiagGaussian) -> Tensor:
 
 
 def _mass(low: Tensor, high: Tensor, center: Tensor, scale: Tensor | float) -> Tensor:
-    """The probability between two points."""
+    """Return the probability between two points."""
     low, high = ((x - center) / (scale * math.sqrt(2.0)) for x in (low, high))
     return 0.5 * (torch.erf(high) - torch.erf(low))

@@ -1,4 +1,4 @@
-"""Several independent choices as one, outcome by outcome, for what does not add up over them."""
+"""Several independent choices as a single one over joint outcomes, for divergences that do not add up."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from klrl.policy.distributions import Categorical, Factored, MultiCategorical
 
 MAX_OUTCOMES = 4096
-"""Joint outcomes up to which they are enumerated."""
+"""Most joint outcomes that are enumerated."""
 
 
 def outcomes(p: Factored) -> int:
-    """How many joint outcomes there are."""
+    """Return the number of joint outcomes."""
     return math.prod(p.nvec) if isinstance(p, MultiCategorical) else 2 ** p.parameters[0].shape[-1]
 
 
 def joint(p: Factored) -> Categorical:
-    """The one choice among all joint outcomes, the last head's varying fastest."""
+    """Return a single choice among all joint outcomes, the last head's varying fastest."""
     heads = p.heads.logits
     sizes = p.nvec if isinstance(p, MultiCategorical) else (2,) * heads.shape[-2]
     logits: Tensor = heads.new_zeros((*heads.shape[:-2], 1))

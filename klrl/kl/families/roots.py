@@ -1,4 +1,4 @@
-"""Square roots that distances need: at 0 their gradient is 0 instead of infinite."""
+"""Square roots for distances: their gradient at 0 is 0 instead of infinite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-25
-"""Squares of distances below it are what rounding leaves of 0."""
+"""Squares of distances below it count as 0 with rounding errors."""
 
 
 def root(x: Tensor) -> Tensor:
@@ -16,5 +16,5 @@ def root(x: Tensor) -> Tensor:
 
 
 def length(x: Tensor) -> Tensor:
-    """Euclidean norm over the last dimension."""
+    """Return the Euclidean norm over the last dimension."""
     return root(x.square().sum(-1))

@@ -66,6 +66,6 @@ def log_beta(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _inside(x: Tensor) -> Tensor:
-    """Within the smallest number above 0 and the largest below 1."""
+    """Limit numbers to those between the smallest above 0 and the largest below 1."""
     info = torch.finfo(x.dtype)
     return x.clamp(info.tiny, 1.0 - info.eps / 2.0)

@@ -36,7 +36,7 @@ class Categorical(Distribution[A]):
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """An action is one number."""
+        """The empty shape: an action is one number."""
         return ()
 
     @property
@@ -90,11 +90,11 @@ class Factored(Distribution[A]):
 
     @abc.abstractmethod
     def collect(self, by_heads: Array) -> Array:
-        """A derivative by the heads' logits ``[*B, H, k]`` as one by this record's logits."""
+        """Convert a derivative by the heads' logits ``[*B, H, k]`` to one by this record's logits."""
 
     @abc.abstractmethod
     def spread(self, tangent: Array) -> Array:
-        """How the heads' logits ``[*B, H, k]`` move with this record's logits."""
+        """Convert a tangent of this record's logits to one of the heads' logits ``[*B, H, k]``."""
 
     @abc.abstractmethod
     def from_indices(self, index: A) -> A:
@@ -168,13 +168,13 @@ class MultiCategorical(Factored[A]):
         return Categorical(self._rows(self.logits, -np.inf))
 
     def collect(self, by_heads: Array) -> Array:
-        """The rows one after the other, without what fills them."""
+        """Join the rows, without the padding."""
         flat = by_heads.reshape(*by_heads.shape[:-2], by_heads.shape[-2] * by_heads.shape[-1])
         place = _places(self.nvec)
         return flat if place is None else flat[..., like_index(place[1], flat)]
 
     def spread(self, tangent: Array) -> Array:
-        """One row per head."""
+        """Split into one row per head."""
         return self._rows(tangent, 0.0)
 
     def _rows(self, x: Array, fill: float) -> Array:
@@ -195,7 +195,7 @@ class MultiCategorical(Factored[A]):
 
 @lru_cache(maxsize=64)
 def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """For heads of different sizes: the column of every element of the rows, where each column is, what is no filling.
+    """Return, for heads of different sizes, each element's column, each column's place, and the mask of no padding.
 
     ``None`` where the rows are the columns in their order.
     """
@@ -208,7 +208,7 @@ def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] 
 
 
 def like_index(x: np.ndarray, other: Array) -> Array:
-    """An index or mask on the device of another array."""
+    """Move an index or mask to the device of another array."""
     return x if is_numpy(other) else tensor(x).to(other.device)
 
 
@@ -236,11 +236,11 @@ class Bernoulli(Factored[A]):
         return Categorical(_pair(where(likely, -self.logits, 0.0), where(likely, 0.0, self.logits)))
 
     def collect(self, by_heads: Array) -> Array:
-        """Only the difference of the two logits counts, and derivatives by both add up to 0."""
+        """Return the difference of the two logits' derivatives, which add up to 0."""
         return by_heads[..., 1]
 
     def spread(self, tangent: Array) -> Array:
-        """As if the logits were (0, l)."""
+        """Treat the logits as (0, l)."""
         return _pair(0.0 * tangent, tangent)
 
     def from_indices(self, index: A) -> A:

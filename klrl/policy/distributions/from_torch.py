@@ -18,9 +18,9 @@ from klrl.policy.distributions.gaussian import DiagGaussian, FullGaussian, Gauss
 from klrl.policy.distributions.record import Distribution, NoClosedForm
 
 Read = Callable[[Tensor], Tensor]
-"""In which precision."""
+"""Precision in which numbers are read."""
 MASKED = -1e7
-"""A log-probability below it is a mask in disguise: no float is as small as its exponential."""
+"""Largest log-probability that is read as a mask: the exponential of a smaller one is no float."""
 
 
 def as_record(distribution: Distribution[A] | td.Distribution, read: Read = lambda x: x) -> Distribution[A]:
@@ -41,7 +41,7 @@ def as_record(distribution: Distribution[A] | td.Distribution, read: Read = lamb
             return distribution
         case x if not isinstance(x, td.Distribution):
             raise TypeError(
-                f"{type(x).__name__} is no distribution; allowed: a record or an object of torch.distributions, "
+                f"{type(x).__name__} is not a distribution; allowed: a record or an object of torch.distributions, "
                 "such as Categorical(probs)"
             )
         case td.Independent(base_dist=base, reinterpreted_batch_ndims=n):
@@ -59,7 +59,7 @@ def as_record(distribution: Distribution[A] | td.Distribution, read: Read = lamb
 
 
 def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
-    """An object whose batch elements are one action each, with one dimension unless it has an event shape."""
+    """Read an object whose batch elements are one action each, with one dimension unless it has an event shape."""
     match x:
         case td.Categorical():
             return Categorical(_logits(x, read))
@@ -86,7 +86,7 @@ def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
 
 
 def _one_action(base: td.Distribution, n: int, read: Read) -> Distribution | None:
-    """One action of the last ``n`` batch dimensions."""
+    """Read the last ``n`` batch dimensions as one action."""
     match base:
         case td.Independent(base_dist=inner, reinterpreted_batch_ndims=m):
             return _one_action(inner, m + n, read)
@@ -111,7 +111,7 @@ def _normal(x: td.Distribution, read: Read) -> DiagGaussian | None:
 
 
 def _from_probs(x: td.Categorical | td.Bernoulli) -> bool:
-    """Whether it was made of probabilities, whose logits are clamped; an expanded copy has both and does not say."""
+    """Return True if it was made from probabilities, so that its logits are clamped; an expanded copy has both."""
     known = x.__dict__
     if "probs" not in known or "logits" not in known:
         return "probs" in known

@@ -61,7 +61,7 @@ class DiagGaussian(Distribution[A]):
         return z / std, z * z - 1.0
 
     def entropy_gradient(self) -> Gradient:
-        """0 by the mean, 1 by log_std."""
+        """Return the derivative by the mean, 0, and by log_std, 1."""
         return 0.0 * self.mean, 0.0 * self.log_std + 1.0
 
 
@@ -117,7 +117,7 @@ def _artanh(a: Array) -> Array:
 
 
 def _inside(a: Array) -> Array:
-    """Within the largest numbers below 1."""
+    """Limit numbers to those between the largest below 1 and its negative."""
     if is_numpy(a):
         edge = 1.0 - np.finfo(a.dtype).epsneg
         return np.clip(a, -edge, edge)

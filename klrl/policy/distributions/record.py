@@ -1,4 +1,4 @@
-"""What every distribution record is and can do."""
+"""Base of all distribution records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Gradient = tuple[Array, ...]
 
 
 class NoClosedForm(TypeError):
-    """What was asked for has no closed form; the message says what there is instead."""
+    """The quantity has no closed form; the message names the estimator to use."""
 
 
 class Distribution(abc.ABC, Generic[A]):
@@ -125,7 +125,7 @@ def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
 
 
 def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
-    """Random numbers in the shape, type and place of an array; drawn on the CPU, by torch's generators."""
+    """Return random numbers in the shape, type and device of an array; drawn on the CPU, by torch's generators."""
     if is_numpy(shape_of):
         return fill(torch.from_numpy(np.empty(shape_of.shape, shape_of.dtype))).numpy()
     return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype, device="cpu")).to(shape_of.device)
@@ -141,7 +141,7 @@ def check_floating(name: str, x: object, ndim: int = 1) -> None:
     """Refuse a field that is no floating-point array with the dimensions of one action.
 
     Raises:
-        TypeError: naming the field and what it must be.
+        TypeError: the message names the field and the arrays allowed.
     """
     if isinstance(x, Tensor):
         good = x.is_floating_point() and x.ndim >= ndim

@@ -1,4 +1,4 @@
-"""A change of observation statistics folded into the networks' first layers, so that what they compute stays as it was.
+"""Folding of a change of observation statistics into the networks' first layers, which keeps their outputs.
 
 With x_old = (x - m) k and x_new = (x - m') k' the first layer W x_old + b is W' x_new + b' for W' = W k / k' and
 b' = b + W k (m' - m); van Hasselt et al. 2016, "Learning values across many orders of magnitude", proposition 1, do the
@@ -19,7 +19,7 @@ from klrl.policy.observations import Encoding
 
 
 def first_layer(network: nn.Module) -> nn.Linear | None:
-    """The layer that normalised features go into; ``None`` where it is not known (images, a user's own trunk)."""
+    """Return the layer that normalised features enter; ``None`` if it is unknown (images, a custom trunk)."""
     trunk = dict(network.named_children()).get("trunk")
     layer = trunk[0] if isinstance(trunk, MLP) and trunk.explicit else None
     return layer if isinstance(layer, nn.Linear) else None
@@ -27,15 +27,15 @@ def first_layer(network: nn.Module) -> nn.Linear | None:
 
 @torch.no_grad()
 def fold(networks: Iterable[nn.Module], encoding: Encoding, old: Normalizer, new: Normalizer) -> None:
-    """Let networks compute at ``new(x)`` what they computed at ``old(x)``, but for rounding, and for x that is clipped.
+    """Make networks compute at ``new(x)`` what they computed at ``old(x)``, up to rounding and clipping.
 
-    In place. Networks without a known first layer are left alone, and so are elements whose standard deviation grew
-    more than ``clip`` times: most of what they are was clipped before, so there is no function to keep, and weights so
-    much larger would spoil what is learnt next. One that had been constant, and so 0, begins with weights of 0.
+    In place. Networks without a known first layer are not changed, and neither are elements whose standard deviation
+    grew more than ``clip`` times: most of their values were clipped before, so there is no function to keep, and such
+    large weights would spoil later learning. An element that had been constant, and so 0, begins with weights of 0.
     """
     (mean, scale), (new_mean, new_scale) = _affine(encoding, old), _affine(encoding, new)
     growth, shift = torch.where(new_scale > 0.0, scale / new_scale, 1.0), scale * (new_mean - mean)
-    kept = (growth <= new.clip) | (old.moments.count == 0)  # nothing was clipped where there were no statistics
+    kept = (growth <= new.clip) | (old.moments.count == 0)  # without statistics nothing was clipped
     growth, shift = torch.where(kept, growth, 1.0), torch.where(kept, shift, 0.0)
     for layer in filter(None, map(first_layer, networks)):
         # Computed in float64 and rounded once. Adam's moments of the layer stay: what they are off by shrinks with the
@@ -46,6 +46,6 @@ def fold(networks: Iterable[nn.Module], encoding: Encoding, old: Normalizer, new
 
 
 def _affine(encoding: Encoding, normalizer: Normalizer) -> tuple[Tensor, Tensor]:
-    """Mean and scale of what reaches the first layer, ``[n_features]`` each."""
+    """Return mean and scale of the first layer's inputs, ``[n_features]`` each."""
     mean, scale = normalizer.affine
     return features(encoding, mean), features(encoding, scale)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.summary.writer.record_writer import masked_crc32c
 
-from klrl.run.board import Board
+from klrl.run.tensorboard_writer import TensorBoardWriter
 
 
 def row(step):
@@ -38,7 +38,7 @@ def expected(history):
 
 
 def write(path, history, board=None):
-    board = board or Board(path)
+    board = board or TensorBoardWriter(path)
     for metrics in history:
         board.add(metrics)
     board.close()
@@ -50,7 +50,7 @@ def test_every_number_of_a_row_is_a_point(tmp_path):
 
 
 def test_points_can_be_read_while_training_goes_on(tmp_path):
-    board = Board(tmp_path)
+    board = TensorBoardWriter(tmp_path)
     board.add(HISTORY[0])
     assert shown(tmp_path) == expected(HISTORY[:1])
     board.close()
@@ -59,7 +59,7 @@ def test_points_can_be_read_while_training_goes_on(tmp_path):
 @pytest.mark.parametrize("kept", [0, 1, 6, 10])
 def test_steps_that_were_taken_back_do_not_count(tmp_path, kept):
     write(tmp_path, HISTORY)
-    write(tmp_path, HISTORY[kept:], Board(tmp_path, HISTORY[:kept]))
+    write(tmp_path, HISTORY[kept:], TensorBoardWriter(tmp_path, HISTORY[:kept]))
     assert shown(tmp_path) == expected(HISTORY)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -69,7 +69,7 @@ def test_a_file_that_was_cut_or_damaged_leaves_no_gap_and_is_left_alone(tmp_path
     choices = random.Random(kept)
     for i in range(12):
         path = tmp_path / str(i)
-        write(path, HISTORY[:8], Board(path.mkdir() or path))
+        write(path, HISTORY[:8], TensorBoardWriter(path.mkdir() or path))
         (file,) = path.iterdir()
         data = bytearray(file.read_bytes())
         if i % 2:
@@ -77,28 +77,28 @@ def test_a_file_that_was_cut_or_damaged_leaves_no_gap_and_is_left_alone(tmp_path
         else:
             data[choices.randrange(len(data))] ^= 0xFF
         file.write_bytes(data)
-        write(path, HISTORY[kept:], Board(path, HISTORY[:kept]))
+        write(path, HISTORY[kept:], TensorBoardWriter(path, HISTORY[:kept]))
         assert shown(path) == expected(HISTORY), i
         assert file.read_bytes() == data
 
 
 def test_a_second_interruption(tmp_path):
     write(tmp_path, HISTORY[:5])
-    write(tmp_path, HISTORY[3:7], Board(tmp_path, HISTORY[:3]))
-    write(tmp_path, HISTORY[6:], Board(tmp_path, HISTORY[:6]))
+    write(tmp_path, HISTORY[3:7], TensorBoardWriter(tmp_path, HISTORY[:3]))
+    write(tmp_path, HISTORY[6:], TensorBoardWriter(tmp_path, HISTORY[:6]))
     assert shown(tmp_path) == expected(HISTORY)
 
 
 def test_a_directory_that_cannot_be_written_only_warns_once(tmp_path):
     with pytest.warns(RuntimeWarning, match="TensorBoard gets no more points from .*; training and metrics.csv go on"):
-        board = Board(tmp_path / "missing")
+        board = TensorBoardWriter(tmp_path / "missing")
     with warnings.catch_warnings(action="error"):
         write(tmp_path, HISTORY, board)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_only_warns_once_and_what_was_written_can_be_read(tmp_path):
-    board = Board(tmp_path)
+    board = TensorBoardWriter(tmp_path)
     board.add(HISTORY[0])
     (file,) = tmp_path.iterdir()
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -119,7 +119,7 @@ def test_a_row_that_was_cut_is_written_again_as_a_whole(tmp_path):
     whole = file.read_bytes()
     for cut in range(1, 150):  # the last row has about as many bytes
         file.write_bytes(whole[:-cut])
-        write(tmp_path, HISTORY[5:6], Board(tmp_path, HISTORY[:5]))
+        write(tmp_path, HISTORY[5:6], TensorBoardWriter(tmp_path, HISTORY[:5]))
         assert shown(tmp_path) == expected(HISTORY[:6]), cut
         for other in {*tmp_path.iterdir()} - {file}:
             other.unlink()
@@ -130,7 +130,7 @@ def test_files_come_in_their_order_whatever_the_clock_says(tmp_path, monkeypatch
     now = time.time
     for i, shift in enumerate((0, *shifts)):
         monkeypatch.setattr(time, "time", lambda shift=shift: now() + shift)
-        write(tmp_path, HISTORY[2 * i : 2 * i + 3], Board(tmp_path, HISTORY[: 2 * i]))
+        write(tmp_path, HISTORY[2 * i : 2 * i + 3], TensorBoardWriter(tmp_path, HISTORY[: 2 * i]))
     assert shown(tmp_path) == expected(HISTORY[: 2 * len(shifts) + 3])
     assert len(list(tmp_path.iterdir())) == 1 + len(shifts)
 
@@ -139,7 +139,7 @@ def test_a_file_comes_after_those_of_older_versions(tmp_path):
     write(tmp_path, HISTORY[:3])
     (file,) = tmp_path.iterdir()
     file.rename(tmp_path / f"events.out.tfevents.{time.time() + 100.0:.6f}.host.1")
-    write(tmp_path, HISTORY[3:], Board(tmp_path, HISTORY[:3]))
+    write(tmp_path, HISTORY[3:], TensorBoardWriter(tmp_path, HISTORY[:3]))
     assert shown(tmp_path) == expected(HISTORY)
 
 
@@ -169,7 +169,7 @@ def test_a_tracker_that_stands_in_for_the_class_of_event_files_hears_of_them_and
     monkeypatch.setattr(place, "EventFileWriter", Watched)
     write(tmp_path, HISTORY[:4])
     since = time.time()
-    write(tmp_path, HISTORY[4:], Board(tmp_path, HISTORY[:4]))
+    write(tmp_path, HISTORY[4:], TensorBoardWriter(tmp_path, HISTORY[:4]))
     if module.startswith("torch"):  # which has taken the class from tensorboard before
         assert told == [str(tmp_path)] * 2
     for tag, points in expected(HISTORY).items():
@@ -200,7 +200,7 @@ def test_a_tracker_that_fails_only_warns(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise RuntimeError("no\nconnection")
 
-    board = Board(tmp_path)
+    board = TensorBoardWriter(tmp_path)
     monkeypatch.setattr(torch.utils.tensorboard.SummaryWriter, "add_scalar", offline)
     with pytest.warns(RuntimeWarning, match="^RuntimeError: no connection: TensorBoard gets no more points"):
         board.add(HISTORY[0])
@@ -210,7 +210,7 @@ def test_a_tracker_that_fails_only_warns(tmp_path, monkeypatch):
 
 def test_no_thread_is_left_that_could_fail_on_its_own(tmp_path):
     before = threading.active_count()
-    board = Board(tmp_path)
+    board = TensorBoardWriter(tmp_path)
     assert threading.active_count() == before
     board.close()
 
@@ -225,6 +225,6 @@ def test_what_cannot_be_read_is_written_again(tmp_path, kind):
     else:
         file.unlink()
         file.symlink_to("/dev/zero") if kind == "a link" else os.mkfifo(file)
-    write(tmp_path, HISTORY[8:], Board(tmp_path, HISTORY[:8]))
+    write(tmp_path, HISTORY[8:], TensorBoardWriter(tmp_path, HISTORY[:8]))
     file.unlink()
     assert shown(tmp_path) == expected(HISTORY)

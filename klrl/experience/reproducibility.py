@@ -1,4 +1,4 @@
-"""Whether a seed and the actions after it repeat an episode, to the bit."""
+"""Reproducibility of episodes: a seed and the actions after it give the same bits again, or they do not."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ import numpy as np
 from klrl.experience.steps import own
 from klrl.policy.observations import MASK, flat_mask
 
-Replay = Literal["used", "new", "never", "unknown"]
-"""Where an episode can be played again: in any environment, only in one that is new, nowhere; or nobody knows."""
+Repeatable = Literal["used", "new", "never", "unknown"]
+"""Environments in which an episode can be played again: any, only a new one, none; or it is unknown."""
 
 EPISODES, STEPS = 8, 50
-"""How many are tried, and how far at most."""
+"""Number of episodes tried, and most steps of each."""
 RESETS = 3
-"""Of each kind are timed."""
+"""Resets of each kind that are timed."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What was found of an environment before training in others of its kind."""
+class EnvTrial:
+    """Findings about an environment before training in others like it."""
 
-    replay: Replay
+    reproducibility: Repeatable
     seeded: float = 0.0
     """Seconds of a reset with a seed."""
     unseeded: float = 0.0
-    """Seconds of one without."""
+    """Seconds of a reset without a seed."""
 
     def playable(self, rebuilt: bool) -> bool:
-        """Whether it is worth trying to play episodes again, in used environments or in rebuilt ones."""
-        return self.replay != "never" and (self.replay != "new" or rebuilt)
+        """Return True if it is worth trying to play episodes again, in used environments or in rebuilt ones."""
+        return self.reproducibility != "never" and (self.reproducibility != "new" or rebuilt)
 
 
-def costly_seeds(trial: Trial) -> str | None:
-    """What to do where seeds cost far more than resets: five times as much, and a hundredth of a second."""
+def costly_seeds(trial: EnvTrial) -> str | None:
+    """Return advice if seeds cost far more than resets: five times as much, and at least a hundredth of a second."""
     if trial.seeded < 5.0 * trial.unseeded or trial.seeded - trial.unseeded < 0.01:
         return None
     return (
@@ -50,31 +50,31 @@ def costly_seeds(trial: Trial) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """What an environment said to a seed and the actions after it."""
+    """Seed and actions of an episode, and the environment's answers."""
 
     seed: int
     actions: list[Any]
     said: list[tuple[list[np.ndarray], float, bool, bool]]
-    """Observation, reward, terminated, truncated: of the reset, then of every step."""
+    """Observation, reward, terminated and truncated, of the reset and then of every step."""
 
 
-def replay(make: Callable[[], gym.Env]) -> Trial:
-    """Try with random actions: record some episodes one after the other, and play them again, also in a new one.
+def check_reproducibility(make: Callable[[], gym.Env]) -> EnvTrial:
+    """Record some episodes with random actions and play them again, in the same environment and in a new one.
 
     Args:
-        make: makes one environment; two are needed, one after the other.
+        make: makes one environment; called twice, one after the other.
     """
     with make() as one:
         recordings = [record(one, seed) for seed in range(EPISODES)]
         repeats = all(difference(one, recording) is None for recording in recordings)
         seconds = reset_seconds(one)
-    with make() as other:  # as another process will have one
+    with make() as other:  # as a resumed process will
         equal = difference(other, recordings[0]) is None
-    return Trial("never" if not equal else "used" if repeats else "new", *seconds)
+    return EnvTrial("never" if not equal else "used" if repeats else "new", *seconds)
 
 
 def reset_seconds(env: gym.Env) -> tuple[float, float]:
-    """What a reset takes at least with a seed and without one."""
+    """Return the shortest times of a reset with a seed and without one."""
     fastest = [math.inf, math.inf]
     for seed in range(RESETS):
         for i, given in enumerate((seed, None)):
@@ -85,7 +85,7 @@ def reset_seconds(env: gym.Env) -> tuple[float, float]:
 
 
 def record(env: gym.Env, seed: int) -> Recording:
-    """Random actions until the episode ends, a certain number at most."""
+    """Record random actions until the episode ends, up to a limit."""
     env.action_space.seed(seed)
     observation, info = env.reset(seed=seed)
     actions: list[Any] = []
@@ -98,7 +98,7 @@ def record(env: gym.Env, seed: int) -> Recording:
 
 
 def random_action(space: gym.Space, observation: Any, info: dict[str, Any]) -> Any:
-    """A sample of what the mask allows, where there is one in the observation or in info."""
+    """Sample an action, within the mask if the observation or info has one."""
     mask = observation.get(MASK) if isinstance(observation, dict) else info.get(MASK)
     if mask is None:
         return space.sample()
@@ -110,7 +110,7 @@ def random_action(space: gym.Space, observation: Any, info: dict[str, Any]) -> A
 
 
 def difference(env: gym.Env, recording: Recording) -> int | None:
-    """The first step of the episode in which the environment says something else (0: the reset); ``None``: nowhere."""
+    """Return the first step at which the episode differs (0: the reset), or ``None``."""
     for step, said in enumerate(_played(env, recording)):
         if said[1:] != recording.said[step][1:] or not equal(said[0], recording.said[step][0]):
             return step
@@ -126,7 +126,7 @@ def _played(env: gym.Env, recording: Recording) -> Iterator[tuple[Any, float, bo
 
 
 def leaves(observation: Any) -> Iterator[np.ndarray]:
-    """The arrays of a nested observation."""
+    """Yield the arrays of a nested observation."""
     if isinstance(observation, dict):
         observation = tuple(observation.values())
     if isinstance(observation, (tuple, list)):
@@ -137,11 +137,11 @@ def leaves(observation: Any) -> Iterator[np.ndarray]:
 
 
 def copied(observation: Any) -> list[np.ndarray]:
-    """Its arrays, on their own memory."""
+    """Copy the arrays of a nested observation."""
     return [leaf.copy() for leaf in leaves(observation)]
 
 
 def equal(observation: Any, others: list[np.ndarray]) -> bool:
-    """Whether it has the same bits as what was :func:`copied`."""
+    """Return True for an observation with the same bits as one that was :func:`copied`."""
     pairs = zip(leaves(observation), others, strict=True)
     return all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in pairs)

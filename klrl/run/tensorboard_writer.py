@@ -1,6 +1,6 @@
-"""TensorBoard: the metrics once more, to look at; nothing depends on them there, so a failure only warns.
+"""TensorBoard: the metrics again, for viewing; nothing depends on them, so a failure only warns.
 
-They go through PyTorch's ``SummaryWriter``, number by number: that is where experiment trackers listen.
+They go through PyTorch's ``SummaryWriter``, number by number, because experiment trackers listen there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from klrl.run.callback import Metrics
-from klrl.words import one_line, warn_user
+from klrl.text import one_line, warn_user
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -26,15 +26,14 @@ if TYPE_CHECKING:
 STEP = "time/total_timesteps"
 
 
-class Board:
-    """Writes a new event file; no file is ever appended to, and TensorBoard reads it after the older ones.
+class TensorBoardWriter:
+    """Writes a new event file; files are never appended to, and TensorBoard reads this one after older ones.
 
-    What older files show from the first row on that this one writes no longer counts: their end may be missing, or
-    belong to steps that were taken back.
+    It replaces what older files show from its first row on: their end may be missing, or belong to undone steps.
 
     Args:
-        path: the directory of the event files.
-        history: the rows up to now; those that older files do not show are written again.
+        path: directory of the event files.
+        history: rows so far; those that older files do not show are written again.
     """
 
     def __init__(self, path: Path, history: Sequence[Metrics] = ()) -> None:
@@ -50,7 +49,7 @@ class Board:
                 self.add(row)
 
     def add(self, metrics: Metrics) -> None:
-        """A point for every number that is one."""
+        """Add a point for every finite or infinite number; NaN and text are left out."""
         if self._writer is not None:
             with self._warning():
                 self._write(self._writer, metrics)
@@ -62,7 +61,7 @@ class Board:
                 self._writer.close()
 
     def _write(self, writer: SummaryWriter, metrics: Metrics) -> None:
-        """A row that was cut short is written again: what says that it is there comes last."""
+        """Write one row, its step last: a row that was cut short is written again after an interruption."""
         at, now = step(metrics), time.time()
         for name in (*(name for name in metrics if name != STEP), STEP):
             value = metrics[name]
@@ -72,7 +71,7 @@ class Board:
 
     @contextlib.contextmanager
     def _warning(self) -> Iterator[None]:
-        """Also about whatever goes wrong in a tracker that listens."""
+        """Turn every failure into a warning, also that of a tracker that listens."""
         try:
             yield
         except Exception as error:
@@ -86,21 +85,21 @@ class Board:
 
 
 class _Records:
-    """An event file, in place of a writer's own queue and thread: what cannot be written is known at once.
+    """An event file without the writer's own queue and thread, so that a failed write is known at once.
 
     Args:
-        file: that the writer has begun.
+        file: file that the writer has begun.
     """
 
     def __init__(self, file: Path) -> None:
         self._records = RecordWriter(file.open("ab", buffering=2**20))
 
     def add_event(self, event: Event) -> None:
-        """Add it to what :meth:`flush` writes."""
+        """Add an event to those that :meth:`flush` writes."""
         self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Write everything through to the operating system, or close the file."""
+        """Write everything through to the operating system; if that fails, close the file."""
         try:
             self._records.flush()
         except OSError:
@@ -114,12 +113,10 @@ class _Records:
 
 
 def _open(path: Path, purge_step: int | None) -> SummaryWriter:
-    """A writer to a file that comes after the others: TensorBoard orders them by name, and names begin with a time."""
-    from torch.utils.tensorboard import SummaryWriter  # takes its time to import
+    """Open a file that sorts after the others: TensorBoard orders them by name, and names begin with a time."""
+    from torch.utils.tensorboard import SummaryWriter  # imports slowly
 
-    with tempfile.TemporaryFile(
-        dir=path
-    ) as file:  # where there is no room, the writer's thread would print a traceback
+    with tempfile.TemporaryFile(dir=path) as file:  # on a full disk, the writer's thread would print a traceback
         file.write(bytes(2**12))
     older = {*path.glob("*tfevents*")}
     writer = SummaryWriter(str(path), purge_step=purge_step)
@@ -137,17 +134,17 @@ _STAMP = r"tfevents\.(\d+)"
 
 
 def step(metrics: Metrics) -> int:
-    """The environment steps that a row was written after."""
+    """Return the environment steps after which a row was written."""
     return int(float(metrics[STEP]))
 
 
 def points(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a directory: (step, value) by tag; nothing beyond damage in a file."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes its time to import
+    """Return what TensorBoard shows of a directory: (step, value) by tag, up to any damage in a file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # imports slowly
 
     log = logging.getLogger("tensorboard")
     before = log.level
-    log.setLevel(logging.ERROR)  # that steps were taken back is no news
+    log.setLevel(logging.ERROR)  # undone steps are expected here
     try:
         shown = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
     finally:
@@ -156,10 +153,10 @@ def points(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _last_step(path: Path) -> int:
-    """The last step that older files show; -1 where they cannot be read, so that every row is written again."""
+    """Return the last step in older files; -1 if they cannot be read, so that every row is written again."""
     if any(file.is_symlink() or not file.is_file() for file in path.glob("*tfevents*")):
         return -1
     try:
         return max((step for step, _ in points(path).get(STEP, [])), default=-1)
-    except (OSError, MemoryError):  # a length that is damaged asks for memory
+    except (OSError, MemoryError):  # a damaged length asks for memory
         return -1

@@ -15,7 +15,7 @@ from test_checkpoint import saved_run
 from test_conventions import ROOT, SOURCES
 from test_evaluation import Endless, Recorder
 from test_modes import trunk
-from test_replay import Unseeded
+from test_reproducibility import Unseeded
 from test_vector import Worlds
 from test_workers import throw
 
@@ -160,4 +160,4 @@ def test_a_warning_names_the_line_that_called_klrl(warning, tmp_path, monkeypatc
 def test_no_warning_counts_frames():
     for path in SOURCES:
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
-        assert path == ROOT / "klrl/words.py" or "warnings.warn" not in calls, path
+        assert path == ROOT / "klrl/text.py" or "warnings.warn" not in calls, path

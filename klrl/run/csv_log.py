@@ -1,4 +1,4 @@
-"""CSV files that grow by rows and by columns, and survive whatever ends the process that writes them."""
+"""CSV files that grow by rows and columns, and survive however the writing process ends."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from klrl.run.checkpoint import replace
-from klrl.run.disk import contents, room_for
+from klrl.run.disk import read_regular_file, reporting_full_disk
 
 EPISODES = ("total_timesteps", "return", "length", "env_index")
 """The columns of ``episodes.csv``."""
 
 Row = Mapping[str, Any]
-"""Values by the names of their columns; a cell without a value stays empty."""
+"""Values by column name; a missing value leaves its cell empty."""
 
 
-class Table:
-    """A CSV file, begun anew with the rows it is to have so far; an older one is replaced in one step.
+class CsvLog:
+    """A CSV file, written anew with the rows given so far; an older one is replaced in one step.
 
     Args:
-        path: of the file; it appears with its first row where there is no column yet.
-        columns: in their order. Rows may bring new ones, which come after these in the order in which they are met.
-        rows: what it is to have.
+        path: path of the file; without columns it is created with its first row.
+        columns: names in order. Rows may add new ones, in the order in which they appear.
+        rows: rows to begin with.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] = (), rows: Iterable[Row] = ()) -> None:
@@ -42,7 +42,7 @@ class Table:
     def add(self, rows: Iterable[Row]) -> None:
         """Write rows through to the operating system.
 
-        Where they bring new columns, the file is replaced in one step by one that has these from its first row on.
+        If they add columns, the file is replaced in one step by one that has these from its first row on.
         """
         rows = [*rows]
         known, self._columns = self._columns, _united(self._columns, rows)
@@ -55,19 +55,19 @@ class Table:
             self._append(_lines(self._columns, rows))
 
     def sync(self) -> None:
-        """Make sure the rows are on the disk."""
+        """Synchronise the rows to the disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; what it had no room for has been said when it was added."""
+        """Close the file; an error about a full disk has been raised before, when the row was added."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
 
     def _begin(self, rows: Iterable[Row]) -> None:
         text = _lines(self._columns, rows, header=True).encode()
-        with room_for(self._path, len(text)):
+        with reporting_full_disk(self._path, len(text)):
             replace(self._path, text)
         older, self._file = self._file, self._open()
         if older is not None:
@@ -78,19 +78,19 @@ class Table:
 
     def _append(self, text: str) -> None:
         assert self._file is not None
-        with room_for(self._path, len(text)):
+        with reporting_full_disk(self._path, len(text)):
             self._file.write(text)
             self._file.flush()
 
     def _rows(self) -> list[dict[str, str]]:
-        """What has been written, by the open file: whoever has moved it since has not changed what is in it."""
+        """Return the rows written so far, from the open file, which may have been moved since."""
         assert self._file is not None
         self._file.seek(0)
         return list(csv.DictReader(self._file))
 
 
 def _united(columns: Sequence[str], rows: Iterable[Row]) -> list[str]:
-    """The columns, then those of the rows, each once."""
+    """Return the columns, then those of the rows, each once."""
     return [*dict.fromkeys([*columns, *(name for row in rows for name in row)])]
 
 
@@ -104,15 +104,15 @@ def _lines(columns: Sequence[str], rows: Iterable[Row], *, header: bool = False)
 
 
 def episodes_until(path: Path, total_timesteps: int) -> list[dict[str, str]]:
-    """The rows of an ``episodes.csv`` up to a step; none after the first that is not whole.
+    """Return the rows of an ``episodes.csv`` up to a step, ending before the first incomplete row.
 
     Raises:
-        OSError: what is there is no file, or cannot be read.
+        OSError: it is not a regular file, or cannot be read.
     """
     rows: list[dict[str, str]] = []
     if not path.exists():
         return rows
-    whole = contents(path).decode(errors="replace").rpartition("\n")[0]
+    whole = read_regular_file(path).decode(errors="replace").rpartition("\n")[0]
     for row in list(csv.reader(whole.splitlines()))[1:]:
         if len(row) != len(EPISODES) or not row[0].isdecimal() or not row[-1].isdecimal():
             break

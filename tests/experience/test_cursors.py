@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.cursors import EnvCursor
 
-MIDST = Whereabouts(
-    streams=np.array([11, 22]),
+MIDST = EnvCursor(
+    env_seeds=np.array([11, 22]),
     episodes=np.array([3, 0]),
     lengths=np.array([3, 1]),
     returns=np.array([1.5, -2.0]),
@@ -16,25 +16,25 @@ MIDST = Whereabouts(
 
 
 def test_a_place_has_the_actions_since_its_reset_and_no_others():
-    first, second = MIDST.places()
-    assert (first.stream, first.episode, second.stream, second.episode) == (11, 3, 22, 0)
+    first, second = MIDST.episode_cursors()
+    assert (first.env_seed, first.episode, second.env_seed, second.episode) == (11, 3, 22, 0)
     np.testing.assert_array_equal(first.actions, [[0.0, 1.0], [4.0, 5.0], [8.0, 9.0]])
     np.testing.assert_array_equal(second.actions, [[10.0, 11.0]])
 
 
 def test_what_is_saved_is_what_comes_back_and_no_older_actions_are_kept():
     tensors = MIDST.tensors()
-    again = Whereabouts.of(tensors, (2,), (5,))
+    again = EnvCursor.of(tensors, (2,), (5,))
     assert tensors["actions"].shape == (3, 2, 2)
-    for one, other in zip(MIDST.places(), again.places(), strict=True):
-        assert (one.stream, one.episode) == (other.stream, other.episode)
+    for one, other in zip(MIDST.episode_cursors(), again.episode_cursors(), strict=True):
+        assert (one.env_seed, one.episode) == (other.env_seed, other.episode)
         np.testing.assert_array_equal(one.actions, other.actions)
     np.testing.assert_array_equal(MIDST.returns, again.returns)
     assert torch.equal(MIDST.observation, again.observation)
 
 
 def test_the_beginning_has_no_actions_and_no_observation():
-    beginning = Whereabouts.beginning([5, 6])
-    again = Whereabouts.of(beginning.tensors(), (2,), (5,))
+    beginning = EnvCursor.beginning([5, 6])
+    again = EnvCursor.of(beginning.tensors(), (2,), (5,))
     assert again.observation is None
-    assert [(p.stream, p.episode, len(p.actions)) for p in again.places()] == [(5, 0, 0), (6, 0, 0)]
+    assert [(p.env_seed, p.episode, len(p.actions)) for p in again.episode_cursors()] == [(5, 0, 0), (6, 0, 0)]

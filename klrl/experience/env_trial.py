@@ -1,4 +1,4 @@
-"""What is found of an environment before others of its kind are made to learn from."""
+"""A trial of an environment, before others like it are made to learn from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.experience.environments import EnvLike, VectorizationMode, factory
 from klrl.experience.episodes import Playing
-from klrl.experience.replay import Trial, replay
+from klrl.experience.reproducibility import EnvTrial, check_reproducibility
 from klrl.experience.steps import Transparent
 from klrl.experience.workers import WorkerVectorEnv
 
@@ -24,48 +24,48 @@ def try_out(
     *,
     seed_every_episode: bool = True,
     try_envs: bool = True,
-) -> Trial:
-    """Try with random actions where episodes can be played again, and what their seeds cost.
+) -> EnvTrial:
+    """Find out with random actions whether episodes can be played again, and what their seeds cost.
 
-    Two environments are made for it, one after the other, in a process of their own where those of training will be,
-    and closed. A single ``Env`` instance is not tried: that would disturb it.
+    Two environments are made for it, one after the other, in a worker process if training will use them, and closed.
+    A single ``Env`` instance is not tried: that would disturb it.
 
     Args:
         env: as for :func:`klrl.experience.make_vector_env`.
         vectorization_mode: the engine of training.
-        worker_timeout: seconds for each environment to be made, reset and stepped, where that is in a process.
-        seed_every_episode: whether training will seed them one by one; else they cannot be played again.
-        try_envs: make them at all.
+        worker_timeout: seconds for a worker process to make, reset and step each environment.
+        seed_every_episode: whether training seeds every episode; otherwise they cannot be played again.
+        try_envs: whether to make them at all.
     """
     engine = vectorization_mode not in ("sync", "async")
     if engine or isinstance(env, VectorEnv) or not seed_every_episode:
-        return Trial("never")
+        return EnvTrial("never")
     if isinstance(env, gym.Env) or not try_envs:
-        return Trial("unknown")
+        return EnvTrial("unknown")
     try:
         make = factory(env)
         if vectorization_mode == "sync":
-            return replay(make)
+            return check_reproducibility(make)
         with contextlib.closing(WorkerVectorEnv([partial(_InWorker, make)], timeout=worker_timeout)) as one:
-            return one.call("replay")[0]
-    except (Exception, SystemExit):  # whatever random actions do to it, a policy may not
-        return Trial("unknown")
+            return one.call("check")[0]
+    except (Exception, SystemExit):  # random actions may break what a policy does not
+        return EnvTrial("unknown")
 
 
 class _InWorker(gym.Env, Playing):
-    """What a worker has instead of an environment when it is only to try some."""
+    """Stands in for an environment in a worker that only tries some."""
 
     observation_space = action_space = gym.spaces.Discrete(1)
 
     def __init__(self, make: Callable[[], gym.Env]) -> None:
         self._make = make
 
-    def replay(self) -> Trial:
-        return replay(lambda: _Watched(self._make(), self.played))
+    def check(self) -> EnvTrial:
+        return check_reproducibility(lambda: _Watched(self._make(), self.played))
 
 
 class _Watched(Transparent):
-    """Says when it was made, reset and stepped."""
+    """Reports every construction, reset and step."""
 
     def __init__(self, env: gym.Env, played: Callable[[], object]) -> None:
         super().__init__(env)

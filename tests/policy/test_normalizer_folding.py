@@ -7,11 +7,11 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from torch import nn
 
 from klrl.policy.actors import make_actor
-from klrl.policy.folding import first_layer, fold
 from klrl.policy.linearization import is_packed, pack
 from klrl.policy.mlp import mlp
 from klrl.policy.networks import Critic
 from klrl.policy.normalizer import Normalizer
+from klrl.policy.normalizer_folding import first_layer, fold
 from klrl.policy.observations import Encoding
 
 ACTIONS = Discrete(4)

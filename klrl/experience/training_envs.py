@@ -1,4 +1,4 @@
-"""Where an agent's experience comes from: its environments, and where they are."""
+"""Environments that an agent learns from, with their collector and their cursor."""
 
 from __future__ import annotations
 
@@ -9,50 +9,50 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.experience.batch import Batch
-from klrl.experience.collector import Act, Collector, Elsewhere
+from klrl.experience.collector import Act, Collector, ReplayMismatch
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
-from klrl.experience.replay import Trial
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.reproducibility import EnvTrial
 from klrl.policy.observations import Encoding
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 
-class Source:
-    """Environments to learn from, as the user gave them, and many at once when they have been made.
+class TrainingEnvs:
+    """Environments to learn from: as the user gave them, and as a vector once that has been made.
 
     Args:
-        env: what they are made of; ``None`` where nobody knows.
-        envs: those that have been made.
-        at: where others of their kind were, and these are to go on.
-        trial: what was found of one, if one has been tried.
+        env: what they are made from; ``None`` if unknown.
+        envs: the vector environment, if it has been made.
+        cursor: position of other copies of them, at which these continue.
+        trial: findings about one of them, if one has been tried.
     """
 
     def __init__(
         self,
         env: EnvLike | None,
         envs: VectorEnv | None = None,
-        at: Whereabouts | None = None,
-        trial: Trial | None = None,
+        cursor: EnvCursor | None = None,
+        trial: EnvTrial | None = None,
     ) -> None:
         self.env, self.envs, self.trial = env, envs, trial
         self.collector: Collector | None = None
-        self._at = at
+        self._cursor = cursor
         self._footprints: Footprints | None = None
 
     @property
-    def whereabouts(self) -> Whereabouts | None:
-        """Where the environments are, or are to go on."""
-        return self._at if self.collector is None else self.collector.whereabouts
+    def cursor(self) -> EnvCursor | None:
+        """Cursor at which the environments are, or at which they are to continue."""
+        return self._cursor if self.collector is None else self.collector.cursor
 
     def begin(
         self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
     ) -> bool:
-        """Make the collector, at new episodes from these seeds (False) or where the environments were (True).
+        """Make the collector: at the environments' cursor (True), or at new episodes from these seeds (False).
 
         Args:
-            encoding: of observations.
-            seeds: for new episodes.
+            encoding: encoding of observations.
+            seeds: seeds for new episodes.
             total_timesteps: steps taken before.
             rebuilt: whether every episode has an environment of its own.
         """
@@ -68,22 +68,22 @@ class Source:
     def _where_they_were(
         self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
     ) -> Collector | None:
-        if self._at is None or not is_seeded(envs) or len(self._at.lengths) != envs.num_envs:
+        if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != envs.num_envs:
             return None
         problem: object = "episodes of these environments cannot be played again"
-        if not self._at.reachable:
-            problem = f"the actions of an episode of {self._at.lengths.max():,} steps were not kept"
+        if not self._cursor.reachable:
+            problem = f"the actions of an episode of {self._cursor.lengths.max():,} steps were not kept"
         elif self.trial is None or self.trial.playable(rebuilt):
             try:
-                return Collector(envs, self._at, encoding, total_timesteps)
-            except Elsewhere as error:
+                return Collector(envs, self._cursor, encoding, total_timesteps)
+            except ReplayMismatch as error:
                 problem = error
-        text = f"{problem}: new episodes begin, and training goes on differently than without the interruption"
+        text = f"{problem}: new episodes begin, and training differs from an uninterrupted one"
         warn_user(text)
         return None
 
     def collect(self, act: Act, n_steps: int, info_keys: Sequence[str]) -> Batch:
-        """The next rollout."""
+        """Collect the next rollout."""
         assert self.collector is not None
         batch = self.collector.collect(act, n_steps, info_keys)
         self._leave()
@@ -94,21 +94,21 @@ class Source:
             self._footprints.leave()
 
     def undo_others(self) -> None:
-        """Go back to where the environment was, if somebody else, who has it too, has reset or stepped it meanwhile."""
+        """Go back to the cursor if others who hold the environment have reset or stepped it since the last rollout."""
         changed = self._footprints.come_back() if self._footprints is not None and self.collector is not None else []
         if changed:
-            at = self.whereabouts
-            then = "new episodes begin" if at is None else "training goes back to where it was"
+            cursor = self.cursor
+            then = "new episodes begin" if cursor is None else "training goes back to where it was"
             text = (
                 f"the environment that the agent learns from was reset or stepped by others between two rollouts (its "
-                f"{', '.join(changed[:3])} changed): {then}; evaluate in one of its own"
+                f"{', '.join(changed[:3])} changed): {then}; evaluate in a separate environment"
             )
             warn_user(text)
-            self.go_back(at)
+            self.go_back(cursor)
 
-    def go_back(self, at: Whereabouts | None) -> None:
-        """Forget what was begun since the environments were there; they go on from there, or begin new episodes."""
-        self.collector, self._at = None, at
+    def go_back(self, cursor: EnvCursor | None) -> None:
+        """Forget what happened after a cursor; the environments continue there, or begin new episodes."""
+        self.collector, self._cursor = None, cursor
 
     def close(self) -> None:
         """Close the environments; worker processes end."""

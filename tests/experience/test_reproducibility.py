@@ -8,7 +8,14 @@ import pytest
 from environments import Noise, Sampling, box
 from test_episodes import Remembering
 
-from klrl.experience.replay import Trial, costly_seeds, difference, random_action, record, replay
+from klrl.experience.reproducibility import (
+    EnvTrial,
+    check_reproducibility,
+    costly_seeds,
+    difference,
+    random_action,
+    record,
+)
 
 
 class Unseeded(Noise):
@@ -35,7 +42,7 @@ class Made(Noise):
 
 
 def test_an_environment_that_is_made_at_random_cannot_be_played_again_in_another():
-    assert replay(Made).replay == "never"
+    assert check_reproducibility(Made).reproducibility == "never"
 
 
 MAKES = {
@@ -48,19 +55,19 @@ MAKES = {
 
 @pytest.mark.parametrize("expected", ["used", "new", "never"])
 def test_it_is_found_where_an_episode_can_be_played_again(expected):
-    assert replay(MAKES[expected]).replay == expected
+    assert check_reproducibility(MAKES[expected]).reproducibility == expected
 
 
 @pytest.mark.parametrize(("env", "expected"), [("CartPole-v1", "used"), ("Pendulum-v1", "used"), ("Taxi-v4", "used")])
 def test_registered_environments(env, expected):
-    assert replay(lambda: gym.make(env)).replay == expected
+    assert check_reproducibility(lambda: gym.make(env)).reproducibility == expected
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("env", ["BipedalWalker-v3", "BipedalWalkerHardcore-v3"])
 def test_a_world_that_keeps_hidden_state_over_resets_is_found(env):
     pytest.importorskip("Box2D")
-    assert replay(lambda: gym.make(env)).replay == "new"
+    assert check_reproducibility(lambda: gym.make(env)).reproducibility == "new"
 
 
 class Loading(Noise):
@@ -77,26 +84,26 @@ class Loading(Noise):
 
 def test_what_seeds_cost_is_measured_and_named_where_it_is_much(monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
-    monkeypatch.setattr("klrl.experience.replay.time", clock)
-    trial = replay(lambda: Loading(clock, 0.45, 0.016))
+    monkeypatch.setattr("klrl.experience.reproducibility.time", clock)
+    trial = check_reproducibility(lambda: Loading(clock, 0.45, 0.016))
     assert (trial.seeded, trial.unseeded) == pytest.approx((0.45, 0.016))
     assert costly_seeds(trial) == (
         "a reset with a seed takes 0.450 s, one without 0.016 s; seed_every_episode = False seeds only an "
         "environment's first (episodes then cannot be played again)"
     )
-    assert costly_seeds(replay(lambda: Loading(clock, 0.5, 0.5))) is None
+    assert costly_seeds(check_reproducibility(lambda: Loading(clock, 0.5, 0.5))) is None
 
 
 @pytest.mark.parametrize(("seeded", "unseeded", "much"), [(0.45, 0.016, True), (0.45, 0.2, False), (0.001, 0.0, False)])
 def test_seeds_are_called_costly_by_what_they_add(seeded, unseeded, much):
-    assert (costly_seeds(Trial("used", seeded, unseeded)) is not None) == much
+    assert (costly_seeds(EnvTrial("used", seeded, unseeded)) is not None) == much
 
 
 @pytest.mark.parametrize(("found", "used", "rebuilt"), [
     ("used", True, True), ("new", False, True), ("never", False, False), ("unknown", True, True),
 ])  # fmt: skip
 def test_going_back_is_tried_where_it_may_lead_there(found, used, rebuilt):
-    assert [Trial(found).playable(how) for how in (False, True)] == [used, rebuilt]
+    assert [EnvTrial(found).playable(how) for how in (False, True)] == [used, rebuilt]
 
 
 def test_the_first_step_that_differs_is_named():

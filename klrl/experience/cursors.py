@@ -1,4 +1,4 @@
-"""Where environments are between two batches, in arrays: enough to go on from there in others of their kind."""
+"""Positions of environments between two batches, as arrays: enough to continue there in other copies of them."""
 
 from __future__ import annotations
 
@@ -9,63 +9,63 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.experience.episodes import Place
+from klrl.experience.episodes import EpisodeCursor
 
 
 @dataclass(frozen=True, eq=False)
-class Whereabouts:
-    """The episodes that N environments are in; nothing here changes when they step on."""
+class EnvCursor:
+    """Positions of N environments in their episodes; a snapshot that does not change when they step on."""
 
-    streams: np.ndarray
-    """Seed of all episodes of each, ``[N]``."""
+    env_seeds: np.ndarray
+    """Seed of each environment, from which those of its episodes derive, ``[N]``."""
     episodes: np.ndarray
-    """How many came before the current one, ``[N]``."""
+    """Number of episodes before the current one, ``[N]``."""
     lengths: np.ndarray
-    """Steps since its reset, ``[N]``."""
+    """Steps since the reset of the current episode, ``[N]``."""
     returns: np.ndarray
-    """Sum of its rewards, ``[N]``."""
+    """Sum of the current episode's rewards, ``[N]``."""
     actions: Sequence[np.ndarray]
-    """What was executed, in pieces ``[T, N, *A]``; altogether as far back as the longest episode goes, or fewer."""
+    """Executed actions, in pieces ``[T, N, *A]``; together they reach back to the longest episode's reset, or not."""
     observation: Tensor | None = None
-    """Where that led, as the policy is given it, ``[N, *O]``; ``None``: nobody has been there yet."""
+    """The observation reached, in the policy's form, ``[N, *O]``, or ``None`` before the first step."""
 
     @classmethod
-    def beginning(cls, streams: Sequence[int]) -> Whereabouts:
-        """Before the first step of the first episodes."""
-        n = len(streams)
+    def beginning(cls, env_seeds: Sequence[int]) -> EnvCursor:
+        """Return the cursor before the first step of the first episodes."""
+        n = len(env_seeds)
         zeros = np.zeros(n, dtype=np.int64)
-        return cls(np.array(streams, dtype=np.int64), zeros, zeros, np.zeros(n), ())
+        return cls(np.array(env_seeds, dtype=np.int64), zeros, zeros, np.zeros(n), ())
 
     @property
     def reachable(self) -> bool:
-        """Whether all actions are there that lead to it: those of very long episodes are not kept."""
+        """True if all actions that lead here are known: those of very long episodes are dropped."""
         return sum(map(len, self.actions)) >= self.lengths.max()
 
-    def places(self) -> list[Place]:
-        """The same, one environment at a time."""
+    def episode_cursors(self) -> list[EpisodeCursor]:
+        """Return one cursor per environment."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))
         since = [actions[len(actions) - length :, i] for i, length in enumerate(self.lengths)]
-        each = zip(self.streams, self.episodes, since, self.returns, strict=True)
-        return [Place(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
+        each = zip(self.env_seeds, self.episodes, since, self.returns, strict=True)
+        return [EpisodeCursor(int(s), int(e), tuple(a), float(total)) for s, e, a, total in each]
 
     def tensors(self) -> dict[str, Tensor]:
-        """As they are saved."""
-        numbers = {name: torch.from_numpy(getattr(self, name)) for name in _NUMBERS}
+        """Return the tensors to save."""
+        numbers = {name: torch.from_numpy(getattr(self, _FIELDS.get(name, name))) for name in _NUMBERS}
         longest = int(self.lengths.max()) if self.reachable else 0
         actions = {"actions": torch.from_numpy(np.concatenate(self.actions)[-longest:])} if longest else {}
         return numbers | actions | ({} if self.observation is None else {"observation": self.observation})
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], action: Sequence[int], observation: Sequence[int]) -> Whereabouts:
-        """The inverse of :meth:`tensors`.
+    def of(cls, tensors: Mapping[str, Tensor], action: Sequence[int], observation: Sequence[int]) -> EnvCursor:
+        """Restore what :meth:`tensors` returned.
 
         Args:
-            tensors: what was saved.
+            tensors: saved tensors.
             action: shape of an environment's action.
-            observation: shape of what the policy is given of one.
+            observation: shape of an environment's observation, as the policy gets it.
 
         Raises:
-            ValueError: no environment with these shapes can have been there.
+            ValueError: they do not fit environments with these shapes.
         """
         numbers = {name: tensors[name] for name in _NUMBERS}
         n, longest = len(numbers["streams"].reshape(-1)), 0
@@ -80,8 +80,10 @@ class Whereabouts:
             if tuple(tensors[name].shape) != shapes[name]:
                 raise ValueError(f"whereabouts.{name} has shape {[*tensors[name].shape]}; allowed: {[*shapes[name]]}")
         actions = (tensors["actions"].numpy(),) if "actions" in tensors else ()
-        arrays = {name: x.numpy() for name, x in numbers.items()}
+        arrays = {_FIELDS.get(name, name): x.numpy() for name, x in numbers.items()}
         return cls(**arrays, actions=actions, observation=tensors.get("observation"))
 
 
 _NUMBERS = {"streams": torch.int64, "episodes": torch.int64, "lengths": torch.int64, "returns": torch.float64}
+_FIELDS = {"streams": "env_seeds"}
+"""Fields that files know by another name."""

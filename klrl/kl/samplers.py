@@ -1,4 +1,4 @@
-"""Two things that can be sampled and have a log-probability, made comparable: records, ``torch.distributions`` objects.
+"""Samplers: records and ``torch.distributions`` objects behind one interface of samples and log-probabilities.
 
 Densities count only inside the support: a record's ``log_prob`` and a torch object's validation treat actions outside
 as mistakes, here they have probability 0.
@@ -27,7 +27,7 @@ from klrl.policy.distributions import (
 )
 
 
-class Source(abc.ABC):
+class Sampler(abc.ABC):
     """Samples and log-probabilities of a batch of distributions."""
 
     batch_shape: torch.Size
@@ -35,23 +35,23 @@ class Source(abc.ABC):
     dtype: torch.dtype
     discrete: bool
     width: int
-    """How many numbers an action needs while it is worked on."""
+    """Numbers needed per action during computation."""
 
     @abc.abstractmethod
-    def expand(self, batch_shape: torch.Size) -> Source:
-        """The same numbers for a larger batch."""
+    def expand(self, batch_shape: torch.Size) -> Sampler:
+        """Return the same distributions, expanded to a larger batch."""
 
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Actions ``[n, *B, *event]``."""
+        """Draw actions ``[n, *B, *event]``."""
 
     @abc.abstractmethod
     def log_prob(self, action: Tensor) -> Tensor:
-        """``[n, *B]``, -inf outside the support."""
+        """Return log-probabilities ``[n, *B]``, -inf outside the support."""
 
 
-class RecordSource(Source):
-    """A record's, in float64."""
+class RecordSampler(Sampler):
+    """Sampler of a record, in float64."""
 
     def __init__(self, record: Distribution, dtype: torch.dtype) -> None:
         self.record = record.map(lambda x: tensor(x).detach().double())
@@ -59,16 +59,16 @@ class RecordSource(Source):
         self.dtype, self.discrete = dtype, isinstance(record, (Categorical, Factored))
         self.width = max(math.prod(x.shape[len(self.batch_shape) :]) for x in self.record.parameters)
 
-    def expand(self, batch_shape: torch.Size) -> RecordSource:
-        """See :meth:`Source.expand`."""
-        return RecordSource(self._as(batch_shape), self.dtype)
+    def expand(self, batch_shape: torch.Size) -> RecordSampler:
+        """Expand the record."""
+        return RecordSampler(self._as(batch_shape), self.dtype)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """See :meth:`Source.sample`."""
+        """Draw from the record."""
         return self._as((n, *self.batch_shape)).sample(generator)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """See :meth:`Source.log_prob`."""
+        """Return the record's log-probabilities, -inf outside the support."""
         record = self._as((len(action), *self.batch_shape))
         match record:
             case Beta():
@@ -89,11 +89,11 @@ class RecordSource(Source):
         return self.record.map(lambda x: x.expand(*batch_shape, *x.shape[old:]))
 
 
-class TorchSource(Source):
-    """A torch object's.
+class TorchSampler(Sampler):
+    """Sampler of a torch object.
 
-    Its ``sample`` draws from torch's global generator: that is set to the state of one seeded by ours, and put back
-    afterwards. On a GPU draws come from that one's global generator.
+    Its ``sample`` draws from torch's global generator, whose state is set to one seeded by ours, and restored
+    afterwards. On a GPU, draws come from the GPU's global generator.
     """
 
     def __init__(self, distribution: td.Distribution, dtype: torch.dtype, column: bool = False) -> None:
@@ -104,18 +104,18 @@ class TorchSource(Source):
         support = _support(distribution)
         self.discrete = bool(support.is_discrete) if support else not _example(distribution).is_floating_point()
 
-    def expand(self, batch_shape: torch.Size) -> TorchSource:
-        """See :meth:`Source.expand`."""
+    def expand(self, batch_shape: torch.Size) -> TorchSampler:
+        """Expand the torch object."""
         same = batch_shape == self.batch_shape
-        return self if same else TorchSource(self.distribution.expand(batch_shape), self.dtype, self.column)
+        return self if same else TorchSampler(self.distribution.expand(batch_shape), self.dtype, self.column)
 
     def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """See :meth:`Source.sample`."""
+        """Draw from the torch object."""
         action = _draw(self.distribution, n, generator)
         return action.unsqueeze(-1) if self.column else action
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """See :meth:`Source.log_prob`."""
+        """Return the torch object's log-probabilities, -inf outside the support."""
         action = action.squeeze(-1) if self.column else action
         support, events = _support(self.distribution), len(self.distribution.event_shape)
         with torch.no_grad():
@@ -135,7 +135,7 @@ def _draw(distribution: td.Distribution, n: int, generator: torch.Generator | No
 
 
 def _support(distribution: td.Distribution) -> Any:
-    """``None`` where a class does not say: everywhere."""
+    """Return the support; ``None`` (everywhere) if the class does not say."""
     try:
         return distribution.support
     except NotImplementedError:
@@ -146,30 +146,30 @@ def _example(distribution: td.Distribution) -> Tensor:
     return _draw(distribution, 1, torch.Generator().manual_seed(0))
 
 
-def before_tanh(*squashed: RecordSource) -> tuple[RecordSource, ...]:
-    """The normals, where all are squashed: divergences are the same, and nothing saturates at the border."""
+def before_tanh(*squashed: RecordSampler) -> tuple[RecordSampler, ...]:
+    """Return the normals if all are squashed: divergences are the same, and nothing saturates at the border."""
     if not all(isinstance(x.record, SquashedGaussian) for x in squashed):
         return squashed
-    return tuple(RecordSource(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
+    return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
 
 
 def source(p: AnyDistribution[Any], column: bool = False) -> Source:
     """One distribution.
 
     Args:
-        p: a record or a torch object; as its record if there is one.
+        p: a record or a torch object; read as a record if there is one.
         column: whether the action of a torch object without a record is a vector of one number instead of a number.
     """
     try:
-        return RecordSource(*read(p))
+        return RecordSampler(*read(p))
     except NoClosedForm:
         assert isinstance(p, td.Distribution)
-        return _torch_source(p, column)
+        return _torch_sampler(p, column)
 
 
-def _torch_source(p: td.Distribution, column: bool) -> TorchSource:
+def _torch_sampler(p: td.Distribution, column: bool) -> TorchSampler:
     dtype = p.log_prob(_example(p)).dtype
-    return TorchSource(p, dtype, column and not p.event_shape)
+    return TorchSampler(p, dtype, column and not p.event_shape)
 
 
 def sources(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Source, Source]:
@@ -178,14 +178,14 @@ def sources(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Source, S
     Raises:
         ValueError: different shapes of actions, one discrete and one with a density, batches that do not broadcast.
     """
-    a, b = source(p), source(q)
-    if isinstance(a, RecordSource) and isinstance(b, RecordSource):
+    a, b = sampler(p), sampler(q)
+    if isinstance(a, RecordSampler) and isinstance(b, RecordSampler):
         a, b = before_tanh(a, b)
     if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
-        if isinstance(a, TorchSource) or isinstance(b, TorchSource):
-            a, b = _torch_source(p, False), _torch_source(q, False)
+        if isinstance(a, TorchSampler) or isinstance(b, TorchSampler):
+            a, b = _torch_sampler(p, False), _torch_sampler(q, False)
     elif a.event_shape != b.event_shape:
-        a, b = source(p, b.event_shape == (1,)), source(q, a.event_shape == (1,))
+        a, b = sampler(p, b.event_shape == (1,)), sampler(q, a.event_shape == (1,))
     if a.event_shape != b.event_shape or a.discrete != b.discrete:
         described = " and q ".join(
             f"{'discrete' if x.discrete else 'continuous'} {list(x.event_shape)}" for x in (a, b)

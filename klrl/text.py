@@ -1,4 +1,4 @@
-"""Words for messages: on one line, harmless to a terminal, with the nearest word that was meant; warnings."""
+"""Text for messages: on one line, harmless to a terminal, with suggestions for misspelt words; warnings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 _BETWEEN = {"klrl", "torch", "gymnasium", "contextlib"}
-"""Packages whose functions may be on the way from the user's code to a warning; decorators are, too."""
+"""Packages between the user's code and a warning; contextlib, because of decorators."""
 
 
 def colourless(text: object) -> str:
-    r"""Text without the sequences that colour it on a terminal (Gymnasium's warnings have some).
+    r"""Remove the sequences that colour text on a terminal (Gymnasium's warnings have some).
 
     >>> colourless("\x1b[1;33mWARN: 1\x1b[0m")
     'WARN: 1'
@@ -23,12 +23,12 @@ def colourless(text: object) -> str:
 
 
 def one_line(text: object) -> str:
-    """Text without line breaks: spaces with arrays of several dimensions have some."""
+    """Join lines: the text of a space with multi-dimensional arrays has several."""
     return " ".join(str(text).split())
 
 
 def printable(text: object) -> str:
-    r"""Text as it is, but control and invisible characters written as escapes; lines stay lines.
+    r"""Write control and invisible characters as escapes; lines stay lines.
 
     >>> print(printable("runs/\x1b[31mred\u202e"))
     runs/\x1b[31mred\u202e
@@ -37,7 +37,7 @@ def printable(text: object) -> str:
 
 
 def plain(text: object, most: int = 1000) -> str:
-    r"""One line of printable characters, for words that come from a file: a terminal obeys others.
+    r"""Return one line of printable characters, for text from a file: a terminal would obey others.
 
     >>> plain("red: \x1b[31m,\nnext line")
     'red: \\x1b[31m, next line'
@@ -48,7 +48,7 @@ def plain(text: object, most: int = 1000) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """A question that names the words which one was meant, to end a message with; empty where none is near.
+    """Return a question with the words that were probably meant, to end a message; empty if none is near.
 
     >>> nearest("gama", ["gamma", "gae_lambda"])
     '; did you mean gamma?'
@@ -60,7 +60,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 def warn_user(text: str, category: type[Warning] = RuntimeWarning) -> None:
-    """Warn with the line that called klrl, however many calls of klrl's own are in between."""
+    """Warn with the line that called klrl, through any number of klrl's own calls."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
@@ -68,7 +68,7 @@ def warn_user(text: str, category: type[Warning] = RuntimeWarning) -> None:
 
 
 def cell(text: object) -> str:
-    r"""One cell of a Markdown table, in which nothing ends the cell or is read as HTML.
+    r"""Return one cell of a Markdown table; no character ends the cell or is read as HTML.
 
     >>> cell("a|b <script>")
     'a\\|b &lt;script&gt;'

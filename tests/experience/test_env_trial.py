@@ -7,9 +7,9 @@ from functools import partial
 import gymnasium as gym
 import pytest
 from environments import Counting, Noise, box
-from test_replay import MAKES
+from test_reproducibility import MAKES
 
-from klrl.experience.trial import try_out
+from klrl.experience.env_trial import try_out
 
 
 class Tallied(gym.Wrapper):
@@ -53,13 +53,13 @@ def alive(letters):
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("expected", MAKES)
 def test_it_is_found_where_an_episode_can_be_played_again(expected, mode):
-    assert try_out(MAKES[expected], mode).replay == expected
+    assert try_out(MAKES[expected], mode).reproducibility == expected
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_two_environments_are_made_for_it_one_after_the_other_and_closed(mode, tmp_path):
     path = tmp_path / "tally"
-    assert try_out(lambda: Tallied(path, Noise(box(1))), mode).replay == "used"
+    assert try_out(lambda: Tallied(path, Noise(box(1))), mode).reproducibility == "used"
     letters, processes = tally(path)
     assert (letters.count("m"), letters.count("c"), alive(letters)) == (2, 2, 1)
     assert (os.getpid() in processes) == (mode == "sync")
@@ -70,17 +70,17 @@ def test_two_environments_are_made_for_it_one_after_the_other_and_closed(mode, t
 @pytest.mark.parametrize("settings", [{"try_envs": False}, {"seed_every_episode": False}])
 def test_no_environment_is_made_where_there_is_nothing_to_find_or_nobody_wants_to_know(settings, tmp_path):
     path = tmp_path / "tally"
-    found = try_out(lambda: Tallied(path, Noise(box(1))), **settings).replay
+    found = try_out(lambda: Tallied(path, Noise(box(1))), **settings).reproducibility
     assert found == ("unknown" if "try_envs" in settings else "never")
     assert tally(path) == ("", [])
 
 
 def test_an_instance_is_not_tried_and_what_is_not_seeded_one_by_one_cannot_be_played_again():
     env = Noise(box(1))
-    assert try_out(env).replay == "unknown"
+    assert try_out(env).reproducibility == "unknown"
     assert not hasattr(env, "steps")
-    assert try_out(gym.vector.SyncVectorEnv([MAKES["used"]])).replay == "never"
-    assert try_out("CartPole-v1", "envpool").replay == "never"
+    assert try_out(gym.vector.SyncVectorEnv([MAKES["used"]])).reproducibility == "never"
+    assert try_out("CartPole-v1", "envpool").reproducibility == "never"
 
 
 class Slow(Noise):
@@ -98,7 +98,7 @@ class Slow(Noise):
 @pytest.mark.parametrize(("hangs", "expected"), [(None, "used"), (12, "unknown")])
 def test_all_steps_may_take_longer_than_the_timeout_together_but_not_each(hangs, expected):
     # 340 steps, as counted above, of 0.015 s are 5.1 s.
-    assert try_out(partial(Slow, hangs), "async", worker_timeout=4.0).replay == expected
+    assert try_out(partial(Slow, hangs), "async", worker_timeout=4.0).reproducibility == expected
 
 
 class Leaving(Counting):
@@ -113,4 +113,4 @@ class Dying(Counting):
 
 @pytest.mark.parametrize(("env", "mode"), [(Leaving, "sync"), (Leaving, "async"), (Dying, "async")])
 def test_one_that_wants_to_end_the_program_does_not(env, mode):
-    assert try_out(partial(env, 0), mode).replay == "unknown"
+    assert try_out(partial(env, 0), mode).reproducibility == "unknown"

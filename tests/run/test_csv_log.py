@@ -9,8 +9,8 @@ import pytest
 from support import full_disk
 
 from klrl.run import checkpoint
+from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import DiskFull
-from klrl.run.table import EPISODES, Table, episodes_until
 
 
 def lines(path):
@@ -21,32 +21,32 @@ def lines(path):
 def test_a_table_appears_with_its_first_row_and_its_header(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("of an older run")
-    table = Table(path)
+    log = CsvLog(path)
     assert not path.exists()
-    table.add([{"x": 1, "y": 2.5}, {"x": "a,b", "y": float("nan")}])
-    table.add([{"y": 4, "x": 3}])
-    table.sync()
-    table.close()
+    log.add([{"x": 1, "y": 2.5}, {"x": "a,b", "y": float("nan")}])
+    log.add([{"y": 4, "x": 3}])
+    log.sync()
+    log.close()
     assert lines(path) == [["x", "y"], ["1", "2.5"], ["a,b", "nan"], ["3", "4"]]
 
 
 def test_a_table_is_begun_anew_with_the_rows_it_is_to_have_and_grows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x\n9\n9")
-    table = Table(path, ["x"], [{"x": 1}, {"x": 2}])
-    table.add([{"x": 3}])
-    table.close()
+    log = CsvLog(path, ["x"], [{"x": 1}, {"x": 2}])
+    log.add([{"x": 3}])
+    log.close()
     assert lines(path) == [["x"], ["1"], ["2"], ["3"]]
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_a_row_is_in_the_file_when_it_has_been_added(tmp_path):
-    table = Table(tmp_path / "a.csv", ["x"])
-    table.add([{"x": 1}])
+    log = CsvLog(tmp_path / "a.csv", ["x"])
+    log.add([{"x": 1}])
     assert lines(tmp_path / "a.csv") == [["x"], ["1"]]
-    table.add([{"x": 2, "y": 3}])
+    log.add([{"x": 2, "y": 3}])
     assert lines(tmp_path / "a.csv") == [["x", "y"], ["1", ""], ["2", "3"]]
-    table.close()
+    log.close()
 
 
 WORDS = ["plain", 'a "quoted", one', "two\nlines", "Erwärmung ✓", "", " "]
@@ -55,15 +55,15 @@ WORDS = ["plain", 'a "quoted", one', "two\nlines", "Erwärmung ✓", "", " "]
 @pytest.mark.parametrize("seed", range(5))
 def test_every_cell_is_in_its_column_whatever_rows_bring_and_whenever_it_is_begun_anew(tmp_path, seed):
     g, path, rows = random.Random(seed), tmp_path / "a.csv", []
-    table = Table(path)
+    log = CsvLog(path)
     for _ in range(30):
         if g.random() < 0.1:
-            table.close()
-            table = Table(path, rows=rows)
+            log.close()
+            log = CsvLog(path, rows=rows)
         names = g.sample("abcdefgh", g.randrange(1, 9))
         rows.append({f"drift/{name}": g.choice([g.random(), g.randrange(9), *WORDS]) for name in names})
-        table.add(rows[-1:])
-    table.close()
+        log.add(rows[-1:])
+    log.close()
     order = [*dict.fromkeys(name for row in rows for name in row)]  # as they were met
     assert lines(path) == [order, *([str(row.get(name, "")) for name in order] for row in rows)]
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
@@ -71,11 +71,11 @@ def test_every_cell_is_in_its_column_whatever_rows_bring_and_whenever_it_is_begu
 
 def test_the_file_is_replaced_only_for_a_new_column(tmp_path, monkeypatch):
     replaced = []
-    monkeypatch.setattr("klrl.run.table.replace", lambda *args: (replaced.append(args[0]), checkpoint.replace(*args)))
-    table = Table(tmp_path / "a.csv")
+    monkeypatch.setattr("klrl.run.csv_log.replace", lambda *args: (replaced.append(args[0]), checkpoint.replace(*args)))
+    log = CsvLog(tmp_path / "a.csv")
     for row in [{"x": 1}, {"x": 2}, {"y": 3}, {"x": 4}, {"y": 5, "x": 6}, {"z": 7}, {"y": 8}, {}]:
-        table.add([row])
-    table.close()
+        log.add([row])
+    log.close()
     assert len(replaced) == 2
     assert lines(tmp_path / "a.csv")[0] == ["x", "y", "z"]
 
@@ -89,31 +89,31 @@ def test_until_a_new_column_is_whole_the_older_file_stays(tmp_path, monkeypatch)
 
     before, after = [["x"], ["1"]], [["x", "y"], ["1", ""], ["2", "3"]]
     for owner, name, left in [(os, "fsync", before), (Path, "replace", before), (checkpoint, "_sync", after)]:
-        table = Table(tmp_path / "a.csv", rows=[{"x": 1}])
+        log = CsvLog(tmp_path / "a.csv", rows=[{"x": 1}])
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, kill)
             with pytest.raises(Killed):
-                table.add([{"x": 2, "y": 3}])
+                log.add([{"x": 2, "y": 3}])
         assert lines(tmp_path / "a.csv") == left
-        table.sync()
-        table.close()
+        log.sync()
+        log.close()
 
 
 def test_without_room_for_a_new_column_the_older_file_stays(tmp_path):
-    table = Table(tmp_path / "a.csv", rows=[{"x": i} for i in range(1000)])
+    log = CsvLog(tmp_path / "a.csv", rows=[{"x": i} for i in range(1000)])
     size = (tmp_path / "a.csv").stat().st_size
     with full_disk(room=size + 10), pytest.raises(DiskFull, match=r"a\.csv needs [\d,]+ bytes"):
-        table.add([{"x": 0, "y": 1}])
-    table.close()
+        log.add([{"x": 0, "y": 1}])
+    log.close()
     assert lines(tmp_path / "a.csv") == [["x"], *([str(i)] for i in range(1000))]
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
 
 
 def test_rows_stay_where_somebody_has_deleted_the_file(tmp_path):
-    table = Table(tmp_path / "a.csv", rows=[{"x": 1}])
+    log = CsvLog(tmp_path / "a.csv", rows=[{"x": 1}])
     (tmp_path / "a.csv").unlink()
-    table.add([{"y": 2}])
-    table.close()
+    log.add([{"y": 2}])
+    log.close()
     assert lines(tmp_path / "a.csv") == [["x", "y"], ["1", ""], ["", "2"]]
 
 
@@ -130,14 +130,14 @@ def as_read(rows):
 @pytest.mark.parametrize("until", [0, 10, 19, 20, 1000])
 def test_episodes_up_to_a_step(tmp_path, until):
     path = tmp_path / "episodes.csv"
-    table = Table(path, EPISODES, ROWS)
-    table.close()
+    log = CsvLog(path, EPISODES, ROWS)
+    log.close()
     assert episodes_until(path, until) == as_read(row for row in ROWS if row["total_timesteps"] <= until)
 
 
 def test_an_episode_that_was_not_written_whole_does_not_count(tmp_path):
     path = tmp_path / "episodes.csv"
-    Table(path, EPISODES, ROWS).close()
+    CsvLog(path, EPISODES, ROWS).close()
     text = path.read_text()
     for cut in range(len(text)):
         path.write_text(text[:cut])
@@ -155,9 +155,9 @@ def test_no_table_is_written_through_a_link(tmp_path, name):
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / name).symlink_to(precious)
-    table = Table(tmp_path / "a.csv", ["x"], [{"x": 1}])
-    table.add([{"x": 2}])
-    table.close()
+    log = CsvLog(tmp_path / "a.csv", ["x"], [{"x": 1}])
+    log.add([{"x": 2}])
+    log.close()
     assert lines(tmp_path / "a.csv") == [["x"], ["1"], ["2"]]
     assert precious.read_text() == "mine"
 
