@@ -15,7 +15,7 @@ from klrl.policy.linearization import Objective, check_separate, is_packed, pack
 from klrl.policy.networks import Critic, check_one_mode
 from klrl.policy.optimizer import Adam
 from klrl.policy.paths import rows_for_numpy
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,20 +25,20 @@ from klrl.agents.saving import Training
 from klrl.agents.training import TrainingRun
 from klrl.agents.turns import Turn, Turns
 from klrl.experience import Collector, EnvLike, Episode
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, env_id, number_of
-from klrl.experience.replay import Replay, Trial
-from klrl.experience.source import Source
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.reproducibility import EnvTrial, Repeatable
+from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable
 from klrl.policy.surroundings import undisturbed
 from klrl.run import checkpoint
 from klrl.run.callback import Callback
-from klrl.run.callback_list import gather
+from klrl.run.callback_list import make_callbacks
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
+from klrl.text import plain, warn_user
 from klrl.trust_region import TrustRegion, region_to_json
-from klrl.words import plain
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -86,11 +86,11 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:  # a user's own are still wanted
                 envs.close()
             raise
-        self.begin(Source(env, envs, trial=found), env_id(env) if applied else None)
+        self.begin(TrainingEnvs(env, envs, trial=found), env_id(env) if applied else None)
 
-    def begin(self, source: Source, preset: str | None) -> None:
+    def begin(self, source: TrainingEnvs, preset: str | None) -> None:
         """Start with nothing learned, on these environments, by the preset of this id."""
-        self.source, self._turns = source, Turns()
+        self.training_envs, self._turns = source, Turns()
         self.rebuilds_where_that_helps = False
         """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
         self.preset = preset
@@ -175,12 +175,12 @@ class Agent(Acting[C], abc.ABC):
     def collector(self) -> Collector:
         """Return the collector of the current environments, made when first needed."""
         self._make_envs()
-        if self.source.collector is None:
+        if self.training_envs.collector is None:
             seeds = environment_seeds(self.seed, self.num_timesteps)
-            if not self.source.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
+            if not self.training_envs.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
-        assert self.source.collector is not None
-        return self.source.collector
+        assert self.training_envs.collector is not None
+        return self.training_envs.collector
 
     # -- environments ---------------------------------------------------------------------------
 
@@ -197,12 +197,12 @@ class Agent(Acting[C], abc.ABC):
         return self._make_envs()
 
     def _make_envs(self) -> VectorEnv:
-        if self.source.envs is None:
-            if self.source.env is None:
+        if self.training_envs.envs is None:
+            if self.training_envs.env is None:
                 raise ValueError("env = None; allowed: an environment, given to load() or set_env()")
-            self._put_in(self.source.env, self.source.whereabouts)
-        assert self.source.envs is not None
-        return self.source.envs
+            self._put_in(self.training_envs.env, self.training_envs.cursor)
+        assert self.training_envs.envs is not None
+        return self.training_envs.envs
 
     @property
     def trial(self) -> EnvTrial | None:
@@ -210,7 +210,7 @@ class Agent(Acting[C], abc.ABC):
 
         That is done where an agent is to go on in the episodes of a saved one, and by ``klrl train``.
         """
-        return self.source.trial
+        return self.training_envs.trial
 
     @property
     def reproducibility(self) -> Repeatable | None:
@@ -232,9 +232,9 @@ class Agent(Acting[C], abc.ABC):
             ValueError: the spaces differ, and the agent has kept its environments; or the agent is learning.
         """
         self._turns.check("set_env()", after_last_update=True)
-        before = self.source
+        before = self.training_envs
         self._put_in(env)
-        if before.envs is not self.source.envs and number_of(before.env) is None:
+        if before.envs is not self.training_envs.envs and number_of(before.env) is None:
             before.close()
 
     def _put_in(self, env: EnvLike, at: EnvCursor | None = None) -> None:
@@ -242,7 +242,7 @@ class Agent(Acting[C], abc.ABC):
         config, trial = self.config, None
         if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
             trial = try_env(env, config)
-            if trial.replay == "new" and self.rebuilds_where_that_helps:
+            if trial.reproducibility == "new" and self.rebuilds_where_that_helps:
                 config = replace(config, rebuild_envs=True)
         else:
             at = None
@@ -254,7 +254,7 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:
                 envs.close()
             raise
-        self.source = Source(env, envs, at, trial)
+        self.training_envs = TrainingEnvs(env, envs, at, trial)
 
     def close(self) -> None:
         """Close the environments; worker processes end.
@@ -263,7 +263,7 @@ class Agent(Acting[C], abc.ABC):
             ValueError: the agent is learning from them.
         """
         self._turns.check("close()", after_last_update=True)
-        self.source.close()
+        self.training_envs.close()
 
     # -- other policies -------------------------------------------------------------------------
 
@@ -307,7 +307,7 @@ class Agent(Acting[C], abc.ABC):
         """The agent in words of JSON, as in a run's ``config.json``."""
         return {
             "agent": self.config.algorithm,
-            "env": describe(self.source.env),
+            "env": describe(self.training_envs.env),
             "seed": self.seed,
             "preset": self.preset,
             "replay": self.replay,
@@ -368,10 +368,10 @@ class Agent(Acting[C], abc.ABC):
         device: str | None = None,
     ) -> Self:
         """What was read at ``path``."""
-        with checkpoint.understood(path):
+        with checkpoint.as_damage(path):
             agent = saving.restored(cls, *saved, trust_region, device)
         if env is not None:
-            agent._put_in(env, agent.source.whereabouts)
+            agent._put_in(env, agent.training_envs.cursor)
         return agent
 
 

@@ -16,9 +16,9 @@ from klrl.policy.mlp import Activation
 from klrl.policy.observations import MaskSource
 from klrl.run.presets import preset
 from klrl.shown import changed
+from klrl.text import nearest
 from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
 from klrl.validation import Bounds, Fraction, Pattern, Positive, PositiveInt
-from klrl.words import nearest
 
 RegionArgument = Annotated[
     str | TrustRegion,

@@ -26,7 +26,6 @@ from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
-from klrl.policy.folding import fold
 from klrl.policy.linearization import Linearization, Objective, expectation
 from klrl.policy.networks import Critic
 from klrl.policy.normalizer import ReturnScaler
@@ -36,8 +35,8 @@ from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
+from klrl.text import warn_user
 from klrl.trust_region import Change
-from klrl.words import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
 
@@ -201,7 +200,7 @@ class Core(abc.ABC, Generic[C]):
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
         self.networks.repack()
-        callback = Outside(callback) if callback is not None else Callback()
+        callback = CallerContext(callback) if callback is not None else Callback()
         with torch.no_grad(), numpy_as_torch():
             return self._update(batch, callback)
 

@@ -29,6 +29,7 @@ from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
 from klrl.shown import changed
+from klrl.text import warn_user
 from klrl.validation import Positive, PositiveInt, validate
 
 Direction = Literal["forward", "reverse"]

@@ -12,8 +12,8 @@ from klrl.agents.samples import Samples
 from klrl.kl.drift import average, drift_report, mean_kl
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
+from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL, Change, TrustRegion
-from klrl.words import warn_user
 
 _PROBES = 256
 _START_KL, _START_RATIO = 1e-6, 1e-2

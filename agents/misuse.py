@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from klrl.words import nearest, plain
+from klrl.text import nearest, plain
 
 if TYPE_CHECKING:
     from klrl.agents.config import AgentConfig

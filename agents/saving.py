@@ -18,18 +18,18 @@ from klrl.agents.drift import Probe
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
 from klrl.agents.saved_tensors import MOST, check_tensor, check_tensors
 from klrl.experience import Episode
+from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, described
-from klrl.experience.source import Source
-from klrl.experience.whereabouts import Whereabouts
+from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable_or_cpu
 from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.history import Block, History
+from klrl.text import plain
 from klrl.trust_region import TrustRegion, region_from_json, region_to_json, with_region
 from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
-from klrl.words import plain
 
 if TYPE_CHECKING:
     from klrl.agents.base import Agent
@@ -182,14 +182,14 @@ def snapshot(agent: Agent[Any]) -> Snapshot:
     if agent.rebuilds_where_that_helps and not agent.config.rebuild_envs:  # nothing was decided yet
         del data["config"]["rebuild_envs"]
     mine = {
-        "env": describe(agent.source.env),
+        "env": describe(agent.training_envs.env),
         "preset": agent.preset,
         "ep_rew_mean": float(np.mean([e.episode_return for e in agent.episodes])) if agent.episodes else None,
         "episodes": [list(vars(e).values()) for e in agent.episodes],
         "history": agent.history.copy(),
         "training": agent.training,
     }
-    return Snapshot(agent.num_timesteps, tensors, data | mine, agent.source.whereabouts, agent.region)
+    return Snapshot(agent.num_timesteps, tensors, data | mine, agent.training_envs.cursor, agent.region)
 
 
 def restored(
@@ -223,7 +223,7 @@ def restored(
     agent.region = region_from_json(data["region"])
     if not isinstance(agent.region, TrustRegion):
         raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
-    agent.begin(Source(described(data["env"]), at=whereabouts(agent, tensors)), data["preset"])
+    agent.begin(TrainingEnvs(described(data["env"]), cursor=cursor(agent, tensors)), data["preset"])
     agent.rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
     agent.episodes.extend(map(episode, data["episodes"]))
     agent.history = history(data["history"], tensors)

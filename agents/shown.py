@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from klrl.experience.environments import env_id
 from klrl.shown import table
-from klrl.words import one_line
+from klrl.text import one_line
 
 if TYPE_CHECKING:
     from klrl.agents.core import Core
@@ -55,7 +55,7 @@ def _rows(agent: Core[Any]) -> Iterator[tuple[str, object]]:
 
 
 def _env(agent: Any) -> str | None:
-    source = getattr(agent, "source", None)
+    source = getattr(agent, "training_envs", None)
     return None if source is None or source.env is None else env_id(source.env)
 
 

@@ -15,7 +15,7 @@ from klrl.agents.turns import Turn
 from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
 from klrl.run.callback import Callback, Metrics, info_metric
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 if TYPE_CHECKING:
     from klrl.agents.base import Agent
@@ -82,10 +82,10 @@ class TrainingRun:
         """
         agent = self._agent
         agent.networks.repack()
-        agent.source.undo_others()
+        agent.training_envs.undo_others()
         agent.collector()
         try:
-            return agent.source.collect(agent.act, agent.config.n_steps, agent.config.info_keys)
+            return agent.training_envs.collect(agent.act, agent.config.n_steps, agent.config.info_keys)
         except NonFinite as error:
             seen = error.transition
             if "action" in seen and not np.isfinite(seen["action"]).all():
@@ -103,7 +103,7 @@ class TrainingRun:
         agent.history.become(done.state["history"])
         agent.episodes.clear()
         agent.episodes.extend(map(saving.episode, done.state["episodes"]))
-        agent.source.go_back(done.whereabouts)
+        agent.training_envs.go_back(done.cursor)
 
     def _rollout_metrics(self) -> Metrics:
         agent, episodes = self._agent, self._agent.episodes

@@ -22,10 +22,10 @@ from klrl.run.disk import read_regular_file
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
-from klrl.scripts.cli.training import Conduct, carry_out
+from klrl.scripts.cli.training import RunOptions, run_training
+from klrl.text import one_line, plain, printable
 from klrl.trust_region import TrustRegion, with_region
 from klrl.trust_region.codec import own_class
-from klrl.words import one_line, plain, printable
 
 _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
@@ -128,7 +128,7 @@ def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tu
     if region is not None:
         config = with_region(config, region)
     try:
-        return Conduct.noted(run), AGENTS[run["agent"]].config_class.from_json(config)
+        return RunOptions.noted(run), AGENTS[run["agent"]].config_class.from_json(config)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
 

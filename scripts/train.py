@@ -24,7 +24,8 @@ from klrl.run.presets import preset
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.flags import given
-from klrl.scripts.cli.training import Conduct, carry_out
+from klrl.scripts.cli.training import RunOptions, run_training
+from klrl.text import nearest
 from klrl.validation import Bounds, NonNegativeInt
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from klrl.words import cell
+from klrl.text import cell
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from klrl.experience.infos import Infos
 from klrl.policy.distributions import Distribution
 from klrl.shown import array, table
+from klrl.text import warn_user
 
 T = TypeVar("T", Tensor, Distribution)
 

@@ -12,7 +12,7 @@ from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.kl.sampled import CHUNK, StateEstimate, moments
-from klrl.kl.sources import RecordSource, before_tanh
+from klrl.kl.samplers import RecordSampler, before_tanh
 from klrl.kl.units import in_base
 from klrl.policy.arrays import A, like, tensor
 from klrl.policy.distributions import Categorical, Distribution, Factored, NoClosedForm

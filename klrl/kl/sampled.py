@@ -12,7 +12,7 @@ from torch import Tensor
 
 from klrl.kl.families import AnyDistribution
 from klrl.kl.families.roots import root
-from klrl.kl.sources import Source, source, sources
+from klrl.kl.samplers import Sampler, sampler, samplers
 from klrl.shown import array
 
 Divergence = Literal["kl", "reverse_kl", "jeffreys", "jensen_shannon", "total_variation", "hellinger"]

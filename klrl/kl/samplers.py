@@ -153,7 +153,7 @@ def before_tanh(*squashed: RecordSampler) -> tuple[RecordSampler, ...]:
     return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
 
 
-def source(p: AnyDistribution[Any], column: bool = False) -> Source:
+def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
     """One distribution.
 
     Args:
@@ -172,7 +172,7 @@ def _torch_sampler(p: td.Distribution, column: bool) -> TorchSampler:
     return TorchSampler(p, dtype, column and not p.event_shape)
 
 
-def sources(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Source, Source]:
+def samplers(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Sampler, Sampler]:
     """Two distributions over the same actions, with one batch shape.
 
     Raises:

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 from klrl.policy.arrays import Array
-from klrl.words import warn_user
+from klrl.text import warn_user
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from klrl.agents import AGENTS, AgentConfig
+from klrl.text import nearest
 from klrl.trust_region import PARAMETERS, REGIONS, RegionSettings, with_region
 from klrl.trust_region.names import parameters_of, readers_of
 from klrl.validation import validate

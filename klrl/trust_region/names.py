@@ -22,7 +22,6 @@ from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenal
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
 from klrl.validation import Bounds, Limit, PositiveWeight, Weight, validate
-from klrl.words import nearest
 
 
 def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:

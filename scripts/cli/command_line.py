@@ -19,6 +19,7 @@ from klrl.experience import WorkerFailed
 from klrl.run.disk import DiskFull
 from klrl.scripts.cli.flags import has_empty_value, objection
 from klrl.scripts.cli.own_modules import find_in_this_folder
+from klrl.text import plain, printable
 from klrl.validation import validate
 
 T = TypeVar("T")

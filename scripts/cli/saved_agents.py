@@ -24,7 +24,6 @@ from klrl.studies import results
 from klrl.text import plain, warn_user
 from klrl.trust_region import KLConstraint, TrustRegion
 from klrl.trust_region.codec import own_class
-from klrl.words import plain, warn_user
 
 
 def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:

@@ -67,7 +67,7 @@ def test_no_digit_is_lost_between_the_environment_and_the_policy():
         seen.append(observations)
         return act(observations)
 
-    collector = Collector(agent.source.envs, np.random.SeedSequence(0), agent.encoding)
+    collector = Collector(agent.training_envs.envs, np.random.SeedSequence(0), agent.encoding)
     batch = collector.collect(watched, 8)
     assert batch.observations.dtype == torch.float64
     units = (batch.observations - 2.0**31) * 2.0**18
@@ -94,10 +94,10 @@ def test_what_a_network_cannot_take_is_infinite_for_a_float64_too():
 
 def test_an_agent_saved_with_rounded_observations_finds_its_place(tmp_path):
     agent = small_agent(PPO, partial(Far, 0.1)).learn(64)
-    where = agent.source.whereabouts
+    where = agent.training_envs.cursor
     rounded = replace(where, observation=where.observation.float())
     other = small_agent(PPO, partial(Far, 0.1))
-    collector = Collector(other.source.envs, rounded, other.encoding)
+    collector = Collector(other.training_envs.envs, rounded, other.encoding)
     assert torch.equal(collector.whereabouts.observation, where.observation)
 
 

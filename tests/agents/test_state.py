@@ -241,7 +241,7 @@ def test_environments_that_were_made_are_closed_when_others_take_their_place_and
     assert all(env.closed for env in made)
     agent.set_env(make)
     assert not own.closed
-    agent.set_env(agent.source.envs)
+    agent.set_env(agent.training_envs.envs)
     assert not made[-1].closed
 
 
@@ -310,7 +310,7 @@ def test_every_kind_of_policy_comes_back_with_its_spaces_probe_and_predictions(a
         one, other = (a.predict(x, deterministic=deterministic, action_masks=everything)[0] for a in (agent, loaded))
         np.testing.assert_array_equal(one, other)
         assert agent.action_space.contains(one)
-    batch = agent.source.collector.collect(agent.act, 32)
+    batch = agent.training_envs.collector.collect(agent.act, 32)
     assert repr(loaded.update(batch)) == repr(agent.update(batch))
     assert same(parameters(loaded), parameters(agent))
 

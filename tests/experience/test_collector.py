@@ -374,7 +374,7 @@ def test_actions_of_very_long_episodes_are_given_up_and_a_resumption_begins_new_
     loaded = PPO.load(tmp_path / "agent", make)
     with pytest.warns(RuntimeWarning, match="actions of an episode of 128 steps were not kept: new episodes begin"):
         loaded.learn(64)
-    assert loaded.source.whereabouts.lengths.tolist() == [32, 32]
+    assert loaded.training_envs.cursor.lengths.tolist() == [32, 32]
 
 
 def test_actions_are_kept_again_when_the_long_episodes_have_ended(tmp_path, monkeypatch):
@@ -384,5 +384,5 @@ def test_actions_are_kept_again_when_the_long_episodes_have_ended(tmp_path, monk
     with pytest.warns(RuntimeWarning, match="64 steps long"):
         agent.learn(64 * 3)
     loaded = PPO.load(agent.save(tmp_path / "agent"), make).learn(64)
-    assert loaded.source.whereabouts.lengths.tolist() == [128 - 70] * 2
-    assert torch.equal(loaded.source.whereabouts.observation, agent.learn(64).source.whereabouts.observation)
+    assert loaded.training_envs.cursor.lengths.tolist() == [128 - 70] * 2
+    assert torch.equal(loaded.training_envs.cursor.observation, agent.learn(64).training_envs.cursor.observation)

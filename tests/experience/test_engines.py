@@ -283,7 +283,7 @@ def test_a_saved_agent_goes_on_in_the_same_engine(agent_class, engine, env, tmp_
     for a in (agent, again):
         a.learn(128)
         assert a.config.vectorization_mode == a.describe()["config"]["vectorization_mode"] == engine
-        assert declared_mode(a.source.envs) is AutoresetMode.NEXT_STEP  # of klrl's own engines only these
+        assert declared_mode(a.training_envs.envs) is AutoresetMode.NEXT_STEP  # of klrl's own engines only these
         a.close()
     assert same(parameters(agent), parameters(again))
 

@@ -73,7 +73,7 @@ def a_life(make, path):
     for deterministic in (True, False):
         agent.predict(observation, deterministic=deterministic)
     agent.save(path)
-    loaded = type(agent).load(path, agent.source.env)
+    loaded = type(agent).load(path, agent.training_envs.env)
     action, _ = loaded.predict(observation, deterministic=True)
     assert np.array_equal(action, agent.predict(observation, deterministic=True)[0])
     return agent, loaded.learn(64)

@@ -145,7 +145,7 @@ def test_a_batch_of_images_is_bytes_and_has_no_statistics(agent_class):
 
 def test_beside_pixels_and_choices_only_the_numbers_are_normalised():
     agent = small_agent(PPO, partial(Sampling, MIXED)).learn(128)
-    (x,) = (agent.source.collector.collect(agent.act, 32).observations.flatten(0, 1),)
+    (x,) = (agent.training_envs.collector.collect(agent.act, 32).observations.flatten(0, 1),)
     z, n = agent.normalizer(x), math.prod(HWC.shape)
     torch.testing.assert_close(z[:, :n], x[:, :n] / 255.0)
     assert torch.equal(z[:, n : n + 3], x[:, n : n + 3])
