@@ -335,7 +335,7 @@ class Core(abc.ABC, Generic[C]):
         if why := overflow(change.new, self.ent_coef):
             raise FloatingPointError(f"after {self._when} {why}")
         metrics = self.drift.report(change, self.region)
-        observations = batch.samples(batch.observations)
+        observations = batch.flatten_valid(batch.observations)
         metrics["drift/kl_initial"] = self.drift.since_first(observations, change.old, self.distribution)
         after = change.new
         if absorb:

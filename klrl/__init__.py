@@ -49,7 +49,7 @@ __all__ = [
 ]
 _ROOMS = ("agents", "experience", "kl", "policy", "run", "studies", "trust_region")
 _NAMES = {"evaluate": "run", "Callback": "run", "kl_divergence": "kl", "make_vector_env": "experience"}
-"""In which room a name is, if not in that of the agents."""
+"""The room of a name that is not in that of the agents."""
 
 
 def __getattr__(name: str) -> Any:

@@ -99,7 +99,7 @@ def hints(cls: Any) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is one that a field of this type allows; a list is where a tuple is meant."""
+    """Tell whether a field of this type allows a value; a list is where a tuple is meant."""
     args = get_args(hint)
     match get_origin(hint):
         case origin if origin is Annotated:

@@ -60,7 +60,7 @@ class Batch:
     """
 
     def __repr__(self) -> str:
-        """Its size, and what of."""
+        """Size of the batch, and of what."""
         steps, envs = self.valid.shape
         arrays = f"observations={array(self.observations)}, actions={array(self.actions)}"
         policy = type(self.behaviour).__name__
@@ -75,7 +75,7 @@ class Batch:
 
     @property
     def _episodes(self) -> str:
-        """How many ended, in words."""
+        """Number of episodes that ended, in words."""
         if not (n := len(self.episodes)):
             return "no episode ended"
         mean = sum(episode.episode_return for episode in self.episodes) / n

@@ -196,11 +196,11 @@ def check_id(env: str) -> None:
 _EXTRAS = {"ale_py": "atari", "ALE": "atari"}
 """Packages, and namespaces of ids, that one of klrl's extras installs."""
 _MODULES = {"ALE": "ale_py"}
-"""Which module registers a namespace."""
+"""Modules that register a namespace."""
 
 
 def _unknown(module: str, name: str, error: Exception) -> str:
-    """Why an id cannot be made here, and what can be done about that."""
+    """Reason why an id cannot be made here, and a remedy."""
     space = name.partition("/")[0]
     if isinstance(error, ModuleNotFoundError):
         if (extra := _EXTRAS.get(str(error.name))) is not None:

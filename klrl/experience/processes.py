@@ -41,7 +41,7 @@ def check_open_files(n: int) -> None:
 
 
 def packed(command: str, *data: Any) -> Any:
-    """What a worker receives as (command, data)."""
+    """Pickle what a worker receives as (command, data)."""
     # Bytes of their own: while a traceback keeps a view of a file in memory, Python 3.13 complains when that is closed.
     return bytes(ForkingPickler.dumps((command, *data)))
 

@@ -151,7 +151,7 @@ def kl_covariance_part(p: AnyDistribution[A], q: AnyDistribution[A], base: float
 
 
 def has_gaussian_parts(p: Distribution[Any]) -> bool:
-    """Whether the KL of this family has a mean part and a covariance part."""
+    """Tell whether the KL of this family has a mean part and a covariance part."""
     return isinstance(family_of(p), GaussianFamily)
 
 

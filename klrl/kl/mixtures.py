@@ -74,7 +74,7 @@ class _Pair(NamedTuple):
     made_of: Array
 
     def answer(self, nats: Tensor, base: float | None) -> Array:
-        """As what p is made of."""
+        """Read p as the components that it is made of."""
         return in_base(like(nats.clamp_min(0.0).to(self.dtype), self.made_of), base)
 
 

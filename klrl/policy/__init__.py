@@ -38,7 +38,7 @@ __all__ = [
     "stack_records",
 ]
 _MODULES = {"Encoding": "observations", "Normalizer": "normalizer"}
-"""Where a name is, if not among the records."""
+"""The module of a name that is not among the records."""
 
 
 def __getattr__(name: str) -> Any:

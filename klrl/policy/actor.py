@@ -23,9 +23,9 @@ class Actor(nn.Module, Linearizable):
     """pi(.|s): observations ``[*B, *O]`` to a record ``[*B]`` whose fields are pieces of a trunk's outputs."""
 
     units: Units | None = None
-    """Of a Gaussian's actions."""
+    """Units of a Gaussian's actions."""
     cuts_outputs: ClassVar[bool] = True
-    """Whether the record's fields are pieces of the trunk's outputs, and not functions of them."""
+    """True where the record's fields are pieces of the trunk's outputs, and not functions of them."""
 
     def __init__(self, encoding: Encoding, n_outputs: int, hidden: Sequence[int], **style: Any) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class Actor(nn.Module, Linearizable):
 
     @property
     def explicit(self) -> bool:
-        """As the trunk is."""
+        """True where the trunk is."""
         return is_explicit(self.trunk)
 
     @property
     def written_out(self) -> bool:
-        """As the trunk's derivative is, where the fields are pieces of its outputs."""
+        """True where the trunk's derivative is, where the fields are pieces of its outputs."""
         return self.cuts_outputs and is_written_out(self.trunk)
 
     def linearize(self, observation: Array) -> Linearization[Any]:

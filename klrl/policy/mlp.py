@@ -39,12 +39,12 @@ class MLP(nn.Sequential, Linearizable):
 
     @property
     def explicit(self) -> bool:
-        """Where the layers are known."""
+        """True where the layers are known."""
         return self.layers.explicit
 
     @property
     def written_out(self) -> bool:
-        """Where the layers are known and none is frozen."""
+        """True where the layers are known and none is frozen."""
         return self.layers.written_out
 
     def linearize(self, x: Array) -> Linearization[Array]:
@@ -71,7 +71,7 @@ class _Layers:
     key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]
     """Layers, address and requires_grad of each parameter, and number of hooks: a change means other facts."""
     explicit: bool
-    """What is written out here, as :func:`~klrl.policy.paths.has_formulas` has it."""
+    """Tell whether the layers are written out here, as :func:`~klrl.policy.paths.has_formulas` has it."""
     tensors: list[tuple[Tensor, Tensor]]
     """Weight and bias of every linear layer, outside of any graph."""
     arrays: list[tuple[np.ndarray, np.ndarray]]

@@ -35,12 +35,12 @@ class Critic(nn.Module, Linearizable):
 
     @property
     def explicit(self) -> bool:
-        """As the trunk is."""
+        """True where the trunk is."""
         return is_explicit(self.trunk)
 
     @property
     def written_out(self) -> bool:
-        """As the trunk's derivative is."""
+        """True where the trunk's derivative is."""
         return is_written_out(self.trunk)
 
     def linearize(self, observation: Array) -> Linearization[Array]:

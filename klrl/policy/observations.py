@@ -154,7 +154,7 @@ class Encoding:
         self.dtype = np.dtype(np.uint8 if is_image else np.float64 if self._is_long else np.float32)
 
     def __repr__(self) -> str:
-        """From which space, to which array."""
+        """Conversion of observations of a space to arrays."""
         mask = f", {self.n_mask} of them a mask" if self.n_mask else ""
         return f"Encoding({one_line(self.space)} -> {self.dtype}{[*self.shape]}{mask})"
 

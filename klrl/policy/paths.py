@@ -1,4 +1,4 @@
-"""Which path computes: the table, and every predicate that chooses.
+"""Paths of computation: their table, and every predicate that chooses one.
 
 Two choices, made apart, give four paths. The *kind of array*: on few rows an operation's cost is the way to it, and
 numpy's way is several times shorter than torch's; on many it is the arithmetic, and nothing is left of that. *Who
@@ -49,17 +49,17 @@ def rows_for_numpy(*networks: nn.Module) -> int:
 
 
 def learns_in_numpy(rows: int, most: int) -> bool:
-    """Whether a minibatch of so many rows is one of arrays, given :func:`rows_for_numpy`."""
+    """Tell whether a minibatch of so many rows is one of arrays, given :func:`rows_for_numpy`."""
     return rows <= most
 
 
 def acts_in_numpy(rows: int, most: int) -> bool:
-    """Whether actions for so many environments are computed in arrays, given :func:`rows_for_numpy`."""
+    """Tell whether actions for so many environments are computed in arrays, given :func:`rows_for_numpy`."""
     return rows <= most * _ACTING // _LEARNING
 
 
 def optimizes_in_numpy(parameters: Tensor) -> bool:
-    """Whether the optimiser moves these by numpy, on their own memory."""
+    """Tell whether the optimiser moves these by numpy, on their own memory."""
     return parameters.is_cpu
 
 
@@ -72,12 +72,12 @@ class Linearizable(abc.ABC):
     @property
     @abc.abstractmethod
     def explicit(self) -> bool:
-        """Whether numpy computes its outputs when it is given arrays; otherwise torch does."""
+        """True where numpy computes its outputs when it is given arrays; otherwise torch does."""
 
     @property
     @abc.abstractmethod
     def written_out(self) -> bool:
-        """Whether its derivative is written out; otherwise it is autograd's."""
+        """True where its derivative is written out; otherwise it is autograd's."""
 
     @abc.abstractmethod
     def linearize(self, x: Array) -> Linearization[Any]:
@@ -85,22 +85,22 @@ class Linearizable(abc.ABC):
 
 
 def is_linearizable(network: nn.Module) -> TypeGuard[Linearizable]:
-    """Whether a network linearizes itself; any other is given tensors, and autograd differentiates it."""
+    """Tell whether a network linearizes itself; any other is given tensors, and autograd differentiates it."""
     return isinstance(network, Linearizable)
 
 
 def is_explicit(network: nn.Module) -> bool:
-    """Whether numpy computes the outputs of a network when it is given arrays."""
+    """Tell whether numpy computes the outputs of a network when it is given arrays."""
     return is_linearizable(network) and network.explicit
 
 
 def is_written_out(network: nn.Module) -> bool:
-    """Whether the derivative of a network is written out."""
+    """Tell whether the derivative of a network is written out."""
     return is_linearizable(network) and network.written_out
 
 
 def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:
-    """Whether these layers are what is written out: linear ones with one kind of activation between, without hooks."""
+    """Tell whether these layers are written out: linear ones with one kind of activation between, without hooks."""
     linears, between = layers[::2], layers[1::2]
     return (
         len(layers) % 2 == 1
@@ -111,12 +111,12 @@ def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:
 
 
 def brings_derivative(cls: type, function: str, derivative: str) -> bool:
-    """Whether a class got a function's derivative with the function, or after it; otherwise autograd has to find it."""
+    """Tell whether a class got a function's derivative with it or after it; otherwise autograd has to find it."""
     return _depth(cls, derivative) <= _depth(cls, function)
 
 
 def _depth(cls: type, name: str) -> int:
-    """How far up its bases a class finds an attribute."""
+    """Number of steps up its bases to where a class finds an attribute."""
     return next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
 
 

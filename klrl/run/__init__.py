@@ -29,7 +29,7 @@ __all__ = [
     "evaluate",
 ]
 _MODULES = {"RunDirectory": "directory", "Progress": "progress"}
-"""What takes its time to import: TensorBoard, and a terminal."""
+"""Names that take their time to import: TensorBoard, and a terminal."""
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ def info_metric(key: str) -> str:
 
 
 class LearningAgent(Protocol):
-    """What callbacks can rely on in an agent, whichever it is; klrl's own have more (:class:`klrl.agents.Agent`)."""
+    """An agent as callbacks can rely on it, whichever it is; klrl's own have more (:class:`klrl.agents.Agent`)."""
 
     @property
     def num_timesteps(self) -> int:
@@ -39,11 +39,11 @@ class LearningAgent(Protocol):
 
     @property
     def progress_remaining(self) -> float:
-        """Which part of the training is left, from 1 to 0."""
+        """Share of the training that is left, from 1 to 0."""
 
     @property
     def seed(self) -> int:
-        """Of the run."""
+        """Seed of the run."""
 
     @property
     def config(self) -> Any:
@@ -94,7 +94,7 @@ class Callback:
     """
 
     def on_training_start(self, agent: LearningAgent, total_timesteps: int) -> None:
-        """Before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
+        """Called before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
 
     def on_update_start(self, agent: LearningAgent, batch: Batch) -> None:
         """A batch has been collected."""

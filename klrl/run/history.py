@@ -18,7 +18,7 @@ from klrl.shown import table
 
 _T = TypeVar("_T")
 _SHOWN = 10
-"""Of the newest rows in a notebook."""
+"""Number of the newest rows in a notebook."""
 _COLUMNS = (
     "time/total_timesteps", "rollout/ep_rew_mean", "drift/kl", "drift/kl_max", "drift/kl_target", "train/entropy",
     "train/stop_reason",

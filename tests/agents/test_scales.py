@@ -98,7 +98,7 @@ def test_an_agent_saved_with_rounded_observations_finds_its_place(tmp_path):
     rounded = replace(where, observation=where.observation.float())
     other = small_agent(PPO, partial(Far, 0.1))
     collector = Collector(other.training_envs.envs, rounded, other.encoding)
-    assert torch.equal(collector.whereabouts.observation, where.observation)
+    assert torch.equal(collector.cursor.observation, where.observation)
 
 
 # Images.

@@ -50,7 +50,7 @@ class Matched(NamedTuple):
 
 
 def family_of(record: Distribution[Any]) -> Family[Any] | None:
-    """What is known about a record's family; ``None`` if nothing."""
+    """Look up a record's family; ``None`` where there is none."""
     return _FAMILIES.get(type(record))
 
 
@@ -96,7 +96,7 @@ def broadcast(p: Sequence[int], q: Sequence[int]) -> torch.Size:
 
 
 def read(x: AnyDistribution[Any]) -> tuple[Distribution, torch.dtype]:
-    """As a record, and the type of the numbers it was made of."""
+    """Read a distribution as a record, and the type of the numbers it was made of."""
     if isinstance(x, Distribution):
         first = x.parameters[0]
         return x, first.dtype if isinstance(first, Tensor) else tensor(first).dtype

@@ -30,7 +30,7 @@ class Beta(Distribution[A]):
             raise ValueError(f"beta has shape {list(self.beta.shape)}, alpha {list(self.alpha.shape)}")
 
     def sample(self, generator: torch.Generator | None = None) -> A:
-        """By numpy, whose generator gets its seed from torch's."""
+        """Sample by numpy, whose generator gets its seed from torch's."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in self.parameters)
         x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))

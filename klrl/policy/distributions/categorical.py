@@ -30,7 +30,7 @@ class Categorical(Distribution[A]):
 
     @classmethod
     def masked(cls, logits: A, allowed: Array) -> Self:
-        """Only the allowed actions (bool, ``[*B, k]``) have a probability; some one must be allowed in every state."""
+        """Give no probability to any but the allowed actions (bool, ``[*B, k]``); every state must allow one."""
         mask = allowed if is_numpy(logits) else torch.as_tensor(allowed, dtype=torch.bool, device=logits.device)
         return cls(where(mask, logits, -np.inf))
 
@@ -244,12 +244,12 @@ class Bernoulli(Factored[A]):
         return _pair(0.0 * tangent, tangent)
 
     def from_indices(self, index: A) -> A:
-        """As floats."""
+        """The actions as floats."""
         dtype: Any = self.logits.dtype
         return index.to(dtype) if isinstance(index, Tensor) else index.astype(dtype)
 
     def to_indices(self, action: A) -> A:
-        """As integers."""
+        """The actions as integers."""
         return action.long() if isinstance(action, Tensor) else action.astype(np.int64)
 
 

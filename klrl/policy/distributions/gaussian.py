@@ -55,7 +55,7 @@ class DiagGaussian(Distribution[A]):
         return (self.log_std + 0.5 * (LOG_2PI + 1.0)).sum(-1)
 
     def score(self, action: A) -> Gradient:
-        """By the mean z / std, by log_std z^2 - 1, with z = (action - mean) / std."""
+        """Derivative by the mean z / std, by log_std z^2 - 1, with z = (action - mean) / std."""
         std = self.std
         z = (action - self.mean) / std
         return z / std, z * z - 1.0
@@ -99,7 +99,7 @@ class SquashedGaussian(Distribution[A]):
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
 
     def score(self, action: A) -> Gradient:
-        """That of u."""
+        """The record of u."""
         return self.base.score(_artanh(_inside(action)))
 
     @on_tensors
@@ -225,7 +225,7 @@ class GaussianMixture(Distribution[A]):
 
     @property
     def weights(self) -> Categorical[A]:
-        """Which component."""
+        """Index of the component."""
         return Categorical(self.logits)
 
     @property
