@@ -1,0 +1,32 @@
+"""Ids that Gymnasium does not know: why, and what can be done about that."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+
+from klrl.text import nearest, one_line
+
+_EXTRAS = {"ale_py": "atari", "ALE": "atari"}
+"""Packages, and namespaces of ids, that one of klrl's extras installs."""
+_MODULES = {"ALE": "ale_py"}
+"""Modules that register a namespace."""
+
+
+def why_unknown(module: str, name: str, error: Exception) -> str:
+    """Reason why an id cannot be made here, and a remedy."""
+    space = name.partition("/")[0]
+    if isinstance(error, ModuleNotFoundError):
+        if (extra := _EXTRAS.get(str(error.name))) is not None:
+            return f"{one_line(error)}; allowed: pip install 'klrl[{extra}]'"
+        if str(error.name).partition(".")[0] != module.partition(".")[0]:
+            return f"{one_line(error)}, which {module} needs; allowed: a module that can be imported"
+        return f"{one_line(error)}; allowed: MODULE:ID with a module that can be imported"
+    if isinstance(error, gym.error.NamespaceNotFound):
+        said = f"nobody has registered {space} here"
+        if (known := _MODULES.get(space)) is not None and known != module:
+            return f"{said}; allowed: {known}:{name} (pip install 'klrl[{_EXTRAS[space]}]')"
+        return f"{said}{nearest(name, gym.registry) or f'; allowed: MODULE:{name} with the module that registers it'}"
+    hint = nearest(name, gym.registry) or "; allowed: a registered Gymnasium id"
+    if isinstance(error, gym.error.NameNotFound):
+        return f"unknown{hint}"
+    return f"unknown version{hint}" if isinstance(error, gym.error.VersionNotFound) else f"{one_line(error)}{hint}"
