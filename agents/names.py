@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from klrl.agents.base import Agent
 from klrl.agents.npg import NPG
 from klrl.agents.ppo import PPO
 from klrl.agents.trpo import TRPO
+from klrl.text import nearest, one_line
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """By the name on the command line, in presets and in saved state."""
+
+
+def agent_class(name: str) -> type[Agent[Any]]:
+    """Return the class of an agent, klrl's by its name or any other as ``MODULE:CLASS``.
+
+    Raises:
+        ValueError: neither a name nor an agent's class.
+    """
+    if name in AGENTS:
+        return AGENTS[name]
+    allowed = f"allowed: {', '.join(AGENTS)}, or MODULE:CLASS of one of your own"
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise ValueError(f"agent = {name!r}; {allowed}{nearest(name, AGENTS)}")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"agent = {name!r}: {one_line(error)}; {allowed}") from error
+    if not (isinstance(found, type) and issubclass(found, Agent)):
+        raise ValueError(f"agent = {name!r} is no class of agents; {allowed}")
+    return found
+
+
+def name_of(cls: type[Agent[Any]]) -> str:
+    """Return the name by which :func:`agent_class` finds a class."""
+    known = AGENTS.get(cls.config_class.algorithm)
+    return cls.config_class.algorithm if known is cls else f"{cls.__module__}:{cls.__qualname__}"

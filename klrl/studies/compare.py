@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from klrl.agents import AGENTS
+from klrl.agents.names import agent_class
 from klrl.studies.comparison import Comparison
 from klrl.studies.parallel import in_parallel
 from klrl.studies.report import write_csv
@@ -74,7 +74,7 @@ def trials_of(plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], 
         for variant in plan.variants:
             try:
                 config = plan.config(variant, env)
-                AGENTS[variant.agent](env, config).close()
+                agent_class(variant.agent)(env, config).close()
             except ValueError as error:
                 if not plan.every:
                     raise ValueError(f"{env}, {variant.name}: {error}") from error

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from klrl.agents import AGENTS, AgentConfig
+from klrl.agents import AGENTS, Agent, AgentConfig
+from klrl.agents.names import agent_class, name_of
 from klrl.text import nearest
 from klrl.trust_region import PARAMETERS, REGIONS, RegionSettings, with_region
 from klrl.trust_region.names import parameters_of, readers_of
 from klrl.validation import validate
 
 CRITIC_PASSES = ("n_epochs", "n_critic_updates")
-"""Names that agents use for the passes over the batch that fit their critic; every agent has one of them."""
+"""Names that agents use for the passes over the batch that fit their critic."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,14 @@ class Comparison:
         """
         if variant.agent == self.agent:
             return replace(self._base(env, variant.region), **variant.changes)
-        base, other = self._base(env, self._base_region()), AGENTS[variant.agent].config_class
+        base, other = self._base(env, self._base_region()), agent_class(variant.agent).config_class
         kept = _fields(type(base)) - _fields(RegionSettings)
         values = {_named(other, name): getattr(base, name) for name in kept}
         shared = {name: value for name, value in values.items() if name in _fields(other)}
         return other(**(shared | self._chosen(other, variant.region)))
 
     def _base(self, env: str, region: str) -> AgentConfig:
-        config_class = AGENTS[self.agent].config_class
+        config_class = agent_class(self.agent).config_class
         return config_class.for_env(env if self.presets else None, **self._chosen(config_class, region))
 
     def _base_region(self) -> str:
@@ -72,7 +73,7 @@ class Comparison:
 
 
 def comparison(
-    vary: Sequence[str],
+    vary: Sequence[str | type[Agent[Any]]],
     agent: str = "ppo",
     also: Sequence[str] = (),
     assignments: Sequence[str] = (),
@@ -81,7 +82,8 @@ def comparison(
     """Read a design in the form of the command line.
 
     Args:
-        vary: name of a field, or "agent", and its values; without values, all possible ones.
+        vary: name of a field, or "agent", and its values; without values, all possible ones. An agent is a name, a
+            class, or ``"MODULE:CLASS"``.
         agent: agent whose preset is the base of all variants.
         also: other agents as further variants, each with its own trust region.
         assignments: changes to the base, ``"field=value"``.
@@ -90,16 +92,16 @@ def comparison(
     Raises:
         ValueError: an unknown field, value or agent, a repeated variant, or a setting that nothing reads.
     """
-    _check("agent", agent, AGENTS)
     for other in also:
         _check("also", other, [name for name in AGENTS if name != agent])
     if not vary:
         raise ValueError("vary = (); allowed: FIELD [VALUES ...]")
-    name, words = vary[0].replace("-", "_"), tuple(vary[1:])
-    _check("vary", name, ["agent", *(f.name for f in fields(AGENTS[agent].config_class))])
-    every, words = not words, words or _every_value(agent, name)
-    agents = dict.fromkeys([agent, *also, *(word for word in words if name == "agent" and word in AGENTS)])
-    settings = dict(_assignment(word, [AGENTS[a].config_class for a in agents]) for word in assignments)
+    first, *words = (word if isinstance(word, str) else name_of(word) for word in vary)
+    name = first.replace("-", "_")
+    _check("vary", name, ["agent", *(f.name for f in fields(agent_class(agent).config_class))])
+    every, words = not words, words or [*_every_value(agent, name)]
+    agents = dict.fromkeys([agent, *also, *(word for word in words if name == "agent")])
+    settings = dict(_assignment(word, [agent_class(a).config_class for a in agents]) for word in assignments)
     if name in settings:
         raise ValueError(f"set = {name!r}; allowed: what --vary does not vary")
     region = settings.get("trust_region", _default_region(agent))
@@ -112,9 +114,9 @@ def comparison(
 def _variant(name: str, word: str, agent: str, region: str, region_is_given: bool) -> Variant:
     """Make the variant for one value of the varied field."""
     if name == "agent":
-        _check("agent", word, AGENTS)
+        agent_class(word)
         return Variant(name=word, agent=word, region=region if region_is_given else _default_region(word))
-    value = _value(AGENTS[agent].config_class, name, word)
+    value = _value(agent_class(agent).config_class, name, word)
     if name == "trust_region":
         return Variant(name=word, agent=agent, region=value)
     return Variant(name=f"{name}={word}", agent=agent, region=region, changes={name: value})
@@ -167,7 +169,7 @@ def _every_value(agent: str, name: str) -> tuple[str, ...]:
         return tuple(AGENTS)
     if name == "trust_region":
         return tuple(REGIONS)
-    hint = get_type_hints(AGENTS[agent].config_class)[name]
+    hint = get_type_hints(agent_class(agent).config_class)[name]
     values = get_args(Literal[True, False] if hint is bool else hint)
     if not values or not all(isinstance(value, (str, bool)) for value in values):
         raise ValueError(f"vary = {name!r} without values; allowed: {name} VALUES ...")
@@ -176,7 +178,7 @@ def _every_value(agent: str, name: str) -> tuple[str, ...]:
 
 def _named(config_class: type[AgentConfig], name: str) -> str:
     """Return an agent's name of a field: the passes that fit the critic have two names."""
-    return next(n for n in CRITIC_PASSES if n in _fields(config_class)) if name in CRITIC_PASSES else name
+    return next((n for n in CRITIC_PASSES if n in _fields(config_class)), name) if name in CRITIC_PASSES else name
 
 
 def _fields(config_class: type[RegionSettings]) -> frozenset[str]:
@@ -184,7 +186,7 @@ def _fields(config_class: type[RegionSettings]) -> frozenset[str]:
 
 
 def _default_region(agent: str) -> str:
-    return next(str(f.default) for f in fields(AGENTS[agent].config_class) if f.name == "trust_region")
+    return next(str(f.default) for f in fields(agent_class(agent).config_class) if f.name == "trust_region")
 
 
 def _check(name: str, value: str, known: Sequence[str] | Mapping[str, Any]) -> None:

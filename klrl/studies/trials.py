@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from klrl.agents import AGENTS, AgentConfig
+from klrl.agents import AgentConfig
+from klrl.agents.names import agent_class
 from klrl.experience import Batch, Episode
 from klrl.experience.environments import factory
 from klrl.run import Callback
@@ -118,7 +119,7 @@ def run(trial: Trial, folder: Path) -> Row:
 def outcome(trial: Trial) -> Row:
     """Train, and return what the table, the CSV and the figures need."""
     torch.set_num_threads(1)
-    agent = AGENTS[trial.agent](trial.env, trial.config, seed=trial.seed)
+    agent = agent_class(trial.agent)(trial.env, trial.config, seed=trial.seed)
     episodes = Episodes()
     try:
         measured = measure(agent, trial.total_timesteps, factory(trial.env), episodes)

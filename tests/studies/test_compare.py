@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -15,6 +16,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+from agents_of_ones_own import Plain, PlainConfig
 from environments import Broken
 from scipy import stats
 from support import full_disk, wait_for
@@ -23,7 +25,7 @@ from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
 from klrl.run import evaluate
 from klrl.run.sealed import sealed, unsealed
 from klrl.scripts.main import main
-from klrl.studies.compare import trials_of
+from klrl.studies.compare import Runs, trials_of
 from klrl.studies.comparison import comparison
 from klrl.studies.report import table
 from klrl.studies.statistics import interval, student_quantile
@@ -156,6 +158,37 @@ def test_the_base_may_be_the_plain_defaults():
 def test_without_values_every_trust_region_and_every_agent_is_compared():
     assert [v.name for v in comparison(["trust-region"], "ppo", [], [], True).variants] == list(REGIONS)
     assert [v.name for v in comparison(["agent"], "ppo", [], [], True).variants] == list(AGENTS)
+
+
+@pytest.mark.parametrize("given", [Plain, "agents_of_ones_own:Plain"], ids=["class", "name"])
+def test_an_agent_of_ones_own_is_compared(given, tmp_path):
+    plan = comparison(["agent", "ppo", "trpo", given], assignments=["n_envs=2", "n_steps=16", "batch_size=16"])
+    runs = Runs(plan, {"CartPole-v1": 64}, [0], tmp_path, say=list)
+    rows = runs.finish(processes=1)
+    assert [(row["agent"], row["status"]) for row in rows] == [
+        ("ppo", "finished"), ("trpo", "finished"), ("agents_of_ones_own:Plain", "finished"),
+    ]  # fmt: skip
+    own = runs.trials[2].config
+    assert (type(own), own.trust_region, own.n_steps, own.gamma) == (
+        PlainConfig,
+        "none",
+        16,
+        runs.trials[0].config.gamma,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("agents_of_ones_own:Nobody", "has no attribute 'Nobody'; allowed: ppo, trpo, npg, or MODULE:CLASS"),
+        ("no_module_at_all:Plain", "No module named 'no_module_at_all'"),
+        ("agents_of_ones_own:PlainConfig", "is no class of agents"),
+        ("pqo", "did you mean ppo?"),
+    ],
+)
+def test_an_agent_that_is_none_is_named(given, why):
+    with pytest.raises(ValueError, match=f"^agent = '{given}'.*{re.escape(why)}"):
+        comparison(["agent", "ppo", given])
 
 
 def test_of_every_value_those_that_do_not_fit_an_environment_are_left_out_and_named():
