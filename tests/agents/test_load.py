@@ -21,7 +21,7 @@ def test_an_algorithm_that_is_not_there_is_named(tmp_path):
     path = small_agent(AGENTS["ppo"], "CartPole-v1").save(tmp_path / "agent")
     tensors, state = checkpoint.read(path)
     checkpoint.write(path, tensors, state | {"agent": "sac"})
-    with pytest.raises(ValueError, match=r"holds agent 'sac'; allowed: npg, ppo, trpo"):
+    with pytest.raises(ValueError, match=r"holds agent 'sac'; allowed: .*npg, .*ppo, .*trpo"):
         load_agent(path)
 
 
