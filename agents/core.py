@@ -281,15 +281,15 @@ class Core(abc.ABC, Generic[C]):
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
 
     def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
-        """L(theta) = E[gain - penalty], E[r A] for a constraint (TRPO eq. 14), where ``change`` led to the policy."""
-        gradient, penalty = self.region.gain_gradient(change), self.region.penalty_gradient(change)
+        """L(theta) = E[surrogate - penalty], E[r A] for a constraint (TRPO eq. 14); ``change`` led to the policy."""
+        gradient, penalty = self.region.surrogate_gradient(change), self.region.penalty_gradient(change)
         if penalty is not None:
             gradient = tuple(map(sub, gradient, penalty))
         return expectation(self.judge(change), policy, gradient)
 
     def judge(self, change: Change) -> Array:
         """Gain - penalty, ``[*B]``."""
-        return self.region.gain(change) - self.region.penalty(change)
+        return self.region.surrogate(change) - self.region.penalty(change)
 
     def value_loss(self, samples: Samples) -> Objective:
         """E[(V(s) - V_target)^2]."""

@@ -24,7 +24,7 @@ def paths_of(agent: Core[Any]) -> dict[str, str]:
     - acting: the distributions that actions are drawn from.
     - policy, critic: their outputs and derivatives while they learn; a policy that moves by the natural gradient does
       so on the whole batch.
-    - surrogate: the derivative of the region's gain and penalty and of what they are made of.
+    - surrogate: the derivative of the region's surrogate and penalty and of what they are made of.
     - optimizer: Adam's arithmetic.
     """
     config, device, networks = agent.config, agent.device, agent.networks

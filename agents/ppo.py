@@ -97,7 +97,7 @@ class PPO(Agent[PPOConfig]):
         )
 
     def _step(self, minibatch: Samples) -> dict[str, Array]:
-        """Ascend L(theta) = E[gain - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
+        """Ascend L(theta) = E[surrogate - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
         policy = self.actor.linearize(minibatch.observations)
         change = minibatch.change(policy.output)
         surrogate, value_loss = self.surrogate(policy, change), self.value_loss(minibatch)

@@ -13,21 +13,22 @@ from klrl.policy.distributions import Distribution, Gradient
 from klrl.trust_region.change import Change
 from klrl.trust_region.region import OnExit, TrustRegion
 
-_GAINS = "clip, spo, rollback, truly-ppo, projection, w2-projection, frobenius-projection"
+_SURROGATES = "clip, spo, rollback, truly-ppo, projection, w2-projection, frobenius-projection"
 
 
 @dataclass(frozen=True, init=False)
 class All(TrustRegion):
     """Several regions at once: penalties add, the largest excess and the shortest step count.
 
-    At most one of them may redefine the gain.
+    At most one of them may redefine the surrogate.
     """
 
     regions: tuple[TrustRegion, ...]
 
     def __init__(self, *regions: TrustRegion) -> None:
-        if len([r for r in regions if redefines(r, "gain")]) > 1:
-            raise ValueError(f"trust_region = {regions}; allowed: at most one region with a gain of its own ({_GAINS})")
+        if len([r for r in regions if redefines(r, "surrogate")]) > 1:
+            known = f"at most one region with a surrogate of its own ({_SURROGATES})"
+            raise ValueError(f"trust_region = {regions}; allowed: {known}")
         object.__setattr__(self, "regions", regions)
 
     @property
@@ -58,13 +59,13 @@ class All(TrustRegion):
         """The product."""
         return math.prod(r.lr_scale for r in self.regions)
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """That of the one region that has its own."""
-        return self._gaining.gain(change)
+        return self._with_surrogate.surrogate(change)
 
-    def gain_gradient(self, change: Change) -> Gradient:
+    def surrogate_gradient(self, change: Change) -> Gradient:
         """That of the same region."""
-        return self._gaining.gain_gradient(change)
+        return self._with_surrogate.surrogate_gradient(change)
 
     def penalty(self, change: Change) -> Array | float:
         """The sum."""
@@ -106,8 +107,8 @@ class All(TrustRegion):
         return All(*(r.adapt(change) for r in self.regions))
 
     @property
-    def _gaining(self) -> TrustRegion:
-        return next((r for r in self.regions if redefines(r, "gain")), TrustRegion())
+    def _with_surrogate(self) -> TrustRegion:
+        return next((r for r in self.regions if redefines(r, "surrogate")), TrustRegion())
 
     def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
         return min((x for r in self.regions if (x := read(r)) is not None), default=None)

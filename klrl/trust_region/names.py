@@ -16,11 +16,11 @@ from klrl.text import nearest
 from klrl.trust_region.all import All
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
-from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
+from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
 from klrl.validation import Bounds, Limit, PositiveWeight, Weight, validate
 
 
@@ -146,9 +146,10 @@ class RegionSettings:
     clip_range: Limit | None = None
     """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
     rollback_slope: PositiveWeight | None = None
-    """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
+    """How the surrogate falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL
+    (truly-ppo: 5.0)."""
     state_kl: Limit | None = None
-    """KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound for
+    """KL of a single state, nats: KL(old||new) from which on the surrogate falls (truly-ppo: 0.03), the bound for
     KL(new||old) (projection: 0.03)."""
     state_distance: Limit | None = None
     """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,

@@ -294,7 +294,7 @@ def test_every_setting_is_read(agent_class, monkeypatch):
 
 @dataclass(frozen=True)
 class InTorch(TrustRegion):
-    def gain(self, change):
+    def surrogate(self, change):
         return torch.clamp(change.ratio, max=1.1) * change.advantage
 
 

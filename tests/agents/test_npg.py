@@ -202,7 +202,7 @@ def test_a_preconditioner_needs_damping(config_class):
 
 @pytest.mark.parametrize("region", ["constraint+espo", "clip+constraint", All(KLConstraint(), REGIONS["rollback"]())])
 def test_npg_refuses_regions_that_would_change_nothing(region):
-    with pytest.raises(ValueError, match=r"^trust_region = .*; allowed for NPG: no gain of its own and no bound "):
+    with pytest.raises(ValueError, match=r"^trust_region = .*; allowed for NPG: no surrogate of its own and no bound "):
         NPGConfig(trust_region=region)
     assert TRPOConfig(trust_region=region).region
 
