@@ -27,7 +27,7 @@ class NPGConfig(NaturalGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(redefines(r, "surrogate") or (redefines(r, "excess") and _endless(r)) for r in parts(self.region)):
+        if any(redefines(r, "surrogate") or (redefines(r, "violation") and _endless(r)) for r in parts(self.region)):
             raise ValueError(
                 f"trust_region = {self.trust_region!r}; allowed for NPG: no surrogate of its own and no bound without "
                 "a step_length: they act on what other agents find after a step, and NPG does not look there"

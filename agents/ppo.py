@@ -157,12 +157,12 @@ class PPO(Agent[PPOConfig]):
         ).scale
 
     def _inside(self, samples: Samples) -> bool:
-        return self.region.excess(self.change(samples)) <= 0.0
+        return self.region.violation(self.change(samples)) <= 0.0
 
     def _is_projection(self, samples: Samples) -> bool:
         """Whether the region's projection changes nothing, and a constraint beside it holds."""
         change = self.change(samples)
         pairs = zip(self.region.project(change.new, change.old).parameters, change.new.parameters, strict=True)
         return all(map(torch.equal, *zip(*pairs, strict=True))) and (
-            self.region.on_exit != "backtrack" or self.region.excess(change) <= 0.0
+            self.region.on_exit != "backtrack" or self.region.violation(change) <= 0.0
         )

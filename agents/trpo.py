@@ -59,7 +59,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
     def _objection(self, samples: Samples, before: float) -> str | None:
         """What is wrong with the current policy, judged on the whole batch."""
         change = self.change(samples)
-        if not self.region.excess(change) <= 0.0:
+        if not self.region.violation(change) <= 0.0:
             return "rejected: outside the trust region"
         if not (self.judge(change).sum() / len(samples)).item() > before:
             return "rejected: the surrogate does not improve"

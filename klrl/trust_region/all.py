@@ -18,7 +18,7 @@ _SURROGATES = "clip, spo, rollback, truly-ppo, projection, w2-projection, froben
 
 @dataclass(frozen=True, init=False)
 class All(TrustRegion):
-    """Several regions at once: penalties add, the largest excess and the shortest step count.
+    """Several regions at once: penalties add, the largest violation and the shortest step count.
 
     At most one of them may redefine the surrogate.
     """
@@ -76,9 +76,9 @@ class All(TrustRegion):
         parts = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
         return tuple(sum(xs) for xs in zip(*parts, strict=True)) if parts else None
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """The largest; NaN if one is NaN."""
-        return float(np.max([r.excess(change) for r in self.regions], initial=-math.inf))
+        return float(np.max([r.violation(change) for r in self.regions], initial=-math.inf))
 
     def project(self, new: Distribution, old: Distribution) -> Distribution:
         """One after the other."""

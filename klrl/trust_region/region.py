@@ -21,7 +21,7 @@ from klrl.trust_region.change import Change
 OnExit = Literal["stop", "backtrack"]
 DEFAULT_TARGET_KL = 0.01
 """Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
-RENAMED = {"gain": "surrogate", "gain_gradient": "surrogate_gradient"}
+RENAMED = {"gain": "surrogate", "gain_gradient": "surrogate_gradient", "excess": "violation"}
 """Hooks that had another name: old -> new."""
 
 
@@ -43,7 +43,7 @@ class TrustRegion:
 
     # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
     on_exit = cast("OnExit | None", None)
-    """What to do when ``excess`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
+    """What to do when ``violation`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
     target_kl = cast("float | None", None)
     """The bound or aim for the mean KL(old||new), nats, where there is one."""
     clip_range = cast("float | None", None)
@@ -87,7 +87,7 @@ class TrustRegion:
                 cls.by_autograd -= {hook}
         keep_old_names(cls, RENAMED)
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """How far outside the region the change is; <= 0 inside."""
         del change
         return -math.inf

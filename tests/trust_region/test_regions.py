@@ -91,7 +91,7 @@ def test_a_change_knows_its_ratio_and_both_directions_of_its_kl():
 def test_the_plain_trust_region_limits_nothing():
     c, region = change(), TrustRegion()
     np.testing.assert_allclose(region.surrogate(c), np.exp(c.log_ratio.numpy()) * c.advantage.numpy(), rtol=1e-12)
-    assert (region.penalty(c), region.excess(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
+    assert (region.penalty(c), region.violation(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
     assert (region.on_exit, region.target_kl, region.clip_range, region.beta) == (None, None, None, None)
     assert region.adapt(c) is region
 
@@ -99,7 +99,7 @@ def test_the_plain_trust_region_limits_nothing():
 @every_region
 def test_hooks_are_pure(region):
     c, before = change(), repr(region)
-    first, second = ((region.surrogate(c), region.penalty(c), region.excess(c), region.adapt(c)) for _ in range(2))
+    first, second = ((region.surrogate(c), region.penalty(c), region.violation(c), region.adapt(c)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(torch.as_tensor(first[1]), torch.as_tensor(second[1]))
     assert first[2:] == second[2:]
@@ -118,7 +118,7 @@ def test_before_the_first_step_the_gain_is_the_advantage_and_nothing_else_acts(r
     c = change(step=0.0)
     assert torch.equal(region.surrogate(c), c.advantage)
     assert not torch.as_tensor(region.penalty(c)).any()
-    assert region.excess(c) < 0.0
+    assert region.violation(c) < 0.0
 
 
 @every_region
@@ -153,7 +153,7 @@ def test_the_clipped_gradient_is_zero_exactly_where_the_ratio_is_out_on_the_side
 
 
 def test_clip_bounds_no_divergence():
-    assert (Clip().excess(change(9.0)), Clip().step_length(1.0), Clip().on_exit) == (-math.inf, math.inf, None)
+    assert (Clip().violation(change(9.0)), Clip().step_length(1.0), Clip().on_exit) == (-math.inf, math.inf, None)
     assert (Clip().target_kl, Clip().beta) == (None, None)
 
 
@@ -161,8 +161,8 @@ def test_clip_bounds_no_divergence():
 @pytest.mark.parametrize("on_exit", ["stop", "backtrack"])
 def test_the_excess_of_a_constraint_is_the_mean_kl_minus_its_bound(on_exit):
     c, region = change(), KLConstraint(0.02, on_exit)
-    assert region.excess(c) == pytest.approx(numpy_kl(c)[0].mean() - 0.02, rel=1e-9)
-    assert region.excess(change(step=1e-3)) < 0 < region.excess(change(step=1.0))
+    assert region.violation(c) == pytest.approx(numpy_kl(c)[0].mean() - 0.02, rel=1e-9)
+    assert region.violation(change(step=1e-3)) < 0 < region.violation(change(step=1.0))
     assert (region.target_kl, region.on_exit) == (0.02, on_exit)
 
 
@@ -175,8 +175,8 @@ def test_the_step_of_a_constraint_uses_the_quadratic_model_up_to_its_bound(curva
 # ESPO.
 def test_the_excess_of_espo_is_the_mean_distance_of_the_ratios_from_one_minus_its_bound():
     c, region = change(), RatioDeviation(0.1)
-    assert region.excess(c) == pytest.approx(np.abs(np.exp(c.log_ratio.numpy()) - 1.0).mean() - 0.1, rel=1e-9)
-    assert region.excess(change(step=1e-3)) < 0 < region.excess(change(step=1.0))
+    assert region.violation(c) == pytest.approx(np.abs(np.exp(c.log_ratio.numpy()) - 1.0).mean() - 0.1, rel=1e-9)
+    assert region.violation(change(step=1e-3)) < 0 < region.violation(change(step=1.0))
     assert (region.on_exit, region.target_kl, region.clip_range) == ("stop", None, None)
     assert region.step_length(1.0) == math.inf
     assert torch.equal(region.surrogate(c), TrustRegion().surrogate(c))
@@ -184,7 +184,7 @@ def test_the_excess_of_espo_is_the_mean_distance_of_the_ratios_from_one_minus_it
 
 def test_the_mean_distance_of_ratios_is_twice_the_total_variation_and_bounds_the_kl_from_below():
     c = change(n=20_000)
-    found = RatioDeviation(0.25).excess(c) + 0.25
+    found = RatioDeviation(0.25).violation(c) + 0.25
     p, q = c.old.probs.numpy(), c.new.probs.numpy()
     spread = np.abs(np.exp(c.log_ratio.numpy()) - 1.0).std() / math.sqrt(20_000)
     assert abs(found - np.abs(p - q).sum(-1).mean()) < 3.0 * spread
@@ -245,18 +245,18 @@ def test_the_reference_constraint_bounds_where_the_policy_is_and_beyond_it_lets_
     c = change(step=0.5)
     forward, reverse = numpy_kl(c)
     region = ReferenceConstraint(0.02)
-    assert region.excess(referred(c, c.new)) == pytest.approx(-max(0.02, forward.mean()), rel=1e-6)
-    assert region.excess(referred(c, c.old)) == pytest.approx(reverse.mean() - 0.02, rel=1e-6)
+    assert region.violation(referred(c, c.new)) == pytest.approx(-max(0.02, forward.mean()), rel=1e-6)
+    assert region.violation(referred(c, c.old)) == pytest.approx(reverse.mean() - 0.02, rel=1e-6)
     assert region.on_exit == "backtrack"
     far = Categorical(c.old.logits - 3.0 * (c.new.logits - c.old.logits))  # new moves away from it, old is beyond
-    assert region.excess(referred(dataclasses.replace(c, new=c.old), far)) == pytest.approx(0.0, abs=1e-12)
-    assert region.excess(referred(c, far)) > 0.0
+    assert region.violation(referred(dataclasses.replace(c, new=c.old), far)) == pytest.approx(0.0, abs=1e-12)
+    assert region.violation(referred(c, far)) > 0.0
 
 
 def test_without_a_reference_its_regions_say_so():
     for region in (ReferencePenalty(), ReferenceConstraint()):
         with pytest.raises(ValueError, match=r"^reference = None; allowed: a saved agent"):
-            (region.penalty if isinstance(region, ReferencePenalty) else region.excess)(change())
+            (region.penalty if isinstance(region, ReferencePenalty) else region.violation)(change())
 
 
 # Learning rate.
@@ -299,7 +299,7 @@ def test_in_all_penalties_add_the_largest_excess_and_the_shortest_step_count():
     kl, _ = numpy_kl(c)
     region = All(KLPenalty(Fixed(2.0)), KLPenalty(Fixed(3.0)), KLConstraint(0.1), KLConstraint(0.02))
     np.testing.assert_allclose(region.penalty(c), 5.0 * kl, rtol=1e-10)
-    assert region.excess(c) == pytest.approx(kl.mean() - 0.02, rel=1e-9)
+    assert region.violation(c) == pytest.approx(kl.mean() - 0.02, rel=1e-9)
     assert region.beta == 5.0
     assert region.target_kl == 0.02
     assert region.step_length(1e-4) == pytest.approx(1 / 5)  # sqrt(2 * 0.02 / 1e-4) = 20 is longer
@@ -345,13 +345,13 @@ def test_an_excess_that_is_not_a_number_is_never_taken_for_inside():
     c = change()
     broken = dataclasses.replace(c, new=Categorical(torch.full_like(c.new.logits, math.nan)))
     for region in (KLConstraint(), All(KLConstraint(), Clip()), All(Clip(), KLConstraint())):
-        assert not region.excess(broken) <= 0.0
+        assert not region.violation(broken) <= 0.0
 
 
 def test_all_of_nothing_limits_nothing():
     c, region = change(), All()
     assert torch.equal(region.surrogate(c), TrustRegion().surrogate(c))
-    assert (region.penalty(c), region.excess(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
+    assert (region.penalty(c), region.violation(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
     assert (region.on_exit, region.target_kl, region.clip_range, region.beta) == (None, None, None, None)
 
 

@@ -208,7 +208,7 @@ class Annealed(TrustRegion):
     on_exit = cast("OnExit | None", "backtrack")
     left: float = 1.0
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         return average(change.kl) - self.left * self.first_kl
 """
 NAME = """

@@ -115,7 +115,7 @@ def test_truly_ppo_stays_continuous_where_a_state_leaves_its_bound():
 @pytest.mark.parametrize("region", [SPO(), Rollback(), TrulyPPO()], ids=repr)
 def test_a_gain_bounds_nothing_and_can_be_joined_with_what_does(region):
     c, *_ = change()
-    assert (region.excess(c), region.step_length(1.0), region.on_exit) == (-math.inf, math.inf, None)
+    assert (region.violation(c), region.step_length(1.0), region.on_exit) == (-math.inf, math.inf, None)
     assert (region.penalty(c), region.target_kl, region.beta, region.lr_scale) == (0.0, None, None, 1.0)
     joined = All(KLConstraint(0.01), region, TrustRegion())
     assert torch.equal(joined.surrogate(c), region.surrogate(c))
