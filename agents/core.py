@@ -205,7 +205,7 @@ class Core(abc.ABC, Generic[C]):
             return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
-        self.region = self.region.at(self.progress_remaining)
+        self.region = self.region.scheduled(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples, behaviour = self.samples(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)

@@ -28,7 +28,7 @@ def adopt(cls: type, names: Mapping[str, str]) -> None:
             setattr(cls, new, vars(cls.__mro__[defined])[old])
             cls._old_names = _old_names(cls) | {old}  # type: ignore[attr-defined]
             said.append(f"{cls.__name__}.{old} is {new} now")
-        elif defined == 0 and vars(cls)[old] is not vars(cls)[new]:
+        elif defined == 0 and vars(cls)[old] is not vars(cls)[new] and _calls(vars(cls)[old]) is None:
             said.append(f"{cls.__name__}.{old} does not count beside {new}")
     if said:
         warn_user(f"{', '.join(said)}; {_GOES}", DeprecationWarning)
@@ -43,8 +43,9 @@ def keep_old_names(cls: type, names: Mapping[str, str]) -> None:
     """
     for old, new in names.items():
         owner = next(base for base in cls.__mro__ if new in vars(base))
-        has_both = steps_to(cls, old) == 0 and old not in _old_names(cls)
-        if not has_both and getattr(getattr(cls, old, None), "calls", None) is not owner:
+        there = getattr(cls, old, None)
+        replaced = callable(there) and old in _old_names(cls) if _calls(there) is None else _calls(there) is not owner
+        if there is None or replaced:
             setattr(cls, old, _alias(cls, owner, old, new))
 
 
@@ -62,6 +63,11 @@ def _is_defined(base: type, name: str) -> bool:
 def _old_names(cls: type) -> frozenset[str]:
     """Return the old names that the class, or a base of it, has defined methods under."""
     return getattr(cls, "_old_names", frozenset())
+
+
+def _calls(x: object) -> type | None:
+    """Return the class whose method an alias calls; ``None`` for anything else."""
+    return getattr(x, "calls", None)
 
 
 def _alias(cls: type, owner: type, old: str, new: str) -> Callable[..., Any]:

@@ -98,9 +98,9 @@ class All(TrustRegion):
         """Whether one of them does."""
         return any(r.reads_reference for r in self.regions)
 
-    def at(self, progress_remaining: float) -> All:
+    def scheduled(self, progress_remaining: float) -> All:
         """Each for itself."""
-        return All(*(r.at(progress_remaining) for r in self.regions))
+        return All(*(r.scheduled(progress_remaining) for r in self.regions))
 
     def adapt(self, change: Change) -> All:
         """Each for itself."""

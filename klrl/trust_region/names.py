@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from klrl.text import nearest
-from klrl.trust_region.all import All
+from klrl.trust_region.all import All, parts
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
-from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
+from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion, check_fields
 from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
 from klrl.validation import Bounds, Limit, PositiveWeight, Weight, validate
 
@@ -174,7 +174,7 @@ class RegionSettings:
         """The trust region itself.
 
         Raises:
-            ValueError: a setting that it does not read.
+            ValueError: a setting that it does not read, or a hook under an old name where it cannot be found.
         """
         names = [field.name for field in fields(RegionSettings) if field.name != "trust_region"]
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -182,4 +182,6 @@ class RegionSettings:
             return region_from_name(self.trust_region, **given)
         for name, value in given.items():
             raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
+        for region in parts(self.trust_region):
+            check_fields(region)
         return self.trust_region

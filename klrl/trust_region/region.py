@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 from typing import Literal, Self, cast
 
@@ -21,7 +21,7 @@ from klrl.trust_region.change import Change
 OnExit = Literal["stop", "backtrack"]
 DEFAULT_TARGET_KL = 0.01
 """Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
-RENAMED = {"gain": "surrogate", "gain_gradient": "surrogate_gradient", "excess": "violation"}
+RENAMED = {"gain": "surrogate", "gain_gradient": "surrogate_gradient", "excess": "violation", "at": "scheduled"}
 """Hooks that had another name: old -> new."""
 
 
@@ -102,7 +102,7 @@ class TrustRegion:
         del curvature
         return math.inf
 
-    def at(self, progress_remaining: float) -> Self:
+    def scheduled(self, progress_remaining: float) -> Self:
         """The region for an update of a training of which this share is still to come: 1 at first, then down to 0."""
         del progress_remaining
         return self
@@ -117,6 +117,17 @@ def _adopt_old_hooks(cls: type[TrustRegion]) -> None:
     """Give a region the hooks that it defines under old names; a derivative of what it has redefined is not one."""
     outdated = steps_to(cls, "gain", "surrogate") < steps_to(cls, "gain_gradient", "surrogate_gradient")
     adopt(cls, {old: new for old, new in RENAMED.items() if not (outdated and old == "gain_gradient")})
+
+
+def check_fields(region: TrustRegion) -> None:
+    """Refuse a hook in a field with an old name: nobody would call it.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for field in fields(region):
+        if field.name in RENAMED and callable(getattr(region, field.name)):
+            raise ValueError(f"{type(region).__name__} has a hook {field.name}; allowed: {RENAMED[field.name]}")
 
 
 keep_old_names(TrustRegion, RENAMED)

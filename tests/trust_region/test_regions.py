@@ -216,12 +216,12 @@ def test_a_penalty_adapts_to_the_mean_kl_of_the_whole_update(step, factor):
 
 @pytest.mark.parametrize(("progress", "beta"), [(1.0, 2.0), (0.5, 4.0), (0.1, 20.0), (0.01, 200.0), (0.0, 200.0)])
 def test_mirror_descent_pays_for_the_reverse_kl_ever_more(progress, beta):
-    c, region = change(), MirrorDescent(kl_coef=2.0).at(progress)
+    c, region = change(), MirrorDescent(kl_coef=2.0).scheduled(progress)
     assert region.beta == pytest.approx(beta)
     np.testing.assert_allclose(region.penalty(c), beta * numpy_kl(c)[1], rtol=1e-10)
     assert (region.step_length(0.3), region.target_kl, region.on_exit) == (1.0 / region.beta, None, None)
-    assert All(Clip(), MirrorDescent(kl_coef=2.0)).at(progress).beta == region.beta
-    assert Clip().at(progress) == Clip()
+    assert All(Clip(), MirrorDescent(kl_coef=2.0)).scheduled(progress).beta == region.beta
+    assert Clip().scheduled(progress) == Clip()
 
 
 # Reference.
