@@ -33,12 +33,15 @@ from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.surroundings import ordinary, undisturbed
+from klrl.renamed import adopt, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.text import warn_user
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
+RENAMED = {"surrogate": "objective"}
+"""Methods that had another name: old -> new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,12 @@ class Core(abc.ABC, Generic[C]):
     config_class: ClassVar[type[AgentConfig]]
     optimized: ClassVar[tuple[str, ...]] = ("actor", "critic")
     """The networks that move by their gradients; a rule of the algorithm's own moves the others."""
+
+    def __init_subclass__(cls) -> None:
+        """Let the methods of an agent of one's own count that it defines under old names."""
+        super().__init_subclass__()
+        adopt(cls, RENAMED)
+        keep_old_names(cls, RENAMED)
 
     @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
@@ -280,7 +289,7 @@ class Core(abc.ABC, Generic[C]):
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
 
-    def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
+    def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """L(theta) = E[surrogate - penalty], E[r A] for a constraint (TRPO eq. 14); ``change`` led to the policy."""
         gradient, penalty = self.region.surrogate_gradient(change), self.region.penalty_gradient(change)
         if penalty is not None:
@@ -368,3 +377,6 @@ class Core(abc.ABC, Generic[C]):
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
         if self.config.fold_normalizer and not self.fresh:
             fold((self.actor, self.critic), self.encoding, old, self.normalizer)
+
+
+keep_old_names(Core, RENAMED)

@@ -137,9 +137,9 @@ class NaturalGradient(Agent[N], abc.ABC):
         value, g = 0.0, torch.zeros_like(self.networks.actor_parameters)
         for part in samples.split(self.config.fisher_batch_size or len(samples)):
             policy = self.actor.linearize(part.observations)
-            surrogate = len(part) / len(samples) * self.surrogate(policy, part.change(policy.output))
-            value += surrogate.value.item()
-            g += surrogate.gradients()[self.actor]
+            objective = len(part) / len(samples) * self.objective(policy, part.change(policy.output))
+            value += objective.value.item()
+            g += objective.gradients()[self.actor]
         return value, g
 
     def natural_step(self, samples: Samples, g: Tensor) -> NaturalStep:

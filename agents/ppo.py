@@ -100,13 +100,13 @@ class PPO(Agent[PPOConfig]):
         """Ascend L(theta) = E[surrogate - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
         policy = self.actor.linearize(minibatch.observations)
         change = minibatch.change(policy.output)
-        surrogate, value_loss = self.surrogate(policy, change), self.value_loss(minibatch)
-        loss = self.config.vf_coef * value_loss - surrogate
+        objective, value_loss = self.objective(policy, change), self.value_loss(minibatch)
+        loss = self.config.vf_coef * value_loss - objective
         if self.config.ent_coef > 0.0:
             loss -= self.config.ent_coef * self.entropy(policy)
         self.descend(loss)
         return {
-            "train/policy_gradient_loss": -surrogate.value,
+            "train/policy_gradient_loss": -objective.value,
             "train/value_loss": value_loss.value,
             "train/clip_fraction": self._clip_fraction(change),
         }

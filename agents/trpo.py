@@ -38,11 +38,11 @@ class TRPO(NaturalGradient[TRPOConfig]):
 
     def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
-        surrogate, g = self.policy_gradient(samples)
+        before, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
         search = self.move(
             step,
-            lambda: self._objection(samples, surrogate),
+            lambda: self._objection(samples, before),
             shrinking_factor=self.config.line_search_shrinking_factor,
             max_iter=self.config.line_search_max_iter,
         )

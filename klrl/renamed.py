@@ -79,5 +79,6 @@ def _alias(cls: type, owner: type, old: str, new: str) -> Callable[..., Any]:
             warn_user(f"{owner.__name__}.{old} is {owner.__name__}.{new} now; {_GOES}", DeprecationWarning)
         return vars(owner)[new].__get__(self, type(self))(*args, **kwargs)
 
+    alias.__doc__ = f"Call ``{new}`` by its old name.\n\n:meta private:"  # for Sphinx, which leaves it out
     alias.put_in, alias.calls = cls, owner  # type: ignore[attr-defined]
     return alias

@@ -60,6 +60,7 @@ ALLOWED = {
         "klrl.interrupts",
         "klrl.kl",
         "klrl.policy",
+        "klrl.renamed",
         "klrl.run",
         "klrl.shown",
         "klrl.trust_region",

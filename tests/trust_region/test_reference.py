@@ -72,7 +72,7 @@ def test_the_gradient_of_the_penalty_is_that_of_the_exact_kl(saved):
     with torch.no_grad():
         samples = agent.samples(random_batch(agent))
         policy = agent.actor.linearize(samples.observations)
-        objective = agent.surrogate(policy, samples.change(policy.output))
+        objective = agent.objective(policy, samples.change(policy.output))
     new = exactly(agent.actor(samples.observations))
     loss = (new.log_prob(samples.actions) * samples.advantage).mean()
     loss = loss - 2.0 * td.kl_divergence(new, exactly(samples.reference)).mean()
