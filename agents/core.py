@@ -40,7 +40,7 @@ from klrl.text import warn_user
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
-RENAMED = {"surrogate": "objective"}
+RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate"}
 """Methods that had another name: old -> new."""
 
 
@@ -294,10 +294,10 @@ class Core(abc.ABC, Generic[C]):
         gradient, penalty = self.region.surrogate_gradient(change), self.region.penalty_gradient(change)
         if penalty is not None:
             gradient = tuple(map(sub, gradient, penalty))
-        return expectation(self.judge(change), policy, gradient)
+        return expectation(self.penalized_surrogate(change), policy, gradient)
 
-    def judge(self, change: Change) -> Array:
-        """Gain - penalty, ``[*B]``."""
+    def penalized_surrogate(self, change: Change) -> Array:
+        """Surrogate minus penalty, ``[*B]``."""
         return self.region.surrogate(change) - self.region.penalty(change)
 
     def value_loss(self, samples: Samples) -> Objective:

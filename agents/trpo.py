@@ -61,6 +61,6 @@ class TRPO(NaturalGradient[TRPOConfig]):
         change = self.change(samples)
         if not self.region.violation(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not (self.judge(change).sum() / len(samples)).item() > before:
+        if not (self.penalized_surrogate(change).sum() / len(samples)).item() > before:
             return "rejected: the surrogate does not improve"
         return None
