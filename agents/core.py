@@ -40,7 +40,7 @@ from klrl.text import warn_user
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
-RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate"}
+RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": "prepare"}
 """Methods that had another name: old -> new."""
 
 
@@ -217,11 +217,11 @@ class Core(abc.ABC, Generic[C]):
         self.region = self.region.scheduled(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
-        samples, behaviour = self.samples(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
+        samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
         begins = self.fresh and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
-            samples = self.samples(batch)
+            samples = self.prepare(batch)
             metrics = step_zero(behaviour, samples, warn=False)
         self.fresh = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
@@ -240,7 +240,7 @@ class Core(abc.ABC, Generic[C]):
         return metrics
 
     @torch.no_grad()
-    def samples(self, batch: Batch) -> Samples:
+    def prepare(self, batch: Batch) -> Samples:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
         raw = batch.flatten_valid(batch.observations)
         observations = self.normalized(raw)

@@ -221,7 +221,7 @@ def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: b
     if absorb and student.config.scale_rewards:
         gamma = student.config.gamma
         student.return_scaler = student.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, gamma)
-    samples = student.samples(batch)
+    samples = student.prepare(batch)
     asked = teacher.distribution(states).map(lambda x: x.to(student.device))
     forward, reverse = kl_divergence(asked, samples.old), reverse_kl(asked, samples.old)
     metrics: Metrics = {"distill/kl_forward": average(forward), "distill/kl_reverse": average(reverse)}

@@ -20,7 +20,7 @@ ENVIRONMENTS = "environments"
 TIMED = (
     ("acting", "klrl.agents.core", "Core.act"),
     ("storing steps", "klrl.experience", "Collector.collect"),
-    ("advantages", "klrl.agents.core", "Core.samples"),
+    ("advantages", "klrl.agents.core", "Core.prepare"),
     ("advantages", "klrl.agents.core", "Core.advantages"),
     ("minibatch steps", "klrl.agents", "PPO.improve"),
     ("policy gradient, CG", "klrl.agents", "TRPO.improve"),

@@ -29,7 +29,7 @@ def test_the_policy_that_collected_is_the_one_updated(agent_class, space):
     assert max(metrics["drift/start_kl"] for metrics in agent.history[1:]) < 1e-9
     assert max(metrics["drift/start_ratio_error"] for metrics in agent.history[1:]) < 1e-4
     batch = random_batch(agent)
-    change = agent.change(agent.samples(batch))
+    change = agent.change(agent.prepare(batch))
     assert change.kl.max() == 0.0
     assert (change.ratio == 1.0).all()
 
@@ -256,7 +256,7 @@ def test_the_unit_of_the_reward_matters_only_without_scaling(agent_class, scaled
 @every_agent
 def test_advantages_are_normalised_over_the_batch_where_configured(agent_class):
     plain, normal = (small_agent(agent_class, normalize_advantage=choice) for choice in (False, True))
-    advantage, expected = (agent.samples(random_batch(agent, scale=7.0)).advantage for agent in (normal, plain))
+    advantage, expected = (agent.prepare(random_batch(agent, scale=7.0)).advantage for agent in (normal, plain))
     assert advantage.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert advantage.std(correction=0).item() == pytest.approx(1.0)
     assert np.corrcoef(advantage, expected)[0, 1] == pytest.approx(1.0)

@@ -58,7 +58,7 @@ def test_the_step_is_the_dense_natural_gradient_with_the_length_of_the_kl(env, d
         "normalize_observations": False,
     }
     agent = small_agent(NPG, env, **settings)
-    F, g = fisher_and_gradient(agent, agent.samples(random_batch(agent)))
+    F, g = fisher_and_gradient(agent, agent.prepare(random_batch(agent)))
     agent = small_agent(NPG, env, **settings)
     x = torch.linalg.solve(F + damping * torch.eye(len(g)), g)
     metrics, step = update(agent)
