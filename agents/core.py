@@ -17,8 +17,8 @@ from torch import Tensor
 from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import Drift, step_zero
-from klrl.agents.samples import Samples, overflow
 from klrl.agents.saved_policy import SavedPolicy
+from klrl.agents.update_batch import UpdateBatch, overflow
 from klrl.experience import Batch, gae
 from klrl.kl.drift import mean_kl
 from klrl.policy.actor import Actor
@@ -147,7 +147,7 @@ class Core(abc.ABC, Generic[C]):
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; allowed: save() and load()")
 
     @abc.abstractmethod
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Move the policy inside the trust region and fit the critic: the algorithm of the paper.
 
         Args:
@@ -240,14 +240,14 @@ class Core(abc.ABC, Generic[C]):
         return metrics
 
     @torch.no_grad()
-    def prepare(self, batch: Batch) -> Samples:
+    def prepare(self, batch: Batch) -> UpdateBatch:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
         raw = batch.flatten_valid(batch.observations)
         observations = self.normalized(raw)
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
         actions = self._on_device(batch.flatten_valid(batch.actions))
         old = self.actor(observations)
-        return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
+        return UpdateBatch(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
     def _on_device(self, x: Tensor) -> Tensor:
         return ordinary(x).to(self.device)
@@ -277,11 +277,11 @@ class Core(abc.ABC, Generic[C]):
         return self._on_device(advantage), self._on_device(returns)
 
     @torch.no_grad()
-    def change(self, samples: Samples) -> Change:
+    def change(self, samples: UpdateBatch) -> Change:
         """From the old policy to the current one on these samples."""
         return samples.change(self.actor(samples.observations))
 
-    def minibatches(self, samples: Samples, batch_size: int | None = None) -> Iterator[Samples]:
+    def minibatches(self, samples: UpdateBatch, batch_size: int | None = None) -> Iterator[UpdateBatch]:
         """A pass over the samples in a fresh random order, so many (by default the setting) at a time."""
         batch_size = batch_size or self.config.batch_size
         order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
@@ -300,7 +300,7 @@ class Core(abc.ABC, Generic[C]):
         """Surrogate minus penalty, ``[*B]``."""
         return self.region.surrogate(change) - self.region.penalty(change)
 
-    def value_loss(self, samples: Samples) -> Objective:
+    def value_loss(self, samples: UpdateBatch) -> Objective:
         """E[(V(s) - V_target)^2]."""
         critic = self.critic.linearize(samples.observations)
         error = critic.output - samples.returns
@@ -332,13 +332,13 @@ class Core(abc.ABC, Generic[C]):
 
     # -- measuring ------------------------------------------------------------------------------
 
-    def _explained_variance(self, samples: Samples) -> float:
+    def _explained_variance(self, samples: UpdateBatch) -> float:
         """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
         residual = samples.returns - self.critic(samples.observations)
         total = samples.returns.var(correction=0)
         return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
-    def _measure(self, batch: Batch, samples: Samples, *, absorb: bool) -> Metrics:
+    def _measure(self, batch: Batch, samples: UpdateBatch, *, absorb: bool) -> Metrics:
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
         if why := overflow(change.new, self.ent_coef):

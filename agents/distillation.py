@@ -13,8 +13,8 @@ from torch import Tensor
 from klrl.agents.base import Agent
 from klrl.agents.comparable import check_comparable
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Samples, mean_of
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
+from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.experience.collector import ReplayMismatch
 from klrl.experience.cursors import EnvCursor
@@ -213,7 +213,7 @@ def _round(
         return metrics | (_study(student, lesson, descent, config) if descent else {})
 
 
-def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[Samples, Metrics]:
+def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[UpdateBatch, Metrics]:
     """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
     states = batch.flatten_valid(batch.observations)
     if absorb and student.config.normalize_observations:
@@ -228,7 +228,7 @@ def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: b
     return replace(samples, old=asked), metrics
 
 
-def _study(student: Agent[Any], lesson: Samples, descent: ActorDescent, config: DistillationConfig) -> Metrics:
+def _study(student: Agent[Any], lesson: UpdateBatch, descent: ActorDescent, config: DistillationConfig) -> Metrics:
     """Epochs of minibatches; the policy by the KL, the critic by its squared error."""
     losses: list[Array] = []
     value_losses: list[Array] = []

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from klrl.agents.core import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
 from klrl.trust_region import TrustRegion
@@ -50,7 +50,7 @@ class NPG(NaturalGradient[NPGConfig]):
 
     config_class: ClassVar[type[NPGConfig]] = NPGConfig
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
         _, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
@@ -61,7 +61,7 @@ class NPG(NaturalGradient[NPGConfig]):
             metrics=step.metrics(taken.scale),
         )
 
-    def _objection(self, samples: Samples) -> str | None:
+    def _objection(self, samples: UpdateBatch) -> str | None:
         """A step to where there are no numbers is not taken, and says so."""
         finite = self.networks.actor_parameters.isfinite().all() and self.change(samples).kl.mean().isfinite()
         return None if finite else "rejected: KL or parameters not finite"

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from klrl.agents.config import Passes
 from klrl.agents.core import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
 from klrl.validation import Bounds
@@ -36,7 +36,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
 
     config_class: ClassVar[type[TRPOConfig]] = TRPOConfig
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
         before, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
@@ -56,7 +56,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
             },
         )
 
-    def _objection(self, samples: Samples, before: float) -> str | None:
+    def _objection(self, samples: UpdateBatch, before: float) -> str | None:
         """What is wrong with the current policy, judged on the whole batch."""
         change = self.change(samples)
         if not self.region.violation(change) <= 0.0:

@@ -12,7 +12,7 @@ from torch import distributions as td
 from torch import nn
 
 from klrl.agents import PPO, TRPO
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.kl import kl_gradient
 from klrl.policy.distributions import Categorical, MultiCategorical
 from klrl.policy.linearization import ByAutograd, flatten
@@ -65,7 +65,7 @@ def moved(env, region, ent_coef, dtype, seed=0):
     observations = torch.randn(64, *agent.observation_space.shape, generator=g, dtype=dtype)
     old = agent.actor(observations).detach()
     actions, (advantage, returns) = old.sample(g), torch.randn(2, 64, generator=g, dtype=dtype)
-    samples = Samples(observations, actions, old, old.log_prob(actions), advantage, returns)
+    samples = UpdateBatch(observations, actions, old, old.log_prob(actions), advantage, returns)
     for p in (*agent.actor.parameters(), *agent.critic.parameters()):
         p.data += 0.2 * torch.randn(p.shape, generator=g, dtype=dtype)
     return agent, samples
@@ -152,7 +152,7 @@ def moved_in(case, dtype=torch.float64, seed=0, **settings):
     x = agent.normalizer(rows).to(dtype)
     old = agent.actor(x).detach()
     taken, (advantage, returns) = old.sample(g), torch.randn(2, 64, generator=g, dtype=dtype)
-    samples = Samples(x, taken, old, old.log_prob(taken), advantage, returns)
+    samples = UpdateBatch(x, taken, old, old.log_prob(taken), advantage, returns)
     for p in (*agent.actor.parameters(), *agent.critic.parameters()):
         p.data += 0.2 * torch.randn(p.shape, generator=g, dtype=dtype)
     return agent, samples
