@@ -78,7 +78,7 @@ def copy_networks(source: Core[Any], target: Core[Any]) -> None:
     Raises:
         ValueError: other networks, or the target has learned already.
     """
-    if not target.fresh:
+    if not target.untrained:
         raise ValueError("the agent has learned already; allowed: a new one to start from another one's networks")
     for name in NETWORKS:
         mine, its = getattr(target.config, name), getattr(source.config, name)
@@ -86,4 +86,4 @@ def copy_networks(source: Core[Any], target: Core[Any]) -> None:
             raise ValueError(f"{name} = {its!r} of the other agent's networks; allowed: the agent's, {mine!r}")
     for own, other in zip(target.networks, source.networks, strict=True):
         own.load_state_dict(other.state_dict())
-    target.fresh = False
+    target.untrained = False

@@ -116,7 +116,7 @@ class Core(abc.ABC, Generic[C]):
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
-        self.fresh = True
+        self.untrained = True
         """Whether nothing has been learned or taken over yet."""
 
     @property
@@ -219,11 +219,11 @@ class Core(abc.ABC, Generic[C]):
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
-        begins = self.fresh and self._take_scale(batch.flatten_valid(batch.observations))
+        begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
             samples = self.prepare(batch)
             metrics = step_zero(behaviour, samples, warn=False)
-        self.fresh = False
+        self.untrained = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
         try:
             metrics["train/learning_rate"] = self.anneal()
@@ -282,7 +282,7 @@ class Core(abc.ABC, Generic[C]):
         return samples.change(self.actor(samples.observations))
 
     def minibatches(self, samples: UpdateBatch, batch_size: int | None = None) -> Iterator[UpdateBatch]:
-        """A pass over the samples in a fresh random order, so many (by default the setting) at a time."""
+        """A pass over the samples in a new random order, so many (by default the setting) at a time."""
         batch_size = batch_size or self.config.batch_size
         order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
         shuffled = samples[self._on_device(order)]
@@ -375,7 +375,7 @@ class Core(abc.ABC, Generic[C]):
     def absorb(self, observations: Tensor) -> None:
         """The next observation statistics; what has been trained already goes on computing what it did."""
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
-        if self.config.fold_normalizer and not self.fresh:
+        if self.config.fold_normalizer and not self.untrained:
             fold((self.actor, self.critic), self.encoding, old, self.normalizer)
 
 

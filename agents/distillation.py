@@ -125,8 +125,8 @@ def distillation_rounds(
     check_comparable("teacher", teacher, "student", student)
     config = config or DistillationConfig()
     envs = environments(env, config.n_envs, teacher)
-    if student.fresh:
-        student.normalizer, student.fresh = teacher.normalizer, False
+    if student.untrained:
+        student.normalizer, student.untrained = teacher.normalizer, False
     return Rounds(teacher, student, envs, env, config, seed, at)
 
 

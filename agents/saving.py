@@ -132,7 +132,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent.n_updates,
         "progress_remaining": agent.progress_remaining,
-        "fresh": agent.fresh,
+        "fresh": agent.untrained,
         "kl_sum": agent.drift.kl_sum,
         "normalizer_count": agent.normalizer.moments.count,
         "return_scaler_count": agent.return_scaler.moments.count,
@@ -172,7 +172,7 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.progress_remaining = state["progress_remaining"]
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
-    agent.fresh = state["fresh"]
+    agent.untrained = state["fresh"]
     agent.drift.kl_sum = float(state.get("kl_sum", math.nan))  # nobody added it up before there was the metric
 
 
