@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 
 from klrl.agents import saving, shown
 from klrl.agents.acting import Acting
-from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
+from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
 from klrl.agents.misuse import check_arguments, check_config

@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from klrl.agents.base import Agent
-from klrl.agents.comparable import check_comparable
+from klrl.agents.compatibility import check_comparable
 from klrl.agents.config import AgentConfig
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.agents.update_batch import UpdateBatch, mean_of

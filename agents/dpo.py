@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
-from klrl.agents.comparable import check_comparable
+from klrl.agents.compatibility import check_comparable
 from klrl.agents.preferences import Preferences, play_segments
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
