@@ -12,7 +12,7 @@ from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
 from klrl.trust_region import TrustRegion
-from klrl.trust_region.all import parts, redefines
+from klrl.trust_region.all import members, redefines
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -27,7 +27,7 @@ class NPGConfig(NaturalGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(redefines(r, "surrogate") or (redefines(r, "violation") and _endless(r)) for r in parts(self.region)):
+        if any(redefines(r, "surrogate") or (redefines(r, "violation") and _endless(r)) for r in members(self.region)):
             raise ValueError(
                 f"trust_region = {self.trust_region!r}; allowed for NPG: no surrogate of its own and no bound without "
                 "a step_length: they act on what other agents find after a step, and NPG does not look there"

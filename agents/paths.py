@@ -15,7 +15,7 @@ from klrl.policy.paths import (
     optimizes_in_numpy,
     outputs_in_words,
 )
-from klrl.trust_region.all import parts
+from klrl.trust_region.all import members
 
 
 def paths_of(agent: Core[Any]) -> dict[str, str]:
@@ -44,7 +44,7 @@ def _by_autograd(agent: Core[Any]) -> str:
     anything = torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)
     with torch.no_grad():
         family = type(agent.actor(anything))
-    hooks = [f"{type(r).__name__}.{hook}" for r in parts(agent.region) for hook in sorted(r.by_autograd)]
+    hooks = [f"{type(r).__name__}.{hook}" for r in members(agent.region) for hook in sorted(r.by_autograd)]
     functions = {"log_prob": "score"} | ({"entropy": "entropy_gradient"} if agent.ent_coef > 0.0 else {})
     return ", ".join(
         hooks + [f"{family.__name__}.{f}" for f, df in functions.items() if not brings_derivative(family, f, df)]

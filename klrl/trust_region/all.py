@@ -73,8 +73,8 @@ class All(TrustRegion):
 
     def penalty_gradient(self, change: Change) -> Gradient | None:
         """The sum."""
-        parts = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
-        return tuple(sum(xs) for xs in zip(*parts, strict=True)) if parts else None
+        gradients = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
+        return tuple(sum(xs) for xs in zip(*gradients, strict=True)) if gradients else None
 
     def violation(self, change: Change) -> float:
         """The largest; NaN if one is NaN."""
@@ -88,8 +88,8 @@ class All(TrustRegion):
 
     def step_length(self, curvature: float) -> float:
         """The smallest of the bounds' and of that of all penalties together, whose curvatures add."""
-        penalised = [r for r in parts(self) if redefines(r, "penalty")]
-        bounds = [r.step_length(curvature) for r in parts(self) if r not in penalised]
+        penalised = [r for r in members(self) if redefines(r, "penalty")]
+        bounds = [r.step_length(curvature) for r in members(self) if r not in penalised]
         slope = sum(1.0 / r.step_length(curvature) for r in penalised)
         return min([*bounds, 1.0 / slope if slope > 0.0 else math.inf])
 
@@ -117,9 +117,9 @@ class All(TrustRegion):
 def redefines(region: TrustRegion, hook: str) -> bool:
     """Whether a region, or one of several, has a hook of its own."""
     plain = getattr(TrustRegion, hook)
-    return any(hook in vars(r) or getattr(type(r), hook) is not plain for r in parts(region))
+    return any(hook in vars(r) or getattr(type(r), hook) is not plain for r in members(region))
 
 
-def parts(region: TrustRegion) -> list[TrustRegion]:
+def members(region: TrustRegion) -> list[TrustRegion]:
     """The region itself, or the regions that it joins."""
-    return [part for r in region.regions for part in parts(r)] if isinstance(region, All) else [region]
+    return [member for r in region.regions for member in members(r)] if isinstance(region, All) else [region]

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from klrl.text import nearest
-from klrl.trust_region.all import All, parts
+from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
@@ -91,12 +91,12 @@ def parameters_of(region: Any) -> frozenset[str]:
     """
     if not isinstance(region, str):
         return frozenset()
-    parts = region.split("+")
-    for part in parts:
-        if part not in REGIONS:
-            known = f"{', '.join(REGIONS)}, or several joined by '+'{nearest(part, REGIONS)}"
+    names = region.split("+")
+    for name in names:
+        if name not in REGIONS:
+            known = f"{', '.join(REGIONS)}, or several joined by '+'{nearest(name, REGIONS)}"
             raise ValueError(f"trust_region = {region!r}; allowed: {known}")
-    return frozenset().union(*(inspect.signature(REGIONS[part]).parameters for part in parts))
+    return frozenset().union(*(inspect.signature(REGIONS[name]).parameters for name in names))
 
 
 def readers_of(setting: str) -> str:
@@ -124,10 +124,8 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
         if setting not in known:
             readers = readers_of(setting)
             raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it ({readers})")
-    parts = [
-        REGIONS[part](**{k: v for k, v in settings.items() if k in parameters_of(part)}) for part in name.split("+")
-    ]
-    return parts[0] if len(parts) == 1 else All(*parts)
+    regions = [REGIONS[x](**{k: v for k, v in settings.items() if k in parameters_of(x)}) for x in name.split("+")]
+    return regions[0] if len(regions) == 1 else All(*regions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +180,6 @@ class RegionSettings:
             return region_from_name(self.trust_region, **given)
         for name, value in given.items():
             raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
-        for region in parts(self.trust_region):
+        for region in members(self.trust_region):
             check_fields(region)
         return self.trust_region
