@@ -68,8 +68,8 @@ def _reading(agent: Policy) -> str:
     """How its networks see observations: the columns of every part, and of a mask."""
     encoding = agent.encoding
     parts = [f"observation{part.name}" for part in encoding.parts]
-    source = "" if not encoding.n_mask else ", a mask in info" if encoding.mask_in_info else ", a mask among them"
-    return f"{', '.join(parts)}{source}"
+    mask = "" if not encoding.n_mask else ", a mask in info" if encoding.mask_in_info else ", a mask among them"
+    return f"{', '.join(parts)}{mask}"
 
 
 def copy_networks(source: Core[Any], target: Core[Any]) -> None:

@@ -55,8 +55,8 @@ def _rows(agent: Core[Any]) -> Iterator[tuple[str, object]]:
 
 
 def _env(agent: Any) -> str | None:
-    source = getattr(agent, "training_envs", None)
-    return None if source is None or source.env is None else env_id(source.env)
+    envs = getattr(agent, "training_envs", None)
+    return None if envs is None or envs.env is None else env_id(envs.env)
 
 
 def _last(agent: Any) -> dict[str, Any]:
