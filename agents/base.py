@@ -91,7 +91,7 @@ class Agent(Acting[C], abc.ABC):
     def begin(self, training_envs: TrainingEnvs, preset: str | None) -> None:
         """Start with nothing learned, on these environments, by the preset of this id."""
         self.training_envs, self._turns = training_envs, Turns()
-        self.rebuilds_where_that_helps = False
+        self.rebuilds_if_needed = False
         """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
         self.preset = preset
         self.training: Training | None = None
@@ -242,7 +242,7 @@ class Agent(Acting[C], abc.ABC):
         config, trial = self.config, None
         if cursor is not None and len(cursor.lengths) == (number_of(env) or config.n_envs):
             trial = try_env(env, config)
-            if trial.reproducibility == "new" and self.rebuilds_where_that_helps:
+            if trial.reproducibility == "new" and self.rebuilds_if_needed:
                 config = replace(config, rebuild_envs=True)
         else:
             cursor = None

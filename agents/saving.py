@@ -179,7 +179,7 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
 def snapshot(agent: Agent[Any]) -> Snapshot:
     """Copy the whole state as it is now."""
     tensors, data = dump(agent)
-    if agent.rebuilds_where_that_helps and not agent.config.rebuild_envs:  # nothing was decided yet
+    if agent.rebuilds_if_needed and not agent.config.rebuild_envs:  # nothing was decided yet
         del data["config"]["rebuild_envs"]
     mine = {
         "env": describe(agent.training_envs.env),
@@ -224,7 +224,7 @@ def restored(
     if not isinstance(agent.region, TrustRegion):
         raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
     agent.begin(TrainingEnvs(described(data["env"]), cursor=cursor(agent, tensors)), data["preset"])
-    agent.rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
+    agent.rebuilds_if_needed = "rebuild_envs" not in data["config"]
     agent.episodes.extend(map(episode, data["episodes"]))
     agent.history = history(data["history"], tensors)
     agent.training = Training.of(data["training"])
