@@ -14,12 +14,12 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.agents import saving, shown
-from klrl.agents.acting import Acting
 from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
 from klrl.agents.misuse import check_arguments, check_config
 from klrl.agents.paths import paths_of
+from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
 from klrl.agents.training import TrainingRun
@@ -43,7 +43,7 @@ from klrl.trust_region import TrustRegion, region_to_json
 C = TypeVar("C", bound=AgentConfig)
 
 
-class Agent(Acting[C], abc.ABC):
+class Agent(Predictor[C], abc.ABC):
     """An algorithm with a policy, on the environments it learns from.
 
     Args:

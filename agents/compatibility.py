@@ -7,11 +7,11 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from klrl.agents.core import Core
+from klrl.agents.learner import Learner
 from klrl.agents.saved_policy import SETTINGS, SavedPolicy
 from klrl.text import one_line
 
-Policy = Core[Any] | SavedPolicy
+Policy = Learner[Any] | SavedPolicy
 NETWORKS = (*(name for name in SETTINGS if name != "scale_actions"), "critic_hidden_sizes")
 """Of an agent's config, what its networks depend on."""
 
@@ -72,7 +72,7 @@ def _reading(agent: Policy) -> str:
     return f"{', '.join(parts)}{mask}"
 
 
-def copy_networks(source: Core[Any], target: Core[Any]) -> None:
+def copy_networks(source: Learner[Any], target: Learner[Any]) -> None:
     """Give the target the source's parameters.
 
     Raises:

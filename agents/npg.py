@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from klrl.agents.core import Improvement
+from klrl.agents.learner import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
 from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from klrl.agents.core import Core
+from klrl.agents.learner import Learner
 from klrl.policy.paths import (
     acts_in_numpy,
     brings_derivative,
@@ -18,7 +18,7 @@ from klrl.policy.paths import (
 from klrl.trust_region.all import members
 
 
-def paths_of(agent: Core[Any]) -> dict[str, str]:
+def paths_of(agent: Learner[Any]) -> dict[str, str]:
     """Return what computes the agent's actions and its updates, as the agent is now.
 
     - acting: the distributions that actions are drawn from.
@@ -39,7 +39,7 @@ def paths_of(agent: Core[Any]) -> dict[str, str]:
     }
 
 
-def _by_autograd(agent: Core[Any]) -> str:
+def _by_autograd(agent: Learner[Any]) -> str:
     """What of the surrogate has no derivative written out."""
     anything = torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument
-from klrl.agents.core import Improvement
+from klrl.agents.learner import Improvement
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array, share

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.agents.core import Core
 from klrl.agents.drift import Probe
+from klrl.agents.learner import Learner
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
 from klrl.agents.saved_tensors import MOST, check_tensor, check_tensors
 from klrl.experience import Episode
@@ -107,7 +107,7 @@ class _Numbers:
         validate(self)
 
 
-def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
+def dump(agent: Learner[Any]) -> tuple[Tensors, dict[str, Any]]:
     """Everything that determines what the agent does next."""
     tensors: Tensors = {}
     for name, module in (("actor", agent.actor), ("critic", agent.critic)):
@@ -146,7 +146,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}, state
 
 
-def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
+def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     """Continue where :func:`dump` was called, but for the region; the agent was built with the same spaces and config.
 
     Raises:
@@ -217,7 +217,7 @@ def restored(
     config = cls.config_class.from_json(data["config"])
     observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
     check_backed(observations, actions, data["config"], tensors)
-    Core.__init__(agent, observations, actions, config, data["seed"])
+    Learner.__init__(agent, observations, actions, config, data["seed"])
     check_tensors(tensors, dump(agent)[0])
     restore(agent, tensors, data)
     agent.region = region_from_json(data["region"])
@@ -273,7 +273,7 @@ def episode(data: Sequence[Any]) -> Episode:
     return Episode(*numbers, info)
 
 
-def cursor(agent: Core[Any], tensors: Tensors) -> EnvCursor | None:
+def cursor(agent: Learner[Any], tensors: Tensors) -> EnvCursor | None:
     """Where the saved agent's environments were, if they can be taken there.
 
     Raises:

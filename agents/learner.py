@@ -66,7 +66,7 @@ class Improvement:
         return {**self.metrics, "train/value_loss": self.value_loss, "train/stop_reason": self.stop_reason}
 
 
-class Core(abc.ABC, Generic[C]):
+class Learner(abc.ABC, Generic[C]):
     """A policy, a critic, their statistics, and the frame of an update; subclasses write :meth:`improve`."""
 
     config_class: ClassVar[type[AgentConfig]]
@@ -379,4 +379,4 @@ class Core(abc.ABC, Generic[C]):
             fold((self.actor, self.critic), self.encoding, old, self.normalizer)
 
 
-keep_old_names(Core, RENAMED)
+keep_old_names(Learner, RENAMED)
