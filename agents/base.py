@@ -310,7 +310,7 @@ class Agent(Predictor[C], abc.ABC):
             "env": describe(self.training_envs.env),
             "seed": self.seed,
             "preset": self.preset,
-            "replay": self.replay,
+            "replay": self.reproducibility,
             "paths": paths_of(self),
             "config": self.config.to_json(),
             "region": region_to_json(self.region),
