@@ -14,12 +14,12 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.agents import saving, shown
-from klrl.agents.acting import Acting
-from klrl.agents.comparable import check_comparable, check_same_spaces, copy_networks
+from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
 from klrl.agents.misuse import check_arguments, check_config
 from klrl.agents.paths import paths_of
+from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
 from klrl.agents.training import TrainingRun
@@ -43,7 +43,7 @@ from klrl.trust_region import TrustRegion, region_to_json
 C = TypeVar("C", bound=AgentConfig)
 
 
-class Agent(Acting[C], abc.ABC):
+class Agent(Predictor[C], abc.ABC):
     """An algorithm with a policy, on the environments it learns from.
 
     Args:
@@ -88,10 +88,10 @@ class Agent(Acting[C], abc.ABC):
             raise
         self.begin(TrainingEnvs(env, envs, trial=found), env_id(env) if applied else None)
 
-    def begin(self, source: TrainingEnvs, preset: str | None) -> None:
+    def begin(self, training_envs: TrainingEnvs, preset: str | None) -> None:
         """Start with nothing learned, on these environments, by the preset of this id."""
-        self.training_envs, self._turns = source, Turns()
-        self.rebuilds_where_that_helps = False
+        self.training_envs, self._turns = training_envs, Turns()
+        self.rebuilds_if_needed = False
         """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
         self.preset = preset
         self.training: Training | None = None
@@ -237,15 +237,15 @@ class Agent(Acting[C], abc.ABC):
         if before.envs is not self.training_envs.envs and number_of(before.env) is None:
             before.close()
 
-    def _put_in(self, env: EnvLike, at: EnvCursor | None = None) -> None:
+    def _put_in(self, env: EnvLike, cursor: EnvCursor | None = None) -> None:
         """Make environments, to go on where others were if there are as many; try one before."""
         config, trial = self.config, None
-        if at is not None and len(at.lengths) == (number_of(env) or config.n_envs):
+        if cursor is not None and len(cursor.lengths) == (number_of(env) or config.n_envs):
             trial = try_env(env, config)
-            if trial.reproducibility == "new" and self.rebuilds_where_that_helps:
+            if trial.reproducibility == "new" and self.rebuilds_if_needed:
                 config = replace(config, rebuild_envs=True)
         else:
-            at = None
+            cursor = None
         envs = make_envs(env, config)
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
@@ -254,7 +254,7 @@ class Agent(Acting[C], abc.ABC):
             if number_of(env) is None:
                 envs.close()
             raise
-        self.training_envs = TrainingEnvs(env, envs, at, trial)
+        self.training_envs = TrainingEnvs(env, envs, cursor, trial)
 
     def close(self) -> None:
         """Close the environments; worker processes end.

@@ -11,10 +11,10 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from klrl.agents.base import Agent
-from klrl.agents.comparable import check_comparable
+from klrl.agents.compatibility import check_comparable
 from klrl.agents.config import AgentConfig
-from klrl.agents.samples import Samples, mean_of
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
+from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.experience.collector import ReplayMismatch
 from klrl.experience.cursors import EnvCursor
@@ -113,11 +113,11 @@ def distillation_rounds(
     config: DistillationConfig | None = None,
     *,
     seed: int = 0,
-    at: dict[str, Tensor] | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> Rounds:
     """As :func:`distill`, round by round: yields the metrics of each.
 
-    With ``at``, the :meth:`Rounds.state` of a distillation that was interrupted, and the student as it was then, the
+    With ``state``, the :meth:`Rounds.state` of a distillation that was interrupted, and the student as it was then, the
     rounds that were left follow, to the bit where the environments' episodes can be played again.
     """
     if teacher is student:
@@ -125,9 +125,9 @@ def distillation_rounds(
     check_comparable("teacher", teacher, "student", student)
     config = config or DistillationConfig()
     envs = environments(env, config.n_envs, teacher)
-    if student.fresh:
-        student.normalizer, student.fresh = teacher.normalizer, False
-    return Rounds(teacher, student, envs, env, config, seed, at)
+    if student.untrained:
+        student.normalizer, student.untrained = teacher.normalizer, False
+    return Rounds(teacher, student, envs, env, config, seed, state)
 
 
 class Rounds(Iterator[Metrics]):
@@ -141,11 +141,11 @@ class Rounds(Iterator[Metrics]):
         env: EnvLike,
         config: DistillationConfig,
         seed: int,
-        at: dict[str, Tensor] | None,
+        state: dict[str, Tensor] | None,
     ) -> None:
         self._teacher, self._student, self._config, self._seed = teacher, student, config, seed
-        self._done = 0 if at is None else int(at["done"])
-        self._rounds = self._play(envs, env, at)
+        self._done = 0 if state is None else int(state["done"])
+        self._rounds = self._play(envs, env, state)
 
     def __next__(self) -> Metrics:
         return next(self._rounds)
@@ -162,14 +162,14 @@ class Rounds(Iterator[Metrics]):
         tensors = {name: torch.tensor(number) for name, number in numbers.items()}
         return tensors | {f"{part}.{name}": x for part, named in parts.items() for name, x in named.items()}
 
-    def _play(self, envs: VectorEnv, env: EnvLike, at: dict[str, Tensor] | None) -> Iterator[Metrics]:
+    def _play(self, envs: VectorEnv, env: EnvLike, state: dict[str, Tensor] | None) -> Iterator[Metrics]:
         student, config = self._student, self._config
         limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
         self._descent = ActorDescent(student, **limits)
         student.networks.optimizer.learning_rate = config.learning_rate
         visitor = student if config.states == "student" else self._teacher
         with closed_after(envs, env):
-            self._collector = self._begin(envs) if at is None else self._go_on(envs, at)
+            self._collector = self._begin(envs) if state is None else self._go_on(envs, state)
             for i in range(self._done, config.n_rounds + 1):
                 batch = self._collector.collect(visitor.act, config.n_steps)
                 metrics = _round(self._teacher, student, batch, self._descent if i < config.n_rounds else None, config)
@@ -185,11 +185,11 @@ class Rounds(Iterator[Metrics]):
         seeds = environment_seeds(self._seed, self._student.num_timesteps)
         return Collector(envs, seeds, self._student.encoding, timesteps)
 
-    def _go_on(self, envs: VectorEnv, at: dict[str, Tensor]) -> Collector:
+    def _go_on(self, envs: VectorEnv, state: dict[str, Tensor]) -> Collector:
         """The episodes that were interrupted, where they can be played again."""
-        self._descent.restore(below("descent.", at))
-        self._teacher.streams.restore(below("teacher.", at))
-        where, timesteps = below("whereabouts.", at), int(at["timesteps"])
+        self._descent.restore(below("descent.", state))
+        self._teacher.streams.restore(below("teacher.", state))
+        where, timesteps = below("whereabouts.", state), int(state["timesteps"])
         problem: object = "episodes of these environments cannot be played again"
         shapes = self._student.action_space.shape or (), self._student.encoding.shape
         if where and is_seeded(envs) and (cursor := EnvCursor.of(where, *shapes)).reachable:
@@ -213,7 +213,7 @@ def _round(
         return metrics | (_study(student, lesson, descent, config) if descent else {})
 
 
-def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[Samples, Metrics]:
+def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[UpdateBatch, Metrics]:
     """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
     states = batch.flatten_valid(batch.observations)
     if absorb and student.config.normalize_observations:
@@ -221,14 +221,14 @@ def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: b
     if absorb and student.config.scale_rewards:
         gamma = student.config.gamma
         student.return_scaler = student.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, gamma)
-    samples = student.samples(batch)
+    samples = student.prepare(batch)
     asked = teacher.distribution(states).map(lambda x: x.to(student.device))
     forward, reverse = kl_divergence(asked, samples.old), reverse_kl(asked, samples.old)
     metrics: Metrics = {"distill/kl_forward": average(forward), "distill/kl_reverse": average(reverse)}
     return replace(samples, old=asked), metrics
 
 
-def _study(student: Agent[Any], lesson: Samples, descent: ActorDescent, config: DistillationConfig) -> Metrics:
+def _study(student: Agent[Any], lesson: UpdateBatch, descent: ActorDescent, config: DistillationConfig) -> Metrics:
     """Epochs of minibatches; the policy by the KL, the critic by its squared error."""
     losses: list[Array] = []
     value_losses: list[Array] = []

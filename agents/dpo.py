@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
-from klrl.agents.comparable import check_comparable
+from klrl.agents.compatibility import check_comparable
 from klrl.agents.preferences import Preferences, play_segments
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
@@ -86,11 +86,11 @@ def dpo_epochs(
     preferences: Preferences,
     config: DPOConfig | None = None,
     *,
-    at: dict[str, Tensor] | None = None,
+    state: dict[str, Tensor] | None = None,
 ) -> Epochs:
     """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first.
 
-    With ``at``, the :meth:`Epochs.state` of a tuning that was interrupted, and the policy as it was then, the epochs
+    With ``state``, the :meth:`Epochs.state` of a tuning that was interrupted, and the policy as it was then, the epochs
     that were left follow, to the bit.
     """
     if policy is reference:
@@ -98,7 +98,7 @@ def dpo_epochs(
     check_comparable("reference", reference, "policy", policy)
     data = Compared.of(policy, reference, preferences)
     at_states = reference.distribution(preferences.observations[preferences.valid]).map(lambda x: x.to(policy.device))
-    return Epochs(policy, data, at_states, config or DPOConfig(), at)
+    return Epochs(policy, data, at_states, config or DPOConfig(), state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,10 +173,10 @@ class Epochs(Iterator[Metrics]):
         data: Compared,
         reference: Distribution,
         config: DPOConfig,
-        at: dict[str, Tensor] | None,
+        state: dict[str, Tensor] | None,
     ) -> None:
-        self._done = 0 if at is None else int(at["done"])
-        self._epochs = self._fit(policy, data, reference, config, at)
+        self._done = 0 if state is None else int(state["done"])
+        self._epochs = self._fit(policy, data, reference, config, state)
 
     def __next__(self) -> Metrics:
         return next(self._epochs)
@@ -191,12 +191,12 @@ class Epochs(Iterator[Metrics]):
         data: Compared,
         reference: Distribution,
         config: DPOConfig,
-        at: dict[str, Tensor] | None,
+        state: dict[str, Tensor] | None,
     ) -> Iterator[Metrics]:
         limits = {"learning_rate": config.learning_rate, "max_grad_norm": config.max_grad_norm}
         self._descent = ActorDescent(policy, **limits)
-        if at is not None:
-            self._descent.restore(below("descent.", at))
+        if state is not None:
+            self._descent.restore(below("descent.", state))
         for epoch in range(self._done, config.n_epochs + 1):
             metrics = _epoch(policy, data, reference, self._descent if epoch > 0 else None, config)
             self._done = epoch + 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.kl.drift import average, drift_report, mean_kl
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
@@ -69,7 +69,7 @@ class Drift:
         return mean_kl(self.probe.first, policy_at(self.probe.observations).cpu())
 
 
-def step_zero(behaviour: Distribution, samples: Samples, *, warn: bool = True) -> Metrics:
+def step_zero(behaviour: Distribution, samples: UpdateBatch, *, warn: bool = True) -> Metrics:
     """KL(old||new) = 0 and ratio = 1 before the first step: is the policy that acted the one to be updated?
 
     Anything else (statistics changed in between, a stale batch, dropout) is worth a ``RuntimeWarning``, unless it was

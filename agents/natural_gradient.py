@@ -13,7 +13,7 @@ from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument, StepSize
-from klrl.agents.samples import Samples, mean_of
+from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import (
     REGIONS,
@@ -132,17 +132,17 @@ class NaturalGradient(Agent[N], abc.ABC):
 
     optimized: ClassVar[tuple[str, ...]] = ("critic",)
 
-    def policy_gradient(self, samples: Samples) -> tuple[float, Tensor]:
+    def policy_gradient(self, samples: UpdateBatch) -> tuple[float, Tensor]:
         """L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
         value, g = 0.0, torch.zeros_like(self.networks.actor_parameters)
         for part in samples.split(self.config.fisher_batch_size or len(samples)):
             policy = self.actor.linearize(part.observations)
-            surrogate = len(part) / len(samples) * self.surrogate(policy, part.change(policy.output))
-            value += surrogate.value.item()
-            g += surrogate.gradients()[self.actor]
+            objective = len(part) / len(samples) * self.objective(policy, part.change(policy.output))
+            value += objective.value.item()
+            g += objective.gradients()[self.actor]
         return value, g
 
-    def natural_step(self, samples: Samples, g: Tensor) -> NaturalStep:
+    def natural_step(self, samples: UpdateBatch, g: Tensor) -> NaturalStep:
         """Solve (F + lambda) x = g and give x the region's length."""
         config, seen = self.config, samples[:: self.config.sub_sampling_factor]
         F = FisherVectorProduct(self.actor.linearize, seen.observations, config.cg_damping, config.fisher_batch_size)
@@ -159,7 +159,7 @@ class NaturalGradient(Agent[N], abc.ABC):
         length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
         return NaturalStep(cg, length, curvature, damping)
 
-    def _preconditioner(self, samples: Samples) -> Tensor | None:
+    def _preconditioner(self, samples: UpdateBatch) -> Tensor | None:
         """(diag F + lambda)^0.75: Martens 2010 ("Deep learning via Hessian-free optimization"), section 4.7.
 
         It helps where the diagonal is what makes F badly conditioned. Plain conjugate gradient already profits from
@@ -178,7 +178,7 @@ class NaturalGradient(Agent[N], abc.ABC):
             return LineSearch(0.0, 0, f"rejected: {step.problem}")
         return line_search(self.networks.actor_parameters, step.vector, objection, **search)
 
-    def fit_critic(self, samples: Samples, callback: Callback) -> float:
+    def fit_critic(self, samples: UpdateBatch, callback: Callback) -> float:
         """Take passes of minibatch steps on the value loss; the mean of the loss over them."""
         losses = []
         for epoch in range(self.config.n_critic_updates):

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from klrl.agents.core import Improvement
+from klrl.agents.learner import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
 from klrl.trust_region import TrustRegion
-from klrl.trust_region.all import parts, redefines
+from klrl.trust_region.all import members, redefines
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -27,10 +27,10 @@ class NPGConfig(NaturalGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if any(redefines(r, "gain") or (redefines(r, "excess") and _endless(r)) for r in parts(self.region)):
+        if any(redefines(r, "surrogate") or (redefines(r, "violation") and _endless(r)) for r in members(self.region)):
             raise ValueError(
-                f"trust_region = {self.trust_region!r}; allowed for NPG: no gain of its own and no bound without a "
-                "step_length: they act on what other agents find after a step, and NPG does not look there"
+                f"trust_region = {self.trust_region!r}; allowed for NPG: no surrogate of its own and no bound without "
+                "a step_length: they act on what other agents find after a step, and NPG does not look there"
             )
 
 
@@ -50,7 +50,7 @@ class NPG(NaturalGradient[NPGConfig]):
 
     config_class: ClassVar[type[NPGConfig]] = NPGConfig
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
         _, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
@@ -61,7 +61,7 @@ class NPG(NaturalGradient[NPGConfig]):
             metrics=step.metrics(taken.scale),
         )
 
-    def _objection(self, samples: Samples) -> str | None:
+    def _objection(self, samples: UpdateBatch) -> str | None:
         """A step to where there are no numbers is not taken, and says so."""
         finite = self.networks.actor_parameters.isfinite().all() and self.change(samples).kl.mean().isfinite()
         return None if finite else "rejected: KL or parameters not finite"

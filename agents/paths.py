@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from klrl.agents.core import Core
+from klrl.agents.learner import Learner
 from klrl.policy.paths import (
     acts_in_numpy,
     brings_derivative,
@@ -15,16 +15,16 @@ from klrl.policy.paths import (
     optimizes_in_numpy,
     outputs_in_words,
 )
-from klrl.trust_region.all import parts
+from klrl.trust_region.all import members
 
 
-def paths_of(agent: Core[Any]) -> dict[str, str]:
+def paths_of(agent: Learner[Any]) -> dict[str, str]:
     """Return what computes the agent's actions and its updates, as the agent is now.
 
     - acting: the distributions that actions are drawn from.
     - policy, critic: their outputs and derivatives while they learn; a policy that moves by the natural gradient does
       so on the whole batch.
-    - surrogate: the derivative of the region's gain and penalty and of what they are made of.
+    - surrogate: the derivative of the region's surrogate and penalty and of what they are made of.
     - optimizer: Adam's arithmetic.
     """
     config, device, networks = agent.config, agent.device, agent.networks
@@ -39,12 +39,12 @@ def paths_of(agent: Core[Any]) -> dict[str, str]:
     }
 
 
-def _by_autograd(agent: Core[Any]) -> str:
+def _by_autograd(agent: Learner[Any]) -> str:
     """What of the surrogate has no derivative written out."""
     anything = torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)
     with torch.no_grad():
         family = type(agent.actor(anything))
-    hooks = [f"{type(r).__name__}.{hook}" for r in parts(agent.region) for hook in sorted(r.by_autograd)]
+    hooks = [f"{type(r).__name__}.{hook}" for r in members(agent.region) for hook in sorted(r.by_autograd)]
     functions = {"log_prob": "score"} | ({"entropy": "entropy_gradient"} if agent.ent_coef > 0.0 else {})
     return ", ".join(
         hooks + [f"{family.__name__}.{f}" for f, df in functions.items() if not brings_derivative(family, f, df)]

@@ -12,8 +12,8 @@ import torch
 from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument
-from klrl.agents.core import Improvement
-from klrl.agents.samples import Samples, mean_of
+from klrl.agents.learner import Improvement
+from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array, share
 from klrl.run.callback import Callback
@@ -65,7 +65,7 @@ class PPO(Agent[PPOConfig]):
         """As configured."""
         return self.config.ent_coef
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, epochs, first = _Outcome(), 0, self.networks.actor_state()
@@ -96,17 +96,17 @@ class PPO(Agent[PPOConfig]):
             },
         )
 
-    def _step(self, minibatch: Samples) -> dict[str, Array]:
-        """Ascend L(theta) = E[gain - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
+    def _step(self, minibatch: UpdateBatch) -> dict[str, Array]:
+        """Ascend L(theta) = E[surrogate - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
         policy = self.actor.linearize(minibatch.observations)
         change = minibatch.change(policy.output)
-        surrogate, value_loss = self.surrogate(policy, change), self.value_loss(minibatch)
-        loss = self.config.vf_coef * value_loss - surrogate
+        objective, value_loss = self.objective(policy, change), self.value_loss(minibatch)
+        loss = self.config.vf_coef * value_loss - objective
         if self.config.ent_coef > 0.0:
             loss -= self.config.ent_coef * self.entropy(policy)
         self.descend(loss)
         return {
-            "train/policy_gradient_loss": -surrogate.value,
+            "train/policy_gradient_loss": -objective.value,
             "train/value_loss": value_loss.value,
             "train/clip_fraction": self._clip_fraction(change),
         }
@@ -115,13 +115,13 @@ class PPO(Agent[PPOConfig]):
         """Share of ratios outside the clipping interval, PPO's default one where nothing clips."""
         return share(abs(change.ratio - 1.0) > (self.region.clip_range or Clip().clip_range))
 
-    def _critic_step(self, minibatch: Samples) -> dict[str, Array]:
+    def _critic_step(self, minibatch: UpdateBatch) -> dict[str, Array]:
         """The policy has stopped, the critic has not."""
         value_loss = self.value_loss(minibatch)
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _stay_inside(self, samples: Samples, start: ActorState) -> _Outcome:
+    def _stay_inside(self, samples: UpdateBatch, start: ActorState) -> _Outcome:
         """Judge the policy on the whole batch after an epoch that began at ``start``."""
         if self.region.on_exit is None or self._inside(samples):
             return _Outcome()
@@ -133,7 +133,7 @@ class PPO(Agent[PPOConfig]):
         reason = "stopped: back inside the trust region" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
 
-    def _settle(self, samples: Samples, first: ActorState, outcome: _Outcome) -> _Outcome:
+    def _settle(self, samples: UpdateBatch, first: ActorState, outcome: _Outcome) -> _Outcome:
         """What acts must be its own projection: go back towards the policy before the update until it is."""
         if self._is_projection(samples):
             return outcome
@@ -156,13 +156,13 @@ class PPO(Agent[PPOConfig]):
             max_iter=max_iter,
         ).scale
 
-    def _inside(self, samples: Samples) -> bool:
-        return self.region.excess(self.change(samples)) <= 0.0
+    def _inside(self, samples: UpdateBatch) -> bool:
+        return self.region.violation(self.change(samples)) <= 0.0
 
-    def _is_projection(self, samples: Samples) -> bool:
+    def _is_projection(self, samples: UpdateBatch) -> bool:
         """Whether the region's projection changes nothing, and a constraint beside it holds."""
         change = self.change(samples)
         pairs = zip(self.region.project(change.new, change.old).parameters, change.new.parameters, strict=True)
         return all(map(torch.equal, *zip(*pairs, strict=True))) and (
-            self.region.on_exit != "backtrack" or self.region.excess(change) <= 0.0
+            self.region.on_exit != "backtrack" or self.region.violation(change) <= 0.0
         )

@@ -29,7 +29,7 @@ class Preferences:
     observations: Tensor
     """As the policy is given them, before normalisation, ``[n, 2, T, *O]``."""
     actions: Tensor
-    """The policy's actions (:meth:`~klrl.agents.core.Core.distribution` says what these are), ``[n, 2, T, *A]``."""
+    """The policy's actions (see :meth:`~klrl.agents.learner.Learner.distribution`), ``[n, 2, T, *A]``."""
     valid: Tensor
     """Which steps were taken; false after the end of an episode, bool ``[n, 2, T]``."""
 

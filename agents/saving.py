@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.agents.core import Core
 from klrl.agents.drift import Probe
+from klrl.agents.learner import Learner
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
 from klrl.agents.saved_tensors import MOST, check_tensor, check_tensors
 from klrl.experience import Episode
@@ -107,7 +107,7 @@ class _Numbers:
         validate(self)
 
 
-def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
+def dump(agent: Learner[Any]) -> tuple[Tensors, dict[str, Any]]:
     """Everything that determines what the agent does next."""
     tensors: Tensors = {}
     for name, module in (("actor", agent.actor), ("critic", agent.critic)):
@@ -132,7 +132,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
         "num_timesteps": agent.num_timesteps,
         "n_updates": agent.n_updates,
         "progress_remaining": agent.progress_remaining,
-        "fresh": agent.fresh,
+        "fresh": agent.untrained,
         "kl_sum": agent.drift.kl_sum,
         "normalizer_count": agent.normalizer.moments.count,
         "return_scaler_count": agent.return_scaler.moments.count,
@@ -146,7 +146,7 @@ def dump(agent: Core[Any]) -> tuple[Tensors, dict[str, Any]]:
     return {name: x.detach().to("cpu", copy=True) for name, x in tensors.items()}, state
 
 
-def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
+def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     """Continue where :func:`dump` was called, but for the region; the agent was built with the same spaces and config.
 
     Raises:
@@ -172,14 +172,14 @@ def restore(agent: Core[Any], tensors: Tensors, state: dict[str, Any]) -> None:
     agent.progress_remaining = state["progress_remaining"]
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
-    agent.fresh = state["fresh"]
+    agent.untrained = state["fresh"]
     agent.drift.kl_sum = float(state.get("kl_sum", math.nan))  # nobody added it up before there was the metric
 
 
 def snapshot(agent: Agent[Any]) -> Snapshot:
     """Copy the whole state as it is now."""
     tensors, data = dump(agent)
-    if agent.rebuilds_where_that_helps and not agent.config.rebuild_envs:  # nothing was decided yet
+    if agent.rebuilds_if_needed and not agent.config.rebuild_envs:  # nothing was decided yet
         del data["config"]["rebuild_envs"]
     mine = {
         "env": describe(agent.training_envs.env),
@@ -217,14 +217,14 @@ def restored(
     config = cls.config_class.from_json(data["config"])
     observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
     check_backed(observations, actions, data["config"], tensors)
-    Core.__init__(agent, observations, actions, config, data["seed"])
+    Learner.__init__(agent, observations, actions, config, data["seed"])
     check_tensors(tensors, dump(agent)[0])
     restore(agent, tensors, data)
     agent.region = region_from_json(data["region"])
     if not isinstance(agent.region, TrustRegion):
         raise ValueError(f"region = {data['region']!r}; allowed: a trust region")
     agent.begin(TrainingEnvs(described(data["env"]), cursor=cursor(agent, tensors)), data["preset"])
-    agent.rebuilds_where_that_helps = "rebuild_envs" not in data["config"]
+    agent.rebuilds_if_needed = "rebuild_envs" not in data["config"]
     agent.episodes.extend(map(episode, data["episodes"]))
     agent.history = history(data["history"], tensors)
     agent.training = Training.of(data["training"])
@@ -273,7 +273,7 @@ def episode(data: Sequence[Any]) -> Episode:
     return Episode(*numbers, info)
 
 
-def cursor(agent: Core[Any], tensors: Tensors) -> EnvCursor | None:
+def cursor(agent: Learner[Any], tensors: Tensors) -> EnvCursor | None:
     """Where the saved agent's environments were, if they can be taken there.
 
     Raises:

@@ -10,7 +10,7 @@ from klrl.shown import table
 from klrl.text import one_line
 
 if TYPE_CHECKING:
-    from klrl.agents.core import Core
+    from klrl.agents.learner import Learner
 
 _METRICS = {
     "rollout/ep_rew_mean": "mean return",
@@ -22,7 +22,7 @@ _METRICS = {
 """What of the last update is shown."""
 
 
-def line(agent: Core[Any]) -> str:
+def line(agent: Learner[Any]) -> str:
     """One line: what it is, what it learns from, how far it is; also of one that is not made yet."""
     name = type(agent).__name__
     if "region" not in vars(agent) or "n_updates" not in vars(agent):
@@ -33,12 +33,12 @@ def line(agent: Core[Any]) -> str:
     return f"<{name} {', '.join(said)}: {agent.num_timesteps:,} steps, {agent.n_updates:,} updates{moved}>"
 
 
-def as_html(agent: Core[Any]) -> str:
+def as_html(agent: Learner[Any]) -> str:
     """A table: what it is, and what its last update did."""
     return table(type(agent).__name__, _rows(agent))
 
 
-def _rows(agent: Core[Any]) -> Iterator[tuple[str, object]]:
+def _rows(agent: Learner[Any]) -> Iterator[tuple[str, object]]:
     yield "environment", _env(agent) or "none with an id"
     yield "observations", one_line(agent.observation_space)
     yield "actions", one_line(agent.action_space)
@@ -55,8 +55,8 @@ def _rows(agent: Core[Any]) -> Iterator[tuple[str, object]]:
 
 
 def _env(agent: Any) -> str | None:
-    source = getattr(agent, "training_envs", None)
-    return None if source is None or source.env is None else env_id(source.env)
+    envs = getattr(agent, "training_envs", None)
+    return None if envs is None or envs.env is None else env_id(envs.env)
 
 
 def _last(agent: Any) -> dict[str, Any]:

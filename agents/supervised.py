@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from klrl.agents.base import Agent
-from klrl.agents.comparable import check_same_spaces
+from klrl.agents.compatibility import check_same_spaces
 from klrl.experience import EnvLike, make_vector_env
 from klrl.experience.environments import number_of
 from klrl.policy.linearization import Objective

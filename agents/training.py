@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from klrl.agents import saving
-from klrl.agents.samples import overflow
 from klrl.agents.saving import Training
 from klrl.agents.turns import Turn
+from klrl.agents.update_batch import overflow
 from klrl.experience import Batch
 from klrl.experience.collector import NonFinite
 from klrl.run.callback import Callback, Metrics, info_metric

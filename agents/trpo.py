@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from klrl.agents.config import Passes
-from klrl.agents.core import Improvement
+from klrl.agents.learner import Improvement
 from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
 from klrl.validation import Bounds
@@ -36,13 +36,13 @@ class TRPO(NaturalGradient[TRPOConfig]):
 
     config_class: ClassVar[type[TRPOConfig]] = TRPOConfig
 
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
-        surrogate, g = self.policy_gradient(samples)
+        before, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
         search = self.move(
             step,
-            lambda: self._objection(samples, surrogate),
+            lambda: self._objection(samples, before),
             shrinking_factor=self.config.line_search_shrinking_factor,
             max_iter=self.config.line_search_max_iter,
         )
@@ -56,11 +56,11 @@ class TRPO(NaturalGradient[TRPOConfig]):
             },
         )
 
-    def _objection(self, samples: Samples, before: float) -> str | None:
+    def _objection(self, samples: UpdateBatch, before: float) -> str | None:
         """What is wrong with the current policy, judged on the whole batch."""
         change = self.change(samples)
-        if not self.region.excess(change) <= 0.0:
+        if not self.region.violation(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not (self.judge(change).sum() / len(samples)).item() > before:
+        if not (self.penalized_surrogate(change).sum() / len(samples)).item() > before:
             return "rejected: the surrogate does not improve"
         return None

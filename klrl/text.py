@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Iterable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
-_BETWEEN = {"klrl", "torch", "gymnasium", "contextlib"}
-"""Packages between the user's code and a warning; contextlib, because of decorators."""
+_BETWEEN = {"klrl", "torch", "gymnasium", "contextlib", "abc", "dataclasses"}
+"""Packages between the user's code and a warning; contextlib because of decorators, abc because of classes."""
 
 
 def colourless(text: object) -> str:

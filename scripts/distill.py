@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         state = None
         if found is not None:
             student, state, history = found.agent, found.state, found.history
-        rounds = distillation_rounds(teacher.agent, student, teacher.env, args.config, seed=args.seed, at=state)
+        rounds = distillation_rounds(teacher.agent, student, teacher.env, args.config, seed=args.seed, state=state)
         claim(args.output, args.json, again=found is not None)
     with working(prog, halfway.goes_on):
         for metrics in rounds:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         with bad_input(prog):
             data = collect_preferences(reference.agent, reference.env, args.preferences, seed=args.seed)
         print(f"{len(data)} pairs of segments, {int(data.valid.sum()):,} steps")
-        epochs = dpo_epochs(policy, reference.agent, data, args.config, at=state)
+        epochs = dpo_epochs(policy, reference.agent, data, args.config, state=state)
         for metrics in epochs:
             history.append(metrics)
             halfway.keep(policy, epochs.state(), history, last=len(history) > args.config.n_epochs)

@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from klrl.agents import AGENTS, AgentConfig
-from klrl.agents.comparable import NETWORKS
+from klrl.agents.compatibility import NETWORKS
 from klrl.agents.config import OLDER
 from klrl.output import as_program
 from klrl.run import checkpoint

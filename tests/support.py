@@ -78,7 +78,7 @@ class Nowhere(TrustRegion):
 
     on_exit = "backtrack"
 
-    def excess(self, change):
+    def violation(self, change):
         return 1.0
 
     def step_length(self, curvature):

@@ -1,6 +1,7 @@
 """Old names still work for one version, and say which ones are theirs now."""
 
 import pytest
+import torch
 from environments import random_batch, small_agent
 
 from klrl.agents import PPO
@@ -22,3 +23,42 @@ def test_an_agent_answers_to_its_old_names(agent):
     with pytest.warns(DeprecationWarning, match=r"agent\.reproducibility") as caught:
         assert agent.replay is agent.reproducibility
     assert [said.filename for said in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("surrogate", "objective"), ("judge", "penalized_surrogate"), ("samples", "prepare")]
+)
+def test_an_agents_methods_answer_to_their_old_names(agent, old, new):
+    batch = random_batch(agent)
+    prepared = agent.prepare(batch)
+    with torch.no_grad():
+        policy = agent.actor.linearize(prepared.observations)
+        change = prepared.change(policy.output)
+        arguments = {"surrogate": (policy, change), "judge": (change,), "samples": (batch,)}[old]
+        with pytest.warns(DeprecationWarning, match=rf"^Learner\.{old} is Learner\.{new} now; ") as caught:
+            found = getattr(agent, old)(*arguments)
+        expected = getattr(agent, new)(*arguments)
+    assert [said.filename for said in caught] == [__file__]
+    values = {"surrogate": lambda x: x.value, "judge": lambda x: x, "samples": lambda x: x.advantage}[old]
+    assert torch.equal(values(found), values(expected))
+
+
+def test_a_method_of_an_agent_of_ones_own_counts_under_its_old_name():
+    with pytest.warns(DeprecationWarning, match=r"^Mine\.surrogate is objective now, Mine\.samples is prepare now; "):
+
+        class Mine(PPO):
+            def surrogate(self, policy, change):
+                return 2.0 * super().surrogate(policy, change)
+
+            def samples(self, batch):
+                self.asked = True
+                return super().samples(batch)
+
+    class Today(PPO):
+        def objective(self, policy, change):
+            return 2.0 * super().objective(policy, change)
+
+    mine, today, plain = (small_agent(cls).learn(128) for cls in (Mine, Today, PPO))
+    assert mine.asked
+    assert torch.equal(mine.networks.actor_parameters, today.networks.actor_parameters)
+    assert not torch.equal(mine.networks.actor_parameters, plain.networks.actor_parameters)

@@ -184,12 +184,12 @@ def _gaussians(
     return family, a.map(tensor), b.map(tensor), dtype, a.parameters[0]
 
 
-def total(parts: Array) -> Array:
+def total(terms: Array) -> Array:
     """Return the sum over the last dimension."""
-    if parts.shape[-1] == 1:
-        return parts.squeeze(-1)
-    if is_numpy(parts):
-        return like(total(tensor(parts)), parts)
-    if torch.is_autocast_enabled(parts.device.type):  # autocast would multiply in half precision
-        return parts.sum(-1)
-    return parts @ parts.new_ones(parts.shape[-1])  # the faster way to the sum
+    if terms.shape[-1] == 1:
+        return terms.squeeze(-1)
+    if is_numpy(terms):
+        return like(total(tensor(terms)), terms)
+    if torch.is_autocast_enabled(terms.device.type):  # autocast would multiply in half precision
+        return terms.sum(-1)
+    return terms @ terms.new_ones(terms.shape[-1])  # the faster way to the sum

@@ -15,7 +15,7 @@ torch    the same on a whole batch (TRPO's and NPG's policy),   any other networ
 =======  =====================================================  =======================================================
 
 The formulas are the same in a column (:mod:`klrl.policy.arrays`), and all four give the same numbers but for rounding.
-A region's gain and penalty and a family's log-probability bring their derivatives, too, or have autograd's
+A region's surrogate and penalty and a family's log-probability bring their derivatives, too, or have autograd's
 (:func:`brings_derivative`). Everything else follows the kind of array that it is given.
 """
 

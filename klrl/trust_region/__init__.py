@@ -5,7 +5,6 @@ from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceCons
 from klrl.trust_region.change import Change
 from klrl.trust_region.codec import region_from_json, region_to_json
 from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
-from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, RegionSettings, region_from_name, with_region
@@ -18,6 +17,7 @@ from klrl.trust_region.natural_gradient import (
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, Projection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
+from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
 
 __all__ = [
     "DEFAULT_TARGET_KL",

@@ -13,21 +13,22 @@ from klrl.policy.distributions import Distribution, Gradient
 from klrl.trust_region.change import Change
 from klrl.trust_region.region import OnExit, TrustRegion
 
-_GAINS = "clip, spo, rollback, truly-ppo, projection, w2-projection, frobenius-projection"
+_SURROGATES = "clip, spo, rollback, truly-ppo, projection, w2-projection, frobenius-projection"
 
 
 @dataclass(frozen=True, init=False)
 class All(TrustRegion):
-    """Several regions at once: penalties add, the largest excess and the shortest step count.
+    """Several regions at once: penalties add, the largest violation and the shortest step count.
 
-    At most one of them may redefine the gain.
+    At most one of them may redefine the surrogate.
     """
 
     regions: tuple[TrustRegion, ...]
 
     def __init__(self, *regions: TrustRegion) -> None:
-        if len([r for r in regions if redefines(r, "gain")]) > 1:
-            raise ValueError(f"trust_region = {regions}; allowed: at most one region with a gain of its own ({_GAINS})")
+        if len([r for r in regions if redefines(r, "surrogate")]) > 1:
+            known = f"at most one region with a surrogate of its own ({_SURROGATES})"
+            raise ValueError(f"trust_region = {regions}; allowed: {known}")
         object.__setattr__(self, "regions", regions)
 
     @property
@@ -58,13 +59,13 @@ class All(TrustRegion):
         """The product."""
         return math.prod(r.lr_scale for r in self.regions)
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """That of the one region that has its own."""
-        return self._gaining.gain(change)
+        return self._with_surrogate.surrogate(change)
 
-    def gain_gradient(self, change: Change) -> Gradient:
+    def surrogate_gradient(self, change: Change) -> Gradient:
         """That of the same region."""
-        return self._gaining.gain_gradient(change)
+        return self._with_surrogate.surrogate_gradient(change)
 
     def penalty(self, change: Change) -> Array | float:
         """The sum."""
@@ -72,12 +73,12 @@ class All(TrustRegion):
 
     def penalty_gradient(self, change: Change) -> Gradient | None:
         """The sum."""
-        parts = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
-        return tuple(sum(xs) for xs in zip(*parts, strict=True)) if parts else None
+        gradients = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
+        return tuple(sum(xs) for xs in zip(*gradients, strict=True)) if gradients else None
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """The largest; NaN if one is NaN."""
-        return float(np.max([r.excess(change) for r in self.regions], initial=-math.inf))
+        return float(np.max([r.violation(change) for r in self.regions], initial=-math.inf))
 
     def project(self, new: Distribution, old: Distribution) -> Distribution:
         """One after the other."""
@@ -87,8 +88,8 @@ class All(TrustRegion):
 
     def step_length(self, curvature: float) -> float:
         """The smallest of the bounds' and of that of all penalties together, whose curvatures add."""
-        penalised = [r for r in parts(self) if redefines(r, "penalty")]
-        bounds = [r.step_length(curvature) for r in parts(self) if r not in penalised]
+        penalised = [r for r in members(self) if redefines(r, "penalty")]
+        bounds = [r.step_length(curvature) for r in members(self) if r not in penalised]
         slope = sum(1.0 / r.step_length(curvature) for r in penalised)
         return min([*bounds, 1.0 / slope if slope > 0.0 else math.inf])
 
@@ -97,17 +98,17 @@ class All(TrustRegion):
         """Whether one of them does."""
         return any(r.reads_reference for r in self.regions)
 
-    def at(self, progress_remaining: float) -> All:
+    def scheduled(self, progress_remaining: float) -> All:
         """Each for itself."""
-        return All(*(r.at(progress_remaining) for r in self.regions))
+        return All(*(r.scheduled(progress_remaining) for r in self.regions))
 
     def adapt(self, change: Change) -> All:
         """Each for itself."""
         return All(*(r.adapt(change) for r in self.regions))
 
     @property
-    def _gaining(self) -> TrustRegion:
-        return next((r for r in self.regions if redefines(r, "gain")), TrustRegion())
+    def _with_surrogate(self) -> TrustRegion:
+        return next((r for r in self.regions if redefines(r, "surrogate")), TrustRegion())
 
     def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
         return min((x for r in self.regions if (x := read(r)) is not None), default=None)
@@ -116,9 +117,9 @@ class All(TrustRegion):
 def redefines(region: TrustRegion, hook: str) -> bool:
     """Whether a region, or one of several, has a hook of its own."""
     plain = getattr(TrustRegion, hook)
-    return any(hook in vars(r) or getattr(type(r), hook) is not plain for r in parts(region))
+    return any(hook in vars(r) or getattr(type(r), hook) is not plain for r in members(region))
 
 
-def parts(region: TrustRegion) -> list[TrustRegion]:
+def members(region: TrustRegion) -> list[TrustRegion]:
     """The region itself, or the regions that it joins."""
-    return [part for r in region.regions for part in parts(r)] if isinstance(region, All) else [region]
+    return [member for r in region.regions for member in members(r)] if isinstance(region, All) else [region]

@@ -26,7 +26,7 @@ class KLConstraint(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """Mean KL - target_kl, nats."""
         return average(change.kl) - self.target_kl
 
@@ -50,7 +50,7 @@ class RatioDeviation(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """Mean |r - 1| - ratio_deviation."""
         return average(abs(change.ratio - 1.0)) - self.ratio_deviation
 
@@ -70,6 +70,6 @@ class ReferenceConstraint(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """Mean KL(new||reference) minus reference_kl, or minus mean KL(old||reference) where that is larger; nats."""
         return average(change.kl_reference) - max(self.reference_kl, average(change.kl_reference_before))

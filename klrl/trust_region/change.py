@@ -93,10 +93,10 @@ class Change:
             return torch.full_like(change.log_prob, value)
         if not isinstance(value, Tensor):  # its derivative would be lost
             kind = type(value).__name__
-            raise ValueError(f"a gain or penalty is a {kind}; allowed: a number, or a tensor made of the change's")
+            raise ValueError(f"a surrogate or penalty is a {kind}; allowed: a number, or a tensor made of the change's")
         if value.shape != change.log_prob.shape:
             expected, found = list(change.log_prob.shape), list(value.shape)
-            raise ValueError(f"a gain or penalty has shape {found}; allowed: one number per state, {expected}")
+            raise ValueError(f"a surrogate or penalty has shape {found}; allowed: one number per state, {expected}")
         return value
 
     def _tensors(self, new: Distribution) -> Change:

@@ -98,8 +98,8 @@ class Dual(_Bounded):
     """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate min(KL / target - 1, 1)}.
 
     Boyd and Vandenberghe 2004 ("Convex Optimization"), section 5: dL/d beta = KL - target_kl, where
-    L = E[gain] - beta (KL - target_kl). The ascent is on log beta, in units of the target: near the solution the KL
-    falls as 1 / beta^2, so the error of log beta shrinks by 1 - 2 rate per update, whatever the scales of advantages
+    L = E[surrogate] - beta (KL - target_kl). The ascent is on log beta, in units of the target: near the solution the
+    KL falls as 1 / beta^2, so the error of log beta shrinks by 1 - 2 rate per update, whatever the scales of advantages
     and target. On beta itself that would be 1 - 2 rate target_kl / beta: every task would need a rate of its own, and
     beta would have to be kept from becoming negative. A KL cannot fall short of its target by more than the target, so
     it counts as no farther beyond it either: otherwise the few wild updates of a training would drive beta up, and all

@@ -13,14 +13,14 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from klrl.text import nearest
-from klrl.trust_region.all import All
+from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
-from klrl.trust_region.gains import SPO, Clip, Rollback, TrulyPPO
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
-from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
+from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion, check_fields
+from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
 from klrl.validation import Bounds, Limit, PositiveWeight, Weight, validate
 
 
@@ -91,12 +91,12 @@ def parameters_of(region: Any) -> frozenset[str]:
     """
     if not isinstance(region, str):
         return frozenset()
-    parts = region.split("+")
-    for part in parts:
-        if part not in REGIONS:
-            known = f"{', '.join(REGIONS)}, or several joined by '+'{nearest(part, REGIONS)}"
+    names = region.split("+")
+    for name in names:
+        if name not in REGIONS:
+            known = f"{', '.join(REGIONS)}, or several joined by '+'{nearest(name, REGIONS)}"
             raise ValueError(f"trust_region = {region!r}; allowed: {known}")
-    return frozenset().union(*(inspect.signature(REGIONS[part]).parameters for part in parts))
+    return frozenset().union(*(inspect.signature(REGIONS[name]).parameters for name in names))
 
 
 def readers_of(setting: str) -> str:
@@ -124,10 +124,8 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
         if setting not in known:
             readers = readers_of(setting)
             raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it ({readers})")
-    parts = [
-        REGIONS[part](**{k: v for k, v in settings.items() if k in parameters_of(part)}) for part in name.split("+")
-    ]
-    return parts[0] if len(parts) == 1 else All(*parts)
+    regions = [REGIONS[x](**{k: v for k, v in settings.items() if k in parameters_of(x)}) for x in name.split("+")]
+    return regions[0] if len(regions) == 1 else All(*regions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +144,10 @@ class RegionSettings:
     clip_range: Limit | None = None
     """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
     rollback_slope: PositiveWeight | None = None
-    """How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-ppo: 5.0)."""
+    """How the surrogate falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL
+    (truly-ppo: 5.0)."""
     state_kl: Limit | None = None
-    """KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound for
+    """KL of a single state, nats: KL(old||new) from which on the surrogate falls (truly-ppo: 0.03), the bound for
     KL(new||old) (projection: 0.03)."""
     state_distance: Limit | None = None
     """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
@@ -173,7 +172,7 @@ class RegionSettings:
         """The trust region itself.
 
         Raises:
-            ValueError: a setting that it does not read.
+            ValueError: a setting that it does not read, or a hook under an old name where it cannot be found.
         """
         names = [field.name for field in fields(RegionSettings) if field.name != "trust_region"]
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -181,4 +180,6 @@ class RegionSettings:
             return region_from_name(self.trust_region, **given)
         for name, value in given.items():
             raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
+        for region in members(self.trust_region):
+            check_fields(region)
         return self.trust_region

@@ -81,7 +81,7 @@ class MirrorDescent(TrustRegion):
         del curvature
         return 1.0 / self.beta
 
-    def at(self, progress_remaining: float) -> Self:
+    def scheduled(self, progress_remaining: float) -> Self:
         """The step size of this update."""
         return replace(self, progress_remaining=progress_remaining)
 

@@ -56,11 +56,11 @@ class Projection(TrustRegion, abc.ABC):
 
         return new.with_parameters(*map(chosen, new.parameters, old.parameters, moved.parameters))
 
-    def gain(self, change: Change) -> Tensor:
+    def surrogate(self, change: Change) -> Tensor:
         """That of the projected policy, minus the regression, ``[*B]``."""
         projected = self.project(change.new, change.old)
-        gain = TrustRegion.gain(self, replace(change, new=projected))
-        return gain - self.regression_coef * kl_divergence(change.new, projected.detach())
+        surrogate = TrustRegion.surrogate(self, replace(change, new=projected))
+        return surrogate - self.regression_coef * kl_divergence(change.new, projected.detach())
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 from typing import Literal, Self, cast
 
 from klrl.policy.arrays import Array
 from klrl.policy.distributions import Distribution, Gradient
 from klrl.policy.paths import brings_derivative
+from klrl.renamed import adopt, keep_old_names, steps_to
 from klrl.trust_region.change import Change
 
 OnExit = Literal["stop", "backtrack"]
 DEFAULT_TARGET_KL = 0.01
 """Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
+RENAMED = {"gain": "surrogate", "gain_gradient": "surrogate_gradient", "excess": "violation", "at": "scheduled"}
+"""Hooks that had another name: old -> new."""
 
 
 def _differentiate(cls: type, hook: str, function: Callable[[TrustRegion, Change], Array]) -> None:
@@ -40,7 +43,7 @@ class TrustRegion:
 
     # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
     on_exit = cast("OnExit | None", None)
-    """What to do when ``excess`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
+    """What to do when ``violation`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
     target_kl = cast("float | None", None)
     """The bound or aim for the mean KL(old||new), nats, where there is one."""
     clip_range = cast("float | None", None)
@@ -52,19 +55,19 @@ class TrustRegion:
     reads_reference = False
     """Whether it measures from a reference policy."""
     by_autograd = cast("frozenset[str]", frozenset())
-    """Which of its gain and its penalty came without a derivative."""
+    """Which of its surrogate and its penalty came without a derivative."""
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
         return change.ratio * change.advantage
 
     def penalty(self, change: Change) -> Array | float:
-        """What is subtracted from the gain, ``[*B]``."""
+        """What is subtracted from the surrogate, ``[*B]``."""
         del change
         return 0.0
 
-    def gain_gradient(self, change: Change) -> Gradient:
-        """Derivative of the gain by the fields of ``change.new``, per state."""
+    def surrogate_gradient(self, change: Change) -> Gradient:
+        """Derivative of the surrogate by the fields of ``change.new``, per state."""
         return weighted(change.ratio * change.advantage, change.new.score(change.action))
 
     def penalty_gradient(self, change: Change) -> Gradient | None:
@@ -73,16 +76,18 @@ class TrustRegion:
         return None
 
     def __init_subclass__(cls) -> None:
-        """A gain or penalty that comes without its derivative is given tensors, and the derivative is autograd's."""
+        """Let autograd differentiate a surrogate or penalty that comes without its derivative, and give it tensors."""
         super().__init_subclass__()
-        for hook in ("gain", "penalty"):
+        _adopt_old_hooks(cls)
+        for hook in ("surrogate", "penalty"):
             if not brings_derivative(cls, hook, f"{hook}_gradient"):
                 _differentiate(cls, hook, getattr(cls, hook))
                 cls.by_autograd |= {hook}
             elif f"{hook}_gradient" in vars(cls):
                 cls.by_autograd -= {hook}
+        keep_old_names(cls, RENAMED)
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         """How far outside the region the change is; <= 0 inside."""
         del change
         return -math.inf
@@ -97,7 +102,7 @@ class TrustRegion:
         del curvature
         return math.inf
 
-    def at(self, progress_remaining: float) -> Self:
+    def scheduled(self, progress_remaining: float) -> Self:
         """The region for an update of a training of which this share is still to come: 1 at first, then down to 0."""
         del progress_remaining
         return self
@@ -106,6 +111,26 @@ class TrustRegion:
         """The region for the next update, given what the whole of this one did."""
         del change
         return self
+
+
+def _adopt_old_hooks(cls: type[TrustRegion]) -> None:
+    """Give a region the hooks that it defines under old names; a derivative of what it has redefined is not one."""
+    outdated = steps_to(cls, "gain", "surrogate") < steps_to(cls, "gain_gradient", "surrogate_gradient")
+    adopt(cls, {old: new for old, new in RENAMED.items() if not (outdated and old == "gain_gradient")})
+
+
+def check_fields(region: TrustRegion) -> None:
+    """Refuse a hook in a field with an old name: nobody would call it.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for field in fields(region):
+        if field.name in RENAMED and callable(getattr(region, field.name)):
+            raise ValueError(f"{type(region).__name__} has a hook {field.name}; allowed: {RENAMED[field.name]}")
+
+
+keep_old_names(TrustRegion, RENAMED)
 
 
 def weighted(weight: Array, gradient: Gradient) -> Gradient:

@@ -18,19 +18,19 @@ ENVIRONMENTS = "environments"
 # Part of the profile, and what is timed for it: module, then attribute (a method with its class). A function that a
 # module imports by name is replaced where it is used. What none of them covers is "other".
 TIMED = (
-    ("acting", "klrl.agents.core", "Core.act"),
+    ("acting", "klrl.agents.learner", "Learner.act"),
     ("storing steps", "klrl.experience", "Collector.collect"),
-    ("advantages", "klrl.agents.core", "Core.samples"),
-    ("advantages", "klrl.agents.core", "Core.advantages"),
+    ("advantages", "klrl.agents.learner", "Learner.prepare"),
+    ("advantages", "klrl.agents.learner", "Learner.advantages"),
     ("minibatch steps", "klrl.agents", "PPO.improve"),
     ("policy gradient, CG", "klrl.agents", "TRPO.improve"),
     ("Fisher products", "klrl.trust_region", "FisherVectorProduct.__call__"),
     ("line search", "klrl.agents.natural_gradient", "line_search"),
     ("critic", "klrl.agents", "TRPO.fit_critic"),
-    ("drift, logging", "klrl.agents.core", "step_zero"),
-    ("drift, logging", "klrl.agents.core", "Core._explained_variance"),
+    ("drift, logging", "klrl.agents.learner", "step_zero"),
+    ("drift, logging", "klrl.agents.learner", "Learner._explained_variance"),
     ("drift, logging", "klrl.agents.actor_critic", "ActorCritic.check_finite"),
-    ("drift, logging", "klrl.agents.core", "Core._measure"),
+    ("drift, logging", "klrl.agents.learner", "Learner._measure"),
     ("drift, logging", "klrl.agents.training", "TrainingRun._rollout_metrics"),
 )
 PARTS = tuple(dict.fromkeys([ENVIRONMENTS, *(part for part, _, _ in TIMED), "other"]))

@@ -69,7 +69,7 @@ REGIONS = ["none", "clip", "early-stop", "fixed-penalty", "clip+adaptive-penalty
 @torch.no_grad()
 def test_a_minibatch_step_of_ppo_stays_on_its_device_and_never_waits_for_it(region, env):
     agent = small_agent(PPO, env, trust_region=region, ent_coef=0.01).learn(64)
-    samples = agent.samples(random_batch(agent))
+    samples = agent.prepare(random_batch(agent))
     with FakeTensorMode():
         minibatch = on_fake_cuda(agent, samples)
         for values in (agent._step(minibatch), agent._critic_step(minibatch)):
@@ -81,7 +81,7 @@ def test_a_minibatch_step_of_ppo_stays_on_its_device_and_never_waits_for_it(regi
 @torch.no_grad()
 def test_critic_steps_and_fisher_products_of_trpo_stay_on_their_device_and_never_wait_for_it(env, batch_size):
     agent = small_agent(TRPO, env).learn(64)
-    samples = agent.samples(random_batch(agent))
+    samples = agent.prepare(random_batch(agent))
     with FakeTensorMode():
         samples = on_fake_cuda(agent, samples)
         agent.descend(agent.value_loss(samples))

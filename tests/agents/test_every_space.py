@@ -70,7 +70,9 @@ class Judge(Callback):
     def on_update_start(self, agent, batch):
         raw = batch.flatten_valid(batch.observations)
         self.start_kl.append(self.between(batch.flatten_valid(batch.behaviour), agent.actor(agent.normalizer(raw))))
-        begins = agent.fresh and agent.config.normalize_observations  # the first statistics come before the first step
+        begins = (
+            agent.untrained and agent.config.normalize_observations
+        )  # the first statistics come before the first step
         self.observations = (agent.normalizer.absorb(raw) if begins else agent.normalizer)(raw)
         self.old = agent.actor(self.observations)
 

@@ -58,7 +58,7 @@ def test_the_step_is_the_dense_natural_gradient_with_the_length_of_the_kl(env, d
         "normalize_observations": False,
     }
     agent = small_agent(NPG, env, **settings)
-    F, g = fisher_and_gradient(agent, agent.samples(random_batch(agent)))
+    F, g = fisher_and_gradient(agent, agent.prepare(random_batch(agent)))
     agent = small_agent(NPG, env, **settings)
     x = torch.linalg.solve(F + damping * torch.eye(len(g)), g)
     metrics, step = update(agent)
@@ -202,7 +202,7 @@ def test_a_preconditioner_needs_damping(config_class):
 
 @pytest.mark.parametrize("region", ["constraint+espo", "clip+constraint", All(KLConstraint(), REGIONS["rollback"]())])
 def test_npg_refuses_regions_that_would_change_nothing(region):
-    with pytest.raises(ValueError, match=r"^trust_region = .*; allowed for NPG: no gain of its own and no bound "):
+    with pytest.raises(ValueError, match=r"^trust_region = .*; allowed for NPG: no surrogate of its own and no bound "):
         NPGConfig(trust_region=region)
     assert TRPOConfig(trust_region=region).region
 

@@ -12,7 +12,7 @@ from torch import distributions as td
 from torch import nn
 
 from klrl.agents import PPO, TRPO
-from klrl.agents.samples import Samples
+from klrl.agents.update_batch import UpdateBatch
 from klrl.kl import kl_gradient
 from klrl.policy.distributions import Categorical, MultiCategorical
 from klrl.policy.linearization import ByAutograd, flatten
@@ -65,7 +65,7 @@ def moved(env, region, ent_coef, dtype, seed=0):
     observations = torch.randn(64, *agent.observation_space.shape, generator=g, dtype=dtype)
     old = agent.actor(observations).detach()
     actions, (advantage, returns) = old.sample(g), torch.randn(2, 64, generator=g, dtype=dtype)
-    samples = Samples(observations, actions, old, old.log_prob(actions), advantage, returns)
+    samples = UpdateBatch(observations, actions, old, old.log_prob(actions), advantage, returns)
     for p in (*agent.actor.parameters(), *agent.critic.parameters()):
         p.data += 0.2 * torch.randn(p.shape, generator=g, dtype=dtype)
     return agent, samples
@@ -91,14 +91,14 @@ def written_out(agent, samples):
         fields = ((samples.old.mean, samples.old.log_std), (outputs, log_std))
         old, new = (td.Independent(td.Normal(mean, log.exp()), 1) for mean, log in fields)
     ratio = (new.log_prob(samples.actions) - old.log_prob(samples.actions)).exp()
-    gain = ratio * samples.advantage
+    surrogate = ratio * samples.advantage
     if (eps := agent.region.clip_range) is not None:
         assert 0.1 < ((ratio - 1.0).abs() > eps).double().mean() < 0.9
-        gain = torch.min(gain, ratio.clamp(1.0 - eps, 1.0 + eps) * samples.advantage)
+        surrogate = torch.min(surrogate, ratio.clamp(1.0 - eps, 1.0 + eps) * samples.advantage)
     penalty = (agent.region.beta or 0.0) * td.kl_divergence(old, new)
     values = nn.Sequential(*agent.critic.trunk)(x).squeeze(-1)
     value_loss = nn.functional.mse_loss(values, samples.returns)
-    loss = config.vf_coef * value_loss - (gain - penalty).mean() - config.ent_coef * new.entropy().mean()
+    loss = config.vf_coef * value_loss - (surrogate - penalty).mean() - config.ent_coef * new.entropy().mean()
     networks = (agent.actor, agent.critic)
     gradients = [flatten(torch.autograd.grad(loss, list(n.parameters()), retain_graph=True)) for n in networks]
     return loss.item(), dict(zip(networks, gradients, strict=True))
@@ -152,7 +152,7 @@ def moved_in(case, dtype=torch.float64, seed=0, **settings):
     x = agent.normalizer(rows).to(dtype)
     old = agent.actor(x).detach()
     taken, (advantage, returns) = old.sample(g), torch.randn(2, 64, generator=g, dtype=dtype)
-    samples = Samples(x, taken, old, old.log_prob(taken), advantage, returns)
+    samples = UpdateBatch(x, taken, old, old.log_prob(taken), advantage, returns)
     for p in (*agent.actor.parameters(), *agent.critic.parameters()):
         p.data += 0.2 * torch.randn(p.shape, generator=g, dtype=dtype)
     return agent, samples
@@ -170,10 +170,10 @@ def test_the_loss_in_every_space_is_the_same_on_all_paths_and_written_out(observ
     agent, samples = moved_in(case)
     new, old, A = agent.actor(samples.observations), samples.old, samples.advantage
     ratio = (log_prob_in_torch(new, samples.actions) - log_prob_in_torch(old, samples.actions)).exp()
-    gain = torch.min(ratio * A, ratio.clamp(0.8, 1.2) * A)
+    surrogate = torch.min(ratio * A, ratio.clamp(0.8, 1.2) * A)
     kl = sum(td.kl_divergence(p, q) for p, q in zip(in_torch(old), in_torch(new), strict=True))
     value_loss = (agent.critic(samples.observations) - samples.returns).square()
-    loss = (0.5 * value_loss - gain + 3.0 * kl).mean()
+    loss = (0.5 * value_loss - surrogate + 3.0 * kl).mean()
     networks = (agent.actor, agent.critic)
     expected = [flatten(torch.autograd.grad(loss, list(n.parameters()), retain_graph=True)) for n in networks]
     for path in PATHS:
@@ -326,7 +326,7 @@ def test_describe_says_that_a_frozen_trunk_a_beta_policy_and_large_minibatches_t
 
 
 class Mine(TrustRegion):
-    """A penalty without its derivative, under a gain that has one."""
+    """A penalty without its derivative, under a surrogate that has one."""
 
     def penalty(self, change):
         return change.kl_reverse
@@ -343,7 +343,7 @@ class Known(Mine):
         ({"trust_region": "clip+constraint"}, "written out"),
         ({"trust_region": All(Clip(), Mine())}, "by autograd: Mine.penalty"),
         ({"trust_region": All(Clip(), Known())}, "written out"),
-        ({"trust_region": "projection+mdpo"}, "by autograd: KLProjection.gain, MirrorDescent.penalty"),
+        ({"trust_region": "projection+mdpo"}, "by autograd: KLProjection.surrogate, MirrorDescent.penalty"),
         ({"action_distribution": "beta"}, "by autograd: Beta.log_prob"),
         ({"action_distribution": "beta", "ent_coef": 0.1}, "by autograd: Beta.log_prob, Beta.entropy"),
         ({"action_distribution": "squashed-gaussian"}, "written out"),

@@ -239,9 +239,9 @@ def test_ppo_that_backtracked_kept_a_part_of_the_epochs_step():
 def test_at_the_old_policy_the_gradient_of_every_objective_is_the_policy_gradient(region, space):
     agent = small_agent(PPO, partial(Noise, space), trust_region=region).learn(64)
     with torch.no_grad():
-        samples = agent.samples(random_batch(agent))
+        samples = agent.prepare(random_batch(agent))
         policy = agent.actor.linearize(samples.observations)
-        objective = agent.surrogate(policy, samples.change(policy.output))
+        objective = agent.objective(policy, samples.change(policy.output))
     log_prob = exactly(agent.actor(samples.observations)).log_prob(samples.actions)
     expected = torch.autograd.grad((log_prob * samples.advantage).mean(), list(agent.actor.parameters()))
     expected = torch.cat([g.flatten() for g in expected])

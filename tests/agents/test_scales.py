@@ -13,8 +13,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from support import both, parameters
 
 from klrl.agents import PPO
-from klrl.agents.samples import overflow
 from klrl.agents.saved_policy import SavedPolicy
+from klrl.agents.update_batch import overflow
 from klrl.experience import Collector
 from klrl.experience.collector import NonFinite
 from klrl.policy.distributions import Categorical, DiagGaussian, SquashedGaussian

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from klrl.agents import Agent, AgentConfig
-from klrl.agents.core import Improvement
+from klrl.agents.learner import Improvement
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -26,5 +26,5 @@ class Plain(Agent[PlainConfig]):
         """Take one step on L(theta) - E[(V - V_target)^2]."""
         policy = self.actor.linearize(samples.observations)
         value_loss = self.value_loss(samples)
-        self.descend(value_loss - self.surrogate(policy, samples.change(policy.output)))
+        self.descend(value_loss - self.objective(policy, samples.change(policy.output)))
         return Improvement(value_loss=value_loss.value.item(), stop_reason="one step")

@@ -53,7 +53,7 @@ def test_what_a_region_has_learned_is_in_the_saved_state(name, tmp_path):
 
 
 def by_autograd(agent, samples):
-    """Gradient of -E[gain - penalty] by the actor's parameters, through the plain network and the region's hooks."""
+    """Gradient of -E[surrogate - penalty] by the actor's parameters, through the network and the region's hooks."""
     outputs = nn.Sequential(*agent.actor.trunk)(samples.observations)
     new = (
         Categorical(outputs)
@@ -61,7 +61,7 @@ def by_autograd(agent, samples):
         else DiagGaussian(outputs, agent.actor.log_std.expand_as(outputs))
     )
     change = Change(samples.old, new, samples.actions, samples.log_prob, samples.advantage)
-    loss = -(agent.region.gain(change) - agent.region.penalty(change)).mean()
+    loss = -(agent.region.surrogate(change) - agent.region.penalty(change)).mean()
     return loss.item(), flatten(torch.autograd.grad(loss, list(agent.actor.parameters())))
 
 

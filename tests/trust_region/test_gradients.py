@@ -380,13 +380,13 @@ def test_the_fisher_product_of_a_gaussian_is_its_scores_covariance(batch):
 # Trust regions.
 @dataclass(frozen=True)
 class OwnRollback(Clip):
-    """Wang et al. 2020 (PPO-RB): outside the interval the gain falls again. Only the gain is written."""
+    """Wang et al. 2020 (PPO-RB): outside the interval the surrogate falls again. Only the surrogate is written."""
 
     slope: float = 0.3
 
-    def gain(self, change):
+    def surrogate(self, change):
         excess = change.ratio - change.ratio.clip(1.0 - self.clip_range, 1.0 + self.clip_range)
-        return super().gain(change) - self.slope * excess * change.advantage
+        return super().surrogate(change) - self.slope * excess * change.advantage
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,7 @@ class Reverse(TrustRegion):
 class Own(TrustRegion):
     """Both are written; neither derivative."""
 
-    def gain(self, change):
+    def surrogate(self, change):
         return change.log_ratio * change.advantage - 0.1 * change.new.entropy()
 
     def penalty(self, change):
@@ -420,8 +420,8 @@ class Weighted(KLPenalty):
 class Steeper(OwnRollback):
     """A region of a region of one's own."""
 
-    def gain(self, change):
-        return 3.0 * super().gain(change)
+    def surrogate(self, change):
+        return 3.0 * super().surrogate(change)
 
 
 REGIONS = [
@@ -474,7 +474,7 @@ def gradient_of(hook, c):
 def test_the_gradients_of_every_region_are_those_of_its_gain_and_its_penalty(region, make, kind, seed, step):
     c = change(make, seed, step)
     same = change_as(c, kind)
-    agree(region.gain_gradient(same), gradient_of(region.gain, c), kind, rtol=1e-9, atol=1e-11)
+    agree(region.surrogate_gradient(same), gradient_of(region.surrogate, c), kind, rtol=1e-9, atol=1e-11)
     expected, got = gradient_of(region.penalty, c), region.penalty_gradient(same)
     if got is None:
         assert not any(x.any() for x in expected)
@@ -488,7 +488,7 @@ def test_the_changes_here_are_clipped_at_some_states_on_both_sides_and_not_at_ot
     c = change(make, seed)
     for eps in (0.05, 0.1, 0.2):
         above, below = (c.ratio > 1 + eps) & (c.advantage > 0), (c.ratio < 1 - eps) & (c.advantage < 0)
-        (g, *_) = Clip(eps).gain_gradient(c)
+        (g, *_) = Clip(eps).surrogate_gradient(c)
         assert above.any()
         assert below.any()
         assert not g[above | below].any()
@@ -500,7 +500,7 @@ def test_the_changes_here_are_clipped_at_some_states_on_both_sides_and_not_at_ot
 @kinds
 def test_gains_and_penalties_of_arrays_are_those_of_tensors(region, make, kind):
     c = change(make)
-    agree([region.gain(change_as(c, kind))], [region.gain(c)], kind)
+    agree([region.surrogate(change_as(c, kind))], [region.surrogate(c)], kind)
     got, expected = region.penalty(change_as(c, kind)), region.penalty(c)
     assert isinstance(got, float) or is_kind(got, kind)
     torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected), rtol=1e-12, atol=1e-14)
@@ -514,8 +514,8 @@ def test_float32_gradients_of_regions_agree_with_float64(make, kind):
     action = c.action if make is categorical else c.action.float()
     single = Change(old, new, action, c.log_prob.float(), c.advantage.float())
     for region in REGIONS:
-        got = [region.gain_gradient(change_as(single, kind)), region.penalty_gradient(change_as(single, kind))]
-        for g, e in zip(got, (region.gain_gradient(c), region.penalty_gradient(c)), strict=True):
+        got = [region.surrogate_gradient(change_as(single, kind)), region.penalty_gradient(change_as(single, kind))]
+        for g, e in zip(got, (region.surrogate_gradient(c), region.penalty_gradient(c)), strict=True):
             for x, y in zip(g or (), e or (), strict=True):
                 assert torch.as_tensor(x).dtype == torch.float32
                 assert (torch.as_tensor(x).double() - y).norm() <= 1e-5 * y.norm() + 1e-30
@@ -539,15 +539,15 @@ def test_what_does_not_depend_on_the_policy_has_gradient_zero(make, kind):
 
 def test_a_derivative_that_a_region_writes_itself_is_used():
     class Written(Clip):
-        def gain(self, change):
+        def surrogate(self, change):
             return change.log_ratio
 
-        def gain_gradient(self, change):
+        def surrogate_gradient(self, change):
             return tuple(7.0 + 0.0 * x for x in change.new.parameters)
 
     c = change(categorical)
     for region in (Written(0.2), All(Written(0.2), KLConstraint())):
-        assert (region.gain_gradient(c)[0] == 7.0).all()
+        assert (region.surrogate_gradient(c)[0] == 7.0).all()
 
 
 @kinds
@@ -558,7 +558,7 @@ def test_a_derivative_that_a_region_writes_itself_is_used():
 )
 def test_a_family_of_ones_own_has_the_gradients_of_its_gain(region, kind):
     c = change(laplace)
-    agree(region.gain_gradient(change_as(c, kind)), gradient_of(region.gain, c), kind)
+    agree(region.surrogate_gradient(change_as(c, kind)), gradient_of(region.surrogate, c), kind)
 
 
 @every_region
@@ -568,7 +568,7 @@ def test_gradients_change_nothing_and_can_be_taken_where_no_graph_is_recorded(re
     given = [*c.old.parameters, *c.new.parameters, c.action, c.log_prob, c.advantage]
     before = [torch.as_tensor(x).clone() for x in given]
     with torch.no_grad():
-        first, second = (region.gain_gradient(c) + (region.penalty_gradient(c) or ()) for _ in range(2))
+        first, second = (region.surrogate_gradient(c) + (region.penalty_gradient(c) or ()) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
         assert not torch.as_tensor(a).requires_grad
@@ -578,7 +578,7 @@ def test_gradients_change_nothing_and_can_be_taken_where_no_graph_is_recorded(re
 # Written for tensors, as a user would.
 @dataclass(frozen=True)
 class InTorch(TrustRegion):
-    def gain(self, change):
+    def surrogate(self, change):
         return torch.clamp(change.ratio, max=1.1) * change.advantage
 
     def penalty(self, change):
@@ -586,13 +586,13 @@ class InTorch(TrustRegion):
 
 
 class Doubling:
-    def gain(self, change):
+    def surrogate(self, change):
         return 2.0 * change.ratio * change.advantage
 
 
 @dataclass(frozen=True)
 class Mixed(Doubling, TrustRegion):
-    """Its gain comes from a class that knows nothing of regions."""
+    """Its surrogate comes from a class that knows nothing of regions."""
 
 
 @pytest.mark.parametrize("kind", ["arrays", "tensors"])
@@ -600,11 +600,21 @@ def test_a_region_written_in_torch_works_on_arrays_too(kind):
     old, new = categorical(6, seed=0), categorical(6, seed=1)
     action = torch.arange(6) % 5
     c = Change(old, new, action, old.log_prob(action), randn(6, seed=2))
-    expected = InTorch().gain(c), InTorch().penalty(c), *InTorch().gain_gradient(c), *InTorch().penalty_gradient(c)
+    expected = (
+        InTorch().surrogate(c),
+        InTorch().penalty(c),
+        *InTorch().surrogate_gradient(c),
+        *InTorch().penalty_gradient(c),
+    )
     if kind == "arrays":
         old, new = old.map(torch.Tensor.numpy), new.map(torch.Tensor.numpy)
         c = Change(old, new, *(x.numpy() for x in (action, c.log_prob, c.advantage)))
-    found = InTorch().gain(c), InTorch().penalty(c), *InTorch().gain_gradient(c), *InTorch().penalty_gradient(c)
+    found = (
+        InTorch().surrogate(c),
+        InTorch().penalty(c),
+        *InTorch().surrogate_gradient(c),
+        *InTorch().penalty_gradient(c),
+    )
     for a, b in zip(found, expected, strict=True):
         assert isinstance(a, np.ndarray) == (kind == "arrays")
         np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -614,7 +624,7 @@ def test_a_gain_from_another_class_has_its_own_gradient():
     old, new = categorical(6, seed=0), categorical(6, seed=1)
     action = torch.arange(6) % 5
     c = Change(old, new, action, old.log_prob(action), randn(6, seed=2))
-    torch.testing.assert_close(Mixed().gain_gradient(c)[0], 2.0 * TrustRegion().gain_gradient(c)[0])
+    torch.testing.assert_close(Mixed().surrogate_gradient(c)[0], 2.0 * TrustRegion().surrogate_gradient(c)[0])
 
 
 @pytest.mark.parametrize("step", [1e-3, 1e-4, 1e-5])
@@ -634,13 +644,13 @@ class OneNumber(TrustRegion):
 
 @dataclass(frozen=True)
 class Wide(TrustRegion):
-    def gain(self, change):
+    def surrogate(self, change):
         return change.advantage[:, None].expand(-1, 3)
 
 
 @pytest.mark.parametrize("kind", ["arrays", "tensors"])
 @pytest.mark.parametrize(
-    ("region", "hook", "shape"), [(OneNumber(), "penalty", r"\[\]"), (Wide(), "gain", r"\[6, 3\]")]
+    ("region", "hook", "shape"), [(OneNumber(), "penalty", r"\[\]"), (Wide(), "surrogate", r"\[6, 3\]")]
 )
 def test_a_gain_or_penalty_that_is_not_one_number_per_state_is_refused(region, hook, shape, kind):
     p, action = categorical(6), torch.arange(6) % 5

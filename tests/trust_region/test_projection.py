@@ -168,20 +168,20 @@ def test_the_gain_is_the_surrogate_of_the_projection_less_the_regression(region)
     projected = region.project(new, old)
     ratio = (exactly(projected).log_prob(action) - exactly(old).log_prob(action)).exp()
     expected = ratio * advantage - 10.0 * td.kl_divergence(exactly(new), exactly(projected))
-    torch.testing.assert_close(region.gain(change), expected)
-    (by_mean, _) = region.gain_gradient(change)
+    torch.testing.assert_close(region.surrogate(change), expected)
+    (by_mean, _) = region.surrogate_gradient(change)
     assert by_mean.isfinite().all()
     assert by_mean.any()
 
 
 @pytest.mark.parametrize("region", [KLProjection(), WassersteinProjection(), FrobeniusProjection()], ids=repr)
 def test_the_regression_draws_the_network_to_its_projection_and_not_the_projection_to_the_network(region):
-    # Without advantages the gain is the regression alone: its derivative is that of KL(new||m) for a fixed Gaussian m.
+    # Without advantages the surrogate is the regression alone: its derivative is that of KL(new||m), m fixed.
     old, new = MAKE[DiagGaussian](30, seed=1), MAKE[DiagGaussian](30, seed=2)
     action = old.sample(torch.Generator().manual_seed(0))
     change = Change(old, new, action, old.log_prob(action), torch.zeros(30, dtype=torch.float64))
     target = region.project(new, old)
-    by_mean, by_log_std = region.gain_gradient(change)
+    by_mean, by_log_std = region.surrogate_gradient(change)
     variance = (2.0 * target.log_std).exp()
     assert by_mean.abs().max() > 1.0
     torch.testing.assert_close(by_mean, -10.0 * (new.mean - target.mean) / variance)
@@ -193,7 +193,7 @@ def test_so_does_that_of_a_categorical():
     action = old.sample(torch.Generator().manual_seed(0))
     change = Change(old, new, action, old.log_prob(action), torch.zeros(30, dtype=torch.float64))
     p, q = new.probs.numpy(), KLProjection().project(new, old).probs.numpy()
-    (by_logits,) = KLProjection().gain_gradient(change)
+    (by_logits,) = KLProjection().surrogate_gradient(change)
     kl = (p * np.log(p / q)).sum(-1, keepdims=True)
     np.testing.assert_allclose(by_logits, -10.0 * p * (np.log(p / q) - kl), rtol=1e-7, atol=1e-9)
 

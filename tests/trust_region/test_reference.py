@@ -70,9 +70,9 @@ def test_a_constraint_holds_on_every_batch_from_a_start_inside(agent_class, save
 def test_the_gradient_of_the_penalty_is_that_of_the_exact_kl(saved):
     agent = small_agent(PPO, partial(Noise, box(2)), trust_region=ReferencePenalty(2.0), reference=saved)
     with torch.no_grad():
-        samples = agent.samples(random_batch(agent))
+        samples = agent.prepare(random_batch(agent))
         policy = agent.actor.linearize(samples.observations)
-        objective = agent.surrogate(policy, samples.change(policy.output))
+        objective = agent.objective(policy, samples.change(policy.output))
     new = exactly(agent.actor(samples.observations))
     loss = (new.log_prob(samples.actions) * samples.advantage).mean()
     loss = loss - 2.0 * td.kl_divergence(new, exactly(samples.reference)).mean()

@@ -93,7 +93,7 @@ def test_any_two_names_can_be_joined(pair):
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= GAINS], ids="+".join)
 def test_two_gains_cannot_be_joined(pair):
-    with pytest.raises(ValueError, match="at most one region with a gain of its own") as error:
+    with pytest.raises(ValueError, match="at most one region with a surrogate of its own") as error:
         region_from_name("+".join(pair))
     assert all(name in str(error.value) for name in GAINS)
 
@@ -109,5 +109,5 @@ def test_an_unknown_name_is_refused_with_all_the_known_ones_in_one_line(name):
 def test_a_wrong_value_is_refused_by_the_region_that_reads_it():
     with pytest.raises(ValueError, match=r"^clip_range = -1; allowed: a number > 0$"):
         region_from_name("clip", clip_range=-1)
-    with pytest.raises(ValueError, match="at most one region with a gain of its own"):
+    with pytest.raises(ValueError, match="at most one region with a surrogate of its own"):
         region_from_name("clip+clip")

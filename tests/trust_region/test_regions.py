@@ -90,8 +90,8 @@ def test_a_change_knows_its_ratio_and_both_directions_of_its_kl():
 
 def test_the_plain_trust_region_limits_nothing():
     c, region = change(), TrustRegion()
-    np.testing.assert_allclose(region.gain(c), np.exp(c.log_ratio.numpy()) * c.advantage.numpy(), rtol=1e-12)
-    assert (region.penalty(c), region.excess(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
+    np.testing.assert_allclose(region.surrogate(c), np.exp(c.log_ratio.numpy()) * c.advantage.numpy(), rtol=1e-12)
+    assert (region.penalty(c), region.violation(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
     assert (region.on_exit, region.target_kl, region.clip_range, region.beta) == (None, None, None, None)
     assert region.adapt(c) is region
 
@@ -99,7 +99,7 @@ def test_the_plain_trust_region_limits_nothing():
 @every_region
 def test_hooks_are_pure(region):
     c, before = change(), repr(region)
-    first, second = ((region.gain(c), region.penalty(c), region.excess(c), region.adapt(c)) for _ in range(2))
+    first, second = ((region.surrogate(c), region.penalty(c), region.violation(c), region.adapt(c)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert torch.equal(torch.as_tensor(first[1]), torch.as_tensor(second[1]))
     assert first[2:] == second[2:]
@@ -116,16 +116,16 @@ def test_regions_cannot_be_changed(region):
 @every_region
 def test_before_the_first_step_the_gain_is_the_advantage_and_nothing_else_acts(region):
     c = change(step=0.0)
-    assert torch.equal(region.gain(c), c.advantage)
+    assert torch.equal(region.surrogate(c), c.advantage)
     assert not torch.as_tensor(region.penalty(c)).any()
-    assert region.excess(c) < 0.0
+    assert region.violation(c) < 0.0
 
 
 @every_region
 def test_the_gain_of_every_region_starts_with_the_policy_gradient(region):
     log_ratio = torch.zeros(N, dtype=torch.float64, requires_grad=True)
     c = ratios(log_ratio, change().advantage)
-    region.gain(c).sum().backward()
+    region.surrogate(c).sum().backward()
     torch.testing.assert_close(log_ratio.grad, c.advantage)  # d (r A) / d log r = A at r = 1
 
 
@@ -137,7 +137,7 @@ def test_clip_is_the_smaller_of_the_plain_and_the_clipped_surrogate(eps):
     for r, A in zip(np.exp(c.log_ratio.numpy()), c.advantage.numpy(), strict=True):
         clipped = 1 - eps if r < 1 - eps else 1 + eps if r > 1 + eps else r
         by_hand.append(min(r * A, clipped * A))
-    np.testing.assert_allclose(Clip(eps).gain(c), by_hand, rtol=1e-12)
+    np.testing.assert_allclose(Clip(eps).surrogate(c), by_hand, rtol=1e-12)
     assert Clip(eps).clip_range == eps
 
 
@@ -145,7 +145,7 @@ def test_the_clipped_gradient_is_zero_exactly_where_the_ratio_is_out_on_the_side
     pairs = list(itertools.product([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 3.0], [-2.0, 2.0]))
     r, A = (np.array(x) for x in zip(*pairs, strict=True))
     log_ratio = torch.tensor(np.log(r), requires_grad=True)
-    Clip(0.2).gain(ratios(log_ratio, torch.tensor(A))).sum().backward()
+    Clip(0.2).surrogate(ratios(log_ratio, torch.tensor(A))).sum().backward()
     stopped = ((r > 1.2) & (A > 0)) | ((r < 0.8) & (A < 0))
     assert stopped.sum() == 4
     np.testing.assert_allclose(log_ratio.grad, np.where(stopped, 0.0, r * A), rtol=1e-12)
@@ -153,7 +153,7 @@ def test_the_clipped_gradient_is_zero_exactly_where_the_ratio_is_out_on_the_side
 
 
 def test_clip_bounds_no_divergence():
-    assert (Clip().excess(change(9.0)), Clip().step_length(1.0), Clip().on_exit) == (-math.inf, math.inf, None)
+    assert (Clip().violation(change(9.0)), Clip().step_length(1.0), Clip().on_exit) == (-math.inf, math.inf, None)
     assert (Clip().target_kl, Clip().beta) == (None, None)
 
 
@@ -161,8 +161,8 @@ def test_clip_bounds_no_divergence():
 @pytest.mark.parametrize("on_exit", ["stop", "backtrack"])
 def test_the_excess_of_a_constraint_is_the_mean_kl_minus_its_bound(on_exit):
     c, region = change(), KLConstraint(0.02, on_exit)
-    assert region.excess(c) == pytest.approx(numpy_kl(c)[0].mean() - 0.02, rel=1e-9)
-    assert region.excess(change(step=1e-3)) < 0 < region.excess(change(step=1.0))
+    assert region.violation(c) == pytest.approx(numpy_kl(c)[0].mean() - 0.02, rel=1e-9)
+    assert region.violation(change(step=1e-3)) < 0 < region.violation(change(step=1.0))
     assert (region.target_kl, region.on_exit) == (0.02, on_exit)
 
 
@@ -175,16 +175,16 @@ def test_the_step_of_a_constraint_uses_the_quadratic_model_up_to_its_bound(curva
 # ESPO.
 def test_the_excess_of_espo_is_the_mean_distance_of_the_ratios_from_one_minus_its_bound():
     c, region = change(), RatioDeviation(0.1)
-    assert region.excess(c) == pytest.approx(np.abs(np.exp(c.log_ratio.numpy()) - 1.0).mean() - 0.1, rel=1e-9)
-    assert region.excess(change(step=1e-3)) < 0 < region.excess(change(step=1.0))
+    assert region.violation(c) == pytest.approx(np.abs(np.exp(c.log_ratio.numpy()) - 1.0).mean() - 0.1, rel=1e-9)
+    assert region.violation(change(step=1e-3)) < 0 < region.violation(change(step=1.0))
     assert (region.on_exit, region.target_kl, region.clip_range) == ("stop", None, None)
     assert region.step_length(1.0) == math.inf
-    assert torch.equal(region.gain(c), TrustRegion().gain(c))
+    assert torch.equal(region.surrogate(c), TrustRegion().surrogate(c))
 
 
 def test_the_mean_distance_of_ratios_is_twice_the_total_variation_and_bounds_the_kl_from_below():
     c = change(n=20_000)
-    found = RatioDeviation(0.25).excess(c) + 0.25
+    found = RatioDeviation(0.25).violation(c) + 0.25
     p, q = c.old.probs.numpy(), c.new.probs.numpy()
     spread = np.abs(np.exp(c.log_ratio.numpy()) - 1.0).std() / math.sqrt(20_000)
     assert abs(found - np.abs(p - q).sum(-1).mean()) < 3.0 * spread
@@ -216,12 +216,12 @@ def test_a_penalty_adapts_to_the_mean_kl_of_the_whole_update(step, factor):
 
 @pytest.mark.parametrize(("progress", "beta"), [(1.0, 2.0), (0.5, 4.0), (0.1, 20.0), (0.01, 200.0), (0.0, 200.0)])
 def test_mirror_descent_pays_for_the_reverse_kl_ever_more(progress, beta):
-    c, region = change(), MirrorDescent(kl_coef=2.0).at(progress)
+    c, region = change(), MirrorDescent(kl_coef=2.0).scheduled(progress)
     assert region.beta == pytest.approx(beta)
     np.testing.assert_allclose(region.penalty(c), beta * numpy_kl(c)[1], rtol=1e-10)
     assert (region.step_length(0.3), region.target_kl, region.on_exit) == (1.0 / region.beta, None, None)
-    assert All(Clip(), MirrorDescent(kl_coef=2.0)).at(progress).beta == region.beta
-    assert Clip().at(progress) == Clip()
+    assert All(Clip(), MirrorDescent(kl_coef=2.0)).scheduled(progress).beta == region.beta
+    assert Clip().scheduled(progress) == Clip()
 
 
 # Reference.
@@ -245,18 +245,18 @@ def test_the_reference_constraint_bounds_where_the_policy_is_and_beyond_it_lets_
     c = change(step=0.5)
     forward, reverse = numpy_kl(c)
     region = ReferenceConstraint(0.02)
-    assert region.excess(referred(c, c.new)) == pytest.approx(-max(0.02, forward.mean()), rel=1e-6)
-    assert region.excess(referred(c, c.old)) == pytest.approx(reverse.mean() - 0.02, rel=1e-6)
+    assert region.violation(referred(c, c.new)) == pytest.approx(-max(0.02, forward.mean()), rel=1e-6)
+    assert region.violation(referred(c, c.old)) == pytest.approx(reverse.mean() - 0.02, rel=1e-6)
     assert region.on_exit == "backtrack"
     far = Categorical(c.old.logits - 3.0 * (c.new.logits - c.old.logits))  # new moves away from it, old is beyond
-    assert region.excess(referred(dataclasses.replace(c, new=c.old), far)) == pytest.approx(0.0, abs=1e-12)
-    assert region.excess(referred(c, far)) > 0.0
+    assert region.violation(referred(dataclasses.replace(c, new=c.old), far)) == pytest.approx(0.0, abs=1e-12)
+    assert region.violation(referred(c, far)) > 0.0
 
 
 def test_without_a_reference_its_regions_say_so():
     for region in (ReferencePenalty(), ReferenceConstraint()):
         with pytest.raises(ValueError, match=r"^reference = None; allowed: a saved agent"):
-            (region.penalty if isinstance(region, ReferencePenalty) else region.excess)(change())
+            (region.penalty if isinstance(region, ReferencePenalty) else region.violation)(change())
 
 
 # Learning rate.
@@ -268,7 +268,7 @@ def test_the_learning_rate_falls_where_the_kl_is_over_twice_its_aim_and_rises_un
     expected = 0.9 / 1.5 if kl > 2 * target else 0.9 * 1.5 if 1e-12 < kl < target / 2 else 0.9
     assert region.adapt(c).lr_scale == pytest.approx(expected)
     assert (region.lr_scale, region.target_kl, region.on_exit) == (0.9, target, None)
-    assert torch.equal(region.gain(c), TrustRegion().gain(c))
+    assert torch.equal(region.surrogate(c), TrustRegion().surrogate(c))
 
 
 @pytest.mark.parametrize(("step", "bound"), [(0.01, 10.0), (3.0, 0.01)])
@@ -299,7 +299,7 @@ def test_in_all_penalties_add_the_largest_excess_and_the_shortest_step_count():
     kl, _ = numpy_kl(c)
     region = All(KLPenalty(Fixed(2.0)), KLPenalty(Fixed(3.0)), KLConstraint(0.1), KLConstraint(0.02))
     np.testing.assert_allclose(region.penalty(c), 5.0 * kl, rtol=1e-10)
-    assert region.excess(c) == pytest.approx(kl.mean() - 0.02, rel=1e-9)
+    assert region.violation(c) == pytest.approx(kl.mean() - 0.02, rel=1e-9)
     assert region.beta == 5.0
     assert region.target_kl == 0.02
     assert region.step_length(1e-4) == pytest.approx(1 / 5)  # sqrt(2 * 0.02 / 1e-4) = 20 is longer
@@ -312,15 +312,15 @@ def test_in_all_penalties_add_the_largest_excess_and_the_shortest_step_count():
 def test_in_all_the_one_special_gain_is_used_wherever_it_stands(clip_first):
     c, parts = change(step=1.0), (Clip(0.1), KLConstraint(0.02))
     region = All(*(parts if clip_first else parts[::-1]))
-    assert torch.equal(region.gain(c), Clip(0.1).gain(c))
-    assert torch.equal(All(region, TrustRegion()).gain(c), Clip(0.1).gain(c))
+    assert torch.equal(region.surrogate(c), Clip(0.1).surrogate(c))
+    assert torch.equal(All(region, TrustRegion()).surrogate(c), Clip(0.1).surrogate(c))
     assert region.clip_range == 0.1
-    assert torch.equal(All(KLConstraint()).gain(c), TrustRegion().gain(c))
+    assert torch.equal(All(KLConstraint()).surrogate(c), TrustRegion().surrogate(c))
 
 
 @pytest.mark.parametrize("regions", [(Clip(0.1), Clip(0.2)), (All(Clip(0.1)), KLConstraint(), Clip(0.2))])
 def test_two_gains_are_refused(regions):
-    with pytest.raises(ValueError, match="at most one region with a gain of its own"):
+    with pytest.raises(ValueError, match="at most one region with a surrogate of its own"):
         All(*regions)
 
 
@@ -345,13 +345,13 @@ def test_an_excess_that_is_not_a_number_is_never_taken_for_inside():
     c = change()
     broken = dataclasses.replace(c, new=Categorical(torch.full_like(c.new.logits, math.nan)))
     for region in (KLConstraint(), All(KLConstraint(), Clip()), All(Clip(), KLConstraint())):
-        assert not region.excess(broken) <= 0.0
+        assert not region.violation(broken) <= 0.0
 
 
 def test_all_of_nothing_limits_nothing():
     c, region = change(), All()
-    assert torch.equal(region.gain(c), TrustRegion().gain(c))
-    assert (region.penalty(c), region.excess(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
+    assert torch.equal(region.surrogate(c), TrustRegion().surrogate(c))
+    assert (region.penalty(c), region.violation(c), region.step_length(1.0)) == (0.0, -math.inf, math.inf)
     assert (region.on_exit, region.target_kl, region.clip_range, region.beta) == (None, None, None, None)
 
 
@@ -377,5 +377,5 @@ def test_a_penalty_that_has_lost_its_derivative_is_refused():
         def penalty(self, change):
             return change.kl.detach().numpy()
 
-    with pytest.raises(ValueError, match=r"^a gain or penalty is a ndarray; allowed: a number, or a tensor"):
+    with pytest.raises(ValueError, match=r"^a surrogate or penalty is a ndarray; allowed: a number, or a tensor"):
         Lost().penalty_gradient(change())

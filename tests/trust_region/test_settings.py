@@ -45,12 +45,12 @@ FLAGS = {
     ),
     "rollback_slope": (
         "a number in (0, 1e+06] or none",
-        "How the gain falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-"
+        "How the surrogate falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-"
         "ppo: 5.0).",
     ),
     "state_kl": (
         "a number in (0, 1e+06] or none",
-        "KL of a single state, nats: KL(old||new) from which on the gain falls (truly-ppo: 0.03), the bound "
+        "KL of a single state, nats: KL(old||new) from which on the surrogate falls (truly-ppo: 0.03), the bound "
         "for KL(new||old) (projection: 0.03).",
     ),
     "state_distance": (
@@ -208,7 +208,7 @@ class Annealed(TrustRegion):
     on_exit = cast("OnExit | None", "backtrack")
     left: float = 1.0
 
-    def excess(self, change: Change) -> float:
+    def violation(self, change: Change) -> float:
         return average(change.kl) - self.left * self.first_kl
 """
 NAME = """

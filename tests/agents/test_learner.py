@@ -12,7 +12,7 @@ from support import every_agent, every_space, exactly, parameters, same
 from torch import distributions as td
 from torch import nn
 
-import klrl.agents.core
+import klrl.agents.learner
 import klrl.trust_region.names
 from klrl.agents import PPO
 from klrl.agents.actor_critic import worst_element
@@ -29,7 +29,7 @@ def test_the_policy_that_collected_is_the_one_updated(agent_class, space):
     assert max(metrics["drift/start_kl"] for metrics in agent.history[1:]) < 1e-9
     assert max(metrics["drift/start_ratio_error"] for metrics in agent.history[1:]) < 1e-4
     batch = random_batch(agent)
-    change = agent.change(agent.samples(batch))
+    change = agent.change(agent.prepare(batch))
     assert change.kl.max() == 0.0
     assert (change.ratio == 1.0).all()
 
@@ -256,7 +256,7 @@ def test_the_unit_of_the_reward_matters_only_without_scaling(agent_class, scaled
 @every_agent
 def test_advantages_are_normalised_over_the_batch_where_configured(agent_class):
     plain, normal = (small_agent(agent_class, normalize_advantage=choice) for choice in (False, True))
-    advantage, expected = (agent.samples(random_batch(agent, scale=7.0)).advantage for agent in (normal, plain))
+    advantage, expected = (agent.prepare(random_batch(agent, scale=7.0)).advantage for agent in (normal, plain))
     assert advantage.mean().item() == pytest.approx(0.0, abs=1e-6)
     assert advantage.std(correction=0).item() == pytest.approx(1.0)
     assert np.corrcoef(advantage, expected)[0, 1] == pytest.approx(1.0)
@@ -294,7 +294,7 @@ def test_every_setting_is_read(agent_class, monkeypatch):
 
 @dataclass(frozen=True)
 class InTorch(TrustRegion):
-    def gain(self, change):
+    def surrogate(self, change):
         return torch.clamp(change.ratio, max=1.1) * change.advantage
 
 
@@ -397,7 +397,7 @@ def test_the_networks_that_agents_begin_with_cannot_share_a_parameter_either(age
 
 @every_agent
 def test_an_agent_is_not_made_with_a_common_trunk(agent_class, monkeypatch):
-    made, make_actor = [], klrl.agents.core.make_actor
+    made, make_actor = [], klrl.agents.learner.make_actor
 
     def remember(*args, **kwargs):
         made.append(make_actor(*args, **kwargs))
@@ -408,7 +408,7 @@ def test_an_agent_is_not_made_with_a_common_trunk(agent_class, monkeypatch):
         network.trunk = made[-1].trunk
         return network
 
-    monkeypatch.setattr(klrl.agents.core, "make_actor", remember)
-    monkeypatch.setattr(klrl.agents.core, "Critic", critic)
+    monkeypatch.setattr(klrl.agents.learner, "make_actor", remember)
+    monkeypatch.setattr(klrl.agents.learner, "Critic", critic)
     with pytest.raises(ValueError, match=r"^critic shares parameters with actor: critic\.trunk\."):
         small_agent(agent_class)

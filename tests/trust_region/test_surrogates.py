@@ -25,11 +25,11 @@ def change(pairs=PAIRS):
 
 
 def slopes(region, pairs=PAIRS, h=1e-6):
-    """d gain / d r by central differences, and as the region has it."""
+    """d surrogate / d r by central differences, and as the region has it."""
     c, r, _, _ = change(pairs)
-    up, down = (region.gain(change([(x + s * h, A) for x, A in pairs])[0]).numpy() for s in (1, -1))
+    up, down = (region.surrogate(change([(x + s * h, A) for x, A in pairs])[0]).numpy() for s in (1, -1))
     # The logits' gradient (z0, z1) times their derivative by r: z0 = log(0.3 r), z1 = log(1 - 0.3 r).
-    (g,) = region.gain_gradient(c)
+    (g,) = region.surrogate_gradient(c)
     return (up - down) / (2.0 * h), g[:, 0].numpy() / r - g[:, 1].numpy() * 0.3 / (1.0 - 0.3 * r)
 
 
@@ -47,7 +47,7 @@ def test_the_clipped_gradient_is_that_of_a_kl_penalty_sample_by_sample():
         acts = ((r > 1.2) & (A > 0)) | ((r < 0.8) & (A < 0))
         beta = torch.where(acts, -r * A, 0.0).detach()
         (expected,) = torch.autograd.grad((r * A + beta * log_pi).sum(), logits)
-        (found,) = Clip(0.2).gain_gradient(c)
+        (found,) = Clip(0.2).surrogate_gradient(c)
         assert acts.any()
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
@@ -56,14 +56,14 @@ def test_the_clipped_gradient_is_that_of_a_kl_penalty_sample_by_sample():
 def test_spo_subtracts_a_parabola_around_the_ratio_one(eps):
     c, r, A, _ = change()
     by_hand = [x * a - abs(a) / (2.0 * eps) * (x - 1.0) * (x - 1.0) for x, a in zip(r, A, strict=True)]
-    np.testing.assert_allclose(SPO(eps).gain(c), by_hand, rtol=1e-12)
+    np.testing.assert_allclose(SPO(eps).surrogate(c), by_hand, rtol=1e-12)
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.2])
 @pytest.mark.parametrize("A", [-2.0, 0.5])
 def test_spo_is_largest_at_the_end_of_ppos_interval(eps, A):
     r = np.linspace(0.5, 1.5, 1001)
-    best = r[SPO(eps).gain(change([(x, A) for x in r])[0]).argmax().item()]
+    best = r[SPO(eps).surrogate(change([(x, A) for x in r])[0]).argmax().item()]
     assert best == pytest.approx(1.0 + math.copysign(eps, A), abs=1e-9)
 
 
@@ -78,7 +78,7 @@ def test_rollback_is_the_papers_piecewise_line(eps, alpha):
         elif x >= 1.0 + eps:
             f = -alpha * x + (1.0 + alpha) * (1.0 + eps)
         by_hand.append(min(x * a, f * a))
-    np.testing.assert_allclose(Rollback(eps, alpha).gain(c), by_hand, rtol=1e-12)
+    np.testing.assert_allclose(Rollback(eps, alpha).surrogate(c), by_hand, rtol=1e-12)
 
 
 def test_rollback_falls_only_outside_and_on_the_side_the_advantage_pushes_to():
@@ -94,7 +94,9 @@ def test_truly_ppo_takes_the_kl_beyond_its_bound_where_the_surrogate_gained(delt
     paper = [
         x * a - alpha * (d if d >= delta and x * a >= a else delta) for x, a, d in zip(r, A, kl, strict=True)
     ]  # shifted by a constant
-    np.testing.assert_allclose(TrulyPPO(delta, alpha).gain(c), np.array(paper) + alpha * delta, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        TrulyPPO(delta, alpha).surrogate(c), np.array(paper) + alpha * delta, rtol=1e-9, atol=1e-12
+    )
     counts = (kl >= delta) & (r * A >= A)
     assert counts.any()
     assert (~counts & (kl >= delta)).any()
@@ -106,19 +108,19 @@ def test_truly_ppo_takes_the_kl_beyond_its_bound_where_the_surrogate_gained(delt
 def test_truly_ppo_stays_continuous_where_a_state_leaves_its_bound():
     _, r, _, kl = change([(x, 1.0) for x in np.linspace(1.0, 1.8, 8001)])
     (at,) = np.flatnonzero(np.diff(kl >= 0.03))
-    near = TrulyPPO().gain(change([(r[at], 1.0), (r[at + 1], 1.0)])[0])
+    near = TrulyPPO().surrogate(change([(r[at], 1.0), (r[at + 1], 1.0)])[0])
     assert abs(float(near[1] - near[0])) < 1e-3
 
 
 @pytest.mark.parametrize("region", [SPO(), Rollback(), TrulyPPO()], ids=repr)
 def test_a_gain_bounds_nothing_and_can_be_joined_with_what_does(region):
     c, *_ = change()
-    assert (region.excess(c), region.step_length(1.0), region.on_exit) == (-math.inf, math.inf, None)
+    assert (region.violation(c), region.step_length(1.0), region.on_exit) == (-math.inf, math.inf, None)
     assert (region.penalty(c), region.target_kl, region.beta, region.lr_scale) == (0.0, None, None, 1.0)
     joined = All(KLConstraint(0.01), region, TrustRegion())
-    assert torch.equal(joined.gain(c), region.gain(c))
+    assert torch.equal(joined.surrogate(c), region.surrogate(c))
     for other in (Clip(), region):
-        with pytest.raises(ValueError, match=r"at most one region with a gain of its own \(clip, spo"):
+        with pytest.raises(ValueError, match=r"at most one region with a surrogate of its own \(clip, spo"):
             All(region, other)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import Drift, step_zero
-from klrl.agents.samples import Samples, overflow
 from klrl.agents.saved_policy import SavedPolicy
+from klrl.agents.update_batch import UpdateBatch, overflow
 from klrl.experience import Batch, gae
 from klrl.kl.drift import mean_kl
 from klrl.policy.actor import Actor
@@ -33,12 +33,15 @@ from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.surroundings import ordinary, undisturbed
+from klrl.renamed import adopt, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.text import warn_user
 from klrl.trust_region import Change
 
 C = TypeVar("C", bound=AgentConfig)
+RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": "prepare"}
+"""Methods that had another name: old -> new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +66,18 @@ class Improvement:
         return {**self.metrics, "train/value_loss": self.value_loss, "train/stop_reason": self.stop_reason}
 
 
-class Core(abc.ABC, Generic[C]):
+class Learner(abc.ABC, Generic[C]):
     """A policy, a critic, their statistics, and the frame of an update; subclasses write :meth:`improve`."""
 
     config_class: ClassVar[type[AgentConfig]]
     optimized: ClassVar[tuple[str, ...]] = ("actor", "critic")
     """The networks that move by their gradients; a rule of the algorithm's own moves the others."""
+
+    def __init_subclass__(cls) -> None:
+        """Let the methods of an agent of one's own count that it defines under old names."""
+        super().__init_subclass__()
+        adopt(cls, RENAMED)
+        keep_old_names(cls, RENAMED)
 
     @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
@@ -107,7 +116,7 @@ class Core(abc.ABC, Generic[C]):
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
-        self.fresh = True
+        self.untrained = True
         """Whether nothing has been learned or taken over yet."""
 
     @property
@@ -138,7 +147,7 @@ class Core(abc.ABC, Generic[C]):
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; allowed: save() and load()")
 
     @abc.abstractmethod
-    def improve(self, batch: Batch, samples: Samples, callback: Callback) -> Improvement:
+    def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Move the policy inside the trust region and fit the critic: the algorithm of the paper.
 
         Args:
@@ -205,16 +214,16 @@ class Core(abc.ABC, Generic[C]):
             return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
-        self.region = self.region.at(self.progress_remaining)
+        self.region = self.region.scheduled(self.progress_remaining)
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
-        samples, behaviour = self.samples(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
+        samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
-        begins = self.fresh and self._take_scale(batch.flatten_valid(batch.observations))
+        begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
-            samples = self.samples(batch)
+            samples = self.prepare(batch)
             metrics = step_zero(behaviour, samples, warn=False)
-        self.fresh = False
+        self.untrained = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
         try:
             metrics["train/learning_rate"] = self.anneal()
@@ -231,14 +240,14 @@ class Core(abc.ABC, Generic[C]):
         return metrics
 
     @torch.no_grad()
-    def samples(self, batch: Batch) -> Samples:
+    def prepare(self, batch: Batch) -> UpdateBatch:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
         raw = batch.flatten_valid(batch.observations)
         observations = self.normalized(raw)
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
         actions = self._on_device(batch.flatten_valid(batch.actions))
         old = self.actor(observations)
-        return Samples(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
+        return UpdateBatch(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
 
     def _on_device(self, x: Tensor) -> Tensor:
         return ordinary(x).to(self.device)
@@ -268,30 +277,30 @@ class Core(abc.ABC, Generic[C]):
         return self._on_device(advantage), self._on_device(returns)
 
     @torch.no_grad()
-    def change(self, samples: Samples) -> Change:
+    def change(self, samples: UpdateBatch) -> Change:
         """From the old policy to the current one on these samples."""
         return samples.change(self.actor(samples.observations))
 
-    def minibatches(self, samples: Samples, batch_size: int | None = None) -> Iterator[Samples]:
-        """A pass over the samples in a fresh random order, so many (by default the setting) at a time."""
+    def minibatches(self, samples: UpdateBatch, batch_size: int | None = None) -> Iterator[UpdateBatch]:
+        """A pass over the samples in a new random order, so many (by default the setting) at a time."""
         batch_size = batch_size or self.config.batch_size
         order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
         shuffled = samples[self._on_device(order)]
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
 
-    def surrogate(self, policy: Linearization[Distribution], change: Change) -> Objective:
-        """L(theta) = E[gain - penalty], E[r A] for a constraint (TRPO eq. 14), where ``change`` led to the policy."""
-        gradient, penalty = self.region.gain_gradient(change), self.region.penalty_gradient(change)
+    def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
+        """L(theta) = E[surrogate - penalty], E[r A] for a constraint (TRPO eq. 14); ``change`` led to the policy."""
+        gradient, penalty = self.region.surrogate_gradient(change), self.region.penalty_gradient(change)
         if penalty is not None:
             gradient = tuple(map(sub, gradient, penalty))
-        return expectation(self.judge(change), policy, gradient)
+        return expectation(self.penalized_surrogate(change), policy, gradient)
 
-    def judge(self, change: Change) -> Array:
-        """Gain - penalty, ``[*B]``."""
-        return self.region.gain(change) - self.region.penalty(change)
+    def penalized_surrogate(self, change: Change) -> Array:
+        """Surrogate minus penalty, ``[*B]``."""
+        return self.region.surrogate(change) - self.region.penalty(change)
 
-    def value_loss(self, samples: Samples) -> Objective:
+    def value_loss(self, samples: UpdateBatch) -> Objective:
         """E[(V(s) - V_target)^2]."""
         critic = self.critic.linearize(samples.observations)
         error = critic.output - samples.returns
@@ -323,13 +332,13 @@ class Core(abc.ABC, Generic[C]):
 
     # -- measuring ------------------------------------------------------------------------------
 
-    def _explained_variance(self, samples: Samples) -> float:
+    def _explained_variance(self, samples: UpdateBatch) -> float:
         """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
         residual = samples.returns - self.critic(samples.observations)
         total = samples.returns.var(correction=0)
         return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
-    def _measure(self, batch: Batch, samples: Samples, *, absorb: bool) -> Metrics:
+    def _measure(self, batch: Batch, samples: UpdateBatch, *, absorb: bool) -> Metrics:
         """The drift report; then, and only then, the next region and the next observation statistics."""
         change = self.change(samples)
         if why := overflow(change.new, self.ent_coef):
@@ -366,5 +375,8 @@ class Core(abc.ABC, Generic[C]):
     def absorb(self, observations: Tensor) -> None:
         """The next observation statistics; what has been trained already goes on computing what it did."""
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
-        if self.config.fold_normalizer and not self.fresh:
+        if self.config.fold_normalizer and not self.untrained:
             fold((self.actor, self.critic), self.encoding, old, self.normalizer)
+
+
+keep_old_names(Learner, RENAMED)

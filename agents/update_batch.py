@@ -20,7 +20,7 @@ _LOG_STD = 85.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Samples:
+class UpdateBatch:
     """The valid steps of a batch as the update sees them; ``n`` rows."""
 
     observations: Tensor
@@ -43,21 +43,21 @@ class Samples:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def __getitem__(self, rows: Tensor | slice) -> Samples:
+    def __getitem__(self, rows: Tensor | slice) -> UpdateBatch:
         return self.map(lambda x: x[rows])
 
-    def split(self, n: int) -> Iterator[Samples]:
+    def split(self, n: int) -> Iterator[UpdateBatch]:
         """Minibatches of ``n`` rows, one after the other, on the same memory."""
         for start in range(0, len(self), n):
             yield self[start : start + n]
 
-    def numpy(self) -> Samples:
+    def numpy(self) -> UpdateBatch:
         """The same as numpy arrays, on the same memory."""
         return self.map(Tensor.numpy)
 
-    def map(self, function: Callable[[Array], Array]) -> Samples:
+    def map(self, function: Callable[[Array], Array]) -> UpdateBatch:
         """``function`` applied to every array."""
-        return Samples(
+        return UpdateBatch(
             function(self.observations),
             function(self.actions),
             self.old.map(function),

@@ -28,13 +28,13 @@ class Clip(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """The smaller of the plain and the clipped surrogate, ``[*B]``."""
         plain, clipped = self._surrogates(change)
         return minimum(plain, clipped)
 
-    def gain_gradient(self, change: Change) -> Gradient:
-        """That of the plain gain, where it is the smaller one."""
+    def surrogate_gradient(self, change: Change) -> Gradient:
+        """That of the plain surrogate, where it is the smaller one."""
         plain, clipped = self._surrogates(change)
         return weighted(where(clipped < plain, 0.0, plain), change.new.score(change.action))
 
@@ -48,7 +48,7 @@ class SPO(TrustRegion):
     """Pulls the ratio back to 1 by a parabola: r A - |A| / (2 clip_range) (r - 1)^2.
 
     Xie et al. 2025 ("Simple Policy Optimization"), whose optimum is r = 1 + sign(A) clip_range, the end of PPO's
-    interval; beyond it the gradient points back, where that of the clipped gain is zero.
+    interval; beyond it the gradient points back, where that of the clipped surrogate is zero.
     """
 
     clip_range: Positive = 0.2
@@ -56,12 +56,12 @@ class SPO(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """The plain surrogate minus the parabola, ``[*B]``."""
         r, A = change.ratio, change.advantage
         return r * A - abs(A) / (2.0 * self.clip_range) * (r - 1.0) ** 2
 
-    def gain_gradient(self, change: Change) -> Gradient:
+    def surrogate_gradient(self, change: Change) -> Gradient:
         """(A - |A| / clip_range (r - 1)) r times the score."""
         r, A = change.ratio, change.advantage
         return weighted((A - abs(A) / self.clip_range * (r - 1.0)) * r, change.new.score(change.action))
@@ -69,7 +69,7 @@ class SPO(TrustRegion):
 
 @dataclass(frozen=True)
 class Rollback(TrustRegion):
-    """Beyond [1 - clip_range, 1 + clip_range], on the side the advantage pushes to, the gain falls again.
+    """Beyond [1 - clip_range, 1 + clip_range], on the side the advantage pushes to, the surrogate falls again.
 
     Wang et al. 2020 ("Truly Proximal Policy Optimization"), PPO-RB: min(r A, f(r) A), where f(r) = r inside and
     clip(r) - rollback_slope (r - clip(r)) outside. A slope of 0 is PPO's clip.
@@ -81,12 +81,12 @@ class Rollback(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """The smaller of the plain and the rolled back surrogate, ``[*B]``."""
         plain, rolled_back = self._surrogates(change)
         return minimum(plain, rolled_back)
 
-    def gain_gradient(self, change: Change) -> Gradient:
+    def surrogate_gradient(self, change: Change) -> Gradient:
         """That of the smaller one."""
         plain, rolled_back = self._surrogates(change)
         weight = where(rolled_back < plain, -self.rollback_slope * plain, plain)
@@ -104,8 +104,8 @@ class TrulyPPO(TrustRegion):
 
     Wang et al. 2020 ("Truly Proximal Policy Optimization"), there only where KL(old||new) >= state_kl and r A >= A, so
     that a change for the worse stays free to be undone; r A elsewhere. The paper subtracts rollback_slope * state_kl
-    everywhere instead of adding it there: the same gradient, but here the old policy's gain is A. Slope and bound are
-    those of its code for MuJoCo. ``state_kl`` bounds single states, softly; it is no ``target_kl``.
+    everywhere instead of adding it there: the same gradient, but here the old policy's surrogate is A. Slope and bound
+    are those of its code for MuJoCo. ``state_kl`` bounds single states, softly; it is no ``target_kl``.
     """
 
     state_kl: Positive = 0.03
@@ -114,12 +114,12 @@ class TrulyPPO(TrustRegion):
     def __post_init__(self) -> None:
         validate(self)
 
-    def gain(self, change: Change) -> Array:
+    def surrogate(self, change: Change) -> Array:
         """The surrogate, less the KL beyond ``state_kl`` where it counts, ``[*B]``."""
         plain = change.ratio * change.advantage
         return where(self._outside(change), plain - self.rollback_slope * (change.kl - self.state_kl), plain)
 
-    def gain_gradient(self, change: Change) -> Gradient:
+    def surrogate_gradient(self, change: Change) -> Gradient:
         """That of the surrogate, less rollback_slope times that of the KL where it counts."""
         slope = where(self._outside(change), self.rollback_slope, 0.0 * change.advantage)
         plain = weighted(change.ratio * change.advantage, change.new.score(change.action))

@@ -7,11 +7,11 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from klrl.agents.core import Core
+from klrl.agents.learner import Learner
 from klrl.agents.saved_policy import SETTINGS, SavedPolicy
 from klrl.text import one_line
 
-Policy = Core[Any] | SavedPolicy
+Policy = Learner[Any] | SavedPolicy
 NETWORKS = (*(name for name in SETTINGS if name != "scale_actions"), "critic_hidden_sizes")
 """Of an agent's config, what its networks depend on."""
 
@@ -68,17 +68,17 @@ def _reading(agent: Policy) -> str:
     """How its networks see observations: the columns of every part, and of a mask."""
     encoding = agent.encoding
     parts = [f"observation{part.name}" for part in encoding.parts]
-    source = "" if not encoding.n_mask else ", a mask in info" if encoding.mask_in_info else ", a mask among them"
-    return f"{', '.join(parts)}{source}"
+    mask = "" if not encoding.n_mask else ", a mask in info" if encoding.mask_in_info else ", a mask among them"
+    return f"{', '.join(parts)}{mask}"
 
 
-def copy_networks(source: Core[Any], target: Core[Any]) -> None:
+def copy_networks(source: Learner[Any], target: Learner[Any]) -> None:
     """Give the target the source's parameters.
 
     Raises:
         ValueError: other networks, or the target has learned already.
     """
-    if not target.fresh:
+    if not target.untrained:
         raise ValueError("the agent has learned already; allowed: a new one to start from another one's networks")
     for name in NETWORKS:
         mine, its = getattr(target.config, name), getattr(source.config, name)
@@ -86,4 +86,4 @@ def copy_networks(source: Core[Any], target: Core[Any]) -> None:
             raise ValueError(f"{name} = {its!r} of the other agent's networks; allowed: the agent's, {mine!r}")
     for own, other in zip(target.networks, source.networks, strict=True):
         own.load_state_dict(other.state_dict())
-    target.fresh = False
+    target.untrained = False

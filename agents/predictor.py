@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from klrl.agents.config import AgentConfig
-from klrl.agents.core import Core
+from klrl.agents.learner import Learner
 from klrl.policy.surroundings import undisturbed
 from klrl.text import warn_user
 
@@ -34,7 +34,7 @@ def one_or_many(actions: np.ndarray) -> np.ndarray:
     return x if x.ndim else x.view(Choice)
 
 
-class Acting(Core[C]):
+class Predictor(Learner[C]):
     """A core that others can play with: ``predict`` takes what an environment gives, and gives what it takes."""
 
     @undisturbed
