@@ -139,6 +139,7 @@ def interrupted(call, n, rooms=("klrl", "contextlib"), number=signal.SIGINT):
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # from Python 3.12 on, the first trace would have no instructions otherwise
     sys.settrace(trace)
     try:
         call()

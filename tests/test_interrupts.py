@@ -163,6 +163,7 @@ def test_wherever_signals_are_taken_over_or_given_back_none_is_heard_by_a_contex
         with Signals(lambda: None):
             pass
 
+    interrupted(enter_and_leave, 10**9)  # Python 3.13 counts no instructions of what it traces for the first time
     for n in count():
         signal.signal(signal.SIGTERM, quiet)  # else it would end this process
         more = interrupted(enter_and_leave, n, number=number)
@@ -292,4 +293,4 @@ def test_wherever_calls_in_parallel_are_interrupted_no_process_is_left():
             break
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert n > 50
+    assert n > 30

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from klrl.interrupts import held
 from klrl.run.checkpoint import replace
 from klrl.run.disk import read_regular_file, reporting_full_disk
 
@@ -47,7 +48,8 @@ class CsvLog:
         rows = [*rows]
         known, self._columns = self._columns, _united(self._columns, rows)
         if self._file is None and self._columns:
-            self._file = self._open()
+            with held():  # until the open file has its owner
+                self._file = self._open()
             self._append(_lines(self._columns, rows, header=True))
         elif len(self._columns) > len(known):
             self._begin([*self._rows(), *rows])
@@ -69,7 +71,8 @@ class CsvLog:
         text = _lines(self._columns, rows, header=True).encode()
         with reporting_full_disk(self._path, len(text)):
             replace(self._path, text)
-        older, self._file = self._file, self._open()
+        with held():
+            older, self._file = self._file, self._open()
         if older is not None:
             older.close()
 
