@@ -1,4 +1,4 @@
-"""The agents by name."""
+"""Agents by name."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ from klrl.agents.ppo import PPO
 from klrl.agents.trpo import TRPO
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
-"""By the name on the command line, in presets and in saved state."""
+"""Agents by their names on the command line, in presets and in saved state."""
