@@ -1,4 +1,4 @@
-"""The algorithms, one file per paper: PPO, TRPO and NPG, each given any trust region."""
+"""Algorithms, one file per paper: PPO, TRPO and NPG, each with any trust region."""
 
 if __name__ != "klrl.agents":
     raise ImportError("this folder installs as 'klrl.agents': write 'from klrl.agents import PPO'")

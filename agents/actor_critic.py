@@ -1,4 +1,4 @@
-"""The networks of an agent and the optimiser that moves them."""
+"""Networks of an agent, and the optimiser that moves them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class ActorCritic:
     Args:
         actor: the policy's network.
         critic: the value network.
-        optimized: which of them Adam moves, "actor" or "critic"; another rule moves the others.
+        optimized: names of the networks that Adam moves, "actor", "critic" or both.
         learning_rate: Adam's first step size.
         max_grad_norm: gradients longer than this are scaled down to it.
 
     Raises:
-        ValueError: networks that share parameters, or that no KL can be measured of.
+        ValueError: networks that share parameters, or whose KL cannot be measured.
     """
 
     def __init__(
@@ -55,34 +55,34 @@ class ActorCritic:
 
     @property
     def named(self) -> dict[str, nn.Module]:
-        """Both by name."""
+        """Networks by name: actor and critic."""
         return {"actor": self.actor, "critic": self.critic}
 
     def _pack(self) -> None:
         check_separate(actor=self.actor, critic=self.critic)  # the critic's fit would move the policy, unmeasured
         self._packed = {network: pack(network) for network in self}
         self.actor_parameters = self._packed[self.actor]
-        """The policy's parameters theta, ``[P]``; writing to it moves the policy."""
+        """Parameters theta of the policy, ``[P]``; writing to them moves the policy."""
         self.numpy_rows = rows_for_numpy(self.actor, self.critic)
         self.optimized = tuple(self.named[name] for name in self._optimized)
-        """The networks that Adam moves, in its order."""
+        """Networks that Adam moves, in its order."""
         self.optimizer = Adam([self._packed[network] for network in self.optimized], **self._settings)
 
     def repack(self) -> None:
-        """Pack a network that somebody has put in, for which the optimiser starts anew; all in evaluation mode.
+        """Pack networks that were replaced, with a new optimiser; put all of them in evaluation mode.
 
         Raises:
-            ValueError: a network that no KL could be measured of, or that shares parameters with the other.
+            ValueError: a network whose KL could not be measured, or that shares parameters with the other.
         """
         if unlike := set(check_one_mode(**self.named)) - self._as_evaluated:
             self._as_evaluated |= unlike
             what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
-            warn_user(f"{what}, so nothing is dropped and running statistics stay")
+            warn_user(f"{what}, so dropout is off and running statistics stay")
         if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self):
             self._pack()
 
     def set_learning_rate(self, rate: float, *, actor_factor: float) -> None:
-        """Set Adam's step size, and what the actor's is multiplied by."""
+        """Set Adam's step size, and the factor of the actor's."""
         self.optimizer.learning_rate = rate
         self.optimizer.factors = [actor_factor if network is self.actor else 1.0 for network in self.optimized]
 
@@ -90,8 +90,8 @@ class ActorCritic:
         """Take one step of Adam on the networks that the loss depends on, with the gradient's norm limited.
 
         Args:
-            loss: what to lower.
-            when: for messages.
+            loss: the objective to lower.
+            when: the update, for messages.
 
         Raises:
             FloatingPointError: the gradient is not finite; no parameter has moved.
@@ -108,17 +108,17 @@ class ActorCritic:
         return ActorState(self.actor_parameters.clone(), self.optimizer.moments(self.optimized.index(self.actor)))
 
     def put_back_moments(self, state: ActorState) -> None:
-        """Give Adam the moments of the policy's parameters that it had."""
+        """Restore Adam's moments of the policy's parameters."""
         self.optimizer.put_back(self.optimized.index(self.actor), dict(state.moments))
 
     def forget_actor(self) -> None:
-        """Begin Adam's moments of the policy anew, if it has any: they tell of a loss or a policy that is no more."""
+        """Reset Adam's moments of the policy, if it has any: they belong to another loss or another policy."""
         if self.actor in self.optimized:
             i = self.optimized.index(self.actor)
             self.optimizer.put_back(i, {name: 0.0 * x for name, x in self.optimizer.moments(i).items()})
 
     def check_finite(self, when: str) -> None:
-        """Make sure that every parameter is a number.
+        """Check that every parameter is finite.
 
         Raises:
             FloatingPointError: one is infinite or NaN.

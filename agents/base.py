@@ -1,4 +1,4 @@
-"""The public face of every agent: learn, predict, save, load, after Stable-Baselines3's protocol."""
+"""Public interface of all agents: learn, predict, save, load, after Stable-Baselines3's protocol."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Agent(Predictor[C], abc.ABC):
 
     Args:
         env: a Gymnasium id, an ``EnvSpec``, a function that makes an ``Env``, an ``Env`` or a ``VectorEnv``.
-        config: settings; by default the environment's preset where there is one, else the defaults.
-        seed: the run's seed; environments, networks, actions and minibatches get independent streams from it.
-        trial: try an environment before those to learn from are made, so that ``reproducibility`` is known at once.
+        config: settings; by default the environment's preset if there is one, else the defaults.
+        seed: the run's seed; environments, networks, actions and minibatches get independent generators from it.
+        trial: try out an environment before the training environments are made, so that ``reproducibility`` is known.
 
     Raises:
         ValueError: an unknown id, an unsupported space, a setting out of range.
@@ -58,10 +58,10 @@ class Agent(Predictor[C], abc.ABC):
     """
 
     def __new__(cls, *args: Any, **settings: Any) -> Self:
-        """Say how it is done here where arguments are those of another library.
+        """Explain klrl's interface if the arguments are another library's.
 
         Raises:
-            TypeError: in one line.
+            TypeError: one line that shows the right call.
         """
         check_arguments(cls, args, settings)
         return super().__new__(cls)
@@ -83,21 +83,26 @@ class Agent(Predictor[C], abc.ABC):
             if reference is not None:
                 self._refer_to(reference)
         except ValueError:  # a setting or a reference that does not fit the spaces
-            if number_of(env) is None:  # a user's own are still wanted
+            if number_of(env) is None:  # a user's own environments stay open
                 envs.close()
             raise
         self.begin(TrainingEnvs(env, envs, trial=found), env_id(env) if applied else None)
 
     def begin(self, training_envs: TrainingEnvs, preset: str | None) -> None:
-        """Start with nothing learned, on these environments, by the preset of this id."""
+        """Start untrained on these environments.
+
+        Args:
+            training_envs: the environments to learn from.
+            preset: id of the environment whose preset was applied, if one was.
+        """
         self.training_envs, self._turns = training_envs, Turns()
         self.rebuilds_if_needed = False
-        """As agents did, where a trial found it, before there was the setting ``rebuild_envs``."""
+        """True for agents saved before the setting ``rebuild_envs``: they rebuild if a trial finds that it helps."""
         self.preset = preset
         self.training: Training | None = None
-        """The training that was begun last."""
+        """Training that was begun last."""
         self.last_update: saving.Snapshot | None = None
-        """What the last whole update left, while a training goes on."""
+        """State after the last complete update, during a training."""
         self.history = History()
         self.episodes: deque[Episode] = deque(maxlen=100)
 
@@ -105,7 +110,7 @@ class Agent(Predictor[C], abc.ABC):
         return shown.line(self)
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
+        """Return a table for notebooks."""
         return shown.as_html(self)
 
     # -- learning -------------------------------------------------------------------------------
@@ -120,13 +125,13 @@ class Agent(Predictor[C], abc.ABC):
     ) -> Self:
         """Run whole updates until ``total_timesteps`` more environment steps are taken.
 
-        Where that ends by an exception, Ctrl-C too, the agent is again what its last whole update left.
+        If an exception ends it, Ctrl-C included, the agent returns to its state after the last complete update.
 
         Args:
             total_timesteps: steps over all environments; the learning rate's schedule spans them.
             callback: one or several :class:`klrl.run.Callback`.
             progress_bar: show steps/s, time left, return and KL on the terminal.
-            run_dir: a new directory for config, metrics, TensorBoard events and checkpoints; none is written without.
+            run_dir: a new directory for config, metrics, TensorBoard events and checkpoints; without it no files.
 
         Raises:
             ValueError: ``total_timesteps`` is not a positive integer, there is no environment, a callback has a hook
@@ -149,9 +154,9 @@ class Agent(Predictor[C], abc.ABC):
         """Finish the training that an interrupted :meth:`learn` began, as if it had never been interrupted.
 
         Args:
-            callback: as for :meth:`learn`.
-            progress_bar: as for :meth:`learn`.
-            run_dir: the directory of that training; its rows after this agent's last update are dropped.
+            callback: one or several callbacks, see :meth:`learn`.
+            progress_bar: show progress on the terminal, see :meth:`learn`.
+            run_dir: the directory of that training; rows after this agent's last update are dropped.
 
         Raises:
             ValueError: as for :meth:`learn`, or there is no training to finish.
@@ -186,10 +191,10 @@ class Agent(Predictor[C], abc.ABC):
 
     @property
     def envs(self) -> VectorEnv:
-        """The environments that are learned from: ``call(name, ...)``, ``get_attr``, ``set_attr`` as Gymnasium has it.
+        """Training environments, with Gymnasium's ``call(name, ...)``, ``get_attr`` and ``set_attr``.
 
-        Names are those of the environments and their wrappers; klrl's own wrappers around them have none. Where a
-        worker process is made anew, its environment is given again what was set last.
+        Names are looked up in the environments and their wrappers, never in klrl's own wrappers. A worker process that
+        is restarted sets the attributes that were set last again.
 
         Raises:
             ValueError: there is no environment.
@@ -206,27 +211,27 @@ class Agent(Predictor[C], abc.ABC):
 
     @property
     def trial(self) -> EnvTrial | None:
-        """What was found when one of the environments was tried; ``None``: nobody has.
+        """Result of trying out one of the environments; ``None`` if none was tried.
 
-        That is done where an agent is to go on in the episodes of a saved one, and by ``klrl train``.
+        ``klrl train`` tries one, and so does an agent that is to continue the episodes of a saved one.
         """
         return self.training_envs.trial
 
     @property
     def reproducibility(self) -> Repeatable | None:
-        """Where the environments' episodes can be played again; ``None``: not known yet."""
+        """Environments in which episodes can be played again: "used", "new", ..., or ``None`` if none was tried."""
         return None if self.trial is None else self.trial.reproducibility
 
     @property
     def replay(self) -> Repeatable | None:
-        """The old name of :attr:`reproducibility`; goes with the next version."""
+        """Old name of :attr:`reproducibility`, until the next version."""
         warn_user("agent.replay is agent.reproducibility now; the old name goes with klrl 0.2", DeprecationWarning)
         return self.reproducibility
 
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
-        Where there are fewer, minibatches are no larger than the rollout. Those that the agent had made are closed.
+        If there are fewer, minibatches are capped at the rollout. Environments that the agent had made are closed.
 
         Raises:
             ValueError: the spaces differ, and the agent has kept its environments; or the agent is learning.
@@ -238,7 +243,7 @@ class Agent(Predictor[C], abc.ABC):
             before.close()
 
     def _put_in(self, env: EnvLike, cursor: EnvCursor | None = None) -> None:
-        """Make environments, to go on where others were if there are as many; try one before."""
+        """Make the environments, after a trial if they are to continue at the cursor, which needs as many of them."""
         config, trial = self.config, None
         if cursor is not None and len(cursor.lengths) == (number_of(env) or config.n_envs):
             trial = try_env(env, config)
@@ -270,11 +275,11 @@ class Agent(Predictor[C], abc.ABC):
     def refer_to(self, path: str | Path) -> None:
         """Measure from the policy of a saved agent or run directory, as the setting ``reference`` does.
 
-        It is saved with the agent: what becomes of the path later does not matter.
+        The policy is saved with the agent, so the path is not needed later.
 
         Raises:
             FileNotFoundError: nothing saved there.
-            ValueError: damaged, or a policy that this one has no KL from.
+            ValueError: damaged, or a policy that has no KL to this one.
         """
         self._refer_to(_read_reference(path))
 
@@ -283,10 +288,10 @@ class Agent(Predictor[C], abc.ABC):
         self.reference = other
 
     def start_from(self, other: Agent[Any] | str | Path) -> Self:
-        """Take over another agent's networks and statistics, and nothing else; its policy becomes the first policy.
+        """Copy another agent's networks and statistics, and nothing else; its policy becomes the first policy.
 
         Args:
-            other: an agent, or where one is saved.
+            other: an agent, or the path of a saved one.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -304,7 +309,7 @@ class Agent(Predictor[C], abc.ABC):
     # -- keeping --------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """The agent in words of JSON, as in a run's ``config.json``."""
+        """Return a description of the agent as plain JSON, as in a run's ``config.json``."""
         return {
             "agent": self.config.algorithm,
             "env": describe(self.training_envs.env),
@@ -321,7 +326,8 @@ class Agent(Predictor[C], abc.ABC):
     def save(self, path: str | Path) -> Path:
         """Write the whole state to a directory of safetensors and JSON; an older saved agent there is replaced.
 
-        Within an update, or from another thread than the one that learns, it is the state after the last whole update.
+        Called within an update, or from another thread than the one that learns, it writes the state after the last
+        complete update.
 
         Raises:
             FileExistsError: something else is there.
@@ -329,7 +335,7 @@ class Agent(Predictor[C], abc.ABC):
         return self.snapshot().write(path)
 
     def snapshot(self) -> saving.Snapshot:
-        """The whole state, to be written whenever it is time: as it is now, or within an update as it was before."""
+        """Copy the whole state, to be written at any time; within an update, the state before it."""
         if self.last_update is not None and not self._turns.between_updates:
             return self.last_update
         return saving.snapshot(self)
@@ -345,11 +351,11 @@ class Agent(Predictor[C], abc.ABC):
     ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
-        Without ``env``, learning continues on the registered environment that was saved, if it was one. Where as many
-        environments are given or made as were saved, and their episodes can be played again, it continues in those
-        that were interrupted; two environments are made before, one after the other, to try that. A trust region of
-        your own class is not saved; give it again as ``trust_region``. By default the agent returns to the device it
-        was saved on, or to the CPU where this machine has no such device.
+        Without ``env``, learning continues on the registered environment that was saved, if there was one. It
+        continues the interrupted episodes if there are as many environments as were saved and their episodes can be
+        played again; a trial on two environments, made one after the other, finds that out. A trust region of your own
+        class is not saved; give it again as ``trust_region``. By default the agent returns to the device it was saved
+        on, or to the CPU if this machine has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -367,7 +373,7 @@ class Agent(Predictor[C], abc.ABC):
         trust_region: TrustRegion | None = None,
         device: str | None = None,
     ) -> Self:
-        """What was read at ``path``."""
+        """Build the agent from what was read at ``path``."""
         with checkpoint.as_damage(path):
             agent = saving.restored(cls, *saved, trust_region, device)
         if env is not None:
@@ -382,17 +388,17 @@ def load_agent(
     trust_region: TrustRegion | None = None,
     saved: tuple[saving.Tensors, dict[str, Any]] | None = None,
 ) -> Agent[Any]:
-    """Read what :meth:`Agent.save` wrote, or a run directory's newest good checkpoint, as the agent that it is.
+    """Read a saved agent, or a run directory's newest good checkpoint, of any algorithm.
 
     Args:
         path: a saved agent or a run directory.
-        env: as for :meth:`Agent.load`.
-        trust_region: as for :meth:`Agent.load`.
-        saved: what has been read there already.
+        env: environments to learn from, see :meth:`Agent.load`.
+        trust_region: a region of your own, see :meth:`Agent.load`.
+        saved: contents, if they have been read already.
 
     Raises:
         FileNotFoundError: nothing saved there.
-        ValueError: damaged, or of an algorithm that no class imported so far has.
+        ValueError: damaged, or of an algorithm whose class has not been imported.
     """
     saved = saved or checkpoint.read(path)
     name = saved[1].get("agent")
@@ -406,7 +412,7 @@ def load_agent(
 
 
 def _derived(cls: Any) -> Iterator[type[Agent[Any]]]:
-    """All classes derived from one, each before those derived from it, which do not take its name from it."""
+    """Yield the classes derived from one, each before its own, so that the first of an algorithm's name is its own."""
     for derived in cls.__subclasses__():
         yield derived
         yield from _derived(derived)

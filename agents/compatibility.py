@@ -1,4 +1,4 @@
-"""Policies side by side: whether there is a KL between them, and whether one can take the other's place."""
+"""Compatibility of policies: existence of a KL between two, and copies of networks from one to the other."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from klrl.text import one_line
 
 Policy = Learner[Any] | SavedPolicy
 NETWORKS = (*(name for name in SETTINGS if name != "scale_actions"), "critic_hidden_sizes")
-"""Of an agent's config, what its networks depend on."""
+"""Settings that an agent's networks depend on."""
 
 
 def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -> None:
-    """Refuse two agents whose policies have no KL: it needs the same spaces, masks, family and units of actions.
+    """Refuse two agents without a KL between them, which needs the same spaces, masks, family and units of actions.
 
     Args:
-        name: what the user calls the first agent.
+        name: the first agent in the user's words.
         agent: the first agent.
-        other_name: what the user calls the second agent.
+        other_name: the second agent in the user's words.
         other: the second agent.
 
     Raises:
@@ -44,7 +44,7 @@ def check_comparable(name: str, agent: Policy, other_name: str, other: Policy) -
 def check_same_spaces(
     name: str, agent: Policy, other_name: str, observation_space: gym.Space, action_space: gym.Space
 ) -> None:
-    """Refuse other spaces than an agent's.
+    """Refuse spaces that differ from an agent's.
 
     Raises:
         ValueError: naming the space that differs.
@@ -55,7 +55,7 @@ def check_same_spaces(
 
 
 def family(agent: Policy) -> str:
-    """The name of the record that the agent's policy gives."""
+    """Return the name of the record of the agent's policy."""
     return type(agent.distribution(torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device="cpu"))).__name__
 
 
@@ -65,7 +65,7 @@ def _units(agent: Policy) -> str:
 
 
 def _reading(agent: Policy) -> str:
-    """How its networks see observations: the columns of every part, and of a mask."""
+    """Describe the columns of observations that networks are given: every part, and a mask."""
     encoding = agent.encoding
     parts = [f"observation{part.name}" for part in encoding.parts]
     mask = "" if not encoding.n_mask else ", a mask in info" if encoding.mask_in_info else ", a mask among them"
@@ -73,7 +73,7 @@ def _reading(agent: Policy) -> str:
 
 
 def copy_networks(source: Learner[Any], target: Learner[Any]) -> None:
-    """Give the target the source's parameters.
+    """Copy the source's parameters to the target.
 
     Raises:
         ValueError: other networks, or the target has learned already.

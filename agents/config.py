@@ -1,4 +1,4 @@
-"""What every agent's configuration has in common."""
+"""Settings that all agents share."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ RegionArgument = Annotated[
 ]
 
 StepSize = Annotated[float, Bounds(0.0, 10.0, open_below=True)]
-"""Of Adam, which moves every parameter by as much in its first step; networks' weights are around 1."""
+"""Range of Adam's step size: its first step moves every parameter by as much, and weights are around 1."""
 Width = Annotated[int, Bounds(1, 2**16)]
 Passes = Annotated[int, Bounds(1, 10**6)]
-"""Over a batch, or tries and steps in one update."""
+"""Number of passes over a batch, or of tries and steps in one update."""
 MOST_SAMPLES = 2**31
-"""In a batch: even 16 bytes of each are 32 GiB."""
+"""Largest number of samples in a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
-"""Between a network's hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
+"""Largest number of weights between hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
 OLDER: Mapping[str, Any] = {"scale_actions": False}
-"""What files mean that were saved before there was the setting, where that is not its default."""
+"""Values that hold in files saved before there was the setting, if they differ from its default."""
 MOST_PROCESSES = 1024
-"""In any case; how many the limit of open files allows is looked at before they are started."""
+"""Largest number of worker processes; the limit of open files may allow fewer, which their start checks."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AgentConfig(RegionSettings):
-    """Settings shared by all agents, under Stable-Baselines3's names where it has the setting; first the region's."""
+    """Settings shared by all agents, the region's first, under Stable-Baselines3's names where those exist."""
 
     algorithm: ClassVar[str]
     """The agent's name on the command line, in presets and in saved state."""
     at_most_samples: ClassVar[tuple[str, ...]] = ("batch_size",)
-    """Settings that are at most n_envs * n_steps."""
+    """Names of settings that are at most n_envs * n_steps."""
 
     trust_region: RegionArgument
-    """What limits the step."""
+    """Trust region: everything that limits the step."""
     reference: Annotated[str, Pattern("(?s).+", "a saved agent or run directory")] | None = None
     """A saved agent or run directory whose policy reference-penalty and reference-constraint measure from; with any
     other region drift/kl_reference is only reported."""
@@ -71,20 +71,20 @@ class AgentConfig(RegionSettings):
     worker_timeout: Positive = 60.0
     """Seconds without an answer after which a worker process of async counts as hanging."""
     on_worker_failure: OnFailure = "stop"
-    """When a worker process of async dies, raises or hangs: end the training (stop), or make it anew and go on with its
-    next episode (restart; the third time without an episode that ended, training ends)."""
+    """End the training (stop) when a worker process of async dies, raises or hangs, or restart it and go on with its
+    next episode (restart; the third failure without a finished episode ends the training)."""
     rebuild_envs: bool = False
-    """Make a new environment for every episode, so that even those that go on differently once used can be resumed
-    exactly. The price: a constructor per episode, and all that an environment keeps over resets is lost (curricula,
-    running statistics, counters), and so are attributes that callbacks set."""
+    """Make a new environment for every episode, so that even environments whose episodes depend on earlier ones can be
+    resumed exactly. The price: a constructor call per episode, and everything an environment keeps over resets is lost
+    (curricula, running statistics, counters, attributes that callbacks set)."""
     seed_every_episode: bool = True
-    """Seed every episode; or only each environment's first one, where a reset with a seed costs much more than one
-    without (ale-py loads the ROM anew): episodes then cannot be played again, and resumption begins new ones."""
+    """Seed every episode, or only each environment's first one, for environments whose reset is much slower with a seed
+    (ale-py reloads the ROM); their episodes cannot be played again, so a resumed training begins new ones."""
     try_envs: bool = True
-    """Try, with 400 random steps in environments made for that and closed, whether episodes can be played again: at the
-    beginning of klrl train, and where an agent is to go on in the episodes of a saved one."""
+    """Test with 400 random steps, in environments made for that, whether episodes can be played again: at the beginning
+    of klrl train, and before an agent continues the episodes of a saved one."""
     info_keys: tuple[Annotated[str, Pattern(r"[^\x00-\x1f\x7f]+", "text of printable characters")], ...] = ()
-    """Keys of numbers in info: what an episode's last step says under them is averaged over the last 100 episodes, as
+    """Keys of numbers in info; values in the last step of an episode are averaged over the last 100 episodes, as
     rollout/success_rate (is_success) or rollout/info/KEY."""
     gamma: Fraction = 0.99
     """Discount factor."""
@@ -122,19 +122,19 @@ class AgentConfig(RegionSettings):
     state_dependent_std: bool = False
     """Let a Gaussian policy's standard deviation depend on the state."""
     scale_actions: bool = True
-    """Let a Gaussian act in units of the box, so that -1 and 1 are its bounds; where it has none, and without this
-    setting, in the environment's units."""
+    """Let a Gaussian act in units of the box, so that -1 and 1 are its bounds; in the environment's units for an
+    unbounded box, and without this setting."""
     action_mask: MaskSource = "auto"
-    """Masks of Discrete and MultiDiscrete actions: an entry "action_mask" of a Dict observation where there is one
-    (auto), info["action_mask"] of every reset and step (info), or none at all (none)."""
+    """Masks of Discrete and MultiDiscrete actions: the entry "action_mask" of a Dict observation if there is one
+    (auto), info["action_mask"] of every reset and step (info), or no masks (none)."""
     device: Annotated[str, Pattern(r"cpu|cuda(:\d{1,2})?", "cpu, cuda, cuda:0, cuda:1, ...")] = "cpu"
-    """Where the networks are and updates run: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
+    """Device of networks and updates: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
 
     def __new__(cls, **settings: Any) -> Self:
-        """Name the nearest setting where one is misspelt.
+        """Suggest the nearest setting if one is misspelt.
 
         Raises:
-            TypeError: a setting that there is not.
+            TypeError: an unknown setting.
         """
         known = [f.name for f in fields(cls)]
         for name in settings.keys() - set(known):
@@ -178,10 +178,10 @@ class AgentConfig(RegionSettings):
 
     @classmethod
     def for_env(cls, env_id: str | None, **overrides: Any) -> Self:
-        """The defaults, the environment's preset over them where there is one, ``overrides`` over both.
+        """Build a config from the defaults, the environment's preset over them, and ``overrides`` over both.
 
-        A preset's region settings are dropped where ``overrides`` choose a region that does not read them, and its
-        minibatches are no larger than the rollout.
+        A preset's region settings are dropped if ``overrides`` choose a region that does not read them; its minibatches
+        are capped at the rollout.
         """
         settings = dict(preset(cls.algorithm, env_id))
         chosen = overrides.get("trust_region")
@@ -195,21 +195,21 @@ class AgentConfig(RegionSettings):
         return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
-        """Every field as plain JSON."""
+        """Return every field as plain JSON."""
         shallow = {f.name: getattr(self, f.name) for f in fields(self)}
         return shallow | {"trust_region": region_to_json(self.trust_region)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The inverse of :meth:`to_json`; settings that are missing mean what they meant when there were none."""
+        """Rebuild a config from :meth:`to_json`'s output; missing settings keep their meaning in older versions."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {**OLDER, **data}.items()}
         region = values["trust_region"]
         return cls(**(values | {"trust_region": region if isinstance(region, str) else region_from_json(region)}))
 
     def with_envs(self, n_envs: int) -> Self:
-        """The same settings for another number of environments (one the user brings has its own).
+        """Return the settings for another number of environments (a user's vector environment has its own).
 
-        Minibatches are no larger than the rollout then is.
+        Minibatches are capped at the rollout.
         """
         if n_envs == self.n_envs:
             return self

@@ -1,4 +1,4 @@
-"""Distillation: a student's policy is fitted to a teacher's by the exact KL, state by state."""
+"""Distillation: fits a student's policy to a teacher's by the exact KL, state by state."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class DistillationConfig:
     """Settings of policy distillation."""
 
     direction: Direction = "forward"
-    """What falls: KL(teacher||student), so that the student covers all the teacher does (forward), or
+    """KL to minimise: KL(teacher||student), so that the student covers everything the teacher does (forward), or
     KL(student||teacher), so that it does nothing the teacher does not (reverse)."""
     states: Literal["student", "teacher"] = "student"
-    """Who visits the states: the student, as in DAgger, or the teacher."""
+    """Agent that visits the states: the student, as in DAgger, or the teacher."""
     n_rounds: PositiveInt = 20
     """Rounds of collecting states and fitting the student there."""
     n_envs: PositiveInt = 8
@@ -79,28 +79,28 @@ def distill(
     *,
     seed: int = 0,
 ) -> Agent[Any]:
-    """Fit the student's policy to the teacher's; the student, with one row of metrics per round in its ``history``.
+    """Fit the student's policy to the teacher's; return the student, with a row of metrics per round in its history.
 
     Rusu et al. 2016, "Policy Distillation", with the states of Ross et al. 2011, "A Reduction of Imitation Learning"
-    (DAgger): the student acts, the teacher says what it would have done there. The row of a round has
+    (DAgger): the student acts, the teacher labels the states that it visits. The row of a round has
     ``distill/kl_forward``, KL(teacher||student), and ``distill/kl_reverse``, both exact and measured on the round's
     states before the student is fitted to them; one more row measures the finished student.
 
-    A student that has not learned yet takes the teacher's observation statistics, any other one keeps its own; where
-    they are learned, both go on absorbing. Its critic is fitted too, to the returns of who visited the states (in the
-    end the student's own, or the teacher's), so that ``learn`` can go on from here; nothing is copied from the
-    teacher's. The teacher does not change, but for its stream of actions where it acts.
+    An untrained student takes the teacher's observation statistics, any other one keeps its own; either goes on
+    absorbing observations if statistics are learned. The student's critic is fitted to the returns of the agent that
+    visits the states, so that ``learn`` can go on from here; nothing is copied from the teacher's critic. The teacher
+    does not change, except for its generator of actions if it acts.
 
     Args:
         teacher: any agent.
-        student: another one with the same spaces, masks and kind of policy, whatever its networks.
-        env: as for an agent.
+        student: another agent with the same spaces, masks and kind of policy; networks may differ.
+        env: an environment, in any form that agents take.
         config: settings.
-        seed: of the environments.
+        seed: seed of the environments.
 
     Raises:
         ValueError: the agents or the environment do not go together.
-        FloatingPointError: a KL or a loss is not finite any more.
+        FloatingPointError: a KL or a loss is not finite.
     """
     student.history.extend(distillation_rounds(teacher, student, env, config, seed=seed))
     return student
@@ -115,10 +115,10 @@ def distillation_rounds(
     seed: int = 0,
     state: dict[str, Tensor] | None = None,
 ) -> Rounds:
-    """As :func:`distill`, round by round: yields the metrics of each.
+    """Distill round by round, see :func:`distill`; yields the metrics of each round.
 
-    With ``state``, the :meth:`Rounds.state` of a distillation that was interrupted, and the student as it was then, the
-    rounds that were left follow, to the bit where the environments' episodes can be played again.
+    Given ``state``, the :meth:`Rounds.state` of an interrupted distillation, and the student as it was then, the
+    remaining rounds follow, to the bit if the environments' episodes can be played again.
     """
     if teacher is student:
         raise ValueError("student is the teacher; allowed: another agent, for example one loaded again")
@@ -131,7 +131,7 @@ def distillation_rounds(
 
 
 class Rounds(Iterator[Metrics]):
-    """The rounds of a distillation, made by :func:`distillation_rounds`; it can be interrupted after each."""
+    """Rounds of a distillation, made by :func:`distillation_rounds`; it can be interrupted after each."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Rounds(Iterator[Metrics]):
         return next(self._rounds)
 
     def state(self) -> dict[str, Tensor]:
-        """After a round, what decides those that follow, beside the student and the teacher's policy."""
+        """Return the state that, with the student and the teacher's policy, decides the rounds that follow."""
         where = self._collector.cursor
         parts = {
             "descent": self._descent.state(),
@@ -180,13 +180,13 @@ class Rounds(Iterator[Metrics]):
                 yield checked(metrics, f"in round {i + 1}")
 
     def _begin(self, envs: VectorEnv, timesteps: int = 0) -> Collector:
-        """New episodes."""
+        """Begin new episodes."""
         self._student.return_scaler = self._student.return_scaler.restarted(envs.num_envs)
         seeds = environment_seeds(self._seed, self._student.num_timesteps)
         return Collector(envs, seeds, self._student.encoding, timesteps)
 
     def _go_on(self, envs: VectorEnv, state: dict[str, Tensor]) -> Collector:
-        """The episodes that were interrupted, where they can be played again."""
+        """Continue the interrupted episodes if they can be played again, else begin new ones."""
         self._descent.restore(below("descent.", state))
         self._teacher.streams.restore(below("teacher.", state))
         where, timesteps = below("whereabouts.", state), int(state["timesteps"])
@@ -207,14 +207,14 @@ class Rounds(Iterator[Metrics]):
 def _round(
     teacher: Agent[Any], student: Agent[Any], batch: Batch, descent: ActorDescent | None, config: DistillationConfig
 ) -> Metrics:
-    """Measure the student, then, unless there is no ``descent`` any more, fit it."""
+    """Measure the student, then fit it, except after the last round, which has no ``descent``."""
     with numpy_as_torch():
         lesson, metrics = _lesson(teacher, student, batch, absorb=descent is not None)
         return metrics | (_study(student, lesson, descent, config) if descent else {})
 
 
 def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[UpdateBatch, Metrics]:
-    """The batch's states with what the teacher does there as the policy to start from; both KL on these states."""
+    """Return the batch with the teacher's distributions as its old policy, and both KL on its states."""
     states = batch.flatten_valid(batch.observations)
     if absorb and student.config.normalize_observations:
         student.absorb(states)
@@ -229,7 +229,7 @@ def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: b
 
 
 def _study(student: Agent[Any], lesson: UpdateBatch, descent: ActorDescent, config: DistillationConfig) -> Metrics:
-    """Epochs of minibatches; the policy by the KL, the critic by its squared error."""
+    """Fit the policy by the KL and the critic by its squared error, in epochs of minibatches."""
     losses: list[Array] = []
     value_losses: list[Array] = []
     for _ in range(config.n_epochs):
@@ -244,7 +244,7 @@ def _study(student: Agent[Any], lesson: UpdateBatch, descent: ActorDescent, conf
 
 
 def distillation_loss(teacher: Distribution, student: Linearization[Distribution], direction: Direction) -> Objective:
-    """E[KL(teacher||student)] or E[KL(student||teacher)] over states ``[n]``, to be lowered by the student."""
+    """Return E[KL(teacher||student)] or E[KL(student||teacher)] over states ``[n]``, for the student to minimise."""
     policy = student.output
     if direction == "forward":
         return expectation(kl_divergence(teacher, policy), student, kl_gradient(teacher, policy))
@@ -253,9 +253,9 @@ def distillation_loss(teacher: Distribution, student: Linearization[Distribution
 
 
 def student_config(config_class: type[AgentConfig], teacher: Agent[Any], env_id: str | None, **own: Any) -> AgentConfig:
-    """Settings of a new student: its algorithm's for the environment, the teacher's kind of policy, its own over both.
+    """Return settings of a new student: its algorithm's for the environment, over them the teacher's, then ``own``.
 
-    The teacher's are the networks, how observations and rewards are normalised, the discount and the device.
+    It takes over the teacher's networks, normalisation of observations and rewards, discount and device.
     """
     inherited = {name: getattr(teacher.config, name) for name in _INHERITED}
     return config_class.for_env(env_id, **(inherited | own))

@@ -31,7 +31,7 @@ class DPOConfig:
     """Settings of DPO."""
 
     beta: Positive = 0.1
-    """Price of KL(policy||reference), in units of the reward (return / temperature) per nat: less KL the larger."""
+    """Price of KL(policy||reference), in units of the reward (return / temperature) per nat."""
     n_epochs: PositiveInt = 20
     """Passes over the preferences."""
     batch_size: PositiveInt = 64
@@ -51,7 +51,7 @@ class DPOConfig:
 def fit_preferences(
     policy: Agent[Any], reference: Agent[Any], preferences: Preferences, config: DPOConfig | None = None
 ) -> Agent[Any]:
-    """Fit the policy to preferences; the policy, with one row of metrics per epoch in its ``history``.
+    """Fit the policy to preferences; return the policy, with a row of metrics per epoch in its ``history``.
 
     Rafailov et al. 2023, "Direct Preference Optimization", eq. 7, with tau a segment instead of a text:
 
@@ -59,22 +59,22 @@ def fit_preferences(
 
     where log pi(tau)/ref(tau) = sum_t log pi(a_t|s_t)/ref(a_t|s_t): the start and the environment's transitions have
     the same probability under both policies, and cancel. Its minimiser is pi(tau) ~ ref(tau) e^(r(tau)/beta) (eq. 4),
-    which maximises E[r] - beta KL(pi||ref) for the r whose differences are the log odds of being preferred; where a
-    policy can have that distribution, that is: for single actions, and for segments where transitions are deterministic
-    (elsewhere no policy decides what happens to it).
+    which maximises E[r] - beta KL(pi||ref) for the r whose differences are the log odds of being preferred. A policy
+    can have that distribution for single actions, and for segments if transitions are deterministic; with random
+    transitions no policy decides which segment it gets.
 
-    The critic stays what it was; the observation statistics stay, too, and are the policy's and the reference's own.
-    The first row is that of the policy as it was given.
+    The critic and the observation statistics, the policy's and the reference's own, do not change. The first row
+    measures the policy as it was given.
 
     Args:
-        policy: the agent to be tuned; in the beginning the reference, usually, loaded once more.
+        policy: the agent to be tuned, usually the reference loaded a second time.
         reference: the agent it is compared with; it does not change.
-        preferences: pairs, for example of :func:`~klrl.agents.preferences.collect_preferences`.
+        preferences: pairs, for example from :func:`~klrl.agents.preferences.collect_preferences`.
         config: settings.
 
     Raises:
         ValueError: agents or data that do not go together.
-        FloatingPointError: a loss or a KL is not finite any more.
+        FloatingPointError: a loss or a KL is not finite.
     """
     policy.history.extend(dpo_epochs(policy, reference, preferences, config))
     return policy
@@ -88,10 +88,10 @@ def dpo_epochs(
     *,
     state: dict[str, Tensor] | None = None,
 ) -> Epochs:
-    """As :func:`fit_preferences`, epoch by epoch: yields the metrics of each, those of the given policy first.
+    """Fit epoch by epoch, see :func:`fit_preferences`; yields the metrics of each, the given policy's first.
 
-    With ``state``, the :meth:`Epochs.state` of a tuning that was interrupted, and the policy as it was then, the epochs
-    that were left follow, to the bit.
+    Given ``state``, the :meth:`Epochs.state` of an interrupted tuning, and the policy as it was then, the remaining
+    epochs follow, to the bit.
     """
     if policy is reference:
         raise ValueError("policy is the reference; allowed: another agent, for example the reference loaded again")
@@ -103,19 +103,19 @@ def dpo_epochs(
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """Preferences with what the reference thinks of them, on the policy's device; ``m`` valid steps."""
+    """Preferences with the reference's log-probabilities, on the policy's device; ``m`` valid steps."""
 
     observations: Tensor
-    """As the policy normalises them, ``[n, 2, T, *O]``."""
+    """Observations as the policy normalises them, ``[n, 2, T, *O]``."""
     actions: Tensor
     valid: Tensor
     log_reference: Tensor
-    """log ref(a|s), 0 where no step was taken, ``[n, 2, T]``."""
+    """log ref(a|s), 0 for steps that were not taken, ``[n, 2, T]``."""
 
     @classmethod
     @undisturbed
     def of(cls, policy: Agent[Any], reference: Agent[Any], preferences: Preferences) -> Compared:
-        """Ask the reference, once.
+        """Evaluate the reference on the preferences, once.
 
         Raises:
             ValueError: the data has actions that the reference cannot take.
@@ -142,19 +142,19 @@ class Compared:
 
     @property
     def states(self) -> Tensor:
-        """Where steps were taken, ``[m, *O]``."""
+        """Observations of the steps that were taken, ``[m, *O]``."""
         return self.observations[self.valid]
 
     def log_ratio(self, policy: Distribution) -> Tensor:
-        """log pi(tau)/ref(tau) of every segment, ``[n, 2]``, given the policy at the states."""
+        """Return log pi(tau)/ref(tau) of every segment, ``[n, 2]``, given the policy at the states."""
         return (self.in_place(policy.log_prob(self.actions[self.valid])) - self.log_reference).sum(-1)
 
     def in_place(self, steps: Tensor) -> Tensor:
-        """Numbers of the steps that were taken, ``[m] -> [n, 2, T]``, and 0 elsewhere."""
+        """Scatter numbers of the steps that were taken, ``[m] -> [n, 2, T]``; 0 elsewhere."""
         return torch.zeros_like(self.log_reference).masked_scatter(self.valid, steps)
 
     def loss(self, policy: Linearization[Distribution], beta: float) -> Objective:
-        """E[-log sigmoid(beta (h_w - h_l))], h = log pi(tau)/ref(tau), given the policy at the states (DPO eq. 7)."""
+        """Return E[-log sigmoid(beta (h_w - h_l))], h = log pi(tau)/ref(tau), given the policy at states (eq. 7)."""
         h = self.log_ratio(policy.output)
         margin = beta * (h[:, 0] - h[:, 1])
         slope = -beta * (-margin).sigmoid()  # d loss / d h_w; that by h_l is its negative
@@ -165,7 +165,7 @@ class Compared:
 
 
 class Epochs(Iterator[Metrics]):
-    """The epochs of DPO, made by :func:`dpo_epochs`; it can be interrupted after each."""
+    """Epochs of DPO, made by :func:`dpo_epochs`; it can be interrupted after each."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class Epochs(Iterator[Metrics]):
         return next(self._epochs)
 
     def state(self) -> dict[str, Tensor]:
-        """After an epoch, what decides those that follow, beside the policy and the preferences."""
+        """Return the state that, with the policy and the preferences, decides the epochs that follow."""
         return {"done": torch.tensor(self._done)} | {f"descent.{k}": x for k, x in self._descent.state().items()}
 
     def _fit(
@@ -208,7 +208,7 @@ class Epochs(Iterator[Metrics]):
 def _epoch(
     policy: Agent[Any], data: Compared, reference: Distribution, descent: ActorDescent | None, config: DPOConfig
 ) -> Metrics:
-    """Fit the policy, unless there is no ``descent`` yet, then measure it."""
+    """Fit the policy, except in the first row, which has no ``descent``, then measure it."""
     if descent is not None:
         order = torch.randperm(len(data), generator=policy.streams.minibatches, device="cpu").to(policy.device)
         for pairs in order.split(config.batch_size):
@@ -218,7 +218,7 @@ def _epoch(
 
 
 def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:
-    """What the data says about the policy, given both policies at its states."""
+    """Return metrics of the policy on the data, given both policies at its states."""
     h = data.log_ratio(policy).double()
     margin = beta * (h[:, 0] - h[:, 1])
     to, back = kl_divergence(policy, reference), kl_divergence(reference, policy)
@@ -233,9 +233,9 @@ def _measure(data: Compared, policy: Distribution, reference: Distribution, beta
 
 
 def implicit_rewards(policy: Agent[Any], reference: Agent[Any], preferences: Preferences, beta: float) -> Tensor:
-    """beta log pi(tau)/ref(tau) of every segment, ``[n, 2]``: the return that the policy is optimal for.
+    """Return beta log pi(tau)/ref(tau) of every segment, ``[n, 2]``: the return for which the policy is optimal.
 
-    Up to a constant for every start (DPO eq. 5).
+    It is that up to a constant for every start (DPO eq. 5).
     """
     data = Compared.of(policy, reference, preferences)
     with torch.no_grad():
@@ -245,7 +245,7 @@ def implicit_rewards(policy: Agent[Any], reference: Agent[Any], preferences: Pre
 def trajectory_kl(
     policy: Agent[Any], reference: Agent[Any], env: EnvLike, *, n: int = 64, length: int = 100, seed: int = 0
 ) -> tuple[float, float]:
-    """KL(policy||reference) of the first ``length`` steps of an episode, nats: an estimate and its standard error.
+    """Estimate KL(policy||reference) of the first ``length`` steps of an episode, nats; and its standard error.
 
     E_policy[sum_t KL(pi(.|s_t)||ref(.|s_t))], by the chain rule of KL, with the exact KL in every state.
     """

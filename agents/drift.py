@@ -1,4 +1,4 @@
-"""The drift report of an agent's update: how far its policy moved, in this update and since the first policy."""
+"""Drift report of an agent's update: how far its policy moved, in this update and since the first policy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _START_KL, _START_RATIO = 1e-6, 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Fixed states, and what the first policy did there: the origin that ``drift/kl_initial`` measures from."""
+    """Fixed states with the first policy's distributions there, from which ``drift/kl_initial`` measures."""
 
     observations: Tensor
     first: Distribution
 
     @classmethod
     def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
-        """Take some 256 of these states, evenly over the batch."""
+        """Choose up to 256 of these states, evenly over the batch."""
         n = len(observations)
         rows = torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
         return cls(observations[rows], policy[rows])
@@ -40,10 +40,10 @@ class Drift:
     def __init__(self) -> None:
         self.probe: Probe | None = None
         self.kl_sum = 0.0
-        """Of ``drift/kl`` over all updates, nats."""
+        """Sum of ``drift/kl`` over all updates, nats."""
 
     def report(self, change: Change, region: TrustRegion) -> Metrics:
-        """Measure a whole update: the policies' divergences, and what the region asked for."""
+        """Measure a whole update: divergences between its policies, and the region's target."""
         metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
         self.kl_sum += float(metrics["drift/kl"])
         metrics["drift/kl_sum"] = self.kl_sum
@@ -57,12 +57,12 @@ class Drift:
     def since_first(
         self, observations: Tensor, old: Distribution, policy_at: Callable[[Tensor], Distribution]
     ) -> float:
-        """KL(first policy||new), nats, on probe states that are chosen when this is first asked.
+        """Measure KL(first policy||new), nats, on probe states that the first call chooses.
 
         Args:
-            observations: of the batch, ``[n, *O]``, not normalised.
-            old: the policy before the update there.
-            policy_at: gives the new policy's distribution at observations.
+            observations: the batch's, ``[n, *O]``, not normalised.
+            old: distributions of the policy before the update at these observations.
+            policy_at: returns the new policy's distribution at observations.
         """
         if self.probe is None:
             self.probe = Probe.choose(observations, old.cpu())
@@ -70,10 +70,9 @@ class Drift:
 
 
 def step_zero(behaviour: Distribution, samples: UpdateBatch, *, warn: bool = True) -> Metrics:
-    """KL(old||new) = 0 and ratio = 1 before the first step: is the policy that acted the one to be updated?
+    """Check that the policy that acted is the one to be updated: KL(old||new) = 0 and ratio = 1 before the first step.
 
-    Anything else (statistics changed in between, a stale batch, dropout) is worth a ``RuntimeWarning``, unless it was
-    on purpose.
+    A difference (changed statistics, a stale batch, dropout) gets a ``RuntimeWarning``, unless ``warn`` is false.
     """
     kl = mean_kl(behaviour, samples.old)
     ratio = (samples.log_prob - behaviour.log_prob(samples.actions)).exp()

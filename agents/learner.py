@@ -1,4 +1,4 @@
-"""What all agents share without any environment, file or loop: act(observations) and update(batch) -> metrics."""
+"""Agents without environments, files or loops: act(observations) and update(batch) -> metrics."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": 
 
 @dataclass(frozen=True, kw_only=True)
 class Improvement:
-    """The outcome of an algorithm's update: how its critic and its policy came out of it."""
+    """Outcome of an algorithm's update."""
 
     value_loss: float
     """Mean of the critic's loss over its steps (metric ``train/value_loss``)."""
     stop_reason: str
-    """Why the policy stopped where it is (``train/stop_reason``)."""
+    """Reason why the policy stopped moving (``train/stop_reason``)."""
     metrics: Mapping[str, float | str] = field(default_factory=dict)
-    """More to report, by ``group/name``."""
+    """Further metrics, by ``group/name``."""
 
     def checked(self, when: str) -> Metrics:
-        """All of it as metrics.
+        """Return everything as metrics.
 
         Raises:
             FloatingPointError: the value loss is infinite or NaN.
@@ -67,14 +67,14 @@ class Improvement:
 
 
 class Learner(abc.ABC, Generic[C]):
-    """A policy, a critic, their statistics, and the frame of an update; subclasses write :meth:`improve`."""
+    """Policy, critic, their statistics, and the frame of an update; subclasses define :meth:`improve`."""
 
     config_class: ClassVar[type[AgentConfig]]
     optimized: ClassVar[tuple[str, ...]] = ("actor", "critic")
-    """The networks that move by their gradients; a rule of the algorithm's own moves the others."""
+    """Networks that Adam moves; the algorithm moves the others by a rule of its own."""
 
     def __init_subclass__(cls) -> None:
-        """Let the methods of an agent of one's own count that it defines under old names."""
+        """Adopt methods that an agent of the user's own defines under old names."""
         super().__init_subclass__()
         adopt(cls, RENAMED)
         keep_old_names(cls, RENAMED)
@@ -111,17 +111,17 @@ class Learner(abc.ABC, Generic[C]):
         self.normalizer = self.encoding.normalizer()
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.reference: SavedPolicy | None = None
-        """Whose policy the region's reference terms, and drift/kl_reference, are measured from."""
+        """Reference policy, from which the region's reference terms and drift/kl_reference are measured."""
         self.drift = Drift()
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
         self.untrained = True
-        """Whether nothing has been learned or taken over yet."""
+        """True until the agent learns, or takes over another's networks or statistics."""
 
     @property
     def actor(self) -> Actor:
-        """The policy's network; one of your own goes into ``actor.trunk`` before training."""
+        """Policy network; a network of your own goes into ``actor.trunk`` before training."""
         return self.networks.actor
 
     @actor.setter
@@ -130,7 +130,7 @@ class Learner(abc.ABC, Generic[C]):
 
     @property
     def critic(self) -> Critic:
-        """The value network; one of your own goes into ``critic.trunk`` before training."""
+        """Value network; a network of your own goes into ``critic.trunk`` before training."""
         return self.networks.critic
 
     @critic.setter
@@ -139,11 +139,11 @@ class Learner(abc.ABC, Generic[C]):
 
     @property
     def ent_coef(self) -> float:
-        """How much the algorithm rewards entropy."""
+        """Weight of the entropy bonus in the algorithm's objective."""
         return 0.0
 
     def __reduce_ex__(self, protocol: object) -> Any:
-        """Refused: parameters, the vector they are views of and the optimiser's arrays would part company."""
+        """Refuse copies: parameters would no longer be views of the vector that the optimiser moves."""
         raise TypeError(f"{type(self).__name__} cannot be copied or pickled; allowed: save() and load()")
 
     @abc.abstractmethod
@@ -151,9 +151,9 @@ class Learner(abc.ABC, Generic[C]):
         """Move the policy inside the trust region and fit the critic: the algorithm of the paper.
 
         Args:
-            batch: as it was collected.
+            batch: the rollout as it was collected.
             samples: its valid steps, with the old policy, advantages and the critic's targets.
-            callback: to be told of minibatches and epochs.
+            callback: is told of minibatches and epochs.
         """
 
     # -- acting ---------------------------------------------------------------------------------
@@ -161,22 +161,22 @@ class Learner(abc.ABC, Generic[C]):
     @undisturbed
     @torch.no_grad()
     def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
-        """The policy's distribution at observations ``[*B]`` of the environment, normalisation included.
+        """Return the policy's distribution at observations ``[*B]`` of the environment, normalisation included.
 
-        Its actions are the policy's: those of a squashed Gaussian lie in (-1, 1), of a Beta in (0, 1), of a Discrete
-        space they begin at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped; the
-        environment gets them stretched, shifted, clipped (``actor.to_environment``).
+        Actions are the policy's own: a squashed Gaussian's lie in (-1, 1), a Beta's in (0, 1), those of a Discrete
+        space start at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped;
+        ``actor.to_environment`` stretches, shifts and clips them for the environment.
 
         Args:
-            observations: as the observation space nests them, or a tensor of them as in a batch.
-            action_masks: ``[*B, n]``, where masks come by ``info``; everything is allowed where there are none.
+            observations: nested as the observation space is, or a tensor as in a batch.
+            action_masks: ``[*B, n]``, if masks come by ``info``; without them everything is allowed.
         """
         if not isinstance(observations, Tensor):
             observations = torch.from_numpy(self.encoding(observations, action_masks))
         return self.actor(self.normalized(observations))
 
     def normalized(self, observations: Tensor) -> Tensor:
-        """What the networks are given for raw observations, on their device."""
+        """Normalise raw observations for the networks, on their device."""
         return self._on_device(self.normalizer(observations))
 
     @undisturbed
@@ -184,7 +184,7 @@ class Learner(abc.ABC, Generic[C]):
     def act(self, observations: Tensor) -> tuple[Array, np.ndarray, Distribution]:
         """Sample one action per raw observation: (policy's actions, environment's actions, distributions).
 
-        Arrays where numpy is the faster way to them, else tensors in the CPU's memory.
+        They are arrays where numpy is faster, else tensors in the CPU's memory.
         """
         with np.errstate(all="ignore"):
             if acts_in_numpy(len(observations), self.networks.numpy_rows):
@@ -198,13 +198,13 @@ class Learner(abc.ABC, Generic[C]):
 
     @undisturbed
     def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
-        """Learn from one batch that the current policy collected; the metrics with the drift report.
+        """Learn from one batch that the current policy collected; return metrics with the drift report.
 
         The observation statistics stay frozen until the policy's change has been measured.
 
         Raises:
             ValueError: the batch has no valid steps, or actor and critic share parameters.
-            FloatingPointError: a loss or a parameter is not finite any more.
+            FloatingPointError: a loss or a parameter is not finite.
         """
         if batch.n_samples == 0:
             raise ValueError("the batch has no valid steps; allowed: n_steps >= 2 in NEXT_STEP environments")
@@ -220,7 +220,7 @@ class Learner(abc.ABC, Generic[C]):
         samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
         begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
-        if begins:  # what is not trained yet begins with normalised inputs; from then on it must not move with them
+        if begins:  # an untrained policy starts with normalised inputs; later changes of statistics must not move it
             samples = self.prepare(batch)
             metrics = step_zero(behaviour, samples, warn=False)
         self.untrained = False
@@ -254,7 +254,7 @@ class Learner(abc.ABC, Generic[C]):
 
     @torch.no_grad()
     def advantages(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Advantages (normalised if so configured) and the critic's targets for the valid steps, ``[n]`` each."""
+        """Return advantages (normalised if so configured) and the critic's targets of the valid steps, ``[n]`` each."""
 
         def value(observations: Tensor) -> Tensor:
             return self.critic(self.normalized(observations)).cpu()
@@ -278,11 +278,11 @@ class Learner(abc.ABC, Generic[C]):
 
     @torch.no_grad()
     def change(self, samples: UpdateBatch) -> Change:
-        """From the old policy to the current one on these samples."""
+        """Return the change from the old policy to the current one on these samples."""
         return samples.change(self.actor(samples.observations))
 
     def minibatches(self, samples: UpdateBatch, batch_size: int | None = None) -> Iterator[UpdateBatch]:
-        """A pass over the samples in a new random order, so many (by default the setting) at a time."""
+        """Iterate over minibatches of the samples in a new random order; ``batch_size`` is the setting by default."""
         batch_size = batch_size or self.config.batch_size
         order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
         shuffled = samples[self._on_device(order)]
@@ -290,24 +290,24 @@ class Learner(abc.ABC, Generic[C]):
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
-        """L(theta) = E[surrogate - penalty], E[r A] for a constraint (TRPO eq. 14); ``change`` led to the policy."""
+        """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""
         gradient, penalty = self.region.surrogate_gradient(change), self.region.penalty_gradient(change)
         if penalty is not None:
             gradient = tuple(map(sub, gradient, penalty))
         return expectation(self.penalized_surrogate(change), policy, gradient)
 
     def penalized_surrogate(self, change: Change) -> Array:
-        """Surrogate minus penalty, ``[*B]``."""
+        """Return surrogate minus penalty, ``[*B]``."""
         return self.region.surrogate(change) - self.region.penalty(change)
 
     def value_loss(self, samples: UpdateBatch) -> Objective:
-        """E[(V(s) - V_target)^2]."""
+        """Return E[(V(s) - V_target)^2]."""
         critic = self.critic.linearize(samples.observations)
         error = critic.output - samples.returns
         return expectation(error * error, critic, (2.0 * error,))
 
     def entropy(self, policy: Linearization[Distribution]) -> Objective:
-        """E[H(pi(.|s))]."""
+        """Return E[H(pi(.|s))]."""
         return expectation(policy.output.entropy(), policy, policy.output.entropy_gradient())
 
     def descend(self, loss: Objective) -> None:
@@ -333,13 +333,13 @@ class Learner(abc.ABC, Generic[C]):
     # -- measuring ------------------------------------------------------------------------------
 
     def _explained_variance(self, samples: UpdateBatch) -> float:
-        """1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN where the target is constant."""
+        """Return 1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN if the target is constant."""
         residual = samples.returns - self.critic(samples.observations)
         total = samples.returns.var(correction=0)
         return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
     def _measure(self, batch: Batch, samples: UpdateBatch, *, absorb: bool) -> Metrics:
-        """The drift report; then, and only then, the next region and the next observation statistics."""
+        """Return the drift report; then, and only then, adapt the region and update the observation statistics."""
         change = self.change(samples)
         if why := overflow(change.new, self.ent_coef):
             raise FloatingPointError(f"after {self._when} {why}")
@@ -356,7 +356,7 @@ class Learner(abc.ABC, Generic[C]):
         return metrics
 
     def _take_scale(self, observations: Tensor) -> bool:
-        """Learn from the first observations ``[n, *O]`` what is known of none yet; whether that changed anything."""
+        """Take image scales and statistics from the first observations ``[n, *O]``; tell whether that changed any."""
         before = self.normalizer
         if self.encoding.images and self.config.image_scale == "seen":
             self.normalizer = replace(before, fixed_scale=self.encoding.scale_seen(observations))
@@ -369,11 +369,11 @@ class Learner(abc.ABC, Generic[C]):
 
     @property
     def _normalizes(self) -> bool:
-        """Whether there are statistics to learn."""
+        """True if there are observation statistics to learn."""
         return self.config.normalize_observations and self.normalizer.learns
 
     def absorb(self, observations: Tensor) -> None:
-        """The next observation statistics; what has been trained already goes on computing what it did."""
+        """Update the observation statistics; with ``fold_normalizer``, trained networks keep their function."""
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
         if self.config.fold_normalizer and not self.untrained:
             fold((self.actor, self.critic), self.encoding, old, self.normalizer)

@@ -1,4 +1,4 @@
-"""Environments as an agent's settings want them: tried, and made."""
+"""Environments made, and tried out, by an agent's settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from klrl.experience.reproducibility import EnvTrial
 
 
 def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:
-    """Make as many as there are to be.
+    """Make the training environments.
 
     Raises:
-        ValueError: as :func:`klrl.experience.make_vector_env` does.
+        ValueError: see :func:`klrl.experience.make_vector_env`.
     """
     return make_vector_env(
         env,
@@ -28,7 +28,7 @@ def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:
 
 
 def try_env(env: EnvLike, config: AgentConfig) -> EnvTrial:
-    """What is found of such an environment, before those to learn from are made."""
+    """Try out such an environment, before the training environments are made."""
     return try_out(
         env,
         config.vectorization_mode,

@@ -1,4 +1,4 @@
-"""What users of other libraries try first, and the line that says how it is done here."""
+"""Messages for users of other libraries, who try other arguments first."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from klrl.agents.config import AgentConfig
 
 _POLICIES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
-"""What Stable-Baselines3 takes as the first argument, beside classes."""
+"""Names that Stable-Baselines3 takes as the first argument, beside classes."""
 _ELSEWHERE = {
     "policy": "nothing, the environment's spaces decide which networks there are",
     "policy_kwargs": "actor_hidden_sizes=, critic_hidden_sizes=, activation= of the config",
     "verbose": "learn(..., progress_bar=True)",
     "tensorboard_log": "learn(..., run_dir=...)",
-    "use_sde": "nothing, there is none",
+    "use_sde": "nothing, klrl has no state-dependent exploration",
     "normalize_advantage_per_minibatch": "normalize_advantage= of the config",
 }
-"""Other libraries' arguments, and what to do instead."""
+"""Arguments of other libraries, and their replacements."""
 
 
 def check_arguments(cls: type[Any], args: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
-    """Look at what an agent is made with before Python does.
+    """Check the arguments of an agent before Python binds them.
 
     Raises:
         TypeError: a policy's name or class before the environment, or a setting beside the config; in one line.
@@ -51,10 +51,10 @@ def check_arguments(cls: type[Any], args: tuple[Any, ...], settings: Mapping[str
 
 
 def check_config(config: object, config_class: type[AgentConfig]) -> None:
-    """Refuse what are no settings of this agent.
+    """Refuse a config of another class.
 
     Raises:
-        TypeError: in one line, with what is allowed.
+        TypeError: one line that shows how it is written.
     """
     if not isinstance(config, (config_class, type(None))):
         name = config_class.__name__
@@ -73,7 +73,7 @@ def _settings(values: Mapping[Any, Any]) -> str:
 
 
 def _call(cls: type[Any], args: tuple[Any, ...], settings: Mapping[str, Any]) -> str:
-    """How it is written, where the environment is the first of ``args``."""
+    """Write out the right call; the environment is the first of ``args``."""
     env = repr(args[0]) if args and isinstance(args[0], str) else "env"
     config = f", config={cls.config_class.__name__}({_settings(settings)})" if settings else ""
     return f"{cls.__name__}({env}{config})"

@@ -1,4 +1,4 @@
-"""The agents by name."""
+"""Agents by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from klrl.agents.trpo import TRPO
 from klrl.text import nearest, one_line
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
-"""By the name on the command line, in presets and in saved state."""
+"""Agents by their names on the command line, in presets and in saved state."""
 
 
 def agent_class(name: str) -> type[Agent[Any]]:

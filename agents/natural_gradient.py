@@ -1,4 +1,4 @@
-"""What NPG and TRPO share: the natural gradient with the length its region gives it, and the fit of the critic."""
+"""Natural-gradient agents, the base of NPG and TRPO: the step, with the region's length, and the critic's fit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NaturalGradientConfig(AgentConfig):
     at_most_samples: ClassVar[tuple[str, ...]] = ("batch_size", "sub_sampling_factor")
 
     trust_region: RegionArgument = "constraint"
-    """What limits the step; one of them must give it a length (none and clip do not)."""
+    """Trust region: everything that limits the step; one of them must give it a length (none and clip do not)."""
     batch_size: PositiveInt = 128
     """The critic's minibatch size; at most n_envs * n_steps."""
     learning_rate: StepSize = 1e-3
@@ -43,20 +43,21 @@ class NaturalGradientConfig(AgentConfig):
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
     """Keep the critic's learning rate, or let it fall linearly to zero over the training."""
     cg_max_steps: Passes = 15
-    """Most conjugate gradient steps (Fisher-vector products) per update."""
+    """Maximum number of conjugate gradient steps (Fisher-vector products) per update."""
     cg_tolerance: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 1e-4
     """Relative residual ||g - F x|| / ||g|| below which conjugate gradient ends."""
     cg_damping: Weight = 0.1
-    """Multiple of the identity added to the Fisher matrix, which few samples leave singular."""
+    """Multiple of the identity added to the Fisher matrix, which is singular on few samples."""
     cg_preconditioner: Literal["none", "diagonal"] = "none"
-    """Conjugate gradient as it is, or preconditioned with (diagonal of the Fisher matrix + cg_damping)^0.75;
-    with the default networks that takes more steps to a small residual, not fewer."""
+    """Preconditioner of conjugate gradient: none, or (diagonal of the Fisher matrix + cg_damping)^0.75, which takes
+    more steps to a small residual with the default networks, not fewer."""
     n_critic_updates: Passes = 10
     """Passes over the batch that fit the critic."""
     sub_sampling_factor: PositiveInt = 1
     """Fisher-vector products use every n-th sample; gradient and drift report always use all."""
     fisher_batch_size: PositiveInt | None = None
-    """Most samples at a time in the policy's gradient and Fisher-vector products, to bound their memory (all)."""
+    """Maximum number of samples at a time in the policy's gradient and Fisher-vector products, to bound their memory
+    (by default all)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,14 +93,14 @@ _EXPONENT = 0.75
 
 @dataclass(frozen=True, eq=False)
 class NaturalStep:
-    """s = length x with x = (F + lambda)^-1 g, and how it was found."""
+    """Step s = length x with x = (F + lambda)^-1 g, and how it was found."""
 
     cg: ConjugateGradient
     length: float
     curvature: float
-    """x'F x, damping not included."""
+    """Curvature x'F x, without damping."""
     damping: float
-    """lambda x'x."""
+    """Damping's part of the curvature, lambda x'x."""
 
     @property
     def vector(self) -> Tensor:
@@ -108,13 +109,13 @@ class NaturalStep:
 
     @property
     def problem(self) -> str | None:
-        """Why there is no step to take."""
+        """Reason why there is no step to take, or ``None``."""
         if self.length > 0.0:
             return None
         return self.cg.reason if self.curvature == 0.0 else "curvature not positive"
 
     def metrics(self, scale: float) -> Metrics:
-        """Report the step once this share of it was taken."""
+        """Return metrics of the step, of which the share ``scale`` was taken."""
         return {
             "train/cg_residual": self.cg.residual,
             "train/cg_steps": float(self.cg.iterations),
@@ -124,16 +125,16 @@ class NaturalStep:
 
 
 class NaturalGradient(Agent[N], abc.ABC):
-    """An agent whose policy moves by the natural gradient; what is done with the step is the paper's own.
+    """An agent whose policy moves by the natural gradient; subclasses decide what to do with the step.
 
-    The direction is (F + cg_damping)^-1 g. Damping steadies it; the length is that of the KL itself, without damping,
-    so that what the region asks for is used.
+    The direction is (F + cg_damping)^-1 g, which damping steadies; the length comes from the KL itself, without
+    damping, so that the step uses all that the region allows.
     """
 
     optimized: ClassVar[tuple[str, ...]] = ("critic",)
 
     def policy_gradient(self, samples: UpdateBatch) -> tuple[float, Tensor]:
-        """L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
+        """Return L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
         value, g = 0.0, torch.zeros_like(self.networks.actor_parameters)
         for part in samples.split(self.config.fisher_batch_size or len(samples)):
             policy = self.actor.linearize(part.observations)
@@ -160,10 +161,10 @@ class NaturalGradient(Agent[N], abc.ABC):
         return NaturalStep(cg, length, curvature, damping)
 
     def _preconditioner(self, samples: UpdateBatch) -> Tensor | None:
-        """(diag F + lambda)^0.75: Martens 2010 ("Deep learning via Hessian-free optimization"), section 4.7.
+        """Return (diag F + lambda)^0.75: Martens 2010 ("Deep learning via Hessian-free optimization"), section 4.7.
 
-        It helps where the diagonal is what makes F badly conditioned. Plain conjugate gradient already profits from
-        the many eigenvalues that are just lambda, and a diagonal pulls those apart.
+        It helps if the diagonal is what makes F badly conditioned. Plain conjugate gradient already profits from the
+        many eigenvalues that are just lambda, and a diagonal pulls those apart.
         """
         if self.config.cg_preconditioner == "none":
             return None
@@ -173,13 +174,13 @@ class NaturalGradient(Agent[N], abc.ABC):
         return (diagonal + self.config.cg_damping) ** _EXPONENT
 
     def move(self, step: NaturalStep, objection: Callable[[], str | None], **search: Any) -> LineSearch:
-        """Move the policy by the step, or by as much of it as nobody objects to."""
+        """Move the policy by the step, shortened until there is no objection."""
         if step.problem is not None:
             return LineSearch(0.0, 0, f"rejected: {step.problem}")
         return line_search(self.networks.actor_parameters, step.vector, objection, **search)
 
     def fit_critic(self, samples: UpdateBatch, callback: Callback) -> float:
-        """Take passes of minibatch steps on the value loss; the mean of the loss over them."""
+        """Fit the critic in passes of minibatch steps on the value loss; return the mean loss."""
         losses = []
         for epoch in range(self.config.n_critic_updates):
             for minibatch in self.minibatches(samples):

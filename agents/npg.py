@@ -19,7 +19,7 @@ from klrl.trust_region.all import members, redefines
 class NPGConfig(NaturalGradientConfig):
     """Settings of NPG (Kakade 2002, "A Natural Policy Gradient").
 
-    What the region bounds is an aim here: it gives the step its length by the quadratic model of the KL, and nothing
+    The region's bound is an aim here: it sets the length of the step by the quadratic model of the KL, and nothing
     checks afterwards where the step led.
     """
 
@@ -30,7 +30,7 @@ class NPGConfig(NaturalGradientConfig):
         if any(redefines(r, "surrogate") or (redefines(r, "violation") and _endless(r)) for r in members(self.region)):
             raise ValueError(
                 f"trust_region = {self.trust_region!r}; allowed for NPG: no surrogate of its own and no bound without "
-                "a step_length: they act on what other agents find after a step, and NPG does not look there"
+                "a step_length: other agents check these after a step, NPG does not"
             )
 
 
@@ -39,9 +39,9 @@ def _endless(region: TrustRegion) -> bool:
 
 
 class NPG(NaturalGradient[NPGConfig]):
-    """Natural gradient, as long as the quadratic model of the KL allows; no line search looks where it led.
+    """Natural gradient step of the length that the quadratic model of the KL allows, without a line search.
 
-    So ``target_kl`` is an aim and no bound: ``train/kl_predicted`` is on it, ``drift/kl`` says what came of it.
+    So ``target_kl`` is an aim, not a bound: ``train/kl_predicted`` meets it, ``drift/kl`` is the measured KL.
 
     >>> agent = NPG("CartPole-v1", seed=0).learn(total_timesteps=2048)
     >>> round(agent.history[-1]["train/kl_predicted"] / agent.history[-1]["drift/kl_target"], 5)
@@ -51,7 +51,7 @@ class NPG(NaturalGradient[NPGConfig]):
     config_class: ClassVar[type[NPGConfig]] = NPGConfig
 
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
-        """theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
+        """Move to theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
         _, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
         taken = self.move(step, lambda: self._objection(samples), max_iter=1)
@@ -62,6 +62,6 @@ class NPG(NaturalGradient[NPGConfig]):
         )
 
     def _objection(self, samples: UpdateBatch) -> str | None:
-        """A step to where there are no numbers is not taken, and says so."""
+        """Object to a step whose KL or parameters are infinite or NaN."""
         finite = self.networks.actor_parameters.isfinite().all() and self.change(samples).kl.mean().isfinite()
         return None if finite else "rejected: KL or parameters not finite"

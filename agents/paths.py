@@ -1,4 +1,4 @@
-"""Which path computes an agent's updates, in words: see :mod:`klrl.policy.paths` for the table."""
+"""Description of the path that computes an agent's updates; :mod:`klrl.policy.paths` has the table."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from klrl.trust_region.all import members
 
 
 def paths_of(agent: Learner[Any]) -> dict[str, str]:
-    """Return what computes the agent's actions and its updates, as the agent is now.
+    """Describe what computes the agent's actions and its updates, as the agent is now.
 
     - acting: the distributions that actions are drawn from.
     - policy, critic: their outputs and derivatives while they learn; a policy that moves by the natural gradient does
       so on the whole batch.
-    - surrogate: the derivative of the region's surrogate and penalty and of what they are made of.
+    - surrogate: the derivatives of the region's surrogate and penalty, of log-probabilities and of the entropy.
     - optimizer: Adam's arithmetic.
     """
     config, device, networks = agent.config, agent.device, agent.networks
@@ -40,7 +40,7 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
 
 
 def _by_autograd(agent: Learner[Any]) -> str:
-    """What of the surrogate has no derivative written out."""
+    """Name the functions of the surrogate that autograd differentiates."""
     anything = torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)
     with torch.no_grad():
         family = type(agent.actor(anything))

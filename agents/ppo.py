@@ -30,7 +30,7 @@ class PPOConfig(AgentConfig):
     algorithm: ClassVar[str] = "ppo"
 
     trust_region: RegionArgument = "clip"
-    """What limits the step."""
+    """Trust region: everything that limits the step."""
     n_epochs: Passes = 10
     """Passes over the batch."""
     vf_coef: Weight = 0.5
@@ -43,7 +43,7 @@ class PPOConfig(AgentConfig):
 
 @dataclass(frozen=True)
 class _Outcome:
-    """Where an epoch left the policy: still moving, or stopped at a fraction of the epoch's step."""
+    """State of the policy after an epoch: still moving, or stopped at a fraction of the epoch's step."""
 
     moving: bool = True
     scale: float = 1.0
@@ -51,7 +51,7 @@ class _Outcome:
 
 
 class PPO(Agent[PPOConfig]):
-    """Algorithm 1 of the PPO paper; the trust region says what keeps the update proximal.
+    """Algorithm 1 of the PPO paper; the trust region keeps the update proximal.
 
     >>> agent = PPO("CartPole-v1", seed=0).learn(total_timesteps=2048)
     >>> agent.history[-1]["drift/kl"] >= 0.0
@@ -62,11 +62,11 @@ class PPO(Agent[PPOConfig]):
 
     @property
     def ent_coef(self) -> float:
-        """As configured."""
+        """Weight of the entropy bonus, as configured."""
         return self.config.ent_coef
 
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
-        """Epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
+        """Take epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, epochs, first = _Outcome(), 0, self.networks.actor_state()
         for epoch in range(self.config.n_epochs):
@@ -112,33 +112,33 @@ class PPO(Agent[PPOConfig]):
         }
 
     def _clip_fraction(self, change: Change) -> Array:
-        """Share of ratios outside the clipping interval, PPO's default one where nothing clips."""
+        """Return the share of ratios outside the clipping interval, or PPO's default one if nothing clips."""
         return share(abs(change.ratio - 1.0) > (self.region.clip_range or Clip().clip_range))
 
     def _critic_step(self, minibatch: UpdateBatch) -> dict[str, Array]:
-        """The policy has stopped, the critic has not."""
+        """Take a step of the critic alone, after the policy has stopped."""
         value_loss = self.value_loss(minibatch)
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
     def _stay_inside(self, samples: UpdateBatch, start: ActorState) -> _Outcome:
-        """Judge the policy on the whole batch after an epoch that began at ``start``."""
+        """Check the policy on the whole batch after an epoch that began at ``start``; stop or backtrack if outside."""
         if self.region.on_exit is None or self._inside(samples):
             return _Outcome()
         if self.region.on_exit == "stop":
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         scale = self._go_back(start, lambda: self._inside(samples), shrinking_factor=0.5, max_iter=10)
-        # Adam's moments tell of steps that were taken back; the next update must not go on with them.
+        # Adam's moments belong to steps that were taken back; the next update must not go on with them.
         self.networks.put_back_moments(start)
         reason = "stopped: back inside the trust region" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
 
     def _settle(self, samples: UpdateBatch, first: ActorState, outcome: _Outcome) -> _Outcome:
-        """What acts must be its own projection: go back towards the policy before the update until it is."""
+        """Go back towards the policy before the update until the policy is its own projection."""
         if self._is_projection(samples):
             return outcome
         scale = self._go_back(first, lambda: self._is_projection(samples), shrinking_factor=0.9, max_iter=40)
-        if scale == 0.0:  # otherwise most of the way is kept, and so is what Adam learned on it
+        if scale == 0.0:  # otherwise most of the way is kept, and so are Adam's moments
             self.networks.put_back_moments(first)
         reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
@@ -146,7 +146,7 @@ class PPO(Agent[PPOConfig]):
     def _go_back(
         self, start: ActorState, inside: Callable[[], bool], *, shrinking_factor: float, max_iter: int
     ) -> float:
-        """Shorten the way from ``start`` to the policy until it is inside; the share that is left of it."""
+        """Shorten the way from ``start`` to the policy until the policy is inside; return the remaining share."""
         return line_search(
             self.networks.actor_parameters,
             self.networks.actor_parameters - start.parameters,
@@ -160,7 +160,7 @@ class PPO(Agent[PPOConfig]):
         return self.region.violation(self.change(samples)) <= 0.0
 
     def _is_projection(self, samples: UpdateBatch) -> bool:
-        """Whether the region's projection changes nothing, and a constraint beside it holds."""
+        """Tell whether the region's projection changes nothing, and a constraint beside it holds."""
         change = self.change(samples)
         pairs = zip(self.region.project(change.new, change.old).parameters, change.new.parameters, strict=True)
         return all(map(torch.equal, *zip(*pairs, strict=True))) and (

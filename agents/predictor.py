@@ -16,26 +16,26 @@ C = TypeVar("C", bound=AgentConfig)
 
 
 class Choice(np.ndarray):
-    """One number as an array ``[]``, as Stable-Baselines3 gives it, that dicts can be looked up by as by a number.
+    """One number as an array ``[]``, as Stable-Baselines3 returns it, that also works as a key of a dict.
 
-    Gymnasium's FrozenLake, Taxi and CliffWalking look their transitions up in dicts, where an array has no place.
+    Gymnasium's FrozenLake, Taxi and CliffWalking look up their transitions in dicts, and arrays cannot be hashed.
     """
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(self.item())
 
-    def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:  # what is computed from it is nothing special
+    def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:  # results computed from it are plain numbers
         return array[()]
 
 
 def one_or_many(actions: np.ndarray) -> np.ndarray:
-    """Actions as an array, also where it is one that is one number."""
+    """Return actions as an array, a single number as a :class:`Choice`."""
     x = np.asarray(actions)
     return x if x.ndim else x.view(Choice)
 
 
 class Predictor(Learner[C]):
-    """A core that others can play with: ``predict`` takes what an environment gives, and gives what it takes."""
+    """A learner whose ``predict`` takes an environment's observations and returns the environment's actions."""
 
     @undisturbed
     @torch.no_grad()
@@ -47,16 +47,16 @@ class Predictor(Learner[C]):
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, Any]:
-        """Actions for one observation ``[*O]`` or many ``[n, *O]``, ready for the environment; and ``state`` as given.
+        """Return actions for one observation ``[*O]`` or many ``[n, *O]``, ready for the environment, and ``state``.
 
-        Sampling draws from a stream of its own: predicting never changes the course of training.
+        Sampling uses a random generator of its own, so predicting never changes the course of training.
 
         Args:
-            observation: as the observation space nests it.
-            state: handed back; there is none.
+            observation: nested as the observation space is.
+            state: returned as it is; these policies have no recurrent state.
             episode_start: not used.
-            deterministic: the mode of the distribution instead of a sample.
-            action_masks: which actions are allowed, where training took masks from ``info``; without it all are, and a
+            deterministic: return the mode of the distribution instead of a sample.
+            action_masks: the allowed actions, if training took masks from ``info``; without it all are allowed, and a
                 ``RuntimeWarning`` says so.
 
         Raises:
@@ -65,7 +65,7 @@ class Predictor(Learner[C]):
         del episode_start
         if self.takes_action_masks and action_masks is None:
             warn_user("predict without action_masks: training took masks from info, and now every action is allowed")
-        if self.actor.training:  # somebody has put it in, or switched it
+        if self.actor.training:  # replaced, or switched to training mode
             self.networks.repack()
         encoded = self.encoding(observation, action_masks)
         if encoded.ndim - len(self.encoding.shape) not in (0, 1):
@@ -82,5 +82,5 @@ class Predictor(Learner[C]):
 
     @property
     def takes_action_masks(self) -> bool:
-        """Whether ``predict`` needs the environment's ``info["action_mask"]``."""
+        """True if ``predict`` needs the environment's ``info["action_mask"]``."""
         return self.encoding.mask_in_info

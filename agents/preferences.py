@@ -27,11 +27,11 @@ class Preferences:
     """``n`` pairs of segments of up to ``T`` steps; ``[:, 0]`` was preferred to ``[:, 1]``."""
 
     observations: Tensor
-    """As the policy is given them, before normalisation, ``[n, 2, T, *O]``."""
+    """Observations before normalisation, ``[n, 2, T, *O]``."""
     actions: Tensor
-    """The policy's actions (see :meth:`~klrl.agents.learner.Learner.distribution`), ``[n, 2, T, *A]``."""
+    """Actions of the policy (see :meth:`~klrl.agents.learner.Learner.distribution`), ``[n, 2, T, *A]``."""
     valid: Tensor
-    """Which steps were taken; false after the end of an episode, bool ``[n, 2, T]``."""
+    """Mask of the steps that were taken; false after the end of an episode, bool ``[n, 2, T]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -49,14 +49,14 @@ class Preferences:
 
     @classmethod
     def of(cls, agent: Agent[Any], observations: Any, actions: Any, valid: Any = None) -> Self:
-        """Your own data, for policies like the agent's; single actions are segments of one step.
+        """Build preferences from your own data, for policies like the agent's; one action is a segment of one step.
 
         Args:
-            agent: who says how observations become arrays.
-            observations: ``[n, 2, T]`` of what the observation space nests.
-            actions: ``[n, 2, T, *A]``, the policy's; those of a Gaussian, from what an environment executed, are
-                ``agent.actor.units.from_environment(executed)``.
-            valid: ``[n, 2, T]``; by default all steps were taken.
+            agent: the agent that encodes observations.
+            observations: ``[n, 2, T]``, nested as the observation space is.
+            actions: the policy's, ``[n, 2, T, *A]``; for a Gaussian, actions that an environment executed are converted
+                by ``agent.actor.units.from_environment(executed)``.
+            valid: mask of the steps that were taken, ``[n, 2, T]``; by default all.
 
         Raises:
             ValueError: shapes that do not go together.
@@ -74,21 +74,21 @@ class Preferences:
         return self.map(lambda x: x[pairs])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
-        """``function`` applied to every array."""
+        """Apply a function to every array."""
         return Preferences(function(self.observations), function(self.actions), function(self.valid))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PreferencesConfig:
-    """How preferences are made from play."""
+    """Settings of preferences made from play."""
 
     n_pairs: PositiveInt = 512
     """Pairs of segments to play."""
     segment_length: PositiveInt = 100
     """Steps per segment, fewer where the episode ends."""
     label: Literal["bradley-terry", "larger"] = "bradley-terry"
-    """Who is preferred: either one by chance, with odds e^(difference of returns / temperature), or always the one
-    with the larger return (pairs with equal returns are left out)."""
+    """Rule of preference: by chance, with odds e^(difference of returns / temperature), or always the larger return
+    (pairs with equal returns are left out)."""
     temperature: Positive = 1.0
     """Difference of returns that makes the better segment e times as likely to be preferred (bradley-terry)."""
     n_envs: PositiveInt = 16
@@ -103,18 +103,18 @@ class PreferencesConfig:
 
 @dataclass(frozen=True, eq=False)
 class Segments:
-    """The first ``T`` steps of ``n`` episodes, as far as these go."""
+    """First ``T`` steps of ``n`` episodes, or fewer if they end earlier."""
 
     observations: Tensor
     """``[n, T, *O]``."""
     actions: Tensor
     valid: Tensor
     returns: Tensor
-    """Undiscounted, ``[n]``."""
+    """Undiscounted returns, ``[n]``."""
 
     @classmethod
     def of(cls, batch: Batch) -> Segments:
-        """From a batch that began with a reset: of every environment the first episode."""
+        """Take every environment's first episode from a batch that began with a reset."""
         before = batch.ended.cumsum(0) - batch.ended.long()
         valid = batch.valid & (before == 0)
         observations, actions, valid = (x.transpose(0, 1) for x in (batch.observations, batch.actions, valid))
@@ -122,7 +122,7 @@ class Segments:
 
 
 def play_segments(agent: Agent[Any], envs: VectorEnv, n: int, length: int, seed: int, sides: int = 1) -> list[Segments]:
-    """``n`` starts, played from ``sides`` times with other actions; ``[n, ...]`` for each time."""
+    """Play from ``n`` starts, ``sides`` times each with new actions; return segments ``[n, ...]`` for each time."""
     played: list[list[Segments]] = [[] for _ in range(sides)]
     for i in range(-(-n // envs.num_envs)):
         for side in played:
@@ -139,13 +139,13 @@ def collect_preferences(
 ) -> Preferences:
     """Play pairs of segments from equal starts, and prefer by return (Bradley and Terry 1952).
 
-    Only pairs from one start compare the actions alone: what DPO takes for granted when Z(s) of the optimum cancels.
+    Pairs from one start compare actions alone, as DPO assumes when Z(s) of the optimum cancels.
 
     Args:
-        reference: who plays.
-        env: as for an agent; a start is repeated by a reset with the same seed.
+        reference: the agent that plays.
+        env: an environment, in any form that agents take; a reset with the same seed repeats a start.
         config: settings.
-        seed: of the environments and the labels.
+        seed: seed of the environments and the labels.
 
     Raises:
         ValueError: the environment does not repeat a start, or with "larger" all returns are equal.
@@ -163,7 +163,7 @@ def collect_preferences(
 
 
 def _label(difference: Tensor, config: PreferencesConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """Which pairs are kept, and where the first segment is preferred."""
+    """Return masks of the pairs that are kept, and of those whose first segment is preferred."""
     if config.label == "larger":
         kept = difference != 0.0
         if not kept.any():

@@ -1,4 +1,4 @@
-"""The policy of a saved agent and nothing else of it: what acts, with its statistics, on its spaces."""
+"""Policy of a saved agent, with its statistics and spaces, and nothing else of the agent."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ SETTINGS = (
     "actor_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "scale_actions",
     "action_mask",
 )  # fmt: skip
-"""Of an agent's config, what its policy depends on."""
+"""Settings that an agent's policy depends on."""
 _TENSORS = ("actor.", "normalizer.", "observation_space.", "action_space.")
 _STATE = ("observation_space", "action_space", "normalizer_count")
 
 
 class SavedPolicy:
-    """A policy that does not move: what reference terms measure from. It needs neither critic nor region.
+    """A policy that never changes, from which reference terms measure; it needs neither critic nor region.
 
     Args:
-        tensors: of a saved agent, or those of :attr:`tensors`.
-        state: of a saved agent, or that of :attr:`state`.
+        tensors: a saved agent's, or :attr:`tensors`.
+        state: a saved agent's, or :attr:`state`.
     """
 
     def __init__(self, tensors: Tensors, state: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ class SavedPolicy:
 
     @classmethod
     def read(cls, path: str | Path) -> SavedPolicy:
-        """That of a saved agent, or of a run directory's newest good checkpoint.
+        """Read the policy of a saved agent, or of a run directory's newest good checkpoint.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -67,12 +67,12 @@ class SavedPolicy:
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:
-        """What it does at observations as in a batch, ``[*B, *O]``; in the CPU's memory."""
+        """Return the distributions at observations ``[*B, *O]`` as in a batch; in the CPU's memory."""
         return self.actor(self.normalizer(observations))
 
 
 def load_space(name: str, tensors: Tensors, state: dict[str, Any]) -> gym.Space:
-    """A space of a saved agent."""
+    """Read a space of a saved agent."""
     return space_from(state[name], below(f"{name}.", tensors))
 
 
@@ -83,12 +83,12 @@ def check_backed(
     tensors: Tensors,
     networks: Sequence[str] = ("actor", "critic"),
 ) -> Encoding:
-    """Make sure, before networks are made, that they are as large as what was saved; the encoding of observations.
+    """Check, before networks are made, that they are no larger than the saved ones; return the encoding.
 
-    Settings and spaces are a few words that can ask for any amount of memory; tensors are as large as their file.
+    A few words of settings and spaces can ask for any amount of memory; saved tensors are as large as their file.
 
     Raises:
-        ValueError: they are not.
+        ValueError: they are larger.
     """
     encoding = Encoding(observation_space, action_space, config["action_mask"])
     if tuple(tensors["normalizer.mean"].shape) != encoding.shape:
@@ -107,7 +107,7 @@ def check_backed(
 
 
 def normalizer(encoding: Encoding, tensors: Tensors, count: int) -> Normalizer:
-    """Observation statistics of a saved agent, and the scales of images where it found them out.
+    """Read the observation statistics of a saved agent, and the scales of images that it has learned.
 
     Raises:
         ValueError: scales of other observations.
@@ -122,10 +122,10 @@ def normalizer(encoding: Encoding, tensors: Tensors, count: int) -> Normalizer:
 
 
 def moments(name: str, tensors: Tensors, count: int, shape: Sequence[int]) -> Moments:
-    """Statistics of a saved agent.
+    """Read running statistics of a saved agent.
 
     Raises:
-        ValueError: of other numbers than ``shape`` asks for, or of such as no statistics have.
+        ValueError: another shape, or values that no statistics have.
     """
     if type(count) is not int or not 0 <= count <= MOST:
         raise ValueError(f"{name}_count = {count!r}; allowed: an integer in [0, {MOST}]")

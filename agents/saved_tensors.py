@@ -1,4 +1,4 @@
-"""Saved tensors are looked at before anything is made of them: their types, their shapes, and what they count."""
+"""Checks of saved tensors before they are used: types, shapes and ranges."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 MOST = 2**53
-"""Of whatever is counted: up to here every integer is a float, too."""
+"""Largest count: up to here every integer is exact as a float."""
 
 
 def check_tensors(saved: Tensors, new: Tensors) -> None:
-    """Refuse tensors that are not as those of a new agent with the same spaces and settings.
+    """Refuse tensors that differ in name, type or shape from those of a new agent with the same spaces and settings.
 
     Raises:
         ValueError: naming the tensor.
     """
     for name, x in new.items():
-        if name == "normalizer.fixed_scale":  # found out by a first batch, and not saved always
+        if name == "normalizer.fixed_scale":  # learned from a first batch, and not always saved
             continue
         if name not in saved:
             raise ValueError(f"no tensor {name}; allowed: every one that a new agent has")
-        if name != "return_scaler.running":  # as many as there were environments then
+        if name != "return_scaler.running":  # one per environment, and their number may differ
             check_tensor(name, saved[name], x.dtype, x.shape)
     check_tensor("return_scaler.running", running := saved["return_scaler.running"], torch.float64, running.shape[:1])
     check_finite("return_scaler.running", running)
@@ -42,7 +42,7 @@ def check_tensor(name: str, x: Tensor, dtype: torch.dtype, shape: Sequence[int])
 
 
 def check_finite(name: str, x: Tensor, least: float | None = None) -> None:
-    """Refuse numbers that are none, and such as are below the least one.
+    """Refuse NaN, infinity, and numbers below the least one.
 
     Raises:
         ValueError: naming the tensor and the number.

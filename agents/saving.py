@@ -1,4 +1,4 @@
-"""An agent's whole state as tensors and JSON, and the agent that it is of; no pickle on the way."""
+"""An agent's whole state as tensors and JSON, and back; without pickle."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ Count = Annotated[int, Bounds(0, MOST)]
 
 
 class Training(NamedTuple):
-    """From which step to which a training goes."""
+    """First and last step of a training."""
 
     first: int
     last: int
 
     @classmethod
     def of(cls, data: Any) -> Training | None:
-        """As it was saved.
+        """Read a saved training.
 
         Raises:
-            ValueError: no two steps, the second after the first.
+            ValueError: anything but two steps, the second after the first.
         """
         if data is None:
             return None
@@ -61,27 +61,27 @@ class Training(NamedTuple):
         return training
 
     def remaining(self, now: int) -> float:
-        """Which part of it is left."""
+        """Return the share of the training that is left at step ``now``."""
         return (self.last - now) / (self.last - self.first)
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An agent's whole state between two updates, on its own memory: nothing that the agent does later changes it."""
+    """Copy of an agent's whole state between two updates; nothing that the agent does later changes it."""
 
     num_timesteps: int
     tensors: Tensors
     state: dict[str, Any]
     cursor: EnvCursor | None
     region: TrustRegion
-    """As it is: one of a user's own class is only named in the state."""
+    """Region in force; the state only names a region of the user's own class."""
 
     def write(self, path: str | Path, lender: Path | None = None) -> Path:
-        """Write it; an older saved agent there is replaced.
+        """Write the state to a directory; an older saved agent there is replaced.
 
         Args:
-            path: where to.
-            lender: a saved agent that has older rows of the history already.
+            path: the directory.
+            lender: a saved agent that already has older rows of the history, to link to.
 
         Raises:
             FileExistsError: something else is there.
@@ -95,7 +95,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class _Numbers:
-    """What the JSON says of how far the agent is."""
+    """Counters in the JSON, under its keys."""
 
     seed: NonNegativeInt
     num_timesteps: Count
@@ -108,14 +108,14 @@ class _Numbers:
 
 
 def dump(agent: Learner[Any]) -> tuple[Tensors, dict[str, Any]]:
-    """Everything that determines what the agent does next."""
+    """Collect everything that determines what the agent does next."""
     tensors: Tensors = {}
     for name, module in (("actor", agent.actor), ("critic", agent.critic)):
         tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"optimizer.{k}": v for k, v in agent.networks.optimizer.state().items()}
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
     tensors |= _dump_moments("normalizer", agent.normalizer.moments)
-    if agent.encoding.images:  # whose scale may be that of a first batch, another agent's even
+    if agent.encoding.images:  # the scale may come from a first batch, or from another agent
         tensors["normalizer.fixed_scale"] = torch.as_tensor(
             agent.normalizer.fixed_scale, dtype=torch.float64, device="cpu"
         )
@@ -147,7 +147,7 @@ def dump(agent: Learner[Any]) -> tuple[Tensors, dict[str, Any]]:
 
 
 def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> None:
-    """Continue where :func:`dump` was called, but for the region; the agent was built with the same spaces and config.
+    """Restore the state that :func:`dump` returned, except the region, in an agent with the same spaces and config.
 
     Raises:
         ValueError: a number is out of range.
@@ -173,7 +173,7 @@ def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> Non
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
     agent.untrained = state["fresh"]
-    agent.drift.kl_sum = float(state.get("kl_sum", math.nan))  # nobody added it up before there was the metric
+    agent.drift.kl_sum = float(state.get("kl_sum", math.nan))  # not saved before there was the metric
 
 
 def snapshot(agent: Agent[Any]) -> Snapshot:
@@ -199,10 +199,10 @@ def restored(
 
     Args:
         cls: its class.
-        tensors: as they were saved.
+        tensors: saved tensors.
         data: the JSON beside them.
-        trust_region: in the place of the saved one.
-        device: where its networks are to be; by default where they were.
+        trust_region: a region in place of the saved one.
+        device: device of its networks; by default the saved one.
 
     Raises:
         ValueError: damaged, or an agent of another class.
@@ -236,10 +236,10 @@ def _dump_moments(name: str, moments: Moments) -> Tensors:
 
 
 def history(data: Any, tensors: Tensors) -> History:
-    """As it was saved; in format 3, in groups of rows with the same names, whose numbers are a tensor.
+    """Read a saved history; format 3 has groups of rows with the same names, whose numbers are a tensor.
 
     Raises:
-        ValueError: it is none.
+        ValueError: damaged.
     """
     if isinstance(data, list):
         return History(_grouped(data, tensors))
@@ -261,10 +261,10 @@ def _grouped(groups: Sequence[dict[str, Any]], tensors: Tensors) -> Iterator[Met
 
 
 def episode(data: Sequence[Any]) -> Episode:
-    """As it was saved, or before there were infos.
+    """Read a saved episode, with or without infos.
 
     Raises:
-        ValueError: it is not made of numbers.
+        ValueError: it has anything but numbers.
     """
     total_timesteps, episode_return, length, env_index, info = data if len(data) > 4 else [*data, {}]
     numbers = total_timesteps, episode_return, length, env_index
@@ -274,10 +274,10 @@ def episode(data: Sequence[Any]) -> Episode:
 
 
 def cursor(agent: Learner[Any], tensors: Tensors) -> EnvCursor | None:
-    """Where the saved agent's environments were, if they can be taken there.
+    """Read the cursor of the saved agent's environments, or ``None`` if there is none.
 
     Raises:
-        ValueError: they cannot have been there.
+        ValueError: a cursor that these environments cannot have.
     """
     where = _below("whereabouts", tensors)
     return EnvCursor.of(where, agent.action_space.shape or (), agent.encoding.shape) if where else None

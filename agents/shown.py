@@ -1,4 +1,4 @@
-"""An agent in a few words, and as a small table for notebooks."""
+"""Representations of agents: one line, and a small table for notebooks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _METRICS = {
     "drift/kl_target": "its target",
     "drift/kl_initial": "KL(first||new)",
 }
-"""What of the last update is shown."""
+"""Metrics of the last update that are shown, and their names."""
 
 
 def line(agent: Learner[Any]) -> str:
-    """One line: what it is, what it learns from, how far it is; also of one that is not made yet."""
+    """Describe an agent in one line: class, environment, region, progress; also one that is not initialised yet."""
     name = type(agent).__name__
     if "region" not in vars(agent) or "n_updates" not in vars(agent):
         return f"<{name}, not initialised>"
@@ -34,7 +34,7 @@ def line(agent: Learner[Any]) -> str:
 
 
 def as_html(agent: Learner[Any]) -> str:
-    """A table: what it is, and what its last update did."""
+    """Return a table of the agent and its last update."""
     return table(type(agent).__name__, _rows(agent))
 
 
@@ -60,6 +60,6 @@ def _env(agent: Any) -> str | None:
 
 
 def _last(agent: Any) -> dict[str, Any]:
-    """The metrics of the last update, as far as there is one."""
+    """Return the metrics of the last update, if there was one."""
     history = getattr(agent, "history", None)
     return history[-1] if history else {}

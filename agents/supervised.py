@@ -1,4 +1,4 @@
-"""What fitting a policy without rewards needs: environments to play it in, and Adam on the actor alone."""
+"""Helpers for fitting a policy without rewards: environments to play in, and Adam on the actor alone."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from klrl.run.callback import Metrics
 
 
 def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:
-    """Environments to play the agent in, to be given to :func:`closed_after`.
+    """Make environments for the agent to play in, to be given to :func:`closed_after`.
 
     Raises:
-        ValueError: none that can be made, or with other spaces than the agent's.
+        ValueError: they cannot be made, or their spaces differ from the agent's.
     """
     envs = make_vector_env(env, n)
     try:
@@ -37,7 +37,7 @@ def environments(env: EnvLike, n: int, agent: Agent[Any]) -> VectorEnv:
 
 @contextmanager
 def closed_after(envs: VectorEnv, env: EnvLike) -> Iterator[None]:
-    """Close the environments in the end, unless ``env`` is a user's own that they were made of."""
+    """Close the environments at the end, unless they were made from a user's own ``env``."""
     try:
         yield
     finally:
@@ -46,10 +46,9 @@ def closed_after(envs: VectorEnv, env: EnvLike) -> Iterator[None]:
 
 
 class ActorDescent:
-    """Adam on an agent's policy, by a loss that is not its algorithm's.
+    """Adam on an agent's policy, for a loss that is not its algorithm's.
 
-    The agent's own optimiser forgets its moments of the policy: they tell of another loss, and of a policy that is no
-    more.
+    The agent's own optimiser resets its moments of the policy, because they belong to another loss.
     """
 
     @undisturbed
@@ -60,15 +59,15 @@ class ActorDescent:
         self._adam = Adam([agent.networks.actor_parameters], learning_rate=learning_rate, max_grad_norm=max_grad_norm)
 
     def state(self) -> dict[str, Tensor]:
-        """Adam's moments and step count."""
+        """Return Adam's moments and step count."""
         return self._adam.state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue where :meth:`state` was taken."""
+        """Restore the state that :meth:`state` returned."""
         self._adam.restore(state)
 
     def step(self, loss: Objective) -> None:
-        """One step down.
+        """Take one step of descent.
 
         Raises:
             FloatingPointError: the gradient is not finite; nothing has moved.
@@ -80,7 +79,7 @@ class ActorDescent:
 
 
 def checked(metrics: Metrics, when: str) -> Metrics:
-    """The same metrics, if all are finite numbers.
+    """Return the metrics if all of them are finite numbers.
 
     Raises:
         FloatingPointError: naming the first one that is not.

@@ -1,4 +1,4 @@
-"""A training run: rollouts and updates until its last step, and the way back to the last whole update."""
+"""Training run: rollouts and updates until its last step, and the way back to the last complete update."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TrainingRun:
     """One call of ``learn`` or ``resume``.
 
     Args:
-        agent: what learns.
+        agent: the agent that learns.
         training: its first and last step.
-        callback: is told of everything.
-        turn: says which moments an agent may be touched in.
+        callback: is told of every event.
+        turn: records when the agent is between updates.
     """
 
     def __init__(self, agent: Agent[Any], training: Training, callback: Callback, turn: Turn) -> None:
@@ -38,7 +38,7 @@ class TrainingRun:
     def finish(self) -> None:
         """Run whole updates until the last step, or until a callback stops.
 
-        Where that ends by an exception, Ctrl-C too, the agent is again what its last whole update left.
+        If an exception ends it, Ctrl-C included, the agent returns to its state after the last complete update.
         """
         agent, callback, turn = self._agent, self._callback, self._turn
         if agent.num_timesteps == 0 and agent.actor.caution:
@@ -65,8 +65,8 @@ class TrainingRun:
         except BaseException as error:
             try:
                 self._take_back()
-            except Exception as problem:  # the first error is to be heard
-                error.add_note(f"the agent could not be taken back to its last whole update: {problem}")
+            except Exception as problem:  # the first error is the one to report
+                error.add_note(f"the agent could not be taken back to its last complete update: {problem}")
             turn.whole = turn.last = True
             if isinstance(error, Exception):
                 callback.on_error(agent, error)
@@ -76,9 +76,9 @@ class TrainingRun:
             callback.on_training_end(agent)
 
     def _rollout(self) -> Batch:
-        """Collect the next batch, from where the last one has left the environments.
+        """Collect the next batch, from where the last one left the environments.
 
-        Where the policy's action is not finite, the exception also says why.
+        If the policy's action is not finite, the exception also says why.
         """
         agent = self._agent
         agent.networks.repack()
@@ -94,7 +94,7 @@ class TrainingRun:
             raise
 
     def _take_back(self) -> None:
-        """Make the agent what its last whole update left: half of another is nothing to go on with."""
+        """Return the agent to its state after the last complete update."""
         agent, done = self._agent, self._agent.last_update
         if done is None:  # no update was begun
             return

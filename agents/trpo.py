@@ -21,13 +21,13 @@ class TRPOConfig(NaturalGradientConfig):
     algorithm: ClassVar[str] = "trpo"
 
     line_search_shrinking_factor: Annotated[float, Bounds(0.0, 0.999, open_below=True)] = 0.8
-    """What a rejected step is multiplied by."""
+    """Factor that a rejected step is multiplied by."""
     line_search_max_iter: Passes = 10
-    """Most steps to try before the policy stays where it was."""
+    """Maximum number of steps to try before the policy stays where it was."""
 
 
 class TRPO(NaturalGradient[TRPOConfig]):
-    """Natural gradient, then a line search that holds the region's bound on the whole batch.
+    """Natural gradient step, then a line search that enforces the region's bound on the whole batch.
 
     >>> agent = TRPO("CartPole-v1", seed=0).learn(total_timesteps=2048)
     >>> agent.history[-1]["drift/kl"] <= agent.history[-1]["drift/kl_target"]
@@ -37,7 +37,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
     config_class: ClassVar[type[TRPOConfig]] = TRPOConfig
 
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
-        """TRPO, appendix C: maximise L(theta) subject to mean KL(old||theta) <= delta."""
+        """Maximise L(theta) subject to mean KL(old||theta) <= delta (TRPO, appendix C)."""
         before, g = self.policy_gradient(samples)
         step = self.natural_step(samples, g)
         search = self.move(
@@ -57,7 +57,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
         )
 
     def _objection(self, samples: UpdateBatch, before: float) -> str | None:
-        """What is wrong with the current policy, judged on the whole batch."""
+        """Return what is wrong with the current policy on the whole batch, or ``None``."""
         change = self.change(samples)
         if not self.region.violation(change) <= 0.0:
             return "rejected: outside the trust region"

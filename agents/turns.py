@@ -1,4 +1,4 @@
-"""Whose turn it is: an agent is in one training at a time, and some things wait until that is over."""
+"""Turns: an agent is in one training at a time, and some calls have to wait until it is over."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import threading
 
 
 class Turn:
-    """One training of an agent, in the thread that makes this; what it says is set as the training goes on."""
+    """One training of an agent, in the thread that makes this object; the training sets its attributes."""
 
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.whole = True
-        """Whether the agent is between two updates."""
+        """True between two updates."""
         self.last = False
-        """Whether there will be no more updates."""
+        """True once there will be no more updates."""
         self.over = False
-        """Whether the agent is free again: one assignment, which no signal can come into."""
+        """True once the agent is free again; a single assignment, which no signal can interrupt."""
 
 
 class Turns:
-    """Gives an agent to one training at a time, whichever threads and callbacks ask for it."""
+    """Gives an agent to one training at a time, for any number of threads and callbacks."""
 
     def __init__(self) -> None:
         self._now: Turn | None = None
-        self._door = threading.RLock()  # a signal's handler may ask, too
+        self._door = threading.RLock()  # a signal handler may ask, too
 
     def begin(self, turn: Turn) -> None:
         """Take the agent until the turn is over.
@@ -36,11 +36,11 @@ class Turns:
             self._now = turn
 
     def check(self, what: str, *, after_last_update: bool = False) -> None:
-        """Refuse something for the time of a training.
+        """Refuse a call during a training.
 
         Args:
-            what: the user has called, for messages.
-            after_last_update: whether it will do as soon as there are no more updates, in ``on_training_end``.
+            what: name of the call, for messages.
+            after_last_update: allow it once there are no more updates, in ``on_training_end``.
 
         Raises:
             ValueError: a training goes on.
@@ -52,6 +52,6 @@ class Turns:
 
     @property
     def between_updates(self) -> bool:
-        """Whether the agent is whole, and will be until this thread goes on."""
+        """True if the agent is between updates, and stays so until this thread goes on."""
         now = self._now
         return now is None or now.over or (now.whole and now.thread == threading.get_ident())

@@ -1,4 +1,4 @@
-"""The samples of an update: the valid steps of its batch, with the old policy and the critic's targets."""
+"""Samples of an update: the valid steps of its batch, with the old policy and the critic's targets."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from klrl.shown import of_arrays
 from klrl.trust_region import Change
 
 _LOG_STD = 85.0
-"""Beyond, a sample of a few standard deviations is more than float32 holds."""
+"""Largest log std: beyond, a sample a few standard deviations away overflows float32."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class UpdateBatch:
-    """The valid steps of a batch as the update sees them; ``n`` rows."""
+    """Valid steps of a batch, prepared for an update; ``n`` rows."""
 
     observations: Tensor
-    """Normalised, ``[n, *O]``."""
+    """Normalised observations, ``[n, *O]``."""
     actions: Tensor
     old: Distribution
-    """The policy before the update at these observations; never overwritten during it."""
+    """Distributions of the policy before the update; never overwritten during it."""
     log_prob: Tensor
     """log old(a|s), ``[n]``."""
     advantage: Tensor
     returns: Tensor
-    """A + V before normalisation of A: what the critic fits, in units of the scaled reward, ``[n]``."""
+    """Targets of the critic, A + V before normalisation of A, in units of the scaled reward, ``[n]``."""
 
     reference: Distribution | None = None
-    """The reference policy at these observations, where there is one."""
+    """Distributions of the reference policy, if there is one."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -47,16 +47,16 @@ class UpdateBatch:
         return self.map(lambda x: x[rows])
 
     def split(self, n: int) -> Iterator[UpdateBatch]:
-        """Minibatches of ``n`` rows, one after the other, on the same memory."""
+        """Yield minibatches of ``n`` rows, one after the other, on the same memory."""
         for start in range(0, len(self), n):
             yield self[start : start + n]
 
     def numpy(self) -> UpdateBatch:
-        """The same as numpy arrays, on the same memory."""
+        """Return the same samples as numpy arrays, on the same memory."""
         return self.map(Tensor.numpy)
 
     def map(self, function: Callable[[Array], Array]) -> UpdateBatch:
-        """``function`` applied to every array."""
+        """Apply a function to every array."""
         return UpdateBatch(
             function(self.observations),
             function(self.actions),
@@ -68,12 +68,12 @@ class UpdateBatch:
         )
 
     def change(self, new: Distribution) -> Change:
-        """From the old policy to ``new`` at these observations."""
+        """Return the change from the old policy to ``new`` at these observations."""
         return Change(self.old, new, self.actions, self.log_prob, self.advantage, self.reference)
 
 
 def overflow(policy: Distribution, ent_coef: float) -> str:
-    """In words, where a Gaussian's std is more than float32 holds, and why that may be; empty if it is nowhere."""
+    """Describe where a Gaussian's std overflows float32, and why that may be; empty if it does not."""
     if not isinstance(policy, (DiagGaussian, SquashedGaussian)):
         return ""
     largest = tensor(policy.log_std).reshape(-1, policy.log_std.shape[-1]).max(0).values
@@ -85,5 +85,5 @@ def overflow(policy: Distribution, ent_coef: float) -> str:
 
 
 def mean_of(values: Sequence[Any]) -> float:
-    """Mean of numbers, or of 0-d tensors that are read from their device once."""
+    """Average numbers, or 0-d tensors that are read from their device once."""
     return float(torch.stack(list(values)).mean() if isinstance(values[0], Tensor) else np.mean(values))

@@ -5,10 +5,6 @@ import ast
 import pytest
 from test_conventions import ROOT, SOURCES
 
-# Rooms whose docstrings are not all rewritten yet.
-LATER = {"agents", "klrl/trust_region"}
-CHECKED = [path for path in SOURCES if not any(path.is_relative_to(ROOT / room) for room in LATER)]
-
 # A docstring with one of these in front only makes sense to a reader who has read what is above it.
 NO_BEGINNING = {
     "all", "also", "any", "as", "because", "before", "but", "by", "else", "everybody", "everything", "for", "from",
@@ -38,7 +34,7 @@ def beginning(text):
     return " ".join(words[:2]).lower() if words else ""
 
 
-@pytest.mark.parametrize("path", CHECKED, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_begin_with_a_verb_or_a_noun(path):
     found = {line: beginning(text) for line, text in docstrings(path)}
     assert not {line: words for line, words in found.items() if words.split()[0].strip(",.:;") in NO_BEGINNING}

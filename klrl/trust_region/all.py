@@ -33,7 +33,7 @@ class All(TrustRegion):
 
     @property
     def on_exit(self) -> OnExit | None:  # type: ignore[override]
-        """To go back inside is the stricter wish and wins."""
+        """The strictest of the members' wishes: "backtrack" before "stop"."""
         wishes = {r.on_exit for r in self.regions}
         return "backtrack" if "backtrack" in wishes else "stop" if "stop" in wishes else None
 
@@ -45,49 +45,49 @@ class All(TrustRegion):
 
     @property
     def clip_range(self) -> float | None:  # type: ignore[override]
-        """That of the one that clips."""
+        """Half-width of the member that clips."""
         return self._smallest(lambda r: r.clip_range)
 
     @property
     def beta(self) -> float | None:  # type: ignore[override]
-        """The sum."""
+        """The sum of the members' coefficients."""
         betas = [r.beta for r in self.regions if r.beta is not None]
         return sum(betas) if betas else None
 
     @property
     def lr_scale(self) -> float:  # type: ignore[override]
-        """The product."""
+        """The product of the members' factors."""
         return math.prod(r.lr_scale for r in self.regions)
 
     def surrogate(self, change: Change) -> Array:
-        """That of the one region that has its own."""
+        """Return the surrogate of the one member that has its own, else the plain one."""
         return self._with_surrogate.surrogate(change)
 
     def surrogate_gradient(self, change: Change) -> Gradient:
-        """That of the same region."""
+        """Return the derivative of that surrogate."""
         return self._with_surrogate.surrogate_gradient(change)
 
     def penalty(self, change: Change) -> Array | float:
-        """The sum."""
+        """Return the sum of the members' penalties."""
         return sum((r.penalty(change) for r in self.regions), 0.0)
 
     def penalty_gradient(self, change: Change) -> Gradient | None:
-        """The sum."""
+        """Return the sum of the members' derivatives."""
         gradients = [g for r in self.regions if (g := r.penalty_gradient(change)) is not None]
         return tuple(sum(xs) for xs in zip(*gradients, strict=True)) if gradients else None
 
     def violation(self, change: Change) -> float:
-        """The largest; NaN if one is NaN."""
+        """Return the largest violation; NaN if one is NaN."""
         return float(np.max([r.violation(change) for r in self.regions], initial=-math.inf))
 
     def project(self, new: Distribution, old: Distribution) -> Distribution:
-        """One after the other."""
+        """Project by one member after the other."""
         for region in self.regions:
             new = region.project(new, old)
         return new
 
     def step_length(self, curvature: float) -> float:
-        """The smallest of the bounds' and of that of all penalties together, whose curvatures add."""
+        """Return the shortest of the bounds' lengths and that of all penalties together, whose curvatures add."""
         penalised = [r for r in members(self) if redefines(r, "penalty")]
         bounds = [r.step_length(curvature) for r in members(self) if r not in penalised]
         slope = sum(1.0 / r.step_length(curvature) for r in penalised)
@@ -95,15 +95,15 @@ class All(TrustRegion):
 
     @property
     def reads_reference(self) -> bool:  # type: ignore[override]
-        """Whether one of them does."""
+        """True if a member measures from a reference policy."""
         return any(r.reads_reference for r in self.regions)
 
     def scheduled(self, progress_remaining: float) -> All:
-        """Each for itself."""
+        """Schedule every member."""
         return All(*(r.scheduled(progress_remaining) for r in self.regions))
 
     def adapt(self, change: Change) -> All:
-        """Each for itself."""
+        """Adapt every member."""
         return All(*(r.adapt(change) for r in self.regions))
 
     @property
@@ -115,11 +115,11 @@ class All(TrustRegion):
 
 
 def redefines(region: TrustRegion, hook: str) -> bool:
-    """Whether a region, or one of several, has a hook of its own."""
+    """Tell whether a region, or a member of it, has a hook of its own."""
     plain = getattr(TrustRegion, hook)
     return any(hook in vars(r) or getattr(type(r), hook) is not plain for r in members(region))
 
 
 def members(region: TrustRegion) -> list[TrustRegion]:
-    """The region itself, or the regions that it joins."""
+    """Return the regions that a region joins, all levels of them, or the region alone."""
     return [member for r in region.regions for member in members(r)] if isinstance(region, All) else [region]

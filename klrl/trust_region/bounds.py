@@ -27,17 +27,17 @@ class KLConstraint(TrustRegion):
         validate(self)
 
     def violation(self, change: Change) -> float:
-        """Mean KL - target_kl, nats."""
+        """Return mean KL - target_kl, nats."""
         return average(change.kl) - self.target_kl
 
     def step_length(self, curvature: float) -> float:
-        """sqrt(2 target_kl / x'Fx): TRPO, appendix C."""
+        """Return sqrt(2 target_kl / x'Fx): TRPO, appendix C."""
         return math.sqrt(2.0 * self.target_kl / curvature)
 
 
 @dataclass(frozen=True)
 class RatioDeviation(TrustRegion):
-    """Ends the epochs once the ratios are too far from 1: mean |r - 1| > ratio_deviation.
+    """Mean |r - 1| <= ratio_deviation: ends the epochs once the ratios are too far from 1.
 
     Sun et al. 2022 ("You May Not Need Ratio Clipping in PPO"), ESPO: an unclipped surrogate, and this stopping rule.
     In expectation over old(a|s) that mean is twice the total variation of the policies, so by Pinsker's inequality
@@ -51,16 +51,16 @@ class RatioDeviation(TrustRegion):
         validate(self)
 
     def violation(self, change: Change) -> float:
-        """Mean |r - 1| - ratio_deviation."""
+        """Return mean |r - 1| - ratio_deviation."""
         return average(abs(change.ratio - 1.0)) - self.ratio_deviation
 
 
 @dataclass(frozen=True)
 class ReferenceConstraint(TrustRegion):
-    """Mean KL(new||reference) <= reference_kl; from a policy that is already beyond, no farther.
+    """Mean KL(new||reference) <= reference_kl; a policy that is already beyond may not move farther away.
 
-    The bound is on where the policy is, not on how far it moves: it holds on the states of every batch, and new states
-    may find the policy beyond. Such an update may only bring it nearer, or leave it.
+    The bound is on where the policy is, not on how far it moves. It holds on the states of every batch; on new states
+    the policy may be beyond it already, and then an update may only bring it nearer or leave it where it is.
     """
 
     reference_kl: Positive = 0.1
@@ -71,5 +71,5 @@ class ReferenceConstraint(TrustRegion):
         validate(self)
 
     def violation(self, change: Change) -> float:
-        """Mean KL(new||reference) minus reference_kl, or minus mean KL(old||reference) where that is larger; nats."""
+        """Return mean KL(new||reference) - max(reference_kl, mean KL(old||reference)), nats."""
         return average(change.kl_reference) - max(self.reference_kl, average(change.kl_reference_before))

@@ -1,4 +1,4 @@
-"""One policy change seen on one batch: what every trust region judges."""
+"""One policy change on one batch, which every trust region judges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from klrl.shown import of_arrays
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Change:
-    """From ``old`` to ``new`` at the same ``[*B]`` states; what follows from them is computed once, on demand."""
+    """Policies ``old`` and ``new`` at the same ``[*B]`` states; derived quantities are computed once, on demand."""
 
     old: Distribution
     new: Distribution
@@ -28,7 +28,7 @@ class Change:
     advantage: Array
     """Advantage of the actions taken, ``[*B]``."""
     reference: Distribution | None = None
-    """A policy that neither moves nor acts, at the same states, where there is one."""
+    """Distributions of a policy that never changes, at the same states, where there is one."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -69,25 +69,25 @@ class Change:
 
     @property
     def fixed(self) -> Distribution:
-        """The reference.
+        """The reference's distributions.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no reference.
         """
         if self.reference is None:
             raise ValueError("reference = None; allowed: a saved agent, for this trust region")
         return self.reference
 
     def on_tensors(self, function: Callable[[Change], Array | float]) -> Array:
-        """A function ``[*B]`` of the change that takes tensors only."""
+        """Evaluate a function ``[*B]`` of the change that takes tensors only."""
         return like(self._per_state(function, self._tensors(self.new.map(tensor))), self.log_prob)
 
     def derivative(self, function: Callable[[Change], Array | float]) -> Gradient:
-        """Derivative of a function ``[*B]`` of the change, given tensors, by the fields of ``new``, by autograd."""
+        """Differentiate a function ``[*B]`` of the change by the fields of ``new``, with tensors and autograd."""
         return derivative(lambda new: self._per_state(function, self._tensors(new)), self.new)
 
     def _per_state(self, function: Callable[[Change], Array | float], change: Change) -> Tensor:
-        """What the function makes of tensors, or a constant of it, with the shape it must have."""
+        """Evaluate the function and check its shape; a number becomes a constant ``[*B]``."""
         value = function(change)
         if isinstance(value, (int, float)):
             return torch.full_like(change.log_prob, value)

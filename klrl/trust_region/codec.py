@@ -13,7 +13,7 @@ from klrl.trust_region.region import TrustRegion
 
 
 def _made_of(x: object) -> Iterator[type]:
-    """The class of a region, and those of what it holds."""
+    """Yield the class of a region and the classes of what it holds."""
     if isinstance(x, (TrustRegion, Coefficient)):
         yield type(x)
         for field in fields(x):  # type: ignore[arg-type]
@@ -21,13 +21,13 @@ def _made_of(x: object) -> Iterator[type]:
 
 
 _CLASSES = {cls.__name__: cls for region in REGIONS.values() for cls in _made_of(region())} | {"All": All}
-"""What can be saved: every class that a name stands for, alone or joined."""
+"""Classes that can be saved: those of all named regions and their coefficients, and ``All``."""
 
 
 def region_to_json(region: Any) -> Any:
-    """A region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``.
+    """Return a region, with its coefficients' state, as plain JSON: ``{"class": name, field: value, ...}``.
 
-    A class of the user's own is only named: nothing here could import it again.
+    A class of the user's own is only named, because loading imports nothing.
     """
     if isinstance(region, tuple):
         return [region_to_json(r) for r in region]
@@ -40,7 +40,7 @@ def region_to_json(region: Any) -> Any:
 
 
 def own_class(data: Any) -> str | None:
-    """The name of the first class in a saved region that is not klrl's, if there is one."""
+    """Return the name of the first class in a saved region that is not klrl's, or ``None``."""
     if isinstance(data, list):
         return next(filter(None, map(own_class, data)), None)
     if not isinstance(data, dict):
@@ -52,14 +52,14 @@ def own_class(data: Any) -> str | None:
 
 
 def region_from_json(data: Any) -> Any:
-    """The inverse of :func:`region_to_json`.
+    """Rebuild a region from :func:`region_to_json`'s output.
 
     Raises:
         ValueError: a class that is not one of klrl's, or neither a region nor a coefficient.
     """
     region = _from_json(data)
     if not isinstance(region, (TrustRegion, Coefficient)):
-        raise ValueError(f"saved trust region {data!r}; allowed: one in words of JSON")
+        raise ValueError(f"saved trust region {data!r}; allowed: a JSON object that names a class")
     return region
 
 
@@ -67,6 +67,6 @@ def _from_json(data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     if (name := data.get("class")) not in _CLASSES:
-        raise ValueError(f"saved trust region {name!r} is not klrl's; allowed: to give it to load(..., trust_region=)")
+        raise ValueError(f"saved trust region {name!r} is not klrl's; allowed: one given to load(..., trust_region=)")
     values = {k: _from_json(v) for k, v in data.items() if k != "class"}
     return All(*map(_from_json, values["regions"])) if name == "All" else _CLASSES[name](**values)

@@ -22,12 +22,12 @@ class Coefficient(abc.ABC):
 
     @abc.abstractmethod
     def update(self, kl: float) -> Self:
-        """The coefficient for the next policy update, given the mean KL(old||new) of the last one."""
+        """Return the coefficient for the next policy update, given the mean KL(old||new) of the last one."""
 
 
 @dataclass(frozen=True)
 class Fixed(Coefficient):
-    """beta never changes."""
+    """A constant beta."""
 
     beta: Positive = 1.0
 
@@ -35,13 +35,13 @@ class Fixed(Coefficient):
         validate(self)
 
     def update(self, kl: float) -> Self:
-        """Itself."""
+        """Return the same coefficient."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Bounded(Coefficient):
-    """Aims at ``target_kl``; beta stays in [minimum, maximum], so that it can always recover."""
+    """Schedule that aims at ``target_kl`` and keeps beta in [minimum, maximum], so that it can always recover."""
 
     target_kl: Positive = 0.01
     beta: Positive = 1.0
@@ -59,14 +59,14 @@ class _Bounded(Coefficient):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(_Bounded):
-    """Doubles beta where the policy moved too far, halves it where it moved too little.
+    """Doubles beta if the policy moved too far, halves it if the policy moved too little.
 
     Schulman et al. 2017 (PPO), section 4: beta / 2 if d < d_targ / 1.5, 2 beta if d > 1.5 d_targ; here kept
     in [minimum, maximum].
     """
 
     def update(self, kl: float) -> Self:
-        """Halve, keep or double, inside the bounds."""
+        """Halve, keep or double beta, within the bounds."""
         if kl < self.target_kl / 1.5:
             return self._times(0.5)
         if kl > self.target_kl * 1.5:
@@ -76,7 +76,7 @@ class Adaptive(_Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class Proportional(_Bounded):
-    """beta (1 + K clip(KL / target_kl - 1, -0.2, 0.2)): moves beta in proportion to how far the KL missed its aim.
+    """Changes beta in proportion to how far the KL missed its aim: beta (1 + K clip(KL / target_kl - 1, -0.2, 0.2)).
 
     Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences"), section 2.2. Their K is 0.1; an agent
     makes fewer and larger updates, so here it is 1: beta changes by at most a fifth per update.
@@ -86,7 +86,7 @@ class Proportional(_Bounded):
     """K, the largest relative change of beta over 0.2."""
 
     def update(self, kl: float) -> Self:
-        """A relative change of at most 0.2 K, inside the bounds; none where the KL is not a number."""
+        """Change beta by at most a factor of 1 +- 0.2 K, within the bounds; keep it if the KL is NaN."""
         error = kl / self.target_kl - 1.0
         if math.isnan(error):
             return self
@@ -95,21 +95,21 @@ class Proportional(_Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class Dual(_Bounded):
-    """The multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate min(KL / target - 1, 1)}.
+    """Multiplier of the constraint KL <= target_kl, by ascent on its dual: beta e^{rate min(KL / target - 1, 1)}.
 
     Boyd and Vandenberghe 2004 ("Convex Optimization"), section 5: dL/d beta = KL - target_kl, where
     L = E[surrogate] - beta (KL - target_kl). The ascent is on log beta, in units of the target: near the solution the
     KL falls as 1 / beta^2, so the error of log beta shrinks by 1 - 2 rate per update, whatever the scales of advantages
     and target. On beta itself that would be 1 - 2 rate target_kl / beta: every task would need a rate of its own, and
     beta would have to be kept from becoming negative. A KL cannot fall short of its target by more than the target, so
-    it counts as no farther beyond it either: otherwise the few wild updates of a training would drive beta up, and all
-    others would stay short.
+    an excess counts as at most the target, too: otherwise a few wild updates would drive beta up, and all others would
+    fall short.
     """
 
     rate: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 0.2
     """Step size of the ascent; 0.5 is Newton's method where the KL falls as 1 / beta^2, 1 no longer converges."""
 
     def update(self, kl: float) -> Self:
-        """One step, inside the bounds; none for a KL of NaN."""
+        """Take one step of the ascent, within the bounds; keep beta if the KL is NaN."""
         violation = kl / self.target_kl - 1.0
         return self if math.isnan(violation) else self._times(math.exp(self.rate * min(violation, 1.0)))

@@ -1,4 +1,4 @@
-"""Regions that slow the actor down."""
+"""Regions that scale the actor's learning rate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from klrl.validation import Positive, validate
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLearningRate(TrustRegion):
-    """Scales the actor's learning rate: / 1.5 where mean KL(old||new) > 2 target_kl, x 1.5 where it is < target_kl / 2.
+    """Divides the actor's learning rate by 1.5 if mean KL(old||new) > 2 target_kl, multiplies it if < target_kl / 2.
 
     The rule of rsl_rl (Rudin et al. 2022, "Learning to Walk in Minutes"), which looks at every minibatch and changes
-    the critic's rate, too; here it looks once, at the whole update, and the critic is left alone. It aims, it does
-    not bound. The scale stays in [minimum, maximum], rsl_rl's bounds (1e-5 and 1e-2) over its first rate (1e-3).
+    the critic's rate, too; here it looks once, at the whole update, and leaves the critic alone. Its target is an aim,
+    not a bound. The scale stays in [minimum, maximum], rsl_rl's bounds (1e-5 and 1e-2) over its first rate (1e-3).
     """
 
     target_kl: Positive = DEFAULT_TARGET_KL
@@ -36,7 +36,7 @@ class AdaptiveLearningRate(TrustRegion):
         return self.scale
 
     def adapt(self, change: Change) -> Self:
-        """The scale looks once at the KL of the whole update; a KL of 0 (no step) says nothing about the rate."""
+        """Adapt the scale to the KL of the whole update; a KL of 0 (no step) says nothing about the rate."""
         kl = average(change.kl)
         if kl > 2.0 * self.target_kl:
             return replace(self, scale=max(self.scale / 1.5, self.minimum))

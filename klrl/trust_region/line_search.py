@@ -1,4 +1,4 @@
-"""Backtracking line search: the step is shortened until nobody objects, or it is taken back to the bit."""
+"""Backtracking line search: shortens a step until there is no objection, or takes it back to the bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LineSearch:
-    """Which multiple of the step was taken and why: scale 0 means rejected, parameters as they were."""
+    """Outcome of a line search: the multiple of the step that was taken; 0 if it was rejected."""
 
     scale: float
     tries: int
@@ -19,7 +19,7 @@ class LineSearch:
 
     @property
     def accepted(self) -> bool:
-        """Whether the parameters moved."""
+        """True if the parameters moved."""
         return self.scale > 0.0
 
 
@@ -37,10 +37,10 @@ def line_search(
     Args:
         theta: the parameters ``[P]``, moved in place.
         step: the full step ``[P]``.
-        objection: looks at the policy at theta; ``None`` accepts them, a text says what is wrong.
+        objection: judges the policy at theta; ``None`` accepts it, a text says what is wrong.
         start: where to start from ``[P]``; by default where theta is.
         shrinking_factor: c in (0, 1).
-        max_iter: most tries; after them theta is ``start`` again, bit for bit.
+        max_iter: maximum number of tries; if all fail, theta is ``start`` again, bit for bit.
     """
     theta = theta.detach()
     start = theta.clone() if start is None else start

@@ -1,7 +1,7 @@
-"""Trust regions by name: what a command line or a config can ask for, and the settings that come with it.
+"""Trust regions by name, for command lines and configs, and the settings that come with them.
 
-A new region gets a name in :data:`REGIONS`; a new setting of one is a parameter there and a field, with its help text
-and its range, of :class:`RegionSettings`. Nothing outside this package lists either.
+A new region gets a name in :data:`REGIONS`; a new setting is a parameter there and a field of :class:`RegionSettings`,
+with its help text and its range. Nothing outside this package lists either.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "reference-penalty": ReferencePenalty,
     "reference-constraint": ReferenceConstraint,
 }
-"""What ``--trust-region`` accepts; a function's parameters are the settings it reads."""
+"""Names that ``--trust-region`` accepts; the parameters of the function are the settings it reads."""
 
 PARAMETERS = tuple(dict.fromkeys(name for region in REGIONS.values() for name in inspect.signature(region).parameters))
-"""Every setting that some region reads."""
+"""Settings that some region reads."""
 
 
 def parameters_of(region: Any) -> frozenset[str]:
@@ -114,7 +114,7 @@ def with_region(settings: Mapping[str, Any], region: Any) -> dict[str, Any]:
 
 
 def region_from_name(name: str, **settings: float) -> TrustRegion:
-    """Build ``A`` or ``A+B``; each region takes the settings it reads and defaults for the rest.
+    """Build ``A`` or ``A+B``; each region takes the settings that it reads and defaults for the rest.
 
     Raises:
         ValueError: an unknown name, or a setting that none of the regions reads.
@@ -132,30 +132,30 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
 class RegionSettings:
     """A trust region by its name with its settings, or as an object that has its own.
 
-    Part of every agent's config, where each field is a flag. A setting is ``None`` where the region's default holds,
-    which the help text names.
+    Part of every agent's config, where each field is a flag. ``None`` stands for the region's default, which the help
+    text names.
     """
 
     trust_region: str | TrustRegion
-    """What limits the step."""
+    """Trust region: everything that limits the step."""
     target_kl: Limit | None = None
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
     (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
     clip_range: Limit | None = None
-    """Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2)."""
+    """Half-width of the ratio's interval around 1 (clip, spo, rollback: 0.2)."""
     rollback_slope: PositiveWeight | None = None
-    """How the surrogate falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL
+    """Slope of the surrogate outside: multiple of the ratio's slope (rollback: 0.3) or of the state's KL
     (truly-ppo: 5.0)."""
     state_kl: Limit | None = None
-    """KL of a single state, nats: KL(old||new) from which on the surrogate falls (truly-ppo: 0.03), the bound for
+    """KL of a single state, nats: KL(old||new) beyond which the surrogate falls (truly-ppo: 0.03), or bound for
     KL(new||old) (projection: 0.03)."""
     state_distance: Limit | None = None
     """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
     frobenius-projection: 0.25)."""
     regression_coef: Weight | None = None
-    """Weight of KL(new||projection), which draws the network to its projection (all projections: 10.0)."""
+    """Weight of KL(new||projection), which draws the network towards its projection (all projections: 10.0)."""
     ratio_deviation: Limit | None = None
-    """Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25)."""
+    """Mean |ratio - 1| over the batch beyond which the policy stops (espo: 0.25)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
     """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
     (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
@@ -169,7 +169,7 @@ class RegionSettings:
 
     @cached_property
     def region(self) -> TrustRegion:
-        """The trust region itself.
+        """The trust region that the settings describe.
 
         Raises:
             ValueError: a setting that it does not read, or a hook under an old name where it cannot be found.

@@ -17,7 +17,7 @@ LinearMap = Callable[[Tensor], Tensor]
 
 
 class FisherVectorProduct:
-    """v -> (F + damping I) v, with F the policy's Fisher matrix, the Hessian of the mean KL(old||new) at new = old.
+    """Linear map v -> (F + damping I) v; F is the Fisher matrix, the Hessian of mean KL(old||new) at new = old.
 
     F v = E[J' M J v]: J moves the distributions with the parameters, M is the Fisher matrix of one distribution by
     its own fields (the Gauss-Newton form, exact here: Martens 2020, "New Insights and Perspectives on the Natural
@@ -25,9 +25,10 @@ class FisherVectorProduct:
 
     Args:
         linearize: the policy at ``[n, *O]`` observations and its derivative, as an actor's ``linearize``.
-        observations: the states of the mean, ``[n, *O]``.
+        observations: the states to average over, ``[n, *O]``.
         damping: multiple of the identity.
-        batch_size: most states at a time; bounds the memory, and the policy is evaluated anew for every product.
+        batch_size: maximum number of states at a time, to bound the memory; the policy is then evaluated anew for
+            every product.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ def fisher_diagonal(
     n_chunks: int = 64,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The diagonal of F, ``[P]``, estimated without bias in one pass from actions that the policy itself drew.
+    """Estimate the diagonal of F, ``[P]``, without bias, in one pass over actions that the policy itself drew.
 
     F = 1/N sum_n E[s_n s_n'] with the scores s_n = J_n' d log pi(a_n|x_n). Under the policy a score has mean zero
     whatever happened before its action, so E[s_m s_n'] = 0 for m != n, along a trajectory, too. Hence the sum v of
@@ -75,8 +76,8 @@ def fisher_diagonal(
         linearize: the policy at ``[n, *O]`` observations and its derivative, as an actor's ``linearize``.
         observations: ``[N, *O]``.
         actions: one for each, sampled from the policy that is linearized.
-        n_chunks: about how many chunks to make.
-        batch_size: most samples in a chunk; bounds the memory.
+        n_chunks: approximate number of chunks.
+        batch_size: maximum number of samples in a chunk, to bound the memory.
     """
     n = len(observations)
     size = min(max(1, n // n_chunks), batch_size or n)
@@ -90,7 +91,7 @@ def fisher_diagonal(
 
 @dataclass(frozen=True, eq=False)
 class ConjugateGradient:
-    """What conjugate gradient found: x, how good it is, and why it ended."""
+    """Result of conjugate gradient: the solution, its residual, and why the iteration ended."""
 
     solution: Tensor
     residual: float
@@ -118,8 +119,8 @@ def conjugate_gradient(
     Args:
         product: the matrix, as a function of a vector ``[P]``.
         b: right-hand side ``[P]``.
-        max_steps: most products to spend.
-        tolerance: ends once ||b - A x|| / ||b|| is below it, preconditioned or not.
+        max_steps: maximum number of products.
+        tolerance: the iteration ends once ||b - A x|| / ||b|| is below it, preconditioned or not.
         preconditioner: a positive definite M near A, as r -> M^-1 r, or as the vector ``[P]`` of a diagonal M. The
             steps are then those for M^-1/2 A M^-1/2 (Golub and Van Loan 2013, algorithm 11.5.1).
     """

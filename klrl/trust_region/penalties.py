@@ -26,7 +26,7 @@ class KLPenalty(TrustRegion):
 
     @property
     def target_kl(self) -> float | None:  # type: ignore[override]
-        """What the coefficient aims at."""
+        """Mean KL(old||new) that the coefficient aims at, nats."""
         return self.coefficient.target_kl
 
     @property
@@ -35,20 +35,20 @@ class KLPenalty(TrustRegion):
         return self.coefficient.beta
 
     def penalty(self, change: Change) -> Array:
-        """beta KL(old||new), ``[*B]``."""
+        """Return beta KL(old||new), ``[*B]``."""
         return self.beta * change.kl
 
     def penalty_gradient(self, change: Change) -> Gradient:
-        """Beta times that of KL(old||new)."""
+        """Return beta times the derivative of KL(old||new)."""
         return tuple(self.beta * x for x in kl_gradient(change.old, change.new))
 
     def step_length(self, curvature: float) -> float:
-        """1 / beta: the maximum of g'x - beta/2 x'Fx along F^-1 g."""
+        """Return 1 / beta, the maximum of g'x - beta/2 x'Fx along F^-1 g."""
         del curvature
         return 1.0 / self.beta
 
     def adapt(self, change: Change) -> Self:
-        """The coefficient looks once at the KL of the whole update."""
+        """Update the coefficient by the KL of the whole update."""
         return replace(self, coefficient=self.coefficient.update(average(change.kl)))
 
 
@@ -57,7 +57,7 @@ class MirrorDescent(TrustRegion):
     """Subtracts KL(new||old) / t, with a step size t that falls linearly to 0 over the training.
 
     Tomar et al. 2020 ("Mirror Descent Policy Optimization"), eq. 9 and section 5: t = 1 / kl_coef at first, and several
-    steps on one batch per update, there all of them on the whole batch. The direction is KL(new||old), not that of
+    steps on one batch per update, each on the whole batch there. The direction is KL(new||old), not that of
     ``target_kl``; it aims at no KL. beta = 1 / t stays below 100 kl_coef, so that the last updates can still move.
     """
 
@@ -69,30 +69,30 @@ class MirrorDescent(TrustRegion):
 
     @property
     def beta(self) -> float:  # type: ignore[override]
-        """1 / t."""
+        """Coefficient in force, 1 / t."""
         return self.kl_coef / max(self.progress_remaining, 0.01)
 
     def penalty(self, change: Change) -> Array:
-        """beta KL(new||old), ``[*B]``."""
+        """Return beta KL(new||old), ``[*B]``."""
         return self.beta * change.kl_reverse
 
     def step_length(self, curvature: float) -> float:
-        """1 / beta: to second order the two directions of KL agree."""
+        """Return 1 / beta: to second order the two directions of KL agree."""
         del curvature
         return 1.0 / self.beta
 
     def scheduled(self, progress_remaining: float) -> Self:
-        """The step size of this update."""
+        """Return the region with the step size of this update."""
         return replace(self, progress_remaining=progress_remaining)
 
 
 @dataclass(frozen=True)
 class ReferencePenalty(TrustRegion):
-    """Subtracts reference_coef KL(new||reference): keeps near a policy that does not move, to learn without forgetting.
+    """Subtracts reference_coef KL(new||reference), to stay near a fixed policy and learn without forgetting.
 
-    RLHF's control (Ziegler et al. 2019, eq. 2) for control tasks. There KL is estimated from sampled actions, and which
-    loss has the right gradient depends on the estimator (:func:`klrl.kl.estimator_gradient`); here it is exact in every
-    state of the batch, and so is its gradient. It limits no single update.
+    RLHF's control (Ziegler et al. 2019, eq. 2) for control tasks. There KL is estimated from sampled actions, and the
+    estimator decides which loss has the right gradient (:func:`klrl.kl.estimator_gradient`); here KL and its gradient
+    are exact in every state of the batch. It limits no single update.
     """
 
     reference_coef: Positive = 0.1
@@ -102,5 +102,5 @@ class ReferencePenalty(TrustRegion):
         validate(self)
 
     def penalty(self, change: Change) -> Array:
-        """reference_coef KL(new||reference), ``[*B]``."""
+        """Return reference_coef KL(new||reference), ``[*B]``."""
         return self.reference_coef * change.kl_reference

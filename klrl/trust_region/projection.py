@@ -1,9 +1,9 @@
-"""Projections: every state's new distribution is moved into a ball around its old one, and the surrogate judges that.
+"""Projections: move every state's new distribution into a ball around its old one, and maximise the surrogate there.
 
 Otto et al. 2021 ("Differentiable Trust Region Layers for Deep Reinforcement Learning"). The gradient goes through the
-projection; a regression term draws the network towards its own projection. What acts in the end must not be a network
-beyond it: after the epochs PPO shortens the update until projecting changes nothing in any state of the batch. So the
-network that acts, and that is measured, is its own projection.
+projection; a regression term draws the network towards its own projection. The network that acts in the end must not
+be outside: after the epochs PPO shortens the update until projecting changes nothing in any state of the batch. So the
+network that acts and is measured is its own projection.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Projection(TrustRegion, abc.ABC):
 
     @abc.abstractmethod
     def share(self, new: Distribution, old: Distribution) -> Tensor:
-        """How far to go from old (0) towards new (1) in every state, ``[*B]``, differentiable; 1 inside the ball."""
+        """Return how far to go from old (0) to new (1), per state, ``[*B]``, differentiable; 1 inside the ball."""
 
     @abc.abstractmethod
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
-        """The distributions on the way."""
+        """Return the distributions at that share of the way."""
 
     def project(self, new: Distribution, old: Distribution) -> Distribution:
-        """New where it is inside the ball around old, else the nearest one on the ball; records of tensors.
+        """Return new where it is inside the ball around old, else the nearest distribution on the ball; of tensors.
 
-        Old where new is so far away that there is no way in the numbers of the computer.
+        Where new is so far away that floating point cannot represent a way to it, the result is old.
         """
         share = self.share(new, old)
         on_the_ball = (share > 0.0) & (share < 1.0)
@@ -57,7 +57,7 @@ class Projection(TrustRegion, abc.ABC):
         return new.with_parameters(*map(chosen, new.parameters, old.parameters, moved.parameters))
 
     def surrogate(self, change: Change) -> Tensor:
-        """That of the projected policy, minus the regression, ``[*B]``."""
+        """Return the surrogate of the projected policy, minus the regression, ``[*B]``."""
         projected = self.project(change.new, change.old)
         surrogate = TrustRegion.surrogate(self, replace(change, new=projected))
         return surrogate - self.regression_coef * kl_divergence(change.new, projected.detach())
@@ -75,8 +75,8 @@ class KLProjection(Projection):
     state_kl: Positive = 0.03
 
     def share(self, new: Distribution, old: Distribution) -> Tensor:
-        """The root t of KL(between(t)||old) = state_kl, and one Newton step at it, which has the root's derivative."""
-        outside = kl_divergence(new.detach(), old) > self.state_kl  # not where there is no number
+        """Return the root t of KL(between(t)||old) = state_kl, after a Newton step, which has the root's derivative."""
+        outside = kl_divergence(new.detach(), old) > self.state_kl  # false where the KL is NaN
         share = torch.ones_like(new.parameters[0][..., 0])
         if not bool(outside.any()):
             return share
@@ -99,26 +99,26 @@ class KLProjection(Projection):
         return share.masked_scatter(reached, root - (moving - moving.detach()) / slope)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
-        """new^share old^(1 - share), normalised."""
+        """Return new^share old^(1 - share), normalised."""
         return geometric_mixture(new, old, share.clamp(0.0, 1.0))
 
 
 @dataclass(frozen=True)
 class _Straight(Projection, abc.ABC):
-    """A ball that is a Euclidean one in coordinates of the Gaussians, taken in units of the old standard deviation."""
+    """Ball that is Euclidean in coordinates of the Gaussians, taken in units of the old standard deviation."""
 
     state_distance: Positive = 0.25
 
     @abc.abstractmethod
     def scale(self, log_ratio: Tensor) -> Tensor:
-        """The second coordinate minus 1, given log(std / old std)."""
+        """Return the second coordinate minus 1, given log(std / old std)."""
 
     @abc.abstractmethod
     def log_ratio(self, scale: Tensor) -> Tensor:
-        """Its inverse."""
+        """Invert :meth:`scale`."""
 
     def share(self, new: Distribution, old: Distribution) -> Tensor:
-        """state_distance over the distance, where that is larger."""
+        """Return state_distance over the distance where the distance is larger, else 1."""
         new, old = _normals(new, old)
         shift, scale = (new.mean - old.mean) / old.std, self.scale(new.log_std - old.log_std)
         square = (shift.square() + scale.square()).sum(-1)
@@ -126,7 +126,7 @@ class _Straight(Projection, abc.ABC):
         return torch.where(outside, self.state_distance * torch.where(outside, square, 1.0).rsqrt(), 1.0)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
-        """On the straight line in those coordinates."""
+        """Return the distributions on the straight line in those coordinates."""
         p, q = _normals(new, old)
         t = share.unsqueeze(-1)
         log_std = q.log_std + self.log_ratio(t * self.scale(p.log_std - q.log_std))
@@ -142,11 +142,11 @@ class WassersteinProjection(_Straight):
     """
 
     def scale(self, log_ratio: Tensor) -> Tensor:
-        """s / s_old - 1."""
+        """Return s / s_old - 1."""
         return torch.expm1(log_ratio)
 
     def log_ratio(self, scale: Tensor) -> Tensor:
-        """log(1 + scale)."""
+        """Return log(1 + scale)."""
         return torch.log1p(scale)
 
 
@@ -158,19 +158,19 @@ class FrobeniusProjection(_Straight):
     """
 
     def scale(self, log_ratio: Tensor) -> Tensor:
-        """(s / s_old)^2 - 1."""
+        """Return (s / s_old)^2 - 1."""
         return torch.expm1(2.0 * log_ratio)
 
     def log_ratio(self, scale: Tensor) -> Tensor:
-        """1/2 log(1 + scale)."""
+        """Return 1/2 log(1 + scale)."""
         return 0.5 * torch.log1p(scale)
 
 
 def _normals(*records: Distribution) -> list[DiagGaussian]:
-    """The Gaussians, those before the tanh where there is one.
+    """Return the Gaussians, before the tanh where there is one.
 
     Raises:
-        ValueError: others.
+        ValueError: a record of another family.
     """
     normals = [r.base if isinstance(r, SquashedGaussian) else r for r in records]
     for other in (r for r in normals if not isinstance(r, DiagGaussian)):
@@ -181,7 +181,7 @@ def _normals(*records: Distribution) -> list[DiagGaussian]:
 
 
 def _root(f: Callable[[Tensor], Tensor], bound: float, like: Tensor, max_steps: int = 60) -> Tensor:
-    """Where f, increasing from f(0) = 0, reaches its bound in (0, 1), state by state; never beyond it.
+    """Solve f(t) = bound in (0, 1), state by state, for f that increases from f(0) = 0; f(t) never exceeds it.
 
     Regula falsi with the weights of the Illinois algorithm (Dowell and Jarratt 1971) on sqrt(f), which is nearly a
     straight line here; bisection where f is not finite. Ends once f is as close to its bound as the square root of

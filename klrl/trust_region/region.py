@@ -1,4 +1,4 @@
-"""What limits one policy update: the interface of all trust regions, and the one that limits nothing.
+"""Interface of all trust regions, which limit one policy update, and the region that limits nothing.
 
 Immutable; ``adapt`` returns the region of the next update. A new region overrides the hooks it needs and nothing else;
 :data:`klrl.trust_region.names.REGIONS` gives it a name on the command line.
@@ -20,7 +20,7 @@ from klrl.trust_region.change import Change
 
 OnExit = Literal["stop", "backtrack"]
 DEFAULT_TARGET_KL = 0.01
-"""Bound or aim for the mean KL(old||new) where nothing else is asked for, nats: TRPO's."""
+"""Default bound or aim for the mean KL(old||new), nats: TRPO's."""
 RENAMED = {"gain": "surrogate", "gain_gradient": "surrogate_gradient", "excess": "violation", "at": "scheduled"}
 """Hooks that had another name: old -> new."""
 
@@ -39,39 +39,39 @@ def _differentiate(cls: type, hook: str, function: Callable[[TrustRegion, Change
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """Limits nothing: every hook is neutral. Also the base class of all regions."""
+    """A region that limits nothing, since every hook is neutral, and the base class of all regions."""
 
     # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
     on_exit = cast("OnExit | None", None)
-    """What to do when ``violation`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
+    """Action to take if ``violation`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
     target_kl = cast("float | None", None)
-    """The bound or aim for the mean KL(old||new), nats, where there is one."""
+    """Bound or aim for the mean KL(old||new), nats, if the region has one."""
     clip_range = cast("float | None", None)
-    """Half-width of the ratio's clipping interval, where there is one."""
+    """Half-width of the ratio's clipping interval, if the region has one."""
     beta = cast("float | None", None)
-    """Coefficient of the penalty, where there is one."""
+    """Coefficient of the penalty, if the region has one."""
     lr_scale = 1.0
-    """What the actor's learning rate is multiplied by; the critic's stays as it is."""
+    """Factor of the actor's learning rate; the critic's is not scaled."""
     reads_reference = False
-    """Whether it measures from a reference policy."""
+    """True if the region measures from a reference policy."""
     by_autograd = cast("frozenset[str]", frozenset())
-    """Which of its surrogate and its penalty came without a derivative."""
+    """Names of the hooks, "surrogate" and "penalty", that came without a derivative."""
 
     def surrogate(self, change: Change) -> Array:
-        """Surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
+        """Return the surrogate objective per state, ``[*B]``: ratio x advantage (TRPO eq. 14; PPO eq. 6)."""
         return change.ratio * change.advantage
 
     def penalty(self, change: Change) -> Array | float:
-        """What is subtracted from the surrogate, ``[*B]``."""
+        """Return the penalty that is subtracted from the surrogate, ``[*B]``."""
         del change
         return 0.0
 
     def surrogate_gradient(self, change: Change) -> Gradient:
-        """Derivative of the surrogate by the fields of ``change.new``, per state."""
+        """Return the derivative of the surrogate by the fields of ``change.new``, per state."""
         return weighted(change.ratio * change.advantage, change.new.score(change.action))
 
     def penalty_gradient(self, change: Change) -> Gradient | None:
-        """Derivative of the penalty by the fields of ``change.new``, per state; ``None`` where there is no penalty."""
+        """Return the derivative of the penalty by the fields of ``change.new``, per state; ``None`` means 0."""
         del change
         return None
 
@@ -88,27 +88,27 @@ class TrustRegion:
         keep_old_names(cls, RENAMED)
 
     def violation(self, change: Change) -> float:
-        """How far outside the region the change is; <= 0 inside."""
+        """Return by how much the change, on the whole batch, violates the region's bound; <= 0 inside."""
         del change
         return -math.inf
 
     def project(self, new: Distribution, old: Distribution) -> Distribution:
-        """What of the new policy the region lets act, state by state; what is inside stays as it is, bit for bit."""
+        """Return the nearest policy that the region allows, state by state; new, bit for bit, where that is inside."""
         del old
         return new
 
     def step_length(self, curvature: float) -> float:
-        """The multiple of x = F^-1 g to try first, given the curvature x'Fx of the KL; infinite if unlimited."""
+        """Return the multiple of x = F^-1 g to try first, given the KL's curvature x'Fx; infinite if unlimited."""
         del curvature
         return math.inf
 
     def scheduled(self, progress_remaining: float) -> Self:
-        """The region for an update of a training of which this share is still to come: 1 at first, then down to 0."""
+        """Return the region for an update, given the share of the training still to come, from 1 down to 0."""
         del progress_remaining
         return self
 
     def adapt(self, change: Change) -> Self:
-        """The region for the next update, given what the whole of this one did."""
+        """Return the region for the next update, given the change that this whole update made."""
         del change
         return self
 
@@ -134,6 +134,6 @@ keep_old_names(TrustRegion, RENAMED)
 
 
 def weighted(weight: Array, gradient: Gradient) -> Gradient:
-    """Each state's gradient times its weight ``[*B]``."""
+    """Multiply each state's gradient by its weight ``[*B]``."""
     weight = weight.reshape(*weight.shape, 1)
     return tuple([weight * x for x in gradient])

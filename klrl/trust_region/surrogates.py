@@ -1,6 +1,6 @@
 """Trust regions that change the surrogate objective itself. r is the probability ratio, A the advantage.
 
-Each equals A, with the gradient of r A, at the old policy; they bound no divergence.
+Each equals A at the old policy and has the gradient of r A there; none bounds a divergence.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Clip(TrustRegion):
         validate(self)
 
     def surrogate(self, change: Change) -> Array:
-        """The smaller of the plain and the clipped surrogate, ``[*B]``."""
+        """Return the smaller of the plain and the clipped surrogate, ``[*B]``."""
         plain, clipped = self._surrogates(change)
         return minimum(plain, clipped)
 
     def surrogate_gradient(self, change: Change) -> Gradient:
-        """That of the plain surrogate, where it is the smaller one."""
+        """Return the derivative of the plain surrogate where that is the smaller one, else 0."""
         plain, clipped = self._surrogates(change)
         return weighted(where(clipped < plain, 0.0, plain), change.new.score(change.action))
 
@@ -57,19 +57,19 @@ class SPO(TrustRegion):
         validate(self)
 
     def surrogate(self, change: Change) -> Array:
-        """The plain surrogate minus the parabola, ``[*B]``."""
+        """Return the plain surrogate minus the parabola, ``[*B]``."""
         r, A = change.ratio, change.advantage
         return r * A - abs(A) / (2.0 * self.clip_range) * (r - 1.0) ** 2
 
     def surrogate_gradient(self, change: Change) -> Gradient:
-        """(A - |A| / clip_range (r - 1)) r times the score."""
+        """Return (A - |A| / clip_range (r - 1)) r times the score."""
         r, A = change.ratio, change.advantage
         return weighted((A - abs(A) / self.clip_range * (r - 1.0)) * r, change.new.score(change.action))
 
 
 @dataclass(frozen=True)
 class Rollback(TrustRegion):
-    """Beyond [1 - clip_range, 1 + clip_range], on the side the advantage pushes to, the surrogate falls again.
+    """Lets the surrogate fall again beyond [1 - clip_range, 1 + clip_range], on the side the advantage pushes to.
 
     Wang et al. 2020 ("Truly Proximal Policy Optimization"), PPO-RB: min(r A, f(r) A), where f(r) = r inside and
     clip(r) - rollback_slope (r - clip(r)) outside. A slope of 0 is PPO's clip.
@@ -82,12 +82,12 @@ class Rollback(TrustRegion):
         validate(self)
 
     def surrogate(self, change: Change) -> Array:
-        """The smaller of the plain and the rolled back surrogate, ``[*B]``."""
+        """Return the smaller of the plain and the rolled-back surrogate, ``[*B]``."""
         plain, rolled_back = self._surrogates(change)
         return minimum(plain, rolled_back)
 
     def surrogate_gradient(self, change: Change) -> Gradient:
-        """That of the smaller one."""
+        """Return the derivative of the smaller one."""
         plain, rolled_back = self._surrogates(change)
         weight = where(rolled_back < plain, -self.rollback_slope * plain, plain)
         return weighted(weight, change.new.score(change.action))
@@ -100,10 +100,10 @@ class Rollback(TrustRegion):
 
 @dataclass(frozen=True)
 class TrulyPPO(TrustRegion):
-    """In states whose own KL is out of bounds, takes the KL from the surrogate: r A - rollback_slope (KL - state_kl).
+    """Subtracts the KL in states that are out of bounds: r A - rollback_slope (KL - state_kl).
 
-    Wang et al. 2020 ("Truly Proximal Policy Optimization"), there only where KL(old||new) >= state_kl and r A >= A, so
-    that a change for the worse stays free to be undone; r A elsewhere. The paper subtracts rollback_slope * state_kl
+    Wang et al. 2020 ("Truly Proximal Policy Optimization"), applied where KL(old||new) >= state_kl and r A >= A, so
+    that a change for the worse can still be undone; r A elsewhere. The paper subtracts rollback_slope * state_kl
     everywhere instead of adding it there: the same gradient, but here the old policy's surrogate is A. Slope and bound
     are those of its code for MuJoCo. ``state_kl`` bounds single states, softly; it is no ``target_kl``.
     """
@@ -115,16 +115,16 @@ class TrulyPPO(TrustRegion):
         validate(self)
 
     def surrogate(self, change: Change) -> Array:
-        """The surrogate, less the KL beyond ``state_kl`` where it counts, ``[*B]``."""
+        """Return the plain surrogate, less the KL beyond ``state_kl`` in states out of bounds, ``[*B]``."""
         plain = change.ratio * change.advantage
         return where(self._outside(change), plain - self.rollback_slope * (change.kl - self.state_kl), plain)
 
     def surrogate_gradient(self, change: Change) -> Gradient:
-        """That of the surrogate, less rollback_slope times that of the KL where it counts."""
+        """Return the derivative of the plain surrogate, less rollback_slope times that of the KL out of bounds."""
         slope = where(self._outside(change), self.rollback_slope, 0.0 * change.advantage)
         plain = weighted(change.ratio * change.advantage, change.new.score(change.action))
         return tuple(map(sub, plain, weighted(slope, kl_gradient(change.old, change.new))))
 
     def _outside(self, change: Change) -> Array:
-        """Where the state left its bound and the surrogate gained by it."""
+        """Mark the states whose KL is out of bounds and whose surrogate gained by it."""
         return (change.kl >= self.state_kl) & (change.ratio * change.advantage >= change.advantage)

@@ -133,7 +133,7 @@ def test_loading_as_another_class_is_refused(saved, wanted, tmp_path):
 @both
 def test_a_region_of_ones_own_is_named_in_saved_state_and_given_again_to_load(agent_class, tmp_path):
     path = small_agent(agent_class, trust_region=Nowhere()).learn(64).save(tmp_path / "agent")
-    with pytest.raises(ValueError, match=r"saved trust region 'Nowhere' is not klrl's; allowed: to give it to load"):
+    with pytest.raises(ValueError, match=r"saved trust region 'Nowhere' is not klrl's; allowed: one given to load"):
         agent_class.load(path)
     assert agent_class.load(path, trust_region=Nowhere()).learn(64).region == Nowhere()
 

@@ -64,7 +64,7 @@ def test_an_adapted_coefficient_survives_json(coefficient, beta):
 
 @pytest.mark.parametrize("data", [{"class": "Nothing"}, {"class": "KLPenalty", "coefficient": {"class": "os"}}, {}])
 def test_a_class_that_is_not_klrls_is_refused(data):
-    with pytest.raises(ValueError, match=r"is not klrl's; allowed: to give it to load") as error:
+    with pytest.raises(ValueError, match=r"is not klrl's; allowed: one given to load") as error:
         region_from_json(data)
     assert "\n" not in str(error.value)
 

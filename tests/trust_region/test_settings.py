@@ -41,16 +41,16 @@ FLAGS = {
     ),
     "clip_range": (
         "a number in (0, 1e+06] or none",
-        "Where the ratio's interval 1 +- this ends (clip, spo, rollback: 0.2).",
+        "Half-width of the ratio's interval around 1 (clip, spo, rollback: 0.2).",
     ),
     "rollback_slope": (
         "a number in (0, 1e+06] or none",
-        "How the surrogate falls outside: multiple of the ratio's slope (rollback: 0.3), of the state's KL (truly-"
+        "Slope of the surrogate outside: multiple of the ratio's slope (rollback: 0.3) or of the state's KL (truly-"
         "ppo: 5.0).",
     ),
     "state_kl": (
         "a number in (0, 1e+06] or none",
-        "KL of a single state, nats: KL(old||new) from which on the surrogate falls (truly-ppo: 0.03), the bound "
+        "KL of a single state, nats: KL(old||new) beyond which the surrogate falls (truly-ppo: 0.03), or bound "
         "for KL(new||old) (projection: 0.03).",
     ),
     "state_distance": (
@@ -60,11 +60,11 @@ FLAGS = {
     ),
     "regression_coef": (
         "a number in [0, 1e+06] or none",
-        "Weight of KL(new||projection), which draws the network to its projection (all projections: 10.0).",
+        "Weight of KL(new||projection), which draws the network towards its projection (all projections: 10.0).",
     ),
     "ratio_deviation": (
         "a number in (0, 1e+06] or none",
-        "Mean |ratio - 1| over the batch from which on the policy stops (espo: 0.25).",
+        "Mean |ratio - 1| over the batch beyond which the policy stops (espo: 0.25).",
     ),
     "kl_coef": (
         "a number in [0.0001, 10000] or none",
