@@ -24,6 +24,9 @@ class Choice(np.ndarray):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(self.item())
 
+    def __repr__(self) -> str:
+        return repr(np.asarray(self))
+
     def __array_wrap__(self, array: np.ndarray, *_: Any) -> Any:  # results computed from it are plain numbers
         return array[()]
 

@@ -27,6 +27,7 @@ nitpicky = True
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # they are shown as written, by sitegen
 
 html_theme = "furo"

@@ -34,7 +34,7 @@ class Training:
     """Train an agent and keep everything about the run in one directory."""
 
     env: str
-    """Gymnasium id, for example CartPole-v1 or HalfCheetah-v5."""
+    """Gymnasium id, for example CartPole-v1 or HalfCheetah-v5; module:Id-v0 for one that a module registers."""
     agent: tyro.conf.OmitArgPrefixes[AgentConfig]
     total_timesteps: Annotated[int, Bounds(1, 10**12)] = 100_000
     """Environment steps to train for, over all environments; whole updates are run."""

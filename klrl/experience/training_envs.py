@@ -78,7 +78,8 @@ class TrainingEnvs:
                 return Collector(envs, self._cursor, encoding, total_timesteps)
             except ReplayMismatch as error:
                 problem = error
-        text = f"{problem}: new episodes begin, and training differs from an uninterrupted one"
+        text = f"{problem}: new episodes begin, and training differs from an uninterrupted one; "
+        text += "what environments kept over resets, and what callbacks set in them, begins anew"
         warn_user(text)
         return None
 

@@ -36,8 +36,9 @@ class Runs:
     """
 
     def __init__(
-        self, plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], output: Path, say: Say = print
+        self, plan: Comparison, steps: Mapping[str, int], seeds: Sequence[int], output: str | Path, say: Say = print
     ) -> None:
+        output = Path(output)
         self.trials = trials_of(plan, steps, seeds, say)
         self.folder = output / "runs"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -45,6 +46,9 @@ class Runs:
         for file in (self._lines, self._record):
             claim(file)
         self._kept, self._say = kept_rows(self.trials, self.folder, say), say
+
+    def __repr__(self) -> str:
+        return f"<{len(self.trials)} runs in {self.folder}, {len(self._kept)} of them finished before>"
 
     def finish(self, command: str = "", processes: int = 2) -> list[Row]:
         """Train the runs that are not finished, ``processes`` at a time; write and return a row for each run.
