@@ -6,6 +6,7 @@ Immutable; ``adapt`` returns the region of the next update. A new region overrid
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from klrl.policy.arrays import Array
 from klrl.policy.distributions import Distribution, Gradient
 from klrl.policy.paths import brings_derivative
 from klrl.renamed import adopt, keep_old_names, steps_to
+from klrl.text import warn_user
 from klrl.trust_region.change import Change
 
 OnExit = Literal["stop", "backtrack"]
@@ -86,6 +88,7 @@ class TrustRegion:
             elif f"{hook}_gradient" in vars(cls):
                 cls.by_autograd -= {hook}
         keep_old_names(cls, RENAMED)
+        _warn_of_lookalikes(cls)
 
     def violation(self, change: Change) -> float:
         """Return by how much the change, on the whole batch, violates the region's bound; <= 0 inside."""
@@ -117,6 +120,14 @@ def _adopt_old_hooks(cls: type[TrustRegion]) -> None:
     """Give a region the hooks that it defines under old names; a derivative of what it has redefined is not one."""
     outdated = steps_to(cls, "gain", "surrogate") < steps_to(cls, "gain_gradient", "surrogate_gradient")
     adopt(cls, {old: new for old, new in RENAMED.items() if not (outdated and old == "gain_gradient")})
+
+
+def _warn_of_lookalikes(cls: type[TrustRegion]) -> None:
+    """Warn about a method that is probably a hook with a slip in its name."""
+    hooks = [name for name, x in vars(TrustRegion).items() if callable(x) and not name.startswith("_")]
+    for name in (name for name, x in vars(cls).items() if callable(x) and not name.startswith("_")):
+        if not hasattr(TrustRegion, name) and (near := difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)):
+            warn_user(f"{cls.__name__}.{name} is not a hook: nothing calls it; did you mean {near[0]}?")
 
 
 def check_fields(region: TrustRegion) -> None:
