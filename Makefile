@@ -2,7 +2,7 @@
 # `make test PYTHON=python3.13 VENV=.venv313`.
 
 PYTHON ?= python3
-VENV ?= .venv
+VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
 # The environment variables pin what an isolated build uses, too.

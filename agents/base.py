@@ -404,8 +404,12 @@ def load_agent(
     name = saved[1].get("agent")
     known: dict[str, type[Agent[Any]]] = {}
     for cls in _derived(Agent):
-        if not inspect.isabstract(cls):
-            known.setdefault(cls.config_class.algorithm, cls)
+        algorithm = getattr(getattr(cls, "config_class", None), "algorithm", None)
+        if algorithm is None or inspect.isabstract(cls):
+            continue
+        first = known.setdefault(algorithm, cls)
+        if (first.__module__, first.__qualname__) == (cls.__module__, cls.__qualname__):
+            known[algorithm] = cls  # a class that was defined again, as in a notebook
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(sorted(known))}")
     return known[name]._of(path, saved, env, trust_region)

@@ -55,6 +55,16 @@ class Improvement:
     metrics: Mapping[str, float | str] = field(default_factory=dict)
     """Further metrics, by ``group/name``."""
 
+    @classmethod
+    def of(cls, result: Improvement | Mapping[str, Any]) -> Improvement:
+        """Read what ``improve`` returned: for one version also a dict of metrics, as it was before."""
+        if isinstance(result, Improvement):
+            return result
+        metrics = dict(result)
+        value_loss, reason = float(metrics.pop("train/value_loss")), str(metrics.pop("train/stop_reason", ""))
+        warn_user("improve() returned a dict; allowed: an Improvement; dicts go with klrl 0.2", DeprecationWarning)
+        return cls(value_loss=value_loss, stop_reason=reason, metrics=metrics)
+
     def checked(self, when: str) -> Metrics:
         """Return everything as metrics.
 
@@ -76,6 +86,8 @@ class Learner(abc.ABC, Generic[C]):
     def __init_subclass__(cls) -> None:
         """Adopt methods that an agent of the user's own defines under old names."""
         super().__init_subclass__()
+        if "networks_to_optimize" in vars(cls):  # nobody would call it, and Adam would move what it is not to
+            raise TypeError(f'{cls.__name__}.networks_to_optimize(); allowed: optimized = ("critic",) and the like')
         adopt(cls, RENAMED)
         keep_old_names(cls, RENAMED)
 
@@ -227,7 +239,7 @@ class Learner(abc.ABC, Generic[C]):
         metrics["train/explained_variance"] = self._explained_variance(samples)
         try:
             metrics["train/learning_rate"] = self.anneal()
-            improvement = self.improve(batch, samples, callback)
+            improvement = Improvement.of(self.improve(batch, samples, callback))
             self.networks.check_finite(self._when)
             metrics |= improvement.checked(self._when)
         except FloatingPointError as error:

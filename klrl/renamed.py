@@ -24,11 +24,13 @@ def adopt(cls: type, names: Mapping[str, str]) -> None:
     said = []
     for old, new in names.items():
         defined = steps_to(cls, old)
-        if defined < steps_to(cls, new):
+        if defined < steps_to(cls, new) and _forwards(vars(cls.__mro__[defined])[old], new):
+            said.append(f"{cls.__name__}.{old} calls {new} and is not taken for it")
+        elif defined < steps_to(cls, new):
             setattr(cls, new, vars(cls.__mro__[defined])[old])
             cls._old_names = _old_names(cls) | {old}  # type: ignore[attr-defined]
             said.append(f"{cls.__name__}.{old} is {new} now")
-        elif defined == 0 and vars(cls)[old] is not vars(cls)[new] and _calls(vars(cls)[old]) is None:
+        elif defined == 0 and vars(cls)[old] is not vars(cls).get(new) and _calls(vars(cls)[old]) is None:
             said.append(f"{cls.__name__}.{old} does not count beside {new}")
     if said:
         warn_user(f"{', '.join(said)}; {_GOES}", DeprecationWarning)
@@ -53,6 +55,12 @@ def steps_to(cls: type, *names: str) -> int:
     """Return how many steps up its bases a class finds a method of one of these names; our aliases do not count."""
     found = (i for i, base in enumerate(cls.__mro__) for name in names if _is_defined(base, name))
     return next(found, len(cls.__mro__))
+
+
+def _forwards(method: object, new: str) -> bool:
+    """Tell whether a method calls the new one of the same object: taken for that, it would call itself."""
+    names = getattr(getattr(method, "__code__", None), "co_names", ())
+    return new in names and "super" not in names
 
 
 def _is_defined(base: type, name: str) -> bool:

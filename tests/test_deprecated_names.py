@@ -62,3 +62,34 @@ def test_a_method_of_an_agent_of_ones_own_counts_under_its_old_name():
     assert mine.asked
     assert torch.equal(mine.networks.actor_parameters, today.networks.actor_parameters)
     assert not torch.equal(mine.networks.actor_parameters, plain.networks.actor_parameters)
+
+
+def test_an_override_that_forwards_to_the_new_name_is_for_those_who_call_the_old_one():
+    with pytest.warns(DeprecationWarning, match=r"^Mine\.samples calls prepare and is not taken for it"):
+
+        class Mine(PPO):
+            def samples(self, batch):
+                return self.prepare(batch)
+
+    assert small_agent(Mine).learn(64).num_timesteps == 64
+
+
+def test_an_improve_that_returns_a_dict_counts():
+    class Mine(PPO):
+        def improve(self, batch, samples, callback):
+            result = super().improve(batch, samples, callback)
+            return result.checked("here")
+
+    plain = small_agent(PPO).learn(64)
+    with pytest.warns(DeprecationWarning, match=r"improve\(\) returned a dict; allowed: an Improvement"):
+        mine = small_agent(Mine).learn(64)
+    numbers = [name for name in plain.history[-1] if not name.startswith("time/")]
+    assert [mine.history[-1][name] for name in numbers] == [plain.history[-1][name] for name in numbers]
+
+
+def test_networks_to_optimize_is_refused_as_nobody_calls_it():
+    with pytest.raises(TypeError, match=r'^Mine\.networks_to_optimize\(\); allowed: optimized = \("critic",\)'):
+
+        class Mine(PPO):
+            def networks_to_optimize(self):
+                return (self.critic,)

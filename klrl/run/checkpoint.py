@@ -35,7 +35,7 @@ from klrl.text import plain, warn_user
 
 MANIFEST = "MANIFEST.json"
 FORMAT = 5
-_READ = (3, FORMAT)
+_READ = (3, 4, FORMAT)
 """Formats that are read; format 3 has no parts."""
 _FILES = {"agent": "json", "tensors": "safetensors"}
 """Files of a saved agent, and their suffixes."""

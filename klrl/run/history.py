@@ -219,22 +219,21 @@ class Block:
         Raises:
             ValueError: these are not packed rows.
         """
-        if tensors.keys() != _TYPES.keys() or any(x.dtype not in _TYPES[k] or x.ndim != 1 for k, x in tensors.items()):
+        older = "columns" in tensors
+        types = _TYPES_4 if older else _TYPES
+        if tensors.keys() != types.keys() or any(x.dtype not in types[k] or x.ndim != 1 for k, x in tensors.items()):
             raise ValueError("history: other arrays than those of packed rows")
         arrays = {name: x.numpy() for name, x in tensors.items()}
-        pieces = {kind: _pieces(arrays[kind], arrays[f"{kind}_ends"]) for kind in ("names", "texts", "layouts")}
-        names, texts = (
-            tuple(piece.tobytes().decode(errors="surrogatepass") for piece in pieces[kind])
-            for kind in ("names", "texts")
-        )
-        _check_indices(arrays["layouts"], -len(names), len(names))
-        _check_indices(arrays["rows"], 0, len(pieces["layouts"]))
-        layouts = tuple(tuple(piece.tolist()) for piece in pieces["layouts"])
-        block = cls(names, texts, layouts, arrays["rows"], arrays["values"])
-        columns = block._columns
-        if len(block.values) != len(columns):
-            raise ValueError(f"history: {len(block.values)} values in {len(columns)} cells")
-        _check_indices(block.values[columns < 0], 0, len(texts))
+        names, texts = _texts(arrays, "names"), _texts(arrays, "texts")
+        layouts, rows = _layouts_4(arrays) if older else (_pieces(arrays, "layouts"), arrays["rows"])
+        for layout in layouts:
+            _check_indices(layout, -len(names), len(names))
+        _check_indices(rows, 0, len(layouts))
+        cells = np.bincount(rows, minlength=len(layouts)) @ np.array([len(layout) for layout in layouts], int)
+        if len(arrays["values"]) != cells:  # asked before there is anything as large as what the rows ask for
+            raise ValueError(f"history: {len(arrays['values'])} values in {cells} cells")
+        block = cls(names, texts, tuple(tuple(layout.tolist()) for layout in layouts), rows, arrays["values"])
+        _check_indices(block.values[block._columns < 0], 0, len(texts))
         return block
 
 
@@ -244,6 +243,11 @@ _TYPES = {
     "names": _BYTES, "names_ends": _LONG, "texts": _BYTES, "texts_ends": _LONG,
 }  # fmt: skip
 """Types of a part's arrays."""
+_TYPES_4 = {
+    "columns": (torch.int16, *_LONG), "values": (torch.float64,), "ends": _LONG,
+    "names": _BYTES, "names_ends": _LONG, "texts": _BYTES, "texts_ends": _LONG,
+}  # fmt: skip
+"""Types in format 4, which names the columns of every row."""
 
 
 class _Index(dict[_T, int]):
@@ -267,9 +271,21 @@ def _narrow(indices: Any) -> np.ndarray:
     return wide.astype(np.int16) if wide.max(initial=0) < 2**15 else wide
 
 
-def _pieces(array: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+def _pieces(arrays: Mapping[str, np.ndarray], kind: str) -> list[np.ndarray]:
+    array, ends = arrays[kind], arrays[f"{kind}_ends"]
     _check_ends(ends, len(array))
     return [array[a:b] for a, b in pairwise([0, *ends.tolist()])]
+
+
+def _texts(arrays: Mapping[str, np.ndarray], kind: str) -> tuple[str, ...]:
+    return tuple(piece.tobytes().decode(errors="surrogatepass") for piece in _pieces(arrays, kind))
+
+
+def _layouts_4(arrays: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Find the distinct layouts of rows saved in format 4, and the layout of each row."""
+    layouts = _Index[tuple[int, ...]]()
+    rows = [layouts[tuple(piece.tolist())] for piece in _pieces({**arrays, "columns_ends": arrays["ends"]}, "columns")]
+    return [np.array(layout, int) for layout in layouts], _narrow(rows)
 
 
 def _check_ends(ends: np.ndarray, last: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from types import FrameType
@@ -27,22 +28,26 @@ def in_parallel(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], pr
         for call in calls:
             yield function(*call)
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before, others = signal.getsignal(signal.SIGTERM), multiprocessing.active_children()
+    in_main_thread = threading.current_thread() is threading.main_thread()
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare)
     try:
-        signal.signal(signal.SIGTERM, _exit)
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, _exit)
         with held():  # starts the processes
             results = [pool.submit(function, *call) for call in calls]
         for done in as_completed(results):
             yield done.result()
     except BaseException:
         for worker in multiprocessing.active_children():
-            worker.terminate()
+            if worker not in others:
+                worker.terminate()
         raise
     finally:
         with held():
             pool.shutdown(cancel_futures=True)
-            signal.signal(signal.SIGTERM, before)
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, before)
 
 
 def _exit(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ Immutable; ``adapt`` returns the region of the next update. A new region overrid
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -124,10 +125,12 @@ def _adopt_old_hooks(cls: type[TrustRegion]) -> None:
 
 def _warn_of_lookalikes(cls: type[TrustRegion]) -> None:
     """Warn about a method that is probably a hook with a slip in its name."""
-    hooks = [name for name, x in vars(TrustRegion).items() if callable(x) and not name.startswith("_")]
-    for name in (name for name, x in vars(cls).items() if callable(x) and not name.startswith("_")):
-        if not hasattr(TrustRegion, name) and (near := difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)):
-            warn_user(f"{cls.__name__}.{name} is not a hook: nothing calls it; did you mean {near[0]}?")
+    methods = {name: x for name, x in vars(cls).items() if inspect.isfunction(x) and not name.startswith("_")}
+    used = {name for method in methods.values() for name in method.__code__.co_names}
+    hooks = [name for name, x in vars(TrustRegion).items() if inspect.isfunction(x) and name not in RENAMED]
+    for name in methods.keys() - used:
+        if not hasattr(TrustRegion, name) and (near := difflib.get_close_matches(name, hooks, n=1, cutoff=0.9)):
+            warn_user(f"{cls.__name__}.{name} is not a hook: klrl never calls it; did you mean {near[0]}?")
 
 
 def check_fields(region: TrustRegion) -> None:

@@ -21,8 +21,15 @@ def find_in_this_folder(argv: Sequence[str]) -> None:
     """
     here = os.getcwd()
     for name in (match[1] for word in argv if (match := _MODULE.match(word))):
-        if here not in sys.path and importlib.util.find_spec(name) is None and _is_here(name):
+        if here not in sys.path and not _is_found(name) and _is_here(name):
             sys.path.append(here)
+
+
+def _is_found(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # __main__, which nobody imports
+        return True
 
 
 def _is_here(name: str) -> bool:

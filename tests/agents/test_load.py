@@ -4,7 +4,7 @@ import pytest
 from environments import small_agent
 from support import every_agent, parameters, same
 
-from klrl.agents import AGENTS, load_agent
+from klrl.agents import AGENTS, PPO, Agent, load_agent
 from klrl.run import checkpoint
 
 
@@ -28,3 +28,17 @@ def test_an_algorithm_that_is_not_there_is_named(tmp_path):
 def test_nothing_saved_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no saved agent there"):
         load_agent(tmp_path)
+
+
+def test_a_class_that_is_half_written_or_written_again_does_not_come_in_between(tmp_path):
+    def define():
+        class Mine(PPO):
+            pass
+
+        return Mine
+
+    type("Half", (Agent,), {"improve": lambda self, batch, samples, callback: None})
+    first, second = define(), define()
+    path = small_agent(PPO, "CartPole-v1").save(tmp_path / "agent")
+    assert type(load_agent(path)) is PPO
+    assert first is not second

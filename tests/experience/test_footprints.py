@@ -119,7 +119,7 @@ def test_what_is_large_or_deep_or_foreign_is_not_looked_at():
     assert prints.come_back() == []
 
 
-class ReplayMismatch(Callback):
+class Visitor(Callback):
     """Does something with the environment in one hook of every update."""
 
     def __init__(self, hook, act):
@@ -152,7 +152,7 @@ def test_an_evaluation_in_the_environment_that_is_learned_from_is_named_and_chan
     env = ENVIRONMENTS[name]()
     agent = small_agent(PPO, env, n_epochs=1)
     with pytest.warns(RuntimeWarning, match=NAMED):
-        agent.learn(32 * 4, ReplayMismatch(hook, lambda agent: VISITS[visit](agent, env)))
+        agent.learn(32 * 4, Visitor(hook, lambda agent: VISITS[visit](agent, env)))
     assert same(parameters(agent), parameters(alone))
     assert without_time(agent) == without_time(alone)
 

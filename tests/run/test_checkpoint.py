@@ -171,7 +171,7 @@ def test_another_format_is_refused(saved, format):
     manifest = json.loads((saved / "MANIFEST.json").read_text())
     del manifest["sha256"]
     (saved / "MANIFEST.json").write_bytes(sealed(manifest | {"format": format}))
-    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads formats 3 and 5"):
+    with pytest.raises(ValueError, match=f"has format {format}; this klrl reads formats 3 and 4 and 5"):
         checkpoint.read(saved)
 
 

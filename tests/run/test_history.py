@@ -140,3 +140,47 @@ def test_arrays_that_are_no_packed_rows_are_refused(name, what):
     tensors = {k: other if k == name else x for k, x in GOOD.items() if k != name or other is not None}
     with pytest.raises(ValueError, match=r"^history: [^\n]*$"):
         Block.read(tensors)
+
+
+def in_format_4(rows):
+    """Arrays that name the columns of every row, as format 4 had them."""
+    names, texts, columns, values, ends = [], [], [], [], []
+    for row in rows:
+        for name, x in row.items():
+            names += [name] * (name not in names)
+            texts += [x] * (isinstance(x, str) and x not in texts)
+            columns.append(-1 - names.index(name) if isinstance(x, str) else names.index(name))
+            values.append(float(texts.index(x)) if isinstance(x, str) else x)
+        ends.append(len(columns))
+    arrays = {"columns": np.array(columns, np.int16), "values": np.array(values), "ends": np.array(ends)}
+    for kind, words in (("names", names), ("texts", texts)):
+        coded = [word.encode(errors="surrogatepass") for word in words]
+        arrays |= {kind: np.frombuffer(b"".join(coded), np.uint8), f"{kind}_ends": np.cumsum([*map(len, coded)])}
+    return {name: torch.from_numpy(x.copy()) for name, x in arrays.items()}
+
+
+def test_rows_of_format_4_are_read():
+    assert repr([*Block.read(in_format_4(rows(300)))]) == repr([*rows(300)])
+
+
+@pytest.mark.parametrize("name", ["columns", "values", "ends", "names_ends"])
+def test_broken_rows_of_format_4_are_refused(name):
+    tensors = in_format_4(rows(100))
+    with pytest.raises(ValueError, match=r"^history: [^\n]*$"):
+        Block.read(tensors | {name: tensors[name][:-1]})
+
+
+def test_rows_that_ask_for_more_than_there_is_cost_no_memory():
+    """A layout is saved once, so few bytes can name it often: what that would fill is counted before it is made."""
+    n = 2**15
+    arrays = {"rows": np.zeros(n, np.int16), "values": np.zeros(1), "names": np.frombuffer(b"a", np.uint8).copy()}
+    arrays |= {"layouts": np.zeros(n, int), "layouts_ends": np.array([n]), "names_ends": np.array([1])}
+    arrays |= {"texts": np.zeros(0, np.uint8), "texts_ends": np.zeros(0, int)}
+    tensors = {name: torch.from_numpy(x) for name, x in arrays.items()}
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"1 values in {n * n} cells"):
+            Block.read(tensors)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

@@ -385,9 +385,15 @@ def test_a_penalty_that_has_lost_its_derivative_is_refused():
     ("name", "hook"), [("penality", "penalty"), ("violations", "violation"), ("step_lenght", "step_length")]
 )
 def test_a_method_that_only_looks_like_a_hook_is_named(name, hook):
-    with pytest.warns(RuntimeWarning, match=rf"^Mine\.{name} is not a hook: nothing calls it; did you mean {hook}\?$"):
+    with pytest.warns(
+        RuntimeWarning, match=rf"^Mine\.{name} is not a hook: klrl never calls it; did you mean {hook}\?$"
+    ):
         type("Mine", (TrustRegion,), {name: lambda self, change: 0.0})
 
 
 def test_other_methods_of_a_region_are_its_own_affair():
-    type("Mine", (TrustRegion,), {"kl_bound": lambda self: 0.0, "_penality": lambda self: 0.0})
+    type(
+        "Mine",
+        (TrustRegion,),
+        {"kl_bound": lambda self: 0.0, "_penality": lambda self: 0.0, "projected": lambda self: 0.0},
+    )
