@@ -1,4 +1,4 @@
-"""Samples of an update: the valid steps of its batch, with the old policy and the critic's targets."""
+"""The batch of an update: its valid steps, with the old policy and the critic's targets."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from klrl.agents import PPO, TRPO, PPOConfig
+from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
 from klrl.trust_region.names import REGIONS
 
 ROOT = Path(__file__).parents[1]
@@ -246,3 +246,11 @@ def test_the_agents_folder_refuses_to_be_a_top_level_package():
 def test_import_klrl_is_light():
     program = "import klrl, sys; assert not {'torch', 'gymnasium', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_agent_is_exported_at_the_top_and_named_in_the_readme():
+    import klrl
+
+    names = {cls.__name__ for cls in AGENTS.values()}
+    assert names <= set(klrl.__all__)
+    assert names <= set(re.findall(r"^\| (\w+) \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE))

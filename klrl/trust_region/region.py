@@ -48,7 +48,7 @@ class TrustRegion:
     on_exit = cast("OnExit | None", None)
     """Action to take if ``violation`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
     target_kl = cast("float | None", None)
-    """Bound or aim for the mean KL(old||new), nats, if the region has one."""
+    """Bound or aim in force for the mean KL(old||new), nats, if the region has one."""
     clip_range = cast("float | None", None)
     """Half-width of the ratio's clipping interval, if the region has one."""
     beta = cast("float | None", None)

@@ -126,5 +126,5 @@ class TrulyPPO(TrustRegion):
         return tuple(map(sub, plain, weighted(slope, kl_gradient(change.old, change.new))))
 
     def _outside(self, change: Change) -> Array:
-        """Mark the states whose KL is out of bounds and whose surrogate gained by it."""
+        """Mark the states whose KL is out of bounds and whose surrogate improved."""
         return (change.kl >= self.state_kl) & (change.ratio * change.advantage >= change.advantage)

@@ -1,4 +1,4 @@
-"""Errors of a command line: the wrong flag and what would be right, in one short line instead of tyro's boxes."""
+"""Command-line words before tyro parses them: values needed early, and errors as one short line instead of boxes."""
 
 from __future__ import annotations
 

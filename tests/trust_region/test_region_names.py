@@ -82,20 +82,20 @@ def test_names_joined_by_plus_share_their_settings():
     assert parameters_of("clip+early-stop") == {"clip_range", "target_kl"}
 
 
-GAINS = {"clip", "spo", "rollback", "truly-ppo", "projection", "w2-projection", "frobenius-projection"}
+SURROGATES = {"clip", "spo", "rollback", "truly-ppo", "projection", "w2-projection", "frobenius-projection"}
 PAIRS = list(itertools.combinations(REGIONS, 2))
 
 
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not set(pair) <= GAINS], ids="+".join)
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not set(pair) <= SURROGATES], ids="+".join)
 def test_any_two_names_can_be_joined(pair):
     assert region_from_name("+".join(pair)) == All(*map(region_from_name, pair))
 
 
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= GAINS], ids="+".join)
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= SURROGATES], ids="+".join)
 def test_two_gains_cannot_be_joined(pair):
     with pytest.raises(ValueError, match="at most one region with a surrogate of its own") as error:
         region_from_name("+".join(pair))
-    assert all(name in str(error.value) for name in GAINS)
+    assert all(name in str(error.value) for name in SURROGATES)
 
 
 @pytest.mark.parametrize("name", ["", "Clip", "clip+", "clip,constraint", "clip + constraint", "trust"])

@@ -1,4 +1,4 @@
-"""Gains of single states against their papers' formulas, written out case by case."""
+"""Surrogates of single states against their papers' formulas, written out case by case."""
 
 import itertools
 import math
