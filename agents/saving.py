@@ -268,9 +268,13 @@ def episode(data: Sequence[Any]) -> Episode:
     """
     total_timesteps, episode_return, length, env_index, info = data if len(data) > 4 else [*data, {}]
     numbers = total_timesteps, episode_return, length, env_index
-    if not isinstance(info, dict) or not all(type(x) in (int, float) for x in (*numbers, *info.values())):
-        raise ValueError(f"episode {data!r}; allowed: numbers")
+    if not isinstance(info, dict) or not all(map(_is_number, (*numbers, *info.values()))):
+        raise ValueError(f"episode {plain(repr(data), 200)}; allowed: numbers, integers up to {MOST}")
     return Episode(*numbers, info)
+
+
+def _is_number(x: object) -> bool:
+    return type(x) is float or (type(x) is int and abs(x) <= MOST)
 
 
 def cursor(agent: Learner[Any], tensors: Tensors) -> EnvCursor | None:

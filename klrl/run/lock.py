@@ -32,6 +32,7 @@ class Lock:
     Raises:
         BlockingIOError: another process (or another lock in this one) holds it; the message says which, and its host.
         DiskFull: there is no room for the file; nothing is locked.
+        IsADirectoryError: a folder is in its place; nothing is locked.
     """
 
     _directory: int | None = None
@@ -64,6 +65,8 @@ class Lock:
     def _say(self) -> None:
         """Record the owner in a new file: an existing one, a link for example, is never written to."""
         text = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
+        if self._file.is_dir() and not self._file.is_symlink():
+            raise IsADirectoryError(f"{self._file} is a folder; allowed: nothing there, or the file of a lock")
         self._file.unlink(missing_ok=True)
         with reporting_full_disk(self._file, len(text)), self._file.open("x") as file:
             file.write(text)
@@ -85,7 +88,7 @@ class Lock:
         """Release the lock; again is no error."""
         with held():
             if self._directory is not None:
-                with contextlib.suppress(FileNotFoundError):  # wherever the directory has moved
+                with contextlib.suppress(OSError):  # it is gone, or something else that is not ours to remove
                     os.unlink(LOCK, dir_fd=self._directory)
                 if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
                     with contextlib.suppress(OSError):

@@ -15,6 +15,8 @@ from support import Nowhere, both, parameters, same, slots, without_time
 from test_every_space import CASES, train
 
 from klrl.agents import NPG, PPO, TRPO, PPOConfig
+from klrl.agents.saving import episode
+from klrl.experience import Episode
 from klrl.run import checkpoint
 from klrl.run.sealed import sealed
 from klrl.trust_region import Adaptive, All, Clip, KLConstraint, KLPenalty, TrustRegion
@@ -151,6 +153,16 @@ def test_the_settings_of_another_agent_are_refused(agent_class):
     other = (TRPO if agent_class is PPO else PPO).config_class()
     with pytest.raises(TypeError, match=f"config = .*; allowed: a {agent_class.config_class.__name__}"):
         agent_class("CartPole-v1", config=other)
+
+
+@pytest.mark.parametrize("x", [10**19, -(10**19), 10**400, True, "1", None, [1.0]])
+@pytest.mark.parametrize("place", range(4))
+def test_an_episode_that_cannot_have_been_is_refused(place, x):
+    data = [64, 1.0, 32, 0, {}]
+    assert episode(data) == Episode(*data)
+    data[place] = x
+    with pytest.raises(ValueError, match=r"^episode \[[^\n]*; allowed: numbers, integers up to \d+$"):
+        episode(data)
 
 
 @both

@@ -43,6 +43,16 @@ def test_where_there_is_no_room_for_the_file_nothing_is_locked(tmp_path):
     Lock(tmp_path).release()
 
 
+def test_where_a_folder_is_in_the_way_nothing_is_locked_and_it_stays(tmp_path):
+    (tmp_path / LOCK).mkdir()
+    with pytest.raises(
+        IsADirectoryError, match=r"run\.lock is a folder; allowed: nothing there, or the file of a lock$"
+    ):
+        Lock(tmp_path)
+    (tmp_path / LOCK).rmdir()
+    Lock(tmp_path).release()
+
+
 def test_another_process_is_named_and_its_death_frees_the_directory(tmp_path, holder):
     with pytest.raises(BlockingIOError, match=f"is in use by process {holder.pid} on "):
         Lock(tmp_path)
