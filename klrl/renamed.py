@@ -1,14 +1,15 @@
-"""Methods under old names: for one version, a subclass that defines one and code that calls one get the new one."""
+"""Old names: for one version, a subclass that defines a method under one and code that uses one get the new one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from importlib import import_module
 from typing import Any
 
 from klrl.text import warn_user
 
-_GOES = "the old name goes with klrl 0.2"
+GOES = "the old name goes with klrl 0.2"
 
 
 def adopt(cls: type, names: Mapping[str, str]) -> None:
@@ -33,7 +34,7 @@ def adopt(cls: type, names: Mapping[str, str]) -> None:
         elif defined == 0 and vars(cls)[old] is not vars(cls).get(new) and _calls(vars(cls)[old]) is None:
             said.append(f"{cls.__name__}.{old} does not count beside {new}")
     if said:
-        warn_user(f"{', '.join(said)}; {_GOES}", DeprecationWarning)
+        warn_user(f"{', '.join(said)}; {GOES}", DeprecationWarning)
 
 
 def keep_old_names(cls: type, names: Mapping[str, str]) -> None:
@@ -49,6 +50,24 @@ def keep_old_names(cls: type, names: Mapping[str, str]) -> None:
         replaced = callable(there) and old in _old_names(cls) if _calls(there) is None else _calls(there) is not owner
         if there is None or replaced:
             setattr(cls, old, _alias(cls, owner, old, new))
+
+
+def moved(old: str, new: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a module whose names are in another one now.
+
+    Args:
+        old: the module.
+        new: the other one.
+        names: old name -> new name.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        warn_user(f"{old}.{name} is {new}.{names[name]} now; {GOES}", DeprecationWarning)
+        return getattr(import_module(new), names[name])
+
+    return find
 
 
 def steps_to(cls: type, *names: str) -> int:
@@ -84,7 +103,7 @@ def _alias(cls: type, owner: type, old: str, new: str) -> Callable[..., Any]:
     @wraps(vars(owner)[new])
     def alias(self: Any, *args: Any, **kwargs: Any) -> Any:
         if old not in _old_names(type(self)):  # else it was said when the class was made
-            warn_user(f"{owner.__name__}.{old} is {owner.__name__}.{new} now; {_GOES}", DeprecationWarning)
+            warn_user(f"{owner.__name__}.{old} is {owner.__name__}.{new} now; {GOES}", DeprecationWarning)
         return vars(owner)[new].__get__(self, type(self))(*args, **kwargs)
 
     alias.__doc__ = f"Call ``{new}`` by its old name.\n\n:meta private:"  # for Sphinx, which leaves it out

@@ -51,6 +51,7 @@ ALLOWED = {
         "klrl.interrupts",
         "klrl.output",
         "klrl.policy",
+        "klrl.renamed",
         "klrl.shown",
         "klrl.validation",
         "klrl.text",

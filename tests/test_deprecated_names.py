@@ -1,5 +1,7 @@
 """Old names still work for one version, and say which ones are theirs now."""
 
+from importlib import import_module
+
 import pytest
 import torch
 from environments import random_batch, small_agent
@@ -93,3 +95,27 @@ def test_networks_to_optimize_is_refused_as_nobody_calls_it():
         class Mine(PPO):
             def networks_to_optimize(self):
                 return (self.critic,)
+
+
+def test_an_agents_networks_and_drift_answer_by_the_agents_old_names(agent):
+    with pytest.warns(DeprecationWarning, match=r"agent\.networks\.actor_parameters now"):
+        assert agent.actor_parameters is agent.networks.actor_parameters
+    with pytest.warns(DeprecationWarning, match=r"agent\.drift\.kl_sum now"):
+        assert agent.kl_sum == agent.drift.kl_sum > 0.0
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("klrl.run.board.points", "klrl.run.tensorboard_writer.points"),
+        ("klrl.run.board.Board", "klrl.run.tensorboard_writer.TensorBoardWriter"),
+        ("klrl.agents.load.load_agent", "klrl.agents.load_agent"),
+    ],
+)
+def test_modules_that_moved_answer(old, new):
+    modules = [import_module(name.rpartition(".")[0]) for name in (old, new)]
+    with pytest.warns(DeprecationWarning, match=f"^{old} is {new} now") as caught:
+        assert getattr(modules[0], old.rpartition(".")[2]) is getattr(modules[1], new.rpartition(".")[2])
+    assert [said.filename for said in caught] == [__file__]
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = modules[0].nothing
