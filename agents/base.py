@@ -31,13 +31,14 @@ from klrl.experience.reproducibility import EnvTrial, Repeatable
 from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable
 from klrl.policy.surroundings import undisturbed
+from klrl.renamed import attribute
 from klrl.run import checkpoint
 from klrl.run.callback import Callback
 from klrl.run.callback_list import make_callbacks
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
-from klrl.text import plain, warn_user
+from klrl.text import plain
 from klrl.trust_region import TrustRegion, region_to_json
 
 C = TypeVar("C", bound=AgentConfig)
@@ -222,11 +223,7 @@ class Agent(Predictor[C], abc.ABC):
         """Environments in which episodes can be played again: "used", "new", ..., or ``None`` if none was tried."""
         return None if self.trial is None else self.trial.reproducibility
 
-    @property
-    def replay(self) -> Repeatable | None:
-        """Old name of :attr:`reproducibility`, until the next version."""
-        warn_user("agent.replay is agent.reproducibility now; the old name goes with klrl 0.2", DeprecationWarning)
-        return self.reproducibility
+    replay = attribute("agent", "replay", "reproducibility")
 
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.

@@ -33,7 +33,7 @@ from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.surroundings import ordinary, undisturbed
-from klrl.renamed import GOES, adopt, keep_old_names
+from klrl.renamed import adopt, attribute, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.text import warn_user
@@ -149,17 +149,8 @@ class Learner(abc.ABC, Generic[C]):
     def critic(self, critic: Critic) -> None:
         self.networks.critic = critic
 
-    @property
-    def actor_parameters(self) -> Tensor:
-        """Parameters of the policy, ``[P]``: the old name of ``networks.actor_parameters``."""
-        warn_user("agent.actor_parameters is agent.networks.actor_parameters now; " + GOES, DeprecationWarning)
-        return self.networks.actor_parameters
-
-    @property
-    def kl_sum(self) -> float:
-        """Sum of ``drift/kl`` over all updates: the old name of ``drift.kl_sum``."""
-        warn_user("agent.kl_sum is agent.drift.kl_sum now; " + GOES, DeprecationWarning)
-        return self.drift.kl_sum
+    actor_parameters = attribute("agent", "actor_parameters", "networks.actor_parameters")
+    kl_sum = attribute("agent", "kl_sum", "drift.kl_sum")
 
     @property
     def ent_coef(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from klrl.text import warn_user
@@ -68,6 +69,22 @@ def moved(old: str, new: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(new), names[name])
 
     return find
+
+
+def attribute(of: str, old: str, new: str) -> Any:
+    """Make the property by which an attribute, or a method, answers to its old name.
+
+    Args:
+        of: what users call its owner.
+        old: the old name.
+        new: the new name, from the owner on.
+    """
+
+    def read(self: Any) -> Any:
+        warn_user(f"{of}.{old} is {of}.{new} now; {GOES}", DeprecationWarning)
+        return attrgetter(new)(self)
+
+    return property(read, doc=f"Old name of ``{new}``, for one version.")
 
 
 def steps_to(cls: type, *names: str) -> int:

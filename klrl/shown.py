@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields
 from html import escape
@@ -19,9 +20,7 @@ def array(x: Any) -> str:
     ('float32[256, 8]', '[0.25, 0.75]')
     """
     shape = tuple(x.shape)
-    size = 1
-    for n in shape:
-        size *= n
+    size = math.prod(shape)
     if 0 < size <= _FEW:
         return _rounded(x.tolist())
     device = str(getattr(x, "device", "cpu"))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from klrl.experience.infos import Infos
 from klrl.policy.distributions import Distribution
+from klrl.renamed import attribute
 from klrl.shown import array, table
-from klrl.text import warn_user
 
 T = TypeVar("T", Tensor, Distribution)
 
@@ -100,10 +100,7 @@ class Batch:
             return x.map(_merge) if isinstance(x, Distribution) else _merge(x)
         return x[self.valid]
 
-    def samples(self, x: T) -> T:
-        """Call :meth:`flatten_valid`: the old name, which goes with klrl 0.2."""
-        warn_user("Batch.samples is Batch.flatten_valid now; the old name goes with klrl 0.2", DeprecationWarning)
-        return self.flatten_valid(x)
+    samples = attribute("Batch", "samples", "flatten_valid")
 
     def next_values(self, values: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
         """Return V of the state each step led to, ``[T, N]``, given V of the states it left.

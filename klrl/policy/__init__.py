@@ -1,7 +1,8 @@
 """ACT: distribution records, networks by space, observation normaliser."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from klrl.lazy import exports
 
 if TYPE_CHECKING:
     from klrl.policy.distributions import (
@@ -37,15 +38,7 @@ __all__ = [
     "as_record",
     "stack_records",
 ]
-_MODULES = {"Encoding": "observations", "Normalizer": "normalizer"}
-"""The module of a name that is not among the records."""
+_MODULES = dict.fromkeys(__all__, "distributions") | {"Encoding": "observations", "Normalizer": "normalizer"}
+"""Modules by the names that they have."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"klrl.policy.{_MODULES.get(name, 'distributions')}"), name)
-    raise AttributeError(f"module 'klrl.policy' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+__getattr__, __dir__ = exports(__name__, _MODULES)

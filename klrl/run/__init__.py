@@ -1,8 +1,8 @@
 """KEEP: configuration presets, logging, checkpoints, evaluation, progress."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from klrl.lazy import exports
 from klrl.run.budget import KLBudget
 from klrl.run.callback import Callback, LearningAgent, Metrics
 from klrl.run.callback_list import CallbackList
@@ -28,15 +28,5 @@ __all__ = [
     "Signals",
     "evaluate",
 ]
-_MODULES = {"RunDirectory": "directory", "Progress": "progress"}
+__getattr__, __dir__ = exports(__name__, {"RunDirectory": "directory", "Progress": "progress"})
 """Names that take their time to import: TensorBoard, and a terminal."""
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"klrl.run.{_MODULES[name]}"), name)
-    raise AttributeError(f"module 'klrl.run' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -225,14 +225,19 @@ class Block:
             raise ValueError("history: other arrays than those of packed rows")
         arrays = {name: x.numpy() for name, x in tensors.items()}
         names, texts = _texts(arrays, "names"), _texts(arrays, "texts")
-        layouts, rows = _layouts_4(arrays) if older else (_pieces(arrays, "layouts"), arrays["rows"])
-        for layout in layouts:
-            _check_indices(layout, -len(names), len(names))
+        columns, ends = ("columns", "ends") if older else ("layouts", "layouts_ends")
+        _check_indices(arrays[columns], -len(names), len(names))
+        layouts = [tuple(piece.tolist()) for piece in _pieces(arrays[columns], arrays[ends])]
+        if older:  # there a layout is that of one row
+            distinct = _Index[tuple[int, ...]]()
+            rows, layouts = _narrow([distinct[layout] for layout in layouts]), [*distinct]
+        else:
+            rows = arrays["rows"]
         _check_indices(rows, 0, len(layouts))
         cells = np.bincount(rows, minlength=len(layouts)) @ np.array([len(layout) for layout in layouts], int)
         if len(arrays["values"]) != cells:  # asked before there is anything as large as what the rows ask for
             raise ValueError(f"history: {len(arrays['values'])} values in {cells} cells")
-        block = cls(names, texts, tuple(tuple(layout.tolist()) for layout in layouts), rows, arrays["values"])
+        block = cls(names, texts, tuple(layouts), rows, arrays["values"])
         _check_indices(block.values[block._columns < 0], 0, len(texts))
         return block
 
@@ -271,21 +276,14 @@ def _narrow(indices: Any) -> np.ndarray:
     return wide.astype(np.int16) if wide.max(initial=0) < 2**15 else wide
 
 
-def _pieces(arrays: Mapping[str, np.ndarray], kind: str) -> list[np.ndarray]:
-    array, ends = arrays[kind], arrays[f"{kind}_ends"]
+def _pieces(array: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
     _check_ends(ends, len(array))
     return [array[a:b] for a, b in pairwise([0, *ends.tolist()])]
 
 
 def _texts(arrays: Mapping[str, np.ndarray], kind: str) -> tuple[str, ...]:
-    return tuple(piece.tobytes().decode(errors="surrogatepass") for piece in _pieces(arrays, kind))
-
-
-def _layouts_4(arrays: Mapping[str, np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Find the distinct layouts of rows saved in format 4, and the layout of each row."""
-    layouts = _Index[tuple[int, ...]]()
-    rows = [layouts[tuple(piece.tolist())] for piece in _pieces({**arrays, "columns_ends": arrays["ends"]}, "columns")]
-    return [np.array(layout, int) for layout in layouts], _narrow(rows)
+    pieces = _pieces(arrays[kind], arrays[f"{kind}_ends"])
+    return tuple(piece.tobytes().decode(errors="surrogatepass") for piece in pieces)
 
 
 def _check_ends(ends: np.ndarray, last: int) -> None:
