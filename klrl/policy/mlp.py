@@ -101,7 +101,8 @@ def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, gen
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)  # its init draws globally
+        with torch.random.fork_rng(devices=()):  # its init draws globally, and skip_init imports sympy
+            linear = nn.Linear(fan_in, fan_out, dtype=torch.float32)
         nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]

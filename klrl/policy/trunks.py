@@ -101,7 +101,8 @@ def _convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
     """Orthogonal weights of gain sqrt(2), zero biases."""
     layers: list[nn.Module] = []
     for n in _CHANNELS:
-        layer = nn.utils.skip_init(nn.Conv2d, channels, n, 3, stride=2, padding=1, dtype=torch.float32)
+        with torch.random.fork_rng(devices=()):  # its init draws globally
+            layer = nn.Conv2d(channels, n, 3, stride=2, padding=1, dtype=torch.float32)
         nn.init.orthogonal_(layer.weight, 2**0.5, generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
