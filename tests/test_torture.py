@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -12,7 +11,7 @@ from torture import interrupts, malicious_runs, states
 from torture.case import Case, Outcome, run_all, table
 from torture.forgery import Victim
 from torture.main import MODULES, POINTS
-from torture.processes import Ended, Forks, Process, Unexpected, start_child
+from torture.processes import Ended, Fork, Forks, Process, Unexpected, start_child
 from torture.runs import Run, finish
 
 from klrl.agents import PPO
@@ -129,9 +128,9 @@ def test_a_process_is_waited_for_killed_and_leaves_nobody_behind(tmp_path):
 
 def test_forks_have_output_status_and_memory_of_their_own(tmp_path):
     saved = small_agent(PPO).save(tmp_path / "saved")
-    with Forks(tmp_path) as forks:
-        good, bad = (forks.run(words, 600.0) for words in (["load", saved], ["klrl", "evaluate", tmp_path / "nothing"]))
-        late = forks.run(["save-for-ever", tmp_path / "other"], timeout=0.5)
+    forks = Forks(tmp_path)
+    good, bad = (forks.run(words, 600.0) for words in (["load", saved], ["klrl", "evaluate", tmp_path / "nothing"]))
+    late = forks.run(["save-for-ever", tmp_path / "other"], timeout=0.5)
     assert json.loads(good.out)["digest"] == states.digest(states.saved_parts(saved))
     assert good.peak > 10 * 2**20
     assert (bad.code, len(bad.err.splitlines())) == (2, 1)
@@ -140,15 +139,15 @@ def test_forks_have_output_status_and_memory_of_their_own(tmp_path):
 
 
 def test_a_fork_is_watched_and_sent_signals_while_it_runs(tmp_path):
-    with Forks(tmp_path) as forks:
-        fork = forks.start(["save-for-ever", tmp_path / "saved"])
-        fork.until(lambda: "\n" in fork.out)
-        assert fork.running
-        assert fork.survivors() == [fork.pid]
-        fork.send(signal.SIGTERM, everyone=True)
-        assert fork.wait().code == -signal.SIGTERM
-        assert not fork.running
-        assert forks.start(["save-for-ever", tmp_path / "saved"]).kill().code == -signal.SIGKILL
+    forks = Forks(tmp_path)
+    fork = forks.start(["save-for-ever", tmp_path / "saved"])
+    fork.until(lambda: "\n" in fork.out)
+    assert fork.running
+    assert fork.survivors() == [fork.pid]
+    fork.send(signal.SIGTERM, everyone=True)
+    assert fork.wait().code == -signal.SIGTERM
+    assert not fork.running
+    assert forks.start(["save-for-ever", tmp_path / "saved"]).kill().code == -signal.SIGKILL
 
 
 def test_states_differ_where_something_differs(tmp_path):
@@ -220,8 +219,8 @@ def test_a_resume_that_fails_is_a_problem_whatever_numbers_may_differ(tmp_path):
 @pytest.mark.parametrize("point", POINTS)
 def test_the_quick_cases_hold(point, tmp_path):
     words = ["torture", "--quick", "--only", point, "--processes", "1", "--output", str(tmp_path / "torture.json")]
-    ended = subprocess.run([sys.executable, "-m", "klrl.scripts.main", *words], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout
+    ended = Fork(["-m", "klrl.scripts.main", *words], tmp_path).wait(1_500.0)
+    assert ended.code == 0, ended.out
     rows = json.loads((tmp_path / "torture.json").read_text())["rows"]
     assert rows
     assert all(row["passed"] for row in rows)

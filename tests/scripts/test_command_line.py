@@ -4,7 +4,6 @@ import ast
 import csv
 import inspect
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,13 +13,15 @@ from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from environments import Broken, Counting, small_agent
 from gymnasium.envs.registration import EnvSpec
-from support import full_disk, wait_for
+from support import full_disk
+from torture.processes import Fork
 
 from klrl.agents import AGENTS, PPO
 from klrl.run import checkpoint
@@ -42,9 +43,11 @@ def field_docstrings(path):
     }
 
 
-def klrl(*words, cwd=None):
-    command = [sys.executable, "-m", "klrl.scripts.main", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+def klrl(*words, cwd="."):
+    """What ``klrl ...`` says and its exit status, from a process that has imported klrl before."""
+    with TemporaryDirectory() as scratch:
+        ended = Fork(["-m", "klrl.scripts.main", *words], Path(scratch), cwd=Path(cwd)).wait(600.0)
+    return subprocess.CompletedProcess(words, ended.code, ended.out, ended.err)
 
 
 @pytest.fixture
@@ -284,23 +287,20 @@ ENDING = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 @pytest.mark.parametrize(("number", "status"), ENDING, ids=lambda x: getattr(x, "name", x))
 def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, tmp_path):
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
-    command = [sys.executable, "-u", "-m", "klrl.scripts.main", *words]
     metrics = tmp_path / "run/metrics.csv"
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
-        os.kill(process.pid, signal.SIGUSR1)
-        while not (saved := process.stdout.readline()).startswith("SIGUSR1"):
-            assert process.poll() is None
-        os.kill(process.pid, number)
-        output, _ = process.communicate()
-    assert process.returncode == status, output
-    (stopped,) = (line for line in output.splitlines() if line.startswith("stopped"))
+    process = Fork(["-m", "klrl.scripts.main", *words], tmp_path)
+    process.until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 600.0)
+    process.send(signal.SIGUSR1)
+    process.until(lambda: re.search("^SIGUSR1.*\n", process.out, re.MULTILINE), 600.0)
+    process.send(number)
+    ended = process.wait(600.0)
+    assert ended.code == status, ended.err
+    (saved,) = (line for line in ended.out.splitlines() if line.startswith("SIGUSR1"))
+    (stopped,) = (line for line in ended.out.splitlines() if line.startswith("stopped"))
     assert saved.startswith(f"SIGUSR1: checkpoint {tmp_path}/run/checkpoints/")
     assert stopped.startswith(f"stopped by {number.name}: checkpoint {tmp_path}/run/checkpoints/")
     assert stopped.endswith(f"; klrl resume {tmp_path}/run continues it")
-    assert "Traceback" not in output
+    assert "Traceback" not in ended.err
     assert sorted(p.name for p in (tmp_path / "run").iterdir() if not p.name.startswith("events.")) == [
         "checkpoints", "config.json", "episodes.csv", "metrics.csv",
     ]  # fmt: skip
@@ -309,15 +309,12 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
 
 @pytest.mark.parametrize(("number", "status"), [*ENDING, (signal.SIGUSR1, 0)], ids=lambda x: getattr(x, "name", x))
 def test_a_signal_as_soon_as_the_directory_is_there_is_heard(number, status, tmp_path):
-    command = [sys.executable, "-m", "klrl.scripts.main", "train", "ppo", *SMALL, "--run-dir", "run"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, **streams) as process:
-        while not (tmp_path / "run").exists():
-            assert process.poll() is None
-        os.kill(process.pid, number)
-        output, _ = process.communicate()
-    assert process.returncode == status, output
-    assert f"{number.name}: nothing to " in output or f"{number.name}: checkpoint" in output
+    process = Fork(["-m", "klrl.scripts.main", "train", "ppo", *SMALL, "--run-dir", "run"], tmp_path)
+    process.until((tmp_path / "run").exists, 600.0, every=0.0)
+    process.send(number)
+    ended = process.wait(600.0)
+    assert ended.code == status, ended.err
+    assert f"{number.name}: nothing to " in ended.out or f"{number.name}: checkpoint" in ended.out
     assert not (tmp_path / "run/run.lock").exists()
     if not (tmp_path / "run/config.json").exists():
         assert not [*(tmp_path / "run").iterdir()]  # so that the same command can begin it
@@ -342,28 +339,24 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path):
         "RunDirectory.on_training_end = lambda self, agent: (print('saving', flush=True), time.sleep(10_000))\n"
         f"main({words})"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: (tmp_path / "run/metrics.csv").exists())
-        os.kill(process.pid, signal.SIGINT)
-        while process.stdout.readline() != "saving\n":
-            assert process.poll() is None
-        os.kill(process.pid, signal.SIGINT)
-        process.communicate()
-    assert process.returncode == -signal.SIGINT
+    process = Fork(["-c", program], tmp_path)
+    process.until((tmp_path / "run/metrics.csv").exists, 600.0)
+    process.send(signal.SIGINT)
+    process.until(lambda: "saving\n" in process.out, 600.0)
+    process.send(signal.SIGINT)
+    assert process.wait(600.0).code == -signal.SIGINT
 
 
 def test_an_interrupted_evaluation_ends_at_once_and_the_agent_is_kept(tmp_path):
     words = [*SMALL[:-1], "100000", "--run-dir", "run"]
-    command = [sys.executable, "-u", "-m", "klrl.scripts.main", "train", "ppo", *words]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, **streams) as process:
-        while "TensorBoard: " not in process.stdout.readline():
-            assert process.poll() is None
-        time.sleep(0.5)
-        os.kill(process.pid, signal.SIGINT)
-        output, _ = process.communicate()
-    assert process.returncode == 130
-    assert output == f"stopped by SIGINT: checkpoint {tmp_path}/run/checkpoints/000000001024; training was finished\n"
+    process = Fork(["-m", "klrl.scripts.main", "train", "ppo", *words], tmp_path)
+    process.until(lambda: "TensorBoard: " in process.out, 600.0)
+    time.sleep(0.5)
+    process.send(signal.SIGINT)
+    ended = process.wait(600.0)
+    assert ended.code == 130
+    said = (ended.out + ended.err).splitlines()[-1]
+    assert said == f"stopped by SIGINT: checkpoint {tmp_path}/run/checkpoints/000000001024; training was finished"
     assert klrl("evaluate", tmp_path / "run", "--episodes", 1).returncode == 0
 
 

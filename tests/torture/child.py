@@ -137,51 +137,6 @@ def some_actions(agent: Agent[Any], n: int = 1_000) -> np.ndarray:
     return np.ascontiguousarray(agent.predict(space.sample(), deterministic=True)[0])
 
 
-def serve() -> None:
-    """A fork for every line of JSON on standard input; its number and how it ended, as two lines of JSON."""
-    for line in sys.stdin:
-        request = json.loads(line)
-        began = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            _job_in_fork(request)
-        print(json.dumps({"pid": pid}), flush=True)
-        code, peak = _waited(pid, request["timeout"])
-        print(json.dumps({"code": code, "peak": peak, "seconds": time.monotonic() - began}), flush=True)
-
-
-def _job_in_fork(request: dict[str, Any]) -> None:
-    """In a session of its own. Never returns: what Python takes apart at the end of a process costs a second here."""
-    status = 1
-    try:
-        os.setsid()
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        main(request["words"])
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def _waited(pid: int, timeout: float) -> tuple[int, int]:
-    """Exit status and peak of memory in bytes of a child, which is killed after the timeout."""
-    end = time.monotonic() + timeout
-    while True:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
-            unit = 1 if sys.platform == "darwin" else 1024
-            return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.001)
-
-
 def jump(seconds: str, looks: str, *words: str) -> None:
     """``klrl ...`` on a machine whose clock jumps, once somebody has looked at it so often."""
     clock, left = time.time, int(looks)
@@ -206,7 +161,6 @@ JOBS: dict[str, Callable[..., None]] = {
     "poison-policy": poison_policy,
     "predict": predict,
     "save-for-ever": save_for_ever,
-    "serve": serve,
 }
 
 
@@ -217,5 +171,10 @@ def main(words: list[str]) -> None:
     JOBS[words[0]](*words[1:])
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """Do the job that the command line names."""
     main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    program()

@@ -87,10 +87,8 @@ def _case(group: Sequence[Damage], kind: str) -> Callable[[Path], Outcome]:
         original = scratch / "original"
         older, newer = (_learn_and_save(agent, original) for _ in range(2))
         agent.close()
-        with Forks(scratch) as forks:
-            tried = [
-                _try(damage, original, scratch / f"run-{i}", older, newer, forks) for i, damage in enumerate(group)
-            ]
+        forks = Forks(scratch)
+        tried = [_try(damage, original, scratch / f"run-{i}", older, newer, forks) for i, damage in enumerate(group)]
         return Outcome([problem for problem in tried if problem], trials=len(group))
 
     return run

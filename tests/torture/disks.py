@@ -40,15 +40,15 @@ def _files(sink: str) -> Callable[[Path], Outcome]:
 
     def case(scratch: Path) -> Outcome:
         problems = []
-        with Forks(scratch) as forks:
-            whole = _whole(forks, scratch)
-            for level, writes in zip(_LEVELS, _WRITES[sink], strict=True):
-                run_dir = scratch / level
-                ended = forks.run(["full-disk", sink, f"{writes}", run_dir, *_RUN.words(run_dir)])
-                found = [*(_goes_on(ended) if sink == "TensorBoard" else _stops(ended, run_dir))]
-                found += _intact(run_dir, whole, at_least=level == _LEVELS[-1])
-                found += _goes_on_later(forks, run_dir, whole)
-                problems += [f"{level}: {problem}" for problem in found]
+        forks = Forks(scratch)
+        whole = _whole(forks, scratch)
+        for level, writes in zip(_LEVELS, _WRITES[sink], strict=True):
+            run_dir = scratch / level
+            ended = forks.run(["full-disk", sink, f"{writes}", run_dir, *_RUN.words(run_dir)])
+            found = [*(_goes_on(ended) if sink == "TensorBoard" else _stops(ended, run_dir))]
+            found += _intact(run_dir, whole, at_least=level == _LEVELS[-1])
+            found += _goes_on_later(forks, run_dir, whole)
+            problems += [f"{level}: {problem}" for problem in found]
         return Outcome(problems, len(_LEVELS))
 
     return case
@@ -59,18 +59,18 @@ def _disks(left: int) -> Callable[[Path], Outcome]:
 
     def case(scratch: Path) -> Outcome:
         problems = []
-        with Forks(scratch) as forks:
-            whole = _whole(forks, scratch)
-            for level, rows in zip(_LEVELS, _ROWS, strict=True):
-                with SmallDisk(scratch, _DISK) as disk:
-                    run_dir = disk.path / "run"
-                    ended = _run_into(disk, left, rows, run_dir, scratch)
-                    found = [*_stops(ended, run_dir, small=left > 0)]
-                    found += _intact(run_dir, whole, at_least=level == _LEVELS[-1])
-                    disk.empty()
-                    if (run_dir / "config.json").exists():
-                        found += _goes_on_later(forks, run_dir, whole)
-                problems += [f"{level}: {problem}" for problem in found]
+        forks = Forks(scratch)
+        whole = _whole(forks, scratch)
+        for level, rows in zip(_LEVELS, _ROWS, strict=True):
+            with SmallDisk(scratch, _DISK) as disk:
+                run_dir = disk.path / "run"
+                ended = _run_into(disk, left, rows, run_dir, scratch)
+                found = [*_stops(ended, run_dir, small=left > 0)]
+                found += _intact(run_dir, whole, at_least=level == _LEVELS[-1])
+                disk.empty()
+                if (run_dir / "config.json").exists():
+                    found += _goes_on_later(forks, run_dir, whole)
+            problems += [f"{level}: {problem}" for problem in found]
         return Outcome(problems, len(_LEVELS))
 
     return case

@@ -89,13 +89,13 @@ def _twice(number: signal.Signals, i: int) -> bool:
 def _case(trials: Sequence[Trial], seed: str, whole: Uninterrupted) -> Callable[[Path], Outcome]:
     def case(scratch: Path) -> Outcome:
         g, problems, slowest = random.Random(seed), [], 0.0
-        with Forks(scratch) as forks:
-            for i, trial in enumerate(trials):
-                run_dir = scratch / f"run-{i}"
-                seconds, wrong = _attempt(trial, run_dir, g, forks)
-                wrong = wrong or _afterwards(trial, run_dir, whole.parts(trial.plain, scratch), forks)
-                slowest = max(slowest, seconds)
-                problems += [f"{trial.moment}: {', '.join(wrong)}"] if wrong else []
+        forks = Forks(scratch)
+        for i, trial in enumerate(trials):
+            run_dir = scratch / f"run-{i}"
+            seconds, wrong = _attempt(trial, run_dir, g, forks)
+            wrong = wrong or _afterwards(trial, run_dir, whole.parts(trial.plain, scratch), forks)
+            slowest = max(slowest, seconds)
+            problems += [f"{trial.moment}: {', '.join(wrong)}"] if wrong else []
         return Outcome(problems, len(trials), {"largest seconds to the end": slowest})
 
     return case

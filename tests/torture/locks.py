@@ -11,7 +11,7 @@ from pathlib import Path
 
 from klrl.text import one_line
 from torture.case import Case, Outcome
-from torture.processes import Process, start_klrl
+from torture.processes import Watched, start_klrl
 
 _TRAIN = ("train", "ppo", "--env", "CartPole-v1", "--n-envs", "2", "--n-steps", "64", "--batch-size", "64",
           "--checkpoint-every", "256", "--eval-episodes", "0")  # fmt: skip
@@ -96,7 +96,7 @@ def _without_names(scratch: Path) -> Outcome:
     return Outcome(problems, 8)
 
 
-def _running(scratch: Path, run_dir: Path) -> Process:
+def _running(scratch: Path, run_dir: Path) -> Watched:
     """A run that has written its first checkpoint."""
     process = start_klrl([*_TRAIN, *_FOR_EVER, "--run-dir", run_dir], scratch)
     process.until(lambda: any(run_dir.glob("checkpoints/*/MANIFEST.json")))

@@ -60,18 +60,18 @@ def _damaged(seed: str, n: int, damage: Callable[[random.Random, Path], None]) -
         process.until(at_row(interrupted, 15))
         process.kill()
         assert saved(interrupted) > 0
-        with Forks(scratch) as forks:
-            for i in range(n):
-                run_dir = scratch / f"run {i}"
-                shutil.copytree(interrupted, run_dir)
-                damage(g, run_dir)
-                ended = forks.run(["klrl", "resume", run_dir])
-                if ended.code != 0:
-                    problems.append(f"copy {i}: klrl resume ended with {ended.code}: {ended.err[-300:]}")
-                elif differs := difference(run_parts(run_dir), expected):
-                    problems.append(f"copy {i}: {differs}")
-                elif shown(run_dir) != seen:
-                    problems.append(f"copy {i}: TensorBoard shows other points")
+        forks = Forks(scratch)
+        for i in range(n):
+            run_dir = scratch / f"run {i}"
+            shutil.copytree(interrupted, run_dir)
+            damage(g, run_dir)
+            ended = forks.run(["klrl", "resume", run_dir])
+            if ended.code != 0:
+                problems.append(f"copy {i}: klrl resume ended with {ended.code}: {ended.err[-300:]}")
+            elif differs := difference(run_parts(run_dir), expected):
+                problems.append(f"copy {i}: {differs}")
+            elif shown(run_dir) != seen:
+                problems.append(f"copy {i}: TensorBoard shows other points")
         return Outcome(problems, n)
 
     return case

@@ -36,6 +36,7 @@ from torture import (
     soak,
 )
 from torture.case import Case, Row, run_all, table
+from torture.processes import haste
 
 PROG = "klrl torture"
 MODULES: tuple[Callable[[int], list[Case]], ...] = (
@@ -111,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"output = {args.output}; allowed: a file in a folder that exists")
     known = [case for make in MODULES for case in _cases(make, args)]
     cases = [case for case in known if case.protocol in args.only]
-    rows = _run([case for case in cases if case.quick or not args.quick], args)
+    with haste(args.quick):
+        rows = _run([case for case in cases if case.quick or not args.quick], args)
     save(_command(args), [row | {"seed": args.seed} for row in rows], args.output)
     print(table(rows, POINTS))
     failed = sum(not row["passed"] for row in rows)

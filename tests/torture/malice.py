@@ -140,28 +140,28 @@ def _tried(scratch: Path, good: Path, attacks: list[Attack], trial: _Trial) -> O
     marker = scratch / "marker"
     (modules / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
     problems, largest = [], 0.0
-    with Forks(scratch, {"PYTHONPATH": str(modules)}) as forks:
-        usual = _usual(forks, good, trial)
-        for i, (name, attack) in enumerate(attacks):
-            victim = Victim(scratch / f"run-{i}", scratch / f"outside-{i}", marker)
-            shutil.copytree(good, victim.run_dir)
-            victim.outside.mkdir()
-            (victim.outside / "precious.txt").write_text("years of work")
-            attack(victim)
-            size = sum(p.lstat().st_size for p in victim.run_dir.rglob("*"))
-            before = _contents(victim.outside)
-            for ended in _ends(forks, victim.run_dir, trial):
-                largest = max(largest, ended.peak - usual)
-                problem = _excess(ended, usual + max(2 * size, _SPARE)) or _problem(ended, trial)
-                problems += [f"{name}: {problem}"] if problem else []
-            if marker.exists():
-                problems.append(f"{name}: its code ran")
-                marker.unlink()
-            if before != _contents(victim.outside):
-                problems.append(f"{name}: files outside of the run were changed")
-            if ended.code == 0 and (links := malicious_runs.links(victim.run_dir)):
-                problems.append(f"{name}: it went on by way of links: {', '.join(links)}")
-            shutil.rmtree(victim.run_dir)
+    forks = Forks(scratch, {"PYTHONPATH": str(modules)})
+    usual = _usual(forks, good, trial)
+    for i, (name, attack) in enumerate(attacks):
+        victim = Victim(scratch / f"run-{i}", scratch / f"outside-{i}", marker)
+        shutil.copytree(good, victim.run_dir)
+        victim.outside.mkdir()
+        (victim.outside / "precious.txt").write_text("years of work")
+        attack(victim)
+        size = sum(p.lstat().st_size for p in victim.run_dir.rglob("*"))
+        before = _contents(victim.outside)
+        for ended in _ends(forks, victim.run_dir, trial):
+            largest = max(largest, ended.peak - usual)
+            problem = _excess(ended, usual + max(2 * size, _SPARE)) or _problem(ended, trial)
+            problems += [f"{name}: {problem}"] if problem else []
+        if marker.exists():
+            problems.append(f"{name}: its code ran")
+            marker.unlink()
+        if before != _contents(victim.outside):
+            problems.append(f"{name}: files outside of the run were changed")
+        if ended.code == 0 and (links := malicious_runs.links(victim.run_dir)):
+            problems.append(f"{name}: it went on by way of links: {', '.join(links)}")
+        shutil.rmtree(victim.run_dir)
     return Outcome(problems, len(attacks), {"largest memory beside the usual, MiB": round(largest / _MEBIBYTE, 1)})
 
 

@@ -57,12 +57,12 @@ def _of(field: str, values: tuple[str, ...], run: Run) -> Callable[[Path], Outco
 
     def case(scratch: Path) -> Outcome:
         problems = []
-        with Forks(scratch) as forks:
-            clean = forks.run(["klrl", *replace(run, every=1).words(scratch / "clean")])
-            assert clean.code == 0, f"without poison it ended with {clean.code}: {clean.err[-300:]}"
-            for value in values:
-                (scratch / RECORD).unlink()
-                problems += [f"{value}: {problem}" for problem in _Poisoned(run, field, value, scratch).problems(forks)]
+        forks = Forks(scratch)
+        clean = forks.run(["klrl", *replace(run, every=1).words(scratch / "clean")])
+        assert clean.code == 0, f"without poison it ended with {clean.code}: {clean.err[-300:]}"
+        for value in values:
+            (scratch / RECORD).unlink()
+            problems += [f"{value}: {problem}" for problem in _Poisoned(run, field, value, scratch).problems(forks)]
         return Outcome(problems, len(values))
 
     return case

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +25,10 @@ from typing import Any
 import klrl
 
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+SOCKET = "KLRL_TORTURE_SOCKET"
+"""Environment variable with the socket of :mod:`torture.warm` for this process's forks, once there is one."""
+_hasty = False
+_STARTING = threading.Lock()
 _OWNER: ContextVar[list[Watched] | None] = ContextVar("processes of the case that runs", default=None)
 
 
@@ -168,12 +178,6 @@ class Process(Watched):
         """Whether it has not ended."""
         return self._popen.poll() is None
 
-    def say(self, line: str) -> None:
-        """Write a line to its standard input."""
-        assert self._popen.stdin is not None
-        self._popen.stdin.write(f"{line}\n".encode())
-        self._popen.stdin.flush()
-
     def wait(self, timeout: float = 100.0) -> Ended:
         """Wait until it has ended, or kill it."""
         try:
@@ -188,83 +192,118 @@ class Process(Watched):
         return Ended(code, self.out, self.err, time.monotonic() - self._began)
 
 
-def start_klrl(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Process:
+def start_klrl(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Watched:
     """``klrl VERB ...`` in a process of its own, with this Python and this klrl."""
-    return Process([sys.executable, "-m", "klrl.scripts.main", *words], scratch, environment)
+    return _start(["-m", "klrl.scripts.main", *words], scratch, environment)
 
 
-def start_child(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Process:
+def start_child(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Watched:
     """One of the jobs of :mod:`torture.child` in a process of its own."""
-    return Process([sys.executable, "-m", "torture.child", *words], scratch, environment)
+    return _start(["-m", "torture.child", *words], scratch, environment)
+
+
+def _start(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None) -> Watched:
+    if _hasty and not environment:
+        return Fork(words, scratch)
+    return Process([sys.executable, *words], scratch, environment)
+
+
+@contextlib.contextmanager
+def haste(quick: bool) -> Iterator[None]:
+    """Inside, what would be a new program with the usual environment is a :class:`Fork`, which starts at once."""
+    global _hasty
+    before, _hasty = _hasty, quick
+    try:
+        yield
+    finally:
+        _hasty = before
 
 
 class Forks:
-    """Processes that need no time to start: forks of one that has imported klrl and done nothing else.
-
-    Each gets a job of :mod:`torture.child`, its own output and its own peak of memory. Close it (or use
-    it in ``with``) when no more are needed.
+    """Jobs of :mod:`torture.child` in processes that need no time to start.
 
     Args:
         scratch: working directory of all of them.
-        environment: changes to the environment's variables.
+        environment: changes to the environment's variables; a PYTHONPATH is searched before klrl's own.
     """
 
     def __init__(self, scratch: Path, environment: Mapping[str, str] | None = None) -> None:
-        self._server = start_child(["serve"], scratch, environment)
-        self._scratch, self._count = scratch, 0
+        self._scratch, self._environment = scratch, environment or {}
 
-    def __enter__(self) -> Forks:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.kill()
-
-    def start(self, words: Sequence[str | Path], timeout: float = 60.0) -> Fork:
-        """Begin a job (``["klrl", VERB, ...]`` is one), which is killed after the timeout; one at a time."""
-        self._count += 1
-        out, err = (self._scratch / f"fork-{self._count}.{name}.txt" for name in ("out", "err"))
-        out.touch()  # nobody knows when the fork does it
-        err.touch()
-        request = {"words": list(map(str, words)), "out": str(out), "err": str(err), "timeout": timeout}
-        self._server.say(json.dumps(request))
-        return Fork(self._server, 2 * self._count - 2, out, err)
+    def start(self, words: Sequence[str | Path]) -> Fork:
+        """Begin a job (``["klrl", VERB, ...]`` is one)."""
+        return Fork(["-m", "torture.child", *words], self._scratch, self._environment)
 
     def run(self, words: Sequence[str | Path], timeout: float = 30.0) -> Ended:
         """Do a job and wait for its end; killed after the timeout, it ended by -9."""
-        return self.start(words, timeout).wait(timeout + 30.0)
+        fork = self.start(words)
+        try:
+            return fork.wait(timeout)
+        except Unexpected:
+            return fork.wait()
 
 
 class Fork(Watched):
-    """One of a :class:`Forks`' processes.
+    """A fork of a Python that has imported klrl and done nothing else, in the program's place.
 
     Args:
-        server: who forked it.
-        line: of the server's output, in which it tells of it.
-        out: where its standard output goes.
-        err: where its standard error goes.
+        words: what follows ``python``.
+        scratch: its working directory, which must exist; the files of its output are there, too.
+        environment: changes to the environment's variables; a PYTHONPATH is searched before klrl's own.
+        cwd: its working directory, if another one.
     """
 
-    def __init__(self, server: Process, line: int, out: Path, err: Path) -> None:
-        super().__init__(out, err)
-        self._server, self._line = server, line
-        self.pid = self._told(line, 60.0)["pid"]
+    def __init__(
+        self,
+        words: Sequence[str | Path],
+        scratch: Path,
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        super().__init__(*(scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err")))
+        changes = environment or {}
+        request = {
+            "words": list(map(str, words)),
+            "cwd": str((cwd or scratch).absolute()),
+            "environment": {**os.environ, **_ONE_THREAD, **changes},
+            "path": list(filter(None, changes.get("PYTHONPATH", "").split(os.pathsep))),
+        }
+        self._server = _connected()
+        self._end: dict[str, Any] | None = None
+        with open(os.devnull) as nothing, self._out.open("wb") as out, self._err.open("wb") as err:
+            files = [nothing.fileno(), out.fileno(), err.fileno()]
+            socket.send_fds(self._server, [json.dumps(request).encode()], files)
+        self.pid = json.loads(self._server.recv(1_000))["pid"]
         self._belong()
 
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        return self._server.out.count("\n") <= self._line + 1
+        return self._end is None and not select.select([self._server], [], [], 0.0)[0]
 
     def wait(self, timeout: float = 100.0) -> Ended:
         """Wait until it has ended, or kill it."""
-        try:
-            end = self._told(self._line + 1, timeout)
-        except Unexpected:
-            self.send(signal.SIGKILL, everyone=True)
-            raise
+        if self._end is None and not select.select([self._server], [], [], timeout)[0]:
+            self.kill()
+            raise Unexpected(f"process still running after {timeout:g} s: {self.err[-300:]}")
+        if self._end is None:
+            with self._server:
+                self._end = json.loads(self._server.recv(1_000))
+        end = self._end
         return Ended(end["code"], self.out, self.err, end["seconds"], end["peak"])
 
-    def _told(self, line: int, timeout: float) -> dict[str, Any]:
-        self._server.until(lambda: self._server.out.count("\n") > line, timeout)
-        told: dict[str, Any] = json.loads(self._server.out.splitlines()[line])
-        return told
+
+def _connected() -> socket.socket:
+    """A connection to the server whose fork this process is, or to its own, begun when first needed."""
+    with _STARTING:
+        if SOCKET not in os.environ:
+            folder = Path(tempfile.mkdtemp(prefix="klrl-torture-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            with owned([]):  # it serves the cases that follow, too
+                server = Process([sys.executable, "-m", "torture.warm", folder / "socket"], folder)
+            server.until(lambda: server.out == "ready\n")
+            atexit.register(server.kill)
+            os.environ[SOCKET] = str(folder / "socket")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(os.environ[SOCKET])
+    return connection

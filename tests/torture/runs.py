@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from klrl.run import checkpoint
-from torture.processes import Ended, Process, start_child, start_klrl
+from torture.processes import Ended, Watched, start_child, start_klrl
 from torture.states import difference, run_parts
 
 SMALL = (
@@ -40,11 +40,11 @@ class Run:
         what = ("--env", self.env, "--vectorization-mode", self.mode, "--seed", f"{self.seed}")
         return ["train", self.agent, *what, *SMALL, *steps, *self.more, "--run-dir", run_dir]
 
-    def start(self, scratch: Path, run_dir: Path) -> Process:
+    def start(self, scratch: Path, run_dir: Path) -> Watched:
         """In a process of its own."""
         return start_klrl(self.words(run_dir), scratch)
 
-    def start_dying(self, scratch: Path, run_dir: Path, instruction: int) -> Process:
+    def start_dying(self, scratch: Path, run_dir: Path, instruction: int) -> Watched:
         """The same, killed by itself before the so-manieth instruction of its checkpoints that reaches the disk."""
         return start_child(["die-saving", str(instruction), *self.words(run_dir)], scratch)
 
@@ -73,7 +73,7 @@ class Uninterrupted:
         return self._parts[run]
 
 
-def succeed(process: Process) -> Ended:
+def succeed(process: Watched) -> Ended:
     """Wait for an end that must be a good one.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torture.case import Case, Outcome
 from torture.failures import orphans
-from torture.processes import Process
+from torture.processes import Watched
 from torture.runs import Run, written
 
 _KIB = 8.0
@@ -64,7 +64,7 @@ _PASSING = 3
 """Open files while one is being written: itself, its directory."""
 
 
-def _kib(process: Process) -> float:
+def _kib(process: Watched) -> float:
     """Memory of all processes of the run."""
     total = 0
     for pid in process.survivors():
@@ -73,7 +73,7 @@ def _kib(process: Process) -> float:
     return float(total)
 
 
-def _files(process: Process) -> int:
+def _files(process: Watched) -> int:
     return len(os.listdir(f"/proc/{process.pid}/fd"))
 
 

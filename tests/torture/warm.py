@@ -1,0 +1,116 @@
+"""A Python that has imported klrl, and becomes at once, by a fork, any program that would import it first.
+
+``python -m torture.warm SOCKET`` serves until its standard input ends. A connection to the socket is one process: a
+request with three descriptors goes in, the process's number and, later, how it ended come back, as lines of JSON.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NoReturn
+
+from klrl.scripts import main as command_line
+from torture import child
+
+_PROGRAMS = {"klrl.scripts.main": command_line.command, "torture.child": child.program}
+"""Modules that ``python -m`` can run here, and what they do then."""
+
+
+def serve(path: str) -> None:
+    """Fork for every request, until standard input ends."""
+    for verb in ("compare", "distill", "dpo", "evaluate", "resume", "train"):
+        import_module(f"klrl.scripts.{verb}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as selector:
+        listener.bind(path)
+        listener.listen(100)
+        print("ready", flush=True)
+        selector.register(listener, selectors.EVENT_READ, _accept)
+        selector.register(sys.stdin.fileno(), selectors.EVENT_READ, lambda *_: sys.exit())
+        while True:
+            for key, _ in selector.select():
+                key.data(selector, key.fileobj)
+
+
+def _accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    said, descriptors, *_ = socket.recv_fds(connection, 2**20, 3)
+    began, pid = time.monotonic(), os.fork()
+    if pid == 0:
+        selector.close()
+        listener.close()
+        connection.close()
+        _become(json.loads(said), descriptors)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    connection.send(json.dumps({"pid": pid}).encode())
+    ended = os.pidfd_open(pid)
+    selector.register(ended, selectors.EVENT_READ, lambda *_: _tell(selector, ended, pid, connection, began))
+
+
+def _tell(selector: selectors.BaseSelector, ended: int, pid: int, connection: socket.socket, began: float) -> None:
+    """Say how a process ended, and with how much memory at most."""
+    _, status, usage = os.wait4(pid, 0)
+    selector.unregister(ended)
+    os.close(ended)
+    unit = 1 if sys.platform == "darwin" else 1024
+    said = {"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss * unit}
+    with connection, contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+        connection.send(json.dumps(said | {"seconds": time.monotonic() - began}).encode())
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
+    """Do what the program would do, in a session of its own, and end as Python ends."""
+    status = 1
+    try:
+        os.setsid()
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        sys.path[:0] = request["path"]
+        _run(request["words"])
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:  # what Python would take apart now has no effect outside, and costs a second
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run(words: list[str]) -> None:
+    """Do what ``python -m MODULE ...`` or ``python -c PROGRAM ...`` would."""
+    how, what, *arguments = words
+    sys.argv[:] = [what if how == "-m" else how, *arguments]
+    if how == "-m":
+        sys.modules["__main__"] = sys.modules[what]
+        _PROGRAMS[what]()
+    else:
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), vars(main))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
