@@ -103,6 +103,7 @@ def _convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
     for n in _CHANNELS:
         with torch.random.fork_rng(devices=()):  # its init draws globally
             layer = nn.Conv2d(channels, n, 3, stride=2, padding=1, dtype=torch.float32)
+        assert layer.bias is not None
         nn.init.orthogonal_(layer.weight, 2**0.5, generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
