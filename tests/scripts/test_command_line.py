@@ -46,7 +46,7 @@ def field_docstrings(path):
 def klrl(*words, cwd="."):
     """What ``klrl ...`` says and its exit status, from a process that has imported klrl before."""
     with TemporaryDirectory() as scratch:
-        ended = Fork(["-m", "klrl.scripts.main", *words], Path(scratch), cwd=Path(cwd)).wait(600.0)
+        ended = Fork(["-m", "klrl.scripts.main", *words], Path(scratch), cwd=Path(cwd)).wait()
     return subprocess.CompletedProcess(words, ended.code, ended.out, ended.err)
 
 
@@ -289,11 +289,11 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
     words = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "100000000", "--run-dir", "run"]
     metrics = tmp_path / "run/metrics.csv"
     process = Fork(["-m", "klrl.scripts.main", *words], tmp_path)
-    process.until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 600.0)
+    process.until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
     process.send(signal.SIGUSR1)
-    process.until(lambda: re.search("^SIGUSR1.*\n", process.out, re.MULTILINE), 600.0)
+    process.until(lambda: re.search("^SIGUSR1.*\n", process.out, re.MULTILINE))
     process.send(number)
-    ended = process.wait(600.0)
+    ended = process.wait()
     assert ended.code == status, ended.err
     (saved,) = (line for line in ended.out.splitlines() if line.startswith("SIGUSR1"))
     (stopped,) = (line for line in ended.out.splitlines() if line.startswith("stopped"))
@@ -310,9 +310,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
 @pytest.mark.parametrize(("number", "status"), [*ENDING, (signal.SIGUSR1, 0)], ids=lambda x: getattr(x, "name", x))
 def test_a_signal_as_soon_as_the_directory_is_there_is_heard(number, status, tmp_path):
     process = Fork(["-m", "klrl.scripts.main", "train", "ppo", *SMALL, "--run-dir", "run"], tmp_path)
-    process.until((tmp_path / "run").exists, 600.0, every=0.0)
+    process.until((tmp_path / "run").exists, every=0.0)
     process.send(number)
-    ended = process.wait(600.0)
+    ended = process.wait()
     assert ended.code == status, ended.err
     assert f"{number.name}: nothing to " in ended.out or f"{number.name}: checkpoint" in ended.out
     assert not (tmp_path / "run/run.lock").exists()
@@ -340,20 +340,20 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path):
         f"main({words})"
     )
     process = Fork(["-c", program], tmp_path)
-    process.until((tmp_path / "run/metrics.csv").exists, 600.0)
+    process.until((tmp_path / "run/metrics.csv").exists)
     process.send(signal.SIGINT)
-    process.until(lambda: "saving\n" in process.out, 600.0)
+    process.until(lambda: "saving\n" in process.out)
     process.send(signal.SIGINT)
-    assert process.wait(600.0).code == -signal.SIGINT
+    assert process.wait().code == -signal.SIGINT
 
 
 def test_an_interrupted_evaluation_ends_at_once_and_the_agent_is_kept(tmp_path):
     words = [*SMALL[:-1], "100000", "--run-dir", "run"]
     process = Fork(["-m", "klrl.scripts.main", "train", "ppo", *words], tmp_path)
-    process.until(lambda: "TensorBoard: " in process.out, 600.0)
+    process.until(lambda: "TensorBoard: " in process.out)
     time.sleep(0.5)
     process.send(signal.SIGINT)
-    ended = process.wait(600.0)
+    ended = process.wait()
     assert ended.code == 130
     said = (ended.out + ended.err).splitlines()[-1]
     assert said == f"stopped by SIGINT: checkpoint {tmp_path}/run/checkpoints/000000001024; training was finished"

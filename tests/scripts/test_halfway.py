@@ -1,12 +1,9 @@
 """klrl distill and klrl dpo are killed, really, and the same command comes to the same end, to the bit."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from typing import ClassVar
 
 import gymnasium as gym
@@ -15,6 +12,7 @@ import torch
 from environments import small_agent
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec
+from torture.processes import Fork
 
 from klrl.agents import PPO
 from klrl.run import checkpoint
@@ -48,13 +46,9 @@ def agent(tmp_path_factory):
 
 def killed(words, cwd, line):
     """Kill it when it says a line."""
-    command = [sys.executable, "-c", PROGRAM, *words]
-    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as process:
-        for said in process.stdout:
-            if said.startswith(line):
-                os.kill(process.pid, signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
+    process = Fork(["-c", PROGRAM, *words], cwd)
+    process.until(lambda: re.search(f"^{line}", process.out, re.MULTILINE))
+    assert process.kill().code == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", VERBS)

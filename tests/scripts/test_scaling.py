@@ -9,6 +9,8 @@ from statistics import median
 
 import pytest
 from matplotlib.image import imread
+from torture.processes import Fork
+from torture.runs import succeed
 
 from klrl.scripts.benchmarks import scaling, scaling_measurements
 from klrl.scripts.benchmarks.scaling_measurements import Measurements
@@ -30,10 +32,9 @@ ON_BATCHES = ["ppo", "trpo", "trpo, every 5th state", "trpo, 2,048 states at a t
 def tiny(tmp_path_factory):
     """The command's output, its JSON and the folder of its files, from one real run."""
     path = tmp_path_factory.mktemp("scaling") / "made" / "scaling.json"
-    command = [sys.executable, "-m", "klrl.scripts.main", "benchmark", "scaling", *TINY, "--output", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(path.read_text()), path.parent
+    command = ["-m", "klrl.scripts.main", "benchmark", "scaling", *TINY, "--output", str(path)]
+    said = succeed(Fork(command, path.parents[1])).out
+    return said, json.loads(path.read_text()), path.parent
 
 
 def test_every_point_of_every_axis_is_there(tiny):

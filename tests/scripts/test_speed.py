@@ -8,6 +8,8 @@ from dataclasses import asdict
 from statistics import median
 
 import pytest
+from torture.processes import Fork
+from torture.runs import succeed
 
 from klrl.scripts.benchmarks import speed, timers
 from klrl.scripts.benchmarks.measure import BOUND, LIBRARIES
@@ -66,10 +68,9 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("speed") / "made" / "speed.json"
     words = ["--peers", "stable-baselines3", "--engines", "sync", "--repeats", "1"]
     words += ["--timeout", "1000", "--output", str(path)]
-    command = [sys.executable, "-m", "klrl.scripts.main", "benchmark", "speed", *FLAGS, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads(path.read_text())
+    command = ["-m", "klrl.scripts.main", "benchmark", "speed", *FLAGS, *words]
+    said = succeed(Fork(command, path.parents[1])).out
+    return said, json.loads(path.read_text())
 
 
 def test_every_library_is_measured_and_everything_is_kept(tiny):

@@ -7,9 +7,6 @@ import re
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
-import time
 from itertools import permutations
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from agents_of_ones_own import Plain, PlainConfig
 from environments import Broken
 from scipy import stats
 from support import full_disk, wait_for
+from torture.processes import Fork
 
 from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
 from klrl.run import evaluate
@@ -461,19 +459,15 @@ INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the
 @pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGKILL", -9)])
 def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path, number, status):
     words = ["--vary", "gamma", "0.9", "--envs", "CartPole-v1:100000000", "MountainCar-v0:64", "--seeds", "0"]
-    command = [sys.executable, "-m", "klrl.scripts.main", "compare", *words, "--set", *TINY]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, "--output", "out"], cwd=tmp_path, **streams) as process:
-        finished = tmp_path / "out/runs/MountainCar-v0__gamma=0.9__0.json"
-        while not finished.exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.05)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        workers = children.read_text().split() if children.exists() else []
-        process.send_signal(signal.Signals[number])
-        _, errors = process.communicate()
-    assert process.returncode == status
-    assert number == "SIGKILL" or errors == INTERRUPTED  # Python's own words on what it cleans up
+    command = ["-m", "klrl.scripts.main", "compare", *words, "--set", *TINY, "--output", "out"]
+    process, finished = Fork(command, tmp_path), tmp_path / "out/runs/MountainCar-v0__gamma=0.9__0.json"
+    process.until(finished.exists, every=0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    workers = children.read_text().split() if children.exists() else []
+    process.send(signal.Signals[number])
+    ended = process.wait()
+    assert ended.code == status
+    assert number == "SIGKILL" or ended.err == INTERRUPTED  # Python's own words on what it cleans up
     assert [path.name for path in (tmp_path / "out/runs").iterdir()] == [finished.name]
     wait_for(lambda: not any("spawn_main" in command_line(pid) for pid in workers))
 

@@ -2,12 +2,11 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from torture.processes import Fork
+from torture.runs import succeed
 
 from klrl.scripts.cli.terminal import PlainConsole
 from klrl.studies.kept import MOST
@@ -25,25 +24,27 @@ benchmark("learning", [], tasks, "env", ["CartPole-v1"], [0], 1, Path(sys.argv[1
 
 
 def test_a_benchmark_that_was_killed_goes_on_with_what_was_finished(tmp_path):
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "made" / "killed.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith("1/3  ")
-        os.kill(process.pid, signal.SIGKILL)
+    def run(path):
+        return succeed(Fork(["-c", PROGRAM, path], tmp_path)).out
+
+    killed = Fork(["-c", PROGRAM, tmp_path / "made" / "killed.json"], tmp_path)
+    killed.until(lambda: killed.out.startswith("1/3  "))
+    killed.kill()
     folder = tmp_path / "made" / "killed.json.parts"
     assert not (tmp_path / "made" / "killed.json").exists()
     finished = len(list(folder.glob("*.json")))
     assert finished >= 1
-    again = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    again = run(tmp_path / "made" / "killed.json")
     assert again.startswith(f"{finished} of 3 parts are finished already ({folder})\n")
     whole = json.loads((tmp_path / "made" / "killed.json").read_text())
     assert [row["space"] for row in whole["rows"]] == ["a", "b", "c"]
     assert not folder.exists()
-    subprocess.run([*command[:-1], str(tmp_path / "whole.json")], capture_output=True, check=True)
+    run(tmp_path / "whole.json")
     rows = json.loads((tmp_path / "whole.json").read_text())["rows"]
     for row in [*rows, *whole["rows"]]:
         del row["steps_per_second"]
     assert whole["rows"] == rows
-    third = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    third = run(tmp_path / "made" / "killed.json")
     assert third.startswith(f"{tmp_path / 'made' / 'killed.json'}: finished already; remove this file")
     assert "| ppo | CartPole-v1, a |" in third
 

@@ -80,7 +80,7 @@ class Watched(ABC):
         """Whether it has not ended."""
 
     @abstractmethod
-    def wait(self, timeout: float = 100.0) -> Ended:
+    def wait(self, timeout: float = 600.0) -> Ended:
         """Wait until it has ended.
 
         Raises:
@@ -117,7 +117,7 @@ class Watched(ABC):
         self.send(signal.SIGKILL, everyone=True)
         return self.wait()
 
-    def until(self, condition: Callable[[], bool], timeout: float = 60.0, every: float = 0.002) -> None:
+    def until(self, condition: Callable[[], object], timeout: float = 600.0, every: float = 0.002) -> None:
         """Wait until something is true while the process runs.
 
         Raises:
@@ -178,7 +178,7 @@ class Process(Watched):
         """Whether it has not ended."""
         return self._popen.poll() is None
 
-    def wait(self, timeout: float = 100.0) -> Ended:
+    def wait(self, timeout: float = 600.0) -> Ended:
         """Wait until it has ended, or kill it."""
         try:
             code = self._popen.wait(timeout)
@@ -281,7 +281,7 @@ class Fork(Watched):
         """Whether it has not ended."""
         return self._end is None and not select.select([self._server], [], [], 0.0)[0]
 
-    def wait(self, timeout: float = 100.0) -> Ended:
+    def wait(self, timeout: float = 600.0) -> Ended:
         """Wait until it has ended, or kill it."""
         if self._end is None and not select.select([self._server], [], [], timeout)[0]:
             self.kill()
