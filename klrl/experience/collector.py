@@ -59,10 +59,8 @@ class Collector:
         self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
         self._env_seeds, self._episodes, self._lengths = cursor.env_seeds, cursor.episodes.copy(), cursor.lengths.copy()
-        self._returns, self._tape = (
-            cursor.returns.copy(),
-            Tape(np.concatenate(cursor.actions) if cursor.actions else None),
-        )
+        self._returns = cursor.returns.copy()
+        self._tape = Tape(np.concatenate(cursor.actions) if cursor.actions else None)
         self._told = False
         self._resetting = self._nowhere = np.zeros(envs.num_envs, dtype=bool)
         self._seeded = is_seeded(envs)
@@ -155,18 +153,19 @@ class Collector:
         observation, reward, terminated, truncated, infos = self._vector.step(executed)
         rollout.behaviour.append(behaviour)
         rollout.infos.append(infos)
-        valid = np.logical_not(self._resetting, out=rollout.valid[t])
+        valid, same_step = rollout.valid[t], self.mode is AutoresetMode.SAME_STEP
+        np.logical_not(self._resetting, out=valid)
         lost = self._lose(infos)
         if lost is not None:
             rollout.cut(t, lost)
             rollout.episode[t], rollout.length[t] = self._episodes, self._lengths
             valid &= ~lost
         np.copyto(rollout.rewards[t], reward, where=valid)  # a step that only resets may have one, of no episode
-        np.logical_and(terminated, valid, out=rollout.terminated[t])
-        np.greater(truncated & valid, rollout.terminated[t], out=rollout.truncated[t])
-        ended = rollout.terminated[t] | rollout.truncated[t]
+        terminated = np.logical_and(terminated, valid, out=rollout.terminated[t])
+        truncated = np.greater(truncated & valid, terminated, out=rollout.truncated[t])
+        ended = terminated | truncated
         over = ended if lost is None else ended | lost
-        rollout.begun[t] = over if self.mode is AutoresetMode.SAME_STEP else self._resetting
+        rollout.begun[t] = over if same_step else self._resetting
         rollout.observations[t + 1] = self._encoded(observation, infos, over)
         self._observation = torch.from_numpy(rollout.observations[t + 1])
         any_ended = np.count_nonzero(ended) > 0
@@ -177,7 +176,7 @@ class Collector:
         self.total_timesteps += int(np.count_nonzero(valid))
         self._returns += rollout.rewards[t]
         self._lengths += valid
-        self._resetting = ended if self.mode is AutoresetMode.NEXT_STEP else self._nowhere
+        self._resetting = self._nowhere if same_step else ended
         if any_ended:
             rollout.episodes += self._ended(ended, infos, info_keys)
 
@@ -243,7 +242,7 @@ class Collector:
 
     def _encoded(self, observation: Any, infos: Infos, ended: np.ndarray) -> np.ndarray:
         """Return observations as the policy gets them, with masks."""
-        over = ended & (self.mode is not AutoresetMode.SAME_STEP)  # what is done in these states has no effect
+        over = self._nowhere if self.mode is AutoresetMode.SAME_STEP else ended  # what is done there has no effect
         masks = self._masks(infos, over) if self.encoding.mask_in_info else None
         encoded = self._as_array(observation, masks)
         n, many = self.envs.num_envs, encoded.shape[: encoded.ndim - len(self.encoding.shape)]
