@@ -32,6 +32,7 @@ from klrl.policy.normalizer import ReturnScaler
 from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
+from klrl.policy.sampling import Sampler
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.renamed import adopt, attribute, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
@@ -98,6 +99,8 @@ class Learner(abc.ABC, Generic[C]):
         self.config, self.seed = config, seed
         self.region = config.region
         self.streams = Streams.from_seed(seed)
+        self.sampler = Sampler(self.streams.actions)
+        """Draws the actions of :meth:`act`."""
         style: dict[str, Any] = {"activation": config.activation, "generator": self.streams.networks}
         self.device = usable(config.device)
         actor = make_actor(
@@ -206,7 +209,7 @@ class Learner(abc.ABC, Generic[C]):
                 policy = self.actor(self.normalizer(observations.numpy()))
             else:
                 policy = self.distribution(observations).cpu()
-            actions = policy.sample(self.streams.actions)
+            actions = self.sampler(policy)
         return actions, self.actor.to_environment(actions), policy
 
     # -- updating -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from klrl.agents.saving import Training
 from klrl.agents.turns import Turn
 from klrl.agents.update_batch import overflow
 from klrl.experience import Batch
-from klrl.experience.collector import NonFinite
+from klrl.experience.rollout import NonFinite
 from klrl.run.callback import Callback, Metrics, info_metric
 from klrl.text import warn_user
 
@@ -85,7 +85,8 @@ class TrainingRun:
         agent.training_envs.undo_others()
         agent.collector()
         try:
-            return agent.training_envs.collect(agent.act, agent.config.n_steps, agent.config.info_keys)
+            with agent.sampler.ahead(agent.config.n_steps):
+                return agent.training_envs.collect(agent.act, agent.config.n_steps, agent.config.info_keys)
         except NonFinite as error:
             seen = error.transition
             if "action" in seen and not np.isfinite(seen["action"]).all():

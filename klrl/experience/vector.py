@@ -52,7 +52,7 @@ class Vector:
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Infos]:
         """Return observations, rewards ``[N]``, terminations and truncations, bool ``[N]``, and infos.
 
-        All but the observations have memory of their own.
+        The environment may overwrite all but the infos in its next step.
 
         Raises:
             BadStep: the answer has another form.
@@ -117,7 +117,7 @@ class Vector:
         """Return one number per environment, given as ``[N]`` or ``[N, 1]``."""
         n = self.num_envs
         try:
-            x = np.array(as_numpy(values))
+            x = np.asarray(as_numpy(values))
             x = x.astype(float) if x.dtype == object else x
         except (TypeError, ValueError):  # None, or rows of different lengths
             x = np.empty(0)
@@ -130,11 +130,13 @@ class Vector:
         x = self._numbers(name, values)
         if x.dtype != bool and (odd := x[(x != 0) & (x != 1)]).size:
             raise BadStep(f"{name} have {odd[0]}; allowed: True or False")
-        return x.astype(bool)
+        return x.astype(bool, copy=False)
 
 
 def as_numpy(x: Any) -> Any:
     """Convert tensors to arrays, at any depth of nesting."""
+    if isinstance(x, np.ndarray):
+        return x
     if isinstance(x, Tensor):
         return (x.float() if x.dtype == torch.bfloat16 else x).detach().cpu().numpy()
     if isinstance(x, Mapping):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -47,12 +48,12 @@ class Part:
         """The part as an index in Python, after ``observation``."""
         return "".join(f"[{key!r}]" for key in self.keys)
 
-    @property
+    @cached_property
     def is_image(self) -> bool:
         """True for two or three dimensions of uint8."""
         return isinstance(self.space, gym.spaces.Box) and self.space.dtype == np.uint8 and len(self.shape) in (2, 3)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one observation of the part."""
         return tuple(self.space.shape or ())

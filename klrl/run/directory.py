@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from klrl.experience import Batch
-from klrl.experience.collector import NonFinite
+from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics, Recorder

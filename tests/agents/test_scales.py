@@ -16,7 +16,7 @@ from klrl.agents import PPO
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import overflow
 from klrl.experience import Collector
-from klrl.experience.collector import NonFinite
+from klrl.experience.rollout import NonFinite
 from klrl.policy.distributions import Categorical, DiagGaussian, SquashedGaussian
 from klrl.policy.observations import Encoding
 from klrl.run import checkpoint

@@ -49,7 +49,7 @@ class _Nothing:
 
 
 def test_an_environment_that_writes_over_its_observations_is_collected_as_one_that_does_not(monkeypatch):
-    monkeypatch.setattr("klrl.experience.collector.stack_records", lambda records: records[0])
+    monkeypatch.setattr("klrl.experience.rollout.stack_records", lambda records: records[0])
     batch, expected = batch_of(Reusing), batch_of(Counting)
     assert len(expected.final_observations) == 6
     assert expected.final_observations[:, 2].tolist() == [3.0] * 6

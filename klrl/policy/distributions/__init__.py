@@ -9,7 +9,15 @@ from klrl.policy.distributions.beta import Beta
 from klrl.policy.distributions.categorical import Bernoulli, Categorical, Factored, MultiCategorical
 from klrl.policy.distributions.from_torch import as_record
 from klrl.policy.distributions.gaussian import DiagGaussian, FullGaussian, GaussianMixture, SquashedGaussian
-from klrl.policy.distributions.record import Distribution, Gradient, NoClosedForm, derivative, noise, stack_records
+from klrl.policy.distributions.record import (
+    Distribution,
+    Gradient,
+    NoClosedForm,
+    OfNoise,
+    derivative,
+    noise,
+    stack_records,
+)
 
 __all__ = [
     "Bernoulli",
@@ -23,6 +31,7 @@ __all__ = [
     "Gradient",
     "MultiCategorical",
     "NoClosedForm",
+    "OfNoise",
     "SquashedGaussian",
     "as_record",
     "derivative",

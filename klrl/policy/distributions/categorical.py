@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -11,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import A, Array, exp, is_numpy, log, log_softmax, one_hot, pick, tensor, where
-from klrl.policy.distributions.record import Distribution, Gradient, check_floating, noise
+from klrl.policy.arrays import A, Array, exp, is_numpy, log_softmax, one_hot, pick, tensor, where
+from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, noise
 from klrl.shown import array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Categorical(Distribution[A]):
+class Categorical(OfNoise[A]):
     """Probabilities softmax(logits) over k actions; an action is an int64 index, ``[*B]``.
 
     ``logits [*B, k]`` need no normalisation; ``-inf`` is probability zero.
@@ -49,10 +50,13 @@ class Categorical(Distribution[A]):
         """Probabilities, ``[*B, k]``."""
         return torch.softmax(self.logits, dim=-1) if isinstance(self.logits, Tensor) else exp(self.log_probs)
 
-    def sample(self, generator: torch.Generator | None = None) -> A:
-        """Draw by the Gumbel-max trick: argmax of the logits plus Gumbel noise."""
-        exponential = noise(self.logits, lambda x: x.exponential_(generator=generator))
-        return (self.logits - log(exponential)).argmax(-1)
+    def draw_noise(self, generator: torch.Generator | None, steps: Sequence[int] = ()) -> A:
+        """Gumbel noise, ``[*steps, *B, k]``."""
+        return noise(self.logits, lambda x: x.exponential_(generator=generator).log_().neg_(), steps)
+
+    def from_noise(self, noise: A) -> A:
+        """The index of the largest sum of logit and noise: the Gumbel-max trick."""
+        return (self.logits + noise).argmax(-1)
 
     def mode(self) -> A:
         """The index with the largest logit."""
@@ -77,7 +81,7 @@ class Categorical(Distribution[A]):
         return (-p * (where(p == 0, 0.0, log_p) + H.reshape(*H.shape, 1)),)
 
 
-class Factored(Distribution[A]):
+class Factored(OfNoise[A]):
     """Independent choices, one per head; an action has one number per head, ``[*B, H]``.
 
     Everything is the sum over the heads of what the :class:`Categorical` of each has.
@@ -104,9 +108,13 @@ class Factored(Distribution[A]):
     def to_indices(self, action: A) -> A:
         """The heads' choices in actions."""
 
-    def sample(self, generator: torch.Generator | None = None) -> A:
+    def draw_noise(self, generator: torch.Generator | None, steps: Sequence[int] = ()) -> A:
+        """Gumbel noise of every head, ``[*steps, *B, H, k]``."""
+        return self.heads.draw_noise(generator, steps)
+
+    def from_noise(self, noise: A) -> A:
         """Each head by the Gumbel-max trick."""
-        return self.from_indices(self.heads.sample(generator))
+        return self.from_indices(self.heads.from_noise(noise))
 
     def mode(self) -> A:
         """The largest probability of each head."""

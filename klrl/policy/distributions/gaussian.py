@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,21 @@ from torch import Tensor
 
 from klrl.policy.arrays import A, Array, exp, is_numpy, tanh_
 from klrl.policy.distributions.categorical import Categorical
-from klrl.policy.distributions.record import Distribution, Gradient, NoClosedForm, check_floating, noise, on_tensors
+from klrl.policy.distributions.record import (
+    Distribution,
+    Gradient,
+    NoClosedForm,
+    OfNoise,
+    check_floating,
+    noise,
+    on_tensors,
+)
 
 LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DiagGaussian(Distribution[A]):
+class DiagGaussian(OfNoise[A]):
     """Independent normals N(mean_i, exp(log_std_i)^2); an action is a vector ``[*B, d]``.
 
     ``mean [*B, d]`` and ``log_std [*B, d]``.
@@ -37,9 +46,13 @@ class DiagGaussian(Distribution[A]):
         """Standard deviations, ``[*B, d]``."""
         return exp(self.log_std)
 
-    def sample(self, generator: torch.Generator | None = None) -> A:
-        """Mean + std * standard normal noise."""
-        return self.mean + self.std * noise(self.mean, lambda x: x.normal_(generator=generator))
+    def draw_noise(self, generator: torch.Generator | None, steps: Sequence[int] = ()) -> A:
+        """Standard normal noise, ``[*steps, *B, d]``."""
+        return noise(self.mean, lambda x: x.normal_(generator=generator), steps)
+
+    def from_noise(self, noise: A) -> A:
+        """Mean + std * noise."""
+        return self.mean + self.std * noise
 
     def mode(self) -> A:
         """The mean."""
@@ -66,7 +79,7 @@ class DiagGaussian(Distribution[A]):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SquashedGaussian(Distribution[A]):
+class SquashedGaussian(OfNoise[A]):
     """a = tanh(u) with u ~ N(mean_i, exp(log_std_i)^2), independent; an action is a vector in (-1, 1), ``[*B, d]``.
 
     ``mean [*B, d]`` and ``log_std [*B, d]`` are those of u (Haarnoja et al. 2018, "Soft Actor-Critic", appendix C).
@@ -84,9 +97,13 @@ class SquashedGaussian(Distribution[A]):
         """The distribution of u."""
         return DiagGaussian(self.mean, self.log_std)
 
-    def sample(self, generator: torch.Generator | None = None) -> A:
-        """The hyperbolic tangent of a sample of u."""
-        return _inside(tanh_(self.base.sample(generator)))
+    def draw_noise(self, generator: torch.Generator | None, steps: Sequence[int] = ()) -> A:
+        """Standard normal noise, ``[*steps, *B, d]``."""
+        return self.base.draw_noise(generator, steps)
+
+    def from_noise(self, noise: A) -> A:
+        """The hyperbolic tangent of u."""
+        return _inside(tanh_(self.base.from_noise(noise)))
 
     def mode(self) -> A:
         """tanh(mean), the median of every dimension: the action without noise, as Soft Actor-Critic takes it."""

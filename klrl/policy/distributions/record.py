@@ -99,6 +99,22 @@ class Distribution(abc.ABC, Generic[A]):
         return derivative(lambda p: p.entropy(), at)
 
 
+class OfNoise(Distribution[A]):
+    """A distribution whose actions are a function of noise that no parameter changes, so that it can be drawn ahead."""
+
+    @abc.abstractmethod
+    def draw_noise(self, generator: torch.Generator | None, steps: Sequence[int] = ()) -> A:
+        """Draw noise for one action per state, ``[*steps, *B, ...]``: for this policy, or for each of so many."""
+
+    @abc.abstractmethod
+    def from_noise(self, noise: A) -> A:
+        """One action per state, given its noise ``[*B, ...]``."""
+
+    def sample(self, generator: torch.Generator | None = None) -> A:
+        """One action per state."""
+        return self.from_noise(self.draw_noise(generator))
+
+
 def on_tensors(method: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[Distribution[A], P], A]:
     """A record's method that is written for tensors, for numpy arrays too."""
     of_tensors: Callable[..., Tensor] = method
@@ -124,11 +140,15 @@ def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
     return tuple(like(x, at.parameters[0]) for x in gradient)
 
 
-def noise(shape_of: Array, fill: Callable[[Tensor], Tensor]) -> Array:
-    """Return random numbers in the shape, type and device of an array; drawn on the CPU, by torch's generators."""
+def noise(shape_of: Array, fill: Callable[[Tensor], Tensor], steps: Sequence[int] = ()) -> Array:
+    """Return random numbers ``[*steps, ...]`` in the shape, type and device of an array.
+
+    They are drawn on the CPU, by torch's generators.
+    """
+    shape = (*steps, *shape_of.shape)
     if is_numpy(shape_of):
-        return fill(torch.from_numpy(np.empty(shape_of.shape, shape_of.dtype))).numpy()
-    return fill(torch.empty(shape_of.shape, dtype=shape_of.dtype, device="cpu")).to(shape_of.device)
+        return fill(torch.from_numpy(np.empty(shape, shape_of.dtype))).numpy()
+    return fill(torch.empty(shape, dtype=shape_of.dtype, device="cpu")).to(shape_of.device)
 
 
 def stack_records(records: Sequence[D]) -> D:
