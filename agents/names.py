@@ -1,4 +1,4 @@
-"""Agents by name."""
+"""Agents by name: all that ``klrl.agents`` exports of them is in ``__all__``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from importlib import import_module
 from typing import Any
 
 from klrl.agents.base import Agent
-from klrl.agents.npg import NPG
-from klrl.agents.ppo import PPO
-from klrl.agents.trpo import TRPO
+from klrl.agents.npg import NPG, NPGConfig
+from klrl.agents.ppo import PPO, PPOConfig
+from klrl.agents.trpo import TRPO, TRPOConfig
 from klrl.text import nearest, one_line
+
+__all__ = ["AGENTS", "NPG", "PPO", "TRPO", "NPGConfig", "PPOConfig", "TRPOConfig"]
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """Agents by their names on the command line, in presets and in saved state."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from klrl.text import nearest
 from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
-from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
+from klrl.trust_region.coefficients import SCHEDULES
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
@@ -32,20 +32,14 @@ def _constraint(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return KLConstraint(target_kl)
 
 
-def _fixed_penalty(kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Fixed(kl_coef))
+def _penalty(schedule: Any) -> Callable[..., TrustRegion]:
+    def at_will(kl_coef: float = 1.0) -> TrustRegion:
+        return KLPenalty(schedule(beta=kl_coef))
 
+    def aiming(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
+        return KLPenalty(schedule(target_kl=target_kl, beta=kl_coef))
 
-def _adaptive_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Adaptive(target_kl=target_kl, beta=kl_coef))
-
-
-def _proportional_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Proportional(target_kl=target_kl, beta=kl_coef))
-
-
-def _dual_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Dual(target_kl=target_kl, beta=kl_coef))
+    return at_will if schedule.target_kl is None else aiming
 
 
 def _adaptive_lr(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
@@ -68,10 +62,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "early-stop": _early_stop,
     "constraint": _constraint,
     "espo": RatioDeviation,
-    "fixed-penalty": _fixed_penalty,
-    "adaptive-penalty": _adaptive_penalty,
-    "proportional-penalty": _proportional_penalty,
-    "dual-penalty": _dual_penalty,
+    **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
     "adaptive-lr": _adaptive_lr,
     "reference-penalty": ReferencePenalty,
@@ -140,7 +131,7 @@ class RegionSettings:
     """Trust region: everything that limits the step."""
     target_kl: Limit | None = None
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
-    (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
+    (adaptive-lr, penalties that aim: 0.01)."""
     clip_range: Limit | None = None
     """Half-width of the ratio's interval around 1 (clip, spo, rollback: 0.2)."""
     rollback_slope: PositiveWeight | None = None
@@ -157,8 +148,7 @@ class RegionSettings:
     ratio_deviation: Limit | None = None
     """Mean |ratio - 1| over the batch beyond which the policy stops (espo: 0.25)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
-    """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
-    (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
+    """Penalty coefficient beta, or its first value where it moves (mdpo, all penalties with a schedule: 1.0)."""
     reference_coef: PositiveWeight | None = None
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
     reference_kl: Limit | None = None
