@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any
 
-from klrl.text import nearest
+from klrl.own import named
+from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import SCHEDULES
@@ -117,6 +118,27 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
             raise ValueError(f"{setting} = {value}; allowed: only with a trust region that reads it ({readers})")
     regions = [REGIONS[x](**{k: v for k, v in settings.items() if k in parameters_of(x)}) for x in name.split("+")]
     return regions[0] if len(regions) == 1 else All(*regions)
+
+
+def region_of_word(word: str) -> str | TrustRegion:
+    """Return what a word on a command line stands for: a name as it is, or the region ``MODULE:NAME`` of one's own.
+
+    Names in files are never imported: this is for words that the user gives.
+
+    Raises:
+        ValueError: ``MODULE:NAME`` names neither a region nor what makes one.
+    """
+    if ":" not in word:
+        return word
+    allowed = "MODULE:NAME of a TrustRegion, or of what makes one"
+    found = named("trust_region", word, allowed)
+    try:
+        region = found if isinstance(found, TrustRegion) else found()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"trust_region = {word!r}: {one_line(error)}; allowed: {allowed}") from error
+    if not isinstance(region, TrustRegion):
+        raise ValueError(f"trust_region = {word!r} is a {type(region).__name__}; allowed: {allowed}")
+    return region
 
 
 @dataclass(frozen=True, kw_only=True)
