@@ -1,4 +1,4 @@
-"""What a user's own code has under a name: ``MODULE:NAME``."""
+"""Objects of a user's own code by their names: ``MODULE:NAME``."""
 
 from __future__ import annotations
 

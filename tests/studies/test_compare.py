@@ -196,7 +196,7 @@ def test_a_region_of_ones_own_is_compared_in_processes_too(words, more, tmp_path
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("agents_of_ones_own:Nobody", "has no attribute 'Nobody'; allowed: ppo, trpo, npg, or MODULE:CLASS"),
+        ("agents_of_ones_own:Nobody", f"has no attribute 'Nobody'; allowed: {', '.join(AGENTS)}, or MODULE:CLASS"),
         ("no_module_at_all:Plain", "No module named 'no_module_at_all'"),
         ("agents_of_ones_own:PlainConfig", "is no class of agents"),
         ("pqo", "did you mean ppo?"),
