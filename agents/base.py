@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -17,7 +17,7 @@ from klrl.agents import saving, shown
 from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
-from klrl.agents.misuse import check_arguments, check_config
+from klrl.agents.misuse import check_arguments, check_config, explain_attribute, explained
 from klrl.agents.paths import paths_of
 from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
@@ -110,12 +110,19 @@ class Agent(Predictor[C], abc.ABC):
     def __repr__(self) -> str:
         return shown.line(self)
 
+    if not TYPE_CHECKING:  # type checkers know which attributes there are
+
+        def __getattr__(self, name: str) -> Any:
+            explain_attribute(self, name)
+            return object.__getattribute__(self, name)
+
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
         return shown.as_html(self)
 
     # -- learning -------------------------------------------------------------------------------
 
+    @explained
     def learn(
         self,
         total_timesteps: int,
@@ -145,6 +152,7 @@ class Agent(Predictor[C], abc.ABC):
         callbacks = make_callbacks(callback, progress_bar, run_dir)
         return self._train(Training(self.num_timesteps, self.num_timesteps + int(total_timesteps)), callbacks)
 
+    @explained
     def resume(
         self,
         callback: Callback | Sequence[Callback] | None = None,
@@ -225,6 +233,7 @@ class Agent(Predictor[C], abc.ABC):
 
     replay = attribute("agent", "replay", "reproducibility")
 
+    @explained
     def set_env(self, env: EnvLike) -> None:
         """Learn from other environments from now on, in new episodes; their spaces must be the same.
 
@@ -320,6 +329,7 @@ class Agent(Predictor[C], abc.ABC):
             "action_space": str(self.action_space),
         }
 
+    @explained
     def save(self, path: str | Path) -> Path:
         """Write the whole state to a directory of safetensors and JSON; an older saved agent there is replaced.
 
@@ -338,6 +348,7 @@ class Agent(Predictor[C], abc.ABC):
         return saving.snapshot(self)
 
     @classmethod
+    @explained
     def load(
         cls,
         path: str | Path,

@@ -18,14 +18,15 @@ from klrl.run.presets import preset
 from klrl.shown import changed
 from klrl.text import nearest
 from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
-from klrl.validation import Bounds, Fraction, Pattern, Positive, PositiveInt
+from klrl.trust_region.names import region_of_word
+from klrl.validation import Bounds, Fraction, InfoKey, Pattern, Positive, PositiveInt
 
 RegionArgument = Annotated[
     str | TrustRegion,
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar=f"{{{','.join(REGIONS)}}}[+...]",
-        instance_from_str=lambda words: words[0],
+        metavar=f"{{{','.join(REGIONS)}}}[+...]|MODULE:NAME",
+        instance_from_str=lambda words: region_of_word(words[0]),
         is_instance=lambda x: isinstance(x, (str, TrustRegion)),
         str_from_instance=lambda x: [str(x)],
     ),
@@ -83,9 +84,9 @@ class AgentConfig(RegionSettings):
     try_envs: bool = True
     """Test with 400 random steps, in environments made for that, whether episodes can be played again: at the beginning
     of klrl train, and before an agent continues the episodes of a saved one."""
-    info_keys: tuple[Annotated[str, Pattern(r"[^\x00-\x1f\x7f]+", "text of printable characters")], ...] = ()
-    """Keys of numbers in info; values in the last step of an episode are averaged over the last 100 episodes, as
-    rollout/success_rate (is_success) or rollout/info/KEY."""
+    info_keys: tuple[InfoKey, ...] = ()
+    """Keys of numbers in info, separated by spaces; values in the last step of an episode are averaged over the last
+    100 episodes, as rollout/success_rate (is_success) or rollout/info/KEY."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95

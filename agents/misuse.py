@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from klrl.text import nearest, plain
 
 if TYPE_CHECKING:
     from klrl.agents.config import AgentConfig
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _POLICIES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 """Names that Stable-Baselines3 takes as the first argument, beside classes."""
 _ELSEWHERE = {
@@ -23,6 +26,63 @@ _ELSEWHERE = {
     "normalize_advantage_per_minibatch": "normalize_advantage= of the config",
 }
 """Arguments of other libraries, and their replacements."""
+
+
+_METHODS = {
+    "policy": "nothing, an agent has its policy already",
+    "tb_log_name": "run_dir=, which names the run and its TensorBoard events",
+    "log_interval": "nothing, every update is logged",
+    "reset_num_timesteps": "nothing, learn() goes on counting; resume() finishes an interrupted training",
+    "eval_env": "a callback that calls klrl.run.evaluate",
+    "custom_objects": "nothing, settings are those that were saved",
+    "print_system_info": "nothing, config.json of a run has the versions",
+    "force_reset": "nothing, set_env() begins new episodes",
+    "exclude": "nothing, the whole state is saved",
+    "include": "nothing, the whole state is saved",
+    "mask": "action_masks=",
+}
+"""Arguments of other libraries' methods, and their replacements."""
+_ATTRIBUTES = {
+    "get_env": "agent.envs",
+    "env": "agent.envs",
+    "set_parameters": "agent.start_from(other), which copies networks and statistics, or load(path)",
+    "get_parameters": "agent.actor.state_dict() and agent.critic.state_dict()",
+    "policy": "agent.actor and agent.critic; agent.distribution(observations)",
+    "logger": "agent.history, and learn(..., run_dir=...)",
+    "set_logger": "learn(..., run_dir=...), and callbacks",
+    "set_random_seed": "seed= when the agent is made",
+    "get_vec_normalize_env": "agent.normalizer",
+    "ep_info_buffer": "agent.episodes",
+    "ep_success_buffer": "agent.episodes, with info_keys=('is_success',)",
+    "rollout_buffer": "batch in a callback's on_update_start and on_update_end",
+    "n_envs": "agent.config.n_envs",
+}
+"""Attributes of other libraries' agents, and their replacements."""
+
+
+def explained(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method say in one line what klrl has instead of another library's argument."""
+    known = [name for name in inspect.signature(method).parameters if name != "self"]
+
+    @wraps(method)
+    def checked(*args: P.args, **settings: P.kwargs) -> R:
+        for name in settings.keys() - {*known}:
+            instead = _METHODS.get(name) or _ELSEWHERE.get(name)
+            hint = f"; allowed: {instead}" if instead else nearest(name, known)
+            raise TypeError(f"{name} is no argument of {method.__name__}(){hint}")
+        return method(*args, **settings)
+
+    return checked
+
+
+def explain_attribute(agent: object, name: str) -> None:
+    """Say in one line what klrl has instead of an attribute of another library's agents.
+
+    Raises:
+        AttributeError: if it is one of them.
+    """
+    if name in _ATTRIBUTES:
+        raise AttributeError(f"{name} is no attribute of {type(agent).__name__}; allowed: {_ATTRIBUTES[name]}")
 
 
 def check_arguments(cls: type[Any], args: tuple[Any, ...], settings: Mapping[str, Any]) -> None:

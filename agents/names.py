@@ -1,15 +1,17 @@
-"""Agents by name."""
+"""Agents by name: all that ``klrl.agents`` exports of them is in ``__all__``."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 from klrl.agents.base import Agent
-from klrl.agents.npg import NPG
-from klrl.agents.ppo import PPO
-from klrl.agents.trpo import TRPO
-from klrl.text import nearest, one_line
+from klrl.agents.npg import NPG, NPGConfig
+from klrl.agents.ppo import PPO, PPOConfig
+from klrl.agents.trpo import TRPO, TRPOConfig
+from klrl.own import named
+from klrl.text import nearest
+
+__all__ = ["AGENTS", "NPG", "PPO", "TRPO", "NPGConfig", "PPOConfig", "TRPOConfig"]
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """Agents by their names on the command line, in presets and in saved state."""
@@ -23,16 +25,10 @@ def agent_class(name: str) -> type[Agent[Any]]:
     """
     if name in AGENTS:
         return AGENTS[name]
-    allowed = f"allowed: {', '.join(AGENTS)}, or MODULE:CLASS of one of your own"
-    module, colon, attribute = name.partition(":")
-    if not (module and colon and attribute):
-        raise ValueError(f"agent = {name!r}; {allowed}{nearest(name, AGENTS)}")
-    try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"agent = {name!r}: {one_line(error)}; {allowed}") from error
+    allowed = f"{', '.join(AGENTS)}, or MODULE:CLASS of one of your own{nearest(name, AGENTS)}"
+    found = named("agent", name, allowed)
     if not (isinstance(found, type) and issubclass(found, Agent)):
-        raise ValueError(f"agent = {name!r} is no class of agents; {allowed}")
+        raise ValueError(f"agent = {name!r} is no class of agents; allowed: {allowed}")
     return found
 
 

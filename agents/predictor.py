@@ -9,6 +9,7 @@ import torch
 
 from klrl.agents.config import AgentConfig
 from klrl.agents.learner import Learner
+from klrl.agents.misuse import explained
 from klrl.policy.surroundings import undisturbed
 from klrl.text import warn_user
 
@@ -40,6 +41,7 @@ def one_or_many(actions: np.ndarray) -> np.ndarray:
 class Predictor(Learner[C]):
     """A learner whose ``predict`` takes an environment's observations and returns the environment's actions."""
 
+    @explained
     @undisturbed
     @torch.no_grad()
     def predict(

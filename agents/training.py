@@ -13,6 +13,7 @@ from klrl.agents.saving import Training
 from klrl.agents.turns import Turn
 from klrl.agents.update_batch import overflow
 from klrl.experience import Batch
+from klrl.experience.batch import warn_of_absent
 from klrl.experience.rollout import NonFinite
 from klrl.run.callback import Callback, Metrics, info_metric
 from klrl.text import warn_user
@@ -55,6 +56,8 @@ class TrainingRun:
                 batch = self._rollout()
                 callback.on_update_start(agent, batch)
                 metrics = agent.update(batch, callback)
+                if batch.episodes and not agent.episodes:
+                    warn_of_absent(agent.config.info_keys, batch)
                 agent.episodes.extend(batch.episodes)
                 metrics = self._rollout_metrics() | metrics
                 agent.history.append(metrics)

@@ -72,6 +72,8 @@ Limit = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
 """A limit in nats, of a ratio or of a distance: beyond 1e6 it limits nothing that float32 can measure."""
 Weight = Annotated[float, Bounds(0.0, 1e6)]
 """A weight of a term in a sum: float32 has 7 digits, and a term 1e6 times another leaves nothing of it."""
+InfoKey = Annotated[str, Pattern(r"[^\x00-\x1f\x7f,]+", "printable text without a comma")]
+"""A key of infos; a comma would be a separator that was meant as one."""
 PositiveWeight = Annotated[float, Bounds(0.0, 1e6, open_below=True)]
 
 

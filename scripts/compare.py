@@ -29,8 +29,8 @@ class Compare:
 
     vary: tuple[str, ...]
     """FIELD [VALUES ...]: "agent" or any setting of the agent. Without values every trust region, every agent, or
-    every name that the setting knows, where it fits the environment. An agent of your own is MODULE:CLASS. Several
-    numbers are joined by commas: 64,64."""
+    every name that the setting knows, where it fits the environment. An agent of your own is MODULE:CLASS, a trust
+    region MODULE:NAME. Several numbers are joined by commas: 64,64."""
     agent: str = "ppo"
     """The agent whose preset is the base of all variants."""
     also: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from klrl.scripts.cli.command_line import bad_input, fail, parse
 from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
 from klrl.studies.results import claim
 from klrl.text import printable
-from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.validation import InfoKey, NonNegativeInt, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class Evaluating:
     """Most steps of an episode; longer ones are cut, which the result says."""
     seed: NonNegativeInt = 0
     """Seed of the episodes, which never share one with training."""
+    info_keys: tuple[InfoKey, ...] = ()
+    """Keys of numbers in info, separated by spaces; values in the episodes' last steps are averaged. is_success is
+    reported where it is there, and so are the keys of the training."""
     json: Path | None = None
     """File to which the result is also written."""
 
@@ -54,7 +57,13 @@ def main(argv: list[str] | None = None) -> None:
     with working(prog), env:
         deterministic = not args.stochastic
         result = evaluate(
-            agent, env, args.episodes, deterministic=deterministic, seed=args.seed, max_steps=args.max_steps
+            agent,
+            env,
+            args.episodes,
+            deterministic=deterministic,
+            seed=args.seed,
+            max_steps=args.max_steps,
+            info_keys=tuple(dict.fromkeys((*agent.config.info_keys, *args.info_keys))),
         )
     if args.json:
         record = {
@@ -69,13 +78,15 @@ def main(argv: list[str] | None = None) -> None:
             "returns": result.returns,
             "lengths": result.lengths,
             "cut": result.cut,
+            "success_rate": result.success_rate,
+            "info": result.info_means,
         }
         with bad_input(prog):
             write(args.json, record)
     how = "stochastic" if args.stochastic else "deterministic"
     print(
         f"{loaded.name.upper()} on {printable(loaded.env_id)} after {agent.num_timesteps:,} steps: "
-        f"mean return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} {how} episodes"
+        f"{printable(result)} over {len(result.returns)} {how} episodes"
     )
     if args.json is None and (error := lost(sys.stdout)) is not None:
         fail(prog, f"stdout: {error.strerror}; the result is lost", status=1)

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from gymnasium.envs.registration import EnvSpec
 from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
 from klrl.output import as_program
 from klrl.run import Callback, checkpoint
-from klrl.run.directory import LARGEST_CONFIG
+from klrl.run.directory import LARGEST_CONFIG, only_leftovers
 from klrl.run.disk import read_regular_file
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
 from klrl.scripts.cli.saved_agents import compare_versions, environment
 from klrl.scripts.cli.training import RunOptions, run_training
-from klrl.text import one_line, plain, printable
+from klrl.text import plain, printable
 from klrl.trust_region import TrustRegion, with_region
 from klrl.trust_region.codec import own_class
+from klrl.trust_region.names import region_of_word
 
 _TYPES = {
     "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
@@ -72,7 +72,8 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
         print(printable(f"{args.path}: finished, {reason}"))
         return
     compare_versions(run["versions"], "the run may differ from the uninterrupted one")
-    where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
+    steps = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps"
+    where = steps if agent.training else "nothing was saved, so the run begins anew"
     print(printable(f"resuming {args.path}: {where}"))
     run_training(prog, agent, learn, env, keep, options, signals)
 
@@ -81,7 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Read the run's ``config.json``."""
     file = path / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"path = {path}: no config.json there; allowed: a run directory")
+        raise FileNotFoundError(f"path = {path}: no config.json there, so there is no run to resume; {_allowed(path)}")
     try:
         run = {"start_from": None} | json.loads(read_regular_file(file, LARGEST_CONFIG))
         missing = _TYPES.keys() - run.keys()
@@ -98,6 +99,12 @@ def _read(path: Path) -> dict[str, Any]:
     return run
 
 
+def _allowed(path: Path) -> str:
+    """Return the end of a message: a run directory, or how to begin one where a run has died at once."""
+    again = f", or klrl train ... --run-dir {path} to begin one there" if only_leftovers(path) else ""
+    return f"allowed: a run directory{again}"
+
+
 def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion | None:
     """Return the trust region given in place of a custom one, which is not saved; ``None`` for klrl's own."""
     saved = own_class(run["config"].get("trust_region"))
@@ -109,16 +116,9 @@ def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion |
         raise ValueError(
             f"path = {path}: trust region {plain(saved, 80)} is not klrl's; allowed: --trust-region MODULE:NAME"
         )
-    module, _, name = given.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-        region = found if isinstance(found, TrustRegion) else found()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"trust_region = {given}: {one_line(error)}; allowed: MODULE:NAME of one") from error
-    if not isinstance(region, TrustRegion):
-        raise ValueError(
-            f"trust_region = {given} is a {type(region).__name__}; allowed: a TrustRegion, or what makes one"
-        )
+    region = region_of_word(given)
+    if isinstance(region, str):
+        raise ValueError(f"trust_region = {given!r}; allowed: MODULE:NAME of a TrustRegion, or of what makes one")
     return region
 
 

@@ -24,8 +24,10 @@ from klrl.run.presets import preset
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.flags import given
+from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.scripts.cli.training import RunOptions, run_training
 from klrl.text import nearest
+from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, NonNegativeInt
 
 
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
     allowed = f"{', '.join(AGENTS)}; klrl train ALGORITHM --help lists the options"
     if not words:
-        fail("klrl train", f"algorithm missing; allowed: {allowed}")
+        fail("klrl train", f"algorithm missing; for example: klrl train ppo --env CartPole-v1; allowed: {allowed}")
     if words[0] in ("-h", "--help"):
         print(f"usage: klrl train ALGORITHM --env ID [OPTIONS]\n\nalgorithms: {allowed}")
         sys.exit(0)
@@ -92,7 +94,10 @@ def _defaults(name: str, options: list[str]) -> Training:
     """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
     words = given(options, "env", "preset", "trust_region", "n_envs", "n_steps", "reference", "start_from")
     sizes = {k: int(v) for k, v in words.items() if k in ("n_envs", "n_steps") and v.isdecimal()}
-    own: dict[str, Any] = sizes | {k: v for k, v in words.items() if k in ("trust_region", "reference")}
+    own: dict[str, Any] = sizes | {k: v for k, v in words.items() if k == "reference"}
+    if "trust_region" in words:
+        find_in_this_folder(options)
+        own["trust_region"] = region_of_word(words["trust_region"])
     if words.get("start_from"):
         own |= inherited(words["start_from"])
     config = AGENTS[name].config_class.for_env(None if words.get("preset") == "none" else words.get("env"), **own)

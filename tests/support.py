@@ -17,12 +17,12 @@ from torch import distributions as td
 from klrl.agents import AGENTS, PPO, TRPO
 from klrl.policy.distributions import Categorical
 from klrl.run import Callback
-from klrl.trust_region import TrustRegion
+from klrl.trust_region import REGIONS, TrustRegion
 
 every_agent = pytest.mark.parametrize("agent_class", AGENTS.values(), ids=lambda cls: cls.__name__)
 GAUSSIAN_ONLY = {"w2-projection", "frobenius-projection"}
 """Names of regions that know no other policies."""
-NEEDS_REFERENCE = {"reference-penalty", "reference-constraint"}
+NEEDS_REFERENCE = {name for name, region in REGIONS.items() if region().reads_reference}
 """Names of regions that measure from a saved policy."""
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 ACTION_SPACES = [box(1), box(6), box(17), gym.spaces.Discrete(5)]

@@ -7,6 +7,8 @@ import pytest
 import torch
 from sitegen import blocks, cli
 
+import klrl
+import klrl.policy.distributions
 from klrl.scripts.main import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +47,22 @@ def test_the_examples_of_a_page_run(codes, tmp_path, monkeypatch):
 def test_the_example_of_readme_is_that_of_getting_started():
     (_, short), (_, long) = (PYTHON.findall((ROOT / name).read_text(encoding="utf-8"))[0] for name in DOORS)
     assert set(short.splitlines()) <= set(long.splitlines())
+
+
+def test_the_example_of_readme_runs(tmp_path, monkeypatch, capsys):
+    """With two updates in the place of every training."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    ((_, code),) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    code, n = re.subn(r"(learn\((?:total_timesteps=)?)[\d_]+", r"\g<1>2048", code)
+    assert n == 2
+    with torch.random.fork_rng():
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    torch.set_num_threads(threads)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " <= " in line)
+    kl, target = map(float, line.split(" <= "))
+    assert kl <= target
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "cartpole"}
 
 
 def anchors(path):
@@ -88,6 +106,14 @@ def test_the_reference_has_every_verb_with_every_option():
         assert f"\n## klrl {verb}\n" in f"\n{text}"
     for option in ("--trust-region", "--target-kl", "--cg-max-steps", "--n-epochs", "--vary", "--soak-minutes"):
         assert f"```{{option}} {option}" in text
+
+
+def test_every_package_with_public_names_has_a_page_of_its_api():
+    pages = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs/api").glob("*.md"))
+    packages = ["klrl", *(f"klrl.{name}" for name in klrl._ROOMS if name != "policy")]
+    assert [name for name in packages if f"automodule:: {name}\n" not in pages] == []
+    records = klrl.policy.distributions.__all__
+    assert [name for name in klrl.policy.__all__ if name not in records and f"klrl.policy.{name}\n" not in pages] == []
 
 
 def test_readme_is_a_door():

@@ -10,10 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from klrl.experience.infos import Infos
+from klrl.experience.infos import Infos, numeric_keys
 from klrl.policy.distributions import Distribution
 from klrl.renamed import attribute
 from klrl.shown import array, table
+from klrl.text import nearest, plain, warn_user
 
 T = TypeVar("T", Tensor, Distribution)
 
@@ -116,3 +117,15 @@ class Batch:
 
 def _merge(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
+
+
+def warn_of_absent(info_keys: Sequence[str], batch: Batch) -> None:
+    """Warn of keys that no info at the end of a batch's episodes has, with those of numbers that are there."""
+    absent = [key for key in info_keys if not any(key in episode.info for episode in batch.episodes)]
+    if not absent:
+        return
+    ends = (batch.terminated | batch.truncated).nonzero().tolist()
+    there = sorted({key for t, i in ends for key in numeric_keys(batch.infos[t][i])})
+    words, known = ", ".join(map(repr, absent)), ", ".join(map(repr, there)) or "none"
+    near = nearest(absent[0], there)
+    warn_user(plain(f"info_keys = {words}: not in the last infos of the first episodes; numbers there: {known}{near}"))

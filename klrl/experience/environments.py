@@ -22,7 +22,7 @@ from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
-from klrl.experience.unknown import why_unknown
+from klrl.experience.unknown import why_not_installed, why_unknown
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.policy.spaces import check_spaces
 from klrl.text import warn_user
@@ -171,12 +171,19 @@ def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[]
     if isinstance(env, (str, EnvSpec)):
         if isinstance(env, str):
             check_id(env)
-        return lambda: gym.make(env, disable_env_checker=True)  # CheckedSteps says in one line what is wrong
+        return partial(_made, env)
     if callable(env):
         return env
     raise ValueError(
         f"env = {env!r}; allowed: an id, an EnvSpec, a function that makes an Env, an Env or a VectorEnv of Gymnasium"
     )
+
+
+def _made(env: str | EnvSpec) -> gym.Env:
+    try:
+        return gym.make(env, disable_env_checker=True)  # CheckedSteps says in one line what is wrong
+    except gym.error.DependencyNotInstalled as error:
+        raise gym.error.DependencyNotInstalled(why_not_installed(error)) from error
 
 
 def check_id(env: str) -> None:

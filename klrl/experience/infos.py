@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -229,6 +230,14 @@ def numbers(info: Mapping[str, Any], keys: Sequence[str], where: str) -> dict[st
                 allowed = "allowed as one of info_keys: a number, or None"
                 raise BadStep(f"info[{key!r}] of {where} is {what}; {allowed}") from error
     return found
+
+
+def numeric_keys(info: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys under which an info has a number."""
+    for key, value in info.items():
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            _number(value)
+            yield str(key)
 
 
 def _number(x: Any) -> float:

@@ -8,8 +8,18 @@ from klrl.text import nearest, one_line
 
 _EXTRAS = {"ale_py": "atari", "ALE": "atari"}
 """Packages, and namespaces of ids, that one of klrl's extras installs."""
+_PARTS = ("box2d", "mujoco")
+"""Extras of klrl and of Gymnasium whose names are the same."""
 _MODULES = {"ALE": "ale_py"}
 """Modules that register a namespace."""
+
+
+def why_not_installed(error: Exception) -> str:
+    """Reason why Gymnasium cannot make an environment here, with klrl's extra where there is one."""
+    said = one_line(error)
+    what, installed, how = said.partition(" is not installed")
+    extra = next((extra for extra in _PARTS if installed and f"gymnasium[{extra}]" in how), None)
+    return said if extra is None else f"{what}{installed}; allowed: pip install 'klrl[{extra}]'"
 
 
 def why_unknown(module: str, name: str, error: Exception) -> str:

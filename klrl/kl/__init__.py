@@ -1,6 +1,7 @@
 """MEASURE: divergences in closed form and from samples, estimators and their gradients, the drift report."""
 
-from klrl.kl.divergences import effective_sample_size, hellinger, jeffreys, jensen_shannon, renyi, total_variation
+from klrl.kl import divergences
+from klrl.kl.divergences import *
 from klrl.kl.drift import drift_report
 from klrl.kl.estimator_gradients import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_loss
 from klrl.kl.estimators import Estimate, estimate_kl
@@ -29,7 +30,6 @@ __all__ = [
     "StateEstimate",
     "cross_entropy",
     "drift_report",
-    "effective_sample_size",
     "entropy",
     "estimate_divergence",
     "estimate_entropy",
@@ -38,9 +38,6 @@ __all__ = [
     "estimator_gradient",
     "fisher_product",
     "geometric_mixture",
-    "hellinger",
-    "jeffreys",
-    "jensen_shannon",
     "kl_covariance_part",
     "kl_divergence",
     "kl_executed",
@@ -51,8 +48,7 @@ __all__ = [
     "kl_upper_bound",
     "kl_variational",
     "mutual_information",
-    "renyi",
     "reverse_kl",
-    "total_variation",
     "wasserstein",
 ]
+__all__ += divergences.__all__

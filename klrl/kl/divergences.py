@@ -30,6 +30,8 @@ from klrl.kl.families.roots import root
 from klrl.kl.units import base_by_keyword, in_base
 from klrl.policy.arrays import A, Array, tensor
 
+__all__ = ["effective_sample_size", "hellinger", "jeffreys", "jensen_shannon", "renyi", "total_variation"]
+
 Infinite = Literal["inf", "raise"]
 """Treatment of infinite divergences: the value as it is, or an error."""
 

@@ -119,7 +119,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return _read(path)
     candidates = _steps(path)
     if not _finished(candidates):
-        raise FileNotFoundError(f"path = {path}: no saved agent there; allowed: a saved agent or a run directory")
+        raise FileNotFoundError(f"path = {path}: no saved agent there; {_why_not(path)}")
     while True:
         newest = candidates.pop()
         try:
@@ -129,6 +129,12 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise
             if any(newest.iterdir()):  # an empty one: the run was killed before writing to it
                 warn_user(f"{error}; going back to {candidates[-1]}")
+
+
+def _why_not(path: Path) -> str:
+    if (path / "config.json").exists():
+        return f"its run has saved nothing yet; allowed: klrl resume {path}, which begins it anew if it has ended"
+    return "allowed: a saved agent or a run directory"
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -53,8 +53,22 @@ def check_new(path: str | Path, name: str = "run_dir") -> Path:
     return path
 
 
+def only_leftovers(path: Path) -> bool:
+    """Tell whether a directory holds at most what a run leaves that died before its first update: nothing to keep."""
+    if not path.is_dir():
+        return False
+    names = {p.name for p in path.iterdir()} - {LOCK, NON_FINITE}
+    if not names:
+        return True
+    others = {name for name in names - {"config.json", "episodes.csv"} if not name.startswith("events.out.tfevents.")}
+    episodes = path / "episodes.csv"
+    if others or not {"config.json", "episodes.csv"} <= names or not episodes.is_file():
+        return False
+    return episodes.stat().st_size < 100 and episodes.read_bytes().split() == [",".join(EPISODES).encode()]
+
+
 def _check_empty(path: Path, name: str = "run_dir") -> None:
-    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - {LOCK, NON_FINITE}):
+    if path.exists() and not only_leftovers(path):
         more = " (klrl resume continues the run there)" if (path / "config.json").exists() else ""
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory{more}")
 

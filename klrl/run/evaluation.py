@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from klrl.experience.infos import numbers, numeric_keys
 from klrl.policy.observations import MASK
 from klrl.run.seeding import evaluation_seed
 from klrl.text import warn_user
 
+SUCCESS = "is_success"
+"""Key of robotics environments' infos: 1 in an episode that did what it was to do."""
 ENOUGH = 30_000
 """Default limit of an evaluation episode, in steps: an Atari game is ended after 27,000."""
 
@@ -28,6 +32,8 @@ class Evaluation:
     lengths: tuple[int, ...]
     cut: tuple[int, ...] = ()
     """Indices of the episodes that were cut at the limit in steps."""
+    infos: tuple[Mapping[str, float], ...] = ()
+    """Numbers in the infos of the episodes' last steps, under the keys that were asked for and ``is_success``."""
 
     @property
     def mean(self) -> float:
@@ -39,6 +45,23 @@ class Evaluation:
         """Standard deviation of the returns over episodes."""
         return float(np.std(self.returns))
 
+    @property
+    def success_rate(self) -> float | None:
+        """Mean of ``is_success`` over the episodes whose last info has it; ``None`` if none has."""
+        return self.info_means.get(SUCCESS)
+
+    @property
+    def info_means(self) -> dict[str, float]:
+        """Mean of every number in the last infos, over the episodes where it was there."""
+        keys = dict.fromkeys(key for info in self.infos for key in info)
+        return {key: float(np.mean([info[key] for info in self.infos if key in info])) for key in keys}
+
+    def __str__(self) -> str:
+        means = self.info_means
+        rate = [f"success rate {means.pop(SUCCESS):.2f}"] if SUCCESS in means else []
+        said = [f"mean return {self.mean:.1f} ± {self.std:.1f}", *rate, *(f"{k} {x:.3g}" for k, x in means.items())]
+        return ", ".join(said)
+
 
 def evaluate(
     agent: Any,
@@ -48,6 +71,7 @@ def evaluate(
     deterministic: bool = True,
     seed: int = 0,
     max_steps: int = ENOUGH,
+    info_keys: Sequence[str] = (),
 ) -> Evaluation:
     """Play ``n_episodes`` in one environment with ``agent.predict``; the agent's training state is untouched.
 
@@ -62,9 +86,11 @@ def evaluate(
         deterministic: take the mode instead of a sample.
         seed: run seed; evaluation seeds never coincide with the training environments'.
         max_steps: most steps of an episode.
+        info_keys: keys whose numbers in the info of an episode's last step are averaged; ``is_success`` is always.
 
     Raises:
         ValueError: the number of episodes or steps is below 1.
+        BadStep: a value under one of ``info_keys`` is not a number.
         CannotAct: ``predict`` refuses an observation, or ``info`` has no mask for an agent that was trained with them.
     """
     for name, value in (("n_episodes", n_episodes), ("max_steps", max_steps)):
@@ -73,22 +99,24 @@ def evaluate(
     returns: list[float] = []
     lengths: list[int] = []
     cut: list[int] = []
+    infos: list[dict[str, float]] = []
     while len(returns) < n_episodes and len(cut) * max_steps < ENOUGH:
         start = env.reset() if returns else env.reset(seed=evaluation_seed(seed))
-        total, length, ended = _episode(agent, env, start, deterministic, max_steps, len(returns))
+        total, length, ended, last = _episode(agent, env, start, deterministic, max_steps, len(returns))
         if not ended:
             cut.append(len(returns))
         returns.append(total)
         lengths.append(length)
+        infos.append(_success(last) | numbers(last, info_keys, f"the environment at the end of episode {len(infos)}"))
     if cut:
         warn_user(_said(len(cut), len(returns), n_episodes, max_steps))
-    return Evaluation(tuple(returns), tuple(lengths), tuple(cut))
+    return Evaluation(tuple(returns), tuple(lengths), tuple(cut), tuple(infos))
 
 
 def _episode(
     agent: Any, env: gym.Env, start: tuple[Any, dict[str, Any]], deterministic: bool, max_steps: int, index: int
-) -> tuple[float, int, bool]:
-    """Play one episode; return its return, its length, and True if it ended by itself."""
+) -> tuple[float, int, bool, dict[str, Any]]:
+    """Play one episode; return its return, its length, True if it ended by itself, and its last info."""
     masked = getattr(agent, "takes_action_masks", False)
     observation, info = start
     total = 0.0
@@ -105,8 +133,13 @@ def _episode(
         observation, reward, terminated, truncated, info = env.step(action)
         total += float(reward)
         if terminated or truncated:
-            return total, length + 1, True
-    return total, max_steps, False
+            return total, length + 1, True, info
+    return total, max_steps, False, info
+
+
+def _success(info: Mapping[str, Any]) -> dict[str, float]:
+    """Return ``is_success`` if it is there as a number; nobody has asked for it, so anything else is left out."""
+    return numbers(info, [key for key in numeric_keys(info) if key == SUCCESS], "the environment")
 
 
 def _said(cut: int, played: int, wanted: int, max_steps: int) -> str:

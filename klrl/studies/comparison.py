@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from klrl.agents import AGENTS, Agent, AgentConfig
 from klrl.agents.names import agent_class, name_of
 from klrl.text import nearest
-from klrl.trust_region import PARAMETERS, REGIONS, RegionSettings, with_region
-from klrl.trust_region.names import parameters_of, readers_of
+from klrl.trust_region import PARAMETERS, REGIONS, RegionSettings, TrustRegion, with_region
+from klrl.trust_region.names import parameters_of, readers_of, region_of_word
 from klrl.validation import validate
 
 CRITIC_PASSES = ("n_epochs", "n_critic_updates")
@@ -24,7 +24,8 @@ class Variant:
 
     name: str
     agent: str
-    region: str
+    region: str | TrustRegion
+    """A name, or an object of a class of one's own."""
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -59,14 +60,14 @@ class Comparison:
         shared = {name: value for name, value in values.items() if name in _fields(other)}
         return other(**(shared | self._chosen(other, variant.region)))
 
-    def _base(self, env: str, region: str) -> AgentConfig:
+    def _base(self, env: str, region: str | TrustRegion) -> AgentConfig:
         config_class = agent_class(self.agent).config_class
         return config_class.for_env(env if self.presets else None, **self._chosen(config_class, region))
 
-    def _base_region(self) -> str:
-        return str(self.settings.get("trust_region", _default_region(self.agent)))
+    def _base_region(self) -> str | TrustRegion:
+        return self.settings.get("trust_region", _default_region(self.agent))
 
-    def _chosen(self, config_class: type[AgentConfig], region: str) -> dict[str, Any]:
+    def _chosen(self, config_class: type[AgentConfig], region: str | TrustRegion) -> dict[str, Any]:
         """The region, and the settings that it reads or that the agent has."""
         named = {_named(config_class, name): value for name, value in with_region(self.settings, region).items()}
         return {name: value for name, value in named.items() if name in _fields(config_class)}
@@ -111,7 +112,7 @@ def comparison(
     return Comparison(agent=agent, settings=settings, presets=presets, variants=tuple(variants), every=every)
 
 
-def _variant(name: str, word: str, agent: str, region: str, region_is_given: bool) -> Variant:
+def _variant(name: str, word: str, agent: str, region: str | TrustRegion, region_is_given: bool) -> Variant:
     """Make the variant for one value of the varied field."""
     if name == "agent":
         agent_class(word)
@@ -156,6 +157,8 @@ def _value(config_class: type[AgentConfig], name: str, word: str) -> Any:
         value = ast.literal_eval(word.capitalize() if word in ("true", "false") else word)
     except (ValueError, SyntaxError, TypeError):
         value = word
+    if name == "trust_region":
+        value = region_of_word(word)
     hint = get_type_hints(config_class, include_extras=True)[name]
     if get_origin(hint) is tuple and not isinstance(value, tuple):
         value = (value,)

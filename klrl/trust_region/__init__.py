@@ -1,11 +1,15 @@
-"""LIMIT: trust regions, coefficient schedules, natural gradient, line search."""
+"""LIMIT: trust regions, coefficient schedules, natural gradient, line search.
 
+Modules of regions and schedules say themselves, in ``__all__``, what this package exports of them.
+"""
+
+from klrl.trust_region import bounds, coefficients, learning_rate, penalties, projection, surrogates
 from klrl.trust_region.all import All
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
+from klrl.trust_region.bounds import *
 from klrl.trust_region.change import Change
 from klrl.trust_region.codec import region_from_json, region_to_json
-from klrl.trust_region.coefficients import Adaptive, Coefficient, Dual, Fixed, Proportional
-from klrl.trust_region.learning_rate import AdaptiveLearningRate
+from klrl.trust_region.coefficients import *
+from klrl.trust_region.learning_rate import *
 from klrl.trust_region.line_search import LineSearch, line_search
 from klrl.trust_region.names import PARAMETERS, REGIONS, RegionSettings, region_from_name, with_region
 from klrl.trust_region.natural_gradient import (
@@ -14,42 +18,22 @@ from klrl.trust_region.natural_gradient import (
     conjugate_gradient,
     fisher_diagonal,
 )
-from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
-from klrl.trust_region.projection import FrobeniusProjection, KLProjection, Projection, WassersteinProjection
+from klrl.trust_region.penalties import *
+from klrl.trust_region.projection import *
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
-from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
+from klrl.trust_region.surrogates import *
 
 __all__ = [
     "DEFAULT_TARGET_KL",
     "PARAMETERS",
     "REGIONS",
-    "SPO",
-    "Adaptive",
-    "AdaptiveLearningRate",
     "All",
     "Change",
-    "Clip",
-    "Coefficient",
     "ConjugateGradient",
-    "Dual",
     "FisherVectorProduct",
-    "Fixed",
-    "FrobeniusProjection",
-    "KLConstraint",
-    "KLPenalty",
-    "KLProjection",
     "LineSearch",
-    "MirrorDescent",
-    "Projection",
-    "Proportional",
-    "RatioDeviation",
-    "ReferenceConstraint",
-    "ReferencePenalty",
     "RegionSettings",
-    "Rollback",
-    "TrulyPPO",
     "TrustRegion",
-    "WassersteinProjection",
     "conjugate_gradient",
     "fisher_diagonal",
     "line_search",
@@ -58,3 +42,9 @@ __all__ = [
     "region_to_json",
     "with_region",
 ]
+__all__ += bounds.__all__
+__all__ += coefficients.__all__
+__all__ += learning_rate.__all__
+__all__ += penalties.__all__
+__all__ += projection.__all__
+__all__ += surrogates.__all__

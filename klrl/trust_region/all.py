@@ -13,8 +13,6 @@ from klrl.policy.distributions import Distribution, Gradient
 from klrl.trust_region.change import Change
 from klrl.trust_region.region import OnExit, TrustRegion
 
-_SURROGATES = "clip, spo, rollback, truly-ppo, projection, w2-projection, frobenius-projection"
-
 
 @dataclass(frozen=True, init=False)
 class All(TrustRegion):
@@ -26,8 +24,9 @@ class All(TrustRegion):
     regions: tuple[TrustRegion, ...]
 
     def __init__(self, *regions: TrustRegion) -> None:
-        if len([r for r in regions if redefines(r, "surrogate")]) > 1:
-            known = f"at most one region with a surrogate of its own ({_SURROGATES})"
+        own = [type(r).__name__ for r in regions if redefines(r, "surrogate")]
+        if len(own) > 1:
+            known = f"at most one region with a surrogate of its own, as {' and '.join(own)} have"
             raise ValueError(f"trust_region = {regions}; allowed: {known}")
         object.__setattr__(self, "regions", regions)
 

@@ -11,6 +11,8 @@ from klrl.trust_region.change import Change
 from klrl.trust_region.region import DEFAULT_TARGET_KL, OnExit, TrustRegion
 from klrl.validation import Positive, validate
 
+__all__ = ["KLConstraint", "RatioDeviation", "ReferenceConstraint"]
+
 
 @dataclass(frozen=True)
 class KLConstraint(TrustRegion):

@@ -9,6 +9,8 @@ from typing import Annotated, Self
 
 from klrl.validation import Bounds, Fraction, Positive, validate
 
+__all__ = ["Adaptive", "Coefficient", "Dual", "Fixed", "Proportional"]
+
 
 class Coefficient(abc.ABC):
     """A schedule for the coefficient of a penalty.
@@ -113,3 +115,12 @@ class Dual(_Bounded):
         """Take one step of the ascent, within the bounds; keep beta if the KL is NaN."""
         violation = kl / self.target_kl - 1.0
         return self if math.isnan(violation) else self._times(math.exp(self.rate * min(violation, 1.0)))
+
+
+SCHEDULES: dict[str, type[Coefficient]] = {
+    "fixed": Fixed,
+    "adaptive": Adaptive,
+    "proportional": Proportional,
+    "dual": Dual,
+}
+"""Schedules by name; NAME-penalty is the trust region with such a coefficient."""

@@ -10,6 +10,8 @@ from klrl.trust_region.change import Change
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
 from klrl.validation import Positive, validate
 
+__all__ = ["AdaptiveLearningRate"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveLearningRate(TrustRegion):

@@ -12,10 +12,11 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any
 
-from klrl.text import nearest
+from klrl.own import named
+from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
-from klrl.trust_region.coefficients import Adaptive, Dual, Fixed, Proportional
+from klrl.trust_region.coefficients import SCHEDULES
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
@@ -32,20 +33,14 @@ def _constraint(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return KLConstraint(target_kl)
 
 
-def _fixed_penalty(kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Fixed(kl_coef))
+def _penalty(schedule: Any) -> Callable[..., TrustRegion]:
+    def at_will(kl_coef: float = 1.0) -> TrustRegion:
+        return KLPenalty(schedule(beta=kl_coef))
 
+    def aiming(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
+        return KLPenalty(schedule(target_kl=target_kl, beta=kl_coef))
 
-def _adaptive_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Adaptive(target_kl=target_kl, beta=kl_coef))
-
-
-def _proportional_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Proportional(target_kl=target_kl, beta=kl_coef))
-
-
-def _dual_penalty(target_kl: float = DEFAULT_TARGET_KL, kl_coef: float = 1.0) -> TrustRegion:
-    return KLPenalty(Dual(target_kl=target_kl, beta=kl_coef))
+    return at_will if schedule.target_kl is None else aiming
 
 
 def _adaptive_lr(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
@@ -68,10 +63,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "early-stop": _early_stop,
     "constraint": _constraint,
     "espo": RatioDeviation,
-    "fixed-penalty": _fixed_penalty,
-    "adaptive-penalty": _adaptive_penalty,
-    "proportional-penalty": _proportional_penalty,
-    "dual-penalty": _dual_penalty,
+    **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
     "adaptive-lr": _adaptive_lr,
     "reference-penalty": ReferencePenalty,
@@ -128,6 +120,27 @@ def region_from_name(name: str, **settings: float) -> TrustRegion:
     return regions[0] if len(regions) == 1 else All(*regions)
 
 
+def region_of_word(word: str) -> str | TrustRegion:
+    """Return what a word on a command line stands for: a name as it is, or the region ``MODULE:NAME`` of one's own.
+
+    Names in files are never imported: this is for words that the user gives.
+
+    Raises:
+        ValueError: ``MODULE:NAME`` names neither a region nor what makes one.
+    """
+    if ":" not in word:
+        return word
+    allowed = "MODULE:NAME of a TrustRegion, or of what makes one"
+    found = named("trust_region", word, allowed)
+    try:
+        region = found if isinstance(found, TrustRegion) else found()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"trust_region = {word!r}: {one_line(error)}; allowed: {allowed}") from error
+    if not isinstance(region, TrustRegion):
+        raise ValueError(f"trust_region = {word!r} is a {type(region).__name__}; allowed: {allowed}")
+    return region
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegionSettings:
     """A trust region by its name with its settings, or as an object that has its own.
@@ -140,7 +153,7 @@ class RegionSettings:
     """Trust region: everything that limits the step."""
     target_kl: Limit | None = None
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
-    (adaptive-penalty, proportional-penalty, dual-penalty, adaptive-lr: 0.01)."""
+    (adaptive-lr, penalties that aim: 0.01)."""
     clip_range: Limit | None = None
     """Half-width of the ratio's interval around 1 (clip, spo, rollback: 0.2)."""
     rollback_slope: PositiveWeight | None = None
@@ -157,8 +170,7 @@ class RegionSettings:
     ratio_deviation: Limit | None = None
     """Mean |ratio - 1| over the batch beyond which the policy stops (espo: 0.25)."""
     kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
-    """Penalty coefficient beta (fixed-penalty: 1.0), or its first value
-    (adaptive-penalty, proportional-penalty, dual-penalty, mdpo: 1.0)."""
+    """Penalty coefficient beta, or its first value where it moves (mdpo, all penalties with a schedule: 1.0)."""
     reference_coef: PositiveWeight | None = None
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
     reference_kl: Limit | None = None

@@ -14,6 +14,8 @@ from klrl.trust_region.coefficients import Coefficient, Fixed
 from klrl.trust_region.region import TrustRegion
 from klrl.validation import Bounds, Fraction, Positive, validate
 
+__all__ = ["KLPenalty", "MirrorDescent", "ReferencePenalty"]
+
 
 @dataclass(frozen=True)
 class KLPenalty(TrustRegion):

@@ -22,6 +22,8 @@ from klrl.trust_region.change import Change
 from klrl.trust_region.region import TrustRegion
 from klrl.validation import NonNegative, Positive, validate
 
+__all__ = ["FrobeniusProjection", "KLProjection", "Projection", "WassersteinProjection"]
+
 
 @dataclass(frozen=True)
 class Projection(TrustRegion, abc.ABC):

@@ -15,6 +15,8 @@ from klrl.trust_region.change import Change
 from klrl.trust_region.region import TrustRegion, weighted
 from klrl.validation import Positive, validate
 
+__all__ = ["SPO", "Clip", "Rollback", "TrulyPPO"]
+
 
 @dataclass(frozen=True)
 class Clip(TrustRegion):

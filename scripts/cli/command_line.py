@@ -9,8 +9,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import gymnasium as gym
 import tyro
@@ -104,10 +105,22 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     except SystemExit as stop:
         if not stop.code:
             raise
-        fail(prog, objection(cls, argv, default) or unboxed(messages.getvalue()))
+        said = unboxed(messages.getvalue())
+        fail(prog, objection(cls, argv, default) or _missing(cls, said) or said)
     with bad_input(prog):
         validate(parsed)
     return parsed
+
+
+def _missing(cls: Any, said: str) -> str | None:
+    """Return a line about missing arguments, with the example in the docstring of the verb's module."""
+    if (found := re.search(r"Missing from [^:]*: (.*)", said)) is None:
+        return None
+    words = found[1].split()
+    missing = [] if words[0].startswith("--") else [fields(cls)[0].name]
+    missing += [word for word in words if word.startswith("--")]
+    example = re.search(r"``(klrl .+?)``", sys.modules[cls.__module__].__doc__ or "")
+    return f"{', '.join(missing)} missing{f'; for example: {example[1]}' if example else ''}"
 
 
 def unboxed(box: str) -> str:

@@ -93,7 +93,7 @@ def _problem(name: str, hint: Any, values: list[str]) -> str | None:
         return f"{name} = {values[0]!r}; allowed: --{flag} or --no-{flag}, and no value" if values else None
     several = get_origin(_plain(hint)) is tuple
     item = get_args(_plain(hint))[0] if several else hint
-    allowed = f"allowed: {describe(item)}"
+    allowed = f"allowed: {describe(item)}{', several separated by spaces' if several else ''}"
     if not values and not several:
         return f"{name} has no value; {allowed}"
     for value in values if several else values[:1]:

@@ -187,8 +187,7 @@ def _finish(
                 result = evaluate(agent, one, options.eval_episodes, seed=agent.seed, max_steps=options.eval_max_steps)
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
-        mean = f"mean return {result.mean:.1f} ± {result.std:.1f}"
-        console.print(f"evaluation: {mean} over {len(result.returns)} episodes")
+        console.print(f"evaluation: {result} over {len(result.returns)} episodes")
 
 
 def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:

@@ -23,6 +23,8 @@ from klrl.policy.distributions import Categorical
 from klrl.run import Callback
 from klrl.run.seeding import environment_seeds
 
+pytestmark = pytest.mark.filterwarnings("ignore:info_keys = ")  # some keys below are nowhere
+
 SAME = AutoresetMode.SAME_STEP
 LENGTHS = (1, 3, 4)
 VALUES: tuple[Any, ...] = (
@@ -285,7 +287,7 @@ def test_what_is_no_number_ends_the_training_in_one_line():
 
 @pytest.mark.parametrize("keys", ["is_success", ("",), ("a\nb",), (3,)])
 def test_keys_are_texts(keys):
-    with pytest.raises(ValueError, match=r"^info_keys = .*; allowed: a tuple, each text of printable characters$"):
+    with pytest.raises(ValueError, match=r"^info_keys = .*; allowed: a tuple, each printable text without a comma$"):
         PPO.config_class(info_keys=keys)
 
 
@@ -301,3 +303,19 @@ def test_episodes_keep_their_numbers_in_checkpoints(tmp_path):
     again.set_env(Nuisance)
     metrics = [a.learn(64).history[-1]["rollout/success_rate"] for a in (agent, again)]
     assert metrics[0] == metrics[1]
+
+
+def test_a_key_that_no_info_has_is_told_once_with_those_that_are_there():
+    agent = small_agent(PPO, Nuisance, info_keys=("is_sucess", "is_success"))
+    with pytest.warns(RuntimeWarning, match=r"^info_keys = 'is_sucess': not in the last infos of the first") as told:
+        agent.learn(256)
+    assert len(agent.history) > 1
+    assert len(told) == 1
+    line = str(told[0].message)
+    assert "'is_success'" in line.partition("numbers there: ")[2]
+    assert line.endswith("; did you mean is_success?")
+
+
+def test_a_comma_in_a_key_is_refused():
+    with pytest.raises(ValueError, match=r"^info_keys = \('is_success,distance',\); allowed: a tuple, each printable"):
+        PPO.config_class(info_keys=("is_success,distance",))

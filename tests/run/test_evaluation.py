@@ -188,3 +188,37 @@ def test_stable_baselines3_evaluates_agents_on_these_spaces(space, actions):
     returns, lengths = evaluate_policy(agent, Monitor(env()), n_eval_episodes=3, return_episode_rewards=True)
     assert lengths == [7, 7, 7]
     assert np.isfinite(returns).all()
+
+
+class Graded(gym.Env):
+    """Episodes of one step; every second one succeeds, and its info says how far it was."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+    played = 0
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.played += 1
+        info = {"is_success": self.played % 2 == 0, "distance": float(self.played), "word": "text"}
+        return np.zeros(1, np.float32), 1.0, True, False, info
+
+
+def test_success_rate_and_infos_are_means_over_the_episodes():
+    agent = small_agent(PPO, Graded)
+    plain = evaluate(agent, Graded(), 5)
+    assert (plain.success_rate, plain.info_means) == (0.4, {"is_success": 0.4})
+    assert str(plain) == "mean return 1.0 ± 0.0, success rate 0.40"
+    asked = evaluate(agent, Graded(), 4, info_keys=("distance", "absent"))
+    assert asked.info_means == {"is_success": 0.5, "distance": 2.5}
+    assert str(asked).endswith(", success rate 0.50, distance 2.5")
+    with pytest.raises(ValueError, match=r"^info\['word'\] of the environment at the end of episode 0 is text"):
+        evaluate(agent, Graded(), 1, info_keys=("word",))
+
+
+def test_without_such_an_info_there_is_no_success_rate():
+    result = evaluate(small_agent(PPO), gym.make("CartPole-v1"), 2)
+    assert (result.success_rate, result.info_means) == (None, {})
+    assert "success" not in str(result)

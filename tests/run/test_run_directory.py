@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -280,3 +281,47 @@ def test_an_exception_inside_an_update_closes_the_files(tmp_path, monkeypatch):
     writing = [file for file in opened if Path(file.name).suffix == ".csv"]
     assert {Path(file.name).name for file in writing} == {"metrics.csv", "episodes.csv"}
     assert all(file.closed for file in writing)
+
+
+class DeadAtOnce(gym.Env):
+    """Pays NaN in its third step."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(1, np.float32), float("nan") if self.steps == 3 else 1.0, False, False, {}
+
+
+def test_a_run_that_died_in_its_first_rollout_does_not_block_its_directory(tmp_path):
+    with pytest.raises(FloatingPointError):
+        small_agent(PPO, DeadAtOnce).learn(64, run_dir=tmp_path)
+    assert (tmp_path / "config.json").exists()
+    with pytest.raises(FileNotFoundError, match=r"no saved agent there; its run has saved nothing yet; allowed: klrl"):
+        PPO.load(tmp_path)
+    again = small_agent(PPO, "CartPole-v1", seed=5).learn(128, run_dir=tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+    assert PPO.load(tmp_path).num_timesteps == again.num_timesteps
+    with pytest.raises(FileExistsError, match=r"is not empty; allowed: a new or empty directory \(klrl resume"):
+        small_agent(PPO).learn(64, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "checkpoints", "notes.txt"])
+def test_what_more_than_such_a_run_left_is_never_overwritten(name, tmp_path):
+    with pytest.raises(FloatingPointError):
+        small_agent(PPO, DeadAtOnce).learn(64, run_dir=tmp_path)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        small_agent(PPO).learn(64, run_dir=tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_config_of_somebody_elses_is_no_such_run(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        small_agent(PPO).learn(64, run_dir=tmp_path)

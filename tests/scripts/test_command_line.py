@@ -173,7 +173,10 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo", *SMALL, "--gamma", "nan"], "gamma = nan; allowed: a number in [0, 1]"),
         (["ppo", *SMALL, "--gamma", "high"], "gamma = 'high'; allowed: a number in [0, 1]"),
         (["ppo", *SMALL, "--gama", "1"], "--gama is not an option; did you mean --gamma?"),
-        (["pppo"], "algorithm = 'pppo'; allowed: ppo, trpo, npg; klrl train ALGORITHM --help lists the options; did"),
+        (
+            ["pppo"],
+            f"algorithm = 'pppo'; allowed: {', '.join(AGENTS)}; klrl train ALGORITHM --help lists",
+        ),
         (["ppo", *SMALL, "0.5"], "0.5 belongs to no option; allowed: --option value"),
         (["ppo", *SMALL, "--device", "cuda:99"], "device = 'cuda:99'; allowed here: cpu"),
         (["ppo", *SMALL, "--reference", "nowhere"], "reference = nowhere: no saved agent there"),
@@ -199,6 +202,32 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
 def test_bad_input_is_refused_in_one_line_and_nothing_is_written(words, message, refused, tmp_path):
     assert message in refused("train", *words)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train"], "klrl train: algorithm missing; for example: klrl train ppo --env CartPole-v1; allowed: ppo, trpo"),
+        (["train", "ppo"], "klrl train ppo: --env missing; for example: klrl train ppo --env CartPole-v1"),
+        (["evaluate"], "klrl evaluate: path missing; for example: klrl evaluate runs/demo --episodes 20"),
+        (["resume"], "klrl resume: path missing; for example: klrl resume runs/demo"),
+        (["compare"], "klrl compare: --vary missing; for example: klrl compare --vary trust-region"),
+        (["distill", "a"], "klrl distill: --output missing; for example: klrl distill runs/demo "),
+        (["doctor"], "klrl doctor: env missing; for example: klrl doctor HalfCheetah-v5"),
+    ],
+)
+def test_a_missing_argument_is_named_with_an_example(words, line, refused):
+    assert refused(*words).startswith(line)
+
+
+@pytest.mark.parametrize(("extra", "what"), [("box2d", "Box2D"), ("mujoco", "MuJoCo")])
+def test_an_environment_whose_package_is_missing_names_klrls_extra(extra, what, refused, monkeypatch):
+    def made(**settings):
+        raise gym.error.DependencyNotInstalled(f'{what} is not installed, run `pip install "gymnasium[{extra}]"`')
+
+    monkeypatch.setitem(gym.registry, "Missing-v0", EnvSpec("Missing-v0", entry_point=made))
+    line = f"klrl train ppo: env = 'Missing-v0': {what} is not installed; allowed: pip install 'klrl[{extra}]'"
+    assert refused("train", "ppo", "--env", "Missing-v0") == line
 
 
 def test_a_refusal_is_the_only_line_and_the_status_of_the_real_process(tmp_path):
@@ -244,6 +273,10 @@ def test_a_run_directory_is_never_overwritten(refused, tmp_path):
 
 def test_evaluate_refuses_what_is_no_saved_agent_and_foreign_spaces(refused, tmp_path):
     assert "no saved agent there" in refused("evaluate", tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    assert "has saved nothing yet; allowed: klrl resume" in refused("evaluate", tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert f"or klrl train ... --run-dir {tmp_path} to begin one there" in refused("resume", tmp_path)
     PPO("CartPole-v1").save(tmp_path / "agent")
     assert "its spaces differ" in refused("evaluate", tmp_path / "agent", "--env", "Acrobot-v1")
 

@@ -39,7 +39,7 @@ class Settings:
         ("--gamma=", "gamma = ''; allowed: a number, not empty"),
         ("--gamma 1 --learning-rate x", "learning_rate = 'x'; allowed: a number in [0, 1]"),
         ("--n_steps 1.5", "n_steps = '1.5'; allowed: an integer or none"),
-        ("--sizes 1 two", "sizes = 'two'; allowed: an integer >= 1"),
+        ("--sizes 1 two", "sizes = 'two'; allowed: an integer >= 1, several separated by spaces"),
         ("--switch yes", "switch = 'yes'; allowed: --switch or --no-switch, and no value"),
         ("--over-budget pause", "over_budget = 'pause'; allowed: stop, warn"),
         ("--path=", "path = ''; allowed: a path or none, not empty"),

@@ -13,6 +13,7 @@ from klrl.agents import NPG, PPO, TRPO
 from klrl.run import Callback
 from klrl.scripts.evaluate import main as evaluate
 from klrl.scripts.resume import main as resume
+from klrl.scripts.train import main as train
 from klrl.trust_region import All, Clip, KLConstraint, TrustRegion
 
 MODULE = """
@@ -144,14 +145,44 @@ def test_a_run_with_it_is_resumed_with_the_one_that_is_named(module, given, tmp_
     assert [x.tolist() for x in resumed.actor.parameters()] == [x.tolist() for x in whole.actor.parameters()]
 
 
+@pytest.mark.parametrize("given", ["saved_long:mine", "saved_long:Mine"])
+def test_a_training_takes_a_region_of_ones_own_and_is_that_of_python(module, given, tmp_path):
+    settings = ["--n-envs", "2", "--n-steps", "32", "--batch-size", "32", "--preset", "none", "--eval-episodes", "0"]
+    run = tmp_path / "run"
+    command = ["ppo", "--env", "CartPole-v1", "--trust-region", given, "--total-timesteps", "128", *settings]
+    train([*command, "--run-dir", str(run)])
+    config = PPO.config_class(n_envs=2, n_steps=32, batch_size=32, trust_region=module.mine)
+    same = PPO("CartPole-v1", config, seed=0).learn(128)
+    trained = PPO.load(run, trust_region=module.mine)
+    assert [x.tolist() for x in trained.actor.parameters()] == [x.tolist() for x in same.actor.parameters()]
+    assert json.loads((run / "config.json").read_text())["config"]["trust_region"]["class"] == "Mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("nowhere:mine", "trust_region = 'nowhere:mine': No module named 'nowhere'; allowed: MODULE:NAME of a Tr"),
+        ("saved_long:not_one", "trust_region = 'saved_long:not_one': 'int' object is not callable; allowed: MOD"),
+        ("saved_long:", "trust_region = 'saved_long:'; allowed: MODULE:NAME of a TrustRegion"),
+    ],
+)
+def test_a_training_without_such_a_region_is_refused_in_one_line(module, given, line, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(["ppo", "--env", "CartPole-v1", "--trust-region", given, "--run-dir", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"klrl train ppo: {line}")
+    assert (error.count("\n"), (tmp_path / "run").exists()) == (1, False)
+
+
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
         ([], r"trust region Mine is not klrl's; allowed: --trust-region MODULE:NAME$"),
-        (["--trust-region", "nowhere:mine"], r"trust_region = nowhere:mine: No module named 'nowhere'; allowed: "),
-        (["--trust-region", "saved_long:yours"], r"trust_region = saved_long:yours: module 'saved_long' has no attr"),
-        (["--trust-region", "saved_long:not_one"], r"trust_region = saved_long:not_one: 'int' object is not callable"),
-        (["--trust-region", "builtins:dict"], r"trust_region = builtins:dict is a dict; allowed: a TrustRegion"),
+        (["--trust-region", "nowhere:mine"], r"trust_region = 'nowhere:mine': No module named 'nowhere'; allowed: "),
+        (["--trust-region", "saved_long:yours"], r"trust_region = 'saved_long:yours': module 'saved_long' has no "),
+        (["--trust-region", "saved_long:not_one"], r"trust_region = 'saved_long:not_one': 'int' object is not call"),
+        (["--trust-region", "builtins:dict"], r"trust_region = 'builtins:dict' is a dict; allowed: MODULE:NAME"),
     ],
 )
 def test_without_a_region_that_can_be_used_one_line_says_what_to_do(module, flags, line, tmp_path, capsys):

@@ -1,10 +1,11 @@
-"""An agent that is not klrl's: one step of gradient ascent on the surrogate of whatever region, no passes to count."""
+"""What is not klrl's: an agent, one step of gradient ascent on the surrogate of whatever region; and a region."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from klrl.agents import Agent, AgentConfig
 from klrl.agents.learner import Improvement
+from klrl.trust_region import Clip
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -28,3 +29,10 @@ class Plain(Agent[PlainConfig]):
         value_loss = self.value_loss(samples)
         self.descend(value_loss - self.objective(policy, samples.change(policy.output)))
         return Improvement(value_loss=value_loss.value.item(), stop_reason="one step")
+
+
+@dataclass(frozen=True)
+class Wide(Clip):
+    """A clip of another width."""
+
+    clip_range: float = 0.5

@@ -175,10 +175,26 @@ def test_an_agent_of_ones_own_is_compared(given, tmp_path):
     )
 
 
+WIDE = "agents_of_ones_own:Wide"
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [(["trust-region", "clip", WIDE], []), (["gamma", "0.9"], [f"trust_region={WIDE}"])],
+    ids=["varied", "set"],
+)
+def test_a_region_of_ones_own_is_compared_in_processes_too(words, more, tmp_path):
+    rows = compare(tmp_path, "--vary", *words, settings=[*TINY, *more], processes=2)
+    assert {row["status"] for row in rows} == {"finished"}
+    own = [row for row in rows if row["config"]["trust_region"] != "clip"]
+    assert [row["config"]["trust_region"]["class"] for row in own] == ["Wide", "Wide"]
+    assert all("clip_range=0.5" in row["config"]["trust_region"]["repr"] for row in own)
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("agents_of_ones_own:Nobody", "has no attribute 'Nobody'; allowed: ppo, trpo, npg, or MODULE:CLASS"),
+        ("agents_of_ones_own:Nobody", f"has no attribute 'Nobody'; allowed: {', '.join(AGENTS)}, or MODULE:CLASS"),
         ("no_module_at_all:Plain", "No module named 'no_module_at_all'"),
         ("agents_of_ones_own:PlainConfig", "is no class of agents"),
         ("pqo", "did you mean ppo?"),

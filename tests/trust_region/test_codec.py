@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from test_region_names import MEANING
 
 from klrl import trust_region
 from klrl.policy.distributions import Categorical
 from klrl.trust_region import (
+    REGIONS,
     Adaptive,
     AdaptiveLearningRate,
     All,
@@ -26,12 +26,13 @@ from klrl.trust_region import (
     ReferencePenalty,
     TrustRegion,
     region_from_json,
+    region_from_name,
     region_to_json,
 )
 from klrl.trust_region.codec import own_class
 
 SAVED = [
-    *(region for region, _ in MEANING.values()),
+    *map(region_from_name, REGIONS),
     KLPenalty(Adaptive(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0)),
     KLPenalty(Proportional(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, proportion=0.1)),
     AdaptiveLearningRate(target_kl=0.003, scale=0.1 + 0.2, minimum=0.1, maximum=2.0),

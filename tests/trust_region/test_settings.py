@@ -73,11 +73,12 @@ def test_the_record_has_the_settings_that_some_region_reads_and_no_other():
 
 
 @pytest.mark.parametrize("name", REGIONS)
-def test_the_help_of_a_setting_names_every_region_that_reads_it_and_its_default(name):
+def test_the_help_of_a_setting_names_every_region_or_kind_that_reads_it_and_its_default(name):
     for setting, parameter in inspect.signature(REGIONS[name]).parameters.items():
         groups = re.findall(r"\(([^()]+): ([\d.]+)\)", helps(RegionSettings)[setting])
         defaults = {reader: float(x) for readers, x in groups for reader in readers.split(", ")}
-        reader = "all projections" if "all projections" in defaults and "projection" in name else name
+        kind = "projections" if "projection" in name else "penalties" if "penalty" in name else name
+        reader = next((reader for reader in defaults if kind in reader.split()), name)
         assert defaults[reader] == parameter.default
 
 
