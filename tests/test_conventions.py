@@ -36,7 +36,8 @@ ALLOWED = {
     "klrl.interrupts": set(),
     "klrl.output": {"klrl.text"},
     "klrl.validation": {"klrl.text"},
-    "klrl.policy": {"klrl.lazy", "klrl.shown", "klrl.validation", "klrl.text"},
+    "klrl.native": set(),
+    "klrl.policy": {"klrl.lazy", "klrl.native", "klrl.shown", "klrl.validation", "klrl.text"},
     "klrl.kl": {"klrl.policy", "klrl.shown", "klrl.text"},
     "klrl.trust_region": {
         "klrl.kl",
@@ -70,6 +71,7 @@ ALLOWED = {
         "klrl.experience",
         "klrl.interrupts",
         "klrl.kl",
+        "klrl.native",
         "klrl.policy",
         "klrl.renamed",
         "klrl.run",
