@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from klrl.policy.mlp import MLP
 from klrl.policy.networks import Critic
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import BETA1, BETA2, EPS, Adam, AdamState
-from klrl.policy.paths import is_written_out, learns_in_kernel, learns_in_numpy
+from klrl.policy.paths import is_written_out, learns_in_kernel
 from klrl.run.callback import Callback
 from klrl.run.callback_list import each_minibatch
 from klrl.trust_region import Clip
@@ -54,10 +55,7 @@ def kernel_of(agent: Learner[Any], callback: Callback) -> Kernel | None:
     moved = networks.optimized
     known = all(_is_known(network, agent.encoding) for network in moved)
     known = known and (agent.actor not in moved or arithmetic(agent.region) is not None)
-    in_arrays = learns_in_numpy(agent.config.batch_size, networks.numpy_rows)
-    if known and in_arrays and learns_in_kernel(kernel, moved):
-        return kernel
-    return None
+    return kernel if known and learns_in_kernel(kernel, agent.config.batch_size, networks.numpy_rows) else None
 
 
 def _is_klrls(agent: Learner[Any]) -> bool:
@@ -71,15 +69,13 @@ def _is_known(network: Any, encoding: Encoding) -> bool:
     if not is_written_out(network) or type(network.trunk) is not MLP:
         return False
     (inputs, *_, outputs) = sizes = network.trunk.layers.sizes
-    expected = 1 if type(network) is Critic else outputs if type(network) is CategoricalActor else None
-    if type(network) is GaussianActor and not network.squashed:
-        expected = network.d if network.log_std is not None else 2 * network.d
-    own = list(network.parameters(recurse=False))
-    return (
-        Network.fits(sizes)
-        and (inputs, outputs) == (encoding.n_features, expected)
-        and all(p.requires_grad for p in own)
-    )
+    if type(network) is GaussianActor:
+        free = network.log_std
+        meant = not network.squashed and outputs == (2 * network.d if free is None else network.d)
+        meant = meant and (free is None or free.requires_grad)
+    else:
+        meant = type(network) is CategoricalActor or (type(network) is Critic and outputs == 1)
+    return meant and inputs == encoding.n_features and Network.fits(sizes)
 
 
 def steps(
@@ -149,7 +145,7 @@ def _take(kernel: Kernel, agent: Learner[Any], samples: Samples, terms: Terms) -
 
 def _network(network: Any, state: AdamState, rate: float) -> Network:
     layers = network.trunk.layers
-    own = sum(p.numel() for p in network.parameters(recurse=False))
+    own = state.theta.size - sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(layers.sizes))
     return Network.with_layers(
         layers.sizes, own=own, relu=not layers.is_tanh, steps=state.steps, rate=rate,
         theta=state.theta, mean=state.mean, square=state.square,

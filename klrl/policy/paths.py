@@ -43,8 +43,8 @@ _LEARNING, _ACTING = 2**22, 2**18
 Fewer while acting: nothing keeps numpy's BLAS from using threads there, which it does from 2^18 on; in an update
 :func:`~klrl.policy.arrays.numpy_as_torch` does.
 """
-_IN_KERNEL = {"plain": 2**30, "avx2": 2**30, "avx512": 2**30}
-"""Most weights of one layer that the kernel is given, by its level."""
+_IN_KERNEL = {"plain": 2**21, "avx2": 2**25, "avx512": 2**27}
+"""Most multiplications in one layer that the kernel is given, by its level: beyond, BLAS has the better products."""
 
 
 # -- the kind of array --------------------------------------------------------------------------
@@ -71,9 +71,13 @@ def optimizes_in_numpy(parameters: Tensor) -> bool:
     return parameters.is_cpu
 
 
-def learns_in_kernel(kernel: Kernel, networks: Sequence[nn.Module]) -> bool:
-    """Tell whether networks that are written out are small enough for the kernel to be the faster way."""
-    return all(p.numel() <= _IN_KERNEL[kernel.level] for network in networks for p in network.parameters())
+def learns_in_kernel(kernel: Kernel, rows: int, most: int) -> bool:
+    """Tell whether the kernel is the fastest way for minibatches of so many rows, given :func:`rows_for_numpy`.
+
+    Beyond numpy's minibatches torch is the other way, which may use several threads.
+    """
+    alone = learns_in_numpy(rows, most) or torch.get_num_threads() == 1
+    return alone and rows <= most * _IN_KERNEL[kernel.level] // _LEARNING
 
 
 # -- who differentiates -------------------------------------------------------------------------
