@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from klrl.agents.base import Agent
     from klrl.agents.learner import Learner
 
+Step = Callable[[UpdateBatch], dict[str, Any]]
 _METRICS = ("train/policy_gradient_loss", "train/value_loss", "train/clip_fraction")
 _DEFINITIONS = {
     "_step", "_critic_step", "_clip_fraction", "minibatches", "objective", "penalized_surrogate", "value_loss",
@@ -47,15 +48,19 @@ class Terms:
     entropy: float = 0.0
 
 
-def kernel_of(agent: Learner[Any], callback: Callback) -> Kernel | None:
-    """Return the kernel if it can take the agent's epochs, as the agent is now."""
+def kernel_of(agent: Learner[Any], samples: UpdateBatch | None = None) -> Kernel | None:
+    """Return the kernel if it can take the agent's steps (on these samples), as the agent is now."""
     networks, kernel = agent.networks, agent.networks.kernel
-    if kernel is None or not _is_klrls(agent) or each_minibatch(callback) or type(networks.optimizer) is not Adam:
+    if kernel is None or not _is_klrls(agent) or type(networks.optimizer) is not Adam:
         return None
     moved = networks.optimized
-    known = all(_is_known(network, agent.encoding) for network in moved)
-    known = known and (agent.actor not in moved or arithmetic(agent.region) is not None)
-    return kernel if known and learns_in_kernel(kernel, agent.config.batch_size, networks.numpy_rows) else None
+    known = (
+        all(_is_known(network, agent.encoding) for network in moved)
+        and (agent.actor not in moved or arithmetic(agent.region) is not None)
+        and learns_in_kernel(kernel, agent.config.batch_size, networks.numpy_rows)
+        and (samples is None or (networks.is_packed and _in_range(agent, samples)))
+    )
+    return kernel if known else None
 
 
 def _is_klrls(agent: Learner[Any]) -> bool:
@@ -81,7 +86,7 @@ def _is_known(network: Any, encoding: Encoding) -> bool:
 def steps(
     agent: Agent[Any],
     samples: UpdateBatch,
-    step: Callable[[UpdateBatch], dict[str, Any]],
+    step: Step,
     terms: Terms,
     callback: Callback,
 ) -> Iterator[dict[str, Any]]:
@@ -94,31 +99,34 @@ def steps(
         terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
         callback: is told of the steps, if it has anything to do then.
     """
-    taken, minibatches = begin(agent, samples, terms, callback)
-    yield from taken
+    if kernel_of(agent, samples) is None:
+        yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
+        return
+    order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
+    watched, size = each_minibatch(callback), agent.config.batch_size
+    columns = slice(None) if terms.policy else slice(1, 2)
+    while len(order) and (kernel := kernel_of(agent, samples)) is not None:
+        part = order[:size] if watched else order
+        taken = _take(kernel, agent, _samples(agent, samples, part, policy=terms.policy), terms)
+        order = order[len(taken) * size :]
+        for row in taken.tolist():
+            metrics = dict(zip(_METRICS[columns], row[columns], strict=True))
+            if watched:
+                callback.on_minibatch_end(agent, metrics)
+            yield metrics
+        if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where it is
+            break
+    if len(order):
+        yield from _in_numpy(agent, agent.minibatches(samples, order=order), step, callback)
+
+
+def _in_numpy(
+    agent: Agent[Any], minibatches: Iterator[UpdateBatch], step: Step, callback: Callback
+) -> Iterator[dict[str, Any]]:
     for minibatch in minibatches:
         metrics = step(minibatch)
         callback.on_minibatch_end(agent, metrics)
         yield metrics
-
-
-def begin(
-    agent: Learner[Any], samples: UpdateBatch, terms: Terms, callback: Callback
-) -> tuple[list[dict[str, Any]], Iterator[UpdateBatch]]:
-    """Begin an epoch: return the metrics of the steps that the kernel took, and the minibatches that are left.
-
-    The kernel stops in front of a gradient that is not finite; the step in numpy then says which element it is.
-    """
-    kernel = kernel_of(agent, callback)
-    if kernel is None or not (agent.networks.is_packed and _in_range(agent, samples)):
-        return [], agent.minibatches(samples)
-    order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
-    given = _samples(agent, samples, order, policy=terms.policy)
-    taken = _take(kernel, agent, given, terms)
-    columns = slice(None) if terms.policy else slice(1, 2)
-    metrics = [dict(zip(_METRICS[columns], row[columns], strict=True)) for row in taken.tolist()]
-    left = order[len(taken) * agent.config.batch_size :]
-    return metrics, agent.minibatches(samples, order=left) if len(left) else iter(())
 
 
 def _in_range(agent: Learner[Any], samples: UpdateBatch) -> bool:
@@ -167,7 +175,7 @@ def _samples(agent: Learner[Any], samples: UpdateBatch, order: Tensor, *, policy
             floats |= {"actions": (samples.actions, k)}
     arrays = {name: x.reshape(n, k).float().contiguous().numpy() for name, (x, k) in floats.items()}
     return Samples.of(
-        n=n, batch=agent.config.batch_size, width=width, mask=encoding.n_features if encoding.n_mask else 0,
+        n=len(order), batch=agent.config.batch_size, width=width, mask=encoding.n_features if encoding.n_mask else 0,
         order=order.numpy(), choices=choices, **arrays,
     )  # fmt: skip
 

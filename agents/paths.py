@@ -18,7 +18,6 @@ from klrl.policy.paths import (
     optimizes_in_numpy,
     outputs_in_words,
 )
-from klrl.run.callback import Callback
 from klrl.trust_region.all import members
 
 
@@ -30,7 +29,7 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
       so on the whole batch.
     - surrogate: the derivatives of the region's surrogate and penalty, of log-probabilities and of the entropy.
     - optimizer: Adam's arithmetic.
-    - kernel: its level, or why there is none. A callback with ``on_minibatch_end`` keeps updates out of it.
+    - kernel: its level, or why there is none.
     """
     config, device, networks = agent.config, agent.device, agent.networks
     minibatches = learns_in_numpy(config.batch_size, networks.numpy_rows)
@@ -43,7 +42,7 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
         "optimizer": "numpy" if optimizes_in_numpy(networks.actor_parameters) else f"torch on {device}",
         "kernel": networks.kernel.level if networks.kernel else absence(),
     }
-    if (kernel := kernel_of(agent, Callback())) is not None:
+    if (kernel := kernel_of(agent)) is not None:
         paths |= {"critic": f"{kernel_in_words(kernel)}, derivatives written out", "optimizer": kernel_in_words(kernel)}
         paths |= {"policy": paths["critic"]} if agent.actor in networks.optimized else {}
     return paths

@@ -72,7 +72,11 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
         print(printable(f"{args.path}: finished, {reason}"))
         return
     compare_versions(run["versions"], "the run may differ from the uninterrupted one")
-    compare_paths(agent.saved_paths, agent.describe()["paths"], "the run will differ from the uninterrupted one")
+    compare_paths(
+        agent.saved_paths or run.get("paths"),
+        agent.describe()["paths"],
+        "the run will differ from the uninterrupted one",
+    )
     where = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps" if agent.training else "no checkpoint: anew"
     print(printable(f"resuming {args.path}: {where}"))
     run_training(prog, agent, learn, env, keep, options, signals)

@@ -11,8 +11,7 @@ bookkeeping costs several times the arithmetic of a small network. A fifth path 
 =======  =====================================================  =======================================================
 kernel   Adam's steps on minibatches: an MLP in the CPU's       --
          memory, a Gaussian or categorical policy, a
-         surrogate of known arithmetic, klrl's own methods, no
-         callback after every minibatch
+         surrogate of known arithmetic, klrl's own methods
 numpy    an :class:`~klrl.policy.mlp.MLP` in the CPU's memory,  any other network (images, Beta, a trunk of one's own,
          on minibatches: the default                            frozen parameters): torch inside, arrays outside
 torch    the same on a whole batch (TRPO's and NPG's policy),   any other network there

@@ -3,6 +3,7 @@
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import gymnasium as gym
 import numpy as np
@@ -13,13 +14,12 @@ from torch import distributions as td
 from torch import nn
 
 from klrl.agents import NPG, PPO, TRPO
-from klrl.agents.epochs import Terms, begin, kernel_of
+from klrl.agents.epochs import Terms, kernel_of, steps
 from klrl.agents.update_batch import UpdateBatch
 from klrl.native import Kernel, at_level, available
 from klrl.policy.distributions import Categorical
 from klrl.policy.linearization import flatten
 from klrl.run import Callback
-from klrl.run.callback import CallerContext
 from klrl.run.callback_list import CallbackList
 from klrl.trust_region import REGIONS as NAMED
 from klrl.trust_region import (
@@ -146,9 +146,7 @@ def first_gradients(agent):
 def step(agent, samples):
     """One minibatch step in the kernel."""
     terms = Terms(agent.config.vf_coef, policy=True, entropy=agent.config.ent_coef)
-    metrics, left = begin(agent, samples, terms, Callback())
-    assert not list(left)
-    return metrics
+    return list(steps(agent, samples, pytest.fail, terms, Callback()))
 
 
 # A sum of n float32 products is off by at most n 6e-8 of the sum of their sizes, on average by sqrt(n) 6e-8; some
@@ -280,7 +278,43 @@ def test_without_memory_or_steps_numpy_takes_the_epoch(monkeypatch):
 
 
 class Watching(Callback):
-    def on_minibatch_end(self, agent, metrics): ...
+    def __init__(self):
+        self.seen = []
+
+    def on_minibatch_end(self, agent, metrics):
+        self.seen.append((metrics, agent.networks.actor_parameters.clone()))
+
+
+@pytest.mark.parametrize("agent_class", [PPO, TRPO])
+def test_callbacks_see_every_step_and_change_no_bit(agent_class):
+    agents = [agent_of("gaussian", available()[-1], agent_class, batch_size=24) for _ in range(2)]
+    watching = Watching()
+    updates = [
+        agent.update(random_batch(agent), CallbackList([Callback(), watching]) if i else CallbackList([Callback()]))
+        for i, agent in enumerate(agents)
+    ]
+    assert updates[0] == updates[1]
+    assert all(map(torch.equal, *(state_of(agent)[0] for agent in agents)))
+    assert len(watching.seen) == 10 * 3
+    assert np.mean([m["train/value_loss"] for m, _ in watching.seen]) == updates[0]["train/value_loss"]
+    between = [x for _, x in watching.seen]
+    assert all(torch.equal(x, y) == (agent_class is TRPO) for x, y in pairwise(between))
+
+
+def test_a_callback_may_take_the_rest_of_an_epoch_out_of_the_kernel():
+    class Freezing(Callback):
+        def on_minibatch_end(self, agent, metrics):
+            seen.append(agent.critic.trunk[0].weight.clone())
+            agent.critic.trunk[0].weight.requires_grad_(requires_grad=False)
+
+    agent, seen = agent_of("gaussian", available()[-1]), []
+    agent.update(random_batch(agent), Freezing())
+    assert kernel_of(agent) is None
+    assert len(seen) == 10 * 2
+    # Adam goes on along the moments of the first step, by numpy and without a gradient.
+    assert not torch.equal(seen[0], seen[1])
+    ratios = (seen[2] - seen[1]).norm() / (seen[1] - seen[0]).norm()
+    assert ratios < 1.0
 
 
 class Mine(Clip):
@@ -337,14 +371,12 @@ def changed(how):
 )
 def test_which_agents_the_kernel_takes(how, taken):
     agent = changed(how)
-    assert (kernel_of(agent, Callback()) is not None) == taken
+    assert (kernel_of(agent) is not None) == taken
     said = agent.describe()["paths"]
     level = agent.networks.kernel.level
     assert (said["critic"] == f"kernel ({level}), derivatives written out") == taken
     assert (said["optimizer"], said["kernel"]) == (f"kernel ({level})" if taken else "numpy", level)
     assert said["policy"].startswith("torch" if isinstance(agent, TRPO) else "kernel" if taken else "numpy")
-    assert kernel_of(agent, CallbackList([Callback(), Watching()])) is None
-    assert (kernel_of(agent, CallerContext(CallbackList([Callback()]))) is not None) == taken
 
 
 def test_regions_that_are_known_in_numbers():
