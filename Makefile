@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONSTRAINTS := .ci/constraints.txt
+KERNEL := klrl/native/kernel.c
 # The environment variables pin what an isolated build uses, too.
 PIP := PIP_CONSTRAINT=$(CURDIR)/$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CURDIR)/$(CONSTRAINTS) \
   $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -41,14 +42,14 @@ $(BIN)/python:
 	  || { echo "PYTHON = $(PYTHON) is $$($(PYTHON) --version 2>&1); allowed: Python 3.11 to 3.14 (make PYTHON=python3.12 ...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/klrl: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+$(VENV)/klrl: $(BIN)/python pyproject.toml $(CONSTRAINTS) $(KERNEL)
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/docs: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+$(VENV)/docs: $(BIN)/python pyproject.toml $(CONSTRAINTS) $(KERNEL)
 	$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/klrl
 
-$(VENV)/dev: $(BIN)/python pyproject.toml $(CONSTRAINTS)
+$(VENV)/dev: $(BIN)/python pyproject.toml $(CONSTRAINTS) $(KERNEL)
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(VENV)/docs $(VENV)/klrl

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from klrl.native import find
 from klrl.policy.actor import Actor
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.linearization import Objective, check_separate, is_packed, pack
@@ -64,6 +65,8 @@ class ActorCritic:
         self.actor_parameters = self._packed[self.actor]
         """Parameters theta of the policy, ``[P]``; writing to them moves the policy."""
         self.numpy_rows = rows_for_numpy(self.actor, self.critic)
+        self.kernel = find()
+        """The kernel in C, if there is one to use."""
         self.optimized = tuple(self.named[name] for name in self._optimized)
         """Networks that Adam moves, in its order."""
         self.optimizer = Adam([self._packed[network] for network in self.optimized], **self._settings)
@@ -78,8 +81,13 @@ class ActorCritic:
             self._as_evaluated |= unlike
             what = f"{', '.join(sorted(unlike))}: networks act and learn as in evaluation mode"
             warn_user(f"{what}, so dropout is off and running statistics stay")
-        if not all(network in self._packed and is_packed(network, self._packed[network]) for network in self):
+        if not self.is_packed:
             self._pack()
+
+    @property
+    def is_packed(self) -> bool:
+        """True if the parameters of each network are still views of the vector that is moved."""
+        return all(network in self._packed and is_packed(network, self._packed[network]) for network in self)
 
     def set_learning_rate(self, rate: float, *, actor_factor: float) -> None:
         """Set Adam's step size, and the factor of the actor's."""

@@ -102,6 +102,8 @@ class Agent(Predictor[C], abc.ABC):
         self.preset = preset
         self.training: Training | None = None
         """Training that was begun last."""
+        self.saved_paths: dict[str, str] = {}
+        """Paths of computation when a loaded agent was saved: on others, the same steps round differently."""
         self.last_update: saving.Snapshot | None = None
         """State after the last complete update, during a training."""
         self.history = History()

@@ -299,10 +299,13 @@ class Learner(abc.ABC, Generic[C]):
         """Return the change from the old policy to the current one on these samples."""
         return samples.change(self.actor(samples.observations))
 
-    def minibatches(self, samples: UpdateBatch, batch_size: int | None = None) -> Iterator[UpdateBatch]:
+    def minibatches(
+        self, samples: UpdateBatch, batch_size: int | None = None, order: Tensor | None = None
+    ) -> Iterator[UpdateBatch]:
         """Iterate over minibatches of the samples in a new random order; ``batch_size`` is the setting by default."""
         batch_size = batch_size or self.config.batch_size
-        order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
+        if order is None:
+            order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
         shuffled = samples[self._on_device(order)]
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)

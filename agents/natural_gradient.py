@@ -13,6 +13,7 @@ from torch import Tensor
 
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument, StepSize
+from klrl.agents.epochs import Terms, steps
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import (
@@ -181,12 +182,14 @@ class NaturalGradient(Agent[N], abc.ABC):
 
     def fit_critic(self, samples: UpdateBatch, callback: Callback) -> float:
         """Fit the critic in passes of minibatch steps on the value loss; return the mean loss."""
-        losses = []
+        losses: list[Any] = []
         for epoch in range(self.config.n_critic_updates):
-            for minibatch in self.minibatches(samples):
-                loss = self.value_loss(minibatch)
-                self.descend(loss)
-                losses.append(loss.value)
-                callback.on_minibatch_end(self, {"train/value_loss": losses[-1]})
+            taken = steps(self, samples, self._critic_step, Terms(value=1.0), callback)
+            losses += [step["train/value_loss"] for step in taken]
             callback.on_epoch_end(self, epoch)
         return mean_of(losses)
+
+    def _critic_step(self, minibatch: UpdateBatch) -> dict[str, Any]:
+        loss = self.value_loss(minibatch)
+        self.descend(loss)
+        return {"train/value_loss": loss.value}

@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from klrl.agents.epochs import kernel_of
 from klrl.agents.learner import Learner
+from klrl.native import absence
 from klrl.policy.paths import (
     acts_in_numpy,
     brings_derivative,
     in_words,
+    kernel_in_words,
     learns_in_numpy,
     optimizes_in_numpy,
     outputs_in_words,
@@ -26,17 +29,23 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
       so on the whole batch.
     - surrogate: the derivatives of the region's surrogate and penalty, of log-probabilities and of the entropy.
     - optimizer: Adam's arithmetic.
+    - kernel: its level, or why there is none.
     """
     config, device, networks = agent.config, agent.device, agent.networks
     minibatches = learns_in_numpy(config.batch_size, networks.numpy_rows)
     by_autograd = _by_autograd(agent)
-    return {
+    paths = {
         "acting": outputs_in_words(acts_in_numpy(config.n_envs, networks.numpy_rows), agent.actor, device),
         "policy": in_words(minibatches and agent.actor in networks.optimized, agent.actor, device),
         "critic": in_words(minibatches, agent.critic, device),
         "surrogate": f"derivatives {f'by autograd: {by_autograd}' if by_autograd else 'written out'}",
         "optimizer": "numpy" if optimizes_in_numpy(networks.actor_parameters) else f"torch on {device}",
+        "kernel": networks.kernel.level if networks.kernel else absence(),
     }
+    if (kernel := kernel_of(agent)) is not None:
+        paths |= {"critic": f"{kernel_in_words(kernel)}, derivatives written out", "optimizer": kernel_in_words(kernel)}
+        paths |= {"policy": paths["critic"]} if agent.actor in networks.optimized else {}
+    return paths
 
 
 def _by_autograd(agent: Learner[Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
 from klrl.agents.config import AgentConfig, Passes, RegionArgument
+from klrl.agents.epochs import Terms, steps
 from klrl.agents.learner import Improvement
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch
@@ -74,11 +75,10 @@ class PPO(Agent[PPOConfig]):
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
             start = self.networks.actor_state()
-            for minibatch in self.minibatches(samples):
-                step = self._step(minibatch) if outcome.moving else self._critic_step(minibatch)
+            terms = Terms(self.config.vf_coef, outcome.moving, self.config.ent_coef if outcome.moving else 0.0)
+            for step in steps(self, samples, self._step if outcome.moving else self._critic_step, terms, callback):
                 for name, value in step.items():
                     losses[name].append(value)
-                callback.on_minibatch_end(self, step)
             if outcome.moving:
                 outcome, epochs = self._stay_inside(samples, start), epochs + 1
             callback.on_epoch_end(self, epoch)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from klrl.agents.drift import Probe
 from klrl.agents.learner import Learner
+from klrl.agents.paths import paths_of
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
 from klrl.agents.saved_tensors import MOST, check_tensor, check_tensors
 from klrl.experience import Episode
@@ -184,6 +185,7 @@ def snapshot(agent: Agent[Any]) -> Snapshot:
     mine = {
         "env": describe(agent.training_envs.env),
         "preset": agent.preset,
+        "paths": paths_of(agent),
         "ep_rew_mean": float(np.mean([e.episode_return for e in agent.episodes])) if agent.episodes else None,
         "episodes": [list(vars(e).values()) for e in agent.episodes],
         "history": agent.history.copy(),
@@ -228,6 +230,7 @@ def restored(
     agent.episodes.extend(map(episode, data["episodes"]))
     agent.history = history(data["history"], tensors)
     agent.training = Training.of(data["training"])
+    agent.saved_paths = data.get("paths", {})  # not saved before there was the kernel
     return agent
 
 

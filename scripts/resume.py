@@ -20,7 +20,7 @@ from klrl.run.directory import LARGEST_CONFIG, only_leftovers
 from klrl.run.disk import read_regular_file
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker, parse
-from klrl.scripts.cli.saved_agents import compare_versions, environment
+from klrl.scripts.cli.saved_agents import compare_paths, compare_versions, environment
 from klrl.scripts.cli.training import RunOptions, run_training
 from klrl.text import plain, printable
 from klrl.trust_region import TrustRegion, with_region
@@ -72,6 +72,11 @@ def _resume(prog: str, args: Resuming, signals: Signals) -> None:
         print(printable(f"{args.path}: finished, {reason}"))
         return
     compare_versions(run["versions"], "the run may differ from the uninterrupted one")
+    compare_paths(
+        agent.saved_paths or run.get("paths"),
+        agent.describe()["paths"],
+        "the run will differ from the uninterrupted one",
+    )
     steps = f"{agent.num_timesteps:,} of {run['total_timesteps']:,} steps"
     where = steps if agent.training else "nothing was saved, so the run begins anew"
     print(printable(f"resuming {args.path}: {where}"))

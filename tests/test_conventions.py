@@ -37,7 +37,8 @@ ALLOWED = {
     "klrl.interrupts": set(),
     "klrl.output": {"klrl.text"},
     "klrl.validation": {"klrl.text"},
-    "klrl.policy": {"klrl.lazy", "klrl.shown", "klrl.validation", "klrl.text"},
+    "klrl.native": set(),
+    "klrl.policy": {"klrl.lazy", "klrl.native", "klrl.shown", "klrl.validation", "klrl.text"},
     "klrl.kl": {"klrl.policy", "klrl.shown", "klrl.text"},
     "klrl.trust_region": {
         "klrl.kl",
@@ -73,6 +74,7 @@ ALLOWED = {
         "klrl.interrupts",
         "klrl.kl",
         "klrl.own",
+        "klrl.native",
         "klrl.policy",
         "klrl.renamed",
         "klrl.run",

@@ -17,6 +17,7 @@ ROOMS = {
     "klrl.trust_region": "LIMIT: regions, natural gradient",
     "klrl.kl": "MEASURE: exact KL, divergences",
     "klrl.policy": "ACT: distributions, networks",
+    "klrl.native": "the optional kernel in C",
 }
 """What the diagram names, with the word for it."""
 WIDTH, HEIGHT, INK, LINE, PAPER = 236, 52, "#1f2933", "#7b8794", "#eef4fb"

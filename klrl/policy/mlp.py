@@ -76,6 +76,8 @@ class _Layers:
     """Weight and bias of every linear layer, outside of any graph."""
     arrays: list[tuple[np.ndarray, np.ndarray]]
     """Weights and biases as numpy arrays; empty if they are not in the CPU's memory."""
+    sizes: list[int]
+    """Sizes of inputs, hidden layers and outputs."""
     is_tanh: bool
     """The activation is tanh; otherwise the rectifier."""
     written_out: bool
@@ -89,7 +91,8 @@ class _Layers:
         tensors = [(layer.weight.detach(), layer.bias.detach()) for layer in linears]
         arrays = [(W.numpy(), b.numpy()) for W, b in tensors if W.is_cpu]
         is_tanh = {type(layer) for layer in layers[1::2]} == {nn.Tanh}
-        return cls(key, explicit, tensors, arrays, is_tanh, explicit and all(free for _, free in parameters))
+        sizes = [layer.in_features for layer in linears[:1]] + [layer.out_features for layer in linears]
+        return cls(key, explicit, tensors, arrays, sizes, is_tanh, explicit and all(free for _, free in parameters))
 
 
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:

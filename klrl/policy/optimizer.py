@@ -13,7 +13,7 @@ from torch import Tensor
 from klrl.policy.arrays import tensor
 from klrl.policy.paths import optimizes_in_numpy
 
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-5
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-5
 
 
 class Adam:
@@ -33,7 +33,8 @@ class Adam:
         self.max_grad_norm = max_grad_norm
         self.factors = [1.0] * len(parameters)
         """Factors of the learning rate by network; set it to change them."""
-        self._networks = [_Network.of(p.detach()) for p in parameters]
+        self.states = [AdamState.of(p.detach()) for p in parameters]
+        """Parameters and moments of each network, in the memory that is moved."""
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """Move every network that has a gradient ``[P]``; the others keep their moments, too.
@@ -41,7 +42,7 @@ class Adam:
         Raises:
             FloatingPointError: a gradient is not finite; nothing has moved (checked on the CPU only).
         """
-        networks = zip(self._networks, gradients, self.factors, strict=True)
+        networks = zip(self.states, gradients, self.factors, strict=True)
         moving = [(n, n.array(g), self.learning_rate * factor) for n, g, factor in networks if g is not None]
         if not moving:
             return
@@ -54,24 +55,24 @@ class Adam:
 
     def moments(self, i: int) -> dict[str, Tensor]:
         """Copy one network's moments and step count."""
-        return {name: x.clone() for name, x in self._networks[i].state().items()}
+        return {name: x.clone() for name, x in self.states[i].state().items()}
 
     def put_back(self, i: int, moments: dict[str, Tensor]) -> None:
         """Restore the moments and step count that :meth:`moments` copied."""
-        self._networks[i].restore(moments)
+        self.states[i].restore(moments)
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments (in their own memory) and step counts, by network and name."""
-        return {f"{i}.{name}": x for i, network in enumerate(self._networks) for name, x in network.state().items()}
+        return {f"{i}.{name}": x for i, network in enumerate(self.states) for name, x in network.state().items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` returned."""
-        for i, network in enumerate(self._networks):
+        for i, network in enumerate(self.states):
             network.restore({name: state[f"{i}.{name}"] for name in network.state()})
 
 
 @dataclass(eq=False)
-class _Network:
+class AdamState:
     """One network's parameters theta and Adam's moments of its gradient: arrays on the CPU, tensors elsewhere."""
 
     theta: Any
@@ -80,36 +81,40 @@ class _Network:
     steps: int = 0
 
     @classmethod
-    def of(cls, theta: Tensor) -> _Network:
+    def of(cls, theta: Tensor) -> AdamState:
+        """Begin with moments of 0 and no steps."""
         return cls(*(cls.array(x) for x in (theta, torch.zeros_like(theta), torch.zeros_like(theta))))
 
     @staticmethod
     def array(x: Tensor) -> Any:
+        """Return the same memory as what the optimiser computes with."""
         return x.numpy() if isinstance(x, Tensor) and optimizes_in_numpy(x) else x
 
     def step(self, g: Any, rate: float) -> None:
         """Move along the gradient ``g``, which is overwritten: memory costs more than arithmetic here."""
         self.steps += 1
         towards = g - self.mean
-        towards *= 1.0 - _BETA1
+        towards *= 1.0 - BETA1
         self.mean += towards
         g *= g
         g -= self.square
-        g *= 1.0 - _BETA2
+        g *= 1.0 - BETA2
         self.square += g
         # The corrections of the moments' bias, m / (1 - beta1^t) and v / (1 - beta2^t), taken out of the arrays.
-        correction = (1.0 - _BETA2**self.steps) ** 0.5
+        correction = (1.0 - BETA2**self.steps) ** 0.5
         root = self.square**0.5
-        root += _EPS * correction
-        step = rate * correction / (1.0 - _BETA1**self.steps) * self.mean
+        root += EPS * correction
+        step = rate * correction / (1.0 - BETA1**self.steps) * self.mean
         step /= root
         self.theta -= step
 
     def state(self) -> dict[str, Tensor]:
+        """Return the moments (in their own memory) and the step count by the names that torch gives them."""
         steps = torch.tensor(self.steps, dtype=torch.float32, device="cpu")
         return {"exp_avg": tensor(self.mean), "exp_avg_sq": tensor(self.square), "step": steps}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned."""
         self.mean[:] = self.array(state["exp_avg"])
         self.square[:] = self.array(state["exp_avg_sq"])
         self.steps = int(state["step"])

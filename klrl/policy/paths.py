@@ -3,11 +3,15 @@
 Two choices, made apart, give four paths. The *kind of array*: on few rows an operation's cost is the way to it, and
 numpy's way is several times shorter than torch's; on many it is the arithmetic, and nothing is left of that. *Who
 differentiates*: a network of known layers is differentiated by formulas, any other by torch's autograd, whose
-bookkeeping costs several times the arithmetic of a small network.
+bookkeeping costs several times the arithmetic of a small network. A fifth path has no operations to get to: the
+*kernel* (:mod:`klrl.native`), compiled C, takes whole epochs of minibatch steps where it knows every part of the loss.
 
 =======  =====================================================  =======================================================
 ..       derivatives written out                                derivatives by autograd
 =======  =====================================================  =======================================================
+kernel   Adam's steps on minibatches: an MLP in the CPU's       --
+         memory, a Gaussian or categorical policy, a
+         surrogate of known arithmetic, klrl's own methods
 numpy    an :class:`~klrl.policy.mlp.MLP` in the CPU's memory,  any other network (images, Beta, a trunk of one's own,
          on minibatches: the default                            frozen parameters): torch inside, arrays outside
 torch    the same on a whole batch (TRPO's and NPG's policy),   any other network there
@@ -28,6 +32,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from klrl.native import Kernel
 from klrl.policy.arrays import Array
 from klrl.policy.linearization import Linearization
 
@@ -37,6 +42,8 @@ _LEARNING, _ACTING = 2**22, 2**18
 Fewer while acting: nothing keeps numpy's BLAS from using threads there, which it does from 2^18 on; in an update
 :func:`~klrl.policy.arrays.numpy_as_torch` does.
 """
+_IN_KERNEL = {"plain": 2**21, "avx2": 2**25, "avx512": 2**27}
+"""Most multiplications in one layer that the kernel is given, by its level: beyond, BLAS has the better products."""
 
 
 # -- the kind of array --------------------------------------------------------------------------
@@ -61,6 +68,15 @@ def acts_in_numpy(rows: int, most: int) -> bool:
 def optimizes_in_numpy(parameters: Tensor) -> bool:
     """Tell whether the optimiser moves these by numpy, on their own memory."""
     return parameters.is_cpu
+
+
+def learns_in_kernel(kernel: Kernel, rows: int, most: int) -> bool:
+    """Tell whether the kernel is the fastest way for minibatches of so many rows, given :func:`rows_for_numpy`.
+
+    Beyond numpy's minibatches torch is the other way, which may use several threads.
+    """
+    alone = learns_in_numpy(rows, most) or torch.get_num_threads() == 1
+    return alone and rows <= most * _IN_KERNEL[kernel.level] // _LEARNING
 
 
 # -- who differentiates -------------------------------------------------------------------------
@@ -132,6 +148,11 @@ def in_words(arrays: bool, network: nn.Module, device: torch.device) -> str:
     """Return in words what computes a network's outputs together with their derivative."""
     written_out = is_written_out(network)
     return f"{_words(arrays, written_out, device)}, derivatives {'written out' if written_out else 'by autograd'}"
+
+
+def kernel_in_words(kernel: Kernel) -> str:
+    """Return in words what takes whole epochs of minibatch steps."""
+    return f"kernel ({kernel.level})"
 
 
 def _words(arrays: bool, formulas: bool, device: torch.device) -> str:

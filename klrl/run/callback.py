@@ -128,15 +128,15 @@ class CallerContext(Callback):
     """Runs user callbacks with the caller's gradient mode and numpy error settings, which an update overrides."""
 
     def __init__(self, callback: Callback) -> None:
-        self._callback = callback
+        self.callback = callback
         self._gradients, self._errors = torch.is_grad_enabled(), np.geterr()
 
     def on_minibatch_end(self, agent: LearningAgent, metrics: dict[str, Any]) -> None:
         """Pass on."""
         with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
-            self._callback.on_minibatch_end(agent, metrics)
+            self.callback.on_minibatch_end(agent, metrics)
 
     def on_epoch_end(self, agent: LearningAgent, epoch: int) -> None:
         """Pass on."""
         with torch.set_grad_enabled(self._gradients), np.errstate(**self._errors):
-            self._callback.on_epoch_end(agent, epoch)
+            self.callback.on_epoch_end(agent, epoch)

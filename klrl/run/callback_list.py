@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from klrl.run.callback import Callback, Metrics, Recorder
+from klrl.run.callback import Callback, CallerContext, Metrics, Recorder
 from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.metrics import settle
 from klrl.text import warn_user
@@ -100,6 +100,16 @@ class CallbackList(Callback):
         with ExitStack() as stack:
             for callback in reversed(self.callbacks):
                 stack.callback(callback.on_training_end, agent)
+
+
+def each_minibatch(callback: Callback) -> bool:
+    """Tell whether a callback, or one of several, has something to do after every minibatch."""
+    if type(callback) is CallerContext:
+        return each_minibatch(callback.callback)
+    if type(callback) is CallbackList:
+        return any(map(each_minibatch, callback.callbacks))
+    hook = "on_minibatch_end"
+    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
 
 
 def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:

@@ -122,6 +122,14 @@ def compare_versions(then: Mapping[str, Any], consequence: str) -> None:
         warn_user(f"versions differ, so {consequence}: {plain(', '.join(changed))}")
 
 
+def compare_paths(then: Any, now: Mapping[str, str], consequence: str) -> None:
+    """Warn if other paths of computation than a saved agent's will round differently."""
+    known = then if isinstance(then, dict) else {}
+    changed = [f"{name} {known[name]} -> {now[name]}" for name in now if name in known and known[name] != now[name]]
+    if changed:
+        warn_user(f"paths differ, so {consequence}: {plain('; '.join(changed))}")
+
+
 def versions_of(path: Path) -> dict[str, Any]:
     """Return the versions of the run of a run directory, or of a checkpoint in it, as far as its files say."""
     for run in (path, path.absolute().parent.parent):

@@ -14,6 +14,7 @@ from torch import nn
 from klrl.agents import PPO, TRPO
 from klrl.agents.update_batch import UpdateBatch
 from klrl.kl import kl_gradient
+from klrl.native import at_level, available
 from klrl.policy.distributions import Categorical, MultiCategorical
 from klrl.policy.linearization import ByAutograd, flatten
 from klrl.policy.mlp import MLP
@@ -28,6 +29,7 @@ algorithms = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 def choose_path(agent, path):
     """Arrays or tensors in the library's networks, or the same layers in networks that it has no formulas for."""
     agent.networks.numpy_rows = 0 if "tensors" in path else 10**9
+    agent.networks.kernel = at_level(available()[-1]) if path == "kernel" else None
     if "autograd" in path:
         for network in (agent.actor, agent.critic):
             network.trunk = nn.Sequential(*network.trunk)
@@ -36,6 +38,7 @@ def choose_path(agent, path):
 
 PATHS = ["arrays", "tensors", "autograd, arrays", "autograd, tensors"]
 paths = pytest.mark.parametrize("path", PATHS)
+KERNEL = ["kernel"] if available() else []
 
 
 # One minibatch.
@@ -230,7 +233,7 @@ REL, ABS = 2e-3, 1e-5
 
 @tasks
 @algorithms
-@pytest.mark.parametrize("path", PATHS[1:])
+@pytest.mark.parametrize("path", PATHS[1:] + KERNEL)
 def test_whole_runs_have_the_same_curve_on_every_path(agent_class, env, path, made):
     fold = "autograd" not in path  # a trunk that the library does not know is not folded
     expected = curve(run(agent_class, env, PATHS[0], fold_normalizer=fold))
@@ -239,7 +242,7 @@ def test_whole_runs_have_the_same_curve_on_every_path(agent_class, env, path, ma
     made.clear()
     got = curve(run(agent_class, env, path, fold_normalizer=fold))
     which = "autograd" if "autograd" in path else "formulas"
-    kinds = {torch.Tensor} if "tensors" in path else {np.ndarray}
+    kinds = {torch.Tensor} if "tensors" in path else set() if path == "kernel" else {np.ndarray}
     assert made == {(which, kind) for kind in kinds | ({torch.Tensor} if agent_class is TRPO else set())}
     for metrics, same in zip(got, expected, strict=True):
         assert set(metrics) == set(same)
@@ -250,7 +253,7 @@ def test_whole_runs_have_the_same_curve_on_every_path(agent_class, env, path, ma
 
 @tasks
 @algorithms
-@paths
+@pytest.mark.parametrize("path", PATHS + KERNEL)
 def test_the_same_seed_gives_the_same_bits_on_every_path(agent_class, env, path):
     first, second = (run(agent_class, env, path, n_updates=3) for _ in range(2))
     other = run(agent_class, env, path, n_updates=3, seed=1)

@@ -19,6 +19,7 @@ from test_tensorboard_writer import shown
 
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.saving import history as saved_history
+from klrl.native import available
 from klrl.run import Callback, checkpoint
 from klrl.run.directory import RunDirectory
 from klrl.run.lock import Lock
@@ -356,6 +357,18 @@ def test_other_versions_than_then_are_said(run):
         path, versions={"torch": "1.0", "python": json.loads((path / "config.json").read_text())["versions"]["python"]}
     )
     with pytest.warns(RuntimeWarning, match=r"versions differ, so the run may differ from .*: torch 1\.0 -> "):
+        main(["resume", str(path)])
+
+
+@pytest.mark.skipif(not available(), reason="the kernel was not built")
+def test_another_path_than_then_is_said(run, monkeypatch):
+    path, _ = run
+    level = available()[-1]
+    monkeypatch.setenv("KLRL_NATIVE", "off")
+    words = (
+        rf"paths differ, so the run will differ from .*: .*optimizer kernel \({level}\) -> numpy; kernel {level} -> off"
+    )
+    with pytest.warns(RuntimeWarning, match=words):
         main(["resume", str(path)])
 
 

@@ -1,0 +1,204 @@
+"""Epochs of minibatch steps, in the kernel where it knows the loss; :mod:`klrl.policy.paths` has the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from klrl.agents.update_batch import UpdateBatch
+from klrl.native import SURROGATES, Kernel, Loss, Network, Samples
+from klrl.policy.actors import CategoricalActor
+from klrl.policy.box_actors import GaussianActor
+from klrl.policy.mlp import MLP
+from klrl.policy.networks import Critic
+from klrl.policy.observations import Encoding
+from klrl.policy.optimizer import BETA1, BETA2, EPS, Adam, AdamState
+from klrl.policy.paths import is_written_out, learns_in_kernel
+from klrl.run.callback import Callback
+from klrl.run.callback_list import each_minibatch
+from klrl.trust_region import Clip
+from klrl.trust_region.arithmetic import Arithmetic, arithmetic
+
+if TYPE_CHECKING:
+    from klrl.agents.base import Agent
+    from klrl.agents.learner import Learner
+
+Step = Callable[[UpdateBatch], dict[str, Any]]
+_METRICS = ("train/policy_gradient_loss", "train/value_loss", "train/clip_fraction")
+_DEFINITIONS = {
+    "_step", "_critic_step", "_clip_fraction", "minibatches", "objective", "penalized_surrogate", "value_loss",
+    "entropy", "descend",
+}  # fmt: skip
+"""Methods that define a step; the kernel knows klrl's own."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms of a loss that has no others: value E[(V - V_target)^2] - entropy E[H] - E[surrogate - penalty]."""
+
+    value: float
+    policy: bool = False
+    """False where the first term is the only one."""
+    entropy: float = 0.0
+
+
+def kernel_of(agent: Learner[Any], samples: UpdateBatch | None = None) -> Kernel | None:
+    """Return the kernel if it can take the agent's steps (on these samples), as the agent is now."""
+    networks, kernel = agent.networks, agent.networks.kernel
+    if kernel is None or not _is_klrls(agent) or type(networks.optimizer) is not Adam:
+        return None
+    moved = networks.optimized
+    known = (
+        all(_is_known(network, agent.encoding) for network in moved)
+        and (agent.actor not in moved or arithmetic(agent.region) is not None)
+        and learns_in_kernel(kernel, agent.config.batch_size, networks.numpy_rows)
+        and (samples is None or (networks.is_packed and _in_range(agent, samples)))
+    )
+    return kernel if known else None
+
+
+def _is_klrls(agent: Learner[Any]) -> bool:
+    """Tell whether nobody has redefined what a step is."""
+    found = [getattr(type(agent), name) for name in _DEFINITIONS if hasattr(type(agent), name)]
+    return all(f.__module__.startswith("klrl.agents.") for f in found) and not vars(agent).keys() & _DEFINITIONS
+
+
+def _is_known(network: Any, encoding: Encoding) -> bool:
+    """Tell whether the kernel knows what the outputs mean, and finds as many as it looks for."""
+    if not is_written_out(network) or type(network.trunk) is not MLP:
+        return False
+    (inputs, *_, outputs) = sizes = network.trunk.layers.sizes
+    if type(network) is GaussianActor:
+        free = network.log_std
+        meant = not network.squashed and outputs == (2 * network.d if free is None else network.d)
+        meant = meant and (free is None or free.requires_grad)
+    else:
+        meant = type(network) is CategoricalActor or (type(network) is Critic and outputs == 1)
+    return meant and inputs == encoding.n_features and Network.fits(sizes)
+
+
+def steps(
+    agent: Agent[Any],
+    samples: UpdateBatch,
+    step: Step,
+    terms: Terms,
+    callback: Callback,
+) -> Iterator[dict[str, Any]]:
+    """Take a step on every minibatch of the samples, in a new random order; yield the metrics of each.
+
+    Args:
+        agent: its networks move.
+        samples: the whole batch.
+        step: takes the step on one minibatch and returns its metrics.
+        terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
+        callback: is told of the steps, if it has anything to do then.
+    """
+    if kernel_of(agent, samples) is None:
+        yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
+        return
+    order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
+    watched, size = each_minibatch(callback), agent.config.batch_size
+    columns = slice(None) if terms.policy else slice(1, 2)
+    while len(order) and (kernel := kernel_of(agent, samples)) is not None:
+        part = order[:size] if watched else order
+        taken = _take(kernel, agent, _samples(agent, samples, part, policy=terms.policy), terms)
+        order = order[len(taken) * size :]
+        for row in taken.tolist():
+            metrics = dict(zip(_METRICS[columns], row[columns], strict=True))
+            if watched:
+                callback.on_minibatch_end(agent, metrics)
+            yield metrics
+        if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where it is
+            break
+    if len(order):
+        yield from _in_numpy(agent, agent.minibatches(samples, order=order), step, callback)
+
+
+def _in_numpy(
+    agent: Agent[Any], minibatches: Iterator[UpdateBatch], step: Step, callback: Callback
+) -> Iterator[dict[str, Any]]:
+    for minibatch in minibatches:
+        metrics = step(minibatch)
+        callback.on_minibatch_end(agent, metrics)
+        yield metrics
+
+
+def _in_range(agent: Learner[Any], samples: UpdateBatch) -> bool:
+    """Tell whether actions are indices of choices where they have to be: the kernel does not look."""
+    if not (agent.actor in agent.networks.optimized and _chooses(agent)):
+        return True
+    low, high = torch.aminmax(samples.actions)
+    return samples.actions.dtype == torch.int64 and low.item() >= 0 and high.item() < _n_outputs(agent.actor)
+
+
+def _take(kernel: Kernel, agent: Learner[Any], samples: Samples, terms: Terms) -> np.ndarray:
+    """Take the steps of an epoch; return their metrics ``[steps, 3]``."""
+    optimizer, networks = agent.networks.optimizer, agent.networks.optimized
+    moved = [network for network in networks if terms.policy or network is agent.critic]
+    states = [optimizer.states[networks.index(network)] for network in moved]
+    rates = [optimizer.learning_rate * optimizer.factors[networks.index(network)] for network in moved]
+    given = [_network(*of) for of in zip(moved, states, rates, strict=True)]
+    actor, critic = given if terms.policy else (None, *given)
+    taken = kernel.epoch(actor, critic, samples, _loss(agent, terms))
+    for state, network in zip(states, given, strict=True):
+        state.steps = network.steps
+    return taken
+
+
+def _network(network: Any, state: AdamState, rate: float) -> Network:
+    layers = network.trunk.layers
+    own = state.theta.size - sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(layers.sizes))
+    return Network.with_layers(
+        layers.sizes, own=own, relu=not layers.is_tanh, steps=state.steps, rate=rate,
+        theta=state.theta, mean=state.mean, square=state.square,
+    )  # fmt: skip
+
+
+def _samples(agent: Learner[Any], samples: UpdateBatch, order: Tensor, *, policy: bool) -> Samples:
+    n, encoding = len(samples), agent.encoding
+    width = encoding.n_features + encoding.n_mask
+    floats = {"observations": (samples.observations, width), "returns": (samples.returns, 1)}
+    choices = None
+    if policy:
+        k = samples.old.parameters[0].shape[-1]
+        floats |= {"log_prob": (samples.log_prob, 1), "advantage": (samples.advantage, 1)}
+        floats |= {name: (x, k) for name, x in zip(("old", "old_log_std"), samples.old.parameters, strict=False)}
+        if _chooses(agent):
+            choices = samples.actions.reshape(n).contiguous().numpy()
+        else:
+            floats |= {"actions": (samples.actions, k)}
+    arrays = {name: x.reshape(n, k).float().contiguous().numpy() for name, (x, k) in floats.items()}
+    return Samples.of(
+        n=len(order), batch=agent.config.batch_size, width=width, mask=encoding.n_features if encoding.n_mask else 0,
+        order=order.numpy(), choices=choices, **arrays,
+    )  # fmt: skip
+
+
+def _loss(agent: Learner[Any], terms: Terms) -> Loss:
+    adam = {"max_norm": agent.networks.optimizer.max_grad_norm, "beta1": BETA1, "beta2": BETA2, "eps": EPS}
+    if not terms.policy:
+        return Loss.of(vf_coef=terms.value, **adam)
+    actor: Any = agent.actor
+    region, known = agent.region, arithmetic(agent.region) or Arithmetic()
+    outputs: dict[str, Any] = {"d": _n_outputs(actor), "categorical": True}
+    if not _chooses(agent):
+        outputs = {"d": actor.d, "log_std_init": actor.log_std_init}
+    return Loss.of(
+        surrogate=SURROGATES.index(known.surrogate), epsilon=known.epsilon, slope=known.slope, beta=known.beta,
+        vf_coef=terms.value, ent_coef=terms.entropy, clip_range=region.clip_range or Clip().clip_range,
+        **outputs, **adam,
+    )  # fmt: skip
+
+
+def _n_outputs(network: Any) -> int:
+    return network.trunk.layers.sizes[-1]
+
+
+def _chooses(agent: Learner[Any]) -> bool:
+    return type(agent.actor) is CategoricalActor

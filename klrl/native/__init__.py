@@ -1,0 +1,32 @@
+"""The optional kernel in C: whole epochs of minibatch steps in one call; without it, numpy does the same.
+
+:mod:`klrl.policy.paths` says when it is used. It knows numbers and arrays only, and nothing of the rest of the library.
+"""
+
+from klrl.native.library import (
+    LEVELS,
+    SURROGATES,
+    VARIABLE,
+    Kernel,
+    Loss,
+    Network,
+    Samples,
+    absence,
+    at_level,
+    available,
+    find,
+)
+
+__all__ = [
+    "LEVELS",
+    "SURROGATES",
+    "VARIABLE",
+    "Kernel",
+    "Loss",
+    "Network",
+    "Samples",
+    "absence",
+    "at_level",
+    "available",
+    "find",
+]

@@ -1,0 +1,174 @@
+"""The compiled kernel at one of its levels, and the structures that it is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from ctypes import CDLL, POINTER, Structure, c_double, c_int64, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+VERSION = 1
+"""Version of the structures and functions; a file that was compiled from other ones is not used."""
+LEVELS = ("plain", "avx2", "avx512")
+"""Levels of processors that the kernel is compiled for, in ascending order; all but the first are x86-64's."""
+VARIABLE = "KLRL_NATIVE"
+"""Environment variable that chooses a level, or "off"."""
+_MOST_LAYERS = 16
+SURROGATES = ("plain", "clip", "spo", "rollback")
+"""Surrogates that the kernel knows."""
+
+
+class _Struct(Structure):
+    """A structure of C that keeps alive the arrays whose addresses it holds."""
+
+    alive: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, **values: object) -> Self:
+        """Fill the fields; of an array, its address."""
+        arrays = {name: x for name, x in values.items() if isinstance(x, np.ndarray)}
+        struct = cls(**(values | {name: x.ctypes.data for name, x in arrays.items()}))
+        struct.alive = arrays
+        return struct
+
+
+class Network(_Struct):
+    """A network of fully connected layers, and Adam's moments of its gradient.
+
+    Fields: ``layers`` and their ``sizes``; ``own``, the number of parameters before the layers'; ``relu``, the
+    activation if it is not tanh; ``steps`` and ``rate`` of Adam; ``theta``, ``mean``, ``square [P]``, moved in place.
+    """
+
+    _fields_ = (
+        ("layers", c_int64), ("sizes", c_int64 * (_MOST_LAYERS + 1)), ("own", c_int64), ("relu", c_int64),
+        ("steps", c_int64), ("rate", c_double), ("theta", c_void_p), ("mean", c_void_p), ("square", c_void_p),
+    )  # fmt: skip
+    steps: int
+
+    @staticmethod
+    def fits(sizes: Sequence[int]) -> bool:
+        """Tell whether the kernel has room for so many layers."""
+        return len(sizes) <= _MOST_LAYERS + 1
+
+    @classmethod
+    def with_layers(cls, sizes: Sequence[int], **values: object) -> Self:
+        """Fill the fields, given the sizes of inputs, hidden layers and outputs."""
+        padded = (c_int64 * (_MOST_LAYERS + 1))(*sizes)
+        return cls.of(layers=len(sizes) - 1, sizes=padded, **values)
+
+
+class Samples(_Struct):
+    """Samples ``[n, ...]`` in the order in which they are taken, ``batch`` at a time.
+
+    Fields: ``width`` of the observations and the column where a ``mask`` begins (0 without one); ``order`` and
+    ``choices`` of int64; of float32 ``observations``, ``actions``, ``log_prob``, ``advantage``, ``returns`` and the
+    policy before the update, ``old`` (means or logits) and ``old_log_std``.
+    """
+
+    _fields_ = (
+        *((name, c_int64) for name in ("n", "batch", "width", "mask")),
+        *((name, c_void_p) for name in (
+            "order", "choices", "observations", "actions", "log_prob", "advantage", "returns", "old", "old_log_std",
+        )),
+    )  # fmt: skip
+
+
+class Loss(_Struct):
+    """vf_coef E[(V - V_target)^2] - E[surrogate - beta KL(old||new)] - ent_coef E[H], and Adam's constants.
+
+    Fields: ``surrogate`` by its place in "plain", "clip", "spo", "rollback", with ``epsilon`` and ``slope``;
+    ``categorical``, if the policy is no Gaussian; ``d``, the numbers of an action or the choices.
+    """
+
+    _fields_ = (
+        *((name, c_int64) for name in ("surrogate", "categorical", "d")),
+        *((name, c_double) for name in (
+            "epsilon", "slope", "beta", "vf_coef", "ent_coef", "clip_range", "log_std_init", "max_norm",
+            "beta1", "beta2", "eps",
+        )),
+    )  # fmt: skip
+
+
+class Kernel:
+    """The kernel at one of its levels.
+
+    Args:
+        library: the compiled file.
+        level: one of :data:`LEVELS` that this processor has.
+    """
+
+    def __init__(self, library: CDLL, level: str) -> None:
+        self.level = level
+        self._epoch = library[f"klrl_epoch_{level}"]
+        self._epoch.argtypes = [POINTER(Network), POINTER(Network), POINTER(Samples), POINTER(Loss), c_void_p]
+        self._epoch.restype = c_int64
+        self._function = library[f"klrl_function_{level}"]
+        self._function.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
+
+    def epoch(self, actor: Network | None, critic: Network | None, samples: Samples, loss: Loss) -> np.ndarray:
+        """Take the steps of an epoch on one network or both, and return the metrics of every step that was taken.
+
+        They are policy loss, value loss and clip fraction, ``[steps, 3]``. The kernel stops in front of a gradient
+        that is not finite; then there are fewer steps than minibatches.
+        """
+        metrics = np.empty((-(-samples.n // samples.batch), 3))
+        return metrics[: self._epoch(actor, critic, samples, loss, metrics.ctypes.data)]
+
+    def function(self, name: str, x: np.ndarray) -> np.ndarray:
+        """Evaluate the kernel's "exp", "expm1" or "tanh" at float32 numbers, as many as are a multiple of 16."""
+        y = np.empty_like(x)
+        self._function(("exp", "expm1", "tanh").index(name), x.ctypes.data, y.ctypes.data, x.size)
+        return y
+
+
+def find() -> Kernel | None:
+    """Return the kernel at the level of ``KLRL_NATIVE``, else the processor's highest, or ``None``.
+
+    Raises:
+        ValueError: a level that there is not.
+    """
+    asked = os.environ.get(VARIABLE, "")
+    if asked == "off":
+        return None
+    levels = available()
+    if asked and asked not in levels:
+        why = "" if levels else ": the kernel was not built with klrl, which takes a C compiler"
+        raise ValueError(f"{VARIABLE} = {asked}; allowed here: {', '.join((*reversed(levels), 'off'))}{why}")
+    return at_level(asked or levels[-1]) if levels else None
+
+
+def absence() -> str:
+    """Say why :func:`find` returns ``None``."""
+    return "off" if available() else "not built"
+
+
+@cache
+def available() -> tuple[str, ...]:
+    """Return the levels that this processor has, in ascending order; none if the kernel was not built."""
+    library = _library()
+    if library is None or library["klrl_version"]() != VERSION:
+        return ()
+    return LEVELS[: library["klrl_level"]() + 1]
+
+
+@cache
+def at_level(level: str) -> Kernel:
+    """Return the kernel at one of the available levels."""
+    library = _library()
+    assert library is not None
+    return Kernel(library, level)
+
+
+@cache
+def _library() -> CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        try:
+            return CDLL(str(Path(__file__).with_name(f"_kernel{suffix}")))
+        except OSError:
+            continue
+    return None
