@@ -92,6 +92,17 @@ class _Layers:
         return cls(key, explicit, tensors, arrays, is_tanh, explicit and all(free for _, free in parameters))
 
 
+def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Generator) -> None:
+    """Give orthogonal weights and zero biases, float32, to a layer without memory, on the device "meta".
+
+    There its own start draws nothing from the global generator. So it does in torch's ``skip_init``, but that imports
+    SymPy, which takes longer than everything else about a new agent.
+    """
+    weight = torch.empty(layer.weight.shape, dtype=torch.float32, device="cpu")
+    nn.init.orthogonal_(weight, gain, generator=generator)
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(weight.new_zeros(len(weight)))
+
+
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:
     """Make fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
 
@@ -101,9 +112,8 @@ def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, gen
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=torch.float32)  # its init draws globally
-        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
-        nn.init.zeros_(linear.bias)
+        linear = nn.Linear(fan_in, fan_out, device="meta")
+        orthogonal(linear, output_gain if last else 2**0.5, generator)
         layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]
     return MLP(*layers)
 
