@@ -40,6 +40,7 @@ ALLOWED = {
     "klrl.kl": {"klrl.policy", "klrl.shown", "klrl.text"},
     "klrl.trust_region": {
         "klrl.kl",
+        "klrl.lazy",
         "klrl.policy",
         "klrl.renamed",
         "klrl.shown",
@@ -70,6 +71,7 @@ ALLOWED = {
         "klrl.experience",
         "klrl.interrupts",
         "klrl.kl",
+        "klrl.lazy",
         "klrl.policy",
         "klrl.renamed",
         "klrl.run",

@@ -10,17 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
+from klrl.policy.choices import Activation
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.paths import Linearizable, has_formulas
 
-Activation = Literal["tanh", "relu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 

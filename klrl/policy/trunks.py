@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.mlp import Activation, mlp, orthogonal
+from klrl.policy.choices import Activation
+from klrl.policy.mlp import mlp, orthogonal
 from klrl.policy.observations import Encoding, Part
 
 _CHANNELS = (16, 32, 32)

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from klrl.policy.observations import MASK
+from klrl.policy.choices import MASK
 from klrl.run.seeding import evaluation_seed
 from klrl.text import warn_user
 

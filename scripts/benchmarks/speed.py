@@ -11,20 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from klrl.experience.environments import check_id
 from klrl.output import as_program
-from klrl.run.directory import versions
 from klrl.scripts.benchmarks.measure import BOUND, LIBRARIES
 from klrl.scripts.benchmarks.speed_report import machine, profile_table, summarise, table
 from klrl.scripts.benchmarks.workload import Job, Workload
 from klrl.scripts.cli.command_line import bad_input, fail, going_on, parse
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies.work import Work
 from klrl.validation import Positive, PositiveInt, validate
+
+if TYPE_CHECKING:
+    from klrl.studies.work import Work
 
 Peer = Literal["stable-baselines3", "sb3-contrib", "cleanrl", "tianshou"]
 KEY = ("library", "engine", "algorithm", "env")
@@ -62,6 +62,8 @@ class Speed:
     """File for the measurements (JSON)."""
 
     def __post_init__(self) -> None:
+        from klrl.experience.environments import check_id
+
         validate(self)
         for env in self.envs:
             check_id(env)
@@ -158,6 +160,9 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     prog = "klrl benchmark speed"
     args = parse(Speed, words, prog)
+    from klrl.run.directory import versions
+    from klrl.studies.work import Work
+
     console = PlainConsole()
     with bad_input(prog):
         jobs = plan(args, console)
