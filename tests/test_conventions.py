@@ -94,7 +94,7 @@ ONLY_IN = {
 }
 
 # Other libraries to compare with: one file of the package knows them, and imports them inside its functions.
-PEERS = {"stable_baselines3", "sb3_contrib", "tianshou", "cleanrl"}
+PEERS = {"stable_baselines3", "sb3_contrib", "sbx", "tianshou", "cleanrl"}
 
 
 def imports(path, typing=True):
