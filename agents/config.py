@@ -9,11 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
-from klrl.experience.environments import VectorizationMode
+from klrl.experience.engines import VectorizationMode
 from klrl.experience.workers import OnFailure
-from klrl.policy.box_actors import ActionDistribution
-from klrl.policy.mlp import Activation
-from klrl.policy.observations import MaskSource
+from klrl.policy.choices import ActionDistribution, Activation, MaskSource
 from klrl.run.presets import preset
 from klrl.shown import changed
 from klrl.text import nearest

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
@@ -13,6 +13,7 @@ from torch import Tensor
 from klrl.agents.base import Agent
 from klrl.agents.compatibility import check_comparable
 from klrl.agents.config import AgentConfig
+from klrl.agents.settings import Direction, DistillationConfig
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch, Collector, EnvLike
@@ -20,55 +21,20 @@ from klrl.experience.collector import ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import is_seeded
 from klrl.kl import kl_divergence, kl_gradient, reverse_kl
-from klrl.kl.drift import average
-from klrl.policy.arrays import Array, numpy_as_torch, tensor
+from klrl.policy.arrays import Array, average, numpy_as_torch, tensor
 from klrl.policy.distributions import Distribution, derivative
 from klrl.policy.linearization import Linearization, Objective, expectation
 from klrl.policy.spaces import below
 from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
 from klrl.run.seeding import environment_seeds
-from klrl.shown import changed
 from klrl.text import warn_user
-from klrl.validation import Positive, PositiveInt, validate
 
-Direction = Literal["forward", "reverse"]
 _INHERITED = (
     "gamma", "gae_lambda", "normalize_observations", "image_scale", "fold_normalizer", "scale_rewards",
     "actor_hidden_sizes", "critic_hidden_sizes", "activation", "log_std_init", "action_distribution",
     "state_dependent_std", "scale_actions", "action_mask", "device",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class DistillationConfig:
-    """Settings of policy distillation."""
-
-    direction: Direction = "forward"
-    """KL to minimise: KL(teacher||student), so that the student covers everything the teacher does (forward), or
-    KL(student||teacher), so that it does nothing the teacher does not (reverse)."""
-    states: Literal["student", "teacher"] = "student"
-    """Agent that visits the states: the student, as in DAgger, or the teacher."""
-    n_rounds: PositiveInt = 20
-    """Rounds of collecting states and fitting the student there."""
-    n_envs: PositiveInt = 8
-    """Parallel environments."""
-    n_steps: PositiveInt = 128
-    """Steps per environment and round."""
-    n_epochs: PositiveInt = 10
-    """Passes over a round's states."""
-    batch_size: PositiveInt = 64
-    """Minibatch size."""
-    learning_rate: Positive = 1e-3
-    """Adam's step size."""
-    max_grad_norm: Positive = 0.5
-    """Gradients longer than this are scaled down to it."""
-
-    def __repr__(self) -> str:
-        return changed(self)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 def distill(

@@ -13,39 +13,16 @@ from torch.nn.functional import softplus
 from klrl.agents.base import Agent
 from klrl.agents.compatibility import check_comparable
 from klrl.agents.preferences import Preferences, play_segments
+from klrl.agents.settings import DPOConfig
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
 from klrl.kl import kl_divergence
-from klrl.kl.drift import average
+from klrl.policy.arrays import average
 from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Linearization, Objective
 from klrl.policy.spaces import below
 from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import Metrics
-from klrl.shown import changed
-from klrl.validation import Positive, PositiveInt, validate
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class DPOConfig:
-    """Settings of DPO."""
-
-    beta: Positive = 0.1
-    """Price of KL(policy||reference), in units of the reward (return / temperature) per nat."""
-    n_epochs: PositiveInt = 20
-    """Passes over the preferences."""
-    batch_size: PositiveInt = 64
-    """Pairs per minibatch."""
-    learning_rate: Positive = 1e-3
-    """Adam's step size."""
-    max_grad_norm: Positive = 0.5
-    """Gradients longer than this are scaled down to it."""
-
-    def __repr__(self) -> str:
-        return changed(self)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 def fit_preferences(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from klrl.agents.update_batch import UpdateBatch
-from klrl.kl.drift import average, drift_report, mean_kl
+from klrl.kl.drift import drift_report, mean_kl
+from klrl.policy.arrays import average
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
 from klrl.text import warn_user

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from klrl.agents.base import Agent
-from klrl.agents.npg import NPG, NPGConfig
-from klrl.agents.ppo import PPO, PPOConfig
-from klrl.agents.trpo import TRPO, TRPOConfig
+from klrl.agents.npg import NPG
+from klrl.agents.ppo import PPO
+from klrl.agents.trpo import TRPO
 from klrl.own import named
 from klrl.text import nearest
 
-__all__ = ["AGENTS", "NPG", "PPO", "TRPO", "NPGConfig", "PPOConfig", "TRPOConfig"]
+__all__ = ["AGENTS", "NPG", "PPO", "TRPO"]
 
 AGENTS: dict[str, type[Agent[Any]]] = {cls.config_class.algorithm: cls for cls in (PPO, TRPO, NPG)}
 """Agents by their names on the command line, in presets and in saved state."""

@@ -6,18 +6,17 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from klrl.agents.base import Agent
-from klrl.agents.config import AgentConfig, Passes, RegionArgument, StepSize
 from klrl.agents.epochs import Terms, steps
+from klrl.agents.settings import NaturalGradientConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import (
-    REGIONS,
     ConjugateGradient,
     FisherVectorProduct,
     LineSearch,
@@ -25,68 +24,6 @@ from klrl.trust_region import (
     fisher_diagonal,
     line_search,
 )
-from klrl.trust_region.all import redefines
-from klrl.validation import Bounds, PositiveInt, Weight
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class NaturalGradientConfig(AgentConfig):
-    """Settings of agents whose policy moves by the natural gradient and whose critic moves by its own."""
-
-    at_most_samples: ClassVar[tuple[str, ...]] = ("batch_size", "sub_sampling_factor")
-
-    trust_region: RegionArgument = "constraint"
-    """Trust region: everything that limits the step; one of them must give it a length (none and clip do not)."""
-    batch_size: PositiveInt = 128
-    """The critic's minibatch size; at most n_envs * n_steps."""
-    learning_rate: StepSize = 1e-3
-    """Adam's step size for the critic."""
-    learning_rate_schedule: Literal["constant", "linear"] = "constant"
-    """Keep the critic's learning rate, or let it fall linearly to zero over the training."""
-    cg_max_steps: Passes = 15
-    """Maximum number of conjugate gradient steps (Fisher-vector products) per update."""
-    cg_tolerance: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 1e-4
-    """Relative residual ||g - F x|| / ||g|| below which conjugate gradient ends."""
-    cg_damping: Weight = 0.1
-    """Multiple of the identity added to the Fisher matrix, which is singular on few samples."""
-    cg_preconditioner: Literal["none", "diagonal"] = "none"
-    """Preconditioner of conjugate gradient: none, or (diagonal of the Fisher matrix + cg_damping)^0.75, which takes
-    more steps to a small residual with the default networks, not fewer."""
-    n_critic_updates: Passes = 10
-    """Passes over the batch that fit the critic."""
-    sub_sampling_factor: PositiveInt = 1
-    """Fisher-vector products use every n-th sample; gradient and drift report always use all."""
-    fisher_batch_size: PositiveInt | None = None
-    """Maximum number of samples at a time in the policy's gradient and Fisher-vector products, to bound their memory
-    (by default all)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.sub_sampling_factor > self.n_envs * self.n_steps:
-            whole = self.n_envs * self.n_steps
-            raise ValueError(
-                f"sub_sampling_factor = {self.sub_sampling_factor}; allowed: at most n_envs * n_steps = {whole}"
-            )
-        name = self.algorithm.upper()
-        if not math.isfinite(self.region.step_length(1.0)):
-            fitting = [name for name, region in REGIONS.items() if math.isfinite(region().step_length(1.0))]
-            raise ValueError(
-                f"trust_region = {self.trust_region!r}; allowed for {name}: {', '.join(fitting)}, "
-                "alone or joined by '+', or a region with a step_length, such as All(KLConstraint(), yours)"
-            )
-        if redefines(self.region, "lr_scale"):
-            raise ValueError(
-                f"trust_region = {self.trust_region!r}; allowed for {name}: "
-                f"nothing that scales the actor's learning rate, which {name} does not have"
-            )
-        if redefines(self.region, "project"):
-            raise ValueError(f"trust_region = {self.trust_region!r}; allowed for {name}: no projection, it is for PPO")
-        if self.cg_preconditioner != "none" and self.cg_damping == 0.0:
-            raise ValueError(
-                f"cg_preconditioner = {self.cg_preconditioner!r}; allowed: 'none' where cg_damping = 0, "
-                "since elements of the diagonal may be 0"
-            )
-
 
 N = TypeVar("N", bound=NaturalGradientConfig)
 _EXPONENT = 0.75

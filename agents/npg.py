@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import ClassVar
 
 from klrl.agents.learner import Improvement
-from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
+from klrl.agents.natural_gradient import NaturalGradient
+from klrl.agents.settings import NPGConfig
 from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
-from klrl.trust_region import TrustRegion
-from klrl.trust_region.all import members, redefines
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class NPGConfig(NaturalGradientConfig):
-    """Settings of NPG (Kakade 2002, "A Natural Policy Gradient").
-
-    The region's bound is an aim here: it sets the length of the step by the quadratic model of the KL, and nothing
-    checks afterwards where the step led.
-    """
-
-    algorithm: ClassVar[str] = "npg"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if any(redefines(r, "surrogate") or (redefines(r, "violation") and _endless(r)) for r in members(self.region)):
-            raise ValueError(
-                f"trust_region = {self.trust_region!r}; allowed for NPG: no surrogate of its own and no bound without "
-                "a step_length: other agents check these after a step, NPG does not"
-            )
-
-
-def _endless(region: TrustRegion) -> bool:
-    return not math.isfinite(region.step_length(1.0))
 
 
 class NPG(NaturalGradient[NPGConfig]):

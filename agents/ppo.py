@@ -11,9 +11,9 @@ import torch
 
 from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
-from klrl.agents.config import AgentConfig, Passes, RegionArgument
 from klrl.agents.epochs import Terms, steps
 from klrl.agents.learner import Improvement
+from klrl.agents.settings import PPOConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array, share
@@ -21,25 +21,6 @@ from klrl.run.callback import Callback
 from klrl.trust_region import Change, Clip
 from klrl.trust_region.all import redefines
 from klrl.trust_region.line_search import line_search
-from klrl.validation import Weight
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class PPOConfig(AgentConfig):
-    """Settings of PPO (Schulman et al. 2017, "Proximal Policy Optimization Algorithms")."""
-
-    algorithm: ClassVar[str] = "ppo"
-
-    trust_region: RegionArgument = "clip"
-    """Trust region: everything that limits the step."""
-    n_epochs: Passes = 10
-    """Passes over the batch."""
-    vf_coef: Weight = 0.5
-    """Weight of the value loss."""
-    ent_coef: Weight = 0.0
-    """Weight of the entropy bonus."""
-    recompute_advantages: bool = False
-    """Estimate advantages and value targets anew, with the current critic, before every epoch."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from klrl.agents.base import Agent
+from klrl.agents.settings import PreferencesConfig
 from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.policy.arrays import tensor
 from klrl.run.seeding import segment_seeds
-from klrl.shown import changed, of_arrays
-from klrl.validation import Positive, PositiveInt, validate
+from klrl.shown import of_arrays
 
 _ARRAYS = ("observations", "actions", "valid")
 
@@ -76,29 +76,6 @@ class Preferences:
     def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
         """Apply a function to every array."""
         return Preferences(function(self.observations), function(self.actions), function(self.valid))
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class PreferencesConfig:
-    """Settings of preferences made from play."""
-
-    n_pairs: PositiveInt = 512
-    """Pairs of segments to play."""
-    segment_length: PositiveInt = 100
-    """Steps per segment, fewer where the episode ends."""
-    label: Literal["bradley-terry", "larger"] = "bradley-terry"
-    """Rule of preference: by chance, with odds e^(difference of returns / temperature), or always the larger return
-    (pairs with equal returns are left out)."""
-    temperature: Positive = 1.0
-    """Difference of returns that makes the better segment e times as likely to be preferred (bradley-terry)."""
-    n_envs: PositiveInt = 16
-    """Parallel environments."""
-
-    def __repr__(self) -> str:
-        return changed(self)
-
-    def __post_init__(self) -> None:
-        validate(self)
 
 
 @dataclass(frozen=True, eq=False)

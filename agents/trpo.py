@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from klrl.agents.config import Passes
 from klrl.agents.learner import Improvement
-from klrl.agents.natural_gradient import NaturalGradient, NaturalGradientConfig
+from klrl.agents.natural_gradient import NaturalGradient
+from klrl.agents.settings import TRPOConfig
 from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback
-from klrl.validation import Bounds
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class TRPOConfig(NaturalGradientConfig):
-    """Settings of TRPO (Schulman et al. 2015, "Trust Region Policy Optimization")."""
-
-    algorithm: ClassVar[str] = "trpo"
-
-    line_search_shrinking_factor: Annotated[float, Bounds(0.0, 0.999, open_below=True)] = 0.8
-    """Factor that a rejected step is multiplied by."""
-    line_search_max_iter: Passes = 10
-    """Maximum number of steps to try before the policy stays where it was."""
 
 
 class TRPO(NaturalGradient[TRPOConfig]):

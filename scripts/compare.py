@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from klrl.experience.environments import check_id
 from klrl.output import as_program
 from klrl.scripts.cli.command_line import bad_input, going_on, parse
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies import Runs, comparison, table
-from klrl.studies.trials import FAILED
 from klrl.validation import NonNegativeInt, PositiveInt
 
 PROG = "klrl compare"
@@ -55,6 +52,8 @@ def steps_by_env(words: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: no steps, an unknown environment, or one given twice.
     """
+    from klrl.experience.environments import check_id
+
     if not words:
         raise ValueError("envs = (); allowed: ID:STEPS ...")
     steps: dict[str, int] = {}
@@ -71,6 +70,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl compare``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Compare, words, PROG)
+    from klrl.studies import Runs, comparison, table
+    from klrl.studies.trials import FAILED
+
     console = PlainConsole()
     with bad_input(PROG):
         if not args.seeds or len({*args.seeds}) < len(args.seeds):

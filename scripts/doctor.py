@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import gymnasium as gym
 import tyro
 
-from klrl.experience.checkup import check_up
-from klrl.experience.environments import check_id, factory
 from klrl.output import as_program
 from klrl.scripts.cli.command_line import bad_input, parse
 from klrl.scripts.cli.terminal import PlainConsole
@@ -34,6 +32,9 @@ class Doctor:
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl doctor``: exit status 1 if there is a problem."""
     args = parse(Doctor, sys.argv[1:] if argv is None else argv, "klrl doctor")
+    from klrl.experience.checkup import check_up
+    from klrl.experience.environments import check_id, factory
+
     console = PlainConsole()
     with bad_input("klrl doctor"):
         check_id(args.env)

@@ -6,15 +6,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 
 from klrl.output import as_program, lost
-from klrl.run import evaluate
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, fail, parse
-from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
-from klrl.studies.results import claim
 from klrl.text import printable
 from klrl.validation import InfoKey, NonNegativeInt, PositiveInt
 
@@ -47,6 +43,16 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl evaluate``."""
     prog = "klrl evaluate"
     args = parse(Evaluating, sys.argv[1:] if argv is None else argv, prog)
+    _evaluate(prog, args)
+
+
+def _evaluate(prog: str, args: Evaluating) -> None:
+    import torch
+
+    from klrl.run import evaluate
+    from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
+    from klrl.studies.results import claim
+
     torch.set_num_threads(1)
     with bad_input(prog):
         loaded = LoadedAgent.load(args.path, args.env)

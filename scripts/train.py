@@ -11,21 +11,16 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from klrl.agents import AGENTS, AgentConfig
-from klrl.agents.compatibility import NETWORKS
-from klrl.agents.config import OLDER
+from klrl.agents.config import OLDER, AgentConfig
+from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
-from klrl.run import checkpoint
-from klrl.run.directory import check_new
 from klrl.run.presets import preset
-from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.flags import given
 from klrl.scripts.cli.own_modules import find_in_this_folder
-from klrl.scripts.cli.training import RunOptions, run_training
+from klrl.scripts.cli.run_options import RunOptions
 from klrl.text import nearest
 from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, NonNegativeInt
@@ -58,7 +53,17 @@ def main(argv: list[str] | None = None) -> None:
     prog = f"klrl train {name}"
     with bad_input(prog):
         default = _defaults(name, options)
-    training = parse(Training, options, prog, default)
+    _train(prog, name, parse(Training, options, prog, default))
+
+
+def _train(prog: str, name: str, training: Training) -> None:
+    import torch
+
+    from klrl.agents import AGENTS
+    from klrl.run import Signals
+    from klrl.run.directory import check_new
+    from klrl.scripts.cli.training import run_training
+
     torch.set_num_threads(training.run.torch_threads)
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
@@ -79,14 +84,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
-    allowed = f"{', '.join(AGENTS)}; klrl train ALGORITHM --help lists the options"
+    allowed = f"{', '.join(CONFIGS)}; klrl train ALGORITHM --help lists the options"
     if not words:
         fail("klrl train", f"algorithm missing; for example: klrl train ppo --env CartPole-v1; allowed: {allowed}")
     if words[0] in ("-h", "--help"):
         print(f"usage: klrl train ALGORITHM --env ID [OPTIONS]\n\nalgorithms: {allowed}")
         sys.exit(0)
-    if words[0] not in AGENTS:
-        fail("klrl train", f"algorithm = {words[0]!r}; allowed: {allowed}{nearest(words[0], AGENTS)}")
+    if words[0] not in CONFIGS:
+        fail("klrl train", f"algorithm = {words[0]!r}; allowed: {allowed}{nearest(words[0], CONFIGS)}")
     return words[0], words[1:]
 
 
@@ -100,7 +105,7 @@ def _defaults(name: str, options: list[str]) -> Training:
         own["trust_region"] = region_of_word(words["trust_region"])
     if words.get("start_from"):
         own |= inherited(words["start_from"])
-    config = AGENTS[name].config_class.for_env(None if words.get("preset") == "none" else words.get("env"), **own)
+    config = CONFIGS[name].for_env(None if words.get("preset") == "none" else words.get("env"), **own)
     return Training(env=tyro.MISSING, agent=config)
 
 
@@ -111,6 +116,9 @@ def inherited(path: str) -> dict[str, Any]:
         FileNotFoundError: nothing is saved there.
         ValueError: the saved agent is damaged.
     """
+    from klrl.agents.compatibility import NETWORKS
+    from klrl.run import checkpoint
+
     try:
         config = {**OLDER, **checkpoint.read(path)[1]["config"]}
     except FileNotFoundError as error:

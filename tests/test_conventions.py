@@ -42,6 +42,7 @@ ALLOWED = {
     "klrl.kl": {"klrl.policy", "klrl.shown", "klrl.text"},
     "klrl.trust_region": {
         "klrl.kl",
+        "klrl.lazy",
         "klrl.own",
         "klrl.policy",
         "klrl.renamed",
@@ -73,8 +74,9 @@ ALLOWED = {
         "klrl.experience",
         "klrl.interrupts",
         "klrl.kl",
-        "klrl.own",
+        "klrl.lazy",
         "klrl.native",
+        "klrl.own",
         "klrl.policy",
         "klrl.renamed",
         "klrl.run",
@@ -97,7 +99,7 @@ ONLY_IN = {
 }
 
 # Other libraries to compare with: one file of the package knows them, and imports them inside its functions.
-PEERS = {"stable_baselines3", "sb3_contrib", "tianshou", "cleanrl"}
+PEERS = {"stable_baselines3", "sb3_contrib", "sbx", "tianshou", "cleanrl"}
 
 
 def imports(path, typing=True):

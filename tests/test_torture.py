@@ -10,7 +10,8 @@ from support import wait_for
 from torture import interrupts, malicious_runs, states
 from torture.case import Case, Outcome, run_all, table
 from torture.forgery import Victim
-from torture.main import MODULES, POINTS
+from torture.known import MODULES
+from torture.main import POINTS
 from torture.processes import Ended, Fork, Forks, Process, Unexpected, start_child
 from torture.runs import Run, finish
 
@@ -66,7 +67,7 @@ def test_every_case_has_a_row_whatever_happens_in_it():
 def test_the_command_writes_rows_and_a_table_and_its_status_says_whether_all_passed(
     words, names, status, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("torture.main.MODULES", (lambda seed: FAKES,))
+    monkeypatch.setattr("torture.known.MODULES", (lambda seed: FAKES,))
     with pytest.raises(SystemExit) as stop:
         main(
             [

@@ -234,7 +234,7 @@ def fold() -> str:
 
 def finetune() -> str:
     """What KL to a saved policy keeps."""
-    from klrl.scripts.benchmarks.finetune import table as of_variants
+    from klrl.scripts.benchmarks.finetune_runs import table as of_variants
 
     record = read("finetune.json")
     rows = [r for r in record["rows"] if r.get("updates_over_reference_kl") is not None]

@@ -14,10 +14,13 @@ LEVELS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 100.0)
 """KL in the table, nats; the file has more."""
 OTHERS: dict[str, tuple[str, ...]] = {
     "Stable-Baselines3, sb3-contrib": ("stable-baselines3", "sb3-contrib"),
+    "SBX": ("sbx",),
     "CleanRL": ("cleanrl",),
     "Tianshou": ("tianshou",),
 }
-"""Columns beside klrl's: each library stands in one of them."""
+"""Columns beside klrl's, where they were measured: each library stands in one of them."""
+VARIANTS = {"numpy": "on numpy", "envpool-64": "EnvPool, 64 environments", "two-processes": "two processes"}
+"""Columns of the table of klrl's own variants."""
 
 
 def accuracy() -> str:
@@ -52,40 +55,62 @@ def accuracy_cost() -> str:
 def speed() -> str:
     """Steps/s at equal work."""
     record = read("speed.json")
-    rows = record["summary"]
-    head = ["", "klrl", "klrl on EnvPool", *OTHERS, "environments alone: sync, EnvPool"]
-    lines = [
-        [f"{algorithm.upper()}, {env}", *_speeds(group, rows, env)]
-        for (algorithm, env), group in groups(rows, "algorithm", "env").items()
-        if algorithm
-    ]
-    lines.sort(key=lambda line: line[0])
-    machine, repeats = record["machine"], max(row["repeats"] for row in rows)
+    usual = [row for row in record["summary"] if not row.get("variant")]
+    others = {name: libraries for name, libraries in OTHERS.items() if {*libraries} & {r["library"] for r in usual}}
+    head = ["", "klrl", "klrl on EnvPool", *others, "environments alone: sync, EnvPool"]
+    lines = [[f"{name}, {env}", *_speeds(group, usual, env, others)] for (name, env), group in _tasks(usual)]
+    machine, repeats = record["machine"], max(row["repeats"] for row in usual)
     work = record["workload"]
-    return "\n\n".join(
-        [
-            command(record["command"]),
-            table(head, lines),
-            f"Median steps/s of {repeats} repeats on {machine['cpu']}, {work['threads']} thread each; in brackets how "
-            "many times as fast klrl is on the same, synchronous environments.",
-            _memory(rows),
-        ]
-    )
+    of_cpu_time = ", by CPU time" if "cpu_median" in usual[0] else ""  # which older files do not have
+    said = [
+        command(record["command"]),
+        table(head, lines),
+        f"Median steps/s of {repeats} repeats on {machine['cpu']}, {work['threads']} thread each; in brackets how "
+        f"many times as fast klrl is on the same, synchronous environments{of_cpu_time}.",
+        _memory(usual, others),
+    ]
+    return "\n\n".join([*said, *_variants(record["summary"])])
 
 
-def _speeds(group: list[Row], rows: list[Row], env: str) -> list[str]:
+def _tasks(rows: list[Row]) -> list[tuple[tuple[str, str], list[Row]]]:
+    """Rows by algorithm, in capitals, and environment."""
+    found = groups([row for row in rows if row["algorithm"]], "algorithm", "env")
+    return sorted(((algorithm.upper(), env), group) for (algorithm, env), group in found.items())
+
+
+def _variants(rows: list[Row]) -> list[str]:
+    """The table of klrl's own variants, if there are any, and what its numbers are."""
+    names = [name for name in VARIANTS if name in {row.get("variant") for row in rows}]
+    if not names:
+        return []
+    ours = [row for row in rows if row["library"] == "klrl" and (row["variant"] or row["engine"] == "sync")]
+    lines = []
+    for (name, env), group in _tasks(ours):
+        found = {row["variant"]: row for row in group}
+        lines.append([f"{name}, {env}", *(_variant(found.get(variant)) for variant in ("", *names))])
+    return [
+        table(["", "klrl", *(f"klrl, {VARIANTS[name]}" for name in names)], lines),
+        "Steps/s, in brackets steps per CPU second and the peak memory of one process.",
+    ]
+
+
+def _variant(row: Row | None) -> str:
+    return "" if row is None else f"{row['median']:,.0f} ({row['cpu_median']:,.0f}, {row['peak_mib']:,.0f} MiB)"
+
+
+def _speeds(group: list[Row], rows: list[Row], env: str, others: dict[str, tuple[str, ...]]) -> list[str]:
     ours = {row["engine"]: row["median"] for row in group if row["library"] == "klrl"}
     alone = {row["engine"]: row["median"] for row in rows if not row["algorithm"] and row["env"] == env}
     cells = [f"**{ours['sync']:,.0f}**", f"{ours['envpool']:,.0f}"]
-    for libraries in OTHERS.values():
+    for libraries in others.values():
         other = next((row for row in group if row["library"] in libraries), None)
         cells.append("" if other is None else f"{other['median']:,.0f} ({other['klrl_ratio']:.1f}x)")
     return [*cells, f"{alone['sync']:,.0f}, {alone['envpool']:,.0f}"]
 
 
-def _memory(rows: list[Row]) -> str:
+def _memory(rows: list[Row], others: dict[str, tuple[str, ...]]) -> str:
     said = []
-    columns = {"klrl": ("klrl",), **OTHERS}
+    columns = {"klrl": ("klrl",), **others}
     for name, libraries, engine in (
         *((n, ls, "sync") for n, ls in columns.items()),
         ("klrl on EnvPool", ("klrl",), "envpool"),
@@ -97,8 +122,10 @@ def _memory(rows: list[Row]) -> str:
 
 def profile() -> str:
     """Where klrl's own time goes."""
-    rows = [row for row in read("speed.json")["measurements"] if row["profile"]]
-    notes = [f"- {name}: {library.differs}" for name, library in LIBRARIES.items() if library.differs]
+    record = read("speed.json")
+    rows = [row for row in record["measurements"] if row["profile"]]
+    measured = {name: LIBRARIES[name] for name in LIBRARIES if name in {row["library"] for row in record["summary"]}}
+    notes = [f"- {name}: {library.differs}" for name, library in measured.items() if library.differs]
     return "\n\n".join([profile_table(rows), "What is not equal work:", "\n".join(notes)])
 
 

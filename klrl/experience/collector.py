@@ -19,8 +19,9 @@ from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape
 from klrl.experience.vector import Vector, as_numpy
 from klrl.policy.arrays import Array
+from klrl.policy.choices import MASK
 from klrl.policy.distributions import Distribution
-from klrl.policy.observations import MASK, Encoding, flat_mask
+from klrl.policy.observations import Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
 from klrl.text import warn_user
 

@@ -11,7 +11,7 @@ import difflib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
 NO_LIMIT = 2**31 - 1
 """``max_episode_steps`` for an engine that wants an int32 where Gymnasium has None."""
 

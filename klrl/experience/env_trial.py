@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from klrl.experience.environments import EnvLike, VectorizationMode, factory
+from klrl.experience.engines import VectorizationMode
+from klrl.experience.environments import EnvLike, factory
 from klrl.experience.episodes import Playing
 from klrl.experience.reproducibility import EnvTrial, check_reproducibility
 from klrl.experience.steps import Transparent

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, Literal, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from klrl.experience.cursors import EnvCursor
-from klrl.experience.engines import EnvPoolVectorEnv, from_entry_point, plain_spec
+from klrl.experience.engines import EnvPoolVectorEnv, VectorizationMode, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
@@ -28,7 +28,6 @@ from klrl.policy.spaces import check_spaces
 from klrl.text import warn_user
 
 EnvLike = str | EnvSpec | Callable[[], gym.Env] | gym.Env | VectorEnv
-VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
 ENGINES: dict[str, Callable[[EnvSpec, int, gym.Space, gym.Space], VectorEnv]] = {
     "vector_entry_point": from_entry_point,
     "envpool": EnvPoolVectorEnv,

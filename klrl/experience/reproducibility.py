@@ -12,7 +12,8 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.experience.steps import own
-from klrl.policy.observations import MASK, flat_mask
+from klrl.policy.choices import MASK
+from klrl.policy.observations import flat_mask
 
 Repeatable = Literal["used", "new", "never", "unknown"]
 """Environments in which an episode can be played again: any, only a new one, none; or it is unknown."""

@@ -8,17 +8,13 @@ from torch import Tensor
 
 from klrl.kl.estimators import kl_samples
 from klrl.kl.exact import has_gaussian_parts, kl_covariance_part, kl_divergence, kl_mean_part, reverse_kl
+from klrl.policy.arrays import average
 from klrl.policy.distributions import Distribution
 
 
 def mean_kl(old: Distribution, new: Distribution) -> float:
     """Return the mean over states of KL(old||new), nats: the number that ``target_kl`` bounds and ``drift/kl`` logs."""
     return average(kl_divergence(old, new))
-
-
-def average(x: Tensor) -> float:
-    """Return the mean, computed in float64, so that logged numbers carry no summation error."""
-    return x.detach().double().mean().item()
 
 
 @torch.no_grad()

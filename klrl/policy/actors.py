@@ -15,9 +15,9 @@ import torch
 
 from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array
-from klrl.policy.box_actors import ActionDistribution, box_actor
+from klrl.policy.box_actors import box_actor
+from klrl.policy.choices import ActionDistribution, Activation
 from klrl.policy.distributions import Bernoulli, Categorical, MultiCategorical
-from klrl.policy.mlp import Activation
 from klrl.policy.observations import MOST_ELEMENTS, Encoding, holds_numbers, n_choices
 from klrl.text import one_line
 

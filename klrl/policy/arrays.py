@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from threadpoolctl import ThreadpoolController
-from torch import Tensor
 from typing_extensions import TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _blas = ThreadpoolController().select(user_api="blas")
 _BLAS = _blas.select(filepath=[pool["filepath"] for pool in _blas.info() if "numpy" in pool["filepath"]])
@@ -53,120 +54,143 @@ def numpy_as_torch() -> Iterator[None]:
 
 Array = Any
 """A tensor or a numpy array, in formulas that are written for both: no type has what the two share."""
-A = TypeVar("A", Tensor, np.ndarray, default=Tensor)
+A = TypeVar("A", "Tensor", np.ndarray, default="Tensor")
 """Tensors throughout, or numpy arrays throughout: what a record is made of is what is computed from it."""
+_NUMPY: Any = (np.ndarray, np.generic, float, int)
+"""Types of what is no tensor, told apart without torch: regions can be made, and shown in a help text, without it."""
 
 
 def is_numpy(x: Array) -> bool:
     """Return True for a numpy array or number, False for a tensor."""
-    return not isinstance(x, Tensor)
+    return isinstance(x, _NUMPY)
 
 
 def tensor(x: Array) -> Tensor:
     """Return the same numbers as a tensor, on the same memory if it is writable."""
+    import torch
+
     if not isinstance(x, np.ndarray):
-        return x if isinstance(x, Tensor) else torch.as_tensor(x, device="cpu")
+        return x if isinstance(x, torch.Tensor) else torch.as_tensor(x, device="cpu")
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
 def stack(xs: Sequence[Array]) -> Tensor:
     """Stack along a new first dimension, as a tensor."""
-    return torch.stack(tuple(xs)) if isinstance(xs[0], Tensor) else torch.from_numpy(np.stack(xs))
+    import torch
+
+    return torch.from_numpy(np.stack(xs)) if isinstance(xs[0], _NUMPY) else torch.stack(tuple(xs))
 
 
 def like(x: Tensor, other: Array) -> Array:
     """Convert a tensor to the kind of array that ``other`` is."""
-    return x if isinstance(other, Tensor) else x.numpy()
+    return x.numpy() if isinstance(other, _NUMPY) else x
 
 
 def exp(x: Array) -> Array:
     """e^x, element by element."""
-    return x.exp() if isinstance(x, Tensor) else np.exp(x)
+    return np.exp(x) if isinstance(x, _NUMPY) else x.exp()
 
 
 def log(x: Array) -> Array:
     """The natural logarithm, element by element."""
-    return x.log() if isinstance(x, Tensor) else np.log(x)
+    return np.log(x) if isinstance(x, _NUMPY) else x.log()
 
 
 def log1p(x: Array) -> Array:
     """log(1 + x) without cancellation, element by element."""
-    return x.log1p() if isinstance(x, Tensor) else np.log1p(x)
+    return np.log1p(x) if isinstance(x, _NUMPY) else x.log1p()
 
 
 def expm1(x: Array) -> Array:
     """e^x - 1 without cancellation, element by element."""
-    return x.expm1() if isinstance(x, Tensor) else np.expm1(x)
+    return np.expm1(x) if isinstance(x, _NUMPY) else x.expm1()
 
 
 def tanh_(x: Array) -> Array:
     """The hyperbolic tangent, in place."""
-    return x.tanh_() if isinstance(x, Tensor) else np.tanh(x, out=x)
+    return np.tanh(x, out=x) if isinstance(x, _NUMPY) else x.tanh_()
 
 
 def relu_(x: Array) -> Array:
     """max(x, 0), in place."""
-    return x.relu_() if isinstance(x, Tensor) else np.maximum(x, 0.0, out=x)
+    return np.maximum(x, 0.0, out=x) if isinstance(x, _NUMPY) else x.relu_()
 
 
 def positive(x: Array) -> Array:
     """1 where x > 0, else 0, in x's type."""
-    return (x > 0.0).to(x.dtype) if isinstance(x, Tensor) else (x > 0.0).astype(x.dtype)
+    return (x > 0.0).astype(x.dtype) if isinstance(x, _NUMPY) else (x > 0.0).to(x.dtype)
 
 
 def minimum(x: Array, y: Array) -> Array:
     """The smaller one, element by element; NaN where one is NaN."""
-    return torch.minimum(x, y) if isinstance(x, Tensor) else np.minimum(x, y)
+    return np.minimum(x, y) if isinstance(x, _NUMPY) else x.minimum(y)
 
 
 def clip(x: Array, low: float, high: float) -> Array:
     """Limit elements to [``low``, ``high``]."""
-    return x.clamp(low, high) if isinstance(x, Tensor) else np.minimum(np.maximum(x, low), high)
+    return np.minimum(np.maximum(x, low), high) if isinstance(x, _NUMPY) else x.clamp(low, high)
 
 
 def where(condition: Array, x: Array, y: Array) -> Array:
     """Return elements of x where the condition holds, of y elsewhere."""
-    return torch.where(condition, x, y) if isinstance(condition, Tensor) else np.where(condition, x, y)
+    if isinstance(condition, _NUMPY):
+        return np.where(condition, x, y)
+    import torch
+
+    return torch.where(condition, x, y)
 
 
 def concatenate(parts: Sequence[Array]) -> Array:
     """Join arrays along the first dimension."""
-    return torch.cat(tuple(parts)) if isinstance(parts[0], Tensor) else np.concatenate(parts)
+    if isinstance(parts[0], _NUMPY):
+        return np.concatenate(parts)
+    import torch
+
+    return torch.cat(tuple(parts))
 
 
 def concatenate_last(parts: Sequence[Array]) -> Array:
     """Join arrays along the last dimension."""
     if len(parts) == 1:
         return parts[0]
-    return torch.cat(tuple(parts), -1) if isinstance(parts[0], Tensor) else np.concatenate(parts, -1)
+    if isinstance(parts[0], _NUMPY):
+        return np.concatenate(parts, -1)
+    import torch
+
+    return torch.cat(tuple(parts), -1)
+
+
+def average(x: Tensor) -> float:
+    """Return the mean, computed in float64, so that logged numbers carry no summation error."""
+    return x.detach().double().mean().item()
 
 
 def share(condition: Array) -> Array:
     """Return the share of truth values that are true, in [0, 1]."""
-    return condition.float().mean() if isinstance(condition, Tensor) else condition.mean()
+    return condition.mean() if isinstance(condition, _NUMPY) else condition.float().mean()
 
 
 def split_last(x: Array, n: int) -> Sequence[Array]:
     """Split the last dimension into ``n`` equal pieces."""
-    return x.chunk(n, -1) if isinstance(x, Tensor) else np.split(x, n, -1)
+    return np.split(x, n, -1) if isinstance(x, _NUMPY) else x.chunk(n, -1)
 
 
 def split(x: Array, sizes: Sequence[int]) -> Sequence[Array]:
     """Split the first dimension into consecutive pieces of these sizes."""
-    return x.split(list(sizes)) if isinstance(x, Tensor) else np.split(x, np.cumsum(sizes)[:-1])
+    return np.split(x, np.cumsum(sizes)[:-1]) if isinstance(x, _NUMPY) else x.split(list(sizes))
 
 
 def log_softmax(x: Array) -> Array:
     """x - log sum e^x over the last dimension."""
-    if isinstance(x, Tensor):
-        return torch.log_softmax(x, dim=-1)
+    if not isinstance(x, _NUMPY):
+        return x.log_softmax(-1)
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def pick(x: Array, index: Array) -> Array:
     """x[..., index[...]]: one element of the last dimension for each of the others."""
-    if isinstance(x, Tensor):
+    if not isinstance(x, _NUMPY):
         return x.gather(-1, index.unsqueeze(-1)).squeeze(-1)
     flat = index.reshape(-1)
     return x.reshape(len(flat), -1)[np.arange(len(flat)), flat].reshape(index.shape)
@@ -174,14 +198,14 @@ def pick(x: Array, index: Array) -> Array:
 
 def one_hot(index: Array, like: Array) -> Array:
     """1 at ``index [*B]`` and 0 elsewhere, in the shape ``[*B, k]`` and type of another array."""
-    if isinstance(index, Tensor):
-        return torch.zeros_like(like).scatter_(-1, index.unsqueeze(-1), 1.0)
+    if not isinstance(index, _NUMPY):
+        return like.new_zeros(like.shape).scatter_(-1, index.unsqueeze(-1), 1.0)
     return (np.arange(like.shape[-1]) == index[..., None]).astype(like.dtype)
 
 
 def expand(row: Array, shape: Sequence[int]) -> Array:
     """Repeat a vector as every row of an array of this shape."""
-    if isinstance(row, Tensor):
+    if not isinstance(row, _NUMPY):
         return row.expand(tuple(shape))
     rows = np.empty(shape, row.dtype)
     rows[:] = row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,12 +14,11 @@ from torch.nn.functional import softplus
 
 from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
+from klrl.policy.choices import ActionDistribution
 from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
 from klrl.policy.observations import Encoding
 from klrl.policy.units import Units, caution
 from klrl.text import one_line
-
-ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
 
 
 class BoxActor(Actor, abc.ABC):

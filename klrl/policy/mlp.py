@@ -10,17 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
+from klrl.policy.choices import Activation
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.paths import Linearizable, has_formulas
 
-Activation = Literal["tanh", "relu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
@@ -95,6 +95,17 @@ class _Layers:
         return cls(key, explicit, tensors, arrays, sizes, is_tanh, explicit and all(free for _, free in parameters))
 
 
+def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Generator) -> None:
+    """Give orthogonal weights and zero biases, float32, to a layer without memory, on the device "meta".
+
+    There its own start draws nothing from the global generator. So it does in torch's ``skip_init``, but that imports
+    SymPy, which takes longer than everything else about a new agent.
+    """
+    weight = torch.empty(layer.weight.shape, dtype=torch.float32, device="cpu")
+    nn.init.orthogonal_(weight, gain, generator=generator)
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(weight.new_zeros(len(weight)))
+
+
 def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:
     """Make fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
 
@@ -104,10 +115,8 @@ def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, gen
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        with torch.random.fork_rng(devices=()):  # its init draws globally, and skip_init imports sympy
-            linear = nn.Linear(fan_in, fan_out, dtype=torch.float32)
-        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5, generator=generator)
-        nn.init.zeros_(linear.bias)
+        linear = nn.Linear(fan_in, fan_out, device="meta")
+        orthogonal(linear, output_gain if last else 2**0.5, generator)
         layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]
     return MLP(*layers)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -19,12 +19,10 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array
+from klrl.policy.choices import MASK, MaskSource
 from klrl.policy.normalizer import RESOLUTION, Normalizer
 from klrl.text import one_line
 
-MaskSource = Literal["auto", "info", "none"]
-MASK = "action_mask"
-"""Name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""
 MOST_ELEMENTS = 2**25
 """Most elements of an encoded observation or an action: an image of 4K has fewer."""
 _DARK = 8

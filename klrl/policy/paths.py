@@ -27,14 +27,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any, TypeGuard
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from klrl.native import Kernel
 from klrl.policy.arrays import Array
-from klrl.policy.linearization import Linearization
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from klrl.policy.linearization import Linearization
 
 _LEARNING, _ACTING = 2**22, 2**18
 """Most multiplications in one layer, rows times weights, that numpy is given: beyond, arithmetic is all that costs.
@@ -75,7 +77,9 @@ def learns_in_kernel(kernel: Kernel, rows: int, most: int) -> bool:
 
     Beyond numpy's minibatches torch is the other way, which may use several threads.
     """
-    alone = learns_in_numpy(rows, most) or torch.get_num_threads() == 1
+    from torch import get_num_threads
+
+    alone = learns_in_numpy(rows, most) or get_num_threads() == 1
     return alone and rows <= most * _IN_KERNEL[kernel.level] // _LEARNING
 
 
@@ -117,6 +121,8 @@ def is_written_out(network: nn.Module) -> bool:
 
 def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:
     """Tell whether these layers are written out: linear ones with one kind of activation between, without hooks."""
+    from torch import nn
+
     linears, between = layers[::2], layers[1::2]
     return (
         len(layers) % 2 == 1

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from klrl.policy.mlp import Activation, mlp
+from klrl.policy.choices import Activation
+from klrl.policy.mlp import mlp, orthogonal
 from klrl.policy.observations import Encoding, Part
 
 _CHANNELS = (16, 32, 32)
@@ -101,11 +102,8 @@ def _convolutions(channels: int, generator: torch.Generator) -> nn.Sequential:
     """Orthogonal weights of gain sqrt(2), zero biases."""
     layers: list[nn.Module] = []
     for n in _CHANNELS:
-        with torch.random.fork_rng(devices=()):  # its init draws globally
-            layer = nn.Conv2d(channels, n, 3, stride=2, padding=1, dtype=torch.float32)
-        assert layer.bias is not None
-        nn.init.orthogonal_(layer.weight, 2**0.5, generator=generator)
-        nn.init.zeros_(layer.bias)
+        layer = nn.Conv2d(channels, n, 3, stride=2, padding=1, device="meta")
+        orthogonal(layer, 2**0.5, generator)
         layers += [layer, nn.ReLU()]
         channels = n
     return nn.Sequential(*layers)

@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING
 
 from klrl.lazy import exports
-from klrl.run.budget import KLBudget
-from klrl.run.callback import Callback, LearningAgent, Metrics
-from klrl.run.callback_list import CallbackList
-from klrl.run.evaluation import Evaluation, evaluate
-from klrl.run.history import History
-from klrl.run.signals import Interrupted, Signals
 
 if TYPE_CHECKING:
+    from klrl.run.budget import KLBudget
+    from klrl.run.callback import Callback, LearningAgent, Metrics
+    from klrl.run.callback_list import CallbackList
     from klrl.run.directory import RunDirectory
+    from klrl.run.evaluation import Evaluation, evaluate
+    from klrl.run.history import History
     from klrl.run.progress import Progress
+    from klrl.run.signals import Interrupted, Signals
 
 __all__ = [
     "Callback",
@@ -28,5 +28,21 @@ __all__ = [
     "Signals",
     "evaluate",
 ]
-__getattr__, __dir__ = exports(__name__, {"RunDirectory": "directory", "Progress": "progress"})
-"""Names that take their time to import: TensorBoard, and a terminal."""
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "Callback": "callback",
+        "CallbackList": "callback_list",
+        "Evaluation": "evaluation",
+        "History": "history",
+        "Interrupted": "signals",
+        "KLBudget": "budget",
+        "LearningAgent": "callback",
+        "Metrics": "callback",
+        "Progress": "progress",
+        "RunDirectory": "directory",
+        "Signals": "signals",
+        "evaluate": "evaluation",
+    },
+)
+"""Names that take their time to import: torch, TensorBoard, a terminal."""

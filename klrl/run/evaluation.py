@@ -9,8 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from klrl.experience.infos import numbers, numeric_keys
-from klrl.policy.observations import MASK
+from klrl.policy.choices import MASK
 from klrl.run.seeding import evaluation_seed
 from klrl.text import warn_user
 
@@ -96,6 +95,8 @@ def evaluate(
     for name, value in (("n_episodes", n_episodes), ("max_steps", max_steps)):
         if value < 1:
             raise ValueError(f"{name} = {value}; allowed: an integer >= 1")
+    from klrl.experience.infos import numbers  # torch, which the limits above do without
+
     returns: list[float] = []
     lengths: list[int] = []
     cut: list[int] = []
@@ -139,6 +140,8 @@ def _episode(
 
 def _success(info: Mapping[str, Any]) -> dict[str, float]:
     """Return ``is_success`` if it is there as a number; nobody has asked for it, so anything else is left out."""
+    from klrl.experience.infos import numbers, numeric_keys
+
     return numbers(info, [key for key in numeric_keys(info) if key == SUCCESS], "the environment")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Streams:
     @classmethod
     def from_seed(cls, seed: int) -> Streams:
         """Make the streams of a run."""
+        import torch
+
         names = [f.name for f in fields(cls)]
         children = np.random.SeedSequence(seed).spawn(len(names))
         return cls(*(torch.Generator().manual_seed(int(c.generate_state(1, np.uint64)[0]) >> 1) for c in children))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from klrl.policy.arrays import Array
-from klrl.policy.distributions import Distribution, Gradient
-from klrl.trust_region.change import Change
 from klrl.trust_region.region import OnExit, TrustRegion
+
+if TYPE_CHECKING:
+    from klrl.policy.distributions import Distribution, Gradient
+    from klrl.trust_region.change import Change
 
 
 @dataclass(frozen=True, init=False)

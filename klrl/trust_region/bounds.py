@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from klrl.kl.drift import average
-from klrl.trust_region.change import Change
+from klrl.policy.arrays import average
 from klrl.trust_region.region import DEFAULT_TARGET_KL, OnExit, TrustRegion
 from klrl.validation import Positive, validate
+
+if TYPE_CHECKING:
+    from klrl.trust_region.change import Change
 
 __all__ = ["KLConstraint", "RatioDeviation", "ReferenceConstraint"]
 

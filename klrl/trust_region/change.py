@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from klrl.kl import kl_divergence, reverse_kl
+from klrl.kl import kl_divergence, kl_gradient, reverse_kl
 from klrl.policy.arrays import Array, exp, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
 from klrl.shown import of_arrays
@@ -47,6 +47,11 @@ class Change:
     def kl(self) -> Array:
         """KL(old||new), nats, ``[*B]``."""
         return kl_divergence(self.old, self.new)
+
+    @property
+    def kl_gradient(self) -> Gradient:
+        """The derivative of :attr:`kl` by the fields of ``new``, per state."""
+        return kl_gradient(self.old, self.new)
 
     @cached_property
     def kl_reverse(self) -> Array:

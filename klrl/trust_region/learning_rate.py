@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from klrl.kl.drift import average
-from klrl.trust_region.change import Change
+from klrl.policy.arrays import average
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion
 from klrl.validation import Positive, validate
+
+if TYPE_CHECKING:
+    from klrl.trust_region.change import Change
 
 __all__ = ["AdaptiveLearningRate"]
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from klrl.kl import kl_gradient
-from klrl.kl.drift import average
-from klrl.policy.arrays import Array
-from klrl.policy.distributions import Gradient
-from klrl.trust_region.change import Change
+from klrl.policy.arrays import Array, average
 from klrl.trust_region.coefficients import Coefficient, Fixed
 from klrl.trust_region.region import TrustRegion
 from klrl.validation import Bounds, Fraction, Positive, validate
+
+if TYPE_CHECKING:
+    from klrl.policy.distributions import Gradient
+    from klrl.trust_region.change import Change
 
 __all__ = ["KLPenalty", "MirrorDescent", "ReferencePenalty"]
 
@@ -42,7 +42,7 @@ class KLPenalty(TrustRegion):
 
     def penalty_gradient(self, change: Change) -> Gradient:
         """Return beta times the derivative of KL(old||new)."""
-        return tuple(self.beta * x for x in kl_gradient(change.old, change.new))
+        return tuple(self.beta * x for x in change.kl_gradient)
 
     def step_length(self, curvature: float) -> float:
         """Return 1 / beta, the maximum of g'x - beta/2 x'Fx along F^-1 g."""

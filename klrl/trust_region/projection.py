@@ -9,18 +9,18 @@ network that acts and is measured is its own projection.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
-from torch import Tensor
-
-from klrl.kl import geometric_mixture, kl_divergence
-from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
-from klrl.trust_region.change import Change
+from klrl.policy.arrays import expm1, log1p, where
 from klrl.trust_region.region import TrustRegion
 from klrl.validation import NonNegative, Positive, validate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from klrl.policy.distributions import DiagGaussian, Distribution
+    from klrl.trust_region.change import Change
 
 __all__ = ["FrobeniusProjection", "KLProjection", "Projection", "WassersteinProjection"]
 
@@ -53,13 +53,15 @@ class Projection(TrustRegion, abc.ABC):
         moved = self.between(new[on_the_ball], old[on_the_ball], share[on_the_ball])
 
         def chosen(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-            ends = torch.where(away.reshape(*away.shape, *[1] * (x.ndim - away.ndim)), y, x)
+            ends = where(away.reshape(*away.shape, *[1] * (x.ndim - away.ndim)), y, x)
             return ends.index_put((on_the_ball,), z)
 
         return new.with_parameters(*map(chosen, new.parameters, old.parameters, moved.parameters))
 
     def surrogate(self, change: Change) -> Tensor:
         """Return the surrogate of the projected policy, minus the regression, ``[*B]``."""
+        from klrl.kl import kl_divergence
+
         projected = self.project(change.new, change.old)
         surrogate = TrustRegion.surrogate(self, replace(change, new=projected))
         return surrogate - self.regression_coef * kl_divergence(change.new, projected.detach())
@@ -78,31 +80,15 @@ class KLProjection(Projection):
 
     def share(self, new: Distribution, old: Distribution) -> Tensor:
         """Return the root t of KL(between(t)||old) = state_kl, after a Newton step, which has the root's derivative."""
-        outside = kl_divergence(new.detach(), old) > self.state_kl  # false where the KL is NaN
-        share = torch.ones_like(new.parameters[0][..., 0])
-        if not bool(outside.any()):
-            return share
-        new, old = new[outside], old[outside]
+        from klrl.trust_region.geometric import share_within
 
-        def kl(t: Tensor, new: Distribution) -> Tensor:
-            return kl_divergence(self.between(new, old, t), old)
-
-        with torch.no_grad():
-            fixed = new.detach()
-            root = _root(lambda t: kl(t, fixed), self.state_kl, share[outside])
-            found = kl(root, fixed).isfinite() & (root > 0.0)
-        share, reached = share.masked_fill(outside, 0.0), outside.clone()
-        reached[outside] = found
-        new, old, root = new[found], old[found], root[found]
-        with torch.enable_grad():
-            t = root.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(kl(t, new.detach()).sum(), t)
-        moving = kl(root, new)
-        return share.masked_scatter(reached, root - (moving - moving.detach()) / slope)
+        return share_within(self.state_kl, new, old)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
         """Return new^share old^(1 - share), normalised."""
-        return geometric_mixture(new, old, share.clamp(0.0, 1.0))
+        from klrl.trust_region.geometric import between
+
+        return between(new, old, share)
 
 
 @dataclass(frozen=True)
@@ -125,7 +111,7 @@ class _Straight(Projection, abc.ABC):
         shift, scale = (new.mean - old.mean) / old.std, self.scale(new.log_std - old.log_std)
         square = (shift.square() + scale.square()).sum(-1)
         outside = square > self.state_distance**2
-        return torch.where(outside, self.state_distance * torch.where(outside, square, 1.0).rsqrt(), 1.0)
+        return where(outside, self.state_distance * where(outside, square, 1.0).rsqrt(), 1.0)
 
     def between(self, new: Distribution, old: Distribution, share: Tensor) -> Distribution:
         """Return the distributions on the straight line in those coordinates."""
@@ -145,11 +131,11 @@ class WassersteinProjection(_Straight):
 
     def scale(self, log_ratio: Tensor) -> Tensor:
         """Return s / s_old - 1."""
-        return torch.expm1(log_ratio)
+        return expm1(log_ratio)
 
     def log_ratio(self, scale: Tensor) -> Tensor:
         """Return log(1 + scale)."""
-        return torch.log1p(scale)
+        return log1p(scale)
 
 
 @dataclass(frozen=True)
@@ -161,11 +147,11 @@ class FrobeniusProjection(_Straight):
 
     def scale(self, log_ratio: Tensor) -> Tensor:
         """Return (s / s_old)^2 - 1."""
-        return torch.expm1(2.0 * log_ratio)
+        return expm1(2.0 * log_ratio)
 
     def log_ratio(self, scale: Tensor) -> Tensor:
         """Return 1/2 log(1 + scale)."""
-        return 0.5 * torch.log1p(scale)
+        return 0.5 * log1p(scale)
 
 
 def _normals(*records: Distribution) -> list[DiagGaussian]:
@@ -174,34 +160,11 @@ def _normals(*records: Distribution) -> list[DiagGaussian]:
     Raises:
         ValueError: a record of another family.
     """
+    from klrl.policy.distributions import DiagGaussian, SquashedGaussian
+
     normals = [r.base if isinstance(r, SquashedGaussian) else r for r in records]
     for other in (r for r in normals if not isinstance(r, DiagGaussian)):
         raise ValueError(
             f"trust_region projects a {type(other).__name__}; allowed: Gaussian policies ('projection' any)"
         )
     return cast("list[DiagGaussian]", normals)
-
-
-def _root(f: Callable[[Tensor], Tensor], bound: float, like: Tensor, max_steps: int = 60) -> Tensor:
-    """Solve f(t) = bound in (0, 1), state by state, for f that increases from f(0) = 0; f(t) never exceeds it.
-
-    Regula falsi with the weights of the Illinois algorithm (Dowell and Jarratt 1971) on sqrt(f), which is nearly a
-    straight line here; bisection where f is not finite. Ends once f is as close to its bound as the square root of
-    the numbers' precision.
-    """
-    tolerance = torch.finfo(like.dtype).eps ** 0.5
-    low, high = torch.zeros_like(like), torch.ones_like(like)
-    g_low, g_high = torch.full_like(like, -(bound**0.5)), f(high).sqrt() - bound**0.5
-    stayed = torch.zeros_like(like)  # +1 where the last step moved low, -1 where it moved high
-    for _ in range(max_steps):
-        t = high - g_high * (high - low) / (g_high - g_low)
-        t = torch.where((t > low) & (t < high), t, 0.5 * (low + high))
-        g = f(t).sqrt() - bound**0.5
-        inside = g <= 0.0
-        g_high = torch.where(inside, torch.where(stayed > 0.0, 0.5 * g_high, g_high), g)
-        g_low = torch.where(inside, g, torch.where(stayed < 0.0, 0.5 * g_low, g_low))
-        low, high = torch.where(inside, t, low), torch.where(inside, high, t)
-        stayed = torch.where(inside, 1.0, -1.0)
-        if bool(((inside & (g > -0.5 * tolerance * bound**0.5)) | (high - low < tolerance**2 * high)).all()):
-            break
-    return low

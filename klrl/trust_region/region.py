@@ -12,14 +12,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial, wraps
-from typing import Literal, Self, cast
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from klrl.policy.arrays import Array
-from klrl.policy.distributions import Distribution, Gradient
 from klrl.policy.paths import brings_derivative
 from klrl.renamed import adopt, keep_old_names, steps_to
 from klrl.text import warn_user
-from klrl.trust_region.change import Change
+
+if TYPE_CHECKING:
+    from klrl.policy.distributions import Distribution, Gradient
+    from klrl.trust_region.change import Change
 
 OnExit = Literal["stop", "backtrack"]
 DEFAULT_TARGET_KL = 0.01

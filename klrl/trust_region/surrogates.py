@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import sub
+from typing import TYPE_CHECKING
 
-from klrl.kl import kl_gradient
 from klrl.policy.arrays import Array, clip, minimum, where
-from klrl.policy.distributions import Gradient
-from klrl.trust_region.change import Change
 from klrl.trust_region.region import TrustRegion, weighted
 from klrl.validation import Positive, validate
+
+if TYPE_CHECKING:
+    from klrl.policy.distributions import Gradient
+    from klrl.trust_region.change import Change
 
 __all__ = ["SPO", "Clip", "Rollback", "TrulyPPO"]
 
@@ -125,7 +127,7 @@ class TrulyPPO(TrustRegion):
         """Return the derivative of the plain surrogate, less rollback_slope times that of the KL out of bounds."""
         slope = where(self._outside(change), self.rollback_slope, 0.0 * change.advantage)
         plain = weighted(change.ratio * change.advantage, change.new.score(change.action))
-        return tuple(map(sub, plain, weighted(slope, kl_gradient(change.old, change.new))))
+        return tuple(map(sub, plain, weighted(slope, change.kl_gradient)))
 
     def _outside(self, change: Change) -> Array:
         """Mark the states whose KL is out of bounds and whose surrogate improved."""

@@ -6,22 +6,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import torch
 
-from klrl.agents import AGENTS, AgentConfig
+from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
-from klrl.run.directory import versions
 from klrl.scripts.cli.command_line import bad_input, going_on, parse
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies.measure import measure
-from klrl.studies.results import text
-from klrl.studies.work import Work
 from klrl.text import cell
 from klrl.validation import NonNegativeInt, PositiveInt
+
+if TYPE_CHECKING:
+    from klrl.agents import AgentConfig
+    from klrl.studies.work import Work
 
 Wrapper = Callable[[gym.Env], gym.Env]
 
@@ -50,7 +49,7 @@ class Task:
     @property
     def config(self) -> AgentConfig:
         """Return the environment's preset with the task's settings."""
-        return AGENTS[self.agent].config_class.for_env(self.env, **self.settings)
+        return CONFIGS[self.agent].for_env(self.env, **self.settings)
 
     def decided_by(self, seed: int) -> dict[str, Any]:
         """Return everything that decides its result, as JSON."""
@@ -91,6 +90,11 @@ class Learning:
 
 def train(task: Task, seed: int) -> dict[str, Any]:
     """Train one task with one seed and measure it."""
+    import torch
+
+    from klrl.agents import AGENTS
+    from klrl.studies import measure
+
     torch.set_num_threads(1)
     agent = AGENTS[task.agent](task.env if task.wrap is None else task.make, task.config, seed=seed)
     measured = measure(agent, task.total_timesteps, task.make)
@@ -177,6 +181,10 @@ def benchmark(
         processes: number of runs at a time.
         output: path of the JSON.
     """
+    from klrl.run.directory import versions
+    from klrl.studies.results import text
+    from klrl.studies.work import Work
+
     prog, console = f"klrl benchmark {name}", PlainConsole()
     work = Work(output, " ".join([prog, *words]), versions(), console.print)
     known = list(dict.fromkeys(getattr(task, by) for task in tasks))

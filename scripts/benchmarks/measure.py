@@ -78,6 +78,7 @@ LIBRARIES = {
     "sb3-contrib": Library(
         peers.sb3_contrib, "sb3_contrib", ("trpo",), differs="absolute tolerance of CG; critic's gradients not limited"
     ),
+    "sbx": Library(peers.sbx, "sbx", ("ppo",), differs="in JAX, float32; normalises advantages per minibatch; Monitor"),
     "cleanrl": Library(
         peers.cleanrl, "tyro", ("ppo",), differs="normalises advantages per minibatch; writes TensorBoard events"
     ),
@@ -103,10 +104,17 @@ def peak_mib() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def rates(result: dict[str, Any]) -> dict[str, float]:
+    """Return steps per second of wall time and of CPU time."""
+    per = {"steps_per_second": "seconds", "steps_per_cpu_second": "cpu_seconds"}
+    return {name: result["steps"] / result[time] for name, time in per.items()}
+
+
 def measure(job: Job) -> dict[str, Any]:
     """Run a job in this process."""
     if sys.platform == "linux":  # EnvPool starts a thread for every core it may run on
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-job.workload.threads :])
+        cores = sorted(os.sched_getaffinity(0), reverse=True)[job.workload.threads * job.place :]
+        os.sched_setaffinity(0, cores[: job.workload.threads])
     clock = Clock(job.workload)
     shares: dict[str, float] = {}
     if job.library != BOUND:
@@ -119,8 +127,8 @@ def measure(job: Job) -> dict[str, Any]:
         shares = profile(job, clock)
     else:
         LIBRARIES[job.library].run(job, clock)
-    result = {"steps": clock.steps, "seconds": clock.seconds, "steps_per_second": clock.steps / clock.seconds}
-    return result | {"peak_mib": peak_mib()} | ({"shares": shares} if job.profile else {})
+    result = {"steps": clock.steps, "seconds": clock.seconds, "cpu_seconds": clock.cpu_seconds}
+    return result | rates(result) | {"peak_mib": peak_mib()} | ({"shares": shares} if job.profile else {})
 
 
 def main(argv: list[str] | None = None) -> None:

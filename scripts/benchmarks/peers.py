@@ -26,10 +26,24 @@ def stable_baselines3(job: Job, clock: Clock) -> None:
     The same counts as klrl. It normalises advantages per minibatch, klrl per batch, and does not measure KL exactly.
     """
     from stable_baselines3 import PPO
+    from torch import nn
 
     w = job.workload
     settings = {"n_epochs": w.n_epochs, "batch_size": w.batch_size, "clip_range": w.clip_range, "ent_coef": 0.0}
-    _learn(PPO, job, clock, vf_coef=w.vf_coef, max_grad_norm=w.max_grad_norm, **settings)
+    _learn(PPO, job, clock, nn.Tanh, vf_coef=w.vf_coef, max_grad_norm=w.max_grad_norm, **settings)
+
+
+def sbx(job: Job, clock: Clock) -> None:
+    """PPO of SBX, Stable-Baselines3 in JAX, on the same environments as Stable-Baselines3.
+
+    The same counts as klrl; the first update, which compiles, is not timed. It normalises advantages per minibatch.
+    """
+    from flax.linen import tanh
+    from sbx import PPO
+
+    w = job.workload
+    settings = {"n_epochs": w.n_epochs, "batch_size": w.batch_size, "clip_range": w.clip_range, "ent_coef": 0.0}
+    _learn(PPO, job, clock, tanh, vf_coef=w.vf_coef, max_grad_norm=w.max_grad_norm, **settings)
 
 
 def sb3_contrib(job: Job, clock: Clock) -> None:
@@ -39,18 +53,18 @@ def sb3_contrib(job: Job, clock: Clock) -> None:
     of 1e-4, and does not limit the critic's gradients.
     """
     from sb3_contrib import TRPO
+    from torch import nn
 
     w = job.workload
     settings = {"batch_size": w.critic_batch_size, "n_critic_updates": w.n_critic_updates, "target_kl": w.target_kl}
-    _learn(TRPO, job, clock, cg_max_steps=w.cg_max_steps, **settings)
+    _learn(TRPO, job, clock, nn.Tanh, cg_max_steps=w.cg_max_steps, **settings)
 
 
-def _learn(cls: Any, job: Job, clock: Clock, **settings: Any) -> None:
-    """Train one of the two algorithms; ``clock`` is called at the start of each rollout, that is after each update."""
+def _learn(cls: Any, job: Job, clock: Clock, activation: Any, **settings: Any) -> None:
+    """Train one of these algorithms; ``clock`` is called at the start of each rollout, that is after each update."""
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
-    from torch import nn
 
     class Marks(BaseCallback):
         def _on_rollout_start(self) -> None:
@@ -62,7 +76,7 @@ def _learn(cls: Any, job: Job, clock: Clock, **settings: Any) -> None:
 
     w = job.workload
     hidden = list(w.hidden_sizes)
-    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": nn.Tanh, "optimizer_kwargs": {"eps": 1e-5}}
+    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation, "optimizer_kwargs": {"eps": 1e-5}}
     shared = {"n_steps": w.n_steps, "gamma": w.gamma, "gae_lambda": w.gae_lambda, "learning_rate": w.learning_rate}
     envs: Any = make_vec_env(job.env, w.n_envs, seed=job.seed)
     envs = VecNormalize(envs, gamma=w.gamma) if w.normalize else envs

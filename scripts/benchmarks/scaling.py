@@ -6,13 +6,11 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tyro
 
-from klrl.experience.environments import check_id
 from klrl.output import as_program
-from klrl.run.directory import versions
 from klrl.scripts.benchmarks.scaling_measurements import Axis, Measurements, Point
 from klrl.scripts.benchmarks.scaling_report import summarise, table
 from klrl.scripts.benchmarks.speed import installed
@@ -20,8 +18,10 @@ from klrl.scripts.benchmarks.speed_report import machine
 from klrl.scripts.benchmarks.workload import Job, Workload
 from klrl.scripts.cli.command_line import bad_input, fail, going_on, parse
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies.work import Work
 from klrl.validation import Positive, PositiveInt, validate
+
+if TYPE_CHECKING:
+    from klrl.studies.work import Work
 
 PROG = "klrl benchmark scaling"
 FISHER_VARIANTS = {
@@ -70,6 +70,8 @@ class Scaling:
     """File for the measurements (JSON); the figures get the axis added to this name."""
 
     def __post_init__(self) -> None:
+        from klrl.experience.environments import check_id
+
         validate(self)
         check_id(self.env)
         for name in ("algorithms", "axes", "env_counts", "widths", "batches"):
@@ -137,6 +139,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark scaling``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Scaling, words, PROG)
+    from klrl.run.directory import versions
+    from klrl.studies.work import Work
+
     with bad_input(PROG):
         if not installed("matplotlib"):
             raise ValueError("the figures need matplotlib: pip install 'klrl[plots]'")

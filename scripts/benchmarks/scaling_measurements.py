@@ -6,13 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from klrl.scripts.benchmarks.speed import run
 from klrl.scripts.benchmarks.speed_report import machine
 from klrl.scripts.benchmarks.workload import Job
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies.work import Work
+
+if TYPE_CHECKING:
+    from klrl.studies.work import Work
 
 Row = dict[str, Any]
 Axis = Literal["n_envs", "width", "batch"]

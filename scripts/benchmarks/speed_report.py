@@ -12,26 +12,28 @@ from klrl.scripts.benchmarks.measure import BOUND
 from klrl.text import cell
 
 Row = dict[str, Any]
+_NAMES = ("env", "algorithm", "library", "engine", "variant")
 
 
 def summarise(rows: list[Row]) -> list[Row]:
-    """Return one row per library, engine, algorithm and environment: median and spread, and how klrl compares.
+    """Return one row per library, engine, algorithm, environment and variant: median and spread, and how klrl compares.
 
     ``klrl_ratio`` is the median of klrl (engine sync) over this median, ``bound_share`` this median over that of
-    stepping the same engine's environments alone.
+    stepping the same engine's environments alone; both are of steps per second of CPU time.
     """
-    groups: dict[tuple[str, str, str, str], list[Row]] = {}
+    groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["env"], row["algorithm"], row["library"], row["engine"]), []).append(row)
-    medians = {key: median(row["steps_per_second"] for row in group) for key, group in groups.items()}
+        groups.setdefault(tuple(row[name] for name in _NAMES), []).append(row)
+    medians = {key: median(row["steps_per_cpu_second"] for row in group) for key, group in groups.items()}
     envs = list(dict.fromkeys(row["env"] for row in rows))
     summary = []
     for key in sorted(groups, key=lambda key: (envs.index(key[0]), key[1])):
-        env, algorithm, library, engine = key
+        env, algorithm, _, engine, variant = key
         speeds = [row["steps_per_second"] for row in groups[key]]
-        ours, bound = medians.get((env, algorithm, "klrl", "sync")), medians.get((env, "", BOUND, engine))
-        names = {"library": library, "env": env, "algorithm": algorithm, "engine": engine}
-        spread = {"repeats": len(speeds), "median": medians[key], "min": min(speeds), "max": max(speeds)}
+        ours, bound = medians.get((env, algorithm, "klrl", "sync", "")), medians.get((env, "", BOUND, engine, variant))
+        names = dict(zip(_NAMES, key, strict=True))
+        spread = {"repeats": len(speeds), "median": median(speeds), "min": min(speeds), "max": max(speeds)}
+        spread |= {"cpu_median": medians[key]}
         compared = {
             "klrl_ratio": ours / medians[key] if ours else None,
             "bound_share": medians[key] / bound if bound else None,
@@ -42,12 +44,15 @@ def summarise(rows: list[Row]) -> list[Row]:
 
 def table(rows: list[Row]) -> str:
     """Return the summary as Markdown."""
-    head = ["library", "environment", "algorithm", "engine", "steps/s", "min–max", "klrl / it", "of bound", "peak MiB"]
+    head = ["library", "environment", "algorithm", "engine", "steps/s", "min–max", "steps/CPU s"]
+    head += ["klrl / it", "of bound", "peak MiB"]
     body = [
         [
-            *(row[name] for name in ("library", "env", "algorithm", "engine")),
+            ", ".join(filter(None, [row["library"], row.get("variant")])),
+            *(row[name] for name in ("env", "algorithm", "engine")),
             f"{row['median']:,.0f}",
             f"{row['min']:,.0f}–{row['max']:,.0f}",
+            f"{row['cpu_median']:,.0f}" if "cpu_median" in row else "",
             "" if row["klrl_ratio"] is None else f"{row['klrl_ratio']:.2f}",
             "" if row["bound_share"] is None else f"{row['bound_share']:.0%}",
             f"{row['peak_mib']:,.0f}",

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from klrl.experience import make_vector_env
 from klrl.scripts.benchmarks.ours import make_agent, train
 from klrl.scripts.benchmarks.workload import Clock, Job
 
@@ -70,6 +69,8 @@ class Timers:
 
 def profile(job: Job, clock: Clock) -> dict[str, float]:
     """Return shares of wall time by part, over the updates after the warm-up; they add up to 1."""
+    from klrl.experience import make_vector_env
+
     timers = Timers()
     timers.install()
     envs: Any = make_vector_env(job.env, job.workload.n_envs, job.engine)  # type: ignore[arg-type]

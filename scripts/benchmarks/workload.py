@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from klrl.validation import Fraction, NonNegative, Positive, PositiveInt, validate
+from klrl.validation import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,19 @@ class Job:
     """More fields of klrl's own configuration, over those of the workload."""
     profile: bool = False
     """Measure where klrl's time goes, instead of steps/s."""
+    variant: str = ""
+    """Name of what differs from the usual run, if something does."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the process."""
+    processes: PositiveInt = 1
+    """Number of such runs side by side, each on cores of its own."""
+    place: NonNegativeInt = 0
+    """Place among these."""
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> tuple[str, str, str, str, str]:
         """Names that identify the measurement; its repeats share them."""
-        return self.library, self.engine, self.algorithm, self.env
+        return self.library, self.engine, self.algorithm, self.env, self.variant
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -106,12 +114,16 @@ class Clock:
 
     workload: Workload
     marks: list[float] = field(default_factory=list)
+    """Wall time at the end of every update."""
+    cpu_marks: list[float] = field(default_factory=list)
+    """CPU time of the process, all its threads, at the same moments."""
     taken: list[int] = field(default_factory=list)
     """Environment steps of every update."""
 
     def __call__(self, steps: int | None = None) -> None:
         """Record the end of an update after ``steps`` environment steps, by default a full batch."""
         self.marks.append(time.perf_counter())
+        self.cpu_marks.append(time.process_time())
         self.taken.append(self.workload.steps_per_update if steps is None else steps)
 
     @property
@@ -131,10 +143,22 @@ class Clock:
         Raises:
             RuntimeError: the library made fewer updates than asked for.
         """
+        return self._timed(self.marks)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the timed updates, which other programs on the machine change little.
+
+        Raises:
+            RuntimeError: the library made fewer updates than asked for.
+        """
+        return self._timed(self.cpu_marks)
+
+    def _timed(self, marks: list[float]) -> float:
         if not self.done:
             expected = self.workload.warm_up + self.workload.updates
             raise RuntimeError(f"the library made {len(self.marks)} updates; expected: {expected}")
-        return self.marks[-1] - self.marks[self.workload.warm_up - 1]
+        return marks[-1] - marks[self.workload.warm_up - 1]
 
     @property
     def steps(self) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -17,64 +16,12 @@ from klrl.experience.environments import env_id, factory
 from klrl.experience.reproducibility import EnvTrial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
-from klrl.run.evaluation import ENOUGH, CannotAct
+from klrl.run.evaluation import CannotAct
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker
+from klrl.scripts.cli.run_options import RunOptions
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.validation import Bounds, Positive, PositiveInt, validate
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """Options that do not affect the update: evaluation, checkpoints, budgets, threads."""
-
-    eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
-    """Number of deterministic episodes of the final evaluation."""
-    eval_max_steps: PositiveInt = ENOUGH
-    """Most steps of such an episode; longer ones are cut, which the last line says."""
-    checkpoint_every: PositiveInt | None = None
-    """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
-    at the end."""
-    keep_checkpoints: PositiveInt = 3
-    """Number of newest checkpoints to keep; the best one is kept, too."""
-    kl_budget: Positive | None = None
-    """Largest sum of KL(old||new) over all updates, in nats (metric drift/kl_sum)."""
-    initial_kl_budget: Positive | None = None
-    """Largest KL(first policy||new) on the first batch's probe states, in nats (metric drift/kl_initial)."""
-    over_budget: Literal["stop", "warn"] = "stop"
-    """End the training after the update that exceeds a budget (stop), or warn once and continue (warn)."""
-    torch_threads: Annotated[int, Bounds(1, 1024)] = 1
-    """Number of torch's threads; small networks are fastest with one."""
-
-    def __post_init__(self) -> None:
-        validate(self)
-
-    @classmethod
-    def noted(cls, notes: dict[str, Any]) -> RunOptions:
-        """Read the options from ``config.json``.
-
-        Raises:
-            ValueError: a value is out of range.
-        """
-        return cls(**{f.name: notes[f.name] for f in fields(cls) if f.name in notes})
-
-    def directory(self, path: Path, notes: Mapping[str, Any] | None = None, *, resume: bool = False) -> RunDirectory:
-        """Return the writer of the run's files."""
-        return RunDirectory(
-            path,
-            checkpoint_every=self.checkpoint_every,
-            keep=self.keep_checkpoints,
-            notes=asdict(self) | dict(notes or {}),
-            resume=resume,
-        )
-
-    def budgets(self) -> list[KLBudget]:
-        """Return the limits of the whole training."""
-        total, initial = self.kl_budget, self.initial_kl_budget
-        if total is None and initial is None:
-            return []
-        return [KLBudget(total=total, initial=initial, on_exceed=self.over_budget)]
 
 
 class Opening(Callback):

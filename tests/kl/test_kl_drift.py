@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from klrl.kl import drift_report
-from klrl.kl.drift import average, mean_kl
+from klrl.kl.drift import mean_kl
+from klrl.policy.arrays import average
 from klrl.policy.distributions import Categorical, DiagGaussian
 
 N = 21  # the 95th percentile of 21 sorted numbers is the number at index 19

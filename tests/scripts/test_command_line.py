@@ -32,13 +32,13 @@ ROOT = Path(__file__).parents[2]
 SMALL = ["--env", "CartPole-v1", "--total-timesteps", "1024", "--eval-episodes", "1"]
 
 
-def field_docstrings(path):
-    """The text under every annotated attribute of a file, on one line."""
-    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
-    nodes = [pair for cls in classes for pair in pairwise(cls.body)]
+def field_docstrings(cls):
+    """The text under every annotated attribute of a class, on one line."""
+    tree = ast.parse(Path(inspect.getsourcefile(cls)).read_text())
+    (node,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in nodes
+        for field, text in pairwise(node.body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
 
@@ -82,8 +82,8 @@ def test_every_config_field_is_a_flag_with_a_help_line(agent):
     text = klrl("train", agent, "--help").stdout
     words = " ".join(text.replace("│", " ").split())
     config = AGENTS[agent].config_class
-    files = [inspect.getsourcefile(cls) for cls in reversed(config.__mro__) if issubclass(cls, RegionSettings)]
-    helps = {name: text for file in files for name, text in field_docstrings(Path(file)).items()}
+    classes = [cls for cls in reversed(config.__mro__) if issubclass(cls, RegionSettings)]
+    helps = {name: text for cls in classes for name, text in field_docstrings(cls).items()}
     for name in (field.name for field in fields(config)):
         assert f"--{name.replace('_', '-')}" in words
         assert helps[name] in words

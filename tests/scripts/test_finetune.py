@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from klrl.agents import PPO
-from klrl.scripts.benchmarks import finetune
+from klrl.scripts.benchmarks import finetune, finetune_runs
 
 SHORT = ["--old-timesteps", "1024", "--new-timesteps", "2048", "--processes", "1"]
 LABELS = ["saved policy", "new task only, from scratch", "clip", "clip+reference-penalty 100"]
@@ -27,7 +27,7 @@ def result(tmp_path_factory):
 
 def test_the_new_pole_obeys_its_own_equations_of_motion():
     """Barto, Sutton & Anderson 1983, without friction, from a leaning pole at rest that is pushed to the right."""
-    for make, half_length in ((finetune.old_task, 0.5), (finetune.new_task, 0.05)):
+    for make, half_length in ((finetune_runs.old_task, 0.5), (finetune_runs.new_task, 0.05)):
         with make() as env:
             env.reset(seed=0)
             env.unwrapped.state = (0.0, 0.0, 0.1, 2.0)
@@ -39,7 +39,7 @@ def test_the_new_pole_obeys_its_own_equations_of_motion():
 
 
 def test_the_tasks_share_their_spaces():
-    with finetune.old_task() as old, finetune.new_task() as new:
+    with finetune_runs.old_task() as old, finetune_runs.new_task() as new:
         assert (old.observation_space, old.action_space) == (new.observation_space, new.action_space)
 
 
@@ -89,10 +89,10 @@ class Recorded(gym.Wrapper):
 
 
 def test_elsewhere_is_on_the_states_of_the_old_task(monkeypatch):
-    agent, saved, made = PPO("CartPole-v1", seed=1), PPO("CartPole-v1", seed=2), finetune.old_task
+    agent, saved, made = PPO("CartPole-v1", seed=1), PPO("CartPole-v1", seed=2), finetune_runs.old_task
     monkeypatch.setattr(Recorded, "states", ())
-    monkeypatch.setattr(finetune, "old_task", lambda: Recorded(made()))
-    found = finetune.kl_on_the_old_task(agent, saved)
+    monkeypatch.setattr(finetune_runs, "old_task", lambda: Recorded(made()))
+    found = finetune_runs.kl_on_the_old_task(agent, saved)
     states = torch.from_numpy(np.stack(Recorded.states))
     p, q = (Categorical(logits=a.distribution(states).parameters[0].detach().double()) for a in (agent, saved))
     assert found == pytest.approx(kl_divergence(p, q).mean().item(), rel=1e-4)
@@ -102,14 +102,14 @@ def test_the_table_has_means_and_seeds(result):
     _, rows = result
     clip = rows["clip"]
     other = clip | {"seed": 4, "new_deterministic": clip["new_deterministic"] + 10.0, "kl_reference_largest": 7.0}
-    lines = finetune.table([rows["saved policy"], clip, other]).splitlines()
+    lines = finetune_runs.table([rows["saved policy"], clip, other]).splitlines()
     assert [line.count("|") for line in lines] == [11] * 4
     assert lines[2].endswith("|  |  |  |  |  |")
     mean = clip["new_deterministic"] + 5.0
     assert lines[3].startswith(f"| clip | {mean:.0f} ({mean - 5.0:.0f}, {mean + 5.0:.0f}) | ")
     assert "| 7.000 |  | " in lines[3]
     bound = rows["clip+reference-constraint 0.005"]
-    (*_, last) = finetune.table([bound, bound | {"updates_over_reference_kl": 1}]).splitlines()
+    (*_, last) = finetune_runs.table([bound, bound | {"updates_over_reference_kl": 1}]).splitlines()
     assert "| 1 of 4 |" in last
 
 

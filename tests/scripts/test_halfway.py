@@ -92,7 +92,7 @@ def test_a_command_that_goes_on_closes_every_environment(tmp_path, monkeypatch, 
     small_agent(PPO, "Listed-v0").save(tmp_path / "agent")
     words = ["distill", str(tmp_path / "agent"), *DISTILL, "--output", str(tmp_path / "out")]
     with monkeypatch.context() as cut:
-        cut.setattr("klrl.scripts.distill._say", interrupt)
+        cut.setattr("klrl.scripts.cli.distilling._say", interrupt)
         with pytest.raises(SystemExit):
             main(words)
     Listed.made.clear()

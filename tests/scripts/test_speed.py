@@ -1,17 +1,24 @@
 """klrl benchmark speed: a tiny run as a user starts it, and what it makes of its measurements."""
 
+import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import date
+from importlib.machinery import ModuleSpec
 from statistics import median
+from types import ModuleType
 
 import pytest
 from torture.processes import Fork
 from torture.runs import succeed
 
-from klrl.scripts.benchmarks import speed, timers
+import klrl
+from klrl.scripts.benchmarks import speed, speed_history, timers
 from klrl.scripts.benchmarks.measure import BOUND, LIBRARIES
 from klrl.scripts.benchmarks.speed_report import summarise, table
 from klrl.scripts.benchmarks.workload import Clock, Job, Workload
@@ -22,6 +29,8 @@ from klrl.studies.work import Work
 TINY = Workload(updates=1, n_envs=2, n_steps=32, batch_size=16, critic_batch_size=16, n_epochs=2, n_critic_updates=3)
 FLAGS = ["--updates", "1", "--n-envs", "2", "--n-steps", "32", "--batch-size", "16", "--critic-batch-size", "16"]
 FLAGS += ["--n-epochs", "2", "--n-critic-updates", "3", "--envs", "CartPole-v1"]
+USUAL = ["--variants"]  # none
+MEASURED = {"steps_per_second": 64.0, "steps_per_cpu_second": 128.0, "seconds": 1.0, "peak_mib": 100.0}
 # Counts what torch's optimisers and linear layers are asked to do, whichever library asks.
 COUNTING = """
 import json, sys, torch
@@ -68,7 +77,7 @@ def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("speed") / "made" / "speed.json"
     words = ["--peers", "stable-baselines3", "--engines", "sync", "--repeats", "1"]
     words += ["--timeout", "1000", "--output", str(path)]
-    command = ["-m", "klrl.scripts.main", "benchmark", "speed", *FLAGS, *words]
+    command = ["-m", "klrl.scripts.main", "benchmark", "speed", *FLAGS, *USUAL, *words]
     said = succeed(Fork(command, path.parents[1])).out
     return said, json.loads(path.read_text())
 
@@ -93,20 +102,24 @@ def test_every_library_is_measured_and_everything_is_kept(tiny):
 
 def test_speeds_and_ratios_follow_from_the_raw_values(tiny):
     _, record = tiny
-    speeds = defaultdict(list)
+    speeds, on_cpu = defaultdict(list), defaultdict(list)
     for row in record["measurements"]:
         assert row["steps"] == (640 if row["library"] == BOUND else 64)
         assert row["steps_per_second"] == pytest.approx(row["steps"] / row["seconds"])
+        assert row["steps_per_cpu_second"] == pytest.approx(row["steps"] / row["cpu_seconds"])
         assert 10 < row["peak_mib"] < 10_000
         if not row["profile"]:
             speeds[row["library"], row["algorithm"]].append(row["steps_per_second"])
+            on_cpu[row["library"], row["algorithm"]].append(row["steps_per_cpu_second"])
     assert len(record["summary"]) == len(speeds)
     for row in record["summary"]:
         mine = speeds[row["library"], row["algorithm"]]
         assert (row["median"], row["min"], row["max"]) == (median(mine), min(mine), max(mine))
-        assert row["bound_share"] == pytest.approx(median(mine) / median(speeds[BOUND, ""]))
+        mine = on_cpu[row["library"], row["algorithm"]]
+        assert row["cpu_median"] == median(mine)
+        assert row["bound_share"] == pytest.approx(median(mine) / median(on_cpu[BOUND, ""]))
         if row["library"] != BOUND:
-            assert row["klrl_ratio"] == pytest.approx(median(speeds["klrl", row["algorithm"]]) / median(mine))
+            assert row["klrl_ratio"] == pytest.approx(median(on_cpu["klrl", row["algorithm"]]) / median(mine))
 
 
 def test_the_profile_shares_add_up_and_every_part_of_the_algorithm_is_seen(tiny):
@@ -177,13 +190,13 @@ def test_what_is_not_installed_is_skipped_with_one_line(monkeypatch, capsys, tmp
 
     def run(job, timeout):
         done.append(job)
-        return {"steps_per_second": 64.0, "seconds": 1.0, "peak_mib": 100.0}
+        return MEASURED
 
     monkeypatch.setattr(speed, "run", run)
     for module in ("tianshou", "envpool"):
         monkeypatch.setitem(sys.modules, module, None)
     words = ["--peers", "tianshou", "cleanrl", "--repeats", "2", "--no-profile", "--output", str(tmp_path / "s.json")]
-    main(["benchmark", "speed", *FLAGS, *words])
+    main(["benchmark", "speed", *FLAGS, *USUAL, *words])
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "tianshou: tianshou is not installed; skipped",
@@ -192,6 +205,112 @@ def test_what_is_not_installed_is_skipped_with_one_line(monkeypatch, capsys, tmp
     ]
     everything = [(BOUND, ""), ("klrl", "ppo"), ("klrl", "trpo")]
     assert [(j.seed, (j.library, j.algorithm)) for j in done] == [(s, what) for s in (0, 1) for what in everything]
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The jobs that a command would measure."""
+    done = []
+    monkeypatch.setattr(speed, "run", lambda job, timeout: done.append(job) or MEASURED)
+    return done
+
+
+def test_variants_are_klrls_own_runs_beside_the_usual_ones(jobs, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for module in ("klrl.native", "envpool"):
+        monkeypatch.setitem(sys.modules, module, found := ModuleType(module))
+        found.__spec__ = ModuleSpec(module, None)
+    words = ["--algorithms", "ppo", "--peers", "--n-steps", "256", "--repeats", "1", "--no-profile"]
+    main(["benchmark", "speed", *FLAGS, *words, "--output", str(tmp_path / "s.json")])
+    usual, varied = jobs[:4], jobs[4:]
+    assert [(j.library, j.engine) for j in usual] == [(x, e) for x in (BOUND, "klrl") for e in ("sync", "envpool")]
+    assert all(not j.variant and not j.environment and j.processes == 1 for j in usual)
+    assert [(j.library, j.engine, j.variant) for j in varied] == [
+        ("klrl", "sync", "numpy"),
+        (BOUND, "envpool", "envpool-64"),
+        ("klrl", "envpool", "envpool-64"),
+        ("klrl", "sync", "two-processes"),
+    ]
+    assert [(j.environment, j.processes) for j in varied if j.engine == "sync"] == [
+        ({"KLRL_NATIVE": "off"}, 1),
+        ({}, 2),
+    ]
+    assert [(j.workload.n_envs, j.workload.n_steps) for j in jobs] == [(2, 256)] * 5 + [(64, 8)] * 2 + [(2, 256)]
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert [row["variant"] for row in record["summary"]].count("envpool-64") == 2
+
+
+def test_variants_that_cannot_be_measured_are_skipped_with_one_line(jobs, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "klrl.native", None)
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    words = ["--peers", "--engines", "sync", "--repeats", "1", "--no-profile"]
+    main(["benchmark", "speed", *FLAGS, *words, "--output", str(tmp_path / "s.json")])
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "numpy: klrl.native is not there; skipped",
+        "envpool-64: envpool is not installed; skipped",
+        "two-processes: cores = 1, of which two runs need 2; skipped",
+    ]
+    assert {j.variant for j in jobs} == {""}
+
+
+def test_runs_side_by_side_add_their_steps_and_keep_their_own_memory():
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core")
+    result = speed.run(replace(job("klrl"), processes=2, variant="two-processes"), 1000.0)
+    assert result["steps"] == 2 * 64
+    assert result["steps_per_second"] == pytest.approx(128 / result["seconds"])
+    assert result["steps_per_cpu_second"] == pytest.approx(128 / result["cpu_seconds"])
+    assert 10 < result["peak_mib"] < 10_000
+
+
+def test_quick_adds_a_line_to_the_history_and_writes_nothing_else(jobs, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed_history, "ROOT", tmp_path / "nowhere")
+    monkeypatch.setattr(speed, "missing", lambda name, args: None)
+    for _ in range(2):
+        main(["benchmark", "speed", "--quick", "--envs", "CartPole-v1", "--repeats", "1"])
+    names = [("klrl", "ppo"), ("stable-baselines3", "ppo"), ("klrl", "trpo"), ("sb3-contrib", "trpo")]
+    assert [(j.library, j.algorithm) for j in jobs] == 2 * names
+    assert {(j.engine, j.variant, j.profile, j.workload.n_envs) for j in jobs} == {("sync", "", False, 8)}
+    assert capsys.readouterr().out.splitlines()[-1] == "added to speed-history.csv"
+    assert [path.name for path in tmp_path.iterdir()] == ["speed-history.csv"]
+    with open("speed-history.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2
+    for line in lines:
+        assert (line["commit"], line["repeats"], line["updates"]) == (klrl.__version__, "1", "4")
+        assert date.fromisoformat(line["date"]) <= date.today()
+        assert line["ppo CartPole-v1 / stable-baselines3"] == line["trpo CartPole-v1 / sb3-contrib"] == "1.000"
+
+
+def test_a_history_is_written_by_its_columns_names(tmp_path):
+    path = tmp_path / "history.csv"
+    for line in ({"date": "a", "x": "1"}, {"x": "2", "date": "b"}, {"date": "c, d", "y": "3"}, {"x": "4"}):
+        speed_history.append(line, path)
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["date", "x", "y"], ["a", "1", ""], ["b", "2", ""], ["c, d", "", "3"], ["", "4", ""]]
+    path.write_text("date,x\na\n")
+    with pytest.raises(ValueError, match=r"history\.csv has lines of different lengths; allowed: those of its header"):
+        speed_history.append({"date": "b"}, path)
+
+
+def test_a_line_names_the_commit_or_the_version(tmp_path, monkeypatch):
+    assert speed_history.commit(tmp_path) == klrl.__version__  # not a checkout
+    if shutil.which("git"):
+        git = ["git", "-C", str(tmp_path), "-c", "user.name=N", "-c", "user.email=e@mail"]
+        for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+            subprocess.run([*git, *words], check=True)
+        asked = [*git, "rev-parse", "HEAD"]
+        head = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        assert speed_history.commit(tmp_path) == head[:12]
+        (inside := tmp_path / "site-packages").mkdir()
+        assert speed_history.commit(inside) == klrl.__version__  # somebody else's repository
+    monkeypatch.setenv("PATH", "")
+    assert speed_history.commit(tmp_path) == klrl.__version__
 
 
 @pytest.mark.parametrize(
@@ -226,9 +345,10 @@ def test_an_unknown_benchmark_is_refused(capsys):
     )
 
 
-def row(library, speed, env="A-v0", algorithm="ppo", engine="sync", peak=1.0):
-    names = {"library": library, "engine": engine, "algorithm": algorithm, "env": env}
-    return names | {"steps_per_second": speed, "peak_mib": peak}
+def row(library, speed, env="A-v0", algorithm="ppo", engine="sync", peak=1.0, variant="", wall=None):
+    """A measurement of ``speed`` steps per CPU second, by default also of wall time."""
+    names = {"library": library, "engine": engine, "algorithm": algorithm, "env": env, "variant": variant}
+    return names | {"steps_per_second": wall or speed, "steps_per_cpu_second": speed, "peak_mib": peak}
 
 
 def test_summary_by_hand():
@@ -250,9 +370,30 @@ def test_summary_by_hand():
     assert summary[BOUND, "sync", "A-v0"]["klrl_ratio"] is None
 
 
+def test_ratios_are_of_cpu_time_and_variants_have_rows_of_their_own():
+    rows = [row("klrl", 100.0, wall=50.0), row("peer", 10.0, wall=80.0), row(BOUND, 1000.0, algorithm="", wall=9.0)]
+    rows += [row("klrl", 25.0, variant="numpy"), row("klrl", 80.0, variant="two-processes", wall=160.0)]
+    rows += [row("klrl", 300.0, engine="envpool", variant="envpool-64")]
+    rows += [row(BOUND, 600.0, algorithm="", engine="envpool", variant="envpool-64")]
+    summary = summarise(rows)
+    assert [
+        (r["library"], r["variant"], r["median"], r["cpu_median"], r["klrl_ratio"], r["bound_share"]) for r in summary
+    ] == [
+        (BOUND, "", 9.0, 1000.0, None, 1.0),
+        (BOUND, "envpool-64", 600.0, 600.0, None, 1.0),
+        ("klrl", "", 50.0, 100.0, 1.0, 0.1),
+        ("peer", "", 80.0, 10.0, 10.0, 0.01),
+        ("klrl", "numpy", 25.0, 25.0, 4.0, None),
+        ("klrl", "two-processes", 160.0, 80.0, 1.25, None),
+        ("klrl", "envpool-64", 300.0, 300.0, 1 / 3, 0.5),
+    ]
+    assert "| klrl, two-processes | A-v0 | ppo | sync | 160 | 160–160 | 80 | 1.25 |  | 1 |" in table(summary)
+
+
 def test_the_clock_leaves_out_the_warm_up_and_counts_updates():
     clock = Clock(Workload(updates=2, warm_up=1), marks=[10.0, 12.0, 18.0], taken=[2048, 2000, 2048])
-    assert clock.seconds == 8.0
+    clock.cpu_marks = [1.0, 1.5, 4.0]
+    assert (clock.seconds, clock.cpu_seconds) == (8.0, 3.0)
     assert clock.steps == 4048
     with pytest.raises(RuntimeError, match="made 2 updates; expected: 3"):
         _ = Clock(Workload(updates=2), marks=[1.0, 2.0]).seconds

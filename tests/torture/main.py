@@ -6,58 +6,18 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from klrl.run.directory import check_new
 from klrl.scripts.cli.command_line import bad_input, fail, parse
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies.results import save
 from klrl.validation import NonNegativeInt, Positive, PositiveInt
-from torture import (
-    clocks,
-    damage,
-    determinism,
-    disks,
-    failures,
-    inputs,
-    interruptions,
-    interrupts,
-    locks,
-    logs,
-    malice,
-    nest,
-    numbers,
-    places,
-    saving,
-    soak,
-)
 from torture.case import Case, Row, run_all, table
 from torture.processes import haste
 
 PROG = "klrl torture"
-MODULES: tuple[Callable[[int], list[Case]], ...] = (
-    interruptions.cases,
-    saving.cases,
-    damage.cases,
-    malice.cases,
-    locks.cases,
-    logs.cases,
-    determinism.cases,
-    nest.cases,
-    numbers.cases,
-    disks.cases,
-    inputs.cases,
-    failures.cases,
-    interrupts.cases,
-    soak.cases,
-    clocks.cases,
-    places.cases,
-)
-"""Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 POINTS = {
     "R1": "kill -9 at random moments of a run, resume, compare with the uninterrupted run",
     "R2": "kill -9 in a loop that only saves",
@@ -103,6 +63,10 @@ class Torture:
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl torture``: exit status 1 if a case failed."""
     args = parse(Torture, sys.argv[1:] if argv is None else argv, PROG)
+    from klrl.run.directory import check_new
+    from klrl.studies.results import save
+    from torture.known import known
+
     with bad_input(PROG):
         for unknown in (point for point in args.only if point not in POINTS):
             raise ValueError(f"only = {unknown!r}; allowed: {', '.join(POINTS)}")
@@ -110,8 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             check_new(args.keep, "keep")
         if args.output.is_dir() or not os.access(args.output.absolute().parent, os.W_OK):
             raise ValueError(f"output = {args.output}; allowed: a file in a folder that exists")
-    known = [case for make in MODULES for case in _cases(make, args)]
-    cases = [case for case in known if case.protocol in args.only]
+    cases = [case for case in known(args.seed, args.soak_minutes) if case.protocol in args.only]
     with haste(args.quick):
         rows = _run([case for case in cases if case.quick or not args.quick], args)
     save(_command(args), [row | {"seed": args.seed} for row in rows], args.output)
@@ -119,10 +82,6 @@ def main(argv: list[str] | None = None) -> None:
     failed = sum(not row["passed"] for row in rows)
     print(f"{len(rows)} cases, {failed} failed; written: {args.output}")
     sys.exit(1 if failed else 0)
-
-
-def _cases(make: Callable[[int], list[Case]], args: Torture) -> list[Case]:
-    return soak.cases(args.seed, args.soak_minutes) if make is soak.cases else make(args.seed)
 
 
 def _run(cases: list[Case], args: Torture) -> list[Row]:
