@@ -30,7 +30,7 @@ def test_every_step_of_every_episode_is_played_once(ending, deterministic):
     agent = Recorder()
     result = evaluate(agent, Counting(7, length=4, ending=ending), n_episodes=3, deterministic=deterministic)
     assert agent.asked == [(7, episode, step, deterministic) for episode in range(3) for step in range(4)]
-    assert result == Evaluation(returns=(6.0,) * 3, lengths=(4,) * 3)
+    assert result == Evaluation(returns=(6.0,) * 3, lengths=(4,) * 3, infos=({},) * 3)
 
 
 class Endless(Counting):

@@ -13,7 +13,8 @@ import numpy as np
 
 from klrl.run import checkpoint
 from torture.case import Case, Outcome
-from torture.poisoned import ELEMENT, FIELDS, INDEX, N_ENVS, PLACES, RECORD, VALUES, name
+from torture.poisoned import ELEMENT, EPISODE, FIELDS, INDEX, N_ENVS, PLACES, RECORD, VALUES, name
+from torture.poisoned import STEPS as PLACED
 from torture.processes import Ended, Forks
 from torture.runs import STEPS, Run, resumption, saved
 from torture.states import difference, saved_parts
@@ -107,10 +108,12 @@ class _Poisoned:
         words = [line.split() for line in (self.scratch / RECORD).read_text().splitlines()]
         seeded = [(int(seed), int(step)) for _, seed, step in words if seed != "None"]  # the trial resets without, too
         mine = [(seed, step) for seed, step in seeded if PLACES.get(seed, (-1, 0))[0] == index]
-        taken = sum(step > 0 for _, step in mine) - (self.field != "action")
-        if self.field == "final observation":
-            mine.pop()  # a reset came after it, in the same step of all environments
+        if self.field != "action" and self.value in _NONE:  # it is found when the rollout is over
+            last = np.inf if self.field == "final observation" else max(PLACED[self.value], self.field == "reward")
+            until = [i for i, (seed, step) in enumerate(mine) if PLACES[seed] == (INDEX, EPISODE) and step <= last]
+            mine = mine[: until[-1] + 1]
         seed, step = mine[-1]
+        taken = sum(step > 0 for _, step in mine) - (self.field != "action")
         step += self.field == "action"  # which was not executed any more
         episode = len({seed for seed, _ in mine}) - 1
         assert PLACES[seed] == (index, episode)
