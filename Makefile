@@ -21,8 +21,9 @@ help:  ## show this list
 train: $(VENV)/klrl  ## train PPO on CartPole-v1 and watch its policy drift (ENV=, STEPS=, SEED= change the task)
 	$(BIN)/klrl train ppo --env $(ENV) --total-timesteps $(STEPS) --seed $(SEED)
 
+# Tests start many processes; each would compile klrl's files anew where Python keeps no bytecode.
 test: lint  ## every check: style, types, tests, doctests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

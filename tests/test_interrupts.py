@@ -284,7 +284,7 @@ def test_wherever_calls_in_parallel_are_interrupted_no_process_is_left():
         assert sorted(in_parallel(abs, [(-1,), (-2,)], 2)) == [1, 2]
 
     double()
-    for n in count(0, 23):
+    for n in count(0, 41):
         more = interrupted(double, n, rooms=("klrl/studies/parallel.py",))
         gc.collect()
         for process in multiprocessing.active_children():

@@ -8,12 +8,11 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torture.processes import Fork
 
 from klrl.run import checkpoint
 from klrl.run.sealed import sealed
@@ -192,12 +191,12 @@ checkpoint.write(sys.argv[1], {"x": torch.ones(2)}, {"agent": "new"})
 """
 
 
-def test_killed_at_any_moment_of_a_write_the_old_agent_is_there_or_the_new_one(saved):
+def test_killed_at_any_moment_of_a_write_the_old_agent_is_there_or_the_new_one(saved, tmp_path):
     found = []
     for calls in (*range(0, 16, 2), 17):
         checkpoint.write(saved, TENSORS, STATE)
-        code = subprocess.run([sys.executable, "-c", KILLED, saved, str(calls)]).returncode
-        found.append((checkpoint.read(saved)[1]["agent"], code))
+        ended = Fork(["-c", KILLED, saved, str(calls)], tmp_path).wait()
+        found.append((checkpoint.read(saved)[1]["agent"], ended.code))
     assert found[0] == ("PPO", -signal.SIGKILL)
     assert found[-1] == ("new", 0)
     assert ("new", -signal.SIGKILL) in found
