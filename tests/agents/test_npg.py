@@ -84,9 +84,10 @@ def test_a_target_is_an_aim_of_npg_and_a_bound_of_trpo():
 
 
 def test_where_trpo_takes_the_whole_step_npg_takes_the_same():
-    (metrics, whole), (_, step) = (update(small_agent(cls, target_kl=1e-5)) for cls in (TRPO, NPG))
-    assert metrics["train/line_search_scale"] == 1.0
-    assert torch.equal(whole, step)
+    pairs = ([update(small_agent(cls, target_kl=1e-5, seed=seed)) for cls in (TRPO, NPG)] for seed in range(9))
+    equal = [torch.equal(step, other) for (m, step), (_, other) in pairs if m["train/line_search_scale"] == 1.0]
+    assert len(equal) > 2
+    assert all(equal)
 
 
 def test_a_penalty_gives_npg_the_length_one_over_beta():

@@ -15,6 +15,8 @@ from klrl.scripts.main import main
 @pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
 @pytest.mark.parametrize("task", asked.ASKED, ids=lambda t: f"{t.agent}, {t.space}")
 def test_every_task_has_the_actions_that_its_name_says_and_a_bound_of_a_hundredth(task):
+    if task.space.startswith("MultiDiscrete") and not hasattr(gym.wrappers, "DiscretizeAction"):
+        pytest.skip("this Gymnasium has no DiscretizeAction")
     with task.make() as env:
         space = env.action_space
     if isinstance(space, gym.spaces.Box):

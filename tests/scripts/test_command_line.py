@@ -165,7 +165,7 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo"], "--env"),
         (["sac"], "algorithm = 'sac'; allowed: ppo, trpo"),
         (["ppo", "--env", "CartPol-v1"], "env = 'CartPol-v1': unknown; did you mean CartPole-v1"),
-        (["ppo", "--env", "HalfCheetah-v3"], "gymnasium-robotics"),
+        (["ppo", "--env", "HalfCheetah-v3"], "env = 'HalfCheetah-v3': "),
         (
             ["ppo", "--env", "Blackjack-v1", "--action-distribution", "beta"],
             "action_distribution = 'beta' with action space Discrete(2); allowed: only with a Box",
