@@ -23,6 +23,7 @@ from klrl.policy.paths import is_written_out, learns_in_kernel
 from klrl.run.callback import Callback
 from klrl.run.callback_list import each_minibatch
 from klrl.trust_region import Clip
+from klrl.trust_region.all import members
 from klrl.trust_region.arithmetic import Arithmetic, arithmetic
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ _DEFINITIONS = {
     "entropy", "descend",
 }  # fmt: skip
 """Methods that define a step; the kernel knows klrl's own."""
+_PARTS = {"descend", "step", "linearize", "policy", "surrogate", "surrogate_gradient", "penalty", "penalty_gradient"}
+"""Methods of the agent's parts that take part in one."""
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,33 @@ def kernel_of(agent: Learner[Any], samples: UpdateBatch | None = None) -> Kernel
 
 
 def _is_klrls(agent: Learner[Any]) -> bool:
-    """Tell whether nobody has redefined what a step is."""
+    """Tell whether nobody has redefined what a step is, in a class or in an object."""
     found = [getattr(type(agent), name) for name in _DEFINITIONS if hasattr(type(agent), name)]
-    return all(f.__module__.startswith("klrl.agents.") for f in found) and not vars(agent).keys() & _DEFINITIONS
+    homes = [getattr(f, "__globals__", {}).get("__name__", "") for f in found]  # functools.wraps copies __module__
+    networks, region = agent.networks, agent.region
+    parts = [networks, networks.optimizer, *networks.optimized, region, *members(region)]
+    return (
+        all(home.startswith("klrl.agents.") for home in homes)
+        and not vars(agent).keys() & _DEFINITIONS
+        and not any(vars(part).keys() & _PARTS for part in parts)
+    )
 
 
 def _is_known(network: Any, encoding: Encoding) -> bool:
-    """Tell whether the kernel knows what the outputs mean, and finds as many as it looks for."""
+    """Tell whether the kernel knows what parameters and outputs mean, and finds as many as it looks for."""
     if not is_written_out(network) or type(network.trunk) is not MLP:
         return False
     (inputs, *_, outputs) = sizes = network.trunk.layers.sizes
+    free = []
     if type(network) is GaussianActor:
-        free = network.log_std
-        meant = not network.squashed and outputs == (2 * network.d if free is None else network.d)
-        meant = meant and (free is None or free.requires_grad)
+        free = [] if network.log_std is None else [network.log_std]
+        meant = not network.squashed and outputs == (network.d if free else 2 * network.d)
+        meant = meant and all(p.requires_grad for p in free)
     else:
         meant = type(network) is CategoricalActor or (type(network) is Critic and outputs == 1)
-    return meant and inputs == encoding.n_features and Network.fits(sizes)
+    parameters = [*free, *(p for layer in network.trunk for p in layer.parameters())]
+    each_once = list(map(id, parameters)) == list(map(id, network.parameters()))  # none shared by layers, none added
+    return meant and each_once and inputs == encoding.n_features and Network.fits(sizes)
 
 
 def steps(
@@ -103,9 +116,9 @@ def steps(
         yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
         return
     order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
-    watched, size = each_minibatch(callback), agent.config.batch_size
+    watched, config, size = each_minibatch(callback), agent.config, agent.config.batch_size
     columns = slice(None) if terms.policy else slice(1, 2)
-    while len(order) and (kernel := kernel_of(agent, samples)) is not None:
+    while len(order) and agent.config is config and (kernel := kernel_of(agent, samples)) is not None:
         part = order[:size] if watched else order
         taken = _take(kernel, agent, _samples(agent, samples, part, policy=terms.policy), terms)
         order = order[len(taken) * size :]
@@ -117,7 +130,7 @@ def steps(
         if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where it is
             break
     if len(order):
-        yield from _in_numpy(agent, agent.minibatches(samples, order=order), step, callback)
+        yield from _in_numpy(agent, agent.minibatches(samples, size, order), step, callback)
 
 
 def _in_numpy(

@@ -20,7 +20,7 @@ def named(field: str, word: str, allowed: str) -> Any:
         ValueError: it is not of that form, or nothing is there.
     """
     module, _, name = word.partition(":")
-    if not (module and name):
+    if not (module and name) or module.startswith("."):
         raise ValueError(f"{field} = {word!r}; allowed: {allowed}")
     try:
         return getattr(import_module(module), name)

@@ -1,7 +1,9 @@
 """klrl torture: what its frame makes of cases that pass, fail, raise or never end; and its helpers."""
 
 import json
+import os
 import signal
+import socket
 import sys
 
 import pytest
@@ -12,8 +14,8 @@ from torture.case import Case, Outcome, run_all, table
 from torture.forgery import Victim
 from torture.known import MODULES
 from torture.main import POINTS
-from torture.processes import Ended, Fork, Forks, Process, Unexpected, start_child
-from torture.runs import Run, finish
+from torture.processes import SOCKET, Ended, Fork, Forks, Process, Unexpected, start_child
+from torture.runs import Run, finish, succeed
 
 from klrl.agents import PPO
 from klrl.run import checkpoint
@@ -149,6 +151,27 @@ def test_a_fork_is_watched_and_sent_signals_while_it_runs(tmp_path):
     assert fork.wait().code == -signal.SIGTERM
     assert not fork.running
     assert forks.start(["save-for-ever", tmp_path / "saved"]).kill().code == -signal.SIGKILL
+
+
+def test_forks_go_on_when_somebody_who_asked_for_one_is_gone(tmp_path):
+    succeed(Fork(["-c", ""], tmp_path))
+    nobody, impatient = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    with nobody, impatient:
+        nobody.connect(os.environ[SOCKET])
+        impatient.connect(os.environ[SOCKET])
+        request = {"words": ["-c", ""], "cwd": str(tmp_path), "environment": dict(os.environ), "path": []}
+        with open(os.devnull, "r+b") as nothing:
+            socket.send_fds(impatient, [json.dumps(request).encode()], [nothing.fileno()] * 3)
+    assert succeed(Fork(["-c", "print('there')"], tmp_path)).out == "there\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are listed in /proc")
+def test_a_fork_has_no_descriptors_but_its_own(tmp_path):
+    folder = "/proc/self/fd"
+    program = f"import os; print(*(x for x in os.listdir({folder!r}) if os.path.lexists('{folder}/' + x)))"
+    other = Fork(["-c", "import time; time.sleep(10_000)"], tmp_path)
+    assert succeed(Fork(["-c", program], tmp_path)).out.split() == ["0", "1", "2"]
+    other.kill()
 
 
 def test_states_differ_where_something_differs(tmp_path):

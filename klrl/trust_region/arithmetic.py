@@ -40,7 +40,7 @@ def arithmetic(region: TrustRegion) -> Arithmetic | None:
             found = replace(found, surrogate="spo", epsilon=member.clip_range)
         elif type(member) is Rollback:
             found = replace(found, surrogate="rollback", epsilon=member.clip_range, slope=member.rollback_slope)
-        elif type(member) is KLPenalty:
+        elif type(member) is KLPenalty and member.beta >= 0.0:
             found = replace(found, beta=found.beta + member.beta)
         elif type(member) not in _PLAIN:
             return None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from klrl.native import available
 from klrl.scripts.benchmarks.workload import Job, Workload
 
 Name = Literal["numpy", "envpool-64", "two-processes"]
@@ -32,7 +33,7 @@ def _numpy(job: Job) -> Job:
 
 
 def _no_native(work: Workload) -> str | None:
-    return None if importlib.util.find_spec("klrl.native") else "klrl.native is not there"
+    return None if available() else "the kernel was not built"
 
 
 def _many(job: Job) -> Job:

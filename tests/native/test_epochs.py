@@ -1,8 +1,8 @@
 """The kernel's steps against autograd in float64, and whole updates against those of the numpy path."""
 
 from copy import deepcopy
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from itertools import pairwise
 
 import gymnasium as gym
@@ -28,6 +28,7 @@ from klrl.trust_region import (
     AdaptiveLearningRate,
     All,
     Clip,
+    Coefficient,
     Fixed,
     KLConstraint,
     KLPenalty,
@@ -317,6 +318,25 @@ def test_a_callback_may_take_the_rest_of_an_epoch_out_of_the_kernel():
     assert ratios < 1.0
 
 
+def test_a_callback_may_change_settings_within_an_epoch():
+    class Lowering(Callback):
+        def on_minibatch_end(self, agent, metrics):
+            nonlocal seen
+            seen += 1
+            agent.config = replace(agent.config, batch_size=8, vf_coef=0.01)
+
+    ways = []
+    for level in (available()[-1], None):
+        agent, seen = agent_of("gaussian", level, batch_size=32, n_epochs=1), 0
+        first = [flatten(network.parameters()).clone() for network in agent.networks]
+        samples = samples_of(agent, 128, moved=0.0)
+        agent.improve(None, samples, Lowering())
+        assert seen == 4  # the epoch's minibatches are those that it began with
+        ways.append([flatten(network.parameters()) - x for network, x in zip(agent.networks, first, strict=True)])
+    for x, y in zip(*ways, strict=True):
+        assert (x - y).norm() <= 1e-3 * y.norm()
+
+
 class Mine(Clip):
     pass
 
@@ -326,16 +346,35 @@ class Lowering(PPO):
         return super().value_loss(samples)
 
 
+class Wrapped(PPO):
+    @wraps(PPO.descend)
+    def descend(self, loss):
+        return super().descend(loss)
+
+
+@dataclass(frozen=True)
+class Repelling(Coefficient):
+    beta: float = -0.5
+
+    def update(self, kl):
+        return self
+
+
 def changed(how):
     """An agent on the kernel, and what was done to it."""
     special = {
         "subclass of PPO": (type("Own", (PPO,), {}), {}),
         "its own loss": (Lowering, {}),
+        "its own loss, wrapped": (Wrapped, {}),
+        "its own loss, a property": (type("Property", (PPO,), {"entropy": property(lambda self: None)}), {}),
         "subclass of a region": (PPO, {"trust_region": Mine()}),
         "mirror descent": (PPO, {"trust_region": "mdpo"}),
         "mirror descent, TRPO": (TRPO, {"trust_region": "mdpo"}),
         "beta": (PPO, {"action_distribution": "beta"}),
         "squashed": (PPO, {"action_distribution": "squashed-gaussian"}),
+        "repelled": (PPO, {"trust_region": KLPenalty(Repelling())}),
+        "three layers": (PPO, {"actor_hidden_sizes": (8, 8, 8)}),
+        "shared weight": (PPO, {"actor_hidden_sizes": (8, 8, 8)}),
         "large, plain": (PPO, {"critic_hidden_sizes": (300, 300)}),
     }
     cls, settings = special.get(how, (PPO, {}))
@@ -348,6 +387,19 @@ def changed(how):
         agent.actor.trunk = nn.Sequential(*agent.actor.trunk)
     elif how == "method of its own":
         agent.descend = agent.descend
+    elif how == "method of the policy":
+        agent.actor.policy = agent.actor.policy
+    elif how == "method of the networks":
+        agent.networks.descend = agent.networks.descend
+    elif how == "method of the region":
+        object.__setattr__(agent.region, "penalty", agent.region.penalty)
+    elif how == "shared weight":
+        agent.actor.trunk[4].weight = agent.actor.trunk[2].weight
+    elif how == "added parameter":
+        agent.critic.scale = nn.Parameter(torch.ones(1))
+    elif how == "added layer":
+        agent.actor.auxiliary = nn.Linear(3, 2)
+    agent.networks.repack()
     return agent
 
 
@@ -357,16 +409,26 @@ def changed(how):
         ("as made", True),
         ("subclass of PPO", True),
         ("mirror descent, TRPO", True),
+        ("three layers", True),
         ("its own loss", False),
+        ("its own loss, wrapped", False),
+        ("its own loss, a property", False),
         ("subclass of a region", False),
         ("mirror descent", False),
         ("beta", False),
         ("squashed", False),
+        ("repelled", False),
         ("large, plain", False),
         ("frozen weight", False),
         ("frozen std", False),
         ("own network", False),
         ("method of its own", False),
+        ("method of the policy", False),
+        ("method of the networks", False),
+        ("method of the region", False),
+        ("shared weight", False),
+        ("added parameter", False),
+        ("added layer", False),
     ],
 )
 def test_which_agents_the_kernel_takes(how, taken):

@@ -218,9 +218,9 @@ def jobs(monkeypatch):
 def test_variants_are_klrls_own_runs_beside_the_usual_ones(jobs, monkeypatch, tmp_path):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1}, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for module in ("klrl.native", "envpool"):
-        monkeypatch.setitem(sys.modules, module, found := ModuleType(module))
-        found.__spec__ = ModuleSpec(module, None)
+    monkeypatch.setattr("klrl.scripts.benchmarks.speed_variants.available", lambda: ("plain",))
+    monkeypatch.setitem(sys.modules, "envpool", found := ModuleType("envpool"))
+    found.__spec__ = ModuleSpec("envpool", None)
     words = ["--algorithms", "ppo", "--peers", "--n-steps", "256", "--repeats", "1", "--no-profile"]
     main(["benchmark", "speed", *FLAGS, *words, "--output", str(tmp_path / "s.json")])
     usual, varied = jobs[:4], jobs[4:]
@@ -244,12 +244,12 @@ def test_variants_are_klrls_own_runs_beside_the_usual_ones(jobs, monkeypatch, tm
 def test_variants_that_cannot_be_measured_are_skipped_with_one_line(jobs, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    monkeypatch.setitem(sys.modules, "klrl.native", None)
+    monkeypatch.setattr("klrl.scripts.benchmarks.speed_variants.available", tuple)
     monkeypatch.setitem(sys.modules, "envpool", None)
     words = ["--peers", "--engines", "sync", "--repeats", "1", "--no-profile"]
     main(["benchmark", "speed", *FLAGS, *words, "--output", str(tmp_path / "s.json")])
     assert capsys.readouterr().out.splitlines()[:3] == [
-        "numpy: klrl.native is not there; skipped",
+        "numpy: the kernel was not built; skipped",
         "envpool-64: envpool is not installed; skipped",
         "two-processes: cores = 1, of which two runs need 2; skipped",
     ]

@@ -45,15 +45,21 @@ def serve(path: str) -> None:
 def _accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
     connection, _ = listener.accept()
     said, descriptors, *_ = socket.recv_fds(connection, 2**20, 3)
+    if not said:  # it was killed before it could ask
+        connection.close()
+        return
     began, pid = time.monotonic(), os.fork()
     if pid == 0:
-        selector.close()
+        for number in [key.fileobj for key in selector.get_map().values() if isinstance(key.fileobj, int)]:
+            os.close(number)  # of another process, or of standard input
+        selector.close()  # and with it the others' connections
         listener.close()
         connection.close()
         _become(json.loads(said), descriptors)
     for descriptor in descriptors:
         os.close(descriptor)
-    connection.send(json.dumps({"pid": pid}).encode())
+    with contextlib.suppress(ConnectionError):  # nobody waits for it any more
+        connection.send(json.dumps({"pid": pid}).encode())
     ended = os.pidfd_open(pid)
     selector.register(ended, selectors.EVENT_READ, lambda *_: _tell(selector, ended, pid, connection, began))
 
@@ -65,7 +71,7 @@ def _tell(selector: selectors.BaseSelector, ended: int, pid: int, connection: so
     os.close(ended)
     unit = 1 if sys.platform == "darwin" else 1024
     said = {"code": os.waitstatus_to_exitcode(status), "peak": usage.ru_maxrss * unit}
-    with connection, contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+    with connection, contextlib.suppress(ConnectionError):  # as above
         connection.send(json.dumps(said | {"seconds": time.monotonic() - began}).encode())
 
 
