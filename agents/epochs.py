@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -153,10 +152,9 @@ def _take(kernel: Kernel, agent: Learner[Any], samples: Samples, terms: Terms) -
 
 def _network(network: Any, state: AdamState, rate: float) -> Network:
     layers = network.trunk.layers
-    own = state.theta.size - sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(layers.sizes))
     return Network.with_layers(
-        layers.sizes, own=own, relu=not layers.is_tanh, steps=state.steps, rate=rate,
-        theta=state.theta, mean=state.mean, square=state.square,
+        layers.sizes, state.theta, relu=not layers.is_tanh, steps=state.steps, rate=rate,
+        mean=state.mean, square=state.square,
     )  # fmt: skip
 
 
