@@ -98,13 +98,13 @@ def steps(
         terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
         callback: is told of the steps, if it has anything to do then.
     """
-    if kernel_of(agent, samples) is None:
+    if (kernel := kernel_of(agent, samples)) is None:
         yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
         return
     order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
     watched, size = each_minibatch(callback), agent.config.batch_size
     columns = slice(None) if terms.policy else slice(1, 2)
-    while len(order) and (kernel := kernel_of(agent, samples)) is not None:
+    while len(order) and kernel is not None:
         part = order[:size] if watched else order
         taken = _take(kernel, agent, _samples(agent, samples, part, policy=terms.policy), terms)
         order = order[len(taken) * size :]
@@ -115,6 +115,8 @@ def steps(
             yield metrics
         if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where it is
             break
+        if len(order):  # a callback may have changed what the kernel knows
+            kernel = kernel_of(agent, samples)
     if len(order):
         yield from _in_numpy(agent, agent.minibatches(samples, order=order), step, callback)
 
