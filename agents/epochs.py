@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from klrl.policy.mlp import MLP
 from klrl.policy.networks import Critic
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import BETA1, BETA2, EPS, Adam, AdamState
-from klrl.policy.paths import is_written_out, learns_in_kernel
+from klrl.policy.paths import is_laid_out, is_written_out, learns_in_kernel
 from klrl.run.callback import Callback
 from klrl.run.callback_list import each_minibatch
 from klrl.trust_region import Clip
@@ -91,9 +90,7 @@ def _is_known(network: Any, encoding: Encoding) -> bool:
         meant = meant and all(p.requires_grad for p in free)
     else:
         meant = type(network) is CategoricalActor or (type(network) is Critic and outputs == 1)
-    parameters = [*free, *(p for layer in network.trunk for p in layer.parameters())]
-    each_once = list(map(id, parameters)) == list(map(id, network.parameters()))  # none shared by layers, none added
-    return meant and each_once and inputs == encoding.n_features and Network.fits(sizes)
+    return meant and is_laid_out(network, network.trunk, free) and inputs == encoding.n_features and Network.fits(sizes)
 
 
 def steps(
@@ -112,13 +109,13 @@ def steps(
         terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
         callback: is told of the steps, if it has anything to do then.
     """
-    if kernel_of(agent, samples) is None:
+    if (kernel := kernel_of(agent, samples)) is None:
         yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
         return
     order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
     watched, config, size = each_minibatch(callback), agent.config, agent.config.batch_size
     columns = slice(None) if terms.policy else slice(1, 2)
-    while len(order) and agent.config is config and (kernel := kernel_of(agent, samples)) is not None:
+    while len(order) and agent.config is config and kernel is not None:
         part = order[:size] if watched else order
         taken = _take(kernel, agent, _samples(agent, samples, part, policy=terms.policy), terms)
         order = order[len(taken) * size :]
@@ -129,6 +126,8 @@ def steps(
             yield metrics
         if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where it is
             break
+        if len(order):  # a callback may have changed what the kernel knows
+            kernel = kernel_of(agent, samples)
     if len(order):
         yield from _in_numpy(agent, agent.minibatches(samples, size, order), step, callback)
 
@@ -166,10 +165,9 @@ def _take(kernel: Kernel, agent: Learner[Any], samples: Samples, terms: Terms) -
 
 def _network(network: Any, state: AdamState, rate: float) -> Network:
     layers = network.trunk.layers
-    own = state.theta.size - sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(layers.sizes))
     return Network.with_layers(
-        layers.sizes, own=own, relu=not layers.is_tanh, steps=state.steps, rate=rate,
-        theta=state.theta, mean=state.mean, square=state.square,
+        layers.sizes, state.theta, relu=not layers.is_tanh, steps=state.steps, rate=rate,
+        mean=state.mean, square=state.square,
     )  # fmt: skip
 
 

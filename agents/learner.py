@@ -372,7 +372,7 @@ class Learner(abc.ABC, Generic[C]):
             self.absorb(observations)
             after = self.distribution(observations)
         metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
-        metrics["drift/kl_total"] = mean_kl(change.old, after)
+        metrics["drift/kl_total"] = mean_kl(change.old, after) if absorb else metrics["drift/kl"]
         self.region = self.region.adapt(change)
         return metrics
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from klrl.agents.acting import acting_kernel
 from klrl.agents.epochs import kernel_of
 from klrl.agents.learner import Learner
 from klrl.native import absence
@@ -24,7 +25,7 @@ from klrl.trust_region.all import members
 def paths_of(agent: Learner[Any]) -> dict[str, str]:
     """Describe what computes the agent's actions and its updates, as the agent is now.
 
-    - acting: the distributions that actions are drawn from.
+    - acting: the distributions that actions are drawn from in rollouts.
     - policy, critic: their outputs and derivatives while they learn; a policy that moves by the natural gradient does
       so on the whole batch.
     - surrogate: the derivatives of the region's surrogate and penalty, of log-probabilities and of the entropy.
@@ -42,6 +43,8 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
         "optimizer": "numpy" if optimizes_in_numpy(networks.actor_parameters) else f"torch on {device}",
         "kernel": networks.kernel.level if networks.kernel else absence(),
     }
+    if (kernel := acting_kernel(agent)) is not None:
+        paths["acting"] = kernel_in_words(kernel)
     if (kernel := kernel_of(agent)) is not None:
         paths |= {"critic": f"{kernel_in_words(kernel)}, derivatives written out", "optimizer": kernel_in_words(kernel)}
         paths |= {"policy": paths["critic"]} if agent.actor in networks.optimized else {}

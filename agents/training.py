@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from klrl.agents import saving
+from klrl.agents.acting import acting
 from klrl.agents.saving import Training
 from klrl.agents.turns import Turn
 from klrl.agents.update_batch import overflow
@@ -89,7 +90,7 @@ class TrainingRun:
         agent.collector()
         try:
             with agent.sampler.ahead(agent.config.n_steps):
-                return agent.training_envs.collect(agent.act, agent.config.n_steps, agent.config.info_keys)
+                return agent.training_envs.collect(acting(agent), agent.config.n_steps, agent.config.info_keys)
         except NonFinite as error:
             seen = error.transition
             if "action" in seen and not np.isfinite(seen["action"]).all():

@@ -28,9 +28,9 @@ def gae(
     """
     delta = rewards + gamma * next_values.masked_fill(terminated, 0.0) - values
     decay = torch.full_like(delta, gamma * lam).masked_fill(ended, 0.0)
-    advantages = torch.empty_like(delta)
+    advantages = []
     running = torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        running = delta[t] + decay[t] * running
-        advantages[t] = running
-    return advantages
+    for delta_t, decay_t in zip(reversed(delta.unbind()), reversed(decay.unbind()), strict=True):
+        running = delta_t + decay_t * running
+        advantages.append(running)
+    return torch.stack(advantages[::-1])

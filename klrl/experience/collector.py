@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,16 @@ from klrl.policy.observations import Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
 from klrl.text import warn_user
 
-Act = Callable[[Tensor], tuple[Array, np.ndarray, Distribution]]
+Acted = tuple[Array, np.ndarray, Distribution]
+"""The policy's actions, the environment's actions, and the distributions."""
+Act = Callable[[Tensor], Acted]
+
+
+@dataclass(frozen=True)
+class OnArrays:
+    """A way to act that is given arrays: a small network takes less time than the way to a tensor and back."""
+
+    act: Callable[[np.ndarray], Acted]
 
 
 class ReplayMismatch(ValueError):
@@ -70,7 +80,7 @@ class Collector:
         observation, infos = self._vector.reset(cursor)
         if (lost := self._lose(infos)) is not None:
             self._episodes += lost
-        self._observation = torch.from_numpy(self._first(observation, infos))
+        self._observation = self._first(observation, infos)
         if cursor.observation is not None:
             self._check_arrival(cursor.observation)
 
@@ -90,7 +100,7 @@ class Collector:
             lengths=self._lengths.copy(),
             returns=self._returns.copy(),
             actions=(self._tape.actions,) if len(self._tape.actions) else (),
-            observation=self._observation,
+            observation=torch.from_numpy(self._observation),
         )
 
     def _first(self, observation: Any, infos: Infos) -> np.ndarray:
@@ -106,7 +116,7 @@ class Collector:
         return encoded
 
     def _check_arrival(self, expected: Tensor) -> None:
-        here = self._observation.to(expected.dtype)  # what was saved may have been rounded to float32
+        here = torch.from_numpy(self._observation).to(expected.dtype)  # what was saved may have been rounded to float32
         each = zip(here.numpy(), expected.numpy(), diverged(self.envs), strict=True)
         for i, (one, other, lost) in enumerate(each):
             if lost or one.tobytes() != other.tobytes():
@@ -114,7 +124,7 @@ class Collector:
                 raise ReplayMismatch(f"environment {i} did not come back to where it was, {where}")
 
     @undisturbed
-    def collect(self, act: Act, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:
+    def collect(self, act: Act | OnArrays, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:
         """Take ``n_steps`` in every environment.
 
         What is not finite ends a rollout where an action is not, else when all steps are taken; the error is that of
@@ -130,20 +140,21 @@ class Collector:
             NonFinite: an action, a reward or an observation is NaN or infinite.
         """
         first = self._observation
-        rollout = Rollout(first.numpy(), n_steps, self.total_timesteps)
+        rollout = Rollout(first, n_steps, self.total_timesteps)
+        on_arrays = act.act if isinstance(act, OnArrays) else _on_tensors(act)
         try:
             for t in range(n_steps):
-                self._step(t, rollout, act, info_keys)
+                self._step(t, rollout, on_arrays, info_keys)
         finally:  # what was not finite came before any other error
             if (error := rollout.non_finite(self.encoding.locate)) is not None:
                 self._observation = first
                 raise error from None
         self._remember(rollout.executed)
         batch = rollout.batch()
-        self._observation = batch.next_observations
+        self._observation = batch.next_observations.numpy()
         return batch
 
-    def _step(self, t: int, rollout: Rollout, act: Act, info_keys: Sequence[str]) -> None:
+    def _step(self, t: int, rollout: Rollout, act: Callable[[np.ndarray], Acted], info_keys: Sequence[str]) -> None:
         """Take one step in every environment."""
         rollout.episode[t], rollout.length[t] = self._episodes, self._lengths
         action, executed, behaviour = act(self._observation)
@@ -168,7 +179,7 @@ class Collector:
         over = ended if lost is None else ended | lost
         rollout.begun[t] = over if same_step else self._resetting
         rollout.observations[t + 1] = self._encoded(observation, infos, over)
-        self._observation = torch.from_numpy(rollout.observations[t + 1])
+        self._observation = rollout.observations[t + 1]
         any_ended = np.count_nonzero(ended) > 0
         if any_ended:
             self._find_finals(t, rollout, infos)
@@ -236,7 +247,7 @@ class Collector:
     def _final(self, i: int, infos: Infos) -> Tensor | None:
         """Return the last observation of the episode just truncated in environment ``i``, if that was given."""
         if self.mode is AutoresetMode.NEXT_STEP:
-            return self._observation[i]
+            return torch.from_numpy(self._observation)[i]
         if (told := self._vector.final_observation(i, infos)) is None:
             return None
         return torch.from_numpy(self._as_array(told))
@@ -279,3 +290,7 @@ class Collector:
             if len(mask) != n:
                 raise BadStep(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
         return np.stack(flat)
+
+
+def _on_tensors(act: Act) -> Callable[[np.ndarray], Acted]:
+    return lambda observations: act(torch.from_numpy(observations))

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, iterate
 from torch import Tensor
 
 from klrl.experience.steps import BadStep
@@ -191,7 +192,25 @@ class _SeparateInfos(VectorEnv):
 
 
 class SyncEnvs(_SeparateInfos, SyncVectorEnv):
-    """Environments in this process, with :class:`Separate` infos."""
+    """Environments in this process, with :class:`Separate` infos; where an episode ends, the next one begins."""
+
+    def __del__(self) -> None:
+        """Leave open what nobody has closed: it is the user's (Gymnasium 1.1 would close it)."""
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Any]:
+        """Step every environment: Gymnasium's SAME_STEP, without a look at the other modes in every environment."""
+        infos, answers = Separate(self.num_envs), []
+        for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
+            observation, reward, terminated, truncated, info = env.step(action)
+            if terminated or truncated:
+                infos.add(i, {FINAL_OBSERVATION[0]: observation, FINAL_INFO: info})
+                observation, info = env.reset()
+            infos.add(i, info)
+            self._env_obs[i] = observation
+            answers.append((reward, terminated, truncated))
+        rewards, terminations, truncations = zip(*answers, strict=True)
+        seen = self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        return seen, np.array(rewards, float), np.array(terminations, bool), np.array(truncations, bool), infos
 
 
 class WorkerEnvs(_SeparateInfos, WorkerVectorEnv):

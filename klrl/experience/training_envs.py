@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.experience.batch import Batch
-from klrl.experience.collector import Act, Collector, ReplayMismatch
+from klrl.experience.collector import Act, Collector, OnArrays, ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
@@ -83,7 +83,7 @@ class TrainingEnvs:
         warn_user(text)
         return None
 
-    def collect(self, act: Act, n_steps: int, info_keys: Sequence[str]) -> Batch:
+    def collect(self, act: Act | OnArrays, n_steps: int, info_keys: Sequence[str]) -> Batch:
         """Collect the next rollout."""
         assert self.collector is not None
         batch = self.collector.collect(act, n_steps, info_keys)

@@ -1,4 +1,4 @@
-"""The optional kernel in C: whole epochs of minibatch steps in one call; without it, numpy does the same.
+"""The optional kernel in C: epochs of minibatch steps, and outputs in rollouts; without it, numpy does the same.
 
 :mod:`klrl.policy.paths` says when it is used. It knows numbers and arrays only, and nothing of the rest of the library.
 """

@@ -1,4 +1,4 @@
-/* Epochs of minibatch steps on small networks: what klrl computes with numpy, without the arrays in between.
+/* Epochs of minibatch steps on small networks, and outputs: what klrl computes with numpy, less the arrays in between.
 
    A network computes h_k = f(W_k h_{k-1} + b_k) with f = tanh or max(., 0), and no f in its last layer. Its parameters
    theta [P] are one vector in the order of network.parameters(): free ones (log_std), then W_1, b_1, W_2, b_2, ...
@@ -8,6 +8,9 @@
    The file includes itself once for every level of processors. NaN and infinity come through as in numpy, so it must
    not be compiled with -ffast-math. */
 #ifndef LEVEL
+#ifdef __FAST_MATH__
+#error "inf and NaN have to be seen: no -ffast-math"
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -142,7 +145,15 @@ static void *prepare(const Network *actor, const Network *critic, Work *of_actor
 #endif
 
 /* Version of the structures and functions, as in klrl/native/library.py. */
-EXPORT int klrl_version(void) { return 1; }
+EXPORT int klrl_version(void) { return 2; }
+
+/* The numbers in the memory that klrl_outputs takes. */
+EXPORT int64_t klrl_room(const Network *net) {
+  Arena arena = {NULL, 0};
+  Work w;
+  lay_out(&arena, net, &w, 0);
+  return (int64_t)arena.used;
+}
 
 /* The highest level of this processor: 0 plain, 1 avx2, 2 avx512. */
 EXPORT int klrl_level(void) {
@@ -530,6 +541,21 @@ EXPORT int64_t N(klrl_epoch)(Network *actor, Network *critic, const Samples *s, 
   }
   free(memory);
   return step;
+}
+
+/* Writes the outputs [n, out] at inputs x [n, in]; nothing in `memory` matters before or after. */
+EXPORT void N(klrl_outputs)(const Network *net, float *memory, int64_t n, const float *x, float *outputs) {
+  Arena arena = {memory, 0};
+  Work w;
+  lay_out(&arena, net, &w, 0);
+  int64_t in = net->sizes[0], out = net->sizes[net->layers], ldx = round_up(in, VL);
+  for (int64_t from = 0; from < n; from += BLOCK) {
+    int64_t real = n - from < BLOCK ? n - from : BLOCK, R = round_up(real, VL);
+    for (int64_t r = 0; r < R; r++) /* rows that fill a register repeat the first one */
+      memcpy(w.x + r * ldx, x + (from + (r < real ? r : 0)) * in, sizeof(float) * (size_t)in);
+    N(forward)(net, &w, R);
+    N(transpose)(w.h[net->layers], out, R, real, outputs + from * out, out);
+  }
 }
 
 /* The functions of this level that approximate one of the C library's: 0 e^x, 1 e^x - 1, 2 tanh; n is a multiple of 16. */

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from ctypes import CDLL, POINTER, Structure, c_double, c_int64, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import CDLL, POINTER, Structure, byref, c_double, c_int64, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 """Version of the structures and functions; a file that was compiled from other ones is not used."""
 LEVELS = ("plain", "avx2", "avx512")
 """Levels of processors that the kernel is compiled for, in ascending order; all but the first are x86-64's."""
@@ -42,6 +43,7 @@ class Network(_Struct):
 
     Fields: ``layers`` and their ``sizes``; ``own``, the number of parameters before the layers'; ``relu``, the
     activation if it is not tanh; ``steps`` and ``rate`` of Adam; ``theta``, ``mean``, ``square [P]``, moved in place.
+    For its outputs alone, Adam's are left out.
     """
 
     _fields_ = (
@@ -56,10 +58,11 @@ class Network(_Struct):
         return len(sizes) <= _MOST_LAYERS + 1
 
     @classmethod
-    def with_layers(cls, sizes: Sequence[int], **values: object) -> Self:
-        """Fill the fields, given the sizes of inputs, hidden layers and outputs."""
+    def with_layers(cls, sizes: Sequence[int], theta: np.ndarray, **values: object) -> Self:
+        """Fill the fields, given the sizes of inputs, hidden layers and outputs, and all parameters."""
         padded = (c_int64 * (_MOST_LAYERS + 1))(*sizes)
-        return cls.of(layers=len(sizes) - 1, sizes=padded, **values)
+        own = theta.size - sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(sizes))
+        return cls.of(layers=len(sizes) - 1, sizes=padded, own=own, theta=theta, **values)
 
 
 class Samples(_Struct):
@@ -107,6 +110,12 @@ class Kernel:
         self._epoch = library[f"klrl_epoch_{level}"]
         self._epoch.argtypes = [POINTER(Network), POINTER(Network), POINTER(Samples), POINTER(Loss), c_void_p]
         self._epoch.restype = c_int64
+        self._outputs = library[f"klrl_outputs_{level}"]
+        self._outputs.argtypes = [POINTER(Network), c_void_p, c_int64, c_void_p, c_void_p]
+        self._outputs.restype = None
+        self._room = library["klrl_room"]
+        self._room.argtypes = [POINTER(Network)]
+        self._room.restype = c_int64
         self._function = library[f"klrl_function_{level}"]
         self._function.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
 
@@ -118,6 +127,23 @@ class Kernel:
         """
         metrics = np.empty((-(-samples.n // samples.batch), 3))
         return metrics[: self._epoch(actor, critic, samples, loss, metrics.ctypes.data)]
+
+    def outputs(self, network: Network, rows: int) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function from inputs ``[rows, in]``, converted to float32, to outputs ``[rows, out]``.
+
+        Its memory is made once, so only one thread at a time may call it.
+        """
+        x, y = (np.zeros((rows, network.sizes[k]), np.float32) for k in (0, network.layers))
+        memory = np.zeros(self._room(network), np.float32)
+        at, given_x, given_y = (array.ctypes.data_as(c_void_p) for array in (memory, x, y))  # keep the arrays alive
+        given = byref(network), at, rows, given_x, given_y
+
+        def evaluate(inputs: np.ndarray) -> np.ndarray:
+            x[...] = inputs
+            self._outputs(*given)
+            return y.copy()
+
+        return evaluate
 
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
         """Evaluate the kernel's "exp", "expm1" or "tanh" at float32 numbers, as many as are a multiple of 16."""

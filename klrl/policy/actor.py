@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +35,10 @@ class Actor(nn.Module, Linearizable):
     @abc.abstractmethod
     def policy(self, outputs: Array, allowed: Array | None) -> Distribution:
         """Return the record for outputs ``[*B, k]``; ``allowed`` is its mask, bool ``[*B, n]``, or ``None``."""
+
+    def policy_of_rollout(self, rows: int) -> Callable[[Array, Array | None], Distribution]:
+        """Return :meth:`policy` for arrays of so many rows, while no parameter changes."""
+        return self.policy
 
     @abc.abstractmethod
     def to_environment(self, action: Array) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.choices import ActionDistribution
-from klrl.policy.distributions import Beta, DiagGaussian, SquashedGaussian
+from klrl.policy.distributions import Beta, DiagGaussian, Distribution, SquashedGaussian
 from klrl.policy.observations import Encoding
 from klrl.policy.units import Units, caution
 from klrl.text import one_line
@@ -79,6 +79,14 @@ class GaussianActor(BoxActor):
         if is_numpy(outputs):
             return family(outputs, expand(self.log_std.detach().numpy(), outputs.shape))
         return family(outputs, self.log_std.expand_as(outputs).clone())
+
+    def policy_of_rollout(self, rows: int) -> Callable[[Array, Array | None], Distribution]:
+        """Return :meth:`policy`, of which a log_std of its own is copied once."""
+        if self.log_std is None:
+            return self.policy
+        family = SquashedGaussian if self.squashed else DiagGaussian
+        log_std = expand(self.log_std.detach().numpy(), (rows, self.d))
+        return lambda outputs, allowed: family(outputs, log_std)
 
     def to_environment(self, action: Array) -> np.ndarray:
         """Clip actions to the box, or stretch them from (-1, 1) to it."""

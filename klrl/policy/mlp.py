@@ -7,7 +7,7 @@ visited again. The passes here are the same sums without the bookkeeping; :mod:`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -46,6 +46,11 @@ class MLP(nn.Sequential, Linearizable):
     def written_out(self) -> bool:
         """True where the layers are known and none is frozen."""
         return self.layers.written_out
+
+    def outputs_in_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function from inputs to outputs, for as long as the layers stay the same ones, and explicit."""
+        layers = self.layers
+        return lambda x: _Explicit(self, x, layers).output
 
     def linearize(self, x: Array) -> Linearization[Array]:
         """Return the outputs at ``x [n, in]`` and their derivative by the parameters."""

@@ -148,12 +148,12 @@ class ReturnScaler:
         """Follow the discounted returns through ``[T, N]`` rewards; rows that are not ``valid`` do not count."""
         n = rewards.shape[1]
         running = self.running if len(self.running) == n else self.restarted(n).running
-        seen = torch.empty(rewards.shape, dtype=torch.float64, device="cpu")
-        for t, reward in enumerate(rewards.to(torch.float64)):
-            running = torch.where(valid[t], gamma * running + reward, running)
-            seen[t] = running
-            running = running.masked_fill(ended[t], 0.0)
-        return replace(self, moments=self.moments.absorb(seen[valid]), running=running)
+        seen = []
+        for reward, counts, ends in zip(rewards.to(torch.float64), valid, ended, strict=True):
+            running = torch.where(counts, gamma * running + reward, running)
+            seen.append(running)
+            running = running.masked_fill(ends, 0.0)
+        return replace(self, moments=self.moments.absorb(torch.stack(seen)[valid]), running=running)
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """Return scaled rewards, float32; unchanged before any were absorbed."""

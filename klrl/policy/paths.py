@@ -11,7 +11,8 @@ bookkeeping costs several times the arithmetic of a small network. A fifth path 
 =======  =====================================================  =======================================================
 kernel   Adam's steps on minibatches: an MLP in the CPU's       --
          memory, a Gaussian or categorical policy, a
-         surrogate of known arithmetic, klrl's own methods
+         surrogate of known arithmetic, klrl's own methods;
+         an MLP's outputs in rollouts, klrl's own methods
 numpy    an :class:`~klrl.policy.mlp.MLP` in the CPU's memory,  any other network (images, Beta, a trunk of one's own,
          on minibatches: the default                            frozen parameters): torch inside, arrays outside
 torch    the same on a whole batch (TRPO's and NPG's policy),   any other network there
@@ -26,7 +27,7 @@ A region's surrogate and penalty and a family's log-probability bring their deri
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from klrl.native import Kernel
@@ -44,6 +45,8 @@ _LEARNING, _ACTING = 2**22, 2**18
 Fewer while acting: nothing keeps numpy's BLAS from using threads there, which it does from 2^18 on; in an update
 :func:`~klrl.policy.arrays.numpy_as_torch` does.
 """
+_ACTING_IN_KERNEL = {"plain": 2**17, "avx2": 2**20, "avx512": 2**20}
+"""The same for the kernel while acting, where rows are fewer than a register holds, counted as if they filled it."""
 _IN_KERNEL = {"plain": 2**21, "avx2": 2**25, "avx512": 2**27}
 """Most multiplications in one layer that the kernel is given, by its level: beyond, BLAS has the better products."""
 
@@ -65,6 +68,14 @@ def learns_in_numpy(rows: int, most: int) -> bool:
 def acts_in_numpy(rows: int, most: int) -> bool:
     """Tell whether actions for so many environments are computed in arrays, given :func:`rows_for_numpy`."""
     return rows <= most * _ACTING // _LEARNING
+
+
+def acts_in_kernel(kernel: Kernel, rows: int, most: int) -> bool:
+    """Tell whether the kernel is the fastest way to so many rows of outputs, given :func:`rows_for_numpy`.
+
+    A single row leaves most of a register empty, and is BLAS's.
+    """
+    return rows > 1 and max(rows, 16) <= most * _ACTING_IN_KERNEL[kernel.level] // _LEARNING
 
 
 def optimizes_in_numpy(parameters: Tensor) -> bool:
@@ -119,6 +130,15 @@ def is_written_out(network: nn.Module) -> bool:
     return is_linearizable(network) and network.written_out
 
 
+def is_laid_out(network: nn.Module, trunk: Iterable[nn.Module], own: Sequence[Tensor] = ()) -> bool:
+    """Tell whether a network's parameters are its own ones and then its layers', each once: as the kernel finds them.
+
+    Otherwise one is shared by layers, or was added.
+    """
+    parameters = [*own, *(p for layer in trunk for p in layer.parameters())]
+    return list(map(id, parameters)) == list(map(id, network.parameters()))
+
+
 def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:
     """Tell whether these layers are written out: linear ones with one kind of activation between, without hooks."""
     from torch import nn
@@ -157,7 +177,7 @@ def in_words(arrays: bool, network: nn.Module, device: torch.device) -> str:
 
 
 def kernel_in_words(kernel: Kernel) -> str:
-    """Return in words what takes whole epochs of minibatch steps."""
+    """Return in words what takes whole epochs of minibatch steps, or acts."""
     return f"kernel ({kernel.level})"
 
 

@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from klrl.agents import PPO
-from klrl.native import LEVELS, at_level, available, find
+from klrl.native import LEVELS, Network, at_level, available, find
 from klrl.native.library import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,43 @@ def test_functions_keep_what_is_not_finite_and_what_is_beyond(level):
     expected[x > 80.0] = np.inf
     np.testing.assert_allclose(kernel.function("expm1", x), expected)
     np.testing.assert_array_equal(kernel.function("tanh", x), np.tanh(x))
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", available())
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("own", [0, 3])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 5, 2), (17, 64, 64, 6), (9, 70, 33, 18), (4, *[6] * 15, 5)])
+def test_outputs_are_those_of_the_layers_in_float64(level, sizes, own, relu):
+    g = torch.Generator().manual_seed(sum(sizes))
+    layers = [(torch.randn(o, i, generator=g) / i**0.5, torch.randn(o, generator=g)) for i, o in pairwise(sizes)]
+    theta = torch.cat([torch.full((own,), torch.nan), *[x.ravel() for layer in layers for x in layer]]).numpy()
+    network = Network.with_layers(sizes, theta, relu=relu)
+    for rows in (1, 2, 15, 16, 17, 64, 65, 150):
+        outputs = at_level(level).outputs(network, rows)
+        for _ in range(2):
+            x = torch.randn(rows, sizes[0], generator=g, dtype=torch.float64)
+            expected = x.float().double()
+            for k, (W, b) in enumerate(layers):
+                if k:
+                    expected = expected.relu() if relu else expected.tanh()
+                expected = expected @ W.double().T + b.double()
+            got = outputs(x.numpy())
+            assert (got.dtype, got.shape) == (np.float32, (rows, sizes[-1]))
+            np.testing.assert_allclose(got, expected.numpy(), rtol=2e-5, atol=2e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize("level", available())
+def test_outputs_follow_the_parameters_and_keep_what_is_not_finite(level):
+    theta = np.array([0.5, 2.0, 3.0, 0.25], np.float32)
+    outputs = at_level(level).outputs(Network.with_layers((3, 1), theta), 3)
+    x = np.array([[1.0, 1.0, 1.0], [np.nan, 0.0, 0.0], [0.0, np.inf, 0.0]])
+    first = outputs(x)
+    np.testing.assert_array_equal(first, [[5.75], [np.nan], [np.inf]])
+    theta *= 2.0
+    np.testing.assert_array_equal(outputs(x), [[11.5], [np.nan], [np.inf]])
+    assert first[0, 0] == 5.75
 
 
 @needs_kernel
@@ -118,6 +157,8 @@ int main(void) {
   const int64_t shapes[][4] = {{1, 1, 1, 1}, {3, 5, 2, 7}, {17, 64, 6, 64}, {16, 16, 4, 100}, {33, 70, 18, 130}};
   int64_t (*const epochs[])(Network *, Network *, const Samples *, const Loss *, double *) = {
       klrl_epoch_plain, klrl_epoch_avx2, klrl_epoch_avx512};
+  void (*const outputs[])(const Network *, float *, int64_t, const float *, float *) = {
+      klrl_outputs_plain, klrl_outputs_avx2, klrl_outputs_avx512};
   for (int level = 0; level <= klrl_level(); level++)
     for (int s = 0; s < 5; s++)
       for (int policy = 0; policy < 4; policy++) {
@@ -142,6 +183,10 @@ int main(void) {
         x[0] = NAN; /* in the last minibatch */
         Loss loss = {PLAIN, categorical, d, 0.2, 0.3, 0.5, 0.5, 0.0, 0.2, 0.0, 0.5, 0.9, 0.999, 1e-5};
         if (epochs[level](&actor, &critic, &samples, &loss, metrics) != (n + batch - 1) / batch - 1) return 3;
+        float *memory = floats(klrl_room(&actor), 1.0f), *rows = floats(batch * in, 1.0f);
+        float *y = floats(batch * hidden[3], 0.0f);
+        outputs[level](&actor, memory, batch, rows, y);
+        free(memory), free(rows), free(y);
         drop(&actor), drop(&critic), free(order), free(choices), free(x), free(a), free(old), free(old_s), free(p);
         free(A), free(R), free(metrics);
       }

@@ -1,0 +1,84 @@
+"""Acting in a rollout, with what stays the same in it looked up once; :mod:`klrl.policy.paths` has the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.nn.modules import module
+
+from klrl.agents.learner import Learner
+from klrl.experience.collector import Act, Acted, OnArrays
+from klrl.native import Kernel, Network
+from klrl.policy.actor import Actor
+from klrl.policy.actors import BernoulliActor, CategoricalActor, MultiCategoricalActor
+from klrl.policy.box_actors import GaussianActor
+from klrl.policy.mlp import MLP
+from klrl.policy.networks import features
+from klrl.policy.paths import acts_in_kernel, acts_in_numpy, is_laid_out
+
+_ACTORS: tuple[type[Actor], ...] = (GaussianActor, CategoricalActor, MultiCategoricalActor, BernoulliActor)
+_DEFINITIONS = {"forward", "policy", "allowed", "to_environment"}
+"""Methods by which an actor acts."""
+
+
+def acting(agent: Learner[Any]) -> Act | OnArrays:
+    """Return what acts as ``agent.act`` does, for one rollout: networks and statistics stay as they are.
+
+    It is ``agent.act`` itself where the agent or its actor is not one of klrl's own, or numpy is not faster.
+    """
+    kernel, n = acting_kernel(agent) if agent.networks.is_packed else None, agent.config.n_envs
+    if not _is_klrls(agent) or (kernel is None and not acts_in_numpy(n, agent.networks.numpy_rows)):
+        return agent.act
+    actor: Any = agent.actor
+    outputs: Callable[[np.ndarray], np.ndarray] = actor.trunk.outputs_in_numpy()
+    if kernel is not None:
+        layers, theta = actor.trunk.layers, agent.networks.actor_parameters.detach().numpy()
+        outputs = kernel.outputs(Network.with_layers(layers.sizes, theta, relu=not layers.is_tanh), n)
+    policy, normalizer, encoding, sampler = actor.policy_of_rollout(n), agent.normalizer, agent.encoding, agent.sampler
+
+    def act(observations: np.ndarray) -> Acted:
+        with np.errstate(all="ignore"):
+            x = normalizer(observations)
+            distribution = policy(outputs(features(encoding, x)), actor.allowed(x))
+            actions = sampler(distribution)
+        return actions, actor.to_environment(actions), distribution
+
+    return OnArrays(act)
+
+
+def acting_kernel(agent: Learner[Any]) -> Kernel | None:
+    """Return the kernel if it computes the outputs of the agent's policy in rollouts, as the agent is now."""
+    networks, kernel, trunk = agent.networks, agent.networks.kernel, agent.actor.trunk
+    free = getattr(agent.actor, "log_std", None)
+    known = (
+        kernel is not None
+        and _is_klrls(agent)
+        and acts_in_kernel(kernel, agent.config.n_envs, networks.numpy_rows)
+        and isinstance(trunk, MLP)
+        and Network.fits(trunk.layers.sizes)
+        and is_laid_out(agent.actor, trunk, [] if free is None else [free])
+    )
+    return kernel if known else None
+
+
+def _is_klrls(agent: Learner[Any]) -> bool:
+    """Tell whether nobody has redefined what acting is."""
+    actor = agent.actor
+    return (
+        type(agent).act is Learner.act
+        and "act" not in vars(agent)
+        and type(actor) in _ACTORS
+        and type(actor.trunk) is MLP
+        and actor.trunk.explicit
+        and actor.trunk.layers.sizes[0] == agent.encoding.n_features
+        and not any(_is_watched(network) or vars(network).keys() & _DEFINITIONS for network in (actor, actor.trunk))
+    )
+
+
+def _is_watched(network: nn.Module) -> bool:
+    """Tell whether somebody is told of the network's calls."""
+    own, all_networks = network._forward_hooks, module._global_forward_hooks
+    return any((own, all_networks, network._forward_pre_hooks, module._global_forward_pre_hooks))
