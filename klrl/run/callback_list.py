@@ -109,7 +109,8 @@ def each_minibatch(callback: Callback) -> bool:
     if type(callback) is CallbackList:
         return any(map(each_minibatch, callback.callbacks))
     hook = "on_minibatch_end"
-    return hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook)
+    nothing = getattr(Callback, hook)
+    return hook in vars(callback) or getattr(type(callback), hook, nothing) is not nothing
 
 
 def _flat(callbacks: Sequence[Callback]) -> Iterator[Callback]:

@@ -130,6 +130,8 @@ def region_of_word(word: str) -> str | TrustRegion:
     """
     if ":" not in word:
         return word
+    if "+" in word:
+        raise ValueError(f"trust_region = {word!r}; allowed: MODULE:NAME alone, of All(...) where there are several")
     allowed = "MODULE:NAME of a TrustRegion, or of what makes one"
     found = named("trust_region", word, allowed)
     try:

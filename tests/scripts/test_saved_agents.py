@@ -164,6 +164,7 @@ def test_a_training_takes_a_region_of_ones_own_and_is_that_of_python(module, giv
         ("nowhere:mine", "trust_region = 'nowhere:mine': No module named 'nowhere'; allowed: MODULE:NAME of a Tr"),
         ("saved_long:not_one", "trust_region = 'saved_long:not_one': 'int' object is not callable; allowed: MOD"),
         (".saved_long:mine", "trust_region = '.saved_long:mine'; allowed: MODULE:NAME of a TrustRegion"),
+        ("clip+saved_long:mine", "trust_region = 'clip+saved_long:mine'; allowed: MODULE:NAME alone"),
         ("saved_long:", "trust_region = 'saved_long:'; allowed: MODULE:NAME of a TrustRegion"),
     ],
 )
