@@ -37,6 +37,10 @@ class OnArrays:
 
     act: Callable[[np.ndarray], Acted]
 
+    def __call__(self, observations: np.ndarray) -> Acted:
+        """Act on observations ``[N, *O]``."""
+        return self.act(observations)
+
 
 class ReplayMismatch(ValueError):
     """An episode that was played again led to another observation than before."""
@@ -141,7 +145,7 @@ class Collector:
         """
         first = self._observation
         rollout = Rollout(first, n_steps, self.total_timesteps)
-        on_arrays = act.act if isinstance(act, OnArrays) else _on_tensors(act)
+        on_arrays = act if isinstance(act, OnArrays) else _on_tensors(act)
         try:
             for t in range(n_steps):
                 self._step(t, rollout, on_arrays, info_keys)

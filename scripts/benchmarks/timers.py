@@ -18,6 +18,7 @@ ENVIRONMENTS = "environments"
 # module imports by name is replaced where it is used. What none of them covers is "other".
 TIMED = (
     ("acting", "klrl.agents.learner", "Learner.act"),
+    ("acting", "klrl.experience.collector", "OnArrays.__call__"),
     ("storing steps", "klrl.experience", "Collector.collect"),
     ("advantages", "klrl.agents.learner", "Learner.prepare"),
     ("advantages", "klrl.agents.learner", "Learner.advantages"),
