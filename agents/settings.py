@@ -134,8 +134,18 @@ CONFIGS: Mapping[str, type[AgentConfig]] = {cls.algorithm: cls for cls in (PPOCo
 """Settings by the agents' names on the command line; :data:`~klrl.agents.names.AGENTS` has the agents."""
 
 
+class _Settings:
+    """Settings that are checked when they are made, and shown where they differ from their defaults."""
+
+    def __repr__(self) -> str:
+        return changed(self)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
-class DistillationConfig:
+class DistillationConfig(_Settings):
     """Settings of policy distillation."""
 
     direction: Direction = "forward"
@@ -158,15 +168,9 @@ class DistillationConfig:
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""
 
-    def __repr__(self) -> str:
-        return changed(self)
-
-    def __post_init__(self) -> None:
-        validate(self)
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class PreferencesConfig:
+class PreferencesConfig(_Settings):
     """Settings of preferences made from play."""
 
     n_pairs: PositiveInt = 512
@@ -181,15 +185,9 @@ class PreferencesConfig:
     n_envs: PositiveInt = 16
     """Parallel environments."""
 
-    def __repr__(self) -> str:
-        return changed(self)
-
-    def __post_init__(self) -> None:
-        validate(self)
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class DPOConfig:
+class DPOConfig(_Settings):
     """Settings of DPO."""
 
     beta: Positive = 0.1
@@ -202,9 +200,3 @@ class DPOConfig:
     """Adam's step size."""
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""
-
-    def __repr__(self) -> str:
-        return changed(self)
-
-    def __post_init__(self) -> None:
-        validate(self)

@@ -64,15 +64,14 @@ class Watched(ABC):
     """A process in a session of its own (its signals reach its workers, too), with its output in files.
 
     Args:
-        out: where its standard output goes.
-        err: where its standard error goes.
+        scratch: where the files of its output are.
     """
 
     pid: int
     """Of the first process of the session."""
 
-    def __init__(self, out: Path, err: Path) -> None:
-        self._out, self._err = out, err
+    def __init__(self, scratch: Path) -> None:
+        self._out, self._err = (scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err"))
 
     @property
     @abstractmethod
@@ -156,7 +155,7 @@ class Process(Watched):
     def __init__(
         self, words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        super().__init__(*(scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err")))
+        super().__init__(scratch)
         self._began = time.monotonic()
         paths = [str(Path(klrl.__file__).parents[1]), str(Path(__file__).parents[1])]
         paths += filter(None, [(environment or os.environ).get("PYTHONPATH")])
@@ -260,7 +259,7 @@ class Fork(Watched):
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:
-        super().__init__(*(scratch / f"{time.monotonic_ns()}.{name}.txt" for name in ("out", "err")))
+        super().__init__(scratch)
         changes = environment or {}
         request = {
             "words": list(map(str, words)),
