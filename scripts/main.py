@@ -18,6 +18,7 @@ VERBS = {
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
+    "tune": "search over settings with Optuna, for return, KL, or both",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 
