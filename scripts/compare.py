@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import tyro
 
 from klrl.output import as_program
-from klrl.scripts.cli.command_line import bad_input, going_on, parse
-from klrl.scripts.cli.terminal import PlainConsole
-from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.run.options import RunOptions
+from klrl.scripts.cli.command_line import parse
+from klrl.scripts.cli.study_options import Cells, EngineOptions
+
+if TYPE_CHECKING:
+    from klrl.studies.study import Say, Study
 
 PROG = "klrl compare"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Train variants that differ in one thing on several environments and seeds; a table, a CSV and a JSON.
+    """Train variants that differ in one thing on several environments and seeds, as a study; print its table.
 
-    An interrupted comparison continues where it was; runs whose settings, steps or versions changed are run again.
+    An interrupted comparison goes on where it was: the same command, repeated, or klrl study --output OUTPUT.
     """
 
     vary: tuple[str, ...]
@@ -34,56 +37,36 @@ class Compare:
     """Other agents as further variants, each with its own trust region, the rest as in the base."""
     set: tuple[str, ...] = ()
     """FIELD=VALUE ...: changes to the base of all variants; settings of a trust region reach those that read them."""
-    envs: tuple[str, ...] = ("CartPole-v1:50000", "LunarLander-v3:100000", "Hopper-v4:100000")
-    """ID:STEPS ...: environments, with the steps to train on each."""
-    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
-    """Run seeds."""
+    cells: tyro.conf.OmitArgPrefixes[Cells] = field(default_factory=Cells)
     preset: Literal["auto", "none"] = "auto"
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
-    processes: PositiveInt = 2
-    """Runs at a time, one torch thread each."""
     output: Path = Path("compare")
-    """Directory of compare.csv, compare.json and runs/, a file per run."""
-
-
-def steps_by_env(words: Sequence[str]) -> dict[str, int]:
-    """Read ``ID:STEPS`` of every environment.
-
-    Raises:
-        ValueError: no steps, an unknown environment, or one given twice.
-    """
-    from klrl.experience.environments import check_id
-
-    if not words:
-        raise ValueError("envs = (); allowed: ID:STEPS ...")
-    steps: dict[str, int] = {}
-    for word in words:
-        env, _, number = word.rpartition(":")
-        if not env or not number.isdecimal() or int(number) < 1 or env in steps:
-            raise ValueError(f"envs = {word!r}; allowed: every environment once, ID:STEPS, as in CartPole-v1:50000")
-        check_id(env)
-        steps[env] = int(number)
-    return steps
+    """Directory of study.toml, results.csv, results.json and runs/, a run directory for each."""
+    by: tyro.conf.OmitArgPrefixes[EngineOptions] = field(default_factory=EngineOptions)
+    run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl compare``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(Compare, words, PROG)
-    from klrl.studies import Runs, comparison, table
-    from klrl.studies.trials import FAILED
+    from klrl.scripts.cli.studying import run_study
+    from klrl.studies import Study, comparison
 
-    console = PlainConsole()
-    with bad_input(PROG):
-        if not args.seeds or len({*args.seeds}) < len(args.seeds):
-            raise ValueError(f"seeds = {args.seeds}; allowed: at least one, every seed once")
-        plan = comparison(args.vary, args.agent, args.also, args.set, args.preset == "auto")
-        runs = Runs(plan, steps_by_env(args.envs), args.seeds, args.output, console.print)
-    with going_on(PROG, runs.folder, "runs"):
-        rows = runs.finish(f"{PROG} {shlex.join(words)}", args.processes)
-    console.print(table(rows))
-    if any(row["status"] == FAILED for row in rows):
-        sys.exit(1)
+    def make(say: Say) -> Study:
+        design = comparison(
+            args.vary,
+            args.agent,
+            args.also,
+            args.set,
+            args.preset == "auto",
+            environments=args.cells.environments(),
+            seeds=args.cells.seeds,
+            options=args.run,
+        )
+        return Study(design, args.output, say=say)
+
+    run_study(PROG, words, args.by, make)
 
 
 if __name__ == "__main__":

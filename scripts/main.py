@@ -17,6 +17,7 @@ VERBS = {
     "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
+    "study": "train variants on environments and seeds, so that nothing is lost; a table, a report",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
     "tune": "search over settings with Optuna, for return, KL, or both",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",

@@ -16,11 +16,11 @@ import tyro
 from klrl.agents.config import OLDER, AgentConfig
 from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
+from klrl.run.options import RunOptions
 from klrl.run.presets import preset
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.flags import given
 from klrl.scripts.cli.own_modules import find_in_this_folder
-from klrl.scripts.cli.run_options import RunOptions
 from klrl.text import nearest
 from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, NonNegativeInt

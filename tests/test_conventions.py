@@ -95,6 +95,9 @@ ONLY_IN = {
     "rich": {"klrl.run", "klrl.scripts"},
     "safetensors": {"klrl.run", "klrl.scripts"},
     "tyro": {"klrl.agents", "klrl.scripts"},
+    "filelock": {"klrl.studies"},
+    "tomli_w": {"klrl.studies"},
+    "ray": {"klrl.studies"},
     "matplotlib": {"klrl.scripts"},
 }
 

@@ -314,11 +314,14 @@ class RunDirectory(Recorder):
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
         for log in (self._metrics, self._episodes):
             log.sync()
-        path = checkpoint.step_directory(self.path, done.num_timesteps)
-        if path.is_symlink():  # its target is not this run's
-            path.unlink()
-        self.saved = done.write(path, checkpoint.lender(self.path, self.keep))
-        checkpoint.prune(self.path, self.keep, self.saved)
+        assert self._lock is not None
+        with self._lock.inside() as here:
+            path = checkpoint.step_directory(here, done.num_timesteps)
+            if path.is_symlink():  # its target is not this run's
+                path.unlink()
+            done.write(path, checkpoint.lender(here, self.keep))
+            self.saved = checkpoint.step_directory(self.path, done.num_timesteps)
+            checkpoint.prune(here, self.keep, path)
 
 
 def _rows(agent: Any) -> list[Metrics]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakSet
 
@@ -83,6 +84,26 @@ class Lock:
         if ours.st_nlink == 0 or (now is not None and now.endswith(" (deleted)")):
             return "was removed"
         return f"was renamed to {now}" if now is not None else "was renamed"
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[Path]:
+        """Yield a path to the locked directory itself, wherever it is by now; errors inside name it as it was.
+
+        What is written there can never get into another directory that has taken its name (on Linux; elsewhere the path
+        is the one that was given).
+        """
+        place = Path(f"/proc/self/fd/{self._directory}")
+        if not place.is_dir():
+            yield self._path
+            return
+        try:
+            yield place
+        except (OSError, ValueError) as error:
+            named = (x.replace(str(place), str(self._path)) if isinstance(x, str) else x for x in error.args)
+            error.args = tuple(named)
+            if isinstance(error, OSError) and isinstance(error.filename, (str, Path)):
+                error.filename = str(error.filename).replace(str(place), str(self._path))
+            raise
 
     def release(self) -> None:
         """Release the lock; again is no error."""

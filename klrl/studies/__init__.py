@@ -1,15 +1,16 @@
-"""Compare: the design of a comparison, its runs, statistics over seeds, tables.
+"""Compare: designs, their runs on engines, statistics over seeds, tables.
 
->>> plan = comparison(["trust-region", "clip", "constraint"], agent="ppo")
->>> [variant.name for variant in plan.variants]
+>>> design = comparison(["trust-region", "clip", "constraint"], environments={"CartPole-v1": 50_000})
+>>> [variant.name for variant in design.variants]
 ['clip', 'constraint']
 
-``Runs(plan, {"CartPole-v1": 50_000}, seeds=(0, 1, 2), output=Path("regions")).finish()`` trains them and returns a row
-for each run.
+``Study(design, "regions").run()`` trains every run, from where it was interrupted; ``Study.load("regions")`` looks at
+them.
 """
 
-from klrl.studies.compare import Runs
-from klrl.studies.comparison import Comparison, Variant, comparison
+from klrl.studies.comparison import comparison
+from klrl.studies.design import Design, Variant
+from klrl.studies.engines import Engine, make_engine
 from klrl.studies.measure import measure
 from klrl.studies.report import table
 from klrl.studies.statistics import (
@@ -25,19 +26,21 @@ from klrl.studies.statistics import (
     share_over,
     student,
 )
-from klrl.studies.trials import Trial
+from klrl.studies.study import Run, Study
 
 __all__ = [
-    "Comparison",
+    "Design",
+    "Engine",
     "Interval",
     "Profile",
-    "Runs",
-    "Trial",
+    "Run",
+    "Study",
     "Variant",
     "comparison",
     "interquartile_mean",
     "interval_of",
     "kl_per_return",
+    "make_engine",
     "mean",
     "measure",
     "paired_difference",

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.agents import Agent
-from klrl.run import Callback, evaluate
+from klrl.run import Callback, Evaluation, evaluate
 
 
 def measure(
@@ -22,12 +22,16 @@ def measure(
     seconds = time.perf_counter() - started
     with make() as env:
         result = evaluate(agent, env, 20, seed=agent.seed)
+    return measured(agent, result) | {"steps_per_second": agent.num_timesteps / seconds}
+
+
+def measured(agent: Agent[Any], result: Evaluation) -> dict[str, Any]:
+    """Return what an evaluation and the history of a training say about it."""
     kl = np.array([row["drift/kl"] for row in agent.history])
     target = agent.region.target_kl
     return {
         "mean_return": result.mean,
         "std_return": result.std,
-        "steps_per_second": agent.num_timesteps / seconds,
         "updates": len(kl),
         "target_kl": target,
         "kl_mean": float(kl.mean()),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from klrl.studies.outcomes import DONE, FAILED
 from klrl.studies.results import Row, write
 from klrl.studies.statistics import student
-from klrl.studies.trials import FINISHED
 from klrl.text import cell
 from klrl.trust_region import DEFAULT_TARGET_KL
 
@@ -19,7 +19,8 @@ COLUMNS = (
     "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",
     "mean_return", "std_return", "last_tenth_return", "last_tenth_episodes",
     "kl_mean", "kl_median_second_half", "kl_largest", "target_kl", "judged_by", "updates", "updates_over_target",
-    "share_of_updates_over_target", "states_over_target", "steps_per_second", "last_beta", "last_actor_learning_rate",
+    "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
+    "last_actor_learning_rate",
 )  # fmt: skip
 """Columns of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
 
@@ -31,16 +32,21 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, variant in dict.fromkeys((r["env"], r["variant"]) for r in rows):
         group = [r for r in rows if (r["env"], r["variant"]) == (env, variant)]
-        cells = _cells([r for r in group if r["status"] == FINISHED]) or ["failed", *[""] * 7]
-        failed = sum(r["status"] != FINISHED for r in group)
-        if 0 < failed < len(group):
-            cells[0] += f", {failed} of {len(group)} failed"
+        cells = _cells([r for r in group if r["status"] == DONE]) or ["", *[""] * 7]
+        cells[0] = ", ".join(filter(None, [cells[0], *_not_done(group)]))
         lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
     note = (
         "±: half of Student's 95 % interval over the n seeds, where there are three or more. KL, second half: median "
         f"over its updates, then over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
     )
     return "\n".join([*lines, "", note])
+
+
+def _not_done(group: Sequence[Row]) -> Iterator[str]:
+    """Yield how many runs of a line are not done, by what they are instead."""
+    for status in (FAILED, "running", "waiting"):
+        if n := sum(r["status"] == status for r in group):
+            yield status if n == len(group) else f"{n} of {len(group)} {status}"
 
 
 def _cells(group: Sequence[Row]) -> list[str]:
@@ -69,7 +75,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer.writeheader()
     for row in rows:
         share = {}
-        if row["status"] == FINISHED:
+        if row["status"] == DONE:
             share["share_of_updates_over_target"] = row["updates_over_target"] / row["updates"]
         writer.writerow(row | share)
     write(path, lines.getvalue())

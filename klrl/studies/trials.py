@@ -1,58 +1,27 @@
-"""One run of a comparison: trained, measured, kept in a file of its own."""
+"""The runs of a design: a variant, an environment and a seed each, with everything that decides the result."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import torch
+from typing import Any
 
 from klrl.agents import AgentConfig
 from klrl.agents.names import agent_class
-from klrl.experience import Batch, Episode
-from klrl.experience.environments import factory
-from klrl.run import Callback
-from klrl.run.callback import Metrics
-from klrl.run.directory import versions
-from klrl.studies.kept import check, keep, kept
-from klrl.studies.measure import measure
+from klrl.run.directory import LARGEST_CONFIG
+from klrl.run.disk import read_regular_file
+from klrl.run.options import RunOptions
+from klrl.run.presets import preset
+from klrl.studies.design import Design, Variant, names_of
+from klrl.studies.places import run_directory
 from klrl.studies.results import Row
-from klrl.text import one_line
-from klrl.trust_region import DEFAULT_TARGET_KL
-from klrl.validation import NonNegativeInt, PositiveInt
+from klrl.text import plain
+from klrl.trust_region import RegionSettings
 
-FINISHED, FAILED = "finished", "failed"
-_NAMED = ("env", "variant", "agent", "seed", "total_timesteps")
-_IDENTITY = {"status": Literal["finished", "failed"], "config": dict, "versions": dict}
-_OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_second_half", "kl_largest"), float) | {
-    **dict.fromkeys(("steps_per_second", "judged_by", "states_over_target"), float),
-    **dict.fromkeys(("target_kl", "last_tenth_return", "last_beta", "last_actor_learning_rate"), float | None),
-    **dict.fromkeys(("num_timesteps", "last_tenth_episodes", "updates_over_target"), NonNegativeInt),
-    "updates": PositiveInt,
-    "curve": list,
-}
-"""Results of :func:`outcome`, by type."""
-
-
-class Episodes(Callback):
-    """Records every episode of the training."""
-
-    def __init__(self) -> None:
-        self.all: list[Episode] = []
-
-    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """Record the episodes that ended in this rollout."""
-        self.all.extend(batch.episodes)
-
-    def last_tenth(self, total_timesteps: int) -> list[float]:
-        """Return the returns of episodes that ended in the last tenth of the training."""
-        return [e.episode_return for e in self.all if e.total_timesteps > 0.9 * total_timesteps]
+NAMED = ("env", "variant", "agent", "seed", "total_timesteps")
+"""What a run is called in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,87 +34,98 @@ class Trial:
     seed: int
     total_timesteps: int
     config: AgentConfig
+    options: RunOptions
+    preset: str | None
+    """Environment whose preset the configuration begins with, if there is one."""
 
     @property
     def name(self) -> str:
         """Name of the run in messages."""
         return f"{self.env} {self.variant} seed {self.seed}"
 
-    def path(self, folder: Path) -> Path:
-        """Return the path of its file."""
-        name = "__".join([self.env, self.variant, str(self.seed)])
-        return folder / f"{re.sub(r'[^A-Za-z0-9_.,+=-]', '_', name)}.json"
+    def directory(self, runs: Path) -> Path:
+        """Return its run directory below the folder of all runs."""
+        return run_directory(runs, self.env, self.variant, self.seed)
 
     def identity(self) -> Row:
-        """Return everything that decides its result, as plain JSON."""
-        named = {key: getattr(self, key) for key in _NAMED}
-        return json.loads(json.dumps({**named, "versions": versions(), "config": self.config.to_json()}))
+        """Return what decides its result, as plain JSON."""
+        named = {name: getattr(self, name) for name in NAMED}
+        return json.loads(json.dumps(named | {"config": self.config.to_json()}))
 
-    def kept(self, folder: Path) -> Row | None:
-        """Return the row that an earlier call finished, or ``None``.
+    def differences(self, directory: Path) -> str | None:
+        """Return in what the run in a directory is another one, or ``None``; no run is no other one.
 
         Raises:
-            ValueError: the file holds something else, said in one line.
             OSError: the file cannot be read now.
         """
-        path = self.path(folder)
-        row = kept(path, _IDENTITY)
-        if row is None or row["status"] != FINISHED:
+        try:
+            there = json.loads(read_regular_file(directory / "config.json", LARGEST_CONFIG))
+            theirs = {"seed": there["seed"], "total_timesteps": there["total_timesteps"], **there["config"]}
+        except FileNotFoundError:
             return None
-        check(path.name, row, _OUTCOME)
-        return row
-
-    def differences(self, row: Row) -> list[str]:
-        """Return the names of settings and packages in which a kept run differs."""
-        mine, theirs = _flat(self.identity()), _flat(row)
-        return [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
-
-
-def _flat(row: Row) -> Row:
-    return {key: row[key] for key in _NAMED} | row["config"] | row["versions"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            return f"config.json is not as a run writes it: {plain(error, 200)}"
+        identity = self.identity()
+        mine = {"seed": self.seed, "total_timesteps": self.total_timesteps, **identity["config"]}
+        changed = [name for name in mine if name in theirs and mine[name] != theirs[name]]
+        said = [f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed]
+        return ", ".join(said) or None
 
 
-def run(trial: Trial, folder: Path) -> Row:
-    """Train and measure, or record the error; either way, the file is written in one step."""
-    row = trial.identity()
-    try:
-        row |= {"status": FINISHED, "error": None, **outcome(trial)}
-    except Exception as error:  # a failed run is a result of the comparison and does not end it
-        row |= {"status": FAILED, "error": one_line(f"{type(error).__name__}: {error}")}
-    keep(trial.path(folder), row)
-    return row
+def fitting(design: Design, say: Callable[[str], object]) -> Design:
+    """Return the design with every variant tried on every environment, so that training finds nothing wrong with it.
+
+    Args:
+        design: the design.
+        say: prints a line about each variant that does not fit an environment, and is left out there.
+
+    Raises:
+        ValueError: a setting does not fit the others or the environment, or an environment is unknown.
+    """
+    left_out = list(design.left_out)
+    for env, variant in design.cells():
+        try:
+            agent_class(variant.agent)(env, design.config(variant, env).with_envs(1)).close()
+        except ValueError as error:
+            if not design.only_fitting:
+                raise ValueError(f"{env}, {variant.name}: {error}") from error
+            say(f"left out: {env}, {variant.name}: {error}")
+            left_out.append((env, variant.name))
+    return replace(design, only_fitting=False, left_out=tuple(left_out))
 
 
-def outcome(trial: Trial) -> Row:
-    """Train, and return what the table, the CSV and the figures need."""
-    torch.set_num_threads(1)
-    agent = agent_class(trial.agent)(trial.env, trial.config, seed=trial.seed)
-    episodes = Episodes()
-    try:
-        measured = measure(agent, trial.total_timesteps, factory(trial.env), episodes)
-    finally:
-        agent.close()
-    history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
-    judged_by = measured["target_kl"] or DEFAULT_TARGET_KL
-    last = episodes.last_tenth(agent.num_timesteps)
-    return {
-        **measured,
-        "last_tenth_return": float(np.mean(last)) if last else None,
-        "last_tenth_episodes": len(last),
-        "num_timesteps": agent.num_timesteps,
-        "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
-        "judged_by": judged_by,
-        "updates_over_target": int((kl > judged_by).sum()),
-        "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
-        "last_beta": history[-1].get("train/kl_penalty"),
-        "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),
-        "curve": curve(history),
-    }
+def trials_of(design: Design) -> list[Trial]:
+    """Return every run, in the order of the table.
+
+    Raises:
+        ValueError: a setting does not fit the others, two variants are the same, or no variant fits an environment.
+    """
+    trials = []
+    known: dict[Any, str] = {}
+    for env, variant in design.cells():
+        config, algorithm = design.config(variant, env), agent_class(variant.agent).config_class.algorithm
+        other = known.setdefault((env, *_same(variant, config)), variant.name)
+        if other != variant.name:
+            raise ValueError(f"variants = {other!r}, {variant.name!r} are the same on {env}; allowed: different ones")
+        trials += [
+            Trial(
+                env=env,
+                variant=variant.name,
+                agent=variant.agent,
+                seed=seed,
+                total_timesteps=design.environments[env],
+                config=config,
+                options=design.options,
+                preset=env if design.presets and preset(algorithm, env) else None,
+            )
+            for seed in design.seeds
+        ]
+    if not trials:
+        raise ValueError("variants: none fits an environment; allowed: at least one run")
+    return trials
 
 
-def curve(history: Sequence[Metrics], points: int = 30) -> list[list[float | None]]:
-    """Return steps, mean return of the last 100 episodes and KL(old||new) of about 30 updates and the last one."""
-    every = max(1, len(history) // points)
-    names = ("time/total_timesteps", "rollout/ep_rew_mean", "drift/kl")
-    rows = [[float(row[name]) for name in names] for row in history[::-1][::every][::-1]]
-    return [[None if math.isnan(x) else x for x in row] for row in rows]
+def _same(variant: Variant, config: AgentConfig) -> tuple[Any, ...]:
+    """Return what two variants share exactly if they are the same; of a region's settings, the region they make."""
+    rest = {name: value for name, value in config.to_json().items() if name not in names_of(RegionSettings)}
+    return variant.agent, variant.region if ":" in variant.region else config.region, tuple(rest.items())

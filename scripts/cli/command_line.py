@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def failed_worker(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
-    """Report the early end of long work in one line: Ctrl-C (status 130), or an error of the disk (status 1).
+    """Report the early end of long work in one line: a signal (status 130, 143), or an error of the disk (status 1).
 
     Args:
         prog: name of the command.
@@ -71,8 +72,8 @@ def ended_early(prog: str, more: Callable[[], str] = str) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        fail(prog, f"interrupted{more()}", status=130)
+    except KeyboardInterrupt as error:
+        fail(prog, f"interrupted{more()}", status=128 + getattr(error, "number", signal.SIGINT))
     except OSError as error:
         if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise

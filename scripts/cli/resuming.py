@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from gymnasium.envs.registration import EnvSpec
 
-from klrl.agents import AGENTS, Agent, AgentConfig, load_agent
-from klrl.run import Callback, checkpoint
+from klrl.agents import AGENTS, Agent, AgentConfig
 from klrl.run.directory import LARGEST_CONFIG, only_leftovers
 from klrl.run.disk import read_regular_file
+from klrl.run.options import RunOptions
 from klrl.run.signals import Signals
 from klrl.scripts.cli.command_line import bad_input, failed_worker
-from klrl.scripts.cli.run_options import RunOptions
 from klrl.scripts.cli.saved_agents import compare_paths, compare_versions, environment
 from klrl.scripts.cli.training import run_training
+from klrl.studies.opening import Learn, saved_or_new, why_finished
 from klrl.text import plain, printable
 from klrl.trust_region import TrustRegion, with_region
 from klrl.trust_region.codec import own_class
@@ -51,7 +50,7 @@ def resume(prog: str, path: Path, given_env: str | None, given_region: str | Non
         env = environment(run["env"], given_env)
         agent, learn = _agent(path, run, config, env, region)
         keep.check_run(agent)
-    reason = _finished(agent, options)
+    reason = why_finished(agent, options.budgets())
     if reason is not None:
         keep.release()
         print(printable(f"{path}: finished, {reason}"))
@@ -125,25 +124,14 @@ def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tu
 
 def _agent(
     path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec, region: TrustRegion | None
-) -> tuple[Agent[Any], Callable[[Sequence[Callback]], object]]:
+) -> tuple[Agent[Any], Learn]:
     """Return the agent as saved, or as it began if nothing was saved; and the function that trains it."""
-    try:
-        saved = checkpoint.read(path)
-    except FileNotFoundError:
+
+    def new() -> Agent[Any]:
         agent = AGENTS[run["agent"]](env, config, seed=run["seed"], trial=True)
         if run["start_from"] is not None:
             agent.start_from(run["start_from"])
         agent.preset = run.get("preset")
-        return agent, lambda callbacks: agent.learn(run["total_timesteps"], callbacks)
-    agent = load_agent(path, env, saved=saved, trust_region=region)
-    return agent, agent.resume
+        return agent
 
-
-def _finished(agent: Agent[Any], options: RunOptions) -> str | None:
-    """Return why there is nothing to do, or ``None``."""
-    if agent.training is None:
-        return None
-    if agent.num_timesteps >= agent.training.last:
-        return f"{agent.num_timesteps:,} steps"
-    spent = [budget.spent(agent.history[-1]) for budget in options.budgets() if budget.on_exceed == "stop"]
-    return next((reason for reason in spent if reason), None)
+    return saved_or_new(path, new, run["total_timesteps"], env, region)

@@ -17,10 +17,10 @@ from klrl.experience.reproducibility import EnvTrial, costly_seeds
 from klrl.run import Callback, KLBudget, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
+from klrl.run.options import RunOptions
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker
-from klrl.scripts.cli.run_options import RunOptions
 from klrl.scripts.cli.terminal import PlainConsole
 
 

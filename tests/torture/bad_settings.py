@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.scripts import train
-from klrl.scripts.cli.run_options import RunOptions
+from klrl.run.options import RunOptions
 from klrl.trust_region import REGIONS
 from klrl.validation import fits, hints
 

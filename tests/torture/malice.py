@@ -11,7 +11,7 @@ from pathlib import Path
 
 from klrl.agents import PPO, PPOConfig
 from klrl.run import checkpoint
-from klrl.scripts.cli.run_options import RunOptions
+from klrl.run.options import RunOptions
 from torture import malicious_files, malicious_runs, malicious_settings
 from torture.case import Case, Outcome
 from torture.forgery import WRONG, Victim, paths_of, put

@@ -1,0 +1,111 @@
+"""Outcomes of runs: what the table has of a training, and the file beside a run directory that keeps it."""
+
+from __future__ import annotations
+
+import csv
+import math
+import resource
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from klrl.agents import Agent
+from klrl.run import Evaluation
+from klrl.run.callback import Metrics
+from klrl.studies.kept import check, keep, kept
+from klrl.studies.measure import measured
+from klrl.studies.results import Row
+from klrl.trust_region import DEFAULT_TARGET_KL
+from klrl.validation import NonNegativeInt, PositiveInt
+
+DONE, FAILED = "done", "failed"
+_IDENTITY = {"status": Literal["done", "failed"], "config": dict, "versions": dict}
+_OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_second_half", "kl_largest"), float) | {
+    **dict.fromkeys(("steps_per_second", "judged_by", "states_over_target", "peak_memory_mib"), float),
+    **dict.fromkeys(("target_kl", "last_tenth_return", "last_beta", "last_actor_learning_rate"), float | None),
+    **dict.fromkeys(("num_timesteps", "last_tenth_episodes", "updates_over_target"), NonNegativeInt),
+    "updates": PositiveInt,
+    "curve": list,
+}
+"""Results of :func:`outcome`, by type."""
+
+
+def outcome_file(directory: Path) -> Path:
+    """Return the path of a run's outcome: beside its directory."""
+    return directory.with_name(f"{directory.name}.json")
+
+
+def write_outcome(directory: Path, row: Row) -> None:
+    """Keep the outcome of a run beside its directory, in one step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    keep(outcome_file(directory), row)
+
+
+def read_outcome(directory: Path) -> Row | None:
+    """Return what :func:`write_outcome` wrote, or ``None``.
+
+    Raises:
+        ValueError: the file holds something else, said in one line.
+        OSError: it cannot be read now.
+    """
+    path = outcome_file(directory)
+    row = kept(path, _IDENTITY)
+    if row is not None and row["status"] == DONE:
+        check(path.name, row, _OUTCOME)
+    return row
+
+
+def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
+    """Return what the table, the CSV and the figures need of a finished training.
+
+    Args:
+        agent: the trained agent.
+        result: its evaluation.
+        directory: its run directory.
+    """
+    history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
+    of_training = measured(agent, result)
+    judged_by = of_training["target_kl"] or DEFAULT_TARGET_KL
+    last = [value for step, value in _episodes(directory) if step > 0.9 * agent.num_timesteps]
+    return {
+        **of_training,
+        "steps_per_second": float(history[-1]["time/fps"]),
+        "last_tenth_return": float(np.mean(last)) if last else None,
+        "last_tenth_episodes": len(last),
+        "num_timesteps": agent.num_timesteps,
+        "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
+        "judged_by": judged_by,
+        "updates_over_target": int((kl > judged_by).sum()),
+        "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
+        "last_beta": history[-1].get("train/kl_penalty"),
+        "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),
+        "curve": curve(history),
+        "peak_memory_mib": peak_memory(),
+    }
+
+
+def _episodes(directory: Path) -> Iterator[tuple[int, float]]:
+    """Yield total steps and return of every episode of the training."""
+    with (directory / "episodes.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield int(row["total_timesteps"]), float(row["return"])
+
+
+def curve(history: Sequence[Metrics], points: int = 30) -> list[list[float | None]]:
+    """Return steps, mean return of the last 100 episodes and KL(old||new) of about 30 updates and the last one."""
+    every = max(1, len(history) // points)
+    names = ("time/total_timesteps", "rollout/ep_rew_mean", "drift/kl")
+    rows = [[float(row[name]) for name in names] for row in history[::-1][::every][::-1]]
+    return [[None if math.isnan(x) else x for x in row] for row in rows]
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
