@@ -18,6 +18,8 @@ VERBS = {
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
+    "report": "write one HTML file about runs and studies: results, learning curves, drift, failures",
+    "plot": "draw metrics of runs for a paper: PNG, SVG or PDF",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 
