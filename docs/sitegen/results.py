@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from klrl.studies import interval
+from klrl.studies.statistics import student
 from sitegen.markdown import command, listed, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,8 +125,7 @@ def asked() -> str:
 
 
 def _last_tenth(rows: Sequence[Row]) -> str:
-    mean, half = interval([r["last_tenth_return"] for r in rows])
-    return f"{mean:.0f} ± {half:.0f}"
+    return student([r["last_tenth_return"] for r in rows]).plus_minus(".0f")
 
 
 def regions() -> str:
@@ -158,7 +157,7 @@ def _regions_said(rows: Sequence[Row]) -> str:
     judged = listed(sorted({f"{r['judged_by']:g}" for r in rows}))
     return (
         f"Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
-        f"interval over the seeds; KL: over all updates; over: updates that moved farther than "
+        f"interval over the n seeds; KL: over all updates; over: updates that moved farther than "
         f"their target, {judged} nats (*: the region has none, and is counted against the same number).\n\n"
         f"Of the regions with a target, {listed([f'`{name}`' for name in bounded])} never exceeded it "
         f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "

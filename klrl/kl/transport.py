@@ -93,11 +93,9 @@ class _Transport(torch.autograd.Function):
 
 def _cheapest(p: np.ndarray, q: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the cost, and its derivatives by p and by q."""
-    try:
-        from scipy.optimize import linprog
-        from scipy.sparse import eye_array, kron, vstack
-    except ImportError as error:
-        raise ValueError("ground_metric as distances needs SciPy; allowed: positions, or pip install scipy") from error
+    from scipy.optimize import linprog
+    from scipy.sparse import eye_array, kron, vstack
+
     k = len(p)
     if np.array_equal(p, q):
         return np.zeros(()), np.zeros(k), np.zeros(k)

@@ -12,7 +12,38 @@ from klrl.studies.compare import Runs
 from klrl.studies.comparison import Comparison, Variant, comparison
 from klrl.studies.measure import measure
 from klrl.studies.report import table
-from klrl.studies.statistics import interval
+from klrl.studies.statistics import (
+    Interval,
+    Profile,
+    interquartile_mean,
+    interval_of,
+    kl_per_return,
+    mean,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    share_over,
+    student,
+)
 from klrl.studies.trials import Trial
 
-__all__ = ["Comparison", "Runs", "Trial", "Variant", "comparison", "interval", "measure", "table"]
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Profile",
+    "Runs",
+    "Trial",
+    "Variant",
+    "comparison",
+    "interquartile_mean",
+    "interval_of",
+    "kl_per_return",
+    "mean",
+    "measure",
+    "paired_difference",
+    "performance_profile",
+    "probability_of_improvement",
+    "share_over",
+    "student",
+    "table",
+]

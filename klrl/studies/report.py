@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from klrl.studies.results import Row, write
-from klrl.studies.statistics import interval
+from klrl.studies.statistics import student
 from klrl.studies.trials import FINISHED
 from klrl.text import cell
 from klrl.trust_region import DEFAULT_TARGET_KL
@@ -38,8 +37,8 @@ def table(rows: Sequence[Row]) -> str:
             cells[0] += f", {failed} of {len(group)} failed"
         lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
     note = (
-        "±: half of Student's 95 % interval over seeds. KL, second half: median over its updates, then over seeds. "
-        f"*: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+        "±: half of Student's 95 % interval over the n seeds, where there are three or more. KL, second half: median "
+        f"over its updates, then over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
     )
     return "\n".join([*lines, "", note])
 
@@ -52,8 +51,8 @@ def _cells(group: Sequence[Row]) -> list[str]:
     over, updates = (sum(r[key] for r in group) for key in ("updates_over_target", "updates"))
     judged_by, mark = group[0]["judged_by"], "*" if group[0]["target_kl"] is None else ""
     return [
-        _with_interval([r["mean_return"] for r in group]),
-        _with_interval(ended) if ended else "no episode ended",
+        student([r["mean_return"] for r in group]).plus_minus(".1f"),
+        student(ended).plus_minus(".1f") if ended else "no episode ended",
         f"{np.mean([r['kl_mean'] for r in group]):.4f}",
         f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
@@ -61,11 +60,6 @@ def _cells(group: Sequence[Row]) -> list[str]:
         f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
     ]
-
-
-def _with_interval(values: Sequence[float]) -> str:
-    mean, half = interval(values)
-    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

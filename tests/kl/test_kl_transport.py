@@ -2,12 +2,11 @@
 
 import itertools
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
-from families import MAKE, leaves, randn
+from families import MAKE, leaves
 from scipy import linalg, stats
 
 from klrl.kl import total_variation, wasserstein
@@ -147,12 +146,3 @@ def test_orders_and_families_without_a_closed_form_are_refused():
         wasserstein(bell, bell, 3)
     with pytest.raises(ValueError, match=r"^ground_metric with DiagGaussian; allowed: only with Categorical$"):
         wasserstein(bell, bell, ground_metric=POSITIONS)
-
-
-def test_without_scipy_positions_work_and_the_error_says_what_to_install(monkeypatch):
-    for name in ("scipy.optimize", "scipy.sparse"):
-        monkeypatch.setitem(sys.modules, name, None)
-    p, q = MAKE[Categorical](seed=1), Categorical(randn(5, seed=2))
-    assert wasserstein(p, q).item() > 0.0
-    with pytest.raises(ValueError, match=r"^ground_metric as distances needs SciPy; allowed: .* pip install scipy$"):
-        wasserstein(p, q, ground_metric=1.0 - torch.eye(5))
