@@ -41,6 +41,9 @@ from klrl.run.seeding import environment_seeds
 from klrl.text import plain
 from klrl.trust_region import TrustRegion, region_to_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 C = TypeVar("C", bound=AgentConfig)
 
 
@@ -342,6 +345,17 @@ class Agent(Predictor[C], abc.ABC):
             FileExistsError: something else is there.
         """
         return self.snapshot().write(path)
+
+    def plot(self, *metrics: str) -> Figure:
+        """Draw metrics of every update below each other, in a notebook or for ``savefig`` (extra ``plots``).
+
+        Args:
+            metrics: names as in :attr:`history`; by default the return, and the measured KL with its target.
+
+        Raises:
+            ValueError: no update was done, no such metric, or matplotlib is not installed.
+        """
+        return shown.figure(self, metrics)
 
     def snapshot(self) -> saving.Snapshot:
         """Copy the whole state, to be written at any time; within an update, the state before it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from klrl.experience.environments import env_id
@@ -10,6 +11,8 @@ from klrl.shown import table
 from klrl.text import one_line
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from klrl.agents.learner import Learner
 
 _METRICS = {
@@ -36,6 +39,20 @@ def line(agent: Learner[Any]) -> str:
 def as_html(agent: Learner[Any]) -> str:
     """Return a table of the agent and its last update."""
     return table(type(agent).__name__, _rows(agent))
+
+
+def figure(agent: Any, metrics: Sequence[str]) -> Figure:
+    """Draw metrics of the agent's history, by default return and measured KL.
+
+    Raises:
+        ValueError: no update was done, no such metric, or matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("the figure needs matplotlib: pip install 'klrl[plots]'")
+    from klrl.run.figures import METRICS, figure_of
+
+    name = ", ".join(filter(None, [type(agent).__name__, _env(agent), f"seed {agent.seed}"]))
+    return figure_of(agent.history, metrics or METRICS, name)
 
 
 def _rows(agent: Learner[Any]) -> Iterator[tuple[str, object]]:

@@ -20,6 +20,8 @@ VERBS = {
     "study": "train variants on environments and seeds, so that nothing is lost; a table, a report",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
     "tune": "search over settings with Optuna, for return, KL, or both",
+    "report": "write one HTML file about runs and studies: results, learning curves, drift, failures",
+    "plot": "draw metrics of runs for a paper: PNG, SVG or PDF",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 

@@ -87,7 +87,8 @@ ALLOWED = {
     },
 }
 ALLOWED["klrl.studies"] = ALLOWED["klrl.agents"] | {"klrl.agents", "klrl.output"}
-ALLOWED["klrl.scripts"] = ALLOWED["klrl.studies"] | {"klrl.studies"}
+ALLOWED["klrl.report"] = {"klrl", "klrl.lazy", "klrl.run", "klrl.studies", "klrl.text"}
+ALLOWED["klrl.scripts"] = ALLOWED["klrl.studies"] | {"klrl.studies", "klrl.report"}
 # Heavy packages stay in the rooms that are about them.
 ONLY_IN = {
     "gymnasium": {"klrl.policy", "klrl.experience", "klrl.run", "klrl.agents", "klrl.studies", "klrl.scripts"},
@@ -98,7 +99,8 @@ ONLY_IN = {
     "filelock": {"klrl.studies"},
     "tomli_w": {"klrl.studies"},
     "ray": {"klrl.studies"},
-    "matplotlib": {"klrl.scripts"},
+    "matplotlib": {"klrl.run", "klrl.report", "klrl.agents", "klrl.scripts"},
+    "bokeh": {"klrl.report"},
 }
 
 # Other libraries to compare with: one file of the package knows them, and imports them inside its functions.

@@ -22,6 +22,7 @@ from klrl.run.callback import Metrics, Recorder
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.run.lock import LOCK, Lock, check_free
+from klrl.run.tensorboard_layout import settings_of
 from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
 from klrl.text import plain, warn_user
 
@@ -164,7 +165,7 @@ class RunDirectory(Recorder):
             _check_empty(self.path)
             self._describe(agent, total_timesteps)
         with held():
-            self._open(history, episodes)
+            self._open(agent, history, episodes)
         here = checkpoint.step_directory(self.path, agent.num_timesteps)
         self.saved = here if here.exists() else None
         self._begun_at = agent.num_timesteps
@@ -178,11 +179,12 @@ class RunDirectory(Recorder):
         with reporting_full_disk(self.path / "config.json", len(text)):
             checkpoint.replace(self.path / "config.json", text)
 
-    def _open(self, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
+    def _open(self, agent: Any, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
         """Begin the growing files, with the rows so far."""
         self._metrics = self._files.enter_context(closing(CsvLog(self.path / "metrics.csv", rows=history)))
         self._episodes = self._files.enter_context(closing(CsvLog(self.path / "episodes.csv", EPISODES, episodes)))
-        self._tensorboard = self._files.enter_context(closing(TensorBoardWriter(self.path, history)))
+        board = TensorBoardWriter(self.path, history, settings_of(agent.describe()))
+        self._tensorboard = self._files.enter_context(closing(board))
 
     def _close(self) -> None:
         """Close the growing files, if they are open."""
@@ -247,7 +249,7 @@ class RunDirectory(Recorder):
             check_new(self.path)
             self.claim()
             self._describe(agent, agent.training.last)
-            self._open(_rows(agent), [])
+            self._open(agent, _rows(agent), [])
         except OSError as error:
             raise OSError(f"{happened}, and the run cannot continue: {error}") from error
         new = "the run continues in a new directory of that name, whose episodes.csv begins here"

@@ -1,4 +1,4 @@
-"""TensorBoard: the metrics again, for viewing; nothing depends on them, so a failure only warns.
+"""TensorBoard: the metrics again, for viewing, with charts and settings; a failure only warns, nothing depends on it.
 
 They go through PyTorch's ``SummaryWriter``, number by number, because experiment trackers listen there.
 """
@@ -10,7 +10,7 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from klrl.run.callback import Metrics
+from klrl.run.tensorboard_layout import layout, session
 from klrl.text import one_line, warn_user
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ class TensorBoardWriter:
     Args:
         path: directory of the event files.
         history: rows so far; those that older files do not show are written again.
+        settings: of the run, to be compared under HParams.
     """
 
-    def __init__(self, path: Path, history: Sequence[Metrics] = ()) -> None:
+    def __init__(
+        self, path: Path, history: Sequence[Metrics] = (), settings: Mapping[str, bool | float | str] | None = None
+    ) -> None:
         self._path = path
         self._writer: SummaryWriter | None = None
         older, shown = any(path.glob("events.*")), -1
@@ -44,9 +48,19 @@ class TensorBoardWriter:
             if older and history:
                 shown = min(_last_step(path), step(history[-1]))
             self._writer = _open(path, purge_step=shown + 1 if older else None)
+            self._describe(self._writer, settings or {})
         for row in history:
             if step(row) > shown:
                 self.add(row)
+
+    @staticmethod
+    def _describe(writer: SummaryWriter, settings: Mapping[str, bool | float | str]) -> None:
+        """Write what is known before the first row, in every file: older ones may be damaged."""
+        assert writer.file_writer is not None
+        writer.file_writer.add_summary(layout())
+        if settings:
+            writer.file_writer.add_summary(session(settings))
+        writer.flush()
 
     def add(self, metrics: Metrics) -> None:
         """Add a point for every finite or infinite number; NaN and text are left out."""

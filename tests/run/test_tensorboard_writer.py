@@ -150,7 +150,8 @@ def tracked(path, since):
     seen = []
     for file in (file for file, name in found if name and int(name[1]) >= int(since)):
         for event in EventFileLoader(str(file)).Load():
-            seen += [(v.tag, event.step, v.tensor.float_val[0]) for v in event.summary.value]
+            numbers = (v for v in event.summary.value if v.tensor.float_val)  # not the layout of charts
+            seen += [(v.tag, event.step, v.tensor.float_val[0]) for v in numbers]
     return seen
 
 

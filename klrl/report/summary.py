@@ -1,0 +1,191 @@
+"""The words and tables of a report: results with intervals, what differs, how to repeat it, failures."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from klrl.report.intervals import FEWEST, Interval, over_seeds
+from klrl.report.payload import distinct
+from klrl.report.reading import Run
+from klrl.report.variants import differing, settings_of, shown
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of a variant on an environment."""
+
+    env: str
+    variant: str
+    runs: tuple[Run, ...]
+
+    @property
+    def measured(self) -> tuple[Run, ...]:
+        """Those with at least one update."""
+        return tuple(run for run in self.runs if run.updates)
+
+
+def groups(runs: Sequence[Run]) -> list[Group]:
+    """Return the runs by environment and variant, in the order in which these appear."""
+    pairs = [(env, variant) for env in distinct(r.env for r in runs) for variant in distinct(r.variant for r in runs)]
+    found = [Group(*pair, tuple(run for run in runs if (run.env, run.variant) == pair)) for pair in pairs]
+    return [group for group in found if group.runs]
+
+
+RESULTS = (
+    "environment", "variant", "runs", "return, last 10 % of training", "last evaluation", "mean KL, nats",
+    "largest KL, nats", "updates over target", "KL spent, nats", "steps/s",
+)  # fmt: skip
+"""Columns of the table of results."""
+
+
+def results(group: Group) -> list[str]:
+    """Return a row of the table of results; means are over seeds, with their intervals and the number of seeds."""
+    runs = group.measured
+    status = Counter(run.status for run in group.runs)
+    counted = ", ".join(f"{n} {word}" for word, n in status.items())
+    updates = sum(run.updates for run in runs)
+    judged = sum(int(np.isfinite(run.column("drift/kl_target")).sum()) for run in runs)
+    over = sum(int(run.over.sum()) for run in runs)
+    largest = max((_largest(run.column("drift/kl")) for run in runs), default=math.nan)
+    return [
+        group.env,
+        group.variant,
+        counted,
+        with_interval(over_seeds([_final_return(run) for run in runs]), "{:,.1f}"),
+        with_interval(over_seeds([_last(run.column("eval/mean_reward")) for run in runs]), "{:,.1f}"),
+        with_interval(over_seeds([_mean(run.column("drift/kl")) for run in runs]), "{:.4f}"),
+        number(largest, "{:.4f}"),
+        f"{over / judged:.0%}\n{over:,} of {judged:,}" if judged else f"no target\n{updates:,} updates",
+        with_interval(over_seeds([_last(run.spent) for run in runs if _has_kl(run)]), "{:.3g}"),
+        number(_median([_last(run.column("time/fps")) for run in runs]), "{:,.0f}"),
+    ]
+
+
+def with_interval(interval: Interval, form: str) -> str:
+    """Return a mean, its interval and the number of seeds as text; of too few seeds the mean and the number."""
+    if interval.n == 0:
+        return "–"
+    mean = form.format(interval.value)
+    if interval.n < FEWEST or not math.isfinite(interval.low):
+        return f"{mean}\nn = {interval.n}"
+    return f"{mean}\n{form.format(interval.low)} to {form.format(interval.high)}, n = {interval.n}"
+
+
+def number(x: float, form: str) -> str:
+    """Return a number as text, a dash if there is none."""
+    return form.format(x) if math.isfinite(x) else "–" if math.isnan(x) else "∞"
+
+
+def _final_return(run: Run) -> float:
+    return run.last_tenth if math.isfinite(run.last_tenth) else _last(run.column("rollout/ep_rew_mean"))
+
+
+def _has_kl(run: Run) -> bool:
+    return bool(np.isfinite(run.column("drift/kl")).any())
+
+
+def _last(x: np.ndarray) -> float:
+    there = x[np.isfinite(x)]
+    return float(there[-1]) if len(there) else math.nan
+
+
+def _mean(x: np.ndarray) -> float:
+    there = x[np.isfinite(x)]
+    return float(there.mean()) if len(there) else math.nan
+
+
+def _largest(x: np.ndarray) -> float:
+    there = x[~np.isnan(x)]
+    return float(there.max()) if len(there) else -math.inf
+
+
+def _median(values: Sequence[float]) -> float:
+    there = [x for x in values if math.isfinite(x)]
+    return float(np.median(there)) if there else math.nan
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Settings that differ between the variants, and those that do not."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """Environment and variant, then a value for each name."""
+    same: tuple[tuple[str, str], ...]
+
+
+def differences(found: Sequence[Group]) -> Differences:
+    """Compare the settings of the groups' first runs."""
+    known = [group for group in found if group.runs[0].config]
+    settings = [settings_of(group.runs[0].config) for group in known]
+    names = differing(settings)
+    rows = [
+        (group.env, group.variant, *(mine.get(name, "–") for name in names))
+        for group, mine in zip(known, settings, strict=True)
+    ]
+    same = {name: x for one in settings for name, x in one.items() if name not in names}
+    return Differences(tuple(names), tuple(rows), tuple(same.items()))
+
+
+def stop_reasons(found: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """Return why the updates of each group ended, the most frequent reason first."""
+    rows = []
+    for group in found:
+        count = sum((Counter(run.reasons) for run in group.runs), Counter[str]())
+        total = sum(count.values())
+        said = ", ".join(f"{reason} {n / total:.0%}" for reason, n in count.most_common())
+        if total:
+            rows.append((group.env, group.variant, said))
+    return rows
+
+
+def failures(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+    """Return name, status, reason and directory of every run that is not whole, or could not be read whole."""
+    rows = []
+    for run in runs:
+        said = "; ".join(filter(None, [run.error, *run.notes]))
+        if run.status in ("failed", "stopped", "waiting") or run.notes:
+            rows.append((run.name, run.status, said, str(run.directory)))
+    return rows
+
+
+def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Return the versions of Python and packages, all of them where runs differ."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        named = run.config.get("versions")
+        for name, version in named.items() if isinstance(named, dict) else ():
+            found.setdefault(str(name), {})[str(version)] = None
+    return [(name, ", ".join(versions)) for name, versions in found.items()]
+
+
+def command(config: Mapping[str, Any]) -> str:
+    """Return the command that trains a run again, every setting written out; empty for logs of other libraries."""
+    own, env = config.get("config"), config.get("env")
+    if not isinstance(own, dict) or not isinstance(env, dict) or "agent" not in config:
+        return ""
+    words = ["klrl", "train", str(config["agent"]), "--env", str(env.get("id")), "--seed", str(config.get("seed"))]
+    words += ["--total-timesteps", str(config.get("total_timesteps")), "--preset", "none"]
+    noted = {name: config.get(name) for name in ("start_from", "kl_budget", "initial_kl_budget")}
+    for name, value in (own | noted).items():
+        words += _flag(name, value)
+    kwargs = env.get("kwargs")
+    if isinstance(kwargs, dict) and kwargs:
+        words += ["--env-kwargs", *(f"{name}={shown(value)}" for name, value in kwargs.items())]
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or value == []:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, *map(shown, value)] if isinstance(value, list) else [flag, shown(value)]

@@ -1,0 +1,71 @@
+"""What TensorBoard is told beside the numbers: which belong in one chart, and the run's settings.
+
+The charts stand under Custom Scalars, the settings under HParams and in the list of runs. Both go into every event file
+of a run, where TensorBoard takes the newest; charts that are the same in all runs are shown once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+CHARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "Drift": {
+        "KL of every update, nats: measured, its target, 95 % quantile and largest over states": (
+            "drift/kl", "drift/kl_target", "drift/kl_p95", "drift/kl_max",
+        ),
+        "Where the policy went, nats: KL spent, and from the first policy": ("drift/kl_sum", "drift/kl_initial"),
+    },
+    "Return": {
+        "Return of training and of evaluation": ("rollout/ep_rew_mean", "eval/mean_reward"),
+    },
+    "Step": {
+        "What the step did: shares, and the residual of conjugate gradient": (
+            "train/clip_fraction", "train/line_search_scale", "train/backtrack_scale", "train/cg_residual",
+            "drift/states_over_target",
+        ),
+        "What held it: penalty coefficient": ("train/kl_penalty",),
+    },
+}  # fmt: skip
+"""Metrics of each chart, by category and title. Other charts under the same title would stand beside older runs'."""
+
+
+def layout() -> Summary:
+    """Return the charts of Custom Scalars."""
+    from torch.utils.tensorboard.summary import custom_scalars
+
+    exactly = {
+        category: {name: ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]] for name, tags in charts.items()}
+        for category, charts in CHARTS.items()
+    }
+    return custom_scalars(exactly)
+
+
+def settings_of(described: Mapping[str, Any]) -> dict[str, bool | float | str]:
+    """Return the settings in an agent's description as TensorBoard takes them: numbers, truth values and text.
+
+    >>> settings_of(
+    ...     {"agent": "ppo", "env": {"id": "CartPole-v1"}, "seed": 0, "config": {"sizes": [64, 64], "coef": None}}
+    ... )
+    {'agent': 'ppo', 'env': 'CartPole-v1', 'seed': 0, 'sizes': '[64, 64]'}
+    """
+    env = described.get("env")
+    flat = {"agent": described.get("agent"), "env": env.get("id") if isinstance(env, Mapping) else env}
+    flat |= {"seed": described.get("seed"), **described.get("config", {})}
+    return {
+        name: x if isinstance(x, (bool, int, float, str)) else json.dumps(x)
+        for name, x in flat.items()
+        if x is not None
+    }
+
+
+def session(settings: Mapping[str, bool | float | str]) -> Summary:
+    """Return the settings of a run for HParams."""
+    from torch.utils.tensorboard.summary import hparams
+
+    return hparams(dict(settings), {})[1]

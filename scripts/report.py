@@ -1,0 +1,52 @@
+"""One HTML file about runs and studies: ``klrl report studies/a -o report.html``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from klrl.output import as_program
+from klrl.scripts.cli.command_line import bad_input, parse
+from klrl.text import printable
+
+PROG = "klrl report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one HTML file about runs: results with intervals, learning curves, drift against its target, failures.
+
+    It needs no network, and opens from the disk. Runs that are still being written are shown as far as they are.
+    """
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, folders of some, such as a study's, and logs of a DriftMonitor."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The file; an older one is replaced."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run ``klrl report``."""
+    words = sys.argv[1:] if argv is None else argv
+    args = parse(Report, words, PROG)
+    from klrl.report import write
+
+    with bad_input(PROG):
+        if not args.paths:
+            raise ValueError("paths = (); allowed: at least one run directory, or folder of some")
+        if args.output.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"output = {args.output}; allowed: a name that ends in .html")
+        runs = write(args.paths, args.output, command=f"{PROG} {shlex.join(words)}")
+    for run in runs:
+        for note in run.notes:
+            print(printable(f"{run.directory}: {note}"), file=sys.stderr)
+    print(printable(f"written: {args.output}, {len(runs)} run{'s' * (len(runs) != 1)}"))
+
+
+if __name__ == "__main__":
+    as_program(main)
