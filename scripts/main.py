@@ -12,6 +12,8 @@ VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
     "resume": "finish an interrupted training, as if it had not been interrupted",
     "evaluate": "play episodes with a trained agent and report its return",
+    "audit": "measure how far saved policies are from each other, klrl's and Stable-Baselines3's",
+    "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
     "dpo": "tune a trained agent by preferences (DPO), and show what it costs in KL",
     "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",

@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from klrl.interrupts import held
 
@@ -31,6 +32,22 @@ def read_regular_file(path: Path, most: int | None = None, size: int | None = No
         ValueError: its size is another one.
         OSError: it is not a regular file (errors ELOOP and ENXIO), or cannot be read.
     """
+    with open_regular_file(path) as file:
+        status = os.fstat(file.fileno())
+        if size is not None and status.st_size != size:
+            raise ValueError(f"{path.name} does not have its size")
+        if most is not None and status.st_size > most:
+            raise ValueError(f"{path.name} has {status.st_size:,} bytes; allowed: at most {most:,}")
+        return file.read(status.st_size)
+
+
+@contextlib.contextmanager
+def open_regular_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read; a link or a pipe is refused, and nothing waits for it.
+
+    Raises:
+        OSError: it is not a regular file (errors ELOOP and ENXIO), or cannot be read.
+    """
     try:
         with held():
             file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")  # noqa: SIM115  # closed below
@@ -39,14 +56,9 @@ def read_regular_file(path: Path, most: int | None = None, size: int | None = No
             raise
         raise OSError(errno.ELOOP, "a link, not a file", str(path)) from error
     with file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.ENXIO, "not a file", str(path))
-        if size is not None and status.st_size != size:
-            raise ValueError(f"{path.name} does not have its size")
-        if most is not None and status.st_size > most:
-            raise ValueError(f"{path.name} has {status.st_size:,} bytes; allowed: at most {most:,}")
-        return file.read(status.st_size)
+        yield file
 
 
 @contextlib.contextmanager

@@ -1,0 +1,136 @@
+"""Policies to audit by their paths: klrl's saved agents and runs, zips of Stable-Baselines3, directories of either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gymnasium.envs.registration import EnvSpec
+
+from klrl.agents.saved_policy import SavedPolicy
+from klrl.audit import AuditedPolicy
+from klrl.experience.environments import check_id
+from klrl.integrations.sb3_policy import SB3Policy, beside, read_policy
+from klrl.integrations.sb3_reader import NotEnough, Reader
+from klrl.run import checkpoint
+from klrl.scripts.cli.saved_agents import environment
+from klrl.text import plain
+
+Env = str | EnvSpec
+
+
+class Opened:
+    """Policies to compare, and the environment to play them in.
+
+    Args:
+        paths: two of them, or a directory of checkpoints.
+        env: environment by its id; by default the one that a saved agent of klrl names.
+        vec_normalize: files of VecNormalize, or "none", for the zips in their order.
+        trust: whether Stable-Baselines3 itself may load what reading is not enough for.
+
+    Raises:
+        FileNotFoundError: nothing is saved there.
+        ValueError: a file is damaged, a VecNormalize is missing, or there is no environment.
+    """
+
+    def __init__(self, paths: Sequence[Path], env: str | None, vec_normalize: Sequence[str], trust: bool) -> None:
+        self._trust = trust
+        self._envs: list[dict[str, Any]] = []
+        files = _in_order(paths[0]) if len(paths) == 1 else [*paths]
+        zips = [path for path in files if not path.is_dir()]
+        if vec_normalize and len(vec_normalize) != len(zips):
+            raise ValueError(
+                f"vecnormalize = {' '.join(vec_normalize)}; allowed: one file, or none, for each of {len(zips)} zips"
+            )
+        statistics = dict(zip(zips, vec_normalize, strict=True)) if vec_normalize else {}
+        if len(paths) == 1:
+            statistics = {path: str(file) for path in zips if (file := beside(path)) is not None} | statistics
+        with Reader() if zips else _Nobody() as reader:
+            policies = [
+                self._klrl(path) if path.is_dir() else self._sb3(path, statistics.get(path), reader) for path in files
+            ]
+        if len(paths) == 1:
+            policies.sort(key=lambda policy: policy.origin["num_timesteps"])
+        names = ["A", "B"] if len(paths) == 2 else [_short(Path(policy.origin["path"])) for policy in policies]
+        self.policies = [replace(policy, name=name) for policy, name in zip(policies, names, strict=True)]
+        if env is None and not self._envs:
+            raise ValueError("env = none; allowed: --env ID (a zip of Stable-Baselines3 names no environment)")
+        self.env: Env = environment(self._envs[0], env) if self._envs else str(env)
+        if isinstance(self.env, str):
+            check_id(self.env)
+
+    def _klrl(self, path: Path) -> AuditedPolicy:
+        tensors, state = checkpoint.read(path)
+        with checkpoint.as_damage(path):
+            saved = SavedPolicy(tensors, state)
+            name, steps = plain(state["agent"], 80), int(state["num_timesteps"])
+            if state["env"] is not None:
+                self._envs.append(dict(state["env"]))
+        count = saved.normalizer.moments.count
+        origin = {
+            "path": str(path), "library": "klrl", "algorithm": name.upper(), "num_timesteps": steps,
+            "statistics": f"inside, of {count} observations" if count else None,
+        }  # fmt: skip
+        return AuditedPolicy(
+            "",
+            saved.encoding,
+            saved.action_space,
+            saved.distribution,
+            saved.actor.to_environment,
+            saved.actor.units,
+            origin,
+        )
+
+    def _sb3(self, path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPolicy:
+        try:
+            found = read_policy(path, vec_normalize, reader)
+        except NotEnough:
+            if not self._trust:
+                raise
+            from klrl.integrations.sb3_trusted import load_policy
+
+            return load_policy(path, vec_normalize, reader)
+        return of_sb3(found, vec_normalize)
+
+
+def of_sb3(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
+    """Return a policy that was read from a zip, to be played and compared."""
+    origin = {
+        "path": str(found.model.path), "library": f"stable-baselines3 {plain(found.model.version, 80)}",
+        "algorithm": found.algorithm, "num_timesteps": int(found.model.settings.get("num_timesteps", 0)),
+        "statistics": None if found.statistics is None else vec_normalize,
+    }  # fmt: skip
+    return AuditedPolicy(
+        "", found.encoding, found.model.action_space, found.distribution, found.to_environment, None, origin
+    )
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """Return the zips in a directory, or the checkpoints of a run.
+
+    Raises:
+        ValueError: fewer than two of them.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"paths = {folder}; allowed: two saved policies, or a directory of checkpoints")
+    inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+    found = sorted(inside.glob("*.zip")) or sorted(path.parent for path in inside.glob(f"*/{checkpoint.MANIFEST}"))
+    if len(found) < 2:
+        raise ValueError(
+            f"paths = {folder} has {len(found)} checkpoints; allowed: two or more, or another policy beside it"
+        )
+    return found
+
+
+def _short(path: Path) -> str:
+    """Return the steps of a run's checkpoint, or the name of a zip without its end."""
+    return f"{int(path.name)}" if path.name.isdecimal() else path.stem
+
+
+class _Nobody(Reader):
+    """Stands for the process where there is nothing to read."""
+
+    def __init__(self) -> None:
+        self._process = None

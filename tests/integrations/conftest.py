@@ -1,0 +1,26 @@
+"""Models of Stable-Baselines3, trained once for all of these tests."""
+
+import pytest
+from sb3_models import save_model
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """A function from a name to that model, saved."""
+    folder, known = tmp_path_factory.mktemp("sb3"), {}
+
+    def get(name):
+        if name not in known:
+            known[name] = save_model(name, folder)
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reader():
+    """The process that reads, one for all tests."""
+    from klrl.integrations.sb3_reader import Reader
+
+    with Reader() as reader:
+        yield reader
