@@ -1,0 +1,1 @@
+"""Other libraries' policies, measured and read."""
