@@ -2,72 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
 from klrl.agents.update_batch import UpdateBatch
-from klrl.kl.drift import drift_report, mean_kl
+from klrl.kl.drift import Drift, mean_kl
 from klrl.policy.arrays import average
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
 from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL, Change, TrustRegion
 
-_PROBES = 256
 _START_KL, _START_RATIO = 1e-6, 1e-2
 
 
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """Fixed states with the first policy's distributions there, from which ``drift/kl_initial`` measures."""
-
-    observations: Tensor
-    first: Distribution
-
-    @classmethod
-    def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
-        """Choose up to 256 of these states, evenly over the batch."""
-        n = len(observations)
-        rows = torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
-        return cls(observations[rows], policy[rows])
-
-
-class Drift:
-    """Measurements of a policy's movement over all updates of an agent."""
-
-    def __init__(self) -> None:
-        self.probe: Probe | None = None
-        self.kl_sum = 0.0
-        """Sum of ``drift/kl`` over all updates, nats."""
-
-    def report(self, change: Change, region: TrustRegion) -> Metrics:
-        """Measure a whole update: divergences between its policies, and the region's target."""
-        metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
-        self.kl_sum += float(metrics["drift/kl"])
-        metrics["drift/kl_sum"] = self.kl_sum
-        metrics["drift/states_over_target"] = average(change.kl > (region.target_kl or DEFAULT_TARGET_KL))
-        if change.reference is not None:
-            metrics["drift/kl_reference"] = average(change.kl_reference)
-        metrics["train/entropy"] = change.new.entropy().mean().item()
-        asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}
-        return metrics | {name: value for name, value in asked.items() if value is not None}
-
-    def since_first(
-        self, observations: Tensor, old: Distribution, policy_at: Callable[[Tensor], Distribution]
-    ) -> float:
-        """Measure KL(first policy||new), nats, on probe states that the first call chooses.
-
-        Args:
-            observations: the batch's, ``[n, *O]``, not normalised.
-            old: distributions of the policy before the update at these observations.
-            policy_at: returns the new policy's distribution at observations.
-        """
-        if self.probe is None:
-            self.probe = Probe.choose(observations, old.cpu())
-        return mean_kl(self.probe.first, policy_at(self.probe.observations).cpu())
+def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
+    """Measure a whole update: divergences between its policies, and the region's target."""
+    over = region.target_kl or DEFAULT_TARGET_KL
+    metrics: Metrics = dict(drift.report(change.old, change.new, change.log_ratio, over))
+    if change.reference is not None:
+        metrics["drift/kl_reference"] = average(change.kl_reference)
+    metrics["train/entropy"] = change.new.entropy().mean().item()
+    asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}
+    return metrics | {name: value for name, value in asked.items() if value is not None}
 
 
 def step_zero(behaviour: Distribution, samples: UpdateBatch, *, warn: bool = True) -> Metrics:

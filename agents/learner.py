@@ -16,11 +16,11 @@ from torch import Tensor
 
 from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
-from klrl.agents.drift import Drift, step_zero
+from klrl.agents.drift import step_zero, update_report
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import UpdateBatch, overflow
 from klrl.experience import Batch, gae
-from klrl.kl.drift import mean_kl
+from klrl.kl.drift import Drift, Probe, mean_kl
 from klrl.policy.actor import Actor
 from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
@@ -364,9 +364,11 @@ class Learner(abc.ABC, Generic[C]):
         change = self.change(samples)
         if why := overflow(change.new, self.ent_coef):
             raise FloatingPointError(f"after {self._when} {why}")
-        metrics = self.drift.report(change, self.region)
+        metrics = update_report(self.drift, change, self.region)
         observations = batch.flatten_valid(batch.observations)
-        metrics["drift/kl_initial"] = self.drift.since_first(observations, change.old, self.distribution)
+        if self.drift.probe is None:
+            self.drift.probe = Probe.choose(observations, change.old.cpu())
+        metrics["drift/kl_initial"] = self.drift.since_first(self.distribution)
         after = change.new
         if absorb:
             self.absorb(observations)

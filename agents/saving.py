@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.agents.drift import Probe
 from klrl.agents.learner import Learner
 from klrl.agents.paths import paths_of
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
@@ -22,6 +21,7 @@ from klrl.experience import Episode
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, described
 from klrl.experience.training_envs import TrainingEnvs
+from klrl.kl.drift import Probe
 from klrl.policy.device import usable_or_cpu
 from klrl.policy.normalizer import Moments
 from klrl.policy.spaces import below, describe_space

@@ -11,7 +11,7 @@ import pytest
 import klrl
 
 ROOT = Path(__file__).parents[1]
-LAZY = ["klrl", "klrl.policy", "klrl.experience", "klrl.trust_region", "klrl.run", "klrl.agents"]
+LAZY = ["klrl", "klrl.monitor", "klrl.policy", "klrl.experience", "klrl.trust_region", "klrl.run", "klrl.agents"]
 """Packages with names that are imported when they are used."""
 
 

@@ -1,6 +1,10 @@
-"""The drift report: how far one update moved the policy, measured on the whole batch."""
+"""The drift report: how far an update moved the policy, measured on the whole batch, and all updates together."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,30 +22,91 @@ def mean_kl(old: Distribution, new: Distribution) -> float:
 
 
 @torch.no_grad()
-def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor) -> dict[str, float]:
+def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor | None = None) -> dict[str, float]:
     """Return every ``drift/`` metric of one policy change.
 
     Args:
         old: the policy before the update at the batch's states, batch shape ``[n]``.
         new: the policy after it at the same states.
-        log_ratio: log new(a|s) - log old(a|s) of the batch's actions (drawn from old), ``[n]``.
+        log_ratio: log new(a|s) - log old(a|s) of the batch's actions (drawn from old), ``[n]``; without it there are
+            no estimates from samples, no ratio and no effective sample size.
 
     Returns:
         Metric name to value; KL in nats, ratio and effective sample size without unit (docs/glossary.md).
     """
-    kl = kl_divergence(old, new)
-    ratio = log_ratio.double().exp()
+    return _report(kl_divergence(old, new), old, new, log_ratio)
+
+
+def _report(kl: Tensor, old: Distribution, new: Distribution, log_ratio: Tensor | None) -> dict[str, float]:
     report = {
         "drift/kl": average(kl),
         "drift/kl_reverse": average(reverse_kl(old, new)),
         "drift/kl_max": kl.max().item(),
         "drift/kl_p95": float(np.quantile(kl.cpu().numpy(), 0.95, method="higher")),
-        "drift/kl_k1": average(kl_samples(log_ratio.double(), "k1")),
-        "drift/kl_k3": average(kl_samples(log_ratio.double(), "k3")),
-        "drift/ratio_max": ratio.max().item(),
-        "drift/ess": (ratio.mean().square() / ratio.square().mean()).item(),
     }
+    if log_ratio is not None:
+        ratio = log_ratio.double().exp()
+        report["drift/kl_k1"] = average(kl_samples(log_ratio.double(), "k1"))
+        report["drift/kl_k3"] = average(kl_samples(log_ratio.double(), "k3"))
+        report["drift/ratio_max"] = ratio.max().item()
+        report["drift/ess"] = (ratio.mean().square() / ratio.square().mean()).item()
     if has_gaussian_parts(old):
         report["drift/kl_mean_part"] = average(kl_mean_part(old, new))
         report["drift/kl_covariance_part"] = average(kl_covariance_part(old, new))
     return report
+
+
+_PROBES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Fixed states with the first policy's distributions there, from which ``drift/kl_initial`` measures."""
+
+    observations: Any
+    """Observations of the states, in whatever form the policy takes them."""
+    first: Distribution
+
+    @classmethod
+    def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
+        """Choose up to 256 of these states."""
+        rows = probe_rows(len(observations))
+        return cls(observations[rows], policy[rows])
+
+
+def probe_rows(n: int) -> Tensor:
+    """Return the rows of up to 256 of n states, evenly over the batch."""
+    return torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
+
+
+class Drift:
+    """Measurements of a policy's movement over all of its updates."""
+
+    def __init__(self) -> None:
+        self.probe: Probe | None = None
+        self.kl_sum = 0.0
+        """Sum of ``drift/kl`` over all updates, nats."""
+
+    @torch.no_grad()
+    def report(self, old: Distribution, new: Distribution, log_ratio: Tensor | None, over: float) -> dict[str, float]:
+        """Return the :func:`drift_report` of an update, and what adds up over updates.
+
+        Args:
+            old: the policy before the update, batch shape ``[n]``.
+            new: the policy after it at the same states.
+            log_ratio: as for :func:`drift_report`.
+            over: KL from which on a state counts in ``drift/states_over_target``, nats.
+        """
+        kl = kl_divergence(old, new)
+        report = _report(kl, old, new, log_ratio)
+        self.kl_sum += report["drift/kl"]
+        return report | {"drift/kl_sum": self.kl_sum, "drift/states_over_target": average(kl > over)}
+
+    def since_first(self, policy_at: Callable[[Any], Distribution]) -> float:
+        """Measure KL(first policy||new), nats, at the probe's states.
+
+        Args:
+            policy_at: returns the new policy's distribution at observations.
+        """
+        assert self.probe is not None
+        return mean_kl(self.probe.first, policy_at(self.probe.observations).cpu())

@@ -1,0 +1,79 @@
+"""A run directory without an agent: config.json, metrics.csv and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from klrl.interrupts import held
+from klrl.run import checkpoint
+from klrl.run.callback import Metrics
+from klrl.run.csv_log import CsvLog
+from klrl.run.directory import check_new, versions
+from klrl.run.disk import reporting_full_disk
+from klrl.run.lock import Lock
+from klrl.run.tensorboard_writer import STEP as STEP
+from klrl.run.tensorboard_writer import TensorBoardWriter
+from klrl.text import warn_user
+
+UNKNOWN = {"agent": "monitored", "env": None, "seed": None, "config": {}}
+"""Entries of every run's ``config.json``, where a monitored training says nothing else."""
+
+
+class MetricsDirectory:
+    """Keeps the metrics of a training that klrl does not run; what cannot be written gets a warning, no error.
+
+    Args:
+        path: a new or empty directory.
+        notes: entries of ``config.json``, as plain JSON, until the first row.
+
+    Raises:
+        BlockingIOError: another process writes there.
+        OSError: the directory is not empty, or cannot be used.
+    """
+
+    def __init__(self, path: str | Path, notes: Mapping[str, Any]) -> None:
+        self.path = check_new(path).absolute()
+        self.notes: dict[str, Any] = {**UNKNOWN, **notes}
+        self._open: ExitStack | None = None
+        self._lost = False
+
+    def add(self, row: Metrics) -> None:
+        """Write one update."""
+        if self._lost:
+            return
+        try:
+            if self._open is None:
+                self._begin()
+            self._csv.add([row])
+        except OSError as error:
+            self._lost = True
+            self.close()
+            warn_user(f"{error}: nothing more is written to {self.path}; training and monitor.history go on")
+        else:
+            self._tensorboard.add(row)
+
+    def _begin(self) -> None:
+        check_new(self.path)
+        with held(), ExitStack() as files:
+            self.path.mkdir(parents=True, exist_ok=True)
+            files.callback(Lock(self.path).release)
+            library = self.notes.get("library")
+            config = self.notes | {"versions": versions([library] if isinstance(library, str) else ())}
+            text = f"{json.dumps(config, indent=2)}\n".encode()
+            with reporting_full_disk(self.path / "config.json", len(text)):
+                checkpoint.replace(self.path / "config.json", text)
+            self._csv = files.enter_context(closing(CsvLog(self.path / "metrics.csv")))
+            self._tensorboard = files.enter_context(closing(TensorBoardWriter(self.path)))
+            self._open = files.pop_all()
+
+    def close(self) -> None:
+        """Close the files and release the directory; rows are written through as they come, so none is lost without."""
+        with held():
+            if self._open is not None:
+                self._open.close()
+                self._open = None
+                self._lost = True
