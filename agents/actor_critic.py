@@ -131,6 +131,8 @@ class ActorCritic:
         Raises:
             FloatingPointError: one is infinite or NaN.
         """
+        if self.is_packed and all(vector.isfinite().all() for vector in self._packed.values()):
+            return
         for name, network in self.named.items():
             for key, parameter in network.named_parameters():
                 if not parameter.isfinite().all():

@@ -45,7 +45,9 @@ class Drift:
 
     def report(self, change: Change, region: TrustRegion) -> Metrics:
         """Measure a whole update: divergences between its policies, and the region's target."""
-        metrics: Metrics = dict(drift_report(change.old, change.new, change.log_ratio))
+        metrics: Metrics = {
+            **drift_report(change.old, change.new, change.log_ratio, kl=change.kl, reverse=change.kl_reverse)
+        }
         self.kl_sum += float(metrics["drift/kl"])
         metrics["drift/kl_sum"] = self.kl_sum
         metrics["drift/states_over_target"] = average(change.kl > (region.target_kl or DEFAULT_TARGET_KL))

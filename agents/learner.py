@@ -367,12 +367,12 @@ class Learner(abc.ABC, Generic[C]):
         metrics = self.drift.report(change, self.region)
         observations = batch.flatten_valid(batch.observations)
         metrics["drift/kl_initial"] = self.drift.since_first(observations, change.old, self.distribution)
-        after = change.new
+        metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
         if absorb:
             self.absorb(observations)
             after = self.distribution(observations)
-        metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
-        metrics["drift/kl_total"] = mean_kl(change.old, after) if absorb else metrics["drift/kl"]
+            metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
+            metrics["drift/kl_total"] = mean_kl(change.old, after)
         self.region = self.region.adapt(change)
         return metrics
 

@@ -18,22 +18,27 @@ def mean_kl(old: Distribution, new: Distribution) -> float:
 
 
 @torch.no_grad()
-def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor) -> dict[str, float]:
+def drift_report(
+    old: Distribution, new: Distribution, log_ratio: Tensor, *, kl: Tensor | None = None, reverse: Tensor | None = None
+) -> dict[str, float]:
     """Return every ``drift/`` metric of one policy change.
 
     Args:
         old: the policy before the update at the batch's states, batch shape ``[n]``.
         new: the policy after it at the same states.
         log_ratio: log new(a|s) - log old(a|s) of the batch's actions (drawn from old), ``[n]``.
+        kl: KL(old||new), ``[n]``, if it is known already.
+        reverse: KL(new||old), ``[n]``, if it is known already.
 
     Returns:
         Metric name to value; KL in nats, ratio and effective sample size without unit (docs/glossary.md).
     """
-    kl = kl_divergence(old, new)
+    kl = kl_divergence(old, new) if kl is None else kl
+    reverse = reverse_kl(old, new) if reverse is None else reverse
     ratio = log_ratio.double().exp()
     report = {
         "drift/kl": average(kl),
-        "drift/kl_reverse": average(reverse_kl(old, new)),
+        "drift/kl_reverse": average(reverse),
         "drift/kl_max": kl.max().item(),
         "drift/kl_p95": float(np.quantile(kl.cpu().numpy(), 0.95, method="higher")),
         "drift/kl_k1": average(kl_samples(log_ratio.double(), "k1")),

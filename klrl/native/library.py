@@ -32,10 +32,17 @@ class _Struct(Structure):
     @classmethod
     def of(cls, **values: object) -> Self:
         """Fill the fields; of an array, its address."""
-        arrays = {name: x for name, x in values.items() if isinstance(x, np.ndarray)}
-        struct = cls(**(values | {name: x.ctypes.data for name, x in arrays.items()}))
-        struct.alive = arrays
+        struct = cls()
+        struct.alive = {}
+        struct.put(**values)
         return struct
+
+    def put(self, **values: object) -> None:
+        """Fill these fields anew."""
+        for name, x in values.items():
+            if isinstance(x, np.ndarray):
+                self.alive[name], x = x, x.ctypes.data
+            setattr(self, name, x)
 
 
 class Network(_Struct):

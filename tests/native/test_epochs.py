@@ -14,7 +14,7 @@ from torch import distributions as td
 from torch import nn
 
 from klrl.agents import NPG, PPO, TRPO
-from klrl.agents.epochs import Terms, kernel_of, steps
+from klrl.agents.epochs import Epochs, Terms, kernel_of
 from klrl.agents.update_batch import UpdateBatch
 from klrl.native import Kernel, at_level, available
 from klrl.policy.distributions import Categorical
@@ -147,7 +147,7 @@ def first_gradients(agent):
 def step(agent, samples):
     """One minibatch step in the kernel."""
     terms = Terms(agent.config.vf_coef, policy=True, entropy=agent.config.ent_coef)
-    return list(steps(agent, samples, pytest.fail, terms, Callback()))
+    return list(Epochs(agent, samples, Callback()).steps(pytest.fail, terms))
 
 
 # A sum of n float32 products is off by at most n 6e-8 of the sum of their sizes, on average by sqrt(n) 6e-8; some
