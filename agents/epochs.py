@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from operator import is_not
@@ -113,35 +114,34 @@ class Epochs:
         self._known: _InKernel | None = None
         self._known_of: tuple[object, ...] = ()
 
-    def steps(self, step: Step, terms: Terms) -> Iterator[dict[str, Any]]:
-        """Take a step on every minibatch, in a new random order; yield the metrics of each.
+    def steps(self, step: Step, terms: Terms) -> dict[str, list[Any]]:
+        """Take a step on every minibatch, in a new random order; return the metrics by name, a number for each step.
 
         Args:
             step: takes the step on one minibatch and returns its metrics.
             terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
         """
         agent, samples, callback = self._agent, self._samples, self._callback
+        config, size, columns = agent.config, agent.config.batch_size, slice(None) if terms.policy else slice(1, 2)
         if (kernel := self._in_kernel()) is None:
-            yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
-            return
+            return _in_numpy(agent, agent.minibatches(samples), step, callback)
         order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
-        config, size = agent.config, agent.config.batch_size
-        columns = slice(None) if terms.policy else slice(1, 2)
+        metrics: dict[str, list[Any]] = {name: [] for name in _METRICS[columns]}
         while len(order) and agent.config is config and kernel is not None:
             part = order[:size] if self._watched else order
             taken = kernel.take(part, terms)
             order = order[len(taken) * size :]
-            for row in taken.tolist():
-                metrics = dict(zip(_METRICS[columns], row[columns], strict=True))
-                if self._watched:
-                    callback.on_minibatch_end(agent, metrics)
-                yield metrics
+            _add(metrics, dict(zip(metrics, taken.T[columns].tolist(), strict=True)))
+            if self._watched:
+                for row in taken.tolist():
+                    callback.on_minibatch_end(agent, dict(zip(metrics, row[columns], strict=True)))
             if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where
                 break
             if len(order):
                 kernel = self._in_kernel()
         if len(order):
-            yield from _in_numpy(agent, agent.minibatches(samples, size, order), step, callback)
+            _add(metrics, _in_numpy(agent, agent.minibatches(samples, size, order), step, callback))
+        return metrics
 
     def _in_kernel(self) -> _InKernel | None:
         """Return what the kernel is given, if it can take the agent's steps as the agent is now."""
@@ -185,11 +185,18 @@ class _InKernel:
 
 def _in_numpy(
     agent: Agent[Any], minibatches: Iterator[UpdateBatch], step: Step, callback: Callback
-) -> Iterator[dict[str, Any]]:
+) -> dict[str, list[Any]]:
+    taken: dict[str, list[Any]] = defaultdict(list)
     for minibatch in minibatches:
         metrics = step(minibatch)
         callback.on_minibatch_end(agent, metrics)
-        yield metrics
+        _add(taken, {name: [value] for name, value in metrics.items()})
+    return taken
+
+
+def _add(metrics: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
+    for name, values in more.items():
+        metrics.setdefault(name, []).extend(values)
 
 
 def _in_range(agent: Learner[Any], samples: UpdateBatch) -> bool:

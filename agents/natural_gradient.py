@@ -122,7 +122,7 @@ class NaturalGradient(Agent[N], abc.ABC):
         losses: list[Any] = []
         epochs = Epochs(self, samples, callback)
         for epoch in range(self.config.n_critic_updates):
-            losses += [step["train/value_loss"] for step in epochs.steps(self._critic_step, Terms(value=1.0))]
+            losses += epochs.steps(self._critic_step, Terms(value=1.0))["train/value_loss"]
             callback.on_epoch_end(self, epoch)
         return mean_of(losses)
 

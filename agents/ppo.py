@@ -59,9 +59,8 @@ class PPO(Agent[PPOConfig]):
                 epochs = Epochs(self, samples, callback)
             start = self.networks.actor_state() if self.region.on_exit == "backtrack" else first
             terms = Terms(self.config.vf_coef, outcome.moving, self.config.ent_coef if outcome.moving else 0.0)
-            for step in epochs.steps(self._step if outcome.moving else self._critic_step, terms):
-                for name, value in step.items():
-                    losses[name].append(value)
+            for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
+                losses[name] += values
             if outcome.moving:
                 outcome, policy_epochs = self._stay_inside(samples, start), policy_epochs + 1
             callback.on_epoch_end(self, epoch)
