@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from klrl.native import find
+from klrl.native import Kernel, find
 from klrl.policy.actor import Actor
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.linearization import Objective, check_separate, is_packed, pack
+from klrl.policy.mlp import MLP
 from klrl.policy.networks import Critic, check_one_mode
 from klrl.policy.optimizer import Adam
 from klrl.policy.paths import rows_for_numpy
@@ -66,10 +67,21 @@ class ActorCritic:
         """Parameters theta of the policy, ``[P]``; writing to them moves the policy."""
         self.numpy_rows = rows_for_numpy(self.actor, self.critic)
         self.kernel = find()
-        """The kernel in C, if there is one to use."""
         self.optimized = tuple(self.named[name] for name in self._optimized)
         """Networks that Adam moves, in its order."""
         self.optimizer = Adam([self._packed[network] for network in self.optimized], **self._settings)
+
+    @property
+    def kernel(self) -> Kernel | None:
+        """The kernel in C, if there is one to use."""
+        return self._kernel
+
+    @kernel.setter
+    def kernel(self, kernel: Kernel | None) -> None:
+        self._kernel = kernel
+        for network in (self.actor, self.critic):
+            if isinstance(network.trunk, MLP):
+                network.trunk.kernel = kernel
 
     def repack(self) -> None:
         """Pack networks that were replaced, with a new optimiser; put all of them in evaluation mode.
@@ -131,6 +143,8 @@ class ActorCritic:
         Raises:
             FloatingPointError: one is infinite or NaN.
         """
+        if self.is_packed and all(vector.isfinite().all() for vector in self._packed.values()):
+            return
         for name, network in self.named.items():
             for key, parameter in network.named_parameters():
                 if not parameter.isfinite().all():

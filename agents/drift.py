@@ -16,7 +16,9 @@ _START_KL, _START_RATIO = 1e-6, 1e-2
 def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
     """Measure a whole update: divergences between its policies, and the region's target."""
     over = region.target_kl or DEFAULT_TARGET_KL
-    metrics: Metrics = dict(drift.report(change.old, change.new, change.log_ratio, over))
+    metrics: Metrics = {
+        **drift.report(change.old, change.new, change.log_ratio, over, kl=change.kl, reverse=change.kl_reverse)
+    }
     if change.reference is not None:
         metrics["drift/kl_reference"] = average(change.kl_reference)
     metrics["train/entropy"] = change.new.entropy().mean().item()

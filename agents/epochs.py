@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from operator import is_not
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +23,7 @@ from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import BETA1, BETA2, EPS, Adam, AdamState
 from klrl.policy.paths import is_laid_out, is_written_out, learns_in_kernel
 from klrl.run.callback import Callback
-from klrl.run.callback_list import each_minibatch
+from klrl.run.callback_list import hears
 from klrl.trust_region import Clip
 from klrl.trust_region.all import members
 from klrl.trust_region.arithmetic import Arithmetic, arithmetic
@@ -93,52 +96,107 @@ def _is_known(network: Any, encoding: Encoding) -> bool:
     return meant and is_laid_out(network, network.trunk, free) and inputs == encoding.n_features and Network.fits(sizes)
 
 
-def steps(
-    agent: Agent[Any],
-    samples: UpdateBatch,
-    step: Step,
-    terms: Terms,
-    callback: Callback,
-) -> Iterator[dict[str, Any]]:
-    """Take a step on every minibatch of the samples, in a new random order; yield the metrics of each.
+class Epochs:
+    """Epochs of minibatch steps on the same samples.
+
+    What the kernel is given is made once, and anew where a callback may have changed it.
 
     Args:
         agent: its networks move.
         samples: the whole batch.
-        step: takes the step on one minibatch and returns its metrics.
-        terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
         callback: is told of the steps, if it has anything to do then.
     """
-    if (kernel := kernel_of(agent, samples)) is None:
-        yield from _in_numpy(agent, agent.minibatches(samples), step, callback)
-        return
-    order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
-    watched, config, size = each_minibatch(callback), agent.config, agent.config.batch_size
-    columns = slice(None) if terms.policy else slice(1, 2)
-    while len(order) and agent.config is config and kernel is not None:
-        part = order[:size] if watched else order
-        taken = _take(kernel, agent, _samples(agent, samples, part, policy=terms.policy), terms)
-        order = order[len(taken) * size :]
-        for row in taken.tolist():
-            metrics = dict(zip(_METRICS[columns], row[columns], strict=True))
-            if watched:
-                callback.on_minibatch_end(agent, metrics)
-            yield metrics
-        if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where it is
-            break
-        if len(order):  # a callback may have changed what the kernel knows
-            kernel = kernel_of(agent, samples)
-    if len(order):
-        yield from _in_numpy(agent, agent.minibatches(samples, size, order), step, callback)
+
+    def __init__(self, agent: Agent[Any], samples: UpdateBatch, callback: Callback) -> None:
+        self._agent, self._samples, self._callback = agent, samples, callback
+        self._watched = hears(callback, "on_minibatch_end")
+        self._interrupted = self._watched or hears(callback, "on_epoch_end")
+        self._known: _InKernel | None = None
+        self._known_of: tuple[object, ...] = ()
+
+    def steps(self, step: Step, terms: Terms) -> dict[str, list[Any]]:
+        """Take a step on every minibatch, in a new random order; return the metrics by name, a number for each step.
+
+        Args:
+            step: takes the step on one minibatch and returns its metrics.
+            terms: the loss that this step lowers, for the kernel, which takes as many of the steps as it can.
+        """
+        agent, samples, callback = self._agent, self._samples, self._callback
+        config, size, columns = agent.config, agent.config.batch_size, slice(None) if terms.policy else slice(1, 2)
+        if (kernel := self._in_kernel()) is None:
+            return _in_numpy(agent, agent.minibatches(samples), step, callback)
+        order = torch.randperm(len(samples), generator=agent.streams.minibatches, device="cpu")
+        metrics: dict[str, list[Any]] = {name: [] for name in _METRICS[columns]}
+        while len(order) and agent.config is config and kernel is not None:
+            part = order[:size] if self._watched else order
+            taken = kernel.take(part, terms)
+            order = order[len(taken) * size :]
+            _add(metrics, dict(zip(metrics, taken.T[columns].tolist(), strict=True)))
+            if self._watched:
+                for row in taken.tolist():
+                    callback.on_minibatch_end(agent, dict(zip(metrics, row[columns], strict=True)))
+            if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where
+                break
+            if len(order):
+                kernel = self._in_kernel()
+        if len(order):
+            _add(metrics, _in_numpy(agent, agent.minibatches(samples, size, order), step, callback))
+        return metrics
+
+    def _in_kernel(self) -> _InKernel | None:
+        """Return what the kernel is given, if it can take the agent's steps as the agent is now."""
+        agent = self._agent
+        now = agent.config, agent.region, agent.networks.optimizer
+        if self._interrupted or not self._known_of or any(map(is_not, now, self._known_of)):
+            kernel = kernel_of(agent, self._samples)
+            self._known = None if kernel is None else _InKernel(kernel, agent, self._samples)
+            self._known_of = now
+        return self._known
+
+
+class _InKernel:
+    """Structures that the kernel is given, as long as settings, region and networks stay the same ones."""
+
+    def __init__(self, kernel: Kernel, agent: Learner[Any], samples: UpdateBatch) -> None:
+        self._kernel, self._agent = kernel, agent
+        optimizer = agent.networks.optimizer
+        self._moved = [
+            (network is agent.actor, state, _network(network, state, optimizer.learning_rate * factor))
+            for network, state, factor in zip(
+                agent.networks.optimized, optimizer.states, optimizer.factors, strict=True
+            )
+        ]
+        self._samples = cache(lambda policy: _samples(agent, samples, policy=policy))
+        self._loss = cache(lambda terms: _loss(agent, terms))
+
+    def take(self, order: Tensor, terms: Terms) -> np.ndarray:
+        """Take the steps on the samples in this order; return their metrics ``[steps, 3]``."""
+        samples = self._samples(terms.policy)
+        samples.put(n=len(order), order=order.numpy())
+        moved = [(state, given) for is_actor, state, given in self._moved if terms.policy or not is_actor]
+        for state, given in moved:
+            given.put(steps=state.steps)
+        actor, critic = (given for _, given in moved) if terms.policy else (None, moved[0][1])
+        taken = self._kernel.epoch(actor, critic, samples, self._loss(terms))
+        for state, given in moved:
+            state.steps = given.steps
+        return taken
 
 
 def _in_numpy(
     agent: Agent[Any], minibatches: Iterator[UpdateBatch], step: Step, callback: Callback
-) -> Iterator[dict[str, Any]]:
+) -> dict[str, list[Any]]:
+    taken: dict[str, list[Any]] = defaultdict(list)
     for minibatch in minibatches:
         metrics = step(minibatch)
         callback.on_minibatch_end(agent, metrics)
-        yield metrics
+        _add(taken, {name: [value] for name, value in metrics.items()})
+    return taken
+
+
+def _add(metrics: dict[str, list[Any]], more: Mapping[str, list[Any]]) -> None:
+    for name, values in more.items():
+        metrics.setdefault(name, []).extend(values)
 
 
 def _in_range(agent: Learner[Any], samples: UpdateBatch) -> bool:
@@ -149,20 +207,6 @@ def _in_range(agent: Learner[Any], samples: UpdateBatch) -> bool:
     return samples.actions.dtype == torch.int64 and low.item() >= 0 and high.item() < _n_outputs(agent.actor)
 
 
-def _take(kernel: Kernel, agent: Learner[Any], samples: Samples, terms: Terms) -> np.ndarray:
-    """Take the steps of an epoch; return their metrics ``[steps, 3]``."""
-    optimizer, networks = agent.networks.optimizer, agent.networks.optimized
-    moved = [network for network in networks if terms.policy or network is agent.critic]
-    states = [optimizer.states[networks.index(network)] for network in moved]
-    rates = [optimizer.learning_rate * optimizer.factors[networks.index(network)] for network in moved]
-    given = [_network(*of) for of in zip(moved, states, rates, strict=True)]
-    actor, critic = given if terms.policy else (None, *given)
-    taken = kernel.epoch(actor, critic, samples, _loss(agent, terms))
-    for state, network in zip(states, given, strict=True):
-        state.steps = network.steps
-    return taken
-
-
 def _network(network: Any, state: AdamState, rate: float) -> Network:
     layers = network.trunk.layers
     return Network.with_layers(
@@ -171,7 +215,7 @@ def _network(network: Any, state: AdamState, rate: float) -> Network:
     )  # fmt: skip
 
 
-def _samples(agent: Learner[Any], samples: UpdateBatch, order: Tensor, *, policy: bool) -> Samples:
+def _samples(agent: Learner[Any], samples: UpdateBatch, *, policy: bool) -> Samples:
     n, encoding = len(samples), agent.encoding
     width = encoding.n_features + encoding.n_mask
     floats = {"observations": (samples.observations, width), "returns": (samples.returns, 1)}
@@ -186,8 +230,8 @@ def _samples(agent: Learner[Any], samples: UpdateBatch, order: Tensor, *, policy
             floats |= {"actions": (samples.actions, k)}
     arrays = {name: x.reshape(n, k).float().contiguous().numpy() for name, (x, k) in floats.items()}
     return Samples.of(
-        n=len(order), batch=agent.config.batch_size, width=width, mask=encoding.n_features if encoding.n_mask else 0,
-        order=order.numpy(), choices=choices, **arrays,
+        batch=agent.config.batch_size, width=width, mask=encoding.n_features if encoding.n_mask else 0,
+        choices=choices, **arrays,
     )  # fmt: skip
 
 

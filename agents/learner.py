@@ -369,12 +369,12 @@ class Learner(abc.ABC, Generic[C]):
         if self.drift.probe is None:
             self.drift.probe = Probe.choose(observations, change.old.cpu())
         metrics["drift/kl_initial"] = self.drift.since_first(self.distribution)
-        after = change.new
+        metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
         if absorb:
             self.absorb(observations)
             after = self.distribution(observations)
-        metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
-        metrics["drift/kl_total"] = mean_kl(change.old, after) if absorb else metrics["drift/kl"]
+            metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
+            metrics["drift/kl_total"] = mean_kl(change.old, after)
         self.region = self.region.adapt(change)
         return metrics
 

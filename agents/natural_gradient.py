@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from klrl.agents.base import Agent
-from klrl.agents.epochs import Terms, steps
+from klrl.agents.epochs import Epochs, Terms
 from klrl.agents.settings import NaturalGradientConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.run.callback import Callback, Metrics
@@ -120,9 +120,9 @@ class NaturalGradient(Agent[N], abc.ABC):
     def fit_critic(self, samples: UpdateBatch, callback: Callback) -> float:
         """Fit the critic in passes of minibatch steps on the value loss; return the mean loss."""
         losses: list[Any] = []
+        epochs = Epochs(self, samples, callback)
         for epoch in range(self.config.n_critic_updates):
-            taken = steps(self, samples, self._critic_step, Terms(value=1.0), callback)
-            losses += [step["train/value_loss"] for step in taken]
+            losses += epochs.steps(self._critic_step, Terms(value=1.0))["train/value_loss"]
             callback.on_epoch_end(self, epoch)
         return mean_of(losses)
 

@@ -11,7 +11,7 @@ import torch
 
 from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
-from klrl.agents.epochs import Terms, steps
+from klrl.agents.epochs import Epochs, Terms
 from klrl.agents.learner import Improvement
 from klrl.agents.settings import PPOConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
@@ -50,18 +50,19 @@ class PPO(Agent[PPOConfig]):
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Take epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
         losses: dict[str, list[Array]] = defaultdict(list)
-        outcome, epochs, first = _Outcome(), 0, self.networks.actor_state()
+        outcome, policy_epochs, first = _Outcome(), 0, self.networks.actor_state()
+        epochs = Epochs(self, samples, callback)
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
-            start = self.networks.actor_state()
+                epochs = Epochs(self, samples, callback)
+            start = self.networks.actor_state() if self.region.on_exit == "backtrack" else first
             terms = Terms(self.config.vf_coef, outcome.moving, self.config.ent_coef if outcome.moving else 0.0)
-            for step in steps(self, samples, self._step if outcome.moving else self._critic_step, terms, callback):
-                for name, value in step.items():
-                    losses[name].append(value)
+            for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
+                losses[name] += values
             if outcome.moving:
-                outcome, epochs = self._stay_inside(samples, start), epochs + 1
+                outcome, policy_epochs = self._stay_inside(samples, start), policy_epochs + 1
             callback.on_epoch_end(self, epoch)
         if redefines(self.region, "project"):
             outcome = self._settle(samples, first, outcome)
@@ -72,7 +73,7 @@ class PPO(Agent[PPOConfig]):
             metrics={
                 **means,
                 "train/actor_learning_rate": self.networks.optimizer.learning_rate * self.region.lr_scale,
-                "train/policy_epochs": float(epochs),
+                "train/policy_epochs": float(policy_epochs),
                 "train/backtrack_scale": outcome.scale,
             },
         )

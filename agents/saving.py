@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import chain, count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
@@ -76,6 +77,8 @@ class Snapshot:
     cursor: EnvCursor | None
     region: TrustRegion
     """Region in force; the state only names a region of the user's own class."""
+    paths: Callable[[], dict[str, str]]
+    """Describes the paths of computation; it is called when the state is written, since it costs more than a copy."""
 
     def write(self, path: str | Path, lender: Path | None = None) -> Path:
         """Write the state to a directory; an older saved agent there is replaced.
@@ -91,7 +94,8 @@ class Snapshot:
         tensors = self.tensors | {f"whereabouts.{k}": v for k, v in where.items()}
         history: History = self.state["history"]
         parts = [block.part for block in history.blocks()]
-        return checkpoint.write(path, tensors, self.state | {"history": len(history)}, parts, lender)
+        state = self.state | {"paths": self.paths(), "history": len(history)}
+        return checkpoint.write(path, tensors, state, parts, lender)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,13 +189,13 @@ def snapshot(agent: Agent[Any]) -> Snapshot:
     mine = {
         "env": describe(agent.training_envs.env),
         "preset": agent.preset,
-        "paths": paths_of(agent),
         "ep_rew_mean": float(np.mean([e.episode_return for e in agent.episodes])) if agent.episodes else None,
         "episodes": [list(vars(e).values()) for e in agent.episodes],
         "history": agent.history.copy(),
         "training": agent.training,
     }
-    return Snapshot(agent.num_timesteps, tensors, data | mine, agent.training_envs.cursor, agent.region)
+    paths = partial(paths_of, agent)
+    return Snapshot(agent.num_timesteps, tensors, data | mine, agent.training_envs.cursor, agent.region, paths)
 
 
 def restored(

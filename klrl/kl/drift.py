@@ -22,7 +22,14 @@ def mean_kl(old: Distribution, new: Distribution) -> float:
 
 
 @torch.no_grad()
-def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor | None = None) -> dict[str, float]:
+def drift_report(
+    old: Distribution,
+    new: Distribution,
+    log_ratio: Tensor | None = None,
+    *,
+    kl: Tensor | None = None,
+    reverse: Tensor | None = None,
+) -> dict[str, float]:
     """Return every ``drift/`` metric of one policy change.
 
     Args:
@@ -30,17 +37,17 @@ def drift_report(old: Distribution, new: Distribution, log_ratio: Tensor | None 
         new: the policy after it at the same states.
         log_ratio: log new(a|s) - log old(a|s) of the batch's actions (drawn from old), ``[n]``; without it there are
             no estimates from samples, no ratio and no effective sample size.
+        kl: KL(old||new), ``[n]``, if it is known already.
+        reverse: KL(new||old), ``[n]``, if it is known already.
 
     Returns:
         Metric name to value; KL in nats, ratio and effective sample size without unit (docs/glossary.md).
     """
-    return _report(kl_divergence(old, new), old, new, log_ratio)
-
-
-def _report(kl: Tensor, old: Distribution, new: Distribution, log_ratio: Tensor | None) -> dict[str, float]:
+    kl = kl_divergence(old, new) if kl is None else kl
+    reverse = reverse_kl(old, new) if reverse is None else reverse
     report = {
         "drift/kl": average(kl),
-        "drift/kl_reverse": average(reverse_kl(old, new)),
+        "drift/kl_reverse": average(reverse),
         "drift/kl_max": kl.max().item(),
         "drift/kl_p95": float(np.quantile(kl.cpu().numpy(), 0.95, method="higher")),
     }
@@ -88,7 +95,16 @@ class Drift:
         """Sum of ``drift/kl`` over all updates, nats."""
 
     @torch.no_grad()
-    def report(self, old: Distribution, new: Distribution, log_ratio: Tensor | None, over: float) -> dict[str, float]:
+    def report(
+        self,
+        old: Distribution,
+        new: Distribution,
+        log_ratio: Tensor | None,
+        over: float,
+        *,
+        kl: Tensor | None = None,
+        reverse: Tensor | None = None,
+    ) -> dict[str, float]:
         """Return the :func:`drift_report` of an update, and what adds up over updates.
 
         Args:
@@ -96,9 +112,11 @@ class Drift:
             new: the policy after it at the same states.
             log_ratio: as for :func:`drift_report`.
             over: KL from which on a state counts in ``drift/states_over_target``, nats.
+            kl: as for :func:`drift_report`.
+            reverse: as for :func:`drift_report`.
         """
-        kl = kl_divergence(old, new)
-        report = _report(kl, old, new, log_ratio)
+        kl = kl_divergence(old, new) if kl is None else kl
+        report = drift_report(old, new, log_ratio, kl=kl, reverse=reverse)
         self.kl_sum += report["drift/kl"]
         return report | {"drift/kl_sum": self.kl_sum, "drift/states_over_target": average(kl > over)}
 

@@ -1,4 +1,5 @@
-/* Epochs of minibatch steps on small networks, and outputs: what klrl computes with numpy, less the arrays in between.
+/* Epochs of minibatch steps on small networks, outputs, and products with their Jacobian: what klrl computes with numpy,
+   less the arrays in between.
 
    A network computes h_k = f(W_k h_{k-1} + b_k) with f = tanh or max(., 0), and no f in its last layer. Its parameters
    theta [P] are one vector in the order of network.parameters(): free ones (log_std), then W_1, b_1, W_2, b_2, ...
@@ -78,15 +79,19 @@ static int64_t size_of(const Network *net) {
   return P;
 }
 
+/* Arrays of one block that its derivatives are made of. */
+static void keep(Arena *arena, const Network *net, Work *w) {
+  w->x = take(arena, round_up(net->sizes[0], 16) * BLOCK);
+  for (int64_t k = 0; k <= net->layers; k++) w->h[k] = take(arena, net->sizes[k] * BLOCK);
+}
+
 static void lay_out(Arena *arena, const Network *net, Work *w, int64_t d) {
   int64_t most = 1;
-  for (int64_t k = 0; k <= net->layers; k++) {
-    w->h[k] = take(arena, net->sizes[k] * BLOCK);
-    most = net->sizes[k] > most ? net->sizes[k] : most;
-  }
-  float **wide[] = {&w->g, &w->other, &w->x, &w->t}, **rows[] = {&w->share, &w->A, &w->log_old, &w->log_new, &w->weight};
+  for (int64_t k = 0; k <= net->layers; k++) most = net->sizes[k] > most ? net->sizes[k] : most;
+  keep(arena, net, w);
+  float **wide[] = {&w->g, &w->other, &w->t}, **rows[] = {&w->share, &w->A, &w->log_old, &w->log_new, &w->weight};
   float **fields[] = {&w->action, &w->old, &w->old_s, &w->s, &w->std, &w->z, &w->q};
-  for (int i = 0; i < 4; i++) *wide[i] = take(arena, round_up(most, 16) * BLOCK);
+  for (int i = 0; i < 3; i++) *wide[i] = take(arena, round_up(most, 16) * BLOCK);
   for (int i = 0; i < 5; i++) *rows[i] = take(arena, BLOCK);
   for (int i = 0; i < 7; i++) *fields[i] = take(arena, d * BLOCK);
   w->gradient = take(arena, size_of(net));
@@ -145,13 +150,14 @@ static void *prepare(const Network *actor, const Network *critic, Work *of_actor
 #endif
 
 /* Version of the structures and functions, as in klrl/native/library.py. */
-EXPORT int klrl_version(void) { return 2; }
+EXPORT int klrl_version(void) { return 3; }
 
-/* The numbers in the memory that klrl_outputs takes. */
-EXPORT int64_t klrl_room(const Network *net) {
+/* The numbers in the memory that klrl_outputs takes, which keeps what derivatives at n rows are made of; or at 0. */
+EXPORT int64_t klrl_room(const Network *net, int64_t n) {
   Arena arena = {NULL, 0};
   Work w;
   lay_out(&arena, net, &w, 0);
+  for (int64_t from = 0; from < n; from += BLOCK) keep(&arena, net, &w);
   return (int64_t)arena.used;
 }
 
@@ -180,9 +186,11 @@ typedef int32_t N(vi) __attribute__((vector_size(4 * VL), aligned(4), may_alias)
 #define CHOOSE(condition, a, b) ((vf)(((condition) & (vi)(a)) | (~(condition) & (vi)(b))))
 
 INLINE float N(sum)(vf x) {
-  float s = 0.0f;
-  for (int l = 0; l < VL; l++) s += x[l];
-  return s;
+  float s[VL];
+  AT(s) = x;
+  for (int half = VL / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; l++) s[l] += s[l + half];
+  return s[0];
 }
 
 /* x = n log 2 + r with an integer n and |r| <= log(2) / 2; returns r, and in n what shifts an exponent by n. */
@@ -234,10 +242,10 @@ INLINE vf N(tanh)(vf x) {
   return (vf)((vi)(t / (t + 2.0f)) | sign);
 }
 
-/* C [mr, VL nv] = b + A B, or C + A B, for A [mr, K] and B [K, VL nv]; of a register, `width` columns are written. */
+/* C [mr, VL nv] = b + A B, or C + A B, for A [mr, K] and B [K, VL nv]; of the last register, `width` columns are written. */
 INLINE void N(tile)(const int mr, const int nv, int64_t K, const float *A, int64_t row, int64_t column, const float *B,
                     int64_t ldb, float *C, int64_t ldc, const float *b, int add, int64_t width) {
-  vf c[MR][NV];
+  vf c[2 * MR][NV];
   for (int i = 0; i < mr; i++)
     for (int j = 0; j < nv; j++) c[i][j] = ALL(b ? b[i] : 0.0f);
   for (int64_t k = 0; k < K; k++)
@@ -248,7 +256,7 @@ INLINE void N(tile)(const int mr, const int nv, int64_t K, const float *A, int64
   for (int i = 0; i < mr; i++)
     for (int j = 0; j < nv; j++) {
       float *to = C + i * ldc + j * VL;
-      if (width == VL) {
+      if (width == VL || j < nv - 1) {
         if (add) c[i][j] += READ(to);
         AT(to) = c[i][j];
       } else {
@@ -257,24 +265,26 @@ INLINE void N(tile)(const int mr, const int nv, int64_t K, const float *A, int64
     }
 }
 
-/* C [M, J] = b + A B or C + A B, where element (i, k) of A is A[i row + k column] and B's rows are whole registers. */
+/* C [M, J] = b + A B or C + A B, where element (i, k) of A is A[i row + k column] and B's rows are whole registers. Tiles
+   are of MR or, one register wide, 2 MR rows: a sum has to wait for itself, so there have to be several at once. */
 static void N(product)(int64_t M, int64_t J, int64_t K, const float *A, int64_t row, int64_t column, const float *B,
                        int64_t ldb, float *C, int64_t ldc, const float *b, int add) {
 #define TILE(mr, nv, width)                                                                                          \
   N(tile)(mr, nv, K, A + i * row, row, column, B + j, ldb, C + i * ldc + j, ldc, b ? b + i : NULL, add, width)
-#define TILES(nv, width)                                                                                             \
-  for (i = 0; i + MR <= M; i += MR) TILE(MR, nv, width);                                                             \
+#define TILES(mr, nv, width)                                                                                         \
+  for (i = 0; i + mr <= M; i += mr) TILE(mr, nv, width);                                                             \
   for (; i < M; i++) TILE(1, nv, width)
   int64_t i, j = 0;
   for (; j + NV * VL <= J; j += NV * VL) {
-    TILES(NV, VL);
+    TILES(MR, NV, VL);
   }
-  for (; j + 2 * VL <= J; j += 2 * VL) {
-    TILES(2, VL);
+  for (; j + VL < J; j += 2 * VL) {
+    int64_t width = J - j < 2 * VL ? J - j - VL : VL;
+    TILES(MR, 2, width);
   }
   for (; j < J; j += VL) {
-    int64_t width = J - j < VL ? J - j : VL;
-    TILES(1, width);
+    int64_t width = J - j;
+    TILES(2 * MR, 1, width);
   }
 }
 
@@ -321,6 +331,28 @@ static void N(forward)(const Network *net, Work *w, int64_t R) {
   }
 }
 
+/* f' at inputs h of a layer. */
+INLINE vf N(slope)(const Network *net, vf h) {
+  if (net->relu) return CHOOSE(h > 0.0f, ALL(1.0f), ALL(0.0f));
+  return 1.0f - h * h;
+}
+
+/* d output, in g, along v: d_k = V_k h_{k-1} + c_k + W_k (f' d_{k-1}), layer by layer. */
+static void N(push)(const Network *net, Work *w, const float *v, int64_t R) {
+  int64_t at = net->own;
+  for (int64_t k = 0; k < net->layers; k++) {
+    int64_t in = net->sizes[k], out = net->sizes[k + 1];
+    N(product)(out, R, in, v + at, in, 1, w->h[k], R, w->other, R, v + at + in * out, 0);
+    if (k > 0) {
+      for (int64_t i = 0; i < in * R; i += VL) AT(w->g + i) *= N(slope)(net, READ(w->h[k] + i));
+      N(product)(out, R, in, net->theta + at, in, 1, w->g, R, w->other, R, NULL, 1);
+    }
+    at += (in + 1) * out;
+    float *done = w->g;
+    w->g = w->other, w->other = done;
+  }
+}
+
 /* Adds d loss / d theta, given g = d loss / d output: by W_k it is g h_{k-1}', by b_k the sum of g over the rows. */
 static void N(backward)(const Network *net, Work *w, int64_t R) {
   int64_t at = size_of(net);
@@ -336,10 +368,7 @@ static void N(backward)(const Network *net, Work *w, int64_t R) {
     }
     if (k == 0) break;
     N(product)(in, R, out, net->theta + at, 1, in, w->g, R, w->other, R, NULL, 0);
-    for (int64_t i = 0; i < in * R; i += VL) {
-      vf h = READ(w->h[k] + i), g = READ(w->other + i);
-      AT(w->other + i) = net->relu ? g * CHOOSE(h > 0.0f, ALL(1.0f), ALL(0.0f)) : g * (1.0f - h * h);
-    }
+    for (int64_t i = 0; i < in * R; i += VL) AT(w->other + i) *= N(slope)(net, READ(w->h[k] + i));
     float *done = w->g;
     w->g = w->other, w->other = done;
   }
@@ -543,18 +572,50 @@ EXPORT int64_t N(klrl_epoch)(Network *actor, Network *critic, const Samples *s, 
   return step;
 }
 
-/* Writes the outputs [n, out] at inputs x [n, in]; nothing in `memory` matters before or after. */
-EXPORT void N(klrl_outputs)(const Network *net, float *memory, int64_t n, const float *x, float *outputs) {
+/* Writes the outputs [n, out] at inputs x [n, in]. `memory` begins with arrays of no more use; with `kept`, what
+   derivatives are made of follows. */
+EXPORT void N(klrl_outputs)(const Network *net, float *memory, int64_t n, const float *x, float *outputs, int64_t kept) {
   Arena arena = {memory, 0};
   Work w;
   lay_out(&arena, net, &w, 0);
   int64_t in = net->sizes[0], out = net->sizes[net->layers], ldx = round_up(in, VL);
   for (int64_t from = 0; from < n; from += BLOCK) {
     int64_t real = n - from < BLOCK ? n - from : BLOCK, R = round_up(real, VL);
+    if (kept) keep(&arena, net, &w);
     for (int64_t r = 0; r < R; r++) /* rows that fill a register repeat the first one */
       memcpy(w.x + r * ldx, x + (from + (r < real ? r : 0)) * in, sizeof(float) * (size_t)in);
     N(forward)(net, &w, R);
     N(transpose)(w.h[net->layers], out, R, real, outputs + from * out, out);
+  }
+}
+
+/* Writes J v to d [n, out] for v [P], at the inputs for which klrl_outputs has filled `memory`. */
+EXPORT void N(klrl_push)(const Network *net, float *memory, int64_t n, const float *v, float *d) {
+  Arena arena = {memory, 0};
+  Work w;
+  lay_out(&arena, net, &w, 0);
+  int64_t out = net->sizes[net->layers];
+  for (int64_t from = 0; from < n; from += BLOCK) {
+    int64_t real = n - from < BLOCK ? n - from : BLOCK, R = round_up(real, VL);
+    keep(&arena, net, &w);
+    N(push)(net, &w, v, R);
+    N(transpose)(w.g, out, R, real, d + from * out, out);
+  }
+}
+
+/* Adds J' u to g [P] for u [n, out], likewise. */
+EXPORT void N(klrl_pull)(const Network *net, float *memory, int64_t n, const float *u, float *g) {
+  Arena arena = {memory, 0};
+  Work w;
+  lay_out(&arena, net, &w, 0);
+  w.gradient = g;
+  int64_t out = net->sizes[net->layers];
+  for (int64_t from = 0; from < n; from += BLOCK) {
+    int64_t real = n - from < BLOCK ? n - from : BLOCK, R = round_up(real, VL);
+    keep(&arena, net, &w);
+    memset(w.g, 0, sizeof(float) * (size_t)(out * R));
+    N(transpose)(u + from * out, real, out, out, w.g, R);
+    N(backward)(net, &w, R);
   }
 }
 

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-VERSION = 2
+VERSION = 3
 """Version of the structures and functions; a file that was compiled from other ones is not used."""
 LEVELS = ("plain", "avx2", "avx512")
 """Levels of processors that the kernel is compiled for, in ascending order; all but the first are x86-64's."""
@@ -32,10 +32,17 @@ class _Struct(Structure):
     @classmethod
     def of(cls, **values: object) -> Self:
         """Fill the fields; of an array, its address."""
-        arrays = {name: x for name, x in values.items() if isinstance(x, np.ndarray)}
-        struct = cls(**(values | {name: x.ctypes.data for name, x in arrays.items()}))
-        struct.alive = arrays
+        struct = cls()
+        struct.alive = {}
+        struct.put(**values)
         return struct
+
+    def put(self, **values: object) -> None:
+        """Fill these fields anew."""
+        for name, x in values.items():
+            if isinstance(x, np.ndarray):
+                self.alive[name], x = x, x.ctypes.data
+            setattr(self, name, x)
 
 
 class Network(_Struct):
@@ -111,10 +118,14 @@ class Kernel:
         self._epoch.argtypes = [POINTER(Network), POINTER(Network), POINTER(Samples), POINTER(Loss), c_void_p]
         self._epoch.restype = c_int64
         self._outputs = library[f"klrl_outputs_{level}"]
-        self._outputs.argtypes = [POINTER(Network), c_void_p, c_int64, c_void_p, c_void_p]
+        self._outputs.argtypes = [POINTER(Network), c_void_p, c_int64, c_void_p, c_void_p, c_int64]
         self._outputs.restype = None
+        self._push, self._pull = (library[f"klrl_{name}_{level}"] for name in ("push", "pull"))
+        for function in (self._push, self._pull):
+            function.argtypes = [POINTER(Network), c_void_p, c_int64, c_void_p, c_void_p]
+            function.restype = None
         self._room = library["klrl_room"]
-        self._room.argtypes = [POINTER(Network)]
+        self._room.argtypes = [POINTER(Network), c_int64]
         self._room.restype = c_int64
         self._function = library[f"klrl_function_{level}"]
         self._function.argtypes = [c_int64, c_void_p, c_void_p, c_int64]
@@ -134,9 +145,9 @@ class Kernel:
         Its memory is made once, so only one thread at a time may call it.
         """
         x, y = (np.zeros((rows, network.sizes[k]), np.float32) for k in (0, network.layers))
-        memory = np.zeros(self._room(network), np.float32)
+        memory = np.zeros(self._room(network, 0), np.float32)
         at, given_x, given_y = (array.ctypes.data_as(c_void_p) for array in (memory, x, y))  # keep the arrays alive
-        given = byref(network), at, rows, given_x, given_y
+        given = byref(network), at, rows, given_x, given_y, 0
 
         def evaluate(inputs: np.ndarray) -> np.ndarray:
             x[...] = inputs
@@ -145,11 +156,49 @@ class Kernel:
 
         return evaluate
 
+    def linearize(self, network: Network, x: np.ndarray, *, derivative: bool = True) -> Jacobian:
+        """Evaluate the network at inputs ``[n, in]``, float32, and keep what the products with its Jacobian need.
+
+        The parameters must stay what they are between the products. Without a derivative there are outputs alone.
+        """
+        n = len(x)
+        outputs = np.empty((n, network.sizes[network.layers]), np.float32)
+        memory = np.empty(self._room(network, n if derivative else 0), np.float32)
+        x = np.ascontiguousarray(x, np.float32)
+        self._outputs(network, memory.ctypes.data, n, x.ctypes.data, outputs.ctypes.data, derivative)
+        return Jacobian(self, network, memory, outputs)
+
     def function(self, name: str, x: np.ndarray) -> np.ndarray:
         """Evaluate the kernel's "exp", "expm1" or "tanh" at float32 numbers, as many as are a multiple of 16."""
         y = np.empty_like(x)
         self._function(("exp", "expm1", "tanh").index(name), x.ctypes.data, y.ctypes.data, x.size)
         return y
+
+
+class Jacobian:
+    """Outputs of a network at n inputs, and products with their Jacobian J by its parameters theta ``[P]``."""
+
+    def __init__(self, kernel: Kernel, network: Network, memory: np.ndarray, outputs: np.ndarray) -> None:
+        self._kernel, self._network, self._memory = kernel, network, memory
+        self.outputs = outputs
+        """``[n, out]``."""
+
+    def push_forward(self, v: np.ndarray) -> np.ndarray:
+        """Return J v, ``[n, out]``, for ``v [P]``."""
+        d = np.empty_like(self.outputs)
+        self._multiply(self._kernel._push, v, d)
+        return d
+
+    def pull_back(self, u: np.ndarray) -> np.ndarray:
+        """Return J' u, ``[P]``, for ``u [n, out]``; 0 for the parameters before the layers'."""
+        g = np.zeros_like(self._network.alive["theta"])
+        self._multiply(self._kernel._pull, u, g)
+        return g
+
+    def _multiply(self, function: Callable[..., None], factor: np.ndarray, product: np.ndarray) -> None:
+        factor = np.ascontiguousarray(factor, np.float32)
+        memory, n = self._memory.ctypes.data, len(self.outputs)
+        function(self._network, memory, n, factor.ctypes.data, product.ctypes.data)
 
 
 def find() -> Kernel | None:

@@ -8,7 +8,7 @@ the vector ``[P]`` of all the network's parameters, in the order of ``network.pa
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from operator import add
@@ -146,6 +146,24 @@ def pack(network: nn.Module) -> nn.Parameter:
     for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
         parameter.data = part.view_as(parameter)
     return nn.Parameter(vector)
+
+
+def one_vector(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the vector whose consecutive pieces these tensors are, as :func:`pack` makes them; ``None`` if they are not.
+
+    It must lie in the CPU's memory, of float32.
+    """
+    size = sum(x.numel() for x in tensors)
+    if not all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in tensors):
+        return None
+    first, where = tensors[0].detach(), tensors[0].data_ptr()
+    for x in tensors:
+        if x.data_ptr() != where:
+            return None
+        where += 4 * x.numel()
+    if first.untyped_storage().nbytes() < 4 * (first.storage_offset() + size):  # neighbours by chance
+        return None
+    return first.as_strided((size,), (1,))
 
 
 def check_separate(**networks: nn.Module) -> None:

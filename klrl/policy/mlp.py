@@ -1,7 +1,8 @@
 """Fully connected networks, whose derivative is written out.
 
 For networks of this size autograd costs several times the arithmetic: every operation makes a node, every node is
-visited again. The passes here are the same sums without the bookkeeping; :mod:`klrl.policy.paths` says when.
+visited again. The passes here are the same sums without the bookkeeping, in numpy, torch or the kernel;
+:mod:`klrl.policy.paths` says when.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from klrl.native import Kernel, Network
 from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
 from klrl.policy.choices import Activation
-from klrl.policy.linearization import Arrays, ByAutograd, Linearization
-from klrl.policy.paths import Linearizable, has_formulas
+from klrl.policy.linearization import Arrays, ByAutograd, Linearization, one_vector
+from klrl.policy.paths import Linearizable, evaluates_in_kernel, has_formulas
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -27,11 +29,20 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.R
 class MLP(nn.Sequential, Linearizable):
     """Linear layers and activations in turn, as :func:`mlp` makes them."""
 
+    kernel: Kernel | None = None
+    """The kernel, for whole batches of tensors without a graph, if there is one to use; copies have none."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies what has addresses of this object's memory."""
+        return {name: x for name, x in vars(self).items() if name not in ("kernel", "_layers")}
+
     def forward(self, input: Array) -> Array:
         """Return the outputs ``[*B, out]`` at ``[*B, in]``, in evaluation mode, also of layers that were inserted."""
         layers = self.layers
         if layers.explicit and is_numpy(input):
             return _Explicit(self, input, layers).output
+        if self.in_kernel(input):
+            return _InKernel(self, input, layers, derivative=False).output
         if not layers.explicit:
             self.eval()
         output = super().forward(tensor(input))  # type: ignore[no-untyped-call]
@@ -55,7 +66,23 @@ class MLP(nn.Sequential, Linearizable):
     def linearize(self, x: Array) -> Linearization[Array]:
         """Return the outputs at ``x [n, in]`` and their derivative by the parameters."""
         layers = self.layers
-        return _Explicit(self, x, layers) if layers.written_out else ByAutograd(self, x)
+        if not layers.written_out:
+            return ByAutograd(self, x)
+        return _InKernel(self, x, layers) if self.in_kernel(x) else _Explicit(self, x, layers)
+
+    def in_kernel(self, x: Array) -> bool:
+        """Tell whether the kernel evaluates these inputs."""
+        kernel, layers = self.kernel, self.layers
+        return (
+            kernel is not None
+            and isinstance(x, Tensor)
+            and x.dtype == torch.float32
+            and x.is_cpu
+            and not torch.is_grad_enabled()
+            and layers.network is not None
+            and x.shape[-1] == layers.sizes[0]
+            and evaluates_in_kernel(kernel, x.numel() // layers.sizes[0], layers.most_weights)
+        )
 
     @property
     def layers(self) -> _Layers:
@@ -87,6 +114,13 @@ class _Layers:
     """The activation is tanh; otherwise the rectifier."""
     written_out: bool
     """Explicit, and no parameter is frozen."""
+    network: Network | None
+    """The same for the kernel; ``None`` unless all parameters are one vector in the CPU's memory, as :func:`pack` does."""
+
+    @property
+    def most_weights(self) -> int:
+        """Weights in the largest layer."""
+        return max(fan_in * fan_out for fan_in, fan_out in pairwise(self.sizes))
 
     @classmethod
     def of(cls, key: tuple[list[nn.Module], list[tuple[int, bool]], list[int]]) -> _Layers:
@@ -97,7 +131,10 @@ class _Layers:
         arrays = [(W.numpy(), b.numpy()) for W, b in tensors if W.is_cpu]
         is_tanh = {type(layer) for layer in layers[1::2]} == {nn.Tanh}
         sizes = [layer.in_features for layer in linears[:1]] + [layer.out_features for layer in linears]
-        return cls(key, explicit, tensors, arrays, sizes, is_tanh, explicit and all(free for _, free in parameters))
+        written_out = explicit and all(free for _, free in parameters)
+        theta = one_vector([x for layer in tensors for x in layer]) if explicit and Network.fits(sizes) else None
+        network = None if theta is None else Network.with_layers(sizes, theta.numpy(), relu=not is_tanh)
+        return cls(key, explicit, tensors, arrays, sizes, is_tanh, written_out, network)
 
 
 def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Generator) -> None:
@@ -173,3 +210,24 @@ class _Explicit(Linearization[Array]):
         if not self._slopes:
             self._slopes = [1.0 - h * h if self._is_tanh else positive(h) for h in self._inputs[1:]]
         return self._slopes[k - 1]
+
+
+class _InKernel(Linearization[Array]):
+    """The same as :class:`_Explicit`, by the kernel; the parameters must stay where they are between the products."""
+
+    def __init__(self, network: MLP, x: Tensor, layers: _Layers, *, derivative: bool = True) -> None:
+        assert network.kernel is not None
+        assert layers.network is not None
+        self.network = network
+        rows = x.detach().reshape(-1, x.shape[-1]).contiguous().numpy()
+        self._at = network.kernel.linearize(layers.network, rows, derivative=derivative)
+        self.output = torch.from_numpy(self._at.outputs).reshape(*x.shape[:-1], -1)
+
+    def pieces(self, *cotangent: Array) -> list[Array]:
+        """Return J' u."""
+        (u,) = cotangent
+        return [torch.from_numpy(self._at.pull_back(u.numpy()))]
+
+    def push_forward(self, tangent: Array) -> Arrays:
+        """Return J v."""
+        return (torch.from_numpy(self._at.push_forward(tangent.numpy())),)

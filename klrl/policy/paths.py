@@ -12,14 +12,17 @@ bookkeeping costs several times the arithmetic of a small network. A fifth path 
 kernel   Adam's steps on minibatches: an MLP in the CPU's       --
          memory, a Gaussian or categorical policy, a
          surrogate of known arithmetic, klrl's own methods;
-         an MLP's outputs in rollouts, klrl's own methods
+         an MLP's outputs in rollouts, klrl's own methods;
+         its outputs and derivative on a whole batch (the
+         gradient and Fisher products of TRPO and NPG), one
+         thread or few multiplications
 numpy    an :class:`~klrl.policy.mlp.MLP` in the CPU's memory,  any other network (images, Beta, a trunk of one's own,
          on minibatches: the default                            frozen parameters): torch inside, arrays outside
-torch    the same on a whole batch (TRPO's and NPG's policy),   any other network there
-         on large minibatches, on a GPU
+torch    the same where there is no kernel, on a large batch    any other network there
+         or minibatch, on a GPU
 =======  =====================================================  =======================================================
 
-The formulas are the same in a column (:mod:`klrl.policy.arrays`), and all four give the same numbers but for rounding.
+The formulas are the same in a column (:mod:`klrl.policy.arrays`), and all of them give the same numbers but for rounding.
 A region's surrogate and penalty and a family's log-probability bring their derivatives, too, or have autograd's
 (:func:`brings_derivative`). Everything else follows the kind of array that it is given.
 """
@@ -49,6 +52,12 @@ _ACTING_IN_KERNEL = {"plain": 2**17, "avx2": 2**20, "avx512": 2**20}
 """The same for the kernel while acting, where rows are fewer than a register holds, counted as if they filled it."""
 _IN_KERNEL = {"plain": 2**21, "avx2": 2**25, "avx512": 2**27}
 """Most multiplications in one layer that the kernel is given, by its level: beyond, BLAS has the better products."""
+
+
+_WHOLE_IN_KERNEL = {"plain": 0, "avx2": 2**16, "avx512": 2**16}
+"""Most weights in one layer with which the kernel evaluates a whole batch, by its level: beyond, BLAS is as fast."""
+_IN_ONE_THREAD = 2**24
+"""Most multiplications in one layer, on a whole batch, for which several threads of torch are not waited for."""
 
 
 # -- the kind of array --------------------------------------------------------------------------
@@ -92,6 +101,20 @@ def learns_in_kernel(kernel: Kernel, rows: int, most: int) -> bool:
 
     alone = learns_in_numpy(rows, most) or get_num_threads() == 1
     return alone and rows <= most * _IN_KERNEL[kernel.level] // _LEARNING
+
+
+def evaluates_in_kernel(kernel: Kernel, rows: int, weights: int) -> bool:
+    """Tell whether the kernel is the fastest way to outputs and derivatives on a whole batch.
+
+    Args:
+        kernel: the kernel.
+        rows: of the batch; fewer than a register holds are BLAS's.
+        weights: the largest layer's.
+    """
+    from torch import get_num_threads
+
+    alone = rows * weights <= _IN_ONE_THREAD or get_num_threads() == 1
+    return alone and rows >= 16 and weights <= _WHOLE_IN_KERNEL[kernel.level]
 
 
 # -- who differentiates -------------------------------------------------------------------------

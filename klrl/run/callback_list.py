@@ -102,13 +102,12 @@ class CallbackList(Callback):
                 stack.callback(callback.on_training_end, agent)
 
 
-def each_minibatch(callback: Callback) -> bool:
-    """Tell whether a callback, or one of several, has something to do after every minibatch."""
+def hears(callback: Callback, hook: str) -> bool:
+    """Tell whether a callback, or one of several, has something to do in a hook."""
     if type(callback) is CallerContext:
-        return each_minibatch(callback.callback)
+        return hears(callback.callback, hook)
     if type(callback) is CallbackList:
-        return any(map(each_minibatch, callback.callbacks))
-    hook = "on_minibatch_end"
+        return any(hears(one, hook) for one in callback.callbacks)
     nothing = getattr(Callback, hook)
     return hook in vars(callback) or getattr(type(callback), hook, nothing) is not nothing
 

@@ -131,23 +131,24 @@ def conjugate_gradient(
     solve = _inverse(preconditioner)
     r, residual = b, 1.0
     z = p = solve(b)
-    rz = r @ z
+    rz = (r @ z).item()
     for step in range(1, max_steps + 1):
         if preconditioner is not None and not rz > 0.0:
             return ConjugateGradient(x, residual, step - 1, "preconditioner not positive")
         q = product(p)
-        curvature = p @ q
+        curvature = (p @ q).item()
         if not curvature > 0.0:
             return ConjugateGradient(x, residual, step, "curvature not positive")
         alpha = rz / curvature
-        x = x + alpha * p
-        r = r - alpha * q
-        residual = (r @ r).sqrt().item() / norm
+        x = x.add(p, alpha=alpha)
+        r = r.sub(q, alpha=alpha)
+        rr = (r @ r).item()
+        residual = rr**0.5 / norm
         if residual < tolerance:
             return ConjugateGradient(x, residual, step, "converged")
         z = solve(r)
-        rz, previous = r @ z, rz
-        p = z + (rz / previous) * p
+        rz, previous = (rr if z is r else (r @ z).item()), rz
+        p = z.add(p, alpha=rz / previous)
     return ConjugateGradient(x, residual, max_steps, "max steps")
 
 

@@ -14,7 +14,7 @@ from torch import distributions as td
 from torch import nn
 
 from klrl.agents import NPG, PPO, TRPO
-from klrl.agents.epochs import Terms, kernel_of, steps
+from klrl.agents.epochs import Epochs, Terms, kernel_of
 from klrl.agents.update_batch import UpdateBatch
 from klrl.native import Kernel, at_level, available
 from klrl.policy.distributions import Categorical
@@ -147,7 +147,7 @@ def first_gradients(agent):
 def step(agent, samples):
     """One minibatch step in the kernel."""
     terms = Terms(agent.config.vf_coef, policy=True, entropy=agent.config.ent_coef)
-    return list(steps(agent, samples, pytest.fail, terms, Callback()))
+    return Epochs(agent, samples, Callback()).steps(pytest.fail, terms)
 
 
 # A sum of n float32 products is off by at most n 6e-8 of the sum of their sizes, on average by sqrt(n) 6e-8; some
@@ -161,8 +161,8 @@ def test_a_step_is_that_of_the_gradient_by_autograd(level, policy, region, ent_c
     agent = agent_of(policy, level, batch_size=64, **settings)
     samples = samples_of(agent, 64)
     expected, gradients = by_autograd(agent, samples)
-    (metrics,) = step(agent, samples)
-    assert list(metrics.values()) == pytest.approx(expected, rel=2e-5, abs=2e-6)
+    metrics = [value for (value,) in step(agent, samples).values()]
+    assert metrics == pytest.approx(expected, rel=2e-5, abs=2e-6)
     for g, e in zip(first_gradients(agent), gradients, strict=True):
         assert (g - e).norm() <= 3e-6 * e.norm()
 
@@ -188,8 +188,8 @@ def test_steps_are_those_of_autograd_in_every_shape(level, policy, activation, a
     agent.config = replace(agent.config, n_steps=256, batch_size=rows)
     samples = samples_of(agent, rows, moved=0.05)
     expected, gradients = by_autograd(agent, samples)
-    (metrics,) = step(agent, samples)
-    assert list(metrics.values()) == pytest.approx(expected, rel=2e-5, abs=3e-6)
+    metrics = [value for (value,) in step(agent, samples).values()]
+    assert metrics == pytest.approx(expected, rel=2e-5, abs=3e-6)
     for g, e in zip(first_gradients(agent), gradients, strict=True):
         assert (g - e).norm() <= 1e-5 * e.norm() + 1e-7
 

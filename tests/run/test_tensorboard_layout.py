@@ -62,7 +62,8 @@ def test_the_charts_hold_the_metrics_that_they_name_and_no_others(runs):
     layout = json.loads(plugin.layout_impl(RequestContext(), ""))
     tags = {
         chart["title"]: [
-            {*plugin.scalars_impl(RequestContext(), "trpo", tag, "")["tag_to_events"]} for tag in chart["multiline"]["tag"]
+            {*plugin.scalars_impl(RequestContext(), "trpo", tag, "")["tag_to_events"]}
+            for tag in chart["multiline"]["tag"]
         ]
         for category in layout["category"]
         for chart in category["chart"]

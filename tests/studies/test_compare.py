@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from agents_of_ones_own import Plain, PlainConfig
 from environments import Broken
+from klrl.studies.compare import Runs, trials_of
 from scipy import stats
 from support import full_disk, wait_for
 from torture.processes import Fork
@@ -23,7 +24,6 @@ from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
 from klrl.run import evaluate
 from klrl.run.sealed import sealed, unsealed
 from klrl.scripts.main import main
-from klrl.studies.compare import Runs, trials_of
 from klrl.studies.comparison import comparison
 from klrl.studies.report import table
 from klrl.studies.trials import curve

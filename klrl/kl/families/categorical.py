@@ -35,8 +35,9 @@ class CategoricalFamily(Family[Categorical]):
     def fisher_product(self, p: Categorical, tangent: Gradient) -> Gradient:
         """Return p_i (v_i - sum_j p_j v_j) (Amari 2016, "Information Geometry and Its Applications", section 2.2)."""
         (v,) = tangent
-        weighted = p.probs * v
-        return (weighted - p.probs * weighted.sum(-1).reshape(*weighted.shape[:-1], 1),)
+        probs = p.probs
+        weighted = probs * v
+        return (weighted - probs * weighted.sum(-1).reshape(*weighted.shape[:-1], 1),)
 
     def renyi(self, p: Categorical, q: Categorical, alpha: float) -> Tensor:
         """Return :func:`categorical_renyi`, ``[*B, 1]``."""
@@ -124,9 +125,10 @@ def categorical_kl(p: Categorical, q: Categorical) -> Tensor:
     d = d - (prob_p * d).sum(-1, keepdim=True).detach()
     exact = (d.detach().amax(-1, keepdim=True) < 50.0) & (possible_p == possible_q).all(-1, keepdim=True)
     d = torch.where(exact, d, 0.0)
-    log_p, log_q = (torch.where(both, x.map(Tensor.double).log_probs, 0.0) for x in (p, q))
-    plain = (log_q - log_p).to(d.dtype)
-    x = torch.where(exact, d - (prob_p * torch.expm1(d)).sum(-1, keepdim=True).log1p(), plain)
+    x = d - (prob_p * torch.expm1(d)).sum(-1, keepdim=True).log1p()
+    if not exact.all():
+        log_p, log_q = (torch.where(both, x.map(Tensor.double).log_probs, 0.0) for x in (p, q))
+        x = torch.where(exact, x, (log_q - log_p).to(d.dtype))
 
     small = x.abs() < SERIES
     series = prob_p * phi_series(torch.where(small, x, 0.0))

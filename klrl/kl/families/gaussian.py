@@ -97,7 +97,8 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
     def fisher_product(self, p: DiagGaussian, tangent: Gradient) -> Gradient:
         """Return v / sigma^2 for the mean, 2 v for log_std."""
         by_mean, by_log_std = tangent
-        return by_mean / (p.std * p.std), 2.0 * by_log_std
+        std = p.std
+        return by_mean / (std * std), 2.0 * by_log_std
 
 
 def _standardized(difference: Tensor, q: DiagGaussian) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import A, Array, exp, is_numpy, log_softmax, one_hot, pick, tensor, where
+from klrl.policy.arrays import A, Array, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
 from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, noise
 from klrl.shown import array
 
@@ -48,7 +48,7 @@ class Categorical(OfNoise[A]):
     @property
     def probs(self) -> A:
         """Probabilities, ``[*B, k]``."""
-        return torch.softmax(self.logits, dim=-1) if isinstance(self.logits, Tensor) else exp(self.log_probs)
+        return softmax(self.logits)
 
     def draw_noise(self, generator: torch.Generator | None, steps: Sequence[int] = ()) -> A:
         """Gumbel noise, ``[*steps, *B, k]``."""
