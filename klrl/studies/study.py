@@ -289,7 +289,7 @@ class Study:
         elif self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise FileExistsError(f"{said} is not empty, and there is no {RECORD}; {new}")
         for trial in trials:
-            if (other := trial.differences(trial.directory(self.output / RUNS))) is not None:
+            if (other := trial.difference(self.output / RUNS)) is not None:
                 raise ValueError(f"{said} has another run in place of {trial.name}: {other}; {new}")
 
 
