@@ -39,6 +39,9 @@ class Training:
     """Seed of the run, from which all its random streams derive."""
     run_dir: Path | None = None
     """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the run in --run-dir if it was begun, with the same flags; so one command may be repeated until the
+    run is finished."""
     start_from: Path | None = None
     """Begin with the networks and statistics of this saved agent or run directory, to fine-tune its policy; settings
     that these depend on are its own by default."""
@@ -53,7 +56,36 @@ def main(argv: list[str] | None = None) -> None:
     prog = f"klrl train {name}"
     with bad_input(prog):
         default = _defaults(name, options)
-    _train(prog, name, parse(Training, options, prog, default))
+    training = parse(Training, options, prog, default)
+    if training.resume and _is_begun(prog, training):
+        _resume(prog, training, given(options, "trust_region").get("trust_region"))
+    else:
+        _train(prog, name, training)
+
+
+def _is_begun(prog: str, training: Training) -> bool:
+    """Tell whether the run of these flags is there, to go on with; another run is bad input."""
+    from klrl.studies.opening import difference
+
+    with bad_input(prog):
+        if training.run_dir is None:
+            raise ValueError("resume = True without run_dir; allowed: with --run-dir")
+        other = difference(training.run_dir, training.agent, training.env, training.seed, training.total_timesteps)
+        if other is not None:
+            raise ValueError(f"run_dir = {training.run_dir} holds another run: {other}; allowed: one of these flags")
+        return (training.run_dir / "config.json").exists()
+
+
+def _resume(prog: str, training: Training, region: str | None) -> None:
+    """Go on as ``klrl resume`` does; what a file may not name, code of one's own, the flags have."""
+    from klrl.run import Signals
+    from klrl.scripts.cli.resuming import resume
+
+    assert training.run_dir is not None
+    own_env = training.env if ":" in training.env else None
+    own_region = region if region is not None and ":" in region else None
+    with Signals() as signals:
+        resume(prog, training.run_dir, own_env, own_region, signals)
 
 
 def _train(prog: str, name: str, training: Training) -> None:

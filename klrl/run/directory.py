@@ -7,6 +7,7 @@ import io
 import json
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -30,6 +31,8 @@ NON_FINITE = "non-finite.npz"
 """Dump of the step that produced a non-finite number. It is the only file if the run failed before its first update."""
 LARGEST_CONFIG = 2**20
 """Largest config.json, in bytes, that a run can have written."""
+_UNFINISHED = re.compile(r"config\.json\.[0-9a-f]{8}\.tmp")
+"""Name of a config.json that its process did not live to put in its place."""
 _LONGEST = 255
 """Most bytes of a file name."""
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")
@@ -58,7 +61,7 @@ def only_leftovers(path: Path) -> bool:
     """Tell whether a directory holds at most what a run leaves that died before its first update: nothing to keep."""
     if not path.is_dir():
         return False
-    names = {p.name for p in path.iterdir()} - {LOCK, NON_FINITE}
+    names = {p.name for p in path.iterdir() if not _UNFINISHED.fullmatch(p.name)} - {LOCK, NON_FINITE}
     if not names:
         return True
     others = {name for name in names - {"config.json", "episodes.csv"} if not name.startswith("events.out.tfevents.")}
@@ -178,6 +181,9 @@ class RunDirectory(Recorder):
         text = f"{json.dumps(config, indent=2)}\n".encode()
         with reporting_full_disk(self.path / "config.json", len(text)):
             checkpoint.replace(self.path / "config.json", text)
+        for file in self.path.iterdir():
+            if _UNFINISHED.fullmatch(file.name):
+                file.unlink()
 
     def _open(self, agent: Any, history: list[Metrics], episodes: list[dict[str, str]]) -> None:
         """Begin the growing files, with the rows so far."""

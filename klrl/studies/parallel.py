@@ -53,11 +53,23 @@ class Ended:
         return self.result
 
 
+def _context() -> Any:
+    """Return the way to start processes: forks of one that has imported klrl, where the system has them.
+
+    A process that starts at once makes little of a kill, and shares the memory of what was imported.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["klrl.studies.training"])
+    return context
+
+
 class _Worker:
     """A process that waits for calls."""
 
     def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         self.pipe, theirs = context.Pipe()
         try:
             self.process = context.Process(target=_serve, args=(theirs,))

@@ -63,10 +63,13 @@ class Running:
         Raises:
             OSError: an outcome cannot be written.
         """
-        before = len(self._left)
-        self._left = [trial for trial in self._left if not self._is_over(trial)]
-        if len(self._left) < before:
-            self._say(f"{before - len(self._left)} of {before} runs are done already")
+        done = [trial for trial in self._left if self._is_over(trial)]
+        if done:
+            rows = {trial.name: read_outcome(self._directories[trial.name]) for trial in done}
+            others = [name for name, row in rows.items() if row and row["versions"] != versions()]
+            more = f", {len(others)} of them with other versions: {', '.join(others[:3])}" if others else ""
+            self._say(f"{len(done)} of {len(self._left)} runs are done already{more}")
+        self._left = [trial for trial in self._left if trial not in done]
         try:
             with self._engine:
                 while self._go_on():

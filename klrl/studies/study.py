@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from klrl.run.checkpoint import replace
+from klrl.run.directory import versions
 from klrl.studies import design_file
 from klrl.studies.design import Design
 from klrl.studies.engines import Engine, EngineName, make_engine
@@ -212,7 +214,10 @@ class Study:
         return trials_of(self.design)
 
     def rows(self) -> list[Row]:
-        """Return a row of the table for every run, in its order; of those that are not done only who they are."""
+        """Return a row of the table for every run, in its order; of those that are not done only who they are.
+
+        Runs of other versions than these say so (``versions``).
+        """
         return [self._row(trial) for trial in self.trials]
 
     def _row(self, trial: Trial) -> Row:
@@ -221,7 +226,8 @@ class Study:
         row = read_outcome(directory) if status in (DONE, FAILED) else None
         if row is None:
             return trial.identity() | {"status": status, "error": None}
-        return {name: value for name, value in row.items() if name not in ("versions", "traceback")}
+        hidden = {"traceback", "versions"} if row["versions"] == versions() else {"traceback"}
+        return {name: value for name, value in row.items() if name not in hidden}
 
     def table(self) -> str:
         """Return a Markdown table with a line per environment and variant, over the seeds that are done."""
@@ -256,9 +262,6 @@ class Study:
         Raises:
             OSError: it cannot be written.
         """
-        for file in (self.output / CSV, self.output / JSON):
-            if file.is_dir():
-                claim(file)
         (self.output / RUNS).mkdir(parents=True, exist_ok=True)
         text = design_file.text(self.design).encode()
         path = self.output / RECORD
@@ -288,8 +291,13 @@ class Study:
             )
         elif self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
             raise FileExistsError(f"{said} is not empty, and there is no {RECORD}; {new}")
+        for file in (self.output / CSV, self.output / JSON):
+            if file.is_dir():
+                claim(file)
         for trial in trials:
-            if (other := trial.differences(trial.directory(self.output / RUNS))) is not None:
+            with contextlib.suppress(ValueError):  # found out again
+                read_outcome(trial.directory(self.output / RUNS))
+            if (other := trial.difference(self.output / RUNS)) is not None:
                 raise ValueError(f"{said} has another run in place of {trial.name}: {other}; {new}")
 
 

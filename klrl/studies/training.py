@@ -16,7 +16,7 @@ from klrl.run import RunDirectory, evaluate
 from klrl.run.callback import Callback
 from klrl.run.directory import versions
 from klrl.studies.claims import replaced
-from klrl.studies.opening import saved_or_new, why_finished
+from klrl.studies.opening import difference, saved_or_new, why_finished
 from klrl.studies.outcomes import DONE, FAILED, outcome
 from klrl.studies.results import Row
 from klrl.studies.trials import Trial
@@ -55,7 +55,7 @@ def _trained(trial: Trial, directory: Path, callbacks: tuple[Callback, ...], tak
     keep = _claimed(trial, directory)
     agent: Agent[Any] | None = None
     try:
-        if (other := trial.differences(directory)) is not None:
+        if (other := difference(directory, trial.config, trial.env, trial.seed, trial.total_timesteps)) is not None:
             raise ValueError(f"run_dir = {directory} holds another run: {other}; allowed: the directory of this one")
         region = trial.config.trust_region
         own = region if isinstance(region, TrustRegion) else None

@@ -10,14 +10,12 @@ from typing import Any
 
 from klrl.agents import AgentConfig
 from klrl.agents.names import agent_class
-from klrl.run.directory import LARGEST_CONFIG
-from klrl.run.disk import read_regular_file
 from klrl.run.options import RunOptions
 from klrl.run.presets import preset
 from klrl.studies.design import Design, Variant, names_of
+from klrl.studies.opening import difference
 from klrl.studies.places import run_directory
 from klrl.studies.results import Row
-from klrl.text import plain
 from klrl.trust_region import RegionSettings
 
 NAMED = ("env", "variant", "agent", "seed", "total_timesteps")
@@ -52,24 +50,13 @@ class Trial:
         named = {name: getattr(self, name) for name in NAMED}
         return json.loads(json.dumps(named | {"config": self.config.to_json()}))
 
-    def differences(self, directory: Path) -> str | None:
-        """Return in what the run in a directory is another one, or ``None``; no run is no other one.
+    def difference(self, runs: Path) -> str | None:
+        """Return in what the run that is in place of this one is another, or ``None``.
 
         Raises:
-            OSError: the file cannot be read now.
+            OSError: its file cannot be read now.
         """
-        try:
-            there = json.loads(read_regular_file(directory / "config.json", LARGEST_CONFIG))
-            theirs = {"seed": there["seed"], "total_timesteps": there["total_timesteps"], **there["config"]}
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            return f"config.json is not as a run writes it: {plain(error, 200)}"
-        identity = self.identity()
-        mine = {"seed": self.seed, "total_timesteps": self.total_timesteps, **identity["config"]}
-        changed = [name for name in mine if name in theirs and mine[name] != theirs[name]]
-        said = [f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed]
-        return ", ".join(said) or None
+        return difference(self.directory(runs), self.config, self.env, self.seed, self.total_timesteps)
 
 
 def fitting(design: Design, say: Callable[[str], object]) -> Design:

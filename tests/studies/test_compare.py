@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from agents_of_ones_own import Plain, PlainConfig
 from environments import Broken
-from klrl.studies.compare import Runs, trials_of
 from scipy import stats
 from support import full_disk, wait_for
 from torture.processes import Fork
 
 from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
-from klrl.run import evaluate
+from klrl.run import checkpoint, evaluate
 from klrl.run.sealed import sealed, unsealed
 from klrl.scripts.main import main
-from klrl.studies.comparison import comparison
+from klrl.studies import Study, comparison
+from klrl.studies.outcomes import curve
 from klrl.studies.report import table
-from klrl.studies.trials import curve
+from klrl.studies.trials import fitting
 from klrl.trust_region import DEFAULT_TARGET_KL, PARAMETERS, REGIONS
 
 TINY = ["n_envs=2", "n_steps=32", "batch_size=16", "n_epochs=2", "learning_rate=0.01", "critic-hidden-sizes=8"]
@@ -39,11 +39,15 @@ def compare(output, *words, settings=TINY, envs=(f"CartPole-v1:{STEPS}",), seeds
     """Run the command in this process; the rows of its JSON."""
     flags = ["--set", *settings, "--envs", *envs, "--seeds", *map(str, seeds), "--processes", str(processes)]
     main(["compare", *words, *flags, "--output", str(output)])
-    return json.loads((output / "compare.json").read_text())["rows"]
+    return json.loads((output / "results.json").read_text())["rows"]
+
+
+def without_memory(lines):
+    return [{name: value for name, value in line.items() if name != "peak_memory_mib"} for line in lines]
 
 
 def lines_of_csv(output):
-    with (output / "compare.csv").open() as file:
+    with (output / "results.csv").open() as file:
         return list(csv.DictReader(file))
 
 
@@ -62,10 +66,11 @@ def again(made, tmp_path, capsys):
     shutil.copytree(made, output)
 
     def run(*settings):
-        before = {path: path.stat().st_mtime_ns for path in (output / "runs").iterdir()}
+        before = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")}
         compare(output, *REGION_WORDS, settings=[*TINY, "target_kl=0.02", *settings])
-        after = {path: path.stat().st_mtime_ns for path in (output / "runs").iterdir()}
-        return capsys.readouterr().out, sorted(path.stem for path in after if after[path] != before.get(path))
+        after = {path: path.stat().st_mtime_ns for path in output.glob("runs/*/*/*.json")}
+        changed = (path.relative_to(output / "runs") for path in after if after[path] != before.get(path))
+        return capsys.readouterr().out, sorted(map(str, changed))
 
     run.output = output
     return run
@@ -73,7 +78,7 @@ def again(made, tmp_path, capsys):
 
 @pytest.fixture
 def rows(made):
-    return json.loads((made / "compare.json").read_text())["rows"]
+    return json.loads((made / "results.json").read_text())["rows"]
 
 
 @pytest.fixture
@@ -159,11 +164,11 @@ def test_without_values_every_trust_region_and_every_agent_is_compared():
 
 @pytest.mark.parametrize("given", [Plain, "agents_of_ones_own:Plain"], ids=["class", "name"])
 def test_an_agent_of_ones_own_is_compared(given, tmp_path):
-    plan = comparison(["agent", "ppo", "trpo", given], assignments=["n_envs=2", "n_steps=16", "batch_size=16"])
-    runs = Runs(plan, {"CartPole-v1": 64}, [0], tmp_path, say=list)
-    rows = runs.finish(processes=1)
+    words, assignments = ["agent", "ppo", "trpo", given], ["n_envs=2", "n_steps=16", "batch_size=16"]
+    runs = Study(comparison(words, assignments=assignments, environments={"CartPole-v1": 64}, seeds=[0]), tmp_path)
+    rows = runs.run(processes=1, say=list)
     assert [(row["agent"], row["status"]) for row in rows] == [
-        ("ppo", "finished"), ("trpo", "finished"), ("agents_of_ones_own:Plain", "finished"),
+        ("ppo", "done"), ("trpo", "done"), ("agents_of_ones_own:Plain", "done"),
     ]  # fmt: skip
     own = runs.trials[2].config
     assert (type(own), own.trust_region, own.n_steps, own.gamma) == (
@@ -184,7 +189,7 @@ WIDE = "agents_of_ones_own:Wide"
 )
 def test_a_region_of_ones_own_is_compared_in_processes_too(words, more, tmp_path):
     rows = compare(tmp_path, "--vary", *words, settings=[*TINY, *more], processes=2)
-    assert {row["status"] for row in rows} == {"finished"}
+    assert {row["status"] for row in rows} == {"done"}
     own = [row for row in rows if row["config"]["trust_region"] != "clip"]
     assert [row["config"]["trust_region"]["class"] for row in own] == ["Wide", "Wide"]
     assert all("clip_range=0.5" in row["config"]["trust_region"]["repr"] for row in own)
@@ -206,11 +211,11 @@ def test_an_agent_that_is_none_is_named(given, why):
 
 def test_of_every_value_those_that_do_not_fit_an_environment_are_left_out_and_named():
     steps, said = {"CartPole-v1": 64, "Pendulum-v1": 64}, []
-    plan = comparison(["trust-region"], "ppo", [], [], True)
-    fitting = [(t.env, t.variant) for t in trials_of(plan, steps, [0], said.append)]
+    plan = fitting(comparison(["trust-region"], environments=steps, seeds=[0]), said.append)
+    cells = [(env, variant.name) for env, variant in plan.cells()]
     gaussian, refer = {"w2-projection", "frobenius-projection"}, {"reference-penalty", "reference-constraint"}
-    assert [v for env, v in fitting if env == "CartPole-v1"] == [r for r in REGIONS if r not in gaussian | refer]
-    assert [v for env, v in fitting if env == "Pendulum-v1"] == [r for r in REGIONS if r not in refer]
+    assert [v for env, v in cells if env == "CartPole-v1"] == [r for r in REGIONS if r not in gaussian | refer]
+    assert [v for env, v in cells if env == "Pendulum-v1"] == [r for r in REGIONS if r not in refer]
     assert len(said) == 6
     assert any(line.startswith("left out: CartPole-v1, w2-projection: trust_region projects") for line in said)
 
@@ -232,14 +237,14 @@ def test_settings_reach_the_agent_that_has_them():
 
 
 def test_every_run_is_a_line_of_the_csv_and_a_row_of_the_json(made, rows):
-    record = json.loads((made / "compare.json").read_text())
+    record = json.loads((made / "results.json").read_text())
     assert record["command"].startswith("klrl compare --vary trust-region clip constraint")
     assert record["versions"]["gymnasium"] == gym.__version__
     lines = lines_of_csv(made)
     assert [(r["variant"], r["seed"]) for r in rows] == [(v, s) for v in VARIANTS for s in (0, 1)]
     assert [(line["variant"], int(line["seed"])) for line in lines] == [(r["variant"], r["seed"]) for r in rows]
     for line, row in zip(lines, rows, strict=True):
-        assert (line["env"], line["status"], line["error"]) == ("CartPole-v1", "finished", "")
+        assert (line["env"], line["status"], line["error"]) == ("CartPole-v1", "done", "")
         assert float(line["mean_return"]) == row["mean_return"]
         assert float(line["kl_largest"]) == row["kl_largest"]
         assert float(line["share_of_updates_over_target"]) == row["updates_over_target"] / row["updates"]
@@ -311,17 +316,24 @@ def test_three_seeds_have_students_interval_in_the_table_with_their_number_besid
 def test_a_second_call_runs_nothing_and_says_the_same(again, made):
     said, done = again()
     assert done == []
-    assert "8 of 8 runs are finished already" in said
+    assert "8 of 8 runs are done already" in said
     assert lines_of_csv(again.output) == lines_of_csv(made)
 
 
-def test_a_run_whose_file_is_gone_or_damaged_is_run_again(again):
-    (again.output / "runs/CartPole-v1__constraint__1.json").unlink()
-    (again.output / "runs/CartPole-v1__trpo__0.json").write_text("{")
+def test_what_became_of_a_run_is_found_out_again_without_training(again, made):
+    (again.output / "runs/CartPole-v1/constraint/seed-1.json").unlink()
+    (again.output / "runs/CartPole-v1/trpo/seed-0.json").write_text("{")
+    trained = {path: path.read_bytes() for path in again.output.glob("runs/*/*/*/metrics.csv")}
     said, done = again()
-    assert done == ["CartPole-v1__constraint__1", "CartPole-v1__trpo__0"]
+    assert done == ["CartPole-v1/constraint/seed-1.json", "CartPole-v1/trpo/seed-0.json"]
     assert "2/2  CartPole-v1 " in said
-    assert "CartPole-v1 trpo seed 0: run again, CartPole-v1__trpo__0.json is not as it was written: " in said
+    assert "CartPole-v1 trpo seed 0: evaluated again, seed-0.json is not as it was written: " in said
+    assert {path: path.read_bytes() for path in trained} == trained
+    memory = {"peak_memory_mib"}
+    lines = [
+        [{k: v for k, v in line.items() if k not in memory} for line in lines_of_csv(x)] for x in (again.output, made)
+    ]
+    assert lines[0] == lines[1]
 
 
 FORGED = {
@@ -342,8 +354,8 @@ FORGED = {
 
 
 @pytest.mark.parametrize("what", FORGED)
-def test_a_file_that_klrl_did_not_write_is_named_and_its_run_is_run_again(again, what):
-    path = again.output / "runs/CartPole-v1__clip__0.json"
+def test_a_file_that_klrl_did_not_write_is_named_and_its_run_is_evaluated_again(again, what):
+    path = again.output / "runs/CartPole-v1/clip/seed-0.json"
     text = path.read_bytes()
     path.unlink()
     if FORGED[what] is not None:
@@ -354,14 +366,14 @@ def test_a_file_that_klrl_did_not_write_is_named_and_its_run_is_run_again(again,
     else:
         path.symlink_to("/dev/zero")
     said, done = again()
-    assert done == ["CartPole-v1__clip__0"]
-    assert "CartPole-v1 clip seed 0: run again, CartPole-v1__clip__0.json is not as it was written: " in said
+    assert done == ["CartPole-v1/clip/seed-0.json"]
+    assert "CartPole-v1 clip seed 0: evaluated again, seed-0.json is not as it was written: " in said
     assert "\x1b" not in said
-    assert unsealed(path.read_bytes())["status"] == "finished"
+    assert unsealed(path.read_bytes())["status"] == "done"
 
 
 def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(again, capsys):
-    path = again.output / "runs/CartPole-v1__clip__0.json"
+    path = again.output / "runs/CartPole-v1/clip/seed-0.json"
     path.unlink()
     path.mkdir()
     with pytest.raises(SystemExit) as stop:
@@ -370,15 +382,15 @@ def test_a_folder_in_place_of_a_file_is_refused_before_anything_runs(again, caps
     assert f"a folder, not a file: '{path}'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["compare.csv", "compare.json"])
-def test_a_result_that_cannot_be_written_is_refused_before_anything_runs(tmp_path, name, capsys):
-    (tmp_path / name).mkdir()
+@pytest.mark.parametrize("name", ["results.csv", "results.json"])
+def test_a_result_that_cannot_be_written_is_refused_before_anything_runs(again, name, capsys):
+    (again.output / name).unlink()
+    (again.output / name).mkdir()
     with pytest.raises(SystemExit) as stop:
-        compare(tmp_path, *REGION_WORDS)
+        again()
     assert stop.value.code == 2
     said = capsys.readouterr().err
-    assert said == f"klrl compare: output = {tmp_path / name} is a directory; allowed: a file\n"
-    assert not [*(tmp_path / "runs").iterdir()]
+    assert said == f"klrl compare: output = {again.output / name} is a directory; allowed: a file\n"
 
 
 def test_results_that_a_full_disk_does_not_take_are_one_line_and_the_same_command_goes_on(again, made, capsys):
@@ -392,19 +404,31 @@ def test_results_that_a_full_disk_does_not_take_are_one_line_and_the_same_comman
     assert lines_of_csv(again.output) == lines_of_csv(made)
 
 
-def test_a_changed_setting_runs_again_what_it_changes_and_says_so(again):
-    said, done = again("target_kl=0.05")
-    assert len(done) == 6
-    assert "CartPole-v1 constraint seed 1: run again, the finished run differs in target_kl\n" in said
-    assert "CartPole-v1 clip seed" not in said
+def test_a_changed_setting_is_another_study(again, capsys):
+    with pytest.raises(SystemExit) as stop:
+        again("target_kl=0.05")
+    assert stop.value.code == 2
+    said = f"output = {again.output} is another study's, with CartPole-v1 constraint seed 0: target_kl = 0.02"
+    assert capsys.readouterr().err == f"klrl compare: {said}; allowed: a new directory\n"
 
 
-def test_other_versions_run_again(again):
-    path = again.output / "runs/CartPole-v1__clip__0.json"
+def test_runs_of_other_versions_are_named(again):
+    path = again.output / "runs/CartPole-v1/clip/seed-0.json"
     path.write_bytes(sealed(unsealed(path.read_bytes()) | {"versions": {"klrl": "0.0.1"}}))
     said, done = again()
-    assert done == ["CartPole-v1__clip__0"]
-    assert "differs in python, klrl, torch" in said
+    assert done == []
+    assert "1 of them with other versions: CartPole-v1 clip seed 0\n" in said
+    rows = json.loads((again.output / "results.json").read_text())["rows"]
+    assert [row.get("versions") for row in rows] == [{"klrl": "0.0.1"}, *[None] * 7]
+
+
+def test_an_output_of_an_earlier_klrl_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        compare(tmp_path, *REGION_WORDS)
+    assert stop.value.code == 2
+    said = f"output = {tmp_path} has a comparison of an earlier klrl (compare.json); allowed: a new directory"
+    assert capsys.readouterr().err == f"klrl compare: {said}\n"
 
 
 # -- what goes wrong ------------------------------------------------------------------------------
@@ -421,10 +445,10 @@ def test_a_failed_run_is_kept_as_failed_does_not_end_the_others_and_is_tried_aga
         said = capsys.readouterr().out
         assert "Broken-v0 gamma=0.9 seed 0: failed, NonFinite: reward of environment 0 is nan in step 1 of " in said
         assert "| Broken-v0 | gamma=0.99 | failed |" in said
-    assert "2 of 4 runs are finished already" in said
+    assert "2 of 4 runs are done already" in said
     del gym.registry["Broken-v0"]
     lines = lines_of_csv(tmp_path)
-    assert [line["status"] for line in lines] == ["failed", "failed", "finished", "finished"]
+    assert [line["status"] for line in lines] == ["failed", "failed", "done", "done"]
     assert lines[0]["mean_return"] == ""
     assert lines[0]["error"].startswith("NonFinite: reward of environment 0 is nan")
 
@@ -440,18 +464,17 @@ def test_processes_of_their_own_give_the_same_numbers_and_find_environments_of_o
     monkeypatch.syspath_prepend(tmp_path)
     envs = ("own_module:Own-v0:64", f"CartPole-v1:{STEPS}")
     theirs = compare(tmp_path / "out", "--vary", "trust-region", "clip", envs=envs, seeds=(0,), processes=2)
-    assert [row["status"] for row in theirs] == ["finished", "finished"]
-    assert (tmp_path / "out/runs/own_module_Own-v0__clip__0.json").exists()
-    timed = {"steps_per_second", "versions"}
+    assert [row["status"] for row in theirs] == ["done", "done"]
+    assert (tmp_path / "out/runs/own_module_Own-v0/clip/seed-0.json").exists()
+    timed = {"steps_per_second", "peak_memory_mib"}
     assert {k: v for k, v in theirs[1].items() if k not in timed} == {
         k: v for k, v in rows[0].items() if k not in timed
     }
 
 
-def command_line(pid):
-    """Of a process that runs; empty of one that ended."""
-    path = Path(f"/proc/{pid}/cmdline")
-    return path.read_text() if path.exists() else ""
+def alive(pid):
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the same command continues\n"
@@ -461,16 +484,20 @@ INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the
 def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path, number, status):
     words = ["--vary", "gamma", "0.9", "--envs", "CartPole-v1:100000000", "MountainCar-v0:64", "--seeds", "0"]
     command = ["-m", "klrl.scripts.main", "compare", *words, "--set", *TINY, "--output", "out"]
-    process, finished = Fork(command, tmp_path), tmp_path / "out/runs/MountainCar-v0__gamma=0.9__0.json"
+    process, finished = Fork(command, tmp_path), tmp_path / "out/runs/MountainCar-v0/gamma=0.9/seed-0.json"
     process.until(finished.exists, every=0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    workers = children.read_text().split() if children.exists() else []
+    run = tmp_path / "out/runs/CartPole-v1/gamma=0.9/seed-0"
+    process.until((run / "metrics.csv").exists, every=0.05)
+    worker = json.loads((run / "run.lock").read_text())["pid"]
     process.send(signal.Signals[number])
     ended = process.wait()
     assert ended.code == status
     assert number == "SIGKILL" or ended.err == INTERRUPTED  # Python's own words on what it cleans up
-    assert [path.name for path in (tmp_path / "out/runs").iterdir()] == [finished.name]
-    wait_for(lambda: not any("spawn_main" in command_line(pid) for pid in workers))
+    wait_for(lambda: not alive(worker))
+    assert not run.with_name("seed-0.json").exists()
+    if number != "SIGKILL":
+        assert not run.with_name("seed-0.claim").exists()
+        assert checkpoint.read(run)[1]["num_timesteps"] >= 64  # the last whole update, long before a checkpoint was due
 
 
 @pytest.mark.parametrize(
@@ -484,7 +511,7 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path,
         (["--vary", "n-envs", "1.5"], "n_envs = 1.5; allowed: an integer in [1, 65536]"),
         (["--vary", "activation", "gelu"], "activation = 'gelu'; allowed: tanh, relu"),
         (["--vary", "trust-region", "clp"], "trust_region = 'clp'; allowed: none, clip,"),
-        (["--vary", "gamma", "0.9", "0.9"], "vary = 'gamma=0.9' twice; allowed: every variant once"),
+        (["--vary", "gamma", "0.9", "0.9"], "vary = 'gamma=0.9' twice; allowed: every one once"),
         (["--vary", "agent", "sac"], "agent = 'sac'; allowed: ppo, trpo"),
         (["--vary", "gamma", "0.9", "--agent", "sac"], "agent = 'sac'; allowed: ppo, trpo"),
         (["--vary", "gamma", "0.9", "--also", "ppo"], "also = 'ppo'; allowed: trpo"),
@@ -500,7 +527,10 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path,
             "with action space Discrete(2); allowed: only with a Box",
         ),
         (["--vary", "gamma", "0.9", "--envs"], "envs = (); allowed: ID:STEPS ..."),
-        (["--vary", "gamma", "0.9", "--seeds", "1", "1"], "seeds = (1, 1); allowed: at least one, every seed once"),
+        (
+            ["--vary", "gamma", "0.9", "--seeds", "1", "1"],
+            "seeds = [1, 1]; allowed: at least one",
+        ),
         (["--vary", "gamma", "0.9", "--envs", "CartPole-v1"], "envs = 'CartPole-v1'; allowed: every environment once"),
         (
             ["--vary", "gamma", "0.9", "--envs", "CartPol-v1:64"],
