@@ -21,6 +21,9 @@ class Evaluating:
 
     path: tyro.conf.Positional[Path]
     """A run directory (its newest checkpoint) or a saved agent."""
+    best: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take a run directory's best checkpoint: by evaluations during the training (--eval-every), without them by the
+    training return."""
     env: str | None = None
     """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
     keeps its keyword arguments and its time limit."""
@@ -49,17 +52,18 @@ def main(argv: list[str] | None = None) -> None:
 def _evaluate(prog: str, args: Evaluating) -> None:
     import torch
 
-    from klrl.run import evaluate
+    from klrl.run import checkpoint, evaluate
     from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
     from klrl.studies.results import claim
 
     torch.set_num_threads(1)
     with bad_input(prog):
-        loaded = LoadedAgent.load(args.path, args.env)
+        path = checkpoint.best(args.path) if args.best else args.path
+        loaded = LoadedAgent.load(path, args.env)
         agent, env = loaded.agent, loaded.make()
         if args.json:
             claim(args.json, "json")
-    compare_versions(versions_of(args.path), "returns may differ from those of the training")
+    compare_versions(versions_of(path), "returns may differ from those of the training")
     with working(prog), env:
         deterministic = not args.stochastic
         result = evaluate(
@@ -73,7 +77,7 @@ def _evaluate(prog: str, args: Evaluating) -> None:
         )
     if args.json:
         record = {
-            "path": str(args.path),
+            "path": str(path),
             "env": loaded.env_id,
             "agent": loaded.name,
             "num_timesteps": agent.num_timesteps,

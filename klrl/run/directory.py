@@ -18,11 +18,12 @@ from klrl.experience import Batch
 from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
-from klrl.run.callback import Metrics, Recorder
+from klrl.run.callback import STEP, Metrics, Recorder
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import read_regular_file, reporting_full_disk
+from klrl.run.evaluation import MEAN_REWARD, best_of
 from klrl.run.lock import LOCK, Lock, check_free
-from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
+from klrl.run.tensorboard_writer import TensorBoardWriter, step
 from klrl.text import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
@@ -129,6 +130,7 @@ class RunDirectory(Recorder):
         self._tensorboard: TensorBoardWriter | None = None
         self.saved: Path | None = None
         """The newest checkpoint."""
+        self._best = float("-inf")
         self._done: Any = None
         self._saving = False
         self._then: list[Callable[[Path | None], object]] = []
@@ -170,6 +172,8 @@ class RunDirectory(Recorder):
         self._begun_at = agent.num_timesteps
         tenth = (agent.training.last - agent.training.first) // 10
         self._every = self.checkpoint_every or min(100_000, tenth)
+        self._best = best_of(history[:-1])
+        self._take_evaluation(agent, history[-1:])
 
     def _describe(self, agent: Any, total_timesteps: int) -> None:
         """Write ``config.json``."""
@@ -218,9 +222,23 @@ class RunDirectory(Recorder):
             self._tensorboard.add(metrics)
         episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
         self._episodes.add(dict(zip(EPISODES, episode, strict=True)) for episode in episodes)
+        self._keep_best(agent, [metrics])
         self._done = agent.last_update
         if self._saved_at == _NEVER or agent.num_timesteps - self._saved_at >= self._every:
             self.save()
+
+    def _keep_best(self, agent: Any, newest: list[Metrics]) -> None:
+        """Save the agent as the best one if the evaluation after its newest update is better than all before."""
+        if (score := best_of(newest)) > self._best:
+            path = checkpoint.best_directory(self.path)
+            self._best = score
+            agent.last_update.write(_no_link(path), checkpoint.lender(self.path, self.keep))
+
+    def _take_evaluation(self, agent: Any, newest: list[Metrics]) -> None:
+        """Keep an evaluation that was interrupted with the training, and has been made up for when that is resumed."""
+        self._keep_best(agent, newest)
+        if self.saved is not None and any(MEAN_REWARD in row for row in newest):
+            agent.last_update.write(_no_link(self.saved), checkpoint.lender(self.path, self.keep))
 
     def _look_after(self, agent: Any) -> bool:
         """Report a renamed or removed directory, and return True if a new one was begun."""
@@ -314,11 +332,16 @@ class RunDirectory(Recorder):
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
         for log in (self._metrics, self._episodes):
             log.sync()
-        path = checkpoint.step_directory(self.path, done.num_timesteps)
-        if path.is_symlink():  # its target is not this run's
-            path.unlink()
+        path = _no_link(checkpoint.step_directory(self.path, done.num_timesteps))
         self.saved = done.write(path, checkpoint.lender(self.path, self.keep))
         checkpoint.prune(self.path, self.keep, self.saved)
+
+
+def _no_link(path: Path) -> Path:
+    """Return the path, from which a link was removed: its target is not this run's."""
+    if path.is_symlink():
+        path.unlink()
+    return path
 
 
 def _rows(agent: Any) -> list[Metrics]:

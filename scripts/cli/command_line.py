@@ -128,6 +128,6 @@ def unboxed(box: str) -> str:
     rows = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
     sections = [" ".join(part.split()) for part in re.split("[─-]{9,}", "\n".join(rows))]
     text = "; ".join(s for s in sections if s and not s.startswith("For full helptext"))
-    text = re.sub(r"^(Error parsing (?!--)\S+: |Value error; (\w+: )?)", "", text)
+    text = re.sub(r"^(Value error; (\w+: )?)?(Error parsing (?!--)\S+: )?", "", text)
     text = re.sub(r"^(Unrecognized options[;:] )+(.*)", r"\2 belongs to no option; allowed: --option value", text)
     return text.replace("Error parsing ", "").replace("Argument helptext:", "allowed:")

@@ -51,7 +51,8 @@ def resume(prog: str, path: Path, given_env: str | None, given_region: str | Non
         env = environment(run["env"], given_env)
         agent, learn = _agent(path, run, config, env, region)
         keep.check_run(agent)
-    reason = _finished(agent, options)
+        evaluations = options.evaluation(env)
+    reason = None if any(one.owes(agent) for one in evaluations) else _finished(agent, options)
     if reason is not None:
         keep.release()
         print(printable(f"{path}: finished, {reason}"))
@@ -145,5 +146,7 @@ def _finished(agent: Agent[Any], options: RunOptions) -> str | None:
         return None
     if agent.num_timesteps >= agent.training.last:
         return f"{agent.num_timesteps:,} steps"
-    spent = [budget.spent(agent.history[-1]) for budget in options.budgets() if budget.on_exceed == "stop"]
-    return next((reason for reason in spent if reason), None)
+    newest = agent.history[-1]
+    spent = [budget.spent(newest) for budget in options.budgets() if budget.on_exceed == "stop"]
+    reached = [goal.reached(agent, newest) for goal in options.goal()]
+    return next((reason for reason in (*spent, *reached) if reason), None)
