@@ -35,6 +35,7 @@ StepSize = Annotated[float, Bounds(0.0, 10.0, open_below=True)]
 Width = Annotated[int, Bounds(1, 2**16)]
 Passes = Annotated[int, Bounds(1, 10**6)]
 """Number of passes over a batch, or of tries and steps in one update."""
+Device = Annotated[str, Pattern(r"cpu|cuda(:\d{1,2})?|mps|auto", "cpu, cuda, cuda:0, cuda:1, ..., mps, auto")]
 MOST_SAMPLES = 2**31
 """Largest number of samples in a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
@@ -126,8 +127,9 @@ class AgentConfig(RegionSettings):
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: the entry "action_mask" of a Dict observation if there is one
     (auto), info["action_mask"] of every reset and step (info), or no masks (none)."""
-    device: Annotated[str, Pattern(r"cpu|cuda(:\d{1,2})?", "cpu, cuda, cuda:0, cuda:1, ...")] = "cpu"
-    """Device of networks and updates: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
+    device: Device = "cpu"
+    """Device of networks and updates: cpu, cuda, cuda:1, ..., mps (untried), or the first of these GPUs that there is,
+    else cpu (auto); for networks as small as these, cpu."""
 
     def __new__(cls, **settings: Any) -> Self:
         """Suggest the nearest setting if one is misspelt.

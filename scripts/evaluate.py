@@ -11,6 +11,7 @@ import tyro
 from klrl.output import as_program, lost
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, fail, parse
+from klrl.scripts.cli.env_words import Wrappers
 from klrl.text import printable
 from klrl.validation import InfoKey, NonNegativeInt, PositiveInt
 
@@ -27,6 +28,9 @@ class Evaluating:
     env: str | None = None
     """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
     keeps its keyword arguments and its time limit."""
+    wrapper: Wrappers = ()
+    """Wrappers of the environment, each again as MODULE:NAME, repeated for several: nothing that is saved is imported.
+    They keep their arguments, unless key=value follows."""
     episodes: PositiveInt = 20
     """Number of episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -59,7 +63,7 @@ def _evaluate(prog: str, args: Evaluating) -> None:
     torch.set_num_threads(1)
     with bad_input(prog):
         path = checkpoint.best(args.path) if args.best else args.path
-        loaded = LoadedAgent.load(path, args.env)
+        loaded = LoadedAgent.load(path, args.env, args.wrapper)
         agent, env = loaded.agent, loaded.make()
         if args.json:
             claim(args.json, "json")

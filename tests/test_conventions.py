@@ -56,6 +56,7 @@ ALLOWED = {
     "klrl.experience": {
         "klrl.interrupts",
         "klrl.output",
+        "klrl.own",
         "klrl.policy",
         "klrl.renamed",
         "klrl.shown",

@@ -20,7 +20,7 @@ from klrl.interrupts import held
 from klrl.run import checkpoint
 from klrl.run.callback import STEP, Metrics, Recorder
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
-from klrl.run.disk import read_regular_file, reporting_full_disk
+from klrl.run.disk import LARGEST_CONFIG, read_regular_file, reporting_full_disk
 from klrl.run.evaluation import MEAN_REWARD, best_of
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.tensorboard_writer import TensorBoardWriter, step
@@ -28,8 +28,6 @@ from klrl.text import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
 """Dump of the step that produced a non-finite number. It is the only file if the run failed before its first update."""
-LARGEST_CONFIG = 2**20
-"""Largest config.json, in bytes, that a run can have written."""
 _LONGEST = 255
 """Most bytes of a file name."""
 _PACKAGES = ("klrl", "torch", "gymnasium", "numpy", "mujoco", "box2d", "ale-py", "envpool")

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
 from klrl.experience.reproducibility import EnvTrial, costly_seeds
+from klrl.experience.wrapped import Named
 from klrl.run import Callback, KLBudget, StopAtReturn, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
@@ -27,7 +27,7 @@ from klrl.scripts.cli.terminal import PlainConsole
 class Opening(Callback):
     """Prints the first lines: whether the run can be resumed exactly, what seeds cost, and its preset."""
 
-    def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
+    def __init__(self, say: Callable[[str], object], env: Named, preset: Sequence[str]) -> None:
         self._say, self._env, self._preset = say, env, preset
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
@@ -59,7 +59,7 @@ def run_training(
     prog: str,
     agent: Agent[Any],
     learn: Callable[[Sequence[Callback]], object],
-    env: str | EnvSpec,
+    env: Named,
     keep: RunDirectory,
     options: RunOptions,
     signals: Signals,
@@ -121,7 +121,7 @@ def run_training(
 def _finish(
     console: PlainConsole,
     agent: Agent[Any],
-    env: str | EnvSpec,
+    env: Named,
     keep: RunDirectory,
     options: RunOptions,
     reasons: Iterable[str],
