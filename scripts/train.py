@@ -18,13 +18,14 @@ from klrl.agents.config import OLDER, AgentConfig
 from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
 from klrl.run.presets import preset
+from klrl.schedules import functions_in
 from klrl.scripts.cli import run_config
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.env_words import KeyValue, Wrappers
 from klrl.scripts.cli.flags import given, whole_number
 from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.scripts.cli.run_options import RunOptions
-from klrl.text import file_name, nearest
+from klrl.text import file_name, nearest, plain
 from klrl.trust_region.codec import own_class
 from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, NonNegativeInt
@@ -165,7 +166,7 @@ def _same(name: str, options: list[str], config: Path, run: dict[str, Any]) -> T
         whole = math.prod(sizes.get(k, run["config"].get(k, 1)) for k in ("n_envs", "n_steps"))
         capped = [k for k in CONFIGS[name].at_most_samples if isinstance(run["config"].get(k), int)]
         sizes |= {k: min(run["config"][k], whole) for k in capped}
-    options_of_run, agent = run_config.settings(config, run, region, **sizes)
+    options_of_run, agent = run_config.settings(config, run, region, **sizes, **_in_place(run["config"], options))
     return Training(
         env=run["env"]["id"] if run["env"] is not None else tyro.MISSING,
         agent=agent,
@@ -175,6 +176,21 @@ def _same(name: str, options: list[str], config: Path, run: dict[str, Any]) -> T
         preset="none" if run.get("preset") is None else "auto",
         run=options_of_run,
     )
+
+
+def _in_place(config: Mapping[str, Any], options: list[str]) -> dict[str, float]:
+    """Return numbers in place of functions that scheduled settings, which flags give anew: they are not saved.
+
+    Raises:
+        ValueError: a flag is missing.
+    """
+    functions = functions_in(config)
+    words = given(options, *functions)
+    if missing := [name for name in functions if name not in words]:
+        said = plain(", ".join(f"{name} = {functions[name]}" for name in missing), 200)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise ValueError(f"{said}: functions are not saved; allowed: {flags}")
+    return dict.fromkeys(functions, 0.1)
 
 
 def _environment(training: Training, run: Mapping[str, Any] | None, env: str | None) -> Named:

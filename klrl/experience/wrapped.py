@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from klrl.experience.unknown import why_not_installed
 from klrl.own import named
+from klrl.text import plain
 
 _ALLOWED = "MODULE:NAME of a Gymnasium wrapper, or of a function of an environment that returns one"
 
@@ -58,7 +59,7 @@ class Wrapping:
         """
         known = isinstance(data, dict) and isinstance(data.get("name"), str) and isinstance(data.get("kwargs"), dict)
         if not known:
-            raise ValueError(f"wrapper = {data!r}; allowed: a name and keyword arguments")
+            raise ValueError(f"wrapper = {plain(repr(data), 80)}; allowed: a name and keyword arguments")
         return cls(data["name"], data["kwargs"])
 
 

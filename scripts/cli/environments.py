@@ -82,7 +82,10 @@ def environment(
         name = plain(saved["id"], 80) if saved else None
         known = f"{name}, which is not registered here" if name else "one without an id"
         raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
-    return _inside(spec, _again([*map(Wrapping.of, saved.get("wrappers", ()))], wrappers))
+    kept = saved.get("wrappers", [])
+    if not isinstance(kept, list):
+        raise ValueError(f"wrappers = {plain(kept, 80)}; allowed: a list, as a run writes it")
+    return _inside(spec, _again([*map(Wrapping.of, kept)], wrappers))
 
 
 def _again(saved: Sequence[Wrapping], given: Sequence[Sequence[str]] | None) -> list[Wrapping]:

@@ -19,6 +19,7 @@ from klrl.run import checkpoint, evaluate
 from klrl.run.directory import check_new, versions
 from klrl.run.disk import LARGEST_CONFIG, read_regular_file
 from klrl.run.evaluation import CannotAct
+from klrl.schedules import functions_in
 from klrl.scripts.cli.command_line import ended_early, fail
 from klrl.scripts.cli.environments import environment
 from klrl.studies import results
@@ -56,7 +57,7 @@ class LoadedAgent:
         """
         found = checkpoint.read(path)
         saved = found[1]
-        agent = load_agent(path, saved=found, trust_region=_to_act_with(saved))
+        agent = load_agent(path, saved=found, trust_region=_to_act_with(saved), schedules=_for_acting(saved))
         wanted = environment(saved["env"], env, wrappers)
         loaded = cls(agent, saved["agent"], wanted)
         with loaded._first() as one:
@@ -98,6 +99,13 @@ def _to_act_with(saved: dict[str, Any]) -> TrustRegion | None:
     config = saved.get("config")
     regions = [saved.get("region"), config.get("trust_region") if isinstance(config, dict) else None]
     return KLConstraint() if own_class(regions) else None
+
+
+def _for_acting(saved: dict[str, Any]) -> dict[str, float]:
+    """Return numbers in place of functions that schedule settings, which are not saved: acting needs none."""
+    config = saved.get("config")
+    functions = functions_in(config) if isinstance(config, dict) else {}
+    return dict.fromkeys(functions, 0.1)
 
 
 def compare_versions(then: Mapping[str, Any], consequence: str) -> None:

@@ -5,14 +5,16 @@ import sys
 
 import gymnasium as gym
 import pytest
+from environments import small_agent
 from test_command_line import klrl, refused  # noqa: F401
-from test_resume import state
+from test_resume import rows, state
 
 from klrl.agents import PPO
 from klrl.experience.wrapped import Wrapped, Wrapping
 from klrl.scripts.cli.environments import in_words
 from klrl.scripts.cli.flags import with_whole_numbers
 from klrl.scripts.cli.run_options import RunOptions
+from klrl.scripts.main import main
 
 MODULE = """
 import gymnasium as gym
@@ -110,6 +112,20 @@ def test_any_flag_changes_the_same_run(folder):
     assert {k for k in one if one[k] != two[k]} == {"config", "region"}
     line = klrl("train", "trpo", "--config", "first", cwd=folder)
     assert line.stderr == "klrl train trpo: config = first is that of a run of ppo; allowed: klrl train ppo\n"
+
+
+def test_functions_are_given_anew_by_their_flags(refused, folder):  # noqa: F811
+    def rate(progress_remaining):
+        return 1e-3 * progress_remaining
+
+    small_agent(PPO, learning_rate=rate).learn(64, run_dir=folder / "run")
+    line = refused("train", "ppo", "--config", "run")
+    assert line.endswith(".rate: functions are not saved; allowed: --learning-rate")
+    main(["train", "ppo", "--config", "run", "--learning-rate", "linear:1e-3:0", "--run-dir", "again"])
+    told, metrics = run_of(folder / "again"), "metrics.csv"
+    assert told["config"]["learning_rate"] == "linear:1e-3:0"
+    assert rows(folder / "again" / metrics) == rows(folder / "run" / metrics)
+    assert "functions are not saved; allowed: load" in refused("resume", "run")
 
 
 def test_an_unnamed_wrapper_of_a_saved_agent_is_asked_for_in_python_too(tmp_path):
