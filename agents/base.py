@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import inspect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -38,6 +38,7 @@ from klrl.run.callback_list import make_callbacks
 from klrl.run.history import History
 from klrl.run.presets import preset
 from klrl.run.seeding import environment_seeds
+from klrl.schedules import Value
 from klrl.text import plain
 from klrl.trust_region import TrustRegion, region_to_json
 
@@ -372,20 +373,22 @@ class Agent(Predictor[C], abc.ABC):
         *,
         trust_region: TrustRegion | None = None,
         device: str | None = None,
+        schedules: Mapping[str, Value] | None = None,
     ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
         Without ``env``, learning continues on the registered environment that was saved, if there was one. It
         continues the interrupted episodes if there are as many environments as were saved and their episodes can be
         played again; a trial on two environments, made one after the other, finds that out. A trust region of your own
-        class is not saved; give it again as ``trust_region``. By default the agent returns to the device it was saved
-        on, or to the CPU if this machine has no such device.
+        class is not saved; give it again as ``trust_region``, and functions that schedule settings as ``schedules``, by
+        the settings' names. By default the agent returns to the device it was saved on, or to the CPU if this machine
+        has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or another agent's.
         """
-        return cls._of(path, checkpoint.read(path), env, trust_region, device)
+        return cls._of(path, checkpoint.read(path), env, trust_region, device, schedules)
 
     @classmethod
     @undisturbed
@@ -396,10 +399,11 @@ class Agent(Predictor[C], abc.ABC):
         env: EnvLike | None,
         trust_region: TrustRegion | None = None,
         device: str | None = None,
+        schedules: Mapping[str, Value] | None = None,
     ) -> Self:
         """Build the agent from what was read at ``path``."""
         with checkpoint.as_damage(path):
-            agent = saving.restored(cls, *saved, trust_region, device)
+            agent = saving.restored(cls, *saved, trust_region, device, schedules or {})
         if env is not None:
             agent._put_in(env, agent.training_envs.cursor)
         return agent
@@ -410,6 +414,7 @@ def load_agent(
     env: EnvLike | None = None,
     *,
     trust_region: TrustRegion | None = None,
+    schedules: Mapping[str, Value] | None = None,
     saved: tuple[saving.Tensors, dict[str, Any]] | None = None,
 ) -> Agent[Any]:
     """Read a saved agent, or a run directory's newest good checkpoint, of any algorithm.
@@ -418,6 +423,7 @@ def load_agent(
         path: a saved agent or a run directory.
         env: environments to learn from, see :meth:`Agent.load`.
         trust_region: a region of your own, see :meth:`Agent.load`.
+        schedules: functions that schedule settings, see :meth:`Agent.load`.
         saved: contents, if they have been read already.
 
     Raises:
@@ -436,7 +442,7 @@ def load_agent(
             known[algorithm] = cls  # a class that was defined again, as in a notebook
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(sorted(known))}")
-    return known[name]._of(path, saved, env, trust_region)
+    return known[name]._of(path, saved, env, trust_region, schedules=schedules)
 
 
 def _derived(cls: Any) -> Iterator[type[Agent[Any]]]:

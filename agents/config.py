@@ -9,10 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
+from klrl import schedules
 from klrl.experience.engines import VectorizationMode
 from klrl.experience.workers import OnFailure
 from klrl.policy.choices import ActionDistribution, Activation, MaskSource
 from klrl.run.presets import preset
+from klrl.schedules import During, Value
 from klrl.shown import changed
 from klrl.text import nearest
 from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
@@ -30,11 +32,12 @@ RegionArgument = Annotated[
     ),
 ]
 
-StepSize = Annotated[float, Bounds(0.0, 10.0, open_below=True)]
+StepSize = Annotated[Value, During(0.0, 10.0, open_below=True)]
 """Range of Adam's step size: its first step moves every parameter by as much, and weights are around 1."""
 Width = Annotated[int, Bounds(1, 2**16)]
 Passes = Annotated[int, Bounds(1, 10**6)]
 """Number of passes over a batch, or of tries and steps in one update."""
+Device = Annotated[str, Pattern(r"cpu|cuda(:\d{1,2})?|mps|auto", "cpu, cuda, cuda:0, cuda:1, ..., mps, auto")]
 MOST_SAMPLES = 2**31
 """Largest number of samples in a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
@@ -92,9 +95,10 @@ class AgentConfig(RegionSettings):
     batch_size: PositiveInt = 64
     """Minibatch size; at most n_envs * n_steps."""
     learning_rate: StepSize = 3e-4
-    """Adam's step size (TRPO, NPG: of the critic)."""
+    """Adam's step size (TRPO, NPG: of the critic), a number or a schedule: linear:FROM:TO, cosine:FROM:TO, constant:X,
+    piecewise:X:DONE:X:... with shares of the training that are done. Other settings that may be scheduled say so."""
     learning_rate_schedule: Literal["constant", "linear"] = "linear"
-    """Keep the learning rate, or let it fall linearly to zero over the training."""
+    """Keep a learning rate that is a number, or let it fall linearly to zero over the training."""
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""
     normalize_advantage: bool = True
@@ -126,8 +130,9 @@ class AgentConfig(RegionSettings):
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: the entry "action_mask" of a Dict observation if there is one
     (auto), info["action_mask"] of every reset and step (info), or no masks (none)."""
-    device: Annotated[str, Pattern(r"cpu|cuda(:\d{1,2})?", "cpu, cuda, cuda:0, cuda:1, ...")] = "cpu"
-    """Device of networks and updates: cpu, cuda, cuda:1, ... (for networks as small as these, cpu)."""
+    device: Device = "cpu"
+    """Device of networks and updates: cpu, cuda, cuda:1, ..., mps (untried), or the first of these GPUs that there is,
+    else cpu (auto); for networks as small as these, cpu."""
 
     def __new__(cls, **settings: Any) -> Self:
         """Suggest the nearest setting if one is misspelt.
@@ -195,15 +200,27 @@ class AgentConfig(RegionSettings):
 
     def to_json(self) -> dict[str, Any]:
         """Return every field as plain JSON."""
-        shallow = {f.name: getattr(self, f.name) for f in fields(self)}
+        shallow = {f.name: schedules.to_json(getattr(self, f.name)) for f in fields(self)}
         return shallow | {"trust_region": region_to_json(self.trust_region)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Rebuild a config from :meth:`to_json`'s output; missing settings keep their meaning in older versions."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {**OLDER, **data}.items()}
+        schedules.refuse_functions(values)
         region = values["trust_region"]
         return cls(**(values | {"trust_region": region if isinstance(region, str) else region_from_json(region)}))
+
+    def values_at(self, progress_remaining: float) -> dict[str, float]:
+        """Return the numbers of the settings that may be scheduled, at this share of the training still to come.
+
+        Raises:
+            ValueError: a function gives a number that its setting does not allow.
+        """
+        found = schedules.values_at(self, progress_remaining)
+        if self.learning_rate_schedule == "linear" and not schedules.is_scheduled(self.learning_rate):
+            found["learning_rate"] *= progress_remaining
+        return found
 
     def with_envs(self, n_envs: int) -> Self:
         """Return the settings for another number of environments (a user's vector environment has its own).

@@ -21,8 +21,10 @@ def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
     }
     if change.reference is not None:
         metrics["drift/kl_reference"] = average(change.kl_reference)
-    metrics["train/entropy"] = change.new.entropy().mean().item()
+    entropy = change.new.entropy().mean().item()
+    metrics |= {"train/entropy": entropy, "train/entropy_loss": -entropy, "train/approx_kl": metrics["drift/kl_k3"]}
     asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}
+    asked["train/clip_range"] = region.clip_range
     return metrics | {name: value for name, value in asked.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klrl import schedules
 from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import step_zero, update_report
@@ -39,6 +40,7 @@ from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.text import warn_user
 from klrl.trust_region import Change
+from klrl.trust_region.scheduling import with_values
 
 C = TypeVar("C", bound=AgentConfig)
 RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": "prepare"}
@@ -98,6 +100,8 @@ class Learner(abc.ABC, Generic[C]):
         self.encoding = Encoding(observation_space, action_space, config.action_mask)
         self.config, self.seed = config, seed
         self.region = config.region
+        self.values = config.values_at(1.0)
+        """Numbers of the settings that may be scheduled, at the last update."""
         self.streams = Streams.from_seed(seed)
         self.sampler = Sampler(self.streams.actions)
         """Draws the actions of :meth:`act`."""
@@ -120,7 +124,7 @@ class Learner(abc.ABC, Generic[C]):
             actor,
             critic,
             optimized=self.optimized,
-            learning_rate=config.learning_rate,
+            learning_rate=self.values["learning_rate"],
             max_grad_norm=config.max_grad_norm,
         )
         self.normalizer = self.encoding.normalizer()
@@ -232,7 +236,7 @@ class Learner(abc.ABC, Generic[C]):
             return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
-        self.region = self.region.scheduled(self.progress_remaining)
+        self._schedule()
         if self.config.scale_rewards:
             self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
         samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
@@ -255,7 +259,14 @@ class Learner(abc.ABC, Generic[C]):
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
+        metrics.setdefault("train/n_updates", float(self.n_updates))
         return metrics
+
+    def _schedule(self) -> None:
+        """Settle the numbers of this update, here and nowhere else: all that computes sees plain numbers."""
+        self.values = self.config.values_at(self.progress_remaining)
+        scheduled = {name: self.values[name] for name in schedules.scheduled(self.config)}
+        self.region = with_values(self.region.scheduled(self.progress_remaining), scheduled)
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> UpdateBatch:
@@ -345,9 +356,7 @@ class Learner(abc.ABC, Generic[C]):
 
     def anneal(self) -> float:
         """Set the learning rate for this update and return it; the actor's is also scaled by the region."""
-        rate = self.config.learning_rate
-        if self.config.learning_rate_schedule == "linear":
-            rate *= self.progress_remaining
+        rate = self.values["learning_rate"]
         self.networks.set_learning_rate(rate, actor_factor=self.region.lr_scale)
         return rate
 

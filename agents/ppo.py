@@ -44,8 +44,8 @@ class PPO(Agent[PPOConfig]):
 
     @property
     def ent_coef(self) -> float:
-        """Weight of the entropy bonus, as configured."""
-        return self.config.ent_coef
+        """Weight of the entropy bonus in this update."""
+        return self.values["ent_coef"]
 
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Take epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
@@ -58,7 +58,7 @@ class PPO(Agent[PPOConfig]):
                 samples = replace(samples, advantage=advantage, returns=returns)
                 epochs = Epochs(self, samples, callback)
             start = self.networks.actor_state() if self.region.on_exit == "backtrack" else first
-            terms = Terms(self.config.vf_coef, outcome.moving, self.config.ent_coef if outcome.moving else 0.0)
+            terms = Terms(self.config.vf_coef, outcome.moving, self.ent_coef if outcome.moving else 0.0)
             for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
                 losses[name] += values
             if outcome.moving:
@@ -67,12 +67,17 @@ class PPO(Agent[PPOConfig]):
         if redefines(self.region, "project"):
             outcome = self._settle(samples, first, outcome)
         means = {name: mean_of(values) for name, values in losses.items()}
+        bonus = self.ent_coef * samples.old.entropy().mean().item() if self.ent_coef > 0.0 else 0.0
+        loss = means["train/policy_gradient_loss"] + self.config.vf_coef * means["train/value_loss"] - bonus
         return Improvement(
             value_loss=means["train/value_loss"],
             stop_reason=outcome.reason,
             metrics={
                 **means,
                 "train/actor_learning_rate": self.networks.optimizer.learning_rate * self.region.lr_scale,
+                "train/loss": loss,
+                "train/ent_coef": self.ent_coef,
+                "train/n_updates": float((self.n_updates + 1) * self.config.n_epochs),
                 "train/policy_epochs": float(policy_epochs),
                 "train/backtrack_scale": outcome.scale,
             },
@@ -84,8 +89,8 @@ class PPO(Agent[PPOConfig]):
         change = minibatch.change(policy.output)
         objective, value_loss = self.objective(policy, change), self.value_loss(minibatch)
         loss = self.config.vf_coef * value_loss - objective
-        if self.config.ent_coef > 0.0:
-            loss -= self.config.ent_coef * self.entropy(policy)
+        if self.ent_coef > 0.0:
+            loss -= self.ent_coef * self.entropy(policy)
         self.descend(loss)
         return {
             "train/policy_gradient_loss": -objective.value,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, count, takewhile
@@ -29,6 +29,7 @@ from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.run.history import Block, History
+from klrl.schedules import Value, schedulable
 from klrl.text import plain
 from klrl.trust_region import TrustRegion, region_from_json, region_to_json, with_region
 from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
@@ -175,6 +176,7 @@ def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> Non
         agent.drift.probe = Probe(probe["observations"], family.with_parameters(*parameters))
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
+    agent.values = agent.config.values_at(agent.progress_remaining)
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
     agent.untrained = state["fresh"]
@@ -199,7 +201,12 @@ def snapshot(agent: Agent[Any]) -> Snapshot:
 
 
 def restored(
-    cls: type[A], tensors: Tensors, data: dict[str, Any], trust_region: TrustRegion | None, device: str | None
+    cls: type[A],
+    tensors: Tensors,
+    data: dict[str, Any],
+    trust_region: TrustRegion | None,
+    device: str | None,
+    schedules: Mapping[str, Value],
 ) -> A:
     """Make the agent that was saved, without environments.
 
@@ -209,6 +216,7 @@ def restored(
         data: the JSON beside them.
         trust_region: a region in place of the saved one.
         device: device of its networks; by default the saved one.
+        schedules: settings that are scheduled, in place of the saved ones.
 
     Raises:
         ValueError: damaged, or an agent of another class.
@@ -218,6 +226,9 @@ def restored(
     if trust_region is not None:
         data["config"] = with_region(data["config"], trust_region)
         data["region"] = trust_region
+    for name in (name for name in schedules if name not in schedulable(cls.config_class)):
+        raise ValueError(f"schedules has {name!r}; allowed: {', '.join(schedulable(cls.config_class))}")
+    data["config"] |= schedules
     data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
     agent = cls.__new__(cls)
     config = cls.config_class.from_json(data["config"])

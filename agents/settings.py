@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from klrl.agents.config import AgentConfig, Passes, RegionArgument, StepSize
+from klrl.schedules import During, Value
 from klrl.shown import changed
 from klrl.trust_region import REGIONS, TrustRegion
 from klrl.trust_region.all import members, redefines
@@ -15,6 +16,7 @@ from klrl.validation import Bounds, Positive, PositiveInt, Weight, validate
 
 __all__ = ["DPOConfig", "DistillationConfig", "NPGConfig", "PPOConfig", "PreferencesConfig", "TRPOConfig"]
 
+ScheduledWeight = Annotated[Value, During(0.0, 1e6)]
 Direction = Literal["forward", "reverse"]
 
 
@@ -30,8 +32,8 @@ class PPOConfig(AgentConfig):
     """Passes over the batch."""
     vf_coef: Weight = 0.5
     """Weight of the value loss."""
-    ent_coef: Weight = 0.0
-    """Weight of the entropy bonus."""
+    ent_coef: ScheduledWeight = 0.0
+    """Weight of the entropy bonus; may be scheduled."""
     recompute_advantages: bool = False
     """Estimate advantages and value targets anew, with the current critic, before every epoch."""
 
@@ -47,9 +49,10 @@ class NaturalGradientConfig(AgentConfig):
     batch_size: PositiveInt = 128
     """The critic's minibatch size; at most n_envs * n_steps."""
     learning_rate: StepSize = 1e-3
-    """Adam's step size for the critic."""
+    """Adam's step size for the critic, a number or a schedule: linear:FROM:TO, cosine:FROM:TO, constant:X,
+    piecewise:X:DONE:X:... with shares of the training that are done. Other settings that may be scheduled say so."""
     learning_rate_schedule: Literal["constant", "linear"] = "constant"
-    """Keep the critic's learning rate, or let it fall linearly to zero over the training."""
+    """Keep the critic's learning rate if it is a number, or let it fall linearly to zero over the training."""
     cg_max_steps: Passes = 15
     """Maximum number of conjugate gradient steps (Fisher-vector products) per update."""
     cg_tolerance: Annotated[float, Bounds(0.0, 1.0, open_below=True)] = 1e-4

@@ -50,8 +50,8 @@ class TrainingRun:
             agent.training = self._training
             agent.networks.repack()
             agent.last_update = agent.snapshot()
-            callback.on_training_start(agent, self._training.last)
-            while agent.num_timesteps < self._training.last:
+            goes_on = callback.on_training_start(agent, self._training.last) is not False
+            while goes_on and agent.num_timesteps < self._training.last:
                 turn.whole = False
                 agent.progress_remaining = self._training.remaining(agent.num_timesteps)
                 batch = self._rollout()
@@ -64,8 +64,7 @@ class TrainingRun:
                 agent.history.append(metrics)
                 turn.whole = True
                 agent.last_update = agent.snapshot()
-                if callback.on_update_end(agent, batch, metrics) is False:
-                    break
+                goes_on = callback.on_update_end(agent, batch, metrics) is not False
         except BaseException as error:
             try:
                 self._take_back()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import sys
 import warnings
 from collections.abc import Iterable
 
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+_RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]")
+"""Names of devices on Windows, with any suffix."""
 _BETWEEN = {"klrl", "torch", "gymnasium", "contextlib", "abc", "dataclasses"}
 """Packages between the user's code and a warning; contextlib because of decorators, abc because of classes."""
 
@@ -57,6 +60,25 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def file_name(text: object, most: int = 100) -> str:
+    r"""Return a name that every file system takes: letters, digits and any of ``.,_+=-`` of the text, others as "_".
+
+    >>> file_name("ALE/Pong-v5"), file_name("my_envs:Id-v0"), file_name("clip+constraint"), file_name("lr=1e-3")
+    ('ALE_Pong-v5', 'my_envs_Id-v0', 'clip+constraint', 'lr=1e-3')
+    >>> file_name("../x. "), file_name("con"), file_name("")
+    ('_._x_', 'con_', '_')
+
+    Args:
+        text: the text.
+        most: most characters; of a longer name the end is a hash of the whole text.
+    """
+    name = re.sub(r"[^A-Za-z0-9.,_+=-]", "_", str(text).strip())
+    name = re.sub(r"^\.|\.$", "_", name) or "_"
+    if len(name) > most:
+        name = f"{name[: most - 17]}-{hashlib.sha256(str(text).encode()).hexdigest()[:16]}"
+    return f"{name}_" if _RESERVED.fullmatch(name.partition(".")[0]) else name
 
 
 def warn_user(text: str, category: type[Warning] = RuntimeWarning) -> None:

@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Bounds:
     lower: float
     upper: float = math.inf
     open_below: bool = False
+    forms: ClassVar[str] = ""
+    """Other forms of a value, in words; where there are some, the interval itself judges values of any type."""
 
     def __contains__(self, x: float) -> bool:
         above = x > self.lower if self.open_below else x >= self.lower
@@ -89,7 +91,8 @@ def validate(instance: object) -> None:
     for name, hint in hints(type(instance)).items():
         value = getattr(instance, name)
         if not fits(value, hint):
-            raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
+            more = f", or {forms}" if isinstance(value, str) and (forms := _forms(hint)) else ""
+            raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}{more}")
         if isinstance(value, list):
             object.__setattr__(instance, name, tuple(value))
 
@@ -106,7 +109,7 @@ def fits(value: Any, hint: Any) -> bool:
     match get_origin(hint):
         case origin if origin is Annotated:
             bounds = [b for b in args[1:] if isinstance(b, (Bounds, Pattern))]
-            return fits(value, args[0]) and all(value in b for b in bounds)
+            return (bool(_forms(hint)) or fits(value, args[0])) and all(value in b for b in bounds)
         case origin if origin in (Union, UnionType):
             return any(fits(value, option) for option in args)
         case origin if origin is Literal:
@@ -117,6 +120,12 @@ def fits(value: Any, hint: Any) -> bool:
         number = isinstance(value, int) or (hint is float and isinstance(value, float))
         return number and not isinstance(value, bool) and _is_finite(value)
     return value is None if hint is type(None) else isinstance(value, hint)
+
+
+def _forms(hint: Any) -> str:
+    """Return the forms of other values than numbers that a type allows, in words."""
+    found = (part.forms if isinstance(part, Bounds) else _forms(part) for part in get_args(hint))
+    return next(filter(None, found), "")
 
 
 def _is_finite(x: float) -> bool:
@@ -131,7 +140,8 @@ def describe(hint: Any) -> str:
         case origin if origin is Annotated:
             if patterns := [str(p) for p in args[1:] if isinstance(p, Pattern)]:
                 return " and ".join(patterns)
-            return " ".join([describe(args[0]), *(str(b) for b in args[1:] if isinstance(b, Bounds))])
+            kind = describe(float if _forms(hint) else args[0])
+            return " ".join([kind, *(str(b) for b in args[1:] if isinstance(b, Bounds))])
         case origin if origin in (Union, UnionType):
             return " or ".join(describe(option) for option in args)
         case origin if origin is Literal:

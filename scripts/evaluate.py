@@ -11,6 +11,7 @@ import tyro
 from klrl.output import as_program, lost
 from klrl.run.evaluation import ENOUGH
 from klrl.scripts.cli.command_line import bad_input, fail, parse
+from klrl.scripts.cli.env_words import Wrappers
 from klrl.text import printable
 from klrl.validation import InfoKey, NonNegativeInt, PositiveInt
 
@@ -21,9 +22,15 @@ class Evaluating:
 
     path: tyro.conf.Positional[Path]
     """A run directory (its newest checkpoint) or a saved agent."""
+    best: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take a run directory's best checkpoint: by evaluations during the training (--eval-every), without them by the
+    training return."""
     env: str | None = None
     """Gymnasium id, for environments of your own: module:Id-v0; by default the environment of the training. That one
     keeps its keyword arguments and its time limit."""
+    wrapper: Wrappers = ()
+    """Wrappers of the environment, each again as MODULE:NAME, repeated for several: nothing that is saved is imported.
+    They keep their arguments, unless key=value follows."""
     episodes: PositiveInt = 20
     """Number of episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -49,17 +56,18 @@ def main(argv: list[str] | None = None) -> None:
 def _evaluate(prog: str, args: Evaluating) -> None:
     import torch
 
-    from klrl.run import evaluate
+    from klrl.run import checkpoint, evaluate
     from klrl.scripts.cli.saved_agents import LoadedAgent, compare_versions, versions_of, working, write
     from klrl.studies.results import claim
 
     torch.set_num_threads(1)
     with bad_input(prog):
-        loaded = LoadedAgent.load(args.path, args.env)
+        path = checkpoint.best(args.path) if args.best else args.path
+        loaded = LoadedAgent.load(path, args.env, args.wrapper)
         agent, env = loaded.agent, loaded.make()
         if args.json:
             claim(args.json, "json")
-    compare_versions(versions_of(args.path), "returns may differ from those of the training")
+    compare_versions(versions_of(path), "returns may differ from those of the training")
     with working(prog), env:
         deterministic = not args.stochastic
         result = evaluate(
@@ -73,7 +81,7 @@ def _evaluate(prog: str, args: Evaluating) -> None:
         )
     if args.json:
         record = {
-            "path": str(args.path),
+            "path": str(path),
             "env": loaded.env_id,
             "agent": loaded.name,
             "num_timesteps": agent.num_timesteps,

@@ -10,6 +10,7 @@ import tyro
 
 from klrl.output import as_program
 from klrl.scripts.cli.command_line import parse
+from klrl.scripts.cli.env_words import Wrappers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,9 @@ class Resuming:
     env: str | None = None
     """Gymnasium id, for environments of your own: module:Id-v0; by default that of the run. That one keeps its keyword
     arguments and its time limit."""
+    wrapper: Wrappers = ()
+    """Wrappers of the environment, each again as MODULE:NAME, repeated for several: nothing that is saved is imported.
+    They keep their arguments."""
     trust_region: str | None = None
     """A trust region of a class of your own, which is not saved: module:NAME of one, or of what makes one."""
 
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     from klrl.scripts.cli.resuming import resume
 
     with Signals() as signals:  # nothing to save until the training continues
-        resume(prog, args.path, args.env, args.trust_region, signals)
+        resume(prog, args, signals)
 
 
 if __name__ == "__main__":

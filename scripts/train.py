@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import math
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,12 +19,19 @@ from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
 from klrl.run.options import RunOptions
 from klrl.run.presets import preset
+from klrl.schedules import functions_in
+from klrl.scripts.cli import run_config
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
-from klrl.scripts.cli.flags import given
+from klrl.scripts.cli.env_words import KeyValue, Wrappers
+from klrl.scripts.cli.flags import given, whole_number
 from klrl.scripts.cli.own_modules import find_in_this_folder
-from klrl.text import nearest
+from klrl.text import file_name, nearest, plain
+from klrl.trust_region.codec import own_class
 from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, NonNegativeInt
+
+if TYPE_CHECKING:
+    from klrl.experience.wrapped import Named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +40,22 @@ class Training:
 
     env: str
     """Gymnasium id, for example CartPole-v1 or HalfCheetah-v5; module:Id-v0 for one that a module registers."""
+    env_kwargs: tuple[KeyValue, ...] = ()
+    """Keyword arguments of the environment, key=value ..., over those it is registered with."""
+    wrapper: Wrappers = ()
+    """Wrapper of the environment, MODULE:NAME key=value ...; repeated for several, the first one innermost."""
     agent: tyro.conf.OmitArgPrefixes[AgentConfig]
     total_timesteps: Annotated[int, Bounds(1, 10**12)] = 100_000
     """Environment steps to train for, over all environments; whole updates are run."""
     seed: NonNegativeInt = 0
     """Seed of the run, from which all its random streams derive."""
+    config: Path | None = None
+    """A run directory or its config.json, whose settings are the defaults of all flags: the same run again. Own classes
+    (module:Id-v0, wrappers, trust regions) are given again: nothing that is saved is imported."""
+    name: str | None = None
+    """Name of the run, which is written to runs/NAME; a number follows if there is one of this name."""
     run_dir: Path | None = None
-    """A new or empty directory; by default runs/ENV__AGENT__SEED__TIME."""
+    """A new or empty directory; by default runs/NAME, without a name runs/ENV__AGENT__SEED__TIME."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in --run-dir if it was begun, with the same flags; so one command may be repeated until the
     run is finished."""
@@ -49,18 +66,25 @@ class Training:
     """Start from the known settings for the environment (auto), or from the plain defaults (none)."""
     run: tyro.conf.OmitArgPrefixes[RunOptions] = field(default_factory=RunOptions)
 
+    def __post_init__(self) -> None:
+        if self.name is not None and self.run_dir is not None:
+            raise ValueError(f"name = {self.name!r} with run_dir; allowed: one of the two")
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl train``."""
     name, options = _algorithm(sys.argv[1:] if argv is None else argv)
     prog = f"klrl train {name}"
     with bad_input(prog):
-        default = _defaults(name, options)
+        again = given(options, "config").get("config")
+        run = None if again is None else _saved(again, name)
+        default = _defaults(name, options) if run is None else _same(name, options, Path(str(again)), run)
     training = parse(Training, options, prog, default)
     if training.resume and _is_begun(prog, training):
         _resume(prog, training, given(options, "trust_region").get("trust_region"))
     else:
-        _train(prog, name, training)
+        env = partial(_environment, training, run, given(options, "env").get("env"))
+        _train(prog, name, training, env)
 
 
 def _is_begun(prog: str, training: Training) -> bool:
@@ -80,15 +104,17 @@ def _resume(prog: str, training: Training, region: str | None) -> None:
     """Go on as ``klrl resume`` does; what a file may not name, code of one's own, the flags have."""
     from klrl.run import Signals
     from klrl.scripts.cli.resuming import resume
+    from klrl.scripts.resume import Resuming
 
     assert training.run_dir is not None
     own_env = training.env if ":" in training.env else None
     own_region = region if region is not None and ":" in region else None
+    args = Resuming(path=training.run_dir, env=own_env, wrapper=training.wrapper, trust_region=own_region)
     with Signals() as signals:
-        resume(prog, training.run_dir, own_env, own_region, signals)
+        resume(prog, args, signals)
 
 
-def _train(prog: str, name: str, training: Training) -> None:
+def _train(prog: str, name: str, training: Training, make_env: Callable[[], Named]) -> None:
     import torch
 
     from klrl.agents import AGENTS
@@ -100,11 +126,15 @@ def _train(prog: str, name: str, training: Training) -> None:
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
-        agent = AGENTS[name](training.env, training.agent, seed=training.seed, trial=True)
+        env = make_env()
+        agent = AGENTS[name](env, training.agent, seed=training.seed, trial=True)
         if training.start_from is not None:
             agent.start_from(training.start_from)
-        notes = {"start_from": None if training.start_from is None else str(training.start_from.resolve())}
-        run_dir = training.run_dir or _new_directory(training.env, name, training.seed)
+        notes = {
+            "start_from": None if training.start_from is None else str(training.start_from.resolve()),
+            "name": training.name,
+        }
+        run_dir = training.run_dir or _new_directory(training, name)
         keep = training.run.directory(run_dir, notes)
     known = {} if training.preset == "none" else preset(name, training.env)
     held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
@@ -112,7 +142,7 @@ def _train(prog: str, name: str, training: Training) -> None:
         agent.preset = training.env
     learn = partial(agent.learn, training.total_timesteps)
     with Signals() as signals:
-        run_training(prog, agent, learn, training.env, keep, training.run, signals, preset=held)
+        run_training(prog, agent, learn, env, keep, training.run, signals, preset=held)
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
@@ -130,8 +160,7 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
 def _defaults(name: str, options: list[str]) -> Training:
     """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
     words = given(options, "env", "preset", "trust_region", "n_envs", "n_steps", "reference", "start_from")
-    sizes = {k: int(v) for k, v in words.items() if k in ("n_envs", "n_steps") and v.isdecimal()}
-    own: dict[str, Any] = sizes | {k: v for k, v in words.items() if k == "reference"}
+    own: dict[str, Any] = _sizes(words) | {k: v for k, v in words.items() if k == "reference"}
     if "trust_region" in words:
         find_in_this_folder(options)
         own["trust_region"] = region_of_word(words["trust_region"])
@@ -139,6 +168,72 @@ def _defaults(name: str, options: list[str]) -> Training:
         own |= inherited(words["start_from"])
     config = CONFIGS[name].for_env(None if words.get("preset") == "none" else words.get("env"), **own)
     return Training(env=tyro.MISSING, agent=config)
+
+
+def _sizes(words: Mapping[str, str]) -> dict[str, int]:
+    """Return the sizes of the rollout among these words."""
+    found = {name: whole_number(words[name]) for name in ("n_envs", "n_steps") if name in words}
+    return {name: size for name, size in found.items() if size is not None}
+
+
+def _saved(config: str, name: str) -> dict[str, Any]:
+    """Read the run to be made again."""
+    path = Path(config)
+    run = run_config.read(path / "config.json" if path.is_dir() else path)
+    if run["agent"] != name:
+        raise ValueError(f"config = {config} is that of a run of {run['agent']}; allowed: klrl train {run['agent']}")
+    return run
+
+
+def _same(name: str, options: list[str], config: Path, run: dict[str, Any]) -> Training:
+    """The flags' defaults for the same run again; a region and a size of the rollout decide others, as always."""
+    words = given(options, "trust_region", "n_envs", "n_steps")
+    find_in_this_folder(options)
+    region: Any = None
+    if "trust_region" in words:
+        region = region_of_word(words["trust_region"])
+    elif own_class(run["config"].get("trust_region")) is not None:
+        region = run_config.saved_region(config, run, None)  # says what to give
+    sizes = _sizes(words)
+    if sizes:
+        whole = math.prod(sizes.get(k, run["config"].get(k, 1)) for k in ("n_envs", "n_steps"))
+        capped = [k for k in CONFIGS[name].at_most_samples if isinstance(run["config"].get(k), int)]
+        sizes |= {k: min(run["config"][k], whole) for k in capped}
+    options_of_run, agent = run_config.settings(config, run, region, **sizes, **_in_place(run["config"], options))
+    return Training(
+        env=run["env"]["id"] if run["env"] is not None else tyro.MISSING,
+        agent=agent,
+        total_timesteps=run["total_timesteps"],
+        seed=run["seed"],
+        start_from=None if run["start_from"] is None else Path(run["start_from"]),
+        preset="none" if run.get("preset") is None else "auto",
+        run=options_of_run,
+    )
+
+
+def _in_place(config: Mapping[str, Any], options: list[str]) -> dict[str, float]:
+    """Return numbers in place of functions that scheduled settings, which flags give anew: they are not saved.
+
+    Raises:
+        ValueError: a flag is missing.
+    """
+    functions = functions_in(config)
+    words = given(options, *functions)
+    if missing := [name for name in functions if name not in words]:
+        said = plain(", ".join(f"{name} = {functions[name]}" for name in missing), 200)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise ValueError(f"{said}: functions are not saved; allowed: {flags}")
+    return dict.fromkeys(functions, 0.1)
+
+
+def _environment(training: Training, run: Mapping[str, Any] | None, env: str | None) -> Named:
+    """Make what makes the environments: as the words say, or as they were in the run that is made again."""
+    from klrl.scripts.cli.environments import environment, in_words, with_kwargs
+
+    if run is None:
+        return in_words(training.env, training.env_kwargs, training.wrapper)
+    found = environment(run["env"], env, training.wrapper)
+    return with_kwargs(found, training.env_kwargs) if training.env_kwargs else found
 
 
 def inherited(path: str) -> dict[str, Any]:
@@ -159,9 +254,10 @@ def inherited(path: str) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 
 
-def _new_directory(env: str, agent: str, seed: int) -> Path:
+def _new_directory(training: Training, agent: str) -> Path:
     """Make a directory that nobody else has: the first to make it gets it."""
-    name = f"{re.sub(r'[^A-Za-z0-9._:-]', '_', env)}__{agent}__{seed}__{datetime.now():%Y%m%d-%H%M%S}"
+    unnamed = f"{file_name(training.env)}__{agent}__{training.seed}__{datetime.now():%Y%m%d-%H%M%S}"
+    name = unnamed if training.name is None else file_name(training.name)
     for i in count(1):
         path = Path("runs") / (name if i == 1 else f"{name}-{i}")
         try:

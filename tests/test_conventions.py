@@ -7,9 +7,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from gymnasium.wrappers import TransformReward
 
 from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
+from klrl.run import EvalCallback
 from klrl.trust_region.names import REGIONS
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +42,7 @@ ALLOWED = {
     "klrl.interrupts": set(),
     "klrl.output": {"klrl.text"},
     "klrl.validation": {"klrl.text"},
+    "klrl.schedules": {"klrl.text", "klrl.validation"},
     "klrl.native": set(),
     "klrl.policy": {"klrl.lazy", "klrl.native", "klrl.shown", "klrl.validation", "klrl.text"},
     "klrl.kl": {"klrl.policy", "klrl.shown", "klrl.text"},
@@ -48,6 +52,7 @@ ALLOWED = {
         "klrl.own",
         "klrl.policy",
         "klrl.renamed",
+        "klrl.schedules",
         "klrl.shown",
         "klrl.validation",
         "klrl.text",
@@ -55,6 +60,7 @@ ALLOWED = {
     "klrl.experience": {
         "klrl.interrupts",
         "klrl.output",
+        "klrl.own",
         "klrl.policy",
         "klrl.renamed",
         "klrl.shown",
@@ -82,6 +88,7 @@ ALLOWED = {
         "klrl.policy",
         "klrl.renamed",
         "klrl.run",
+        "klrl.schedules",
         "klrl.shown",
         "klrl.trust_region",
         "klrl.validation",
@@ -263,7 +270,10 @@ def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
     mending = PPOConfig(vectorization_mode="async", on_worker_failure="restart", n_steps=32, info_keys=("is_success",))
     restarting = PPO("CartPole-v1", mending, seed=0).learn(1)
     restarting.close()
-    seen |= {*penalised.history[-1], *referring.history[-1], *restarting.history[-1]}
+    succeeding = TransformReward(gym.make("CartPole-v1"), float)
+    succeeding.step = lambda action: (*gym.Wrapper.step(succeeding, action)[:4], {"is_success": True})
+    evaluated = PPO("CartPole-v1", PPOConfig(n_steps=32), seed=0).learn(1, EvalCallback(succeeding, n_eval_episodes=1))
+    seen |= {*penalised.history[-1], *referring.history[-1], *restarting.history[-1], *evaluated.history[-1]}
     assert set(glossary()) == seen
 
 

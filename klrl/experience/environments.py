@@ -22,8 +22,9 @@ from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
 from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
-from klrl.experience.unknown import why_not_installed, why_unknown
+from klrl.experience.unknown import why_unknown
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
+from klrl.experience.wrapped import Wrapped, made
 from klrl.policy.spaces import check_spaces
 from klrl.text import warn_user
 
@@ -170,19 +171,12 @@ def factory(env: str | EnvSpec | Callable[[], gym.Env] | gym.Env) -> Callable[[]
     if isinstance(env, (str, EnvSpec)):
         if isinstance(env, str):
             check_id(env)
-        return partial(_made, env)
+        return partial(made, env)
     if callable(env):
         return env
     raise ValueError(
         f"env = {env!r}; allowed: an id, an EnvSpec, a function that makes an Env, an Env or a VectorEnv of Gymnasium"
     )
-
-
-def _made(env: str | EnvSpec) -> gym.Env:
-    try:
-        return gym.make(env, disable_env_checker=True)  # CheckedSteps says in one line what is wrong
-    except gym.error.DependencyNotInstalled as error:
-        raise gym.error.DependencyNotInstalled(why_not_installed(error)) from error
 
 
 def check_id(env: str) -> None:
@@ -214,7 +208,10 @@ def number_of(env: EnvLike | None) -> int | None:
 
 
 def describe(env: EnvLike | None) -> dict[str, Any] | None:
-    """Return an id, ``EnvSpec`` or ``Env`` as JSON; ``None`` if an id and plain settings cannot describe it."""
+    """Return an id, ``EnvSpec`` or ``Env`` as JSON; ``None`` if names and plain settings cannot describe it."""
+    if isinstance(env, Wrapped):
+        inner, wrappers = describe(env.spec), [{"name": one.name, "kwargs": one.kwargs} for one in env.wrappers]
+        return None if inner is None or not _is_plain(wrappers) else inner | {"wrappers": wrappers}
     spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
     limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
     if isinstance(env, gym.Env):
@@ -226,11 +223,15 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
     if spec.entry_point != gym.registry.get(spec.id, spec).entry_point:
         return None
     data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": limit}
+    return data if _is_plain(data) else None
+
+
+def _is_plain(data: Any) -> bool:
+    """Tell whether JSON gives back the same data."""
     try:
-        plain = json.loads(json.dumps(data)) == data
+        return json.loads(json.dumps(data)) == data
     except TypeError:
-        plain = False
-    return data if plain else None
+        return False
 
 
 _IN_A_SPEC = {TimeLimit, OrderEnforcing, PassiveEnvChecker}
@@ -250,7 +251,7 @@ def time_limit(env: gym.Env) -> int | None:
 
 
 def described(data: dict[str, Any] | None) -> EnvSpec | None:
-    """Return the ``EnvSpec`` that :func:`describe` wrote, if its id is registered here; nothing is imported.
+    """Return the ``EnvSpec`` that :func:`describe` wrote, if its id is registered here and nothing is to be imported.
 
     Raises:
         ValueError: :func:`describe` does not write such data.
@@ -261,7 +262,7 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     named = isinstance(data.get("id"), str) and isinstance(data.get("kwargs"), dict)
     if not named or not (limit is None or (type(limit) is int and limit >= 1)):
         raise ValueError(f"env = {data}; allowed: an id, keyword arguments and a number of steps >= 1 or null")
-    if data["id"] not in gym.registry:
+    if data["id"] not in gym.registry or data.get("wrappers"):
         return None
     spec = copy.deepcopy(gym.spec(data["id"]))
     spec.kwargs, spec.max_episode_steps = data["kwargs"], data["max_episode_steps"]

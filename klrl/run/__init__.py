@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from klrl.run.callback import Callback, LearningAgent, Metrics
     from klrl.run.callback_list import CallbackList
     from klrl.run.directory import RunDirectory
+    from klrl.run.eval_callback import EvalCallback, StopAtReturn
     from klrl.run.evaluation import Evaluation, evaluate
     from klrl.run.history import History
     from klrl.run.progress import Progress
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Callback",
     "CallbackList",
+    "EvalCallback",
     "Evaluation",
     "History",
     "Interrupted",
@@ -26,6 +28,7 @@ __all__ = [
     "Progress",
     "RunDirectory",
     "Signals",
+    "StopAtReturn",
     "evaluate",
 ]
 __getattr__, __dir__ = exports(
@@ -33,6 +36,7 @@ __getattr__, __dir__ = exports(
     {
         "Callback": "callback",
         "CallbackList": "callback_list",
+        "EvalCallback": "eval_callback",
         "Evaluation": "evaluation",
         "History": "history",
         "Interrupted": "signals",
@@ -42,6 +46,7 @@ __getattr__, __dir__ = exports(
         "Progress": "progress",
         "RunDirectory": "directory",
         "Signals": "signals",
+        "StopAtReturn": "eval_callback",
         "evaluate": "evaluation",
     },
 )

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float | str]
 """One update's metrics by name, ``group/name``: numbers, and text such as ``train/stop_reason``."""
+STEP = "time/total_timesteps"
+"""Metric that places an update in its training."""
+EVAL = "eval/"
+"""Begins the names of metrics of evaluations during the training."""
 SUCCESS, INFO = "rollout/success_rate", "rollout/info/"
 """Metrics of what infos hold under is_success, and (followed by the key) under other keys."""
 
@@ -93,8 +97,11 @@ class Callback:
     A method whose name begins with ``on_`` or ``_on_`` and is none of these gets a warning: training never calls it.
     """
 
-    def on_training_start(self, agent: LearningAgent, total_timesteps: int) -> None:
-        """Called before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``."""
+    def on_training_start(self, agent: LearningAgent, total_timesteps: int) -> bool | None:
+        """Called before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``.
+
+        Returning ``False`` ends it before its first update.
+        """
 
     def on_update_start(self, agent: LearningAgent, batch: Batch) -> None:
         """A batch has been collected."""

@@ -31,10 +31,11 @@ class CallbackList(Callback):
         self._told: set[tuple[str, str]] = set()
         """Additions that were left out, and about which a warning was given."""
 
-    def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Call the hook of every callback."""
-        for callback in self.callbacks:
-            callback.on_training_start(agent, total_timesteps)
+    def on_training_start(self, agent: Any, total_timesteps: int) -> bool | None:
+        """Call the hook of every callback, and return False if one of them wants to stop."""
+        answers = [(callback, callback.on_training_start(agent, total_timesteps)) for callback in self.callbacks]
+        wishes = [ends(answer, f"{type(callback).__name__}.on_training_start") for callback, answer in answers]
+        return False if any(wishes) else None
 
     def on_update_start(self, agent: Any, batch: Batch) -> None:
         """Call the hook of every callback."""

@@ -173,6 +173,24 @@ def step_directory(run_dir: Path, timesteps: int) -> Path:
     return run_dir / "checkpoints" / f"{timesteps:012d}"
 
 
+def best(run_dir: Path) -> Path:
+    """Return a run's best checkpoint by evaluations during training; where there were none, by training return.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    if (evaluated := best_directory(run_dir)).is_dir():
+        return evaluated
+    if not (finished := _finished(_steps(run_dir))):
+        raise FileNotFoundError(f"path = {run_dir} has no checkpoint; allowed: a run directory with one")
+    return max(finished, key=_score)
+
+
+def best_directory(run_dir: Path) -> Path:
+    """Return the directory of the agent whose evaluation was the run's best."""
+    return run_dir / "checkpoints" / "best"
+
+
 def prune(run_dir: Path, keep: int, newest: Path) -> None:
     """Keep the ``keep`` checkpoints up to ``newest`` and the best one by training return; delete the others.
 

@@ -19,18 +19,17 @@ from klrl.experience import Batch
 from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
-from klrl.run.callback import Metrics, Recorder
+from klrl.run.callback import STEP, Metrics, Recorder
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
-from klrl.run.disk import read_regular_file, reporting_full_disk
+from klrl.run.disk import LARGEST_CONFIG, read_regular_file, reporting_full_disk
+from klrl.run.evaluation import MEAN_REWARD, best_of
 from klrl.run.lock import LOCK, Lock, check_free
 from klrl.run.tensorboard_layout import settings_of
-from klrl.run.tensorboard_writer import STEP, TensorBoardWriter, step
+from klrl.run.tensorboard_writer import TensorBoardWriter, step
 from klrl.text import plain, warn_user
 
 NON_FINITE = "non-finite.npz"
 """Dump of the step that produced a non-finite number. It is the only file if the run failed before its first update."""
-LARGEST_CONFIG = 2**20
-"""Largest config.json, in bytes, that a run can have written."""
 _UNFINISHED = re.compile(r"config\.json\.[0-9a-f]{8}\.tmp")
 """Name of a config.json that its process did not live to put in its place."""
 _LONGEST = 255
@@ -133,6 +132,7 @@ class RunDirectory(Recorder):
         self._tensorboard: TensorBoardWriter | None = None
         self.saved: Path | None = None
         """The newest checkpoint."""
+        self._best = float("-inf")
         self._done: Any = None
         self._saving = False
         self._then: list[Callable[[Path | None], object]] = []
@@ -174,6 +174,8 @@ class RunDirectory(Recorder):
         self._begun_at = agent.num_timesteps
         tenth = (agent.training.last - agent.training.first) // 10
         self._every = self.checkpoint_every or min(100_000, tenth)
+        self._best = best_of(history[:-1])
+        self._take_evaluation(agent, history[-1:])
 
     def _describe(self, agent: Any, total_timesteps: int) -> None:
         """Write ``config.json``."""
@@ -226,9 +228,23 @@ class RunDirectory(Recorder):
             self._tensorboard.add(metrics)
         episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)
         self._episodes.add(dict(zip(EPISODES, episode, strict=True)) for episode in episodes)
+        self._keep_best(agent, [metrics])
         self._done = agent.last_update
         if self._saved_at == _NEVER or agent.num_timesteps - self._saved_at >= self._every:
             self.save()
+
+    def _keep_best(self, agent: Any, newest: list[Metrics]) -> None:
+        """Save the agent as the best one if the evaluation after its newest update is better than all before."""
+        if (score := best_of(newest)) > self._best:
+            path = checkpoint.best_directory(self.path)
+            self._best = score
+            agent.last_update.write(_no_link(path), checkpoint.lender(self.path, self.keep))
+
+    def _take_evaluation(self, agent: Any, newest: list[Metrics]) -> None:
+        """Keep an evaluation that was interrupted with the training, and has been made up for when that is resumed."""
+        self._keep_best(agent, newest)
+        if self.saved is not None and any(MEAN_REWARD in row for row in newest):
+            agent.last_update.write(_no_link(self.saved), checkpoint.lender(self.path, self.keep))
 
     def _look_after(self, agent: Any) -> bool:
         """Report a renamed or removed directory, and return True if a new one was begun."""
@@ -324,12 +340,17 @@ class RunDirectory(Recorder):
             log.sync()
         assert self._lock is not None
         with self._lock.inside() as here:
-            path = checkpoint.step_directory(here, done.num_timesteps)
-            if path.is_symlink():  # its target is not this run's
-                path.unlink()
+            path = _no_link(checkpoint.step_directory(here, done.num_timesteps))
             done.write(path, checkpoint.lender(here, self.keep))
             self.saved = checkpoint.step_directory(self.path, done.num_timesteps)
             checkpoint.prune(here, self.keep, path)
+
+
+def _no_link(path: Path) -> Path:
+    """Return the path, from which a link was removed: its target is not this run's."""
+    if path.is_symlink():
+        path.unlink()
+    return path
 
 
 def _rows(agent: Any) -> list[Metrics]:

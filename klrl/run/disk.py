@@ -15,6 +15,9 @@ from klrl.interrupts import held
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
+LARGEST_CONFIG = 2**20
+"""Largest config.json, in bytes, that a run can have written."""
+
 
 class DiskFull(OSError):
     """The disk has no room for a file; the message says where, what was needed and what is free."""

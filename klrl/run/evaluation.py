@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +14,14 @@ from klrl.policy.choices import MASK
 from klrl.run.seeding import evaluation_seed
 from klrl.text import warn_user
 
+if TYPE_CHECKING:
+    from klrl.run.callback import Metrics
+
 SUCCESS = "is_success"
 """Key of robotics environments' infos: 1 in an episode that did what it was to do."""
+MEAN_REWARD, MEAN_LENGTH, SUCCESS_RATE = "eval/mean_reward", "eval/mean_ep_length", "eval/success_rate"
+CUT, FAILURES = "eval/cut", "eval/failures"
+"""Metrics of evaluations during training."""
 ENOUGH = 30_000
 """Default limit of an evaluation episode, in steps: an Atari game is ended after 27,000."""
 
@@ -45,6 +52,11 @@ class Evaluation:
         return float(np.std(self.returns))
 
     @property
+    def mean_length(self) -> float:
+        """Mean length, in steps."""
+        return float(np.mean(self.lengths))
+
+    @property
     def success_rate(self) -> float | None:
         """Mean of ``is_success`` over the episodes whose last info has it; ``None`` if none has."""
         return self.info_means.get(SUCCESS)
@@ -60,6 +72,12 @@ class Evaluation:
         rate = [f"success rate {means.pop(SUCCESS):.2f}"] if SUCCESS in means else []
         said = [f"mean return {self.mean:.1f} ± {self.std:.1f}", *rate, *(f"{k} {x:.3g}" for k, x in means.items())]
         return ", ".join(said)
+
+
+def best_of(rows: Iterable[Metrics]) -> float:
+    """Return the best evaluation of these updates; -inf if there is none."""
+    scores = (float(row[MEAN_REWARD]) for row in rows if MEAN_REWARD in row)
+    return max((score for score in scores if not math.isnan(score)), default=-math.inf)
 
 
 def evaluate(

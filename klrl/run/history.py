@@ -20,8 +20,8 @@ _T = TypeVar("_T")
 _SHOWN = 10
 """Number of the newest rows in a notebook."""
 _COLUMNS = (
-    "time/total_timesteps", "rollout/ep_rew_mean", "drift/kl", "drift/kl_max", "drift/kl_target", "train/entropy",
-    "train/stop_reason",
+    "time/total_timesteps", "rollout/ep_rew_mean", "eval/mean_reward", "drift/kl", "drift/kl_max", "drift/kl_target",
+    "train/entropy", "train/stop_reason",
 )  # fmt: skip
 _ROWS = 64
 """Least number of newest rows that stay as appended; older ones are packed, as many at a time."""

@@ -91,7 +91,7 @@ def _problem(hook: Any, arguments: tuple[str, ...]) -> str | None:
 
 
 def ends(answer: object, who: str = "on_update_end") -> bool:
-    """Return True if ``on_update_end`` answered false: Python's, numpy's or torch's, also as an array of one.
+    """Return True if a hook answered false: Python's, numpy's or torch's, also as an array of one.
 
     Raises:
         ValueError: it is an array of several elements.

@@ -7,21 +7,32 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import tyro
+
 from klrl.run.evaluation import ENOUGH
-from klrl.validation import Bounds, Positive, PositiveInt, validate
+from klrl.validation import Bounds, Finite, Positive, PositiveInt, validate
 
 if TYPE_CHECKING:
-    from klrl.run import KLBudget, RunDirectory
+    from klrl.experience import EnvLike
+    from klrl.run import EvalCallback, KLBudget, RunDirectory, StopAtReturn
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options that do not affect the update: evaluation, checkpoints, budgets, threads."""
 
-    eval_episodes: Annotated[int, Bounds(0, 10**6)] = 20
-    """Number of deterministic episodes of the final evaluation."""
+    eval_every: PositiveInt | None = None
+    """Environment steps between evaluations during the training, rounded up to whole updates, in environments of their
+    own; the best agent is kept in checkpoints/best (by default only the final evaluation)."""
+    eval_episodes: Annotated[int, Bounds(0, 10**6)] | None = None
+    """Number of episodes of every evaluation (by default 20 of the final one, 5 during the training)."""
+    eval_stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Sample actions in evaluations instead of taking the most probable one."""
     eval_max_steps: PositiveInt = ENOUGH
-    """Most steps of such an episode; longer ones are cut, which the last line says."""
+    """Most steps of such an episode; longer ones are cut, which a warning says."""
+    stop_at_return: Finite | None = None
+    """End the training once an evaluation has this mean return; without --eval-every, the last 100 training
+    episodes."""
     checkpoint_every: PositiveInt | None = None
     """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
     at the end."""
@@ -38,6 +49,13 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.eval_every is not None and self.eval_episodes == 0:
+            raise ValueError("eval_episodes = 0 with eval_every; allowed: an integer >= 1")
+
+    @property
+    def final_episodes(self) -> int:
+        """Number of episodes of the final evaluation."""
+        return 20 if self.eval_episodes is None else self.eval_episodes
 
     @classmethod
     def noted(cls, notes: dict[str, Any]) -> RunOptions:
@@ -59,6 +77,30 @@ class RunOptions:
             notes=asdict(self) | dict(notes or {}),
             resume=resume,
         )
+
+    def evaluation(self, env: EnvLike) -> list[EvalCallback]:
+        """Return the evaluations during the training in such environments."""
+        from klrl.run import EvalCallback
+
+        if self.eval_every is None:
+            return []
+        return [
+            EvalCallback(
+                env,
+                eval_every=self.eval_every,
+                n_eval_episodes=self.eval_episodes or 5,
+                deterministic=not self.eval_stochastic,
+                max_steps=self.eval_max_steps,
+            )
+        ]
+
+    def goal(self) -> list[StopAtReturn]:
+        """Return the goal of the training."""
+        from klrl.run import StopAtReturn
+
+        if self.stop_at_return is None:
+            return []
+        return [StopAtReturn(self.stop_at_return, evaluations=self.eval_every is not None)]
 
     def budgets(self) -> list[KLBudget]:
         """Return the limits of the whole training."""

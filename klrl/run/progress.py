@@ -16,6 +16,7 @@ from rich.table import Table
 from klrl.experience import Batch
 from klrl.output import steady
 from klrl.run.callback import INFO, SUCCESS, Metrics, Recorder
+from klrl.run.evaluation import MEAN_REWARD, SUCCESS_RATE
 
 
 class Progress(Recorder):
@@ -24,6 +25,8 @@ class Progress(Recorder):
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=steady(sys.stdout))
         self._live: Live | None = None
+        self._evaluated: Metrics = {}
+        """Last evaluation, which stays in the panel until the next one."""
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
         """Open the panel, if there is a terminal."""
@@ -34,7 +37,8 @@ class Progress(Recorder):
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
         """Redraw the panel, or print a line."""
-        facts = summary(metrics, self._total)
+        self._evaluated |= {name: metrics[name] for name in (MEAN_REWARD, SUCCESS_RATE) if name in metrics}
+        facts = summary(metrics if self._live is None else self._evaluated | metrics, self._total)
         if self._live is None:
             steps = f"{agent.num_timesteps:>9,}/{self._total:,}"
             line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
@@ -73,6 +77,8 @@ def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
     }
     optional = {
         "success": (SUCCESS, ".0%"),
+        "evaluation": (MEAN_REWARD, ".1f"),
+        "success there": (SUCCESS_RATE, ".0%"),
         "clipped": ("train/clip_fraction", ".0%"),
         "penalty": ("train/kl_penalty", ".3g"),
         "line search": ("train/line_search_scale", ".2f"),

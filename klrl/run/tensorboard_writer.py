@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from klrl.run.callback import Metrics
+from klrl.run.callback import EVAL, STEP, Metrics
 from klrl.run.tensorboard_layout import layout, session
 from klrl.text import one_line, warn_user
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-STEP = "time/total_timesteps"
 
 
 class TensorBoardWriter:
@@ -46,7 +44,7 @@ class TensorBoardWriter:
         older, shown = any(path.glob("events.*")), -1
         with self._warning():
             if older and history:
-                shown = min(_last_step(path), step(history[-1]))
+                shown = _last_step(path, history[-1])
             self._writer = _open(path, purge_step=shown + 1 if older else None)
             self._describe(self._writer, settings or {})
         for row in history:
@@ -166,11 +164,18 @@ def points(path: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 
-def _last_step(path: Path) -> int:
-    """Return the last step in older files; -1 if they cannot be read, so that every row is written again."""
+def _last_step(path: Path, newest: Metrics) -> int:
+    """Return the step up to which older files show all rows; -1 if they cannot be read, so that all are written again.
+
+    An evaluation that had been interrupted may have come to the newest row since, which then is written again, too.
+    """
     if any(file.is_symlink() or not file.is_file() for file in path.glob("*tfevents*")):
         return -1
     try:
-        return max((step for step, _ in points(path).get(STEP, [])), default=-1)
+        found, at = points(path), step(newest)
+        last = min(max((x for x, _ in found.get(STEP, [])), default=-1), at)
+        numbers = {name: x for name, x in newest.items() if isinstance(x, float) and x == x}
+        evaluated = (name for name in numbers if name.startswith(EVAL))
+        return at - 1 if last == at and any(found.get(name, [(-1, 0.0)])[-1][0] < at for name in evaluated) else last
     except (OSError, MemoryError):  # a damaged length asks for memory
         return -1

@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from klrl.agents import AgentConfig
 from klrl.agents.names import agent_class
 from klrl.run.options import RunOptions
-from klrl.studies.places import file_name
-from klrl.text import nearest
+from klrl.text import file_name, nearest
 from klrl.trust_region import PARAMETERS, RegionSettings, with_region
 from klrl.trust_region.names import parameters_of, readers_of, region_of_word
 from klrl.validation import describe, fits, hints
@@ -105,7 +104,7 @@ class Design:
                 raise ValueError(f"environments = {env}: {steps!r} steps; allowed: an integer in [1, {MOST_STEPS:,}]")
         if not self.seeds or len({*self.seeds}) < len(self.seeds) or not all(map(_is_seed, self.seeds)):
             raise ValueError(f"seeds = {list(self.seeds)}; allowed: at least one, integers >= 0, every seed once")
-        if self.options.eval_episodes < 1:
+        if self.options.final_episodes < 1:
             raise ValueError("eval_episodes = 0; allowed: an integer >= 1 in a study, whose table has their return")
         check_read(self.variants, self.settings)
 

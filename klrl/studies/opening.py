@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
-
 from klrl.agents import Agent, AgentConfig, load_agent
-from klrl.run import Callback, KLBudget, checkpoint
-from klrl.run.directory import LARGEST_CONFIG
-from klrl.run.disk import read_regular_file
+from klrl.experience.wrapped import Named
+from klrl.run import Callback, KLBudget, StopAtReturn, checkpoint
+from klrl.run.disk import LARGEST_CONFIG, read_regular_file
 from klrl.text import plain
 from klrl.trust_region import TrustRegion
 
@@ -20,7 +18,7 @@ Learn = Callable[[Sequence[Callback]], object]
 
 
 def saved_or_new(
-    path: Path, new: Callable[[], Agent[Any]], total_timesteps: int, env: str | EnvSpec, region: TrustRegion | None
+    path: Path, new: Callable[[], Agent[Any]], total_timesteps: int, env: Named, region: TrustRegion | None
 ) -> tuple[Agent[Any], Learn]:
     """Return the agent of a run as saved, or as it began if nothing was saved; and the function that trains it.
 
@@ -65,11 +63,19 @@ def difference(path: Path, config: AgentConfig, env: str, seed: int, total_times
     return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 
 
-def why_finished(agent: Agent[Any], budgets: Sequence[KLBudget]) -> str | None:
-    """Return why there is nothing left to train, or ``None``."""
+def why_finished(agent: Agent[Any], budgets: Sequence[KLBudget] = (), goals: Sequence[StopAtReturn] = ()) -> str | None:
+    """Return why there is nothing left to train, or ``None``.
+
+    Args:
+        agent: the agent as saved.
+        budgets: limits of the training, of which those that end it count.
+        goals: goals of the training.
+    """
     if agent.training is None:
         return None
     if agent.num_timesteps >= agent.training.last:
         return f"{agent.num_timesteps:,} steps"
-    spent = [budget.spent(agent.history[-1]) for budget in budgets if budget.on_exceed == "stop"]
-    return next((reason for reason in spent if reason), None)
+    newest = agent.history[-1]
+    spent = [budget.spent(newest) for budget in budgets if budget.on_exceed == "stop"]
+    reached = [goal.reached(agent, newest) for goal in goals]
+    return next((reason for reason in (*spent, *reached) if reason), None)

@@ -103,9 +103,9 @@ def _trained(
 
     try:
         agent, learn = saved_or_new(directory, new, design.total_timesteps, design.env, None)
-        if why_finished(agent, ()) is None:
+        if why_finished(agent) is None:
             learn([files, *callbacks])
-        if why_finished(agent, ()) is None:
+        if why_finished(agent) is None:
             return None
         curve = Curve(design.total_timesteps, agent.history)
         return Score(_return(design, agent, directory), float(agent.history[-1]["drift/kl_sum"]), tuple(curve.values))

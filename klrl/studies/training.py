@@ -60,10 +60,18 @@ def _trained(trial: Trial, directory: Path, callbacks: tuple[Callback, ...], tak
         region = trial.config.trust_region
         own = region if isinstance(region, TrustRegion) else None
         agent, learn = saved_or_new(directory, lambda: _new(cls, trial), trial.total_timesteps, trial.env, own)
-        if why_finished(agent, options.budgets()) is None:
-            learn([keep, *callbacks, *options.budgets()])
+        evaluation, budgets, goal = options.evaluation(trial.env), options.budgets(), options.goal()
+        if any(one.owes(agent) for one in evaluation) or why_finished(agent, budgets, goal) is None:
+            learn([*evaluation, keep, *callbacks, *budgets, *goal])
         with factory(trial.env)() as env:
-            result = evaluate(agent, env, options.eval_episodes, seed=agent.seed, max_steps=options.eval_max_steps)
+            result = evaluate(
+                agent,
+                env,
+                options.final_episodes,
+                deterministic=not options.eval_stochastic,
+                seed=agent.seed,
+                max_steps=options.eval_max_steps,
+            )
         return outcome(agent, result, directory)
     finally:
         keep.release()

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from klrl.own import named
+from klrl.schedules import During, Value, scheduled, values_at
 from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
@@ -21,8 +22,11 @@ from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion, check_fields
+from klrl.trust_region.scheduling import takes
 from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
-from klrl.validation import Bounds, Limit, PositiveWeight, Weight, validate
+from klrl.validation import Limit, PositiveWeight, Weight, validate
+
+ScheduledLimit = Annotated[Value, During(0.0, 1e6, open_below=True)]
 
 
 def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
@@ -153,11 +157,11 @@ class RegionSettings:
 
     trust_region: str | TrustRegion
     """Trust region: everything that limits the step."""
-    target_kl: Limit | None = None
+    target_kl: ScheduledLimit | None = None
     """Bound for an update's mean KL(old||new), nats (constraint, early-stop: 0.01), or aim
-    (adaptive-lr, penalties that aim: 0.01)."""
-    clip_range: Limit | None = None
-    """Half-width of the ratio's interval around 1 (clip, spo, rollback: 0.2)."""
+    (adaptive-lr, penalties that aim: 0.01); may be scheduled."""
+    clip_range: ScheduledLimit | None = None
+    """Half-width of the ratio's interval around 1 (clip, spo, rollback: 0.2); may be scheduled."""
     rollback_slope: PositiveWeight | None = None
     """Slope of the surrogate outside: multiple of the ratio's slope (rollback: 0.3) or of the state's KL
     (truly-ppo: 5.0)."""
@@ -171,8 +175,9 @@ class RegionSettings:
     """Weight of KL(new||projection), which draws the network towards its projection (all projections: 10.0)."""
     ratio_deviation: Limit | None = None
     """Mean |ratio - 1| over the batch beyond which the policy stops (espo: 0.25)."""
-    kl_coef: Annotated[float, Bounds(1e-4, 1e4)] | None = None
-    """Penalty coefficient beta, or its first value where it moves (mdpo, all penalties with a schedule: 1.0)."""
+    kl_coef: Annotated[Value, During(1e-4, 1e4)] | None = None
+    """Penalty coefficient beta, or its first value where it moves (mdpo, all penalties with a schedule: 1.0); may be
+    scheduled for mdpo and fixed-penalty."""
     reference_coef: PositiveWeight | None = None
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
     reference_kl: Limit | None = None
@@ -191,7 +196,12 @@ class RegionSettings:
         names = [field.name for field in fields(RegionSettings) if field.name != "trust_region"]
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         if isinstance(self.trust_region, str):
-            return region_from_name(self.trust_region, **given)
+            first = {name: value for name, value in values_at(self, 1.0).items() if name in given}
+            region = region_from_name(self.trust_region, **(given | first))
+            for name in (name for name in scheduled(self) if name in given and not takes(region, name)):
+                said = f"{name} = {given[name]!r} with {self.trust_region!r}, which moves it by itself"
+                raise ValueError(f"{said}; allowed: a number, its first value")
+            return region
         for name, value in given.items():
             raise ValueError(f"{name} = {value}; allowed: only beside the name of a trust region, not an object")
         for region in members(self.trust_region):

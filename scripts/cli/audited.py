@@ -15,7 +15,7 @@ from klrl.experience.environments import check_id
 from klrl.integrations.sb3_policy import SB3Policy, beside, read_policy
 from klrl.integrations.sb3_reader import NotEnough, Reader
 from klrl.run import checkpoint
-from klrl.scripts.cli.saved_agents import environment
+from klrl.scripts.cli.environments import environment
 from klrl.text import plain
 
 Env = str | EnvSpec

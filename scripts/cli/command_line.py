@@ -19,7 +19,7 @@ import tyro
 
 from klrl.experience import WorkerFailed
 from klrl.run.disk import DiskFull
-from klrl.scripts.cli.flags import has_empty_value, objection
+from klrl.scripts.cli.flags import has_empty_value, objection, with_whole_numbers
 from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.text import plain, printable
 from klrl.validation import validate
@@ -99,6 +99,7 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     find_in_this_folder(argv)
     if has_empty_value(argv) and (empty := objection(cls, argv, default)) is not None:
         fail(prog, empty)
+    argv = with_whole_numbers(cls, argv, default)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages):
@@ -129,6 +130,6 @@ def unboxed(box: str) -> str:
     rows = [line.strip("│| ") for line in box.splitlines() if line[:1] not in "╭╰+"]
     sections = [" ".join(part.split()) for part in re.split("[─-]{9,}", "\n".join(rows))]
     text = "; ".join(s for s in sections if s and not s.startswith("For full helptext"))
-    text = re.sub(r"^(Error parsing (?!--)\S+: |Value error; (\w+: )?)", "", text)
+    text = re.sub(r"^(Value error; (\w+: )?)?(Error parsing (?!--)\S+: )?", "", text)
     text = re.sub(r"^(Unrecognized options[;:] )+(.*)", r"\2 belongs to no option; allowed: --option value", text)
     return text.replace("Error parsing ", "").replace("Argument helptext:", "allowed:")

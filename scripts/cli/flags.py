@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from decimal import Decimal
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -45,6 +47,41 @@ def given(argv: list[str], *names: str) -> dict[str, str]:
     """
     words = {flag.removeprefix("--").replace("-", "_"): values for flag, values in _given(argv)}
     return {name: words[name][0] for name in names if words.get(name)}
+
+
+def whole_number(text: str) -> int | None:
+    """Return the integer that a word stands for, also as 1e6, 2.5e3 or 1_000_000; ``None`` if it is none.
+
+    >>> whole_number("1e6"), whole_number("1_000"), whole_number("1.5"), whole_number("1e-3"), whole_number("many")
+    (1000000, 1000, None, None, None)
+    """
+    if re.fullmatch(r"[+-]?[0-9][0-9_]*(\.[0-9]+)?[eE][+]?[0-9]{1,2}", text):
+        exact = Decimal(text)
+        return int(exact) if exact == exact.to_integral_value() else None
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return None
+
+
+def with_whole_numbers(cls: type, argv: list[str], default: object = None) -> list[str]:
+    """Return the words with integers written out, where a flag takes integers."""
+    types = dict(_types(cls, default))
+    known, takes, words = dict(_flags(types)), False, []
+    for word in argv:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if flag:
+            takes = flag in known and _takes_integers(types[known[flag]])
+        number = whole_number(value) if takes else None
+        words.append(word if number is None else f"{flag}{equals}{number}")
+    return words
+
+
+def _takes_integers(hint: Any) -> bool:
+    """Tell whether the numbers that a type allows are integers."""
+    if get_origin(hint) is Annotated:
+        return _takes_integers(get_args(hint)[0])
+    parts = [part for part in get_args(hint) if part not in (type(None), Ellipsis)]
+    return all(map(_takes_integers, parts)) if parts else hint is int
 
 
 def has_empty_value(argv: list[str]) -> bool:

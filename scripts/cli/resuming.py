@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import AGENTS, Agent, AgentConfig
-from klrl.run.directory import LARGEST_CONFIG, only_leftovers
-from klrl.run.disk import read_regular_file
-from klrl.run.options import RunOptions
+from klrl.experience.wrapped import Named
+from klrl.run.directory import only_leftovers
 from klrl.run.signals import Signals
+from klrl.scripts.cli import run_config
 from klrl.scripts.cli.command_line import bad_input, failed_worker
-from klrl.scripts.cli.saved_agents import compare_paths, compare_versions, environment
+from klrl.scripts.cli.environments import environment
+from klrl.scripts.cli.saved_agents import compare_paths, compare_versions
 from klrl.scripts.cli.training import run_training
 from klrl.studies.opening import Learn, saved_or_new, why_finished
-from klrl.text import plain, printable
-from klrl.trust_region import TrustRegion, with_region
-from klrl.trust_region.codec import own_class
-from klrl.trust_region.names import region_of_word
+from klrl.text import printable
+from klrl.trust_region import TrustRegion
 
-_TYPES = {
-    "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
-    "versions": (dict,), "start_from": (str, type(None)),
-}  # fmt: skip
-"""Types of the entries that a config.json must have."""
+if TYPE_CHECKING:
+    from klrl.scripts.resume import Resuming
 
 
-def resume(prog: str, path: Path, given_env: str | None, given_region: str | None, signals: Signals) -> None:
-    """Train to the end from the newest good checkpoint of the run directory ``path``.
+def resume(prog: str, args: Resuming, signals: Signals) -> None:
+    """Train to the end from the newest good checkpoint of the run directory.
 
     Args:
         prog: name of the command, for messages.
-        path: the run directory.
-        given_env: Gymnasium id, if it is to be registered by a module.
-        given_region: ``module:NAME`` of a trust region that is not saved.
+        args: the run directory, and what of the run is not saved.
         signals: handlers, installed.
     """
+    path = args.path
     with bad_input(prog), failed_worker(prog):
         run = _read(path)
-        region = _region(path, run, given_region)
-        options, config = _settings(path, run, region)
+        region = run_config.saved_region(path, run, args.trust_region)
+        options, config = run_config.settings(path / "config.json", run, region)
         torch.set_num_threads(options.torch_threads)
         keep = options.directory(path, resume=True)
         keep.claim()
-        env = environment(run["env"], given_env)
+        env = environment(run["env"], args.env, args.wrapper)
         agent, learn = _agent(path, run, config, env, region)
         keep.check_run(agent)
-    reason = why_finished(agent, options.budgets())
+        owed = any(one.owes(agent) for one in options.evaluation(env))
+    reason = None if owed else why_finished(agent, options.budgets(), options.goal())
     if reason is not None:
         keep.release()
         print(printable(f"{path}: finished, {reason}"))
@@ -72,20 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there, so there is no run to resume; {_allowed(path)}")
-    try:
-        run = {"start_from": None} | json.loads(read_regular_file(file, LARGEST_CONFIG))
-        missing = _TYPES.keys() - run.keys()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
-    if missing:
-        raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")
-    for name in (name for name, types in _TYPES.items() if type(run[name]) not in types):
-        raise ValueError(f"path = {file} is not as a run writes it: {name} = {plain(run[name], 80)}")
-    if run["agent"] not in AGENTS:
-        raise ValueError(f"path = {path} holds agent {run['agent']!r}; allowed: {', '.join(AGENTS)}")
-    if run["total_timesteps"] < 1:
-        raise ValueError(f"path = {path}: total_timesteps = {run['total_timesteps']}; allowed: an integer >= 1")
-    return run
+    return run_config.read(file)
 
 
 def _allowed(path: Path) -> str:
@@ -94,36 +75,8 @@ def _allowed(path: Path) -> str:
     return f"allowed: a run directory{again}"
 
 
-def _region(path: Path, run: dict[str, Any], given: str | None) -> TrustRegion | None:
-    """Return the trust region given in place of a custom one, which is not saved; ``None`` for klrl's own."""
-    saved = own_class(run["config"].get("trust_region"))
-    if saved is None:
-        if given is not None:
-            raise ValueError(f"trust_region = {given}; allowed: only for a run whose trust region is of your own class")
-        return None
-    if given is None:
-        raise ValueError(
-            f"path = {path}: trust region {plain(saved, 80)} is not klrl's; allowed: --trust-region MODULE:NAME"
-        )
-    region = region_of_word(given)
-    if isinstance(region, str):
-        raise ValueError(f"trust_region = {given!r}; allowed: MODULE:NAME of a TrustRegion, or of what makes one")
-    return region
-
-
-def _settings(path: Path, run: dict[str, Any], region: TrustRegion | None) -> tuple[RunOptions, AgentConfig]:
-    # Older versions made a new environment for every episode if a trial found that to help.
-    config = {"rebuild_envs": run.get("replay") == "new"} | run["config"]
-    if region is not None:
-        config = with_region(config, region)
-    try:
-        return RunOptions.noted(run), AGENTS[run["agent"]].config_class.from_json(config)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"path = {path / 'config.json'} is not as a run writes it: {error!r}") from error
-
-
 def _agent(
-    path: Path, run: dict[str, Any], config: AgentConfig, env: str | EnvSpec, region: TrustRegion | None
+    path: Path, run: dict[str, Any], config: AgentConfig, env: Named, region: TrustRegion | None
 ) -> tuple[Agent[Any], Learn]:
     """Return the agent as saved, or as it began if nothing was saved; and the function that trains it."""
 

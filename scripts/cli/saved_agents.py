@@ -4,46 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import Agent, load_agent
 from klrl.experience import BadStep
-from klrl.experience.environments import check_id, described, env_id, factory
+from klrl.experience.environments import env_id, factory
+from klrl.experience.wrapped import Named
 from klrl.run import checkpoint, evaluate
-from klrl.run.directory import LARGEST_CONFIG, check_new, versions
-from klrl.run.disk import read_regular_file
+from klrl.run.directory import check_new, versions
+from klrl.run.disk import LARGEST_CONFIG, read_regular_file
 from klrl.run.evaluation import CannotAct
+from klrl.schedules import functions_in
 from klrl.scripts.cli.command_line import ended_early, fail
+from klrl.scripts.cli.environments import environment
 from klrl.studies import results
 from klrl.text import plain, warn_user
 from klrl.trust_region import KLConstraint, TrustRegion
 from klrl.trust_region.codec import own_class
-
-
-def environment(saved: dict[str, Any] | None, given: str | None) -> str | EnvSpec:
-    """Return the environment that was given, by default the one that was saved.
-
-    If both have the same id, the given one only says where it is registered: its settings are the saved ones.
-
-    Raises:
-        ValueError: it is not registered here, or the saved one has no id.
-    """
-    if given is not None:
-        check_id(given)
-        if saved is None or saved.get("id") != gym.spec(given.rpartition(":")[2]).id:
-            return given
-    spec = described(saved)
-    if spec is None:
-        name = plain(saved["id"], 80) if saved else None
-        known = f"{name}, which is not registered here" if name else "one without an id"
-        raise ValueError(f"env = {known}; allowed: --env {f'MODULE:{name}' if name else 'ID'}")
-    return spec
 
 
 @dataclass(frozen=True)
@@ -53,7 +35,7 @@ class LoadedAgent:
     agent: Agent[Any]
     name: str
     """Name of the algorithm."""
-    env: str | EnvSpec
+    env: Named
 
     @property
     def env_id(self) -> str | None:
@@ -61,8 +43,13 @@ class LoadedAgent:
         return env_id(self.env)
 
     @classmethod
-    def load(cls, path: Path, env: str | None) -> LoadedAgent:
+    def load(cls, path: Path, env: str | None, wrappers: Sequence[Sequence[str]] | None = None) -> LoadedAgent:
         """Load a saved agent, by default with the environment of its training.
+
+        Args:
+            path: the saved agent, or a run directory.
+            env: id of another environment, or of this one in its module.
+            wrappers: wrappers in words; ``None`` if the command takes none.
 
         Raises:
             FileNotFoundError: nothing is saved there.
@@ -70,13 +57,13 @@ class LoadedAgent:
         """
         found = checkpoint.read(path)
         saved = found[1]
-        agent = load_agent(path, saved=found, trust_region=_to_act_with(saved))
-        wanted = environment(saved["env"], env)
+        agent = load_agent(path, saved=found, trust_region=_to_act_with(saved), schedules=_for_acting(saved))
+        wanted = environment(saved["env"], env, wrappers)
         loaded = cls(agent, saved["agent"], wanted)
         with loaded._first() as one:
             if (one.observation_space, one.action_space) != (agent.observation_space, agent.action_space):
                 allowed = agent.observation_space
-                raise ValueError(f"env = {wanted}: its spaces differ from the agent's; allowed: {allowed}")
+                raise ValueError(f"env = {env_id(wanted)}: its spaces differ from the agent's; allowed: {allowed}")
         return loaded
 
     def make(self) -> gym.Env:
@@ -112,6 +99,13 @@ def _to_act_with(saved: dict[str, Any]) -> TrustRegion | None:
     config = saved.get("config")
     regions = [saved.get("region"), config.get("trust_region") if isinstance(config, dict) else None]
     return KLConstraint() if own_class(regions) else None
+
+
+def _for_acting(saved: dict[str, Any]) -> dict[str, float]:
+    """Return numbers in place of functions that schedule settings, which are not saved: acting needs none."""
+    config = saved.get("config")
+    functions = functions_in(config) if isinstance(config, dict) else {}
+    return dict.fromkeys(functions, 0.1)
 
 
 def compare_versions(then: Mapping[str, Any], consequence: str) -> None:

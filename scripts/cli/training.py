@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
 from klrl.experience.reproducibility import EnvTrial, costly_seeds
-from klrl.run import Callback, KLBudget, evaluate
+from klrl.experience.wrapped import Named
+from klrl.run import Callback, KLBudget, StopAtReturn, evaluate
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
 from klrl.run.options import RunOptions
@@ -27,7 +27,7 @@ from klrl.scripts.cli.terminal import PlainConsole
 class Opening(Callback):
     """Prints the first lines: whether the run can be resumed exactly, what seeds cost, and its preset."""
 
-    def __init__(self, say: Callable[[str], object], env: str | EnvSpec, preset: Sequence[str]) -> None:
+    def __init__(self, say: Callable[[str], object], env: Named, preset: Sequence[str]) -> None:
         self._say, self._env, self._preset = say, env, preset
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
@@ -59,7 +59,7 @@ def run_training(
     prog: str,
     agent: Agent[Any],
     learn: Callable[[Sequence[Callback]], object],
-    env: str | EnvSpec,
+    env: Named,
     keep: RunDirectory,
     options: RunOptions,
     signals: Signals,
@@ -80,7 +80,7 @@ def run_training(
         preset: settings that the environment's preset has changed.
     """
     console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
-    budgets = options.budgets()
+    budgets, goal = options.budgets(), options.goal()
 
     def said(path: Path | None) -> None:
         what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
@@ -97,8 +97,10 @@ def run_training(
         with bad_input(prog):
             keep.claim()
         with failed_worker(prog, lambda: _goes_on(agent, keep)):
-            learn([keep, Opening(console.print, env, preset), Progress(console), signals, *budgets])
-            _finish(console, agent, env, keep, options, budgets)
+            evaluation = options.evaluation(env)
+            opening = Opening(console.print, env, preset)
+            learn([*evaluation, keep, opening, Progress(console), signals, *budgets, *goal])
+            _finish(console, agent, env, keep, options, _reasons(options, budgets, goal))
         signals.check()
         agent.close()
     except Interrupted as signal:
@@ -119,22 +121,35 @@ def run_training(
 def _finish(
     console: PlainConsole,
     agent: Agent[Any],
-    env: str | EnvSpec,
+    env: Named,
     keep: RunDirectory,
     options: RunOptions,
-    budgets: Sequence[KLBudget],
+    reasons: Iterable[str],
 ) -> None:
-    """Print where everything is, and evaluate."""
+    """Print where everything is and why the training ended early, and evaluate."""
     console.print(f"run directory: {keep.path}\nTensorBoard: tensorboard --logdir {keep.path}")
-    for reason in (budget.reason for budget in budgets if budget.reason):
-        console.print(f"{'stopped' if options.over_budget == 'stop' else 'over budget'}: {reason}")
-    if options.eval_episodes:
+    for reason in reasons:
+        console.print(reason)
+    if options.final_episodes:
         try:
             with factory(env)() as one:
-                result = evaluate(agent, one, options.eval_episodes, seed=agent.seed, max_steps=options.eval_max_steps)
+                result = evaluate(
+                    agent,
+                    one,
+                    options.final_episodes,
+                    deterministic=not options.eval_stochastic,
+                    seed=agent.seed,
+                    max_steps=options.eval_max_steps,
+                )
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         console.print(f"evaluation: {result} over {len(result.returns)} episodes")
+
+
+def _reasons(options: RunOptions, budgets: Sequence[KLBudget], goal: Sequence[StopAtReturn]) -> Iterator[str]:
+    over = "stopped" if options.over_budget == "stop" else "over budget"
+    yield from (f"{over}: {budget.reason}" for budget in budgets if budget.reason)
+    yield from (f"stopped: {one.reason}" for one in goal if one.reason)
 
 
 def _goes_on(agent: Agent[Any], keep: RunDirectory) -> str:

@@ -7,6 +7,7 @@ from support import every_agent
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from klrl.agents import PPO, TRPO, PPOConfig
+from klrl.policy.device import usable, usable_or_cpu
 from klrl.policy.linearization import pack
 from klrl.policy.optimizer import Adam
 from klrl.run import checkpoint
@@ -27,6 +28,19 @@ def test_what_is_no_device_is_refused_in_one_line(device):
 def test_a_device_that_is_not_there_is_refused_before_training():
     with pytest.raises(ValueError, match=r"device = 'cuda:99'; allowed here: cpu"):
         small_agent(PPO, device="cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("n_cuda", "mps", "found"), [(2, True, "cuda"), (1, False, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_auto_is_the_first_accelerator_that_there_is(monkeypatch, n_cuda, mps, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert usable("auto") == torch.device(found)
+    assert (usable_or_cpu("mps"), usable_or_cpu("auto")) == ("mps" if mps else "cpu", "auto")
+    if not mps:
+        with pytest.raises(ValueError, match=r"^device = 'mps'; allowed here: cpu"):
+            usable("mps")
 
 
 @every_agent

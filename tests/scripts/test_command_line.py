@@ -172,7 +172,7 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         ),
         (["ppo", *SMALL, "--gamma", "nan"], "gamma = nan; allowed: a number in [0, 1]"),
         (["ppo", *SMALL, "--gamma", "high"], "gamma = 'high'; allowed: a number in [0, 1]"),
-        (["ppo", *SMALL, "--gama", "1"], "--gama is not an option; did you mean --gamma?"),
+        (["ppo", *SMALL, "--gama", "1"], "--gama is not an option; did you mean --gamma, --name?"),
         (
             ["pppo"],
             f"algorithm = 'pppo'; allowed: {', '.join(AGENTS)}; klrl train ALGORITHM --help lists",

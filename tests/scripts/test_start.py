@@ -40,7 +40,7 @@ def test_every_help_text_comes_without_torch():
 def test_bad_flags_are_refused_without_torch():
     lines = {
         "train sac": "algorithm = 'sac'; allowed: ppo, trpo, npg;",
-        "train ppo --gama 0.9": "--gama is not an option; did you mean --gamma?",
+        "train ppo --gama 0.9": "--gama is not an option; did you mean --gamma,",
         "train ppo --env CartPole-v1 --gamma 2": "gamma = 2.0; allowed: a number in [0, 1]",
         "train ppo --env CartPole-v1 --trust-region klip": "trust_region = 'klip'; allowed: none, clip,",
         "train trpo --env CartPole-v1 --trust-region clip": "trust_region = 'clip'; allowed for TRPO: ",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from klrl.agents import AGENTS, AgentConfig
 from klrl.run.options import RunOptions
+from klrl.schedules import During
 from klrl.scripts import train
 from klrl.trust_region import REGIONS
 from klrl.validation import fits, hints
@@ -106,6 +107,8 @@ def _allowed(word: str, hint: Any) -> bool:
     """Whether a word on the command line is a value of a type."""
     args = get_args(hint)
     match get_origin(hint):
+        case origin if origin is Annotated and any(isinstance(x, During) for x in args):
+            return fits(float(word) if _is_float(word) else word, hint)
         case origin if origin is Annotated:
             return _allowed(word, args[0]) and (not _is_number(args[0]) or fits(args[0](word), hint))
         case origin if origin in (Union, UnionType):
@@ -120,6 +123,14 @@ def _allowed(word: str, hint: Any) -> bool:
         except ValueError:
             return False
     return hint in (str, Path) and word != ""
+
+
+def _is_float(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_number(hint: Any) -> bool:

@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from klrl.run.tensorboard_writer import STEP, points
+from klrl.run.callback import STEP
+from klrl.run.tensorboard_writer import points
 from torture.case import Case
 from torture.processes import Ended, start_child
 from torture.runs import Run, at_row, resumption, succeed, written

@@ -1,0 +1,85 @@
+"""A run's ``config.json`` on the command line: read and checked, and turned back into options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from klrl.agents.config import AgentConfig
+from klrl.agents.settings import CONFIGS
+from klrl.run.disk import LARGEST_CONFIG, read_regular_file
+from klrl.run.options import RunOptions
+from klrl.text import plain
+from klrl.trust_region import TrustRegion, with_region
+from klrl.trust_region.codec import own_class
+from klrl.trust_region.names import region_of_word
+
+_TYPES = {
+    "agent": (str,), "env": (dict, type(None)), "seed": (int,), "total_timesteps": (int,), "config": (dict,),
+    "versions": (dict,), "start_from": (str, type(None)),
+}  # fmt: skip
+"""Types of the entries that a config.json must have."""
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Read a ``config.json``.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not as a run writes it.
+    """
+    try:
+        run = {"start_from": None} | json.loads(read_regular_file(file, LARGEST_CONFIG))
+        missing = _TYPES.keys() - run.keys()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
+    if missing:
+        raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")
+    for name in (name for name, types in _TYPES.items() if type(run[name]) not in types):
+        raise ValueError(f"path = {file} is not as a run writes it: {name} = {plain(run[name], 80)}")
+    if run["agent"] not in CONFIGS:
+        raise ValueError(f"path = {file.parent} holds agent {run['agent']!r}; allowed: {', '.join(CONFIGS)}")
+    if run["total_timesteps"] < 1:
+        raise ValueError(f"path = {file.parent}: total_timesteps = {run['total_timesteps']}; allowed: an integer >= 1")
+    return run
+
+
+def saved_region(path: Path, run: Mapping[str, Any], given: str | None) -> TrustRegion | None:
+    """Return the trust region given in place of a custom one, which is not saved; ``None`` for klrl's own.
+
+    Raises:
+        ValueError: the run has a custom one, and none is given; or the other way round.
+    """
+    saved = own_class(run["config"].get("trust_region"))
+    if saved is None:
+        if given is not None:
+            raise ValueError(f"trust_region = {given}; allowed: only for a run whose trust region is of your own class")
+        return None
+    if given is None:
+        raise ValueError(
+            f"path = {path}: trust region {plain(saved, 80)} is not klrl's; allowed: --trust-region MODULE:NAME"
+        )
+    region = region_of_word(given)
+    if isinstance(region, str):
+        raise ValueError(f"trust_region = {given!r}; allowed: MODULE:NAME of a TrustRegion, or of what makes one")
+    return region
+
+
+def settings(
+    file: Path, run: Mapping[str, Any], region: TrustRegion | str | None, **changes: Any
+) -> tuple[RunOptions, AgentConfig]:
+    """Return the options and settings of a run, with this trust region if there is one, and further changes.
+
+    Raises:
+        ValueError: a value is out of range, or the file is not as a run writes it.
+    """
+    # Older versions made a new environment for every episode if a trial found that to help.
+    config = {"rebuild_envs": run.get("replay") == "new"} | run["config"] | changes
+    if region is not None:
+        config = with_region(config, region)
+    try:
+        return RunOptions.noted(dict(run)), CONFIGS[run["agent"]].from_json(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"path = {file} is not as a run writes it: {error!r}") from error
