@@ -11,7 +11,7 @@ from torch.nn.modules import module
 
 from klrl.agents.learner import Learner
 from klrl.experience.collector import Act, Acted, OnArrays
-from klrl.native import Kernel, Network
+from klrl.native import Kernel
 from klrl.policy.actor import Actor
 from klrl.policy.actors import BernoulliActor, CategoricalActor, MultiCategoricalActor
 from klrl.policy.box_actors import GaussianActor
@@ -29,14 +29,13 @@ def acting(agent: Learner[Any]) -> Act | OnArrays:
 
     It is ``agent.act`` itself where the agent or its actor is not one of klrl's own, or numpy is not faster.
     """
-    kernel, n = acting_kernel(agent) if agent.networks.is_packed else None, agent.config.n_envs
+    kernel, n = acting_kernel(agent), agent.config.n_envs
     if not _is_klrls(agent) or (kernel is None and not acts_in_numpy(n, agent.networks.numpy_rows)):
         return agent.act
     actor: Any = agent.actor
     outputs: Callable[[np.ndarray], np.ndarray] = actor.trunk.outputs_in_numpy()
     if kernel is not None:
-        layers, theta = actor.trunk.layers, agent.networks.actor_parameters.detach().numpy()
-        outputs = kernel.outputs(Network.with_layers(layers.sizes, theta, relu=not layers.is_tanh), n)
+        outputs = kernel.outputs(actor.trunk.layers.network, n)
     policy, normalizer, encoding, sampler = actor.policy_of_rollout(n), agent.normalizer, agent.encoding, agent.sampler
 
     def act(observations: np.ndarray) -> Acted:
@@ -52,14 +51,13 @@ def acting(agent: Learner[Any]) -> Act | OnArrays:
 def acting_kernel(agent: Learner[Any]) -> Kernel | None:
     """Return the kernel if it computes the outputs of the agent's policy in rollouts, as the agent is now."""
     networks, kernel, trunk = agent.networks, agent.networks.kernel, agent.actor.trunk
-    free = getattr(agent.actor, "log_std", None)
     known = (
         kernel is not None
         and _is_klrls(agent)
         and acts_in_kernel(kernel, agent.config.n_envs, networks.numpy_rows)
         and isinstance(trunk, MLP)
-        and Network.fits(trunk.layers.sizes)
-        and is_laid_out(agent.actor, trunk, [] if free is None else [free])
+        and is_laid_out(agent.actor, agent.actor.own)
+        and trunk.layers.network is not None
     )
     return kernel if known else None
 

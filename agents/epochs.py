@@ -21,7 +21,7 @@ from klrl.policy.mlp import MLP
 from klrl.policy.networks import Critic
 from klrl.policy.observations import Encoding
 from klrl.policy.optimizer import BETA1, BETA2, EPS, Adam, AdamState
-from klrl.policy.paths import is_laid_out, is_written_out, learns_in_kernel
+from klrl.policy.paths import is_written_out, learns_in_kernel
 from klrl.run.callback import Callback
 from klrl.run.callback_list import hears
 from klrl.trust_region import Clip
@@ -86,14 +86,12 @@ def _is_known(network: Any, encoding: Encoding) -> bool:
     if not is_written_out(network) or type(network.trunk) is not MLP:
         return False
     (inputs, *_, outputs) = sizes = network.trunk.layers.sizes
-    free = []
     if type(network) is GaussianActor:
-        free = [] if network.log_std is None else [network.log_std]
-        meant = not network.squashed and outputs == (network.d if free else 2 * network.d)
-        meant = meant and all(p.requires_grad for p in free)
+        free = network.log_std is None or network.log_std.requires_grad
+        meant = free and not network.squashed and outputs == (network.d if network.own else 2 * network.d)
     else:
         meant = type(network) is CategoricalActor or (type(network) is Critic and outputs == 1)
-    return meant and is_laid_out(network, network.trunk, free) and inputs == encoding.n_features and Network.fits(sizes)
+    return meant and inputs == encoding.n_features and Network.fits(sizes)
 
 
 class Epochs:

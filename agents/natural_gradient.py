@@ -94,7 +94,7 @@ class NaturalGradient(Agent[N], abc.ABC):
         )
         x = cg.solution
         damping = config.cg_damping * (x @ x).item()
-        curvature = (x @ F(x)).item() - damping
+        curvature = cg.curvature - damping
         length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
         return NaturalStep(cg, length, curvature, damping)
 

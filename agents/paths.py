@@ -10,10 +10,12 @@ from klrl.agents.acting import acting_kernel
 from klrl.agents.epochs import kernel_of
 from klrl.agents.learner import Learner
 from klrl.native import absence
+from klrl.policy.mlp import MLP
 from klrl.policy.paths import (
     acts_in_numpy,
     brings_derivative,
     in_words,
+    is_written_out,
     kernel_in_words,
     learns_in_numpy,
     optimizes_in_numpy,
@@ -30,6 +32,7 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
       so on the whole batch.
     - surrogate: the derivatives of the region's surrogate and penalty, of log-probabilities and of the entropy.
     - optimizer: Adam's arithmetic.
+    - whole batch: values, and the policies whose KL is measured.
     - kernel: its level, or why there is none.
     """
     config, device, networks = agent.config, agent.device, agent.networks
@@ -41,14 +44,27 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
         "critic": in_words(minibatches, agent.critic, device),
         "surrogate": f"derivatives {f'by autograd: {by_autograd}' if by_autograd else 'written out'}",
         "optimizer": "numpy" if optimizes_in_numpy(networks.actor_parameters) else f"torch on {device}",
+        "whole batch": outputs_in_words(arrays=False, network=agent.actor, device=device),
         "kernel": networks.kernel.level if networks.kernel else absence(),
     }
+    if networks.kernel is not None and _whole_in_kernel(agent):
+        paths["whole batch"] = kernel_in_words(networks.kernel)
+        if agent.actor not in networks.optimized and is_written_out(agent.actor):
+            paths["policy"] = f"{paths['whole batch']}, derivatives written out"
     if (kernel := acting_kernel(agent)) is not None:
         paths["acting"] = kernel_in_words(kernel)
     if (kernel := kernel_of(agent)) is not None:
         paths |= {"critic": f"{kernel_in_words(kernel)}, derivatives written out", "optimizer": kernel_in_words(kernel)}
         paths |= {"policy": paths["critic"]} if agent.actor in networks.optimized else {}
     return paths
+
+
+def _whole_in_kernel(agent: Learner[Any]) -> bool:
+    """Tell whether the kernel evaluates actor and critic on a whole batch."""
+    rows = agent.config.n_envs * agent.config.n_steps
+    x = torch.empty(1, agent.encoding.n_features, dtype=torch.float32, device=agent.device).expand(rows, -1)
+    with torch.no_grad():
+        return all(isinstance(network.trunk, MLP) and network.trunk.in_kernel(x) for network in agent.networks)
 
 
 def _by_autograd(agent: Learner[Any]) -> str:

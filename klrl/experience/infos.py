@@ -192,7 +192,10 @@ class _SeparateInfos(VectorEnv):
 
 
 class SyncEnvs(_SeparateInfos, SyncVectorEnv):
-    """Environments in this process, with :class:`Separate` infos; where an episode ends, the next one begins."""
+    """Environments in this process, with :class:`Separate` infos; where an episode ends, the next one begins.
+
+    Their observations have the space's shape, as :class:`~klrl.experience.steps.CheckedSteps` sees to.
+    """
 
     def __del__(self) -> None:
         """Leave open what nobody has closed: it is the user's (Gymnasium 1.1 would close it)."""
@@ -200,6 +203,7 @@ class SyncEnvs(_SeparateInfos, SyncVectorEnv):
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Any]:
         """Step every environment: Gymnasium's SAME_STEP, without a look at the other modes in every environment."""
         infos, answers = Separate(self.num_envs), []
+        rows = self._observations if isinstance(self._observations, np.ndarray) else None
         for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
             observation, reward, terminated, truncated, info = env.step(action)
             if terminated or truncated:
@@ -207,9 +211,13 @@ class SyncEnvs(_SeparateInfos, SyncVectorEnv):
                 observation, info = env.reset()
             infos.add(i, info)
             self._env_obs[i] = observation
+            if rows is not None:
+                rows[i] = observation
             answers.append((reward, terminated, truncated))
         rewards, terminations, truncations = zip(*answers, strict=True)
-        seen = self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        if rows is None:
+            self._observations = concatenate(self.single_observation_space, self._env_obs, self._observations)
+        seen = self._observations
         return seen, np.array(rewards, float), np.array(terminations, bool), np.array(truncations, bool), infos
 
 

@@ -1,4 +1,6 @@
-"""The optional kernel in C: epochs of minibatch steps, and outputs in rollouts; without it, numpy does the same.
+"""The optional kernel in C: epochs of minibatch steps, outputs and products with their Jacobian.
+
+Without it numpy or torch do the same.
 
 :mod:`klrl.policy.paths` says when it is used. It knows numbers and arrays only, and nothing of the rest of the library.
 """
@@ -7,6 +9,7 @@ from klrl.native.library import (
     LEVELS,
     SURROGATES,
     VARIABLE,
+    Jacobian,
     Kernel,
     Loss,
     Network,
@@ -21,6 +24,7 @@ __all__ = [
     "LEVELS",
     "SURROGATES",
     "VARIABLE",
+    "Jacobian",
     "Kernel",
     "Loss",
     "Network",

@@ -14,7 +14,7 @@ from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import ByAutograd, Linearization
 from klrl.policy.networks import OnTrunk, evaluate, features, linearize
 from klrl.policy.observations import Encoding
-from klrl.policy.paths import Linearizable, is_explicit, is_written_out
+from klrl.policy.paths import Linearizable, is_explicit, is_laid_out, is_written_out
 from klrl.policy.trunks import make_trunk
 from klrl.policy.units import Units
 
@@ -26,6 +26,9 @@ class Actor(nn.Module, Linearizable):
     """Units of a Gaussian's actions."""
     cuts_outputs: ClassVar[bool] = True
     """True where the record's fields are pieces of the trunk's outputs, and not functions of them."""
+
+    own: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters beside the trunk's."""
 
     def __init__(self, encoding: Encoding, n_outputs: int, hidden: Sequence[int], **style: Any) -> None:
         super().__init__()
@@ -60,12 +63,16 @@ class Actor(nn.Module, Linearizable):
 
     @property
     def written_out(self) -> bool:
-        """True where the trunk's derivative is, where the fields are pieces of its outputs."""
-        return self.cuts_outputs and is_written_out(self.trunk)
+        """True where the trunk's derivative is, the fields are pieces of its outputs, and no parameter was added."""
+        return self._cuts_outputs_alone and is_written_out(self.trunk)
+
+    @property
+    def _cuts_outputs_alone(self) -> bool:
+        return self.cuts_outputs and is_laid_out(self, self.own)
 
     def linearize(self, observation: Array) -> Linearization[Any]:
         """The policy at ``[n, *O]`` and how its parameters move it: as they move the trunk's outputs."""
-        if not self.cuts_outputs:
+        if not self._cuts_outputs_alone:
             return ByAutograd(self, observation)
         trunk = linearize(self.trunk, features(self.encoding, observation))
         return OnTrunk(self, trunk, self.policy(trunk.output, self.allowed(observation)).detach())

@@ -24,6 +24,7 @@ _BLAS = _blas.select(filepath=[pool["filepath"] for pool in _blas.info() if "num
 """BLAS library of numpy; torch may share another one."""
 _LIMITED = Lock()
 _SHORT = 16
+"""Most choices over which torch's softmax, on the CPU, costs more than a copy in which they are the first dimension."""
 
 
 @contextmanager
@@ -197,7 +198,7 @@ def softmax(x: Array) -> Array:
 
 
 def _is_short(x: Tensor) -> bool:
-    """Tell whether torch is several times faster over the first dimension, copy included: on the CPU, over few choices."""
+    """Tell whether torch is several times faster over the first dimension, copy included: over few, on the CPU."""
     return x.ndim > 1 and x.shape[-1] <= _SHORT and x.is_cpu
 
 

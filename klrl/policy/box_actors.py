@@ -52,6 +52,11 @@ class GaussianActor(BoxActor):
 
     units: Units
 
+    @property
+    def own(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The free log_std, if there is one."""
+        return () if self.log_std is None else ("log_std",)
+
     def __init__(
         self,
         encoding: Encoding,

@@ -149,9 +149,9 @@ def pack(network: nn.Module) -> nn.Parameter:
 
 
 def one_vector(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return the vector whose consecutive pieces these tensors are, as :func:`pack` makes them; ``None`` if they are not.
+    """Return the vector of which these are the consecutive pieces, as :func:`pack` makes them.
 
-    It must lie in the CPU's memory, of float32.
+    ``None`` if they are not, or not of float32 in the CPU's memory.
     """
     size = sum(x.numel() for x in tensors)
     if not all(x.is_cpu and x.dtype == torch.float32 and x.is_contiguous() for x in tensors):

@@ -55,7 +55,7 @@ class MLP(nn.Sequential, Linearizable):
 
     @property
     def written_out(self) -> bool:
-        """True where the layers are known and none is frozen."""
+        """True where the layers are known, none is frozen, and their parameters are all there are, each once."""
         return self.layers.written_out
 
     def outputs_in_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
@@ -90,7 +90,10 @@ class MLP(nn.Sequential, Linearizable):
         known: _Layers | None = self.__dict__.get("_layers")
         layers: list[Any] = list(self._modules.values())
         parameters = [
-            (p.data_ptr(), p.requires_grad) for layer in layers for p in layer._parameters.values() if p is not None
+            (p.data_ptr(), p.requires_grad)
+            for module in (self, *layers)
+            for p in module._parameters.values()
+            if p is not None
         ]
         hooks = [len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in layers]
         if known is None or known.key != (layers, parameters, hooks):
@@ -113,9 +116,9 @@ class _Layers:
     is_tanh: bool
     """The activation is tanh; otherwise the rectifier."""
     written_out: bool
-    """Explicit, and no parameter is frozen."""
+    """Explicit, no parameter is frozen, none was added, and none is shared by layers."""
     network: Network | None
-    """The same for the kernel; ``None`` unless all parameters are one vector in the CPU's memory, as :func:`pack` does."""
+    """The same for the kernel; ``None`` unless all parameters are pieces of one vector in the CPU's memory."""
 
     @property
     def most_weights(self) -> int:
@@ -131,7 +134,8 @@ class _Layers:
         arrays = [(W.numpy(), b.numpy()) for W, b in tensors if W.is_cpu]
         is_tanh = {type(layer) for layer in layers[1::2]} == {nn.Tanh}
         sizes = [layer.in_features for layer in linears[:1]] + [layer.out_features for layer in linears]
-        written_out = explicit and all(free for _, free in parameters)
+        each_once = len(parameters) == len({where for where, _ in parameters}) == 2 * len(linears)
+        written_out = explicit and each_once and all(free for _, free in parameters)
         theta = one_vector([x for layer in tensors for x in layer]) if explicit and Network.fits(sizes) else None
         network = None if theta is None else Network.with_layers(sizes, theta.numpy(), relu=not is_tanh)
         return cls(key, explicit, tensors, arrays, sizes, is_tanh, written_out, network)

@@ -13,7 +13,7 @@ from klrl.policy.distributions import Distribution
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization
 from klrl.policy.mlp import MLP
 from klrl.policy.observations import Encoding
-from klrl.policy.paths import Linearizable, is_explicit, is_linearizable, is_written_out
+from klrl.policy.paths import Linearizable, is_explicit, is_laid_out, is_linearizable, is_written_out
 from klrl.policy.trunks import make_trunk
 
 T = TypeVar("T")
@@ -40,11 +40,13 @@ class Critic(nn.Module, Linearizable):
 
     @property
     def written_out(self) -> bool:
-        """True where the trunk's derivative is."""
-        return is_written_out(self.trunk)
+        """True where the trunk's derivative is, and no parameter was added."""
+        return is_laid_out(self) and is_written_out(self.trunk)
 
     def linearize(self, observation: Array) -> Linearization[Array]:
         """Return the values at ``[n, *O]`` and their derivative by the parameters."""
+        if not is_laid_out(self):
+            return ByAutograd(self, observation)
         trunk = linearize(self.trunk, features(self.encoding, observation))
         return OnTrunk(self, trunk, trunk.output.squeeze(-1))
 

@@ -22,15 +22,15 @@ torch    the same where there is no kernel, on a large batch    any other networ
          or minibatch, on a GPU
 =======  =====================================================  =======================================================
 
-The formulas are the same in a column (:mod:`klrl.policy.arrays`), and all of them give the same numbers but for rounding.
-A region's surrogate and penalty and a family's log-probability bring their derivatives, too, or have autograd's
-(:func:`brings_derivative`). Everything else follows the kind of array that it is given.
+The formulas are the same in a column (:mod:`klrl.policy.arrays`), and all of them give the same numbers but for
+rounding. A region's surrogate and penalty and a family's log-probability bring their derivatives, too, or have
+autograd's (:func:`brings_derivative`). Everything else follows the kind of array that it is given.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from klrl.native import Kernel
@@ -153,13 +153,15 @@ def is_written_out(network: nn.Module) -> bool:
     return is_linearizable(network) and network.written_out
 
 
-def is_laid_out(network: nn.Module, trunk: Iterable[nn.Module], own: Sequence[Tensor] = ()) -> bool:
-    """Tell whether a network's parameters are its own ones and then its layers', each once: as the kernel finds them.
+def is_laid_out(network: nn.Module, own: Sequence[str] = ()) -> bool:
+    """Tell whether a network's parameters are its own ones, of these names, then its trunk's, as formulas have them.
 
-    Otherwise one is shared by layers, or was added.
+    Otherwise one was added, or is shared; a trunk knows for itself whether its layers share any.
     """
-    parameters = [*own, *(p for layer in trunk for p in layer.parameters())]
-    return list(map(id, parameters)) == list(map(id, network.parameters()))
+    free = {name: p for name, p in network._parameters.items() if p is not None}
+    if network._modules.keys() != {"trunk"} or [*free] != [*own]:
+        return False
+    return not free or {*map(id, free.values())}.isdisjoint(map(id, network.trunk.parameters()))  # type: ignore[operator]
 
 
 def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:

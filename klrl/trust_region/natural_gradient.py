@@ -14,6 +14,13 @@ from klrl.kl import fisher_product
 from klrl.policy.linearization import Linearization
 
 LinearMap = Callable[[Tensor], Tensor]
+Reason = Literal[
+    "converged",
+    "max steps",
+    "curvature not positive",
+    "preconditioner not positive",
+    "right-hand side is zero or not finite",
+]
 
 
 class FisherVectorProduct:
@@ -96,14 +103,10 @@ class ConjugateGradient:
     solution: Tensor
     residual: float
     """||b - A x|| / ||b||."""
+    curvature: float
+    """x'A x, from the residual that the iteration ends with: one product less."""
     iterations: int
-    reason: Literal[
-        "converged",
-        "max steps",
-        "curvature not positive",
-        "preconditioner not positive",
-        "right-hand side is zero or not finite",
-    ]
+    reason: Reason
 
 
 def conjugate_gradient(
@@ -124,32 +127,35 @@ def conjugate_gradient(
         preconditioner: a positive definite M near A, as r -> M^-1 r, or as the vector ``[P]`` of a diagonal M. The
             steps are then those for M^-1/2 A M^-1/2 (Golub and Van Loan 2013, algorithm 11.5.1).
     """
-    x = torch.zeros_like(b)
+    x, r, residual = torch.zeros_like(b), b, 1.0
     norm = b.norm().item()
     if not 0.0 < norm < float("inf"):
-        return ConjugateGradient(x, float("nan"), 0, "right-hand side is zero or not finite")
+        return ConjugateGradient(x, float("nan"), 0.0, 0, "right-hand side is zero or not finite")
+
+    def ended(iterations: int, reason: Reason) -> ConjugateGradient:
+        return ConjugateGradient(x, residual, (x @ (b - r)).item(), iterations, reason)
+
     solve = _inverse(preconditioner)
-    r, residual = b, 1.0
     z = p = solve(b)
     rz = (r @ z).item()
     for step in range(1, max_steps + 1):
         if preconditioner is not None and not rz > 0.0:
-            return ConjugateGradient(x, residual, step - 1, "preconditioner not positive")
+            return ended(step - 1, "preconditioner not positive")
         q = product(p)
         curvature = (p @ q).item()
         if not curvature > 0.0:
-            return ConjugateGradient(x, residual, step, "curvature not positive")
+            return ended(step, "curvature not positive")
         alpha = rz / curvature
         x = x.add(p, alpha=alpha)
         r = r.sub(q, alpha=alpha)
         rr = (r @ r).item()
         residual = rr**0.5 / norm
         if residual < tolerance:
-            return ConjugateGradient(x, residual, step, "converged")
+            return ended(step, "converged")
         z = solve(r)
         rz, previous = (rr if z is r else (r @ z).item()), rz
         p = z.add(p, alpha=rz / previous)
-    return ConjugateGradient(x, residual, max_steps, "max steps")
+    return ended(max_steps, "max steps")
 
 
 def _inverse(preconditioner: LinearMap | Tensor | None) -> LinearMap:

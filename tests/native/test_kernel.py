@@ -92,6 +92,46 @@ def test_outputs_follow_the_parameters_and_keep_what_is_not_finite(level):
 
 
 @needs_kernel
+@pytest.mark.parametrize("level", available())
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("own", [0, 3])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 5, 2), (17, 64, 64, 6), (9, 70, 33, 18), (5, 16, 32, 40, 1)])
+def test_products_with_the_jacobian_are_those_of_autograd_in_float64(level, sizes, own, relu):
+    g = torch.Generator().manual_seed(sum(sizes))
+    shapes = [(own,), *[shape for i, o in pairwise(sizes) for shape in ((o, i), (o,))]]
+    cuts = [int(np.prod(shape)) for shape in shapes]
+    theta = torch.randn(sum(cuts), generator=g) / max(sizes) ** 0.5
+    network = Network.with_layers(sizes, theta.numpy(), relu=relu)
+    for rows in (1, 15, 16, 65, 150):
+        x = torch.randn(rows, sizes[0], generator=g)
+
+        def outputs(vector, x=x):
+            _, *layers = [piece.reshape(shape) for piece, shape in zip(vector.split(cuts), shapes, strict=True)]
+            h = x.double()
+            for k in range(0, len(layers), 2):
+                h = (h.relu() if relu else h.tanh()) if k else h
+                h = h @ layers[k].T + layers[k + 1]
+            return h
+
+        at = at_level(level).linearize(network, x.numpy())
+        v, u = torch.randn(len(theta), generator=g), torch.randn(rows, sizes[-1], generator=g)
+        expected, Jv = torch.autograd.functional.jvp(outputs, theta.double(), v.double())
+        _, Ju = torch.autograd.functional.vjp(outputs, theta.double(), u.double())
+        for got, exact in (
+            (at.outputs, expected),
+            (at.push_forward(v.numpy()), Jv),
+            (at.pull_back(u.numpy()), Ju),
+        ):
+            assert got.dtype == np.float32
+            assert np.linalg.norm(got - exact.numpy()) <= 2e-6 * exact.norm() + 1e-7
+        again = at.push_forward(v.numpy()), at.pull_back(u.numpy())
+        np.testing.assert_array_equal(again[0], at.push_forward(v.numpy()))
+        np.testing.assert_array_equal(again[1], at.pull_back(u.numpy()))
+        alone = at_level(level).linearize(network, x.numpy(), derivative=False)
+        np.testing.assert_array_equal(alone.outputs, at.outputs)
+
+
+@needs_kernel
 def test_the_variable_chooses_a_level_or_none(monkeypatch):
     monkeypatch.delenv("KLRL_NATIVE", raising=False)
     assert find() is at_level(available()[-1])
@@ -157,8 +197,10 @@ int main(void) {
   const int64_t shapes[][4] = {{1, 1, 1, 1}, {3, 5, 2, 7}, {17, 64, 6, 64}, {16, 16, 4, 100}, {33, 70, 18, 130}};
   int64_t (*const epochs[])(Network *, Network *, const Samples *, const Loss *, double *) = {
       klrl_epoch_plain, klrl_epoch_avx2, klrl_epoch_avx512};
-  void (*const outputs[])(const Network *, float *, int64_t, const float *, float *) = {
+  void (*const outputs[])(const Network *, float *, int64_t, const float *, float *, int64_t) = {
       klrl_outputs_plain, klrl_outputs_avx2, klrl_outputs_avx512};
+  void (*const products[][2])(const Network *, float *, int64_t, const float *, float *) = {
+      {klrl_push_plain, klrl_pull_plain}, {klrl_push_avx2, klrl_pull_avx2}, {klrl_push_avx512, klrl_pull_avx512}};
   for (int level = 0; level <= klrl_level(); level++)
     for (int s = 0; s < 5; s++)
       for (int policy = 0; policy < 4; policy++) {
@@ -183,10 +225,14 @@ int main(void) {
         x[0] = NAN; /* in the last minibatch */
         Loss loss = {PLAIN, categorical, d, 0.2, 0.3, 0.5, 0.5, 0.0, 0.2, 0.0, 0.5, 0.9, 0.999, 1e-5};
         if (epochs[level](&actor, &critic, &samples, &loss, metrics) != (n + batch - 1) / batch - 1) return 3;
-        float *memory = floats(klrl_room(&actor), 1.0f), *rows = floats(batch * in, 1.0f);
-        float *y = floats(batch * hidden[3], 0.0f);
-        outputs[level](&actor, memory, batch, rows, y);
-        free(memory), free(rows), free(y);
+        float *memory = floats(klrl_room(&actor, 0), 1.0f), *rows = floats(batch * in, 1.0f);
+        float *y = floats(batch * hidden[3], 0.0f), *v = floats(size_of(&actor), 1.0f);
+        outputs[level](&actor, memory, batch, rows, y, 0);
+        float *more = floats(klrl_room(&actor, batch), 1.0f);
+        outputs[level](&actor, more, batch, rows, y, 1);
+        products[level][0](&actor, more, batch, v, y);
+        products[level][1](&actor, more, batch, y, v);
+        free(memory), free(more), free(rows), free(y), free(v);
         drop(&actor), drop(&critic), free(order), free(choices), free(x), free(a), free(old), free(old_s), free(p);
         free(A), free(R), free(metrics);
       }
