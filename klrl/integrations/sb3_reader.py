@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import gymnasium as gym
+import numpy as np
 from safetensors.torch import load
 from torch import Tensor
 
@@ -48,6 +49,14 @@ class Statistics:
     counts: dict[str, float]
     """Number of observations and of returns: ``obs``, ``ret``."""
 
+    def normalized(self, observations: np.ndarray) -> np.ndarray:
+        """Normalise observations ``[*B, *O]`` as ``VecNormalize.normalize_obs`` does, to float32."""
+        if not self.norm_obs:
+            return observations
+        mean, var = (self.moments[f"obs.{name}"].numpy() for name in ("mean", "var"))
+        scaled = (observations - mean) / np.sqrt(var + self.epsilon)
+        return np.clip(scaled, -self.clip_obs, self.clip_obs).astype(np.float32)
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -75,15 +84,9 @@ class Reader:
     """A process that reads one file after the other, in limited memory, and executes nothing of them.
 
     It starts with the first file, and again after a file that has ended it. Used as a context, it ends with that.
-
-    Raises:
-        ValueError: this torch is older than 2.10, whose safe loading klrl relies on.
     """
 
     def __init__(self) -> None:
-        found = version("torch")
-        if _release(found) < LEAST_TORCH:
-            raise ValueError(f"torch {found} cannot read zips of Stable-Baselines3 safely; allowed: torch >= 2.10")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -108,7 +111,8 @@ class Reader:
         """Read a model's zip.
 
         Raises:
-            ValueError: one line; it is damaged, or would execute something (:class:`NotEnough`: it needs more).
+            ValueError: one line; it is damaged, or would execute something (:class:`NotEnough`: it needs more, or this
+                torch is older than 2.10, on whose safe loading klrl relies).
         """
         said, tensors = self._ask("model", Path(path))
         try:
@@ -166,6 +170,12 @@ class Reader:
         return answer["said"], arrays
 
     def _start(self) -> subprocess.Popen[bytes]:
+        found = version("torch")
+        if _release(found) < LEAST_TORCH:
+            least = ".".join(map(str, LEAST_TORCH))
+            raise NotEnough(
+                f"torch {found} cannot read other libraries' files safely; allowed: torch >= {least}, or {TRUST}"
+            )
         environ = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # threads reserve memory
         command = [sys.executable, "-P", "-W", "ignore", "-m", "klrl.integrations.sb3_zip"]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL

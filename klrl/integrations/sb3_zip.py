@@ -314,7 +314,7 @@ def _described(data: dict[str, Any]) -> tuple[dict[str, Any], Arrays]:
         "policy_kwargs": {name: _said(x) for name, x in _kwargs(data).items()},
         "use_sde": data.get("use_sde"),
         "used_vec_normalize": None if data.get("_last_obs") is None else data.get("_last_original_obs") is not None,
-        "settings": {name: x for name, x in data.items() if type(x) in (int, float, bool)},
+        "settings": {name: x for name, x in data.items() if type(x) in (int, float, bool)} | _clip_range(data),
     }
     arrays: Arrays = {}
     for name in kinds:
@@ -324,6 +324,14 @@ def _described(data: dict[str, Any]) -> tuple[dict[str, Any], Arrays]:
         found[name], its = _space(name, space)
         arrays |= its
     return found, arrays
+
+
+def _clip_range(data: dict[str, Any]) -> dict[str, float]:
+    """Return PPO's clip range where it is a constant, which the text beside its pickle tells."""
+    entry = data.get("clip_range")
+    text = entry.get("value_schedule") if isinstance(entry, dict) else None
+    found = re.fullmatch(r"ConstantSchedule\(val=(\d\.\d{1,20})\)", str(text))
+    return {"clip_range": float(found[1])} if found else {}
 
 
 def _class_of(data: dict[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from klrl.integrations.sb3_policy import SB3Policy, beside, read_policy
 from klrl.integrations.sb3_reader import NotEnough, Reader
 from klrl.run import checkpoint
 from klrl.scripts.cli.saved_agents import environment
-from klrl.text import plain
+from klrl.text import plain, printable
 
 Env = str | EnvSpec
 
@@ -41,15 +42,14 @@ class Opened:
         files = _in_order(paths[0]) if len(paths) == 1 else [*paths]
         zips = [path for path in files if not path.is_dir()]
         if vec_normalize and len(vec_normalize) != len(zips):
-            raise ValueError(
-                f"vecnormalize = {' '.join(vec_normalize)}; allowed: one file, or none, for each of {len(zips)} zips"
-            )
-        statistics = dict(zip(zips, vec_normalize, strict=True)) if vec_normalize else {}
-        if len(paths) == 1:
-            statistics = {path: str(file) for path in zips if (file := beside(path)) is not None} | statistics
-        with Reader() if zips else _Nobody() as reader:
+            said = " ".join(vec_normalize)
+            raise ValueError(f"vecnormalize = {said}; allowed: one file, or none, for each of {len(zips)} zips")
+        statistics = iter(
+            vec_normalize or [str(found) if (found := _saved_with(path, paths)) else None for path in zips]
+        )
+        with Reader() as reader:  # a process, once there is something to read
             policies = [
-                self._klrl(path) if path.is_dir() else self._sb3(path, statistics.get(path), reader) for path in files
+                self._klrl(path) if path.is_dir() else self._sb3(path, next(statistics), reader) for path in files
             ]
         if len(paths) == 1:
             policies.sort(key=lambda policy: policy.origin["num_timesteps"])
@@ -89,18 +89,38 @@ class Opened:
         except NotEnough:
             if not self._trust:
                 raise
-            from klrl.integrations.sb3_trusted import load_policy
-
-            return load_policy(path, vec_normalize, reader)
-        return of_sb3(found, vec_normalize)
+            return _trusted(path, vec_normalize, reader)
+        return _of_zip(found, vec_normalize)
 
 
-def of_sb3(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
-    """Return a policy that was read from a zip, to be played and compared."""
+def _of_zip(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
+    """Return a policy that was read from a zip."""
     origin = {
         "path": str(found.model.path), "library": f"stable-baselines3 {plain(found.model.version, 80)}",
         "algorithm": found.algorithm, "num_timesteps": int(found.model.settings.get("num_timesteps", 0)),
         "statistics": None if found.statistics is None else vec_normalize,
+    }  # fmt: skip
+    return AuditedPolicy(
+        "", found.encoding, found.model.action_space, found.distribution, found.to_environment, None, origin
+    )
+
+
+def _trusted(path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPolicy:
+    """Return a policy that Stable-Baselines3 loads; what it may need is asked for before."""
+    from klrl.integrations.sb3_trusted import TrustedPolicy
+
+    print(
+        printable(f"{path}: Stable-Baselines3 loads it and executes what is in it (--trust)"),
+        file=sys.stderr,
+        flush=True,
+    )
+    given = None if vec_normalize in (None, "none") else reader.statistics(str(vec_normalize))
+    found = TrustedPolicy(path, given)
+    if vec_normalize is None and found.used_vec_normalize:
+        raise ValueError(f"path = {path} was trained on a VecNormalize; allowed: --vecnormalize FILE, or none")
+    origin = {
+        "path": str(path), "library": "stable-baselines3, loaded by itself", "algorithm": found.algorithm,
+        "num_timesteps": int(found.model.num_timesteps), "statistics": vec_normalize,
     }  # fmt: skip
     return AuditedPolicy(
         "", found.encoding, found.model.action_space, found.distribution, found.to_environment, None, origin
@@ -124,13 +144,11 @@ def _in_order(folder: Path) -> list[Path]:
     return found
 
 
+def _saved_with(path: Path, paths: Sequence[Path]) -> Path | None:
+    """Return the VecNormalize that was saved beside a zip of a directory; for a single zip it is asked for."""
+    return beside(path) if len(paths) == 1 else None
+
+
 def _short(path: Path) -> str:
     """Return the steps of a run's checkpoint, or the name of a zip without its end."""
     return f"{int(path.name)}" if path.name.isdecimal() else path.stem
-
-
-class _Nobody(Reader):
-    """Stands for the process where there is nothing to read."""
-
-    def __init__(self) -> None:
-        self._process = None

@@ -1,5 +1,7 @@
 """Models of Stable-Baselines3, trained once for all of these tests."""
 
+import contextlib
+
 import pytest
 from sb3_models import save_model
 
@@ -24,3 +26,10 @@ def reader():
 
     with Reader() as reader:
         yield reader
+
+
+@pytest.fixture
+def one_reader(reader, monkeypatch):
+    """Let the commands read by that process: a new one imports torch."""
+    for module in ("klrl.integrations.sb3_policy", "klrl.scripts.cli.audited"):
+        monkeypatch.setattr(f"{module}.Reader", lambda: contextlib.nullcontext(reader))
