@@ -22,7 +22,7 @@ class Importing:
     """
 
     path: tyro.conf.Positional[Path]
-    """What the model's save() wrote."""
+    """A zip, as the model's save() wrote it."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """A new directory for the agent."""
     env: str | None = None

@@ -72,7 +72,12 @@ class SB3Policy:
     log_std: Tensor | None
     """Free log standard deviations of a Gaussian."""
     masked: bool
-    """Whether it takes action masks."""
+    """True if it takes action masks."""
+
+    @property
+    def action_space(self) -> gym.Space:
+        """The environment's."""
+        return self.model.action_space
 
     @property
     def algorithm(self) -> str:

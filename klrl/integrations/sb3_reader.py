@@ -38,7 +38,7 @@ class Statistics:
     """Running statistics of a ``VecNormalize``."""
 
     norm_obs: bool
-    """Whether observations are normalised."""
+    """True if observations are normalised."""
     norm_reward: bool
     clip_obs: float
     clip_reward: float
@@ -60,7 +60,7 @@ class Statistics:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a model's zip says, as it stands there."""
+    """Contents of a model's zip, as they stand there."""
 
     path: Path
     version: str
@@ -70,12 +70,12 @@ class Model:
     policy_class: str
     """Full name of the policy's class."""
     policy_kwargs: dict[str, Any]
-    """Its arguments; classes by their names."""
+    """Arguments of that class; classes by their names."""
     use_sde: bool
     used_vec_normalize: bool | None
-    """Whether training was on a ``VecNormalize``, which keeps its statistics elsewhere; ``None`` if unknown."""
+    """True if training was on a ``VecNormalize``, which keeps its statistics elsewhere; ``None`` if unknown."""
     settings: dict[str, int | float | bool]
-    """All settings that are numbers."""
+    """Settings that are numbers, all of them."""
     weights: dict[str, Tensor]
     """Parameters of the policy, float32."""
 

@@ -54,13 +54,18 @@ class TrustedPolicy:
         self._raw = _Decoded(self.encoding)
 
     @property
+    def action_space(self) -> gym.Space:
+        """The environment's."""
+        return self.model.action_space
+
+    @property
     def algorithm(self) -> str:
         """Name of the algorithm."""
         return type(self.model).__name__
 
     @property
     def used_vec_normalize(self) -> bool:
-        """Whether its training was on a ``VecNormalize``."""
+        """True if its training was on a ``VecNormalize``."""
         return self.model._last_original_obs is not None
 
     @torch.no_grad()

@@ -73,15 +73,7 @@ class Opened:
             "path": str(path), "library": "klrl", "algorithm": name.upper(), "num_timesteps": steps,
             "statistics": f"inside, of {count} observations" if count else None,
         }  # fmt: skip
-        return AuditedPolicy(
-            "",
-            saved.encoding,
-            saved.action_space,
-            saved.distribution,
-            saved.actor.to_environment,
-            saved.actor.units,
-            origin,
-        )
+        return AuditedPolicy.of_agent("", saved, origin)
 
     def _sb3(self, path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPolicy:
         try:
@@ -100,9 +92,7 @@ def _of_zip(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
         "algorithm": found.algorithm, "num_timesteps": int(found.model.settings.get("num_timesteps", 0)),
         "statistics": None if found.statistics is None else vec_normalize,
     }  # fmt: skip
-    return AuditedPolicy(
-        "", found.encoding, found.model.action_space, found.distribution, found.to_environment, None, origin
-    )
+    return AuditedPolicy.of("", found, origin)
 
 
 def _trusted(path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPolicy:
@@ -122,9 +112,7 @@ def _trusted(path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPo
         "path": str(path), "library": "stable-baselines3, loaded by itself", "algorithm": found.algorithm,
         "num_timesteps": int(found.model.num_timesteps), "statistics": vec_normalize,
     }  # fmt: skip
-    return AuditedPolicy(
-        "", found.encoding, found.model.action_space, found.distribution, found.to_environment, None, origin
-    )
+    return AuditedPolicy.of("", found, origin)
 
 
 def _in_order(folder: Path) -> list[Path]:
