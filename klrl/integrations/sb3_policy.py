@@ -105,7 +105,7 @@ class SB3Policy:
         if isinstance(space, gym.spaces.Discrete):
             return Categorical(outputs)
         if isinstance(space, gym.spaces.MultiDiscrete):
-            return MultiCategorical(outputs, tuple(space.nvec))
+            return MultiCategorical(outputs, tuple(space.nvec.tolist()))
         return Bernoulli(outputs)
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class SB3Policy:
     def to_environment(self, action: Tensor) -> np.ndarray:
         """Return the environment's actions, ``[n, ...]``; those of a Box are clipped to it."""
         space = self.model.action_space
-        shaped = action.numpy().reshape(len(action), *space.shape)
+        shaped = action.numpy().reshape(len(action), *(space.shape or ()))
         if isinstance(space, gym.spaces.Box):
             shaped = np.clip(shaped, space.low, space.high)
         return shaped.astype(space.dtype, copy=False)

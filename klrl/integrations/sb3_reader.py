@@ -116,11 +116,9 @@ class Reader:
         """
         said, tensors = self._ask("model", Path(path))
         try:
-            spaces = {
-                f"{name}_space": space_from(said.pop(f"{name}_space"), below(f"{name}_space.", tensors))
-                for name in ("observation", "action")
-            }
-            return Model(path=Path(path), weights=below("policy.", tensors), **spaces, **said)
+            for name in ("observation_space", "action_space"):
+                said[name] = space_from(said[name], below(f"{name}.", tensors))
+            return Model(path=Path(path), weights=below("policy.", tensors), **said)
         except Exception as error:
             raise ValueError(
                 f"path = {path}: it is damaged: {plain(f'{type(error).__name__}: {error}', 400)}"
@@ -177,7 +175,7 @@ class Reader:
                 f"torch {found} cannot read other libraries' files safely; allowed: torch >= {least}, or {TRUST}"
             )
         environ = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # threads reserve memory
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "klrl.integrations.sb3_zip"]
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "klrl.integrations.sb3_process"]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environ)
         return self._process

@@ -84,7 +84,7 @@ class TrustedPolicy:
         if isinstance(space, gym.spaces.Box):
             return (SquashedGaussian if self.squashed else DiagGaussian)(found.mean, found.stddev.log())
         if isinstance(space, gym.spaces.MultiDiscrete):
-            return MultiCategorical(torch.cat([head.logits for head in found], -1), tuple(space.nvec))
+            return MultiCategorical(torch.cat([head.logits for head in found], -1), tuple(space.nvec.tolist()))
         return Categorical(found.logits) if isinstance(space, gym.spaces.Discrete) else Bernoulli(found.logits)
 
     def to_environment(self, action: Tensor) -> np.ndarray:

@@ -44,9 +44,8 @@ class Opened:
         if vec_normalize and len(vec_normalize) != len(zips):
             said = " ".join(vec_normalize)
             raise ValueError(f"vecnormalize = {said}; allowed: one file, or none, for each of {len(zips)} zips")
-        statistics = iter(
-            vec_normalize or [str(found) if (found := _saved_with(path, paths)) else None for path in zips]
-        )
+        known: Sequence[str | None] = vec_normalize or [_saved_with(path, paths) for path in zips]
+        statistics = iter(known)
         with Reader() as reader:  # a process, once there is something to read
             policies = [
                 self._klrl(path) if path.is_dir() else self._sb3(path, next(statistics), reader) for path in files
@@ -132,9 +131,10 @@ def _in_order(folder: Path) -> list[Path]:
     return found
 
 
-def _saved_with(path: Path, paths: Sequence[Path]) -> Path | None:
+def _saved_with(path: Path, paths: Sequence[Path]) -> str | None:
     """Return the VecNormalize that was saved beside a zip of a directory; for a single zip it is asked for."""
-    return beside(path) if len(paths) == 1 else None
+    found = beside(path) if len(paths) == 1 else None
+    return None if found is None else str(found)
 
 
 def _short(path: Path) -> str:

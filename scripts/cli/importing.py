@@ -66,7 +66,9 @@ def settings_of(found: SB3Policy, name: str) -> dict[str, Any]:
     config = CONFIGS[name]
     allowed = hints(config)
     wanted = _ALWAYS if found.algorithm == "A2C" else (*_ALWAYS, *_OF_ROLLOUTS)
-    settings = {k: known[k] for k in wanted if k in known and k in allowed and fits(known[k], allowed[k])}
+    settings: dict[str, Any] = {
+        k: known[k] for k in wanted if k in known and k in allowed and fits(known[k], allowed[k])
+    }
     settings.pop("target_kl", None)
     if (target := known.get("target_kl")) and fits(target, allowed["target_kl"]):
         settings |= {"target_kl": target} | ({"trust_region": "clip+constraint"} if name == "ppo" else {})
