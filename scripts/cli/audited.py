@@ -109,7 +109,7 @@ def _trusted(path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPo
         raise ValueError(f"path = {path} was trained on a VecNormalize; allowed: --vecnormalize FILE, or none")
     origin = {
         "path": str(path), "library": "stable-baselines3, loaded by itself", "algorithm": found.algorithm,
-        "num_timesteps": int(found.model.num_timesteps), "statistics": vec_normalize,
+        "num_timesteps": int(found.model.num_timesteps), "statistics": None if given is None else vec_normalize,
     }  # fmt: skip
     return AuditedPolicy.of("", found, origin)
 
