@@ -33,6 +33,8 @@ _HARMLESS = {
     "normalize_images", "optimizer_class", "optimizer_kwargs", "use_sde", "use_expln", "full_std", "squash_output",
 }  # fmt: skip
 """Arguments that tensors' shapes tell already, or that only training reads; the rest is checked below."""
+_LAYERS = ("mlp_extractor.policy_net.", "mlp_extractor.value_net.", "action_net.", "value_net.")
+"""Beginnings of the names of parameters that are layers of actor and critic; older versions could share some."""
 _FLATTEN = "stable_baselines3.common.torch_layers.FlattenExtractor"
 
 
@@ -207,7 +209,7 @@ def _check_class(model: Model) -> str:
     said = kwargs.get("activation_fn", "torch.nn.modules.activation.Tanh")
     activation = str(said).removeprefix("torch.nn.modules.activation.")
     more = sorted(model.weights.keys() - {"log_std"})
-    more = [name for name in more if not name.startswith(("mlp_extractor.", "action_net.", "value_net."))]
+    more = [name for name in more if not name.startswith(_LAYERS)]
     problem = ""
     if re.search(r"\.(recurrent|sac|td3|dqn|ddpg|tqc|qrdqn|ars|crossq)\.", model.policy_class):
         raise ValueError(

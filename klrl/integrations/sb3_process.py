@@ -211,7 +211,8 @@ def main() -> None:
         _limit_time()
         said, tensors = _answer(json.loads(line))
         text = json.dumps(said).encode()
-        sys.stdout.buffer.write(_FRAME.pack(len(text), len(tensors)) + text + tensors)
+        for part in (_FRAME.pack(len(text), len(tensors)), text, tensors):
+            sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
 
 

@@ -30,12 +30,15 @@ class TrustedPolicy:
     Args:
         path: what the model's ``save`` wrote. It is executed.
         statistics: those of its VecNormalize, if observations are normalised.
+        observation_space: the environment's, whose images may have their channels last where the model's come first.
 
     Raises:
         ValueError: Stable-Baselines3 is not installed, or cannot load it.
     """
 
-    def __init__(self, path: str | Path, statistics: Statistics | None = None) -> None:
+    def __init__(
+        self, path: str | Path, statistics: Statistics | None = None, observation_space: gym.Space | None = None
+    ) -> None:
         try:
             self.model = _class_of(Path(path)).load(path, device="cpu")
         except ImportError as error:
@@ -47,9 +50,10 @@ class TrustedPolicy:
         self.policy.set_training_mode(False)
         self.masked = self.algorithm == "MaskablePPO"
         self.squashed = bool(self.policy.squash_output)
-        self.encoding = Encoding(
-            self.model.observation_space, self.model.action_space, "info" if self.masked else "none"
-        )
+        space = self.model.observation_space
+        if observation_space is not None and _channels_first(observation_space) == space:
+            space = observation_space  # the library transposes images itself
+        self.encoding = Encoding(space, self.model.action_space, "info" if self.masked else "none")
         self.statistics = statistics
         self._raw = _Decoded(self.encoding)
 
@@ -94,6 +98,14 @@ class TrustedPolicy:
         if isinstance(space, gym.spaces.Box):
             shaped = self.policy.unscale_action(shaped) if self.squashed else np.clip(shaped, space.low, space.high)
         return shaped.astype(space.dtype, copy=False)
+
+
+def _channels_first(space: gym.Space) -> gym.Space | None:
+    """Return the space of images whose channels come first, of one whose channels come last."""
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3:
+        return None
+    low, high = (np.moveaxis(x, -1, 0) for x in (space.low, space.high))
+    return gym.spaces.Box(low, high, dtype=space.dtype.type)
 
 
 class _Decoded:

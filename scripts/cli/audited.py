@@ -12,7 +12,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.audit import AuditedPolicy
-from klrl.experience.environments import check_id
+from klrl.experience.environments import check_id, factory
 from klrl.integrations.sb3_policy import SB3Policy, beside, read_policy
 from klrl.integrations.sb3_reader import NotEnough, Reader
 from klrl.run import checkpoint
@@ -37,7 +37,7 @@ class Opened:
     """
 
     def __init__(self, paths: Sequence[Path], env: str | None, vec_normalize: Sequence[str], trust: bool) -> None:
-        self._trust = trust
+        self._trust, self._given = trust, env
         self._envs: list[dict[str, Any]] = []
         files = _in_order(paths[0]) if len(paths) == 1 else [*paths]
         zips = [path for path in files if not path.is_dir()]
@@ -80,7 +80,7 @@ class Opened:
         except NotEnough:
             if not self._trust:
                 raise
-            return _trusted(path, vec_normalize, reader)
+            return _trusted(path, vec_normalize, reader, self._given)
         return _of_zip(found, vec_normalize)
 
 
@@ -94,8 +94,8 @@ def _of_zip(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
     return AuditedPolicy.of("", found, origin)
 
 
-def _trusted(path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPolicy:
-    """Return a policy that Stable-Baselines3 loads; what it may need is asked for before."""
+def _trusted(path: Path, vec_normalize: str | None, reader: Reader, env: str | None) -> AuditedPolicy:
+    """Return a policy that Stable-Baselines3 loads."""
     from klrl.integrations.sb3_trusted import TrustedPolicy
 
     print(
@@ -104,7 +104,12 @@ def _trusted(path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPo
         flush=True,
     )
     given = None if vec_normalize in (None, "none") else reader.statistics(str(vec_normalize))
-    found = TrustedPolicy(path, given)
+    space = None
+    if env is not None:
+        check_id(env)
+        with factory(env)() as one:
+            space = one.observation_space
+    found = TrustedPolicy(path, given, space)
     if vec_normalize is None and found.used_vec_normalize:
         raise ValueError(f"path = {path} was trained on a VecNormalize; allowed: --vecnormalize FILE, or none")
     origin = {

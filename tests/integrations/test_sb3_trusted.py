@@ -27,6 +27,7 @@ PARTS = gym.spaces.Dict(
     }
 )
 IMAGES = gym.spaces.Box(0, 255, (3, 36, 36), np.uint8)
+CHANNELS_LAST = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
 
 
 class Mine(ActorCriticPolicy):
@@ -43,14 +44,16 @@ def model(kind, policy, env, path, **settings):
     return made
 
 
-@pytest.mark.parametrize(("policy", "space"), [("MultiInputPolicy", PARTS), ("CnnPolicy", IMAGES)])
+@pytest.mark.parametrize(
+    ("policy", "space"), [("MultiInputPolicy", PARTS), ("CnnPolicy", IMAGES), ("CnnPolicy", CHANNELS_LAST)]
+)
 def test_observations_of_other_kinds_reach_the_policy_as_the_environment_gives_them(policy, space, tmp_path, reader):
     path = tmp_path / "model.zip"
     small = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
     made = model(PPO, policy, Choosing(observation_space=space), path, **small)
     with pytest.raises(NotEnough, match="allowed: policies of layers alone, or --trust, which"):
         read_policy(path, None, reader)
-    found = TrustedPolicy(path)
+    found = TrustedPolicy(path, None, space)
     space.seed(0)
     observations = [space.sample() for _ in range(5)]
     encoded = torch.from_numpy(np.stack([found.encoding(x) for x in observations]))

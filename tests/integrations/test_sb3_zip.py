@@ -1,6 +1,7 @@
 """Hostile and damaged zips: nothing is executed, memory is bounded, and each is refused in one line."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -9,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_zips import calls, crafted, members, zipped
+import torch
+from hostile_zips import as_file, calls, crafted, members, zipped
 
 from klrl.integrations import sb3_reader
 from klrl.integrations.sb3_policy import read_policy
@@ -137,4 +139,16 @@ def test_what_needs_more_than_reading_names_trust(saved, reader, tmp_path):
     data["policy_kwargs"] = entry | {":serialized:": base64.b64encode(code).decode()}
     path = zipped(tmp_path / "own.zip", inside | {"data": json.dumps(data).encode()})
     with pytest.raises(NotEnough, match=r"activation a\.module\.of\.someones\.own\.xx\.ELU; allowed: .* --trust, "):
+        read_policy(path, None, reader)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp_extractor.shared_net.0.weight", "features_extractor.cnn.0.weight", "pi.0.weight"]
+)
+def test_parameters_beside_the_layers_name_trust(name, saved, reader, tmp_path):
+    """Zips of version 1 could have layers that actor and critic share."""
+    inside = members(saved("cartpole").path)
+    weights = torch.load(io.BytesIO(inside["policy.pth"]), weights_only=True) | {name: torch.zeros(4, 4)}
+    path = zipped(tmp_path / "more.zip", inside | {"policy.pth": as_file(weights)})
+    with pytest.raises(NotEnough, match=rf"its policy has the parameter {re.escape(name)}; allowed: "):
         read_policy(path, None, reader)
