@@ -78,9 +78,8 @@ def table(found: Sequence[Divergence]) -> list[str]:
     width = max(len(x.title) for x in found)
     lines = []
     for x in found:
-        numbers = (
-            f"{_figure(x.kl)}   median {x.quantiles[0.5]:.4f}   95 % {x.quantiles[0.95]:.4f}   largest {x.largest:.4f}"
-        )
+        middle, tail = _digits(x.quantiles[0.5]), _digits(x.quantiles[0.95])
+        numbers = f"{_figure(x.kl)}   median {middle}   95 % {tail}   largest {_digits(x.largest)}"
         lines.append(f"{x.title:<{width}}  {numbers}")
         if len(x.per_dimension) > 1:
             lines.append(f"{'by dimension':>{width}}  {'   '.join(map(_figure, x.per_dimension))}")
@@ -96,4 +95,8 @@ def _plain(x: Estimate) -> dict[str, Any]:
 
 
 def _figure(x: Estimate) -> str:
-    return f"{x.value:.4f}" if math.isnan(x.stderr) else f"{x.value:.4f} ± {x.stderr:.4f}"
+    return _digits(x.value) if math.isnan(x.stderr) else f"{_digits(x.value)} ± {_digits(x.stderr)}"
+
+
+def _digits(x: float) -> str:
+    return f"{x:.4f}" if x >= 0.001 or x == 0.0 else f"{x:.1e}"

@@ -34,9 +34,21 @@ class AuditedPolicy:
     to_environment: Callable[[Any], np.ndarray]
     """The environment's actions for its own ``[n, ...]``."""
     units: Units | None = None
-    """Its own units, where they are not the environment's and only an affine map lies between."""
+    """Units of its own, if they are not the environment's and only an affine map lies between."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Where it comes from, as plain JSON: path, library, algorithm, number of steps, statistics."""
+    """Origin as plain JSON: path, library, algorithm, number of steps, statistics."""
+
+    @classmethod
+    def of_agent(cls, name: str, agent: Any, origin: dict[str, Any] | None = None) -> AuditedPolicy:
+        """Return the policy of a klrl agent, or of one that was saved."""
+        acts = agent.actor.to_environment
+        return cls(name, agent.encoding, agent.action_space, agent.distribution, acts, agent.actor.units, origin or {})
+
+    @classmethod
+    def of(cls, name: str, policy: Any, origin: dict[str, Any] | None = None) -> AuditedPolicy:
+        """Return a policy that acts in the environment's units, as those of :mod:`klrl.integrations` do."""
+        acts = policy.to_environment
+        return cls(name, policy.encoding, policy.action_space, policy.distribution, acts, None, origin or {})
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:

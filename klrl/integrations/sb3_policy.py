@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -33,6 +33,8 @@ _HARMLESS = {
     "normalize_images", "optimizer_class", "optimizer_kwargs", "use_sde", "use_expln", "full_std", "squash_output",
 }  # fmt: skip
 """Arguments that tensors' shapes tell already, or that only training reads; the rest is checked below."""
+_LAYERS = ("mlp_extractor.policy_net.", "mlp_extractor.value_net.", "action_net.", "value_net.")
+"""Beginnings of the names of parameters that are layers of actor and critic; older versions could share some."""
 _FLATTEN = "stable_baselines3.common.torch_layers.FlattenExtractor"
 
 
@@ -72,7 +74,12 @@ class SB3Policy:
     log_std: Tensor | None
     """Free log standard deviations of a Gaussian."""
     masked: bool
-    """Whether it takes action masks."""
+    """True if it takes action masks."""
+
+    @property
+    def action_space(self) -> gym.Space:
+        """The environment's."""
+        return self.model.action_space
 
     @property
     def algorithm(self) -> str:
@@ -81,20 +88,12 @@ class SB3Policy:
         kind = "TRPO" if "cg_max_steps" in known else "PPO" if "n_epochs" in known else "A2C"
         return f"Maskable{kind}" if self.masked else kind
 
-    def normalized(self, observations: np.ndarray) -> np.ndarray:
-        """Normalise encoded observations as ``VecNormalize.normalize_obs`` does, to float32."""
-        if self.statistics is None or not self.statistics.norm_obs:
-            return observations
-        rms = self.statistics
-        mean, var = (rms.moments[f"obs.{name}"].numpy() for name in ("mean", "var"))
-        scaled = (observations - mean) / np.sqrt(var + rms.epsilon)
-        return np.clip(scaled, -rms.clip_obs, rms.clip_obs).astype(np.float32)
-
     def features(self, observations: Tensor) -> Tensor:
         """Return what the first layer is given, ``[n, *O] -> [n, k]``, without a mask."""
         x = observations.numpy()
         x = x[..., : self.encoding.n_features] if self.encoding.n_mask else x
-        return torch.from_numpy(self.normalized(x)).float().flatten(1)
+        x = x if self.statistics is None else self.statistics.normalized(x)
+        return torch.from_numpy(x).float().flatten(1)
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:
@@ -108,7 +107,7 @@ class SB3Policy:
         if isinstance(space, gym.spaces.Discrete):
             return Categorical(outputs)
         if isinstance(space, gym.spaces.MultiDiscrete):
-            return MultiCategorical(outputs, tuple(space.nvec))
+            return MultiCategorical(outputs, tuple(space.nvec.tolist()))
         return Bernoulli(outputs)
 
     @torch.no_grad()
@@ -119,7 +118,7 @@ class SB3Policy:
     def to_environment(self, action: Tensor) -> np.ndarray:
         """Return the environment's actions, ``[n, ...]``; those of a Box are clipped to it."""
         space = self.model.action_space
-        shaped = action.numpy().reshape(len(action), *space.shape)
+        shaped = action.numpy().reshape(len(action), *(space.shape or ()))
         if isinstance(space, gym.spaces.Box):
             shaped = np.clip(shaped, space.low, space.high)
         return shaped.astype(space.dtype, copy=False)
@@ -142,22 +141,31 @@ def read_policy(path: str | Path, vec_normalize: str | Path | None = None, reade
             return read_policy(path, vec_normalize, reader)
     model = reader.model(path)
     policy = rebuilt(model)
-    statistics = None
+    return replace(policy, statistics=statistics_of(model, vec_normalize, reader))
+
+
+def statistics_of(model: Model, vec_normalize: str | Path | None, reader: Reader) -> Statistics | None:
+    """Read the statistics of a model's observations.
+
+    Raises:
+        ValueError: it was trained on a VecNormalize that is not given, or on another one.
+    """
     if vec_normalize is None and model.used_vec_normalize:
         raise ValueError(
-            f"path = {path} was trained on a VecNormalize, whose statistics its zip does not hold; allowed: "
-            f"--vecnormalize {beside(Path(path)) or 'FILE, as VecNormalize.save wrote it'}, or --vecnormalize none if "
+            f"path = {model.path} was trained on a VecNormalize, whose statistics its zip does not hold; allowed: "
+            f"--vecnormalize {beside(model.path) or 'FILE, as VecNormalize.save wrote it'}, or --vecnormalize none if "
             "it left observations as they are"
         )
-    if vec_normalize is not None and str(vec_normalize) != "none":
-        statistics = reader.statistics(vec_normalize)
-        if statistics.norm_obs and statistics.moments["obs.mean"].shape != model.observation_space.shape:
-            have = tuple(statistics.moments["obs.mean"].shape)
-            raise ValueError(
-                f"vecnormalize = {vec_normalize} is for observations of shape {have}; allowed: "
-                f"{model.observation_space.shape}, as {path} has them"
-            )
-    return SB3Policy(**{**vars(policy), "statistics": statistics})
+    if vec_normalize is None or str(vec_normalize) == "none":
+        return None
+    statistics = reader.statistics(vec_normalize)
+    if statistics.norm_obs and statistics.moments["obs.mean"].shape != model.observation_space.shape:
+        have = tuple(statistics.moments["obs.mean"].shape)
+        raise ValueError(
+            f"vecnormalize = {vec_normalize} is for observations of shape {have}; allowed: "
+            f"{model.observation_space.shape}, as {model.path} has them"
+        )
+    return statistics
 
 
 def beside(path: Path) -> Path | None:
@@ -201,12 +209,12 @@ def _check_class(model: Model) -> str:
     said = kwargs.get("activation_fn", "torch.nn.modules.activation.Tanh")
     activation = str(said).removeprefix("torch.nn.modules.activation.")
     more = sorted(model.weights.keys() - {"log_std"})
-    more = [name for name in more if not name.startswith(("mlp_extractor.", "action_net.", "value_net."))]
+    more = [name for name in more if not name.startswith(_LAYERS)]
     problem = ""
-    if ".recurrent." in model.policy_class:
+    if re.search(r"\.(recurrent|sac|td3|dqn|ddpg|tqc|qrdqn|ars|crossq)\.", model.policy_class):
         raise ValueError(
-            f"path = {model.path} is a recurrent policy, whose action depends on more than the observation; allowed: "
-            "PPO, A2C, TRPO, MaskablePPO"
+            f"path = {model.path} is a {plain(model.policy_class, 200)}, which has no distribution of actions that "
+            "depends on the observation alone; allowed: PPO, A2C, TRPO, MaskablePPO"
         )
     if model.policy_class not in _POLICIES:
         problem = f"its policy is a {model.policy_class}"

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import gymnasium as gym
+import numpy as np
 from safetensors.torch import load
 from torch import Tensor
 
@@ -37,7 +38,7 @@ class Statistics:
     """Running statistics of a ``VecNormalize``."""
 
     norm_obs: bool
-    """Whether observations are normalised."""
+    """True if observations are normalised."""
     norm_reward: bool
     clip_obs: float
     clip_reward: float
@@ -48,10 +49,18 @@ class Statistics:
     counts: dict[str, float]
     """Number of observations and of returns: ``obs``, ``ret``."""
 
+    def normalized(self, observations: np.ndarray) -> np.ndarray:
+        """Normalise observations ``[*B, *O]`` as ``VecNormalize.normalize_obs`` does, to float32."""
+        if not self.norm_obs:
+            return observations
+        mean, var = (self.moments[f"obs.{name}"].numpy() for name in ("mean", "var"))
+        scaled = (observations - mean) / np.sqrt(var + self.epsilon)
+        return np.clip(scaled, -self.clip_obs, self.clip_obs).astype(np.float32)
+
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What a model's zip says, as it stands there."""
+    """Contents of a model's zip, as they stand there."""
 
     path: Path
     version: str
@@ -61,12 +70,12 @@ class Model:
     policy_class: str
     """Full name of the policy's class."""
     policy_kwargs: dict[str, Any]
-    """Its arguments; classes by their names."""
+    """Arguments of that class; classes by their names."""
     use_sde: bool
     used_vec_normalize: bool | None
-    """Whether training was on a ``VecNormalize``, which keeps its statistics elsewhere; ``None`` if unknown."""
+    """True if training was on a ``VecNormalize``, which keeps its statistics elsewhere; ``None`` if unknown."""
     settings: dict[str, int | float | bool]
-    """All settings that are numbers."""
+    """Settings that are numbers, all of them."""
     weights: dict[str, Tensor]
     """Parameters of the policy, float32."""
 
@@ -75,15 +84,9 @@ class Reader:
     """A process that reads one file after the other, in limited memory, and executes nothing of them.
 
     It starts with the first file, and again after a file that has ended it. Used as a context, it ends with that.
-
-    Raises:
-        ValueError: this torch is older than 2.10, whose safe loading klrl relies on.
     """
 
     def __init__(self) -> None:
-        found = version("torch")
-        if _release(found) < LEAST_TORCH:
-            raise ValueError(f"torch {found} cannot read zips of Stable-Baselines3 safely; allowed: torch >= 2.10")
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -108,15 +111,14 @@ class Reader:
         """Read a model's zip.
 
         Raises:
-            ValueError: one line; it is damaged, or would execute something (:class:`NotEnough`: it needs more).
+            ValueError: one line; it is damaged, or would execute something (:class:`NotEnough`: it needs more, or this
+                torch is older than 2.10, on whose safe loading klrl relies).
         """
         said, tensors = self._ask("model", Path(path))
         try:
-            spaces = {
-                f"{name}_space": space_from(said.pop(f"{name}_space"), below(f"{name}_space.", tensors))
-                for name in ("observation", "action")
-            }
-            return Model(path=Path(path), weights=below("policy.", tensors), **spaces, **said)
+            for name in ("observation_space", "action_space"):
+                said[name] = space_from(said[name], below(f"{name}.", tensors))
+            return Model(path=Path(path), weights=below("policy.", tensors), **said)
         except Exception as error:
             raise ValueError(
                 f"path = {path}: it is damaged: {plain(f'{type(error).__name__}: {error}', 400)}"
@@ -166,8 +168,14 @@ class Reader:
         return answer["said"], arrays
 
     def _start(self) -> subprocess.Popen[bytes]:
+        found = version("torch")
+        if _release(found) < LEAST_TORCH:
+            least = ".".join(map(str, LEAST_TORCH))
+            raise NotEnough(
+                f"torch {found} cannot read other libraries' files safely; allowed: torch >= {least}, or {TRUST}"
+            )
         environ = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # threads reserve memory
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "klrl.integrations.sb3_zip"]
+        command = [sys.executable, "-P", "-W", "ignore", "-m", "klrl.integrations.sb3_process"]
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, env=environ)
         return self._process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,12 @@ from gymnasium.envs.registration import EnvSpec
 
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.audit import AuditedPolicy
-from klrl.experience.environments import check_id
+from klrl.experience.environments import check_id, factory
 from klrl.integrations.sb3_policy import SB3Policy, beside, read_policy
 from klrl.integrations.sb3_reader import NotEnough, Reader
 from klrl.run import checkpoint
 from klrl.scripts.cli.environments import environment
-from klrl.text import plain
+from klrl.text import plain, printable
 
 Env = str | EnvSpec
 
@@ -36,20 +37,18 @@ class Opened:
     """
 
     def __init__(self, paths: Sequence[Path], env: str | None, vec_normalize: Sequence[str], trust: bool) -> None:
-        self._trust = trust
+        self._trust, self._given = trust, env
         self._envs: list[dict[str, Any]] = []
         files = _in_order(paths[0]) if len(paths) == 1 else [*paths]
         zips = [path for path in files if not path.is_dir()]
         if vec_normalize and len(vec_normalize) != len(zips):
-            raise ValueError(
-                f"vecnormalize = {' '.join(vec_normalize)}; allowed: one file, or none, for each of {len(zips)} zips"
-            )
-        statistics = dict(zip(zips, vec_normalize, strict=True)) if vec_normalize else {}
-        if len(paths) == 1:
-            statistics = {path: str(file) for path in zips if (file := beside(path)) is not None} | statistics
-        with Reader() if zips else _Nobody() as reader:
+            said = " ".join(vec_normalize)
+            raise ValueError(f"vecnormalize = {said}; allowed: one file, or none, for each of {len(zips)} zips")
+        known: Sequence[str | None] = vec_normalize or [_saved_with(path, paths) for path in zips]
+        statistics = iter(known)
+        with Reader() as reader:  # a process, once there is something to read
             policies = [
-                self._klrl(path) if path.is_dir() else self._sb3(path, statistics.get(path), reader) for path in files
+                self._klrl(path) if path.is_dir() else self._sb3(path, next(statistics), reader) for path in files
             ]
         if len(paths) == 1:
             policies.sort(key=lambda policy: policy.origin["num_timesteps"])
@@ -73,15 +72,7 @@ class Opened:
             "path": str(path), "library": "klrl", "algorithm": name.upper(), "num_timesteps": steps,
             "statistics": f"inside, of {count} observations" if count else None,
         }  # fmt: skip
-        return AuditedPolicy(
-            "",
-            saved.encoding,
-            saved.action_space,
-            saved.distribution,
-            saved.actor.to_environment,
-            saved.actor.units,
-            origin,
-        )
+        return AuditedPolicy.of_agent("", saved, origin)
 
     def _sb3(self, path: Path, vec_normalize: str | None, reader: Reader) -> AuditedPolicy:
         try:
@@ -89,22 +80,43 @@ class Opened:
         except NotEnough:
             if not self._trust:
                 raise
-            from klrl.integrations.sb3_trusted import load_policy
-
-            return load_policy(path, vec_normalize, reader)
-        return of_sb3(found, vec_normalize)
+            return _trusted(path, vec_normalize, reader, self._given)
+        return _of_zip(found, vec_normalize)
 
 
-def of_sb3(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
-    """Return a policy that was read from a zip, to be played and compared."""
+def _of_zip(found: SB3Policy, vec_normalize: str | None) -> AuditedPolicy:
+    """Return a policy that was read from a zip."""
     origin = {
         "path": str(found.model.path), "library": f"stable-baselines3 {plain(found.model.version, 80)}",
         "algorithm": found.algorithm, "num_timesteps": int(found.model.settings.get("num_timesteps", 0)),
         "statistics": None if found.statistics is None else vec_normalize,
     }  # fmt: skip
-    return AuditedPolicy(
-        "", found.encoding, found.model.action_space, found.distribution, found.to_environment, None, origin
+    return AuditedPolicy.of("", found, origin)
+
+
+def _trusted(path: Path, vec_normalize: str | None, reader: Reader, env: str | None) -> AuditedPolicy:
+    """Return a policy that Stable-Baselines3 loads."""
+    from klrl.integrations.sb3_trusted import TrustedPolicy
+
+    print(
+        printable(f"{path}: Stable-Baselines3 loads it and executes what is in it (--trust)"),
+        file=sys.stderr,
+        flush=True,
     )
+    given = None if vec_normalize in (None, "none") else reader.statistics(str(vec_normalize))
+    space = None
+    if env is not None:
+        check_id(env)
+        with factory(env)() as one:
+            space = one.observation_space
+    found = TrustedPolicy(path, given, space)
+    if vec_normalize is None and found.used_vec_normalize:
+        raise ValueError(f"path = {path} was trained on a VecNormalize; allowed: --vecnormalize FILE, or none")
+    origin = {
+        "path": str(path), "library": "stable-baselines3, loaded by itself", "algorithm": found.algorithm,
+        "num_timesteps": int(found.model.num_timesteps), "statistics": None if given is None else vec_normalize,
+    }  # fmt: skip
+    return AuditedPolicy.of("", found, origin)
 
 
 def _in_order(folder: Path) -> list[Path]:
@@ -124,13 +136,12 @@ def _in_order(folder: Path) -> list[Path]:
     return found
 
 
+def _saved_with(path: Path, paths: Sequence[Path]) -> str | None:
+    """Return the VecNormalize that was saved beside a zip of a directory; for a single zip it is asked for."""
+    found = beside(path) if len(paths) == 1 else None
+    return None if found is None else str(found)
+
+
 def _short(path: Path) -> str:
     """Return the steps of a run's checkpoint, or the name of a zip without its end."""
     return f"{int(path.name)}" if path.name.isdecimal() else path.stem
-
-
-class _Nobody(Reader):
-    """Stands for the process where there is nothing to read."""
-
-    def __init__(self) -> None:
-        self._process = None

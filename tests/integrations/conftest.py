@@ -1,7 +1,12 @@
 """Models of Stable-Baselines3, trained once for all of these tests."""
 
+import contextlib
+
 import pytest
+import torch
 from sb3_models import save_model
+
+from klrl.integrations.sb3_reader import LEAST_TORCH, Reader
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +25,14 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reader():
     """The process that reads, one for all tests."""
-    from klrl.integrations.sb3_reader import Reader
-
+    if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST_TORCH:
+        pytest.skip("an older torch reads no other library's files")
     with Reader() as reader:
         yield reader
+
+
+@pytest.fixture
+def one_reader(reader, monkeypatch):
+    """Let the commands read by that process: a new one imports torch."""
+    for module in ("klrl.integrations.sb3_policy", "klrl.scripts.cli.audited"):
+        monkeypatch.setattr(f"{module}.Reader", lambda: contextlib.nullcontext(reader))

@@ -153,7 +153,7 @@ def crafted(good, folder, marker):
     for name, x in tensors():
         weights = torch.load(io.BytesIO(inside["policy.pth"]), weights_only=True)
         weights["action_net.weight"] = x
-        yield put(f"parameter {name}", inside | {"policy.pth": _saved(weights)})
+        yield put(f"parameter {name}", inside | {"policy.pth": as_file(weights)})
     for key, entry in (("observation_space", 3), ("action_space", None), ("policy_kwargs", []), ("use_sde", True)):
         yield with_entry(f"{key} is {entry}", key, entry)
     yield with_entry("base64", "action_space", data["action_space"] | {":serialized:": "%%%"})
@@ -171,7 +171,8 @@ def tensors():
     yield "large", torch.zeros(11 * 2**20)
 
 
-def _saved(x):
+def as_file(x):
+    """Bytes that ``torch.save`` writes."""
     file = io.BytesIO()
     torch.save(x, file)
     return file.getvalue()

@@ -112,6 +112,9 @@ def save_model(name: str, folder: Path, steps: int = 32, seed: int = 0) -> Saved
         envs: Any = DummyVecEnv([lambda: gym.make(env, disable_env_checker=True, **env_kwargs)])
         envs = VecNormalize(envs) if normalized else envs
         model = make("MlpPolicy", envs, **{**SETTINGS, **settings, "seed": seed}).learn(steps)
+        if name != "relu":  # spaces that were sampled have a random generator in their pickle
+            model.action_space.seed(0)
+            model.observation_space.seed(0)
         _wide(model).save(file)
     saved = Saved(model, file, env, env_kwargs)
     if normalized:

@@ -1,6 +1,7 @@
 """Hostile and damaged zips: nothing is executed, memory is bounded, and each is refused in one line."""
 
 import base64
+import io
 import json
 import os
 import re
@@ -9,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_zips import calls, crafted, members, zipped
+import torch
+from hostile_zips import as_file, calls, crafted, members, zipped
 
 from klrl.integrations import sb3_reader
 from klrl.integrations.sb3_policy import read_policy
@@ -27,26 +29,25 @@ def refusal(read, path):
     return str(refused.value)
 
 
-def test_crafted_zips_execute_nothing_take_little_memory_and_are_refused_in_one_line(saved, tmp_path):
+def test_crafted_zips_execute_nothing_take_little_memory_and_are_refused_in_one_line(saved, reader, tmp_path):
     good, marker = saved("cartpole").path, tmp_path / "executed"
     n, baseline, most, wrong = 0, 0.0, 0.0, []
-    with Reader() as reader:
-        for name, path in crafted(good, tmp_path, marker):
-            if n == 0 or reader.pid is None:
-                refusal(reader.model, tmp_path / "nothing.zip")  # starts the process
-                baseline = peak(reader.pid)
-            n += 1
-            try:
-                read_policy(path, None, reader)
-                wrong.append(f"{name}: read")
-            except ValueError as error:
-                said = str(error)
-                if "\n" in said or len(said) > 700 or not said.startswith(f"path = {path}") or not said.isprintable():
-                    wrong.append(f"{name}: {said}")
-            if reader.pid is not None:
-                most = max(most, peak(reader.pid) - baseline)
-            path.unlink()
-        read_policy(good, None, reader)
+    for name, path in crafted(good, tmp_path, marker):
+        if n == 0 or reader.pid is None:
+            refusal(reader.model, tmp_path / "nothing.zip")  # starts the process
+            baseline = peak(reader.pid)
+        n += 1
+        try:
+            read_policy(path, None, reader)
+            wrong.append(f"{name}: read")
+        except ValueError as error:
+            said = str(error)
+            if "\n" in said or len(said) > 700 or not said.startswith(f"path = {path}") or not said.isprintable():
+                wrong.append(f"{name}: {said}")
+        if reader.pid is not None:
+            most = max(most, peak(reader.pid) - baseline)
+        path.unlink()
+    read_policy(good, None, reader)
     assert wrong == []
     assert n >= 200
     assert most < 200.0
@@ -99,29 +100,30 @@ def test_two_members_of_one_name_are_refused(saved, reader, tmp_path):
     assert refusal(reader.model, path) == f"path = {path}: it has two members named 'data'"
 
 
-def test_a_process_that_a_file_ends_is_started_again(saved, tmp_path):
-    with Reader() as reader:
-        refusal(reader.model, tmp_path / "nothing.zip")
-        process = reader._process
-        process.kill()
-        process.wait()
-        assert "ended the process that read it" in refusal(reader.model, saved("cartpole").path)
-        assert reader.model(saved("cartpole").path).version
+def test_a_process_that_a_file_ends_is_started_again(saved, reader):
+    first = reader.model(saved("cartpole").path)
+    process = reader._process
+    process.kill()
+    process.wait()
+    assert "ended the process that read it" in refusal(reader.model, saved("cartpole").path)
+    assert reader.model(saved("cartpole").path).weights.keys() == first.weights.keys()
 
 
 def test_an_old_torch_is_refused(monkeypatch):
     monkeypatch.setattr(sb3_reader, "version", lambda name: "2.9.1+cpu")
-    with pytest.raises(ValueError, match=r"^torch 2\.9\.1\+cpu cannot read .*; allowed: torch >= 2\.10$"):
-        Reader()
+    with (
+        Reader() as reader,
+        pytest.raises(NotEnough, match=r"^torch 2\.9\.1\+cpu cannot .*; allowed: torch >= 2\.10, or "),
+    ):
+        reader.model("model.zip")
 
 
-def test_the_reader_has_its_limits(saved):
-    """What the process sets for itself: memory, files it could write, dumps."""
-    with Reader() as reader:
-        reader.model(saved("cartpole").path)
-        limits = Path(f"/proc/{reader.pid}/limits").read_text()
-        size = int(re.search(r"Max address space\s+(\d+)", limits)[1])
-        have = int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{reader.pid}/status").read_text())[1]) * 1024
+def test_the_process_limits_itself(saved, reader):
+    """Memory, files that it could write, time."""
+    reader.model(saved("cartpole").path)
+    limits = Path(f"/proc/{reader.pid}/limits").read_text()
+    size = int(re.search(r"Max address space\s+(\d+)", limits)[1])
+    have = int(re.search(r"VmSize:\s+(\d+) kB", Path(f"/proc/{reader.pid}/status").read_text())[1]) * 1024
     assert have <= size <= have + 200 * 2**20
     assert re.search(r"Max file size\s+0", limits)
     assert re.search(r"Max cpu time\s+\d+", limits)
@@ -137,4 +139,16 @@ def test_what_needs_more_than_reading_names_trust(saved, reader, tmp_path):
     data["policy_kwargs"] = entry | {":serialized:": base64.b64encode(code).decode()}
     path = zipped(tmp_path / "own.zip", inside | {"data": json.dumps(data).encode()})
     with pytest.raises(NotEnough, match=r"activation a\.module\.of\.someones\.own\.xx\.ELU; allowed: .* --trust, "):
+        read_policy(path, None, reader)
+
+
+@pytest.mark.parametrize(
+    "name", ["mlp_extractor.shared_net.0.weight", "features_extractor.cnn.0.weight", "pi.0.weight"]
+)
+def test_parameters_beside_the_layers_name_trust(name, saved, reader, tmp_path):
+    """Zips of version 1 could have layers that actor and critic share."""
+    inside = members(saved("cartpole").path)
+    weights = torch.load(io.BytesIO(inside["policy.pth"]), weights_only=True) | {name: torch.zeros(4, 4)}
+    path = zipped(tmp_path / "more.zip", inside | {"policy.pth": as_file(weights)})
+    with pytest.raises(NotEnough, match=rf"its policy has the parameter {re.escape(name)}; allowed: "):
         read_policy(path, None, reader)
