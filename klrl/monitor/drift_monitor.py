@@ -252,7 +252,7 @@ class DriftMonitor:
             self._warn_once(
                 "log_prob",
                 f"log-probabilities differ from the collector's by up to {difference.max().item():.3g} nats before the "
-                "first step, more than by rounding: the policy measured is not the one that acted, or not where it acted",
+                "first step, more than by rounding: not the policy that acted is measured, or not where it acted",
             )
         return difference.expm1().max().item()
 
