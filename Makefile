@@ -13,7 +13,7 @@ ENV ?= CartPole-v1
 STEPS ?= 50000
 SEED ?= 0
 
-.PHONY: help train test lint docs clean
+.PHONY: help train test lint docs recipes clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,17 @@ docs: $(VENV)/docs  ## the documentation site in build/docs; every warning, ever
 	$(BIN)/python docs/sitegen/blocks.py
 	$(BIN)/sphinx-build -q --fresh-env --fail-on-warning --keep-going --nitpicky -b html docs build/docs
 	@echo "written: build/docs/index.html"
+
+# Each in an environment of its own, with klrl as anyone would install it; -P, because the files have the libraries' names.
+RECIPES := $(basename $(notdir $(wildcard docs/recipes/*.txt)))
+recipes: $(RECIPES:%=build/recipes/%/klrl)  ## trainings of other libraries, measured: every recipe in its own environment
+	@for name in $(RECIPES); do \
+	  echo "$$name:"; build/recipes/$$name/bin/python -P docs/recipes/$$name.py || exit 1; done
+
+build/recipes/%/klrl: docs/recipes/%.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< .
+	@touch $@
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

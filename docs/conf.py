@@ -20,7 +20,8 @@ extensions = [
     "sphinx.ext.viewcode",
     "sitegen.sphinx_parts",
 ]
-exclude_patterns = ["sitegen"]
+exclude_patterns = ["sitegen", "recipes"]
+autodoc_mock_imports = ["stable_baselines3"]
 source_suffix = {".md": "markdown"}
 nitpicky = True
 

@@ -15,11 +15,18 @@ DOCS = Path(__file__).resolve().parents[1]
 if str(DOCS) not in sys.path:  # when run as a program
     sys.path.insert(0, str(DOCS))
 
-from sitegen import cli, diagrams, lists, results, speed  # noqa: E402
+from sitegen import asked_peers, cli, diagrams, lists, recipes, results, speed  # noqa: E402
 
-BLOCKS: dict[str, Callable[[], str]] = {**results.BLOCKS, **speed.BLOCKS, **lists.BLOCKS}
+BLOCKS: dict[str, Callable[[], str]] = {
+    **results.BLOCKS,
+    **asked_peers.BLOCKS,
+    **speed.BLOCKS,
+    **lists.BLOCKS,
+    **recipes.BLOCKS,
+}
 WHILE_BUILDING: dict[str, Callable[[], str]] = {"cli": cli.reference}
-FILES: dict[str, Callable[[], str]] = {f"_static/{name}.svg": draw for name, draw in diagrams.DIAGRAMS.items()}
+DRAWN = {**diagrams.DIAGRAMS, **asked_peers.DIAGRAMS}
+FILES: dict[str, Callable[[], str]] = {f"_static/{name}.svg": draw for name, draw in DRAWN.items()}
 BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 

@@ -259,7 +259,7 @@ def versions() -> str:
     """What each file of results was measured with."""
     files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "klip/compare.json"]
     files += ["penalties-0.01/compare.json", "fold/compare.json", "finetune.json", "accuracy.json", "speed.json"]
-    files += ["scaling.json"]
+    files += ["scaling.json", "asked-peers.json"]
     packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
     lines = [[f"`{name}`", *(read(name)["versions"].get(package, "") for package in packages)] for name in files]
     return table(["file in `scripts/results`", *packages], lines)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from klrl.kl.drift import Drift, Probe, mean_kl
 from klrl.monitor.reading import Reading, Taken, array, join, read
@@ -25,7 +26,9 @@ from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL
 
 LARGEST_ERROR = 1e-5
-"""Largest difference between recomputed log-probabilities and the given ones that rounding explains, nats."""
+"""Largest difference, nats, between recomputed log-probabilities and the given ones that their rounding explains."""
+_ROUNDED = 1.0 - 2.0**-22
+"""Factor that changes float32 actions as their rounding may have: near a tanh's border that changes probabilities."""
 _REPEATED = 1e-6
 """Largest KL, nats, between two calls of a policy that is a function of its observations."""
 START_ERROR = "drift/start_ratio_error"
@@ -141,7 +144,8 @@ class DriftMonitor:
         if log_prob is not None:
             if fitted is None:
                 raise ValueError("log_prob is given without actions; allowed: both")
-            error = self._start_error(old, fitted, log_prob)
+            rounded = old.fit(array(actions).double() * _ROUNDED)
+            error = self._start_error(old.log_prob(fitted), old.log_prob(rounded), log_prob)
         self._before = _Before(states, old, fitted, error)
 
     @undisturbed
@@ -238,16 +242,17 @@ class DriftMonitor:
                 "allowed: a function of one state's observation (evaluation mode, no state of its own)",
             )
 
-    def _start_error(self, old: Reading, taken: Taken, log_prob: Any) -> float:
+    def _start_error(self, ours: Tensor, rounded: Tensor, log_prob: Any) -> float:
+        """Return the largest |ratio - 1| before the first step; warn if rounding does not explain it."""
         given = array(log_prob).double().reshape(-1)
-        if len(given) != len(taken.actions):
-            raise ValueError(f"log_prob = {len(given)} numbers; allowed: {len(taken.actions)}, one per action")
-        difference = (old.log_prob(taken) - given).abs()
-        if not (worst := difference.max().item()) <= LARGEST_ERROR:
+        if len(given) != len(ours):
+            raise ValueError(f"log_prob = {len(given)} numbers; allowed: {len(ours)}, one per action")
+        difference = (ours - given).abs()
+        if not bool((difference <= LARGEST_ERROR + (rounded - ours).abs()).all()):
             self._warn_once(
                 "log_prob",
-                f"log-probabilities differ from the collector's by up to {worst:.3g} nats before the first step "
-                f"(rounding: {LARGEST_ERROR:g}): what is measured is not the policy that acted, or not where it acted",
+                f"log-probabilities differ from the collector's by up to {difference.max().item():.3g} nats before the "
+                "first step, more than by rounding: not the policy that acted is measured, or not where it acted",
             )
         return difference.expm1().max().item()
 

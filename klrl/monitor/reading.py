@@ -158,9 +158,7 @@ def _of_torch(x: td.Distribution) -> tuple[Distribution, tuple[td.Transform, ...
         return as_record(x, Tensor.double), ()
     except NoClosedForm:
         base, maps = _before_maps(x)
-        if not maps:
-            raise
-        return as_record(base, Tensor.double), maps
+    return as_record(base, Tensor.double), maps
 
 
 def _before_maps(x: td.Distribution) -> tuple[td.Distribution, tuple[td.Transform, ...]]:

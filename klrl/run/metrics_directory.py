@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 from klrl.interrupts import held
 from klrl.run import checkpoint
@@ -38,7 +39,8 @@ class MetricsDirectory:
     def __init__(self, path: str | Path, notes: Mapping[str, Any]) -> None:
         self.path = check_new(path).absolute()
         self.notes: dict[str, Any] = {**UNKNOWN, **notes}
-        self._open: ExitStack | None = None
+        self._close: finalize | None = None
+        """Closes the files, by itself at the latest when the process ends."""
         self._lost = False
 
     def add(self, row: Metrics) -> None:
@@ -46,11 +48,10 @@ class MetricsDirectory:
         if self._lost:
             return
         try:
-            if self._open is None:
+            if self._close is None:
                 self._begin()
             self._csv.add([row])
         except OSError as error:
-            self._lost = True
             self.close()
             warn_user(f"{error}: nothing more is written to {self.path}; training and monitor.history go on")
         else:
@@ -68,12 +69,11 @@ class MetricsDirectory:
                 checkpoint.replace(self.path / "config.json", text)
             self._csv = files.enter_context(closing(CsvLog(self.path / "metrics.csv")))
             self._tensorboard = files.enter_context(closing(TensorBoardWriter(self.path)))
-            self._open = files.pop_all()
+            self._close = finalize(self, files.pop_all().close)
 
     def close(self) -> None:
         """Close the files and release the directory; rows are written through as they come, so none is lost without."""
         with held():
-            if self._open is not None:
-                self._open.close()
-                self._open = None
-                self._lost = True
+            self._lost = True
+            if self._close is not None:
+                self._close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,16 @@ def write(output: Path, data: str | bytes) -> None:
         replace(Path(os.path.realpath(output)), data)
 
 
-def text(command: str, rows: list[dict[str, Any]]) -> str:
-    """Return all rows as JSON, a line each, with the command and the versions that they come from."""
+def text(command: str, rows: list[dict[str, Any]], packages: Iterable[str] = ()) -> str:
+    """Return all rows as JSON, a line each, with the command and the versions that they come from.
+
+    Args:
+        command: command line.
+        rows: plain JSON.
+        packages: more packages whose versions belong there.
+    """
     lines = ",\n".join(map(json.dumps, rows))
-    head = f'"command": {json.dumps(command)},\n"versions": {json.dumps(versions())}'
+    head = f'"command": {json.dumps(command)},\n"versions": {json.dumps(versions(packages))}'
     return f'{{\n{head},\n"rows": [\n{lines}\n]\n}}\n'
 
 

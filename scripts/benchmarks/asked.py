@@ -40,11 +40,18 @@ class Asked:
     """Runs at a time, one torch thread each."""
     output: Path = Path("asked.json")
     """File for the measurements (JSON)."""
+    peers: bool = False
+    """Train other libraries beside klrl, too (klrl benchmark asked --peers --help lists the options)."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark asked``."""
     words = sys.argv[1:] if argv is None else argv
+    if "--peers" in words:
+        from klrl.scripts.benchmarks import asked_peers
+
+        asked_peers.main(words)
+        return
     args = parse(Asked, words, "klrl benchmark asked")
     benchmark("asked", words, ASKED, "space", args.spaces, args.seeds, args.processes, args.output)
 
