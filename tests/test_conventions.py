@@ -96,6 +96,7 @@ ONLY_IN = {
     "safetensors": {"klrl.run", "klrl.scripts"},
     "tyro": {"klrl.agents", "klrl.scripts"},
     "matplotlib": {"klrl.scripts"},
+    "optuna": {"klrl.studies"},
 }
 
 # Other libraries to compare with: one file of the package knows them, and imports them inside its functions.

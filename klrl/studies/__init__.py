@@ -26,6 +26,9 @@ from klrl.studies.statistics import (
     student,
 )
 from klrl.studies.trials import Trial
+from klrl.studies.tuner import Tuner
+from klrl.studies.tuning import Tuning, tuning
+from klrl.studies.tuning_results import best_trials, write_results
 
 __all__ = [
     "Comparison",
@@ -33,7 +36,10 @@ __all__ = [
     "Profile",
     "Runs",
     "Trial",
+    "Tuner",
+    "Tuning",
     "Variant",
+    "best_trials",
     "comparison",
     "interquartile_mean",
     "interval_of",
@@ -46,4 +52,6 @@ __all__ = [
     "share_over",
     "student",
     "table",
+    "tuning",
+    "write_results",
 ]

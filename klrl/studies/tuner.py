@@ -315,7 +315,8 @@ def _study(design: Tuning, output: Path, storage: str | None, pruner: Any) -> op
 
     url = storage or f"sqlite:///{output.resolve() / 'study.db'}"
     patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {}
-    directions = ["maximize", "minimize"] if design.objective == "return-and-kl" else ["maximize"]
+    up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [up, down] if design.objective == "return-and-kl" else [up]
     try:
         name = output.resolve().name
         database = url if url.startswith("redis:") else optuna.storages.RDBStorage(url, engine_kwargs=patient)
