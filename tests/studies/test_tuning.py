@@ -14,7 +14,7 @@ import pytest
 from torture.processes import Fork
 
 from klrl.agents import PPO, PPOConfig, load_agent
-from klrl.run import evaluate
+from klrl.run import Callback, evaluate
 from klrl.run.lock import Lock
 from klrl.scripts.main import main
 from klrl.studies.scored import POINTS
@@ -290,6 +290,35 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path):
     search.run(2)
     assert search.said[1:] == ["trial 0 goes on", search.said[-1]]
     assert search.counts() == {"complete": 2}
+
+
+class Dies(Callback):
+    """Ends its process before the first update, as running out of memory does."""
+
+    def on_training_start(self, agent, total_timesteps):
+        raise SystemExit(9)
+
+
+class Interrupts(Callback):
+    def on_training_start(self, agent, total_timesteps):
+        raise KeyboardInterrupt
+
+
+def test_a_trial_whose_processes_die_again_and_again_is_given_up(tmp_path):
+    search = tuner(tmp_path, seeds=(100,))
+    for _ in range(4):
+        with pytest.raises(SystemExit):
+            search.run(2, [Dies()])
+    with pytest.raises(KeyboardInterrupt):
+        search.run(2, [Interrupts()])
+    assert search.counts() == {"fail": 1, "running": 1}
+    died = "trial 0: failed, its process died 4 times without a new checkpoint; learning_rate = "
+    assert [line.startswith(died) for line in search.said] == [False, False, False, True]
+    for _ in range(4):  # who is interrupted is not to blame
+        with pytest.raises(KeyboardInterrupt):
+            search.run(2, [Interrupts()])
+    search.run(2)
+    assert search.counts() == {"fail": 1, "complete": 1}
 
 
 def test_another_search_is_refused_in_the_same_output(made, capsys):
