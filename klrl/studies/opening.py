@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gymnasium.envs.registration import EnvSpec
 
-from klrl.agents import Agent, load_agent
+from klrl.agents import Agent, AgentConfig, load_agent
 from klrl.run import Callback, KLBudget, checkpoint
+from klrl.run.directory import LARGEST_CONFIG
+from klrl.run.disk import read_regular_file
+from klrl.text import plain
 from klrl.trust_region import TrustRegion
 
 Learn = Callable[[Sequence[Callback]], object]
@@ -38,6 +42,27 @@ def saved_or_new(
         return agent, lambda callbacks: agent.learn(total_timesteps, callbacks)
     agent = load_agent(path, env, saved=saved, trust_region=region)
     return agent, agent.resume
+
+
+def difference(path: Path, config: AgentConfig, env: str, seed: int, total_timesteps: int) -> str | None:
+    """Return in what the run in a directory is another one than this, or ``None``; no run is no other one.
+
+    Raises:
+        OSError: its file cannot be read now.
+    """
+    mine = {"agent": config.algorithm, "env": env.rpartition(":")[2], "seed": seed, "total_timesteps": total_timesteps}
+    mine |= json.loads(json.dumps(config.to_json()))
+    try:
+        there = json.loads(read_regular_file(path / "config.json", LARGEST_CONFIG))
+        theirs = {name: there[name] for name in ("agent", "seed", "total_timesteps")} | there["config"]
+        if there["env"] is not None:
+            theirs["env"] = there["env"]["id"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return f"config.json is not as a run writes it: {plain(error, 200)}"
+    changed = [name for name in mine if name in theirs and mine[name] != theirs[name]]
+    return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 
 
 def why_finished(agent: Agent[Any], budgets: Sequence[KLBudget]) -> str | None:

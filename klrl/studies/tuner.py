@@ -283,7 +283,7 @@ def check_optuna() -> None:
     try:
         import optuna
     except ImportError as error:
-        raise ValueError("klrl tune needs Optuna; pip install 'klrl[tune]'") from error
+        raise ValueError("the search needs Optuna: pip install 'klrl[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

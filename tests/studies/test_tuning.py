@@ -402,7 +402,7 @@ def test_without_optuna_the_extra_is_named(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         main([*WORDS, "--output", str(tmp_path / "no")])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "klrl tune: klrl tune needs Optuna; pip install 'klrl[tune]'\n"
+    assert capsys.readouterr().err == "klrl tune: the search needs Optuna: pip install 'klrl[tune]'\n"
 
 
 def test_ranges_and_choices_are_read():
