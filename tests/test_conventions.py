@@ -126,6 +126,7 @@ ONLY_IN = {
     "ray": {"klrl.studies"},
     "matplotlib": {"klrl.run", "klrl.report", "klrl.agents", "klrl.scripts"},
     "bokeh": {"klrl.report"},
+    "optuna": {"klrl.studies"},
 }
 
 # Other libraries: klrl.integrations knows those that it reads; two files of the benchmarks know those to compare with,

@@ -27,6 +27,9 @@ from klrl.studies.statistics import (
     student,
 )
 from klrl.studies.study import Run, Study
+from klrl.studies.tuner import Tuner
+from klrl.studies.tuning import Tuning, tuning
+from klrl.studies.tuning_results import best_trials, write_results
 
 __all__ = [
     "Design",
@@ -35,7 +38,10 @@ __all__ = [
     "Profile",
     "Run",
     "Study",
+    "Tuner",
+    "Tuning",
     "Variant",
+    "best_trials",
     "comparison",
     "interquartile_mean",
     "interval_of",
@@ -49,4 +55,6 @@ __all__ = [
     "share_over",
     "student",
     "table",
+    "tuning",
+    "write_results",
 ]

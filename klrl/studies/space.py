@@ -64,7 +64,7 @@ class Choice:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """All values."""
+        """Values, all of them."""
         return tuple(self.values.values())
 
     def __str__(self) -> str:

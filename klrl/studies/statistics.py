@@ -80,7 +80,7 @@ class Profile:
 
 def mean(scores: ArrayLike, axis: int | None = None) -> Any:
     """Return the mean, of all scores or along an axis."""
-    return np.mean(scores, axis=axis)
+    return np.mean(np.asarray(scores, dtype=float), axis=axis)
 
 
 def interquartile_mean(scores: ArrayLike, axis: int | None = None) -> Any:
@@ -251,7 +251,8 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike, confidence: fl
     if at.ndim != 1:
         raise ValueError(f"thresholds of shape {at.shape}; allowed: [n_thresholds]")
     if n == 0:
-        return Profile(at, *np.full((3, len(at)), math.nan), n, failed)
+        nothing = np.full(len(at), math.nan)
+        return Profile(at, nothing, nothing, nothing, n, failed)
     value = np.mean([np.mean(column[:, None] > at, axis=0) for column in columns], axis=0)
     low, high = np.full((2, len(at)), math.nan)
     if n >= FEWEST:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 BUDGET = "kl_budget"
 """Name of the constraint."""
+RETRIES = 3
+"""Number of times that a trial is taken over from a dead process without a new checkpoint in between."""
+_LEFT_AT = "left_at"
 
 
 class Tuner:
@@ -95,6 +98,9 @@ class Tuner:
             try:
                 with _quiet():
                     self._finish(turn, callbacks)
+            except (KeyboardInterrupt, OSError):  # nothing that the trial is to blame for
+                turn.trial.set_user_attr(_LEFT_AT, [])
+                raise
             finally:
                 turn.lock.release()
 
@@ -111,11 +117,15 @@ class Tuner:
         with self.turns, _quiet():
             known = self.study.get_trials(deepcopy=False)
             for left in known:
-                if left.state == TrialState.RUNNING and (lock := self._free(left.number)) is not None:
-                    self._say(f"trial {left.number} goes on")
-                    self.study.sampler = self._sampler_of(left.number)
-                    trial = Trial(self.study, left._trial_id)
-                    return Turn(trial, self.design.suggest(trial), lock, frozenset(left.intermediate_values))
+                if left.state != TrialState.RUNNING or (lock := self._free(left.number)) is None:
+                    continue
+                trial = Trial(self.study, left._trial_id)
+                if self._keeps_dying(trial):
+                    lock.release()
+                    continue
+                self._say(f"trial {left.number} goes on")
+                self.study.sampler = self._sampler_of(left.number)
+                return Turn(trial, self.design.suggest(trial), lock, frozenset(left.intermediate_values))
             if len(known) >= trials:
                 return None
             self.study.sampler = self._sampler_of(len(known))
@@ -123,6 +133,23 @@ class Tuner:
             lock = self._free(trial.number)
             assert lock is not None
             return Turn(trial, self.design.suggest(trial), lock)
+
+    def _keeps_dying(self, trial: optuna.Trial) -> bool:
+        """Fail a trial if its processes died too often without a new checkpoint in between."""
+        from optuna.trial import TrialState
+
+        path = self._directory(trial.number)
+        newest = max((step.name for step in path.glob("seed-*/checkpoints/[0-9]*")), default="")
+        here = f"{len([*path.glob('seed-*.json')])} seeds done, checkpoint {newest}"
+        left_at = [*(there for there in trial.user_attrs.get(_LEFT_AT, []) if there == here), here]
+        trial.set_user_attr(_LEFT_AT, left_at)
+        if len(left_at) <= RETRIES:
+            return False
+        said = f"its process died {len(left_at)} times without a new checkpoint"
+        trial.set_user_attr("error", said)
+        self.study.tell(trial, state=TrialState.FAIL)
+        self._say(f"trial {trial.number}: failed, {said}; {shown(trial.params)}")
+        return True
 
     def _free(self, number: int) -> Lock | None:
         """Lock a trial's directory; ``None`` if another process has."""
@@ -256,7 +283,7 @@ def check_optuna() -> None:
     try:
         import optuna
     except ImportError as error:
-        raise ValueError("klrl tune needs Optuna; pip install 'klrl[tune]'") from error
+        raise ValueError("the search needs Optuna: pip install 'klrl[tune]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -315,7 +342,8 @@ def _study(design: Tuning, output: Path, storage: str | None, pruner: Any) -> op
 
     url = storage or f"sqlite:///{output.resolve() / 'study.db'}"
     patient = {"connect_args": {"timeout": 60}} if url.startswith("sqlite:") else {}
-    directions = ["maximize", "minimize"] if design.objective == "return-and-kl" else ["maximize"]
+    up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
+    directions = [up, down] if design.objective == "return-and-kl" else [up]
     try:
         name = output.resolve().name
         database = url if url.startswith("redis:") else optuna.storages.RDBStorage(url, engine_kwargs=patient)

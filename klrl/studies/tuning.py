@@ -32,11 +32,11 @@ class Tuning:
     """
 
     agent: str
-    """Its name on the command line."""
+    """Name on the command line."""
     env: str
     """Gymnasium id."""
     space: tuple[Searched, ...]
-    """What is searched."""
+    """Settings that are searched."""
     settings: Mapping = field(default_factory=dict)
     """Settings that are the same in all trials."""
     presets: bool = True
@@ -46,7 +46,7 @@ class Tuning:
     seeds: tuple[NonNegativeInt, ...] = (100, 101, 102)
     """Seeds of every trial; a trial is worth its mean over them."""
     objective: Objective = "return"
-    """What is optimised: the return, or the return against the KL spent."""
+    """Goal: the return, or the return against the KL spent for it."""
     measure: Measure = "training"
     """Return of the last tenth of the training, or of 20 deterministic episodes afterwards."""
     kl_budget: Positive | None = None

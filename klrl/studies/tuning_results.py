@@ -35,7 +35,7 @@ class Best:
         return f"trial {self.number}: return {self.mean_return:.6g}, KL {self.kl_sum:.4g} nats; {shown(self.chosen)}"
 
 
-def best(tuner: Tuner) -> list[Best]:
+def best_trials(tuner: Tuner) -> list[Best]:
     """Return the best trial within the budget, or with two objectives those that none is better than in both."""
     if tuner.design.objective == "return-and-kl":
         found = sorted(tuner.study.best_trials, key=lambda trial: -trial.values[0])
@@ -67,7 +67,8 @@ def write_results(tuner: Tuner) -> list[Path]:
         write(tuner.output / "trials.csv", _csv(tuner))
         single = tuner.design.objective == "return"
         files = {
-            tuner.output / ("best.json" if single else f"best-{one.number}.json"): one.config for one in best(tuner)
+            tuner.output / ("best.json" if single else f"best-{one.number}.json"): one.config
+            for one in best_trials(tuner)
         }
         for stale in {*tuner.output.glob("best*.json")} - files.keys():
             stale.unlink()

@@ -11,7 +11,7 @@ from klrl.scripts.cli.command_line import bad_input, fail
 from klrl.scripts.cli.terminal import PlainConsole
 from klrl.studies.tuner import Tuner, check_optuna
 from klrl.studies.tuning import tuning
-from klrl.studies.tuning_results import best, write_results
+from klrl.studies.tuning_results import best_trials, write_results
 
 if TYPE_CHECKING:
     from klrl.scripts.tune import Tune
@@ -49,7 +49,7 @@ def _say(prog: str, console: PlainConsole, tuner: Tuner, files: list[str]) -> No
     """Print the best trials, with the commands that train with their settings."""
     counts = ", ".join(f"{n} {state}" for state, n in tuner.counts().items())
     console.print(f"{counts}: {tuner.output / 'trials.csv'}")
-    found = best(tuner)
+    found = best_trials(tuner)
     for one, file in zip(found, files, strict=True):
         console.print(f"best: {one}\n  settings: {file}\n  {one.command}")
     if not found:
