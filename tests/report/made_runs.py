@@ -1,6 +1,7 @@
 """Run directories for the tests of reports: made by the code that writes real ones, without a training."""
 
 import json
+from functools import cache
 
 import numpy as np
 
@@ -18,11 +19,16 @@ METRICS = (
 
 def described(seed=0, env="CartPole-v1", total_timesteps=2048, **settings):
     """A run's config.json."""
-    agent = PPO("CartPole-v1", PPOConfig(trust_region="constraint", **settings), seed=seed)
-    agent.close()
-    config = agent.describe() | {"total_timesteps": total_timesteps, "versions": versions()}
+    config = json.loads(_described(**settings))
     config["env"]["id"] = env
-    return config
+    return config | {"seed": seed, "total_timesteps": total_timesteps}
+
+
+@cache
+def _described(**settings):
+    agent = PPO("CartPole-v1", PPOConfig(trust_region="constraint", **settings), seed=0)
+    agent.close()
+    return json.dumps(agent.describe() | {"versions": versions()})
 
 
 def rows(updates, seed=0, target=0.01, steps=2048):
