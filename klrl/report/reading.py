@@ -30,7 +30,8 @@ _LARGEST_LOG = 2**31
 """Largest config.json and CSV that are read, in bytes."""
 _DEEPEST = 6
 """Levels of folders below a given one in which runs are looked for."""
-STATUSES = ("done", "running", "waiting", "stopped", "failed", "log")
+_OF_A_RUN = {"config.json", "metrics.csv", "non-finite.npz"}
+"""Files by which a run directory is known; a run that failed before its first update leaves only the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def _places(path: Path) -> Iterator[tuple[Path, str]]:
     of_study = (path / "study.toml").is_file()
     for folder, folders, files in os.walk(path):
         here = Path(folder)
-        if {"config.json", "metrics.csv"} & {*files}:
+        if _OF_A_RUN & {*files}:
             folders.clear()
             named = of_study and re.fullmatch(r"seed-\d+", here.name)
             yield here, here.parent.name if named else ""
@@ -256,12 +257,13 @@ class _Columns:
 def _status(run: Run) -> tuple[str, str]:
     """Return the status of a run by its files, and why it ended early, if they tell."""
     last = run.config.get("total_timesteps")
-    if not isinstance(last, int):
-        return "log", ""
     if _owned(run.directory / "run.lock"):
         return "running", ""
-    if (run.directory / "non-finite.npz").exists() and (not run.updates or run.steps[-1] < last):
+    whole = run.updates and (not isinstance(last, int) or run.steps[-1] >= last)
+    if (run.directory / "non-finite.npz").exists() and not whole:
         return "failed", "a number was not finite: the step is in non-finite.npz"
+    if not isinstance(last, int):
+        return "log", ""
     if not run.updates:
         return "waiting", "no update is complete"
     if run.steps[-1] < last:

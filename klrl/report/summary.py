@@ -184,7 +184,7 @@ def command(config: Mapping[str, Any]) -> str:
 
 def _flag(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    if value is None or value == []:
+    if value is None:
         return []
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]

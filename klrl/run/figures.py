@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from klrl.run.callback import Metrics
 from klrl.run.titles import title, unit
@@ -77,38 +78,40 @@ def figure(panels: Sequence[Sequence[Panel]], heading: str = "") -> Figure:
     """
     rows, columns = len(panels), len(panels[0])
     drawn = ShownFigure(figsize=(6.4 * columns, 0.6 + 2.7 * rows), layout="constrained")
+    named: dict[str, Line2D] = {}
     axes = drawn.subplots(rows, columns, squeeze=False, sharex="col")
-    for line, row in zip(axes, panels, strict=True):
+    for i, (line, row) in enumerate(zip(axes, panels, strict=True)):
         for ax, panel in zip(line, row, strict=True):
-            _draw(ax, panel)
-            if ax is not axes[-1][0] and line is not axes[-1]:
+            named |= dict(_draw(ax, panel))
+            if i < rows - 1:
                 ax.set_xlabel("")
     if heading:
-        drawn.suptitle(heading, x=0.01, ha="left", fontsize=11)
-    entries = {
-        label: handle for ax in drawn.axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    if len(entries) > 1:
-        drawn.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)), frameon=False
-        )
+        drawn.suptitle(heading, x=0.01, ha="left", fontsize=11, parse_math=False)
+    if len(named) > 1:
+        place = {"loc": "outside lower center", "ncols": min(4, len(named)), "frameon": False}
+        legend = drawn.legend([*named.values()], [*named], **place)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return drawn
 
 
-def _draw(ax: Axes, panel: Panel) -> None:
+def _draw(ax: Axes, panel: Panel) -> Iterator[tuple[str, Line2D]]:
+    """Draw a panel; yield what the legend names. No text is read as mathematics: it may be the name of a run."""
     for curve in panel.curves:
         colour, dashes = _COLOURS[curve.style % len(_COLOURS)], _DASHES[(curve.style + curve.style // 7) % 7]
-        label = curve.label or "_unnamed"
-        ax.plot(curve.x, curve.y, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        (line,) = ax.plot(curve.x, curve.y, color=colour, linestyle=dashes, linewidth=1.4, label=curve.label)
+        if curve.label:
+            yield curve.label, line
         if curve.low is not None and curve.high is not None and np.isfinite(curve.low).any():
             ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
     for curve in panel.targets:
-        ax.plot(curve.x, curve.y, color="black", linestyle=":", linewidth=1.2, label="target")
+        yield "target", *ax.plot(curve.x, curve.y, color="black", linestyle=":", linewidth=1.2, label="target")
     for curve in panel.marks:
-        ax.plot(curve.x, curve.y, "x", color="black", markersize=4, label="update beyond its target")
-    ax.set_title(panel.title, loc="left", fontsize=10)
+        label = "update beyond its target"
+        yield label, *ax.plot(curve.x, curve.y, "x", color="black", markersize=4, label=label)
+    ax.set_title(panel.title, loc="left", fontsize=10, parse_math=False)
     ax.set_xlabel(panel.x)
-    ax.set_ylabel(panel.y)
+    ax.set_ylabel(panel.y, parse_math=False)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     if panel.y == unit(KL):

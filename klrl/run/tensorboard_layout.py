@@ -25,11 +25,10 @@ CHARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "Return of training and of evaluation": ("rollout/ep_rew_mean", "eval/mean_reward"),
     },
     "Step": {
-        "What the step did: shares, and the residual of conjugate gradient": (
+        "What the step did: shares, residual of conjugate gradient, penalty coefficient": (
             "train/clip_fraction", "train/line_search_scale", "train/backtrack_scale", "train/cg_residual",
-            "drift/states_over_target",
+            "drift/states_over_target", "train/kl_penalty",
         ),
-        "What held it: penalty coefficient": ("train/kl_penalty",),
     },
 }  # fmt: skip
 """Metrics of each chart, by category and title. Other charts under the same title would stand beside older runs'."""

@@ -1,0 +1,192 @@
+"""What a report knows of runs: read from their files, however these were left."""
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+from environments import Broken, small_agent
+from made_runs import described, rows, write_run
+
+from klrl.agents import PPO, load_agent
+from klrl.report import read_runs
+from klrl.run import Callback
+from klrl.run.lock import Lock
+
+
+class Stop(Callback):
+    """Ends a training after so many updates, as Ctrl-C does."""
+
+    def __init__(self, updates):
+        self.left = updates
+
+    def on_update_end(self, agent, batch, metrics):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_a_run_is_read_as_it_was_logged(tmp_path):
+    agent = small_agent(PPO, seed=3)
+    agent.learn(96, run_dir=tmp_path / "run")
+    (run,) = read_runs([tmp_path / "run"])
+    assert (run.env, run.variant, run.seed, run.agent, run.status) == ("CartPole-v1", "ppo", 3, "ppo", "done")
+    numbers = {name for row in agent.history for name, x in row.items() if isinstance(x, float)}
+    assert {*run.columns} == numbers
+    for name in numbers:
+        np.testing.assert_array_equal(run.columns[name], [row[name] for row in agent.history])
+    reasons = [row["train/stop_reason"] for row in agent.history]
+    assert run.reasons == {reason: reasons.count(reason) for reason in reasons}
+    assert (run.resumed, run.notes, run.error) == (0, (), "")
+    np.testing.assert_allclose(run.spent, np.cumsum(run.columns["drift/kl"]), rtol=1e-6)
+
+
+def test_a_resumed_run_is_whole_and_says_that_it_was_continued(tmp_path):
+    agent = small_agent(PPO)
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(256, Stop(2), run_dir=tmp_path / "run")
+    (run,) = read_runs([tmp_path / "run"])
+    assert (run.status, run.updates) == ("stopped", 2)
+    assert run.error == f"ended after {run.steps[-1]:,.0f} of 256 steps"
+    load_agent(tmp_path / "run").resume(run_dir=tmp_path / "run")
+    (run,) = read_runs([tmp_path / "run"])
+    assert (run.status, run.resumed, run.steps[-1]) == ("done", 1, 256.0)
+
+
+def test_a_run_with_a_number_that_was_not_finite_has_failed(tmp_path):
+    agent = small_agent(PPO, lambda: Broken("reward", 0))
+    with pytest.raises(FloatingPointError):
+        agent.learn(96, run_dir=tmp_path / "run")
+    (run,) = read_runs([tmp_path])
+    assert (run.status, run.updates) == ("failed", 0)
+    assert "non-finite.npz" in run.error
+
+
+def test_a_run_that_another_process_writes_is_running(tmp_path):
+    write_run(tmp_path / "run", rows(3), described(total_timesteps=10**6))
+    lock = Lock(tmp_path / "run")
+    assert read_runs([tmp_path])[0].status == "running"
+    lock.release()
+    assert read_runs([tmp_path])[0].status == "stopped"
+    said = {"pid": 2**22 + 1, "host": os.uname().nodename}  # no process has such a number
+    (tmp_path / "run/run.lock").write_text(json.dumps(said))
+    assert read_runs([tmp_path])[0].status == "stopped"
+    (tmp_path / "run/run.lock").write_text(json.dumps(said | {"host": "another"}))
+    assert read_runs([tmp_path])[0].status == "running"
+    assert (tmp_path / "run/run.lock").exists()
+
+
+def test_a_run_before_its_first_update_waits(tmp_path):
+    path = write_run(tmp_path / "run", [], described())
+    (run,) = read_runs([path])
+    assert (run.status, run.updates, run.error) == ("waiting", 0, "no update is complete")
+
+
+@pytest.mark.parametrize("cut", [1, 20, 150])
+def test_a_row_that_is_being_written_is_not_there_yet(tmp_path, cut):
+    path = write_run(tmp_path / "run", rows(3), described())
+    data = (path / "metrics.csv").read_bytes()
+    (path / "metrics.csv").write_bytes(data[:-cut])
+    (run,) = read_runs([path])
+    assert (run.updates, run.notes) == (2, ())
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda line: line.replace(b",", b"", 1), "cells under"),
+        (lambda line: b"x" + line, "time/total_timesteps = 'x"),
+        (lambda line: b"\xff" + line, "time/total_timesteps = "),
+    ],
+)
+def test_a_damaged_row_is_named_and_those_before_it_are_shown(tmp_path, damage, said):
+    path = write_run(tmp_path / "run", rows(4), described())
+    lines = (path / "metrics.csv").read_bytes().splitlines(keepends=True)
+    lines[3] = damage(lines[3])
+    (path / "metrics.csv").write_bytes(b"".join(lines))
+    (run,) = read_runs([path])
+    assert run.updates == 2
+    (note,) = run.notes
+    assert note.startswith("metrics.csv, line 4, is not as klrl writes it: ")
+    assert said in note
+    assert note.endswith("; the 2 updates before it are shown")
+
+
+@pytest.mark.parametrize(("name", "data"), [("config.json", b"{"), ("config.json", b"[1]"), ("metrics.csv", None)])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, data):
+    path = write_run(tmp_path / "run", rows(2), described())
+    (path / name).unlink()
+    if data is None:
+        (path / name).symlink_to("/dev/zero")
+    else:
+        (path / name).write_bytes(data)
+    (run,) = read_runs([path])
+    assert len(run.notes) == 1
+    assert run.notes[0].startswith(name)
+
+
+def test_the_log_of_another_library_needs_no_return_and_no_settings(tmp_path):
+    history = [{"drift/kl": 0.1 * i, "drift/kl_target": 0.15} for i in range(3)]
+    write_run(tmp_path / "theirs", history)
+    (run,) = read_runs([tmp_path / "theirs"])
+    assert (run.status, run.variant, run.seed, run.config) == ("log", "theirs", None, {})
+    np.testing.assert_array_equal(run.steps, [1, 2, 3])
+    np.testing.assert_array_equal(run.over, [False, False, True])
+    np.testing.assert_allclose(run.spent, [0.0, 0.1, 0.3])
+    assert math.isnan(run.last_tenth)
+
+
+def test_empty_cells_are_gaps_and_columns_of_text_are_no_numbers(tmp_path):
+    history = [{"drift/kl": 0.1, "own/note": "a"}, {"drift/kl": 0.2, "eval/mean_reward": 5.0, "own/note": "b"}]
+    (run,) = read_runs([write_run(tmp_path / "run", history, described())])
+    assert {*run.columns} == {"drift/kl", "eval/mean_reward"}
+    np.testing.assert_array_equal(run.column("eval/mean_reward"), [np.nan, 5.0])
+    np.testing.assert_array_equal(run.column("drift/kl_next"), [np.nan, np.nan])
+    assert not run.over.any()
+
+
+def test_the_return_at_the_end_is_that_of_the_episodes_of_the_last_tenth(tmp_path):
+    episodes = [(100, 1.0, 5, 0), (900, 10.0, 5, 0), (901, 20.0, 5, 1), (1000, 40.0, 5, 0)]
+    (run,) = read_runs([write_run(tmp_path / "run", rows(1, steps=1000), described(), episodes)])
+    assert run.last_tenth == 30.0
+
+
+def test_runs_of_a_study_are_found_once_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "study.toml").write_text("")
+    for variant in ("b", "a"):
+        for seed in (10, 2):
+            write_run(tmp_path / f"runs/CartPole-v1/{variant}/seed-{seed}", rows(1), described(seed=seed))
+    runs = read_runs([tmp_path, tmp_path / "runs/CartPole-v1/a/seed-2"])
+    assert [run.name for run in runs] == [f"CartPole-v1 {v} seed {s}" for v in ("a", "b") for s in (2, 10)]
+
+
+def test_variants_are_named_by_what_differs(tmp_path):
+    write_run(tmp_path / "1", rows(1), described(target_kl=0.01))
+    write_run(tmp_path / "2", rows(1), described(target_kl=0.02))
+    write_run(tmp_path / "3", rows(1), described(target_kl=0.02, seed=1))
+    write_run(tmp_path / "4", rows(1), described(target_kl=0.02, seed=1))
+    named = ["target_kl=0.01", "target_kl=0.02", "target_kl=0.02 (3)", "target_kl=0.02 (4)"]
+    assert [run.variant for run in read_runs([tmp_path])] == named
+
+
+def test_other_settings_never_share_a_name(tmp_path):
+    """Also where a name has no room for all of them."""
+    for i, gamma in enumerate((0.9, 0.99)):
+        other = {"n_steps": 64, "batch_size": 32, "n_epochs": 3} if i else {}
+        for j, last in enumerate((0.5, 0.6)):
+            write_run(tmp_path / f"{i}{j}", rows(1), described(gae_lambda=gamma, vf_coef=last, seed=j, **other))
+    runs = read_runs([tmp_path])
+    assert len({run.variant for run in runs}) == 4
+
+
+def test_what_holds_no_run_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ValueError, match=r"path = .*missing is not there; allowed: a run directory, or a folder of some"
+    ):
+        read_runs([tmp_path / "missing"])
+    with pytest.raises(ValueError, match=r"path = .*file is a file; allowed: a run directory"):
+        read_runs([tmp_path / "file"])
+    with pytest.raises(ValueError, match=r"has no config.json or metrics.csv in it or below; allowed: a run directory"):
+        read_runs([tmp_path])
