@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from klrl.agents import AGENTS, PPO, TRPO, PPOConfig
-from klrl.trust_region.names import REGIONS
+from klrl.trust_region.names import REGIONS, SUMMARIES
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for room in ("klrl", "agents", "scripts") for path in (ROOT / room).rglob("*.py"))
@@ -105,7 +105,9 @@ PEERS = {"stable_baselines3", "sb3_contrib", "sbx", "tianshou", "cleanrl"}
 def imports(path, typing=True):
     tree = ast.parse(path.read_text())
     if not typing:
-        tree.body = [node for node in tree.body if ast.unparse(getattr(node, "test", tree)) != "TYPE_CHECKING"]
+        tree.body = [
+            node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -226,9 +228,8 @@ def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
     assert set(glossary()) == seen
 
 
-def test_the_page_names_every_trust_region():
-    text = (ROOT / "docs/trust-regions.md").read_text(encoding="utf-8")
-    assert [name for name in REGIONS if name != "none" and f"`{name}`" not in text] == []
+def test_every_trust_region_says_what_it_does():
+    assert list(SUMMARIES) == list(REGIONS)
 
 
 def test_the_version_is_the_same_everywhere():
