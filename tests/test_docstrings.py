@@ -2,7 +2,6 @@
 
 import ast
 
-import pytest
 from test_conventions import ROOT, SOURCES
 
 # A docstring with one of these in front only makes sense to a reader who has read what is above it.
@@ -34,10 +33,9 @@ def beginning(text):
     return " ".join(words[:2]).lower() if words else ""
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_docstrings_begin_with_a_verb_or_a_noun(path):
-    found = {line: beginning(text) for line, text in docstrings(path)}
-    assert not {line: words for line, words in found.items() if words.split()[0].strip(",.:;") in NO_BEGINNING}
+def test_docstrings_begin_with_a_verb_or_a_noun():
+    found = {f"{path.relative_to(ROOT)}:{line}": beginning(text) for path in SOURCES for line, text in docstrings(path)}
+    assert not {where: words for where, words in found.items() if words.split()[0].strip(",.:;") in NO_BEGINNING}
 
 
 def test_the_rule_finds_what_it_forbids(tmp_path):

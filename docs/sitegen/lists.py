@@ -7,6 +7,9 @@ import re
 import sys
 from collections.abc import Callable
 
+from klrl.agents.settings import CONFIGS
+from klrl.text import cell
+from klrl.trust_region.names import PARAMETERS, SUMMARIES, parameters_of
 from sitegen.results import RESULTS, ROOT
 
 
@@ -35,4 +38,21 @@ def findings() -> str:
     return "\n\n".join(sections)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"reliability": reliability, "findings": findings}
+def trust_regions() -> str:
+    """Every trust region by name: what it does, and the flags of its settings."""
+    defaults: dict[str, list[str]] = {}
+    for name, config in CONFIGS.items():
+        defaults.setdefault(str(config.for_env(None).trust_region), []).append(name.upper())
+    rows = ["| name | what it does | reads |", "|---|---|---|"]
+    for name, what in SUMMARIES.items():
+        default = f" (default of {' and '.join(defaults[name])})" if name in defaults else ""
+        flags = [f"`--{x.replace('_', '-')}`" for x in PARAMETERS if x in parameters_of(name)]
+        rows.append(f"| `{name}`{default} | {cell(what)} | {', '.join(flags)} |")
+    return "\n".join(rows)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "reliability": reliability,
+    "findings": findings,
+    "trust-regions": trust_regions,
+}

@@ -1,7 +1,7 @@
 """Trust regions by name, for command lines and configs, and the settings that come with them.
 
-A new region gets a name in :data:`REGIONS`; a new setting is a parameter there and a field of :class:`RegionSettings`,
-with its help text and its range. Nothing outside this package lists either.
+A new region gets a name in :data:`REGIONS` and a line in :data:`SUMMARIES`; a new setting is a parameter there and a
+field of :class:`RegionSettings`, with its help text and its range. Nothing outside this package lists either.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from klrl.schedules import During, Value, scheduled, values_at
 from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
 from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
-from klrl.trust_region.coefficients import SCHEDULES
+from klrl.trust_region.coefficients import SCHEDULES, Coefficient
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
@@ -55,6 +55,12 @@ def _mdpo(kl_coef: float = 1.0) -> TrustRegion:
     return MirrorDescent(kl_coef=kl_coef)
 
 
+def _moves(schedule: type[Coefficient]) -> str:
+    """Return how a schedule moves beta: the first line of its docstring, without the formula."""
+    first = (schedule.__doc__ or "").partition("\n")[0].partition(":")[0].rstrip(".")
+    return f"{first[:1].lower()}{first[1:]}".replace("beta", "β").replace("<=", "≤")
+
+
 REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "none": TrustRegion,
     "clip": Clip,
@@ -74,6 +80,30 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "reference-constraint": ReferenceConstraint,
 }
 """Names that ``--trust-region`` accepts; the parameters of the function are the settings it reads."""
+
+SUMMARIES: dict[str, str] = {
+    "none": "nothing",
+    "clip": "clips the probability ratio",
+    "spo": "takes a parabola from the surrogate, whose best ratio is where PPO's interval ends",
+    "rollback": "clips the ratio, and beyond the interval lets the surrogate fall",
+    "truly-ppo": "takes α KL from the surrogate in states whose own KL reaches a bound, where the surrogate improved",
+    "projection": (
+        "moves every state's new distribution into KL(new‖old) ≤ a bound and lets the surrogate judge that (PPO)"
+    ),
+    "w2-projection": "the same for Gaussians, in the Wasserstein-2 distance (PPO)",
+    "frobenius-projection": "the same for Gaussians, in the distance of means and variances (PPO)",
+    "early-stop": "ends the policy's epochs once the whole-batch KL is over the target; keeps the step that was",
+    "constraint": "mean KL(old‖new) ≤ target after every update",
+    "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
+    **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
+    "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
+    "adaptive-lr": "scales the actor's learning rate by the measured KL; aims, does not bound (PPO)",
+    "reference-penalty": (
+        "subtracts a multiple of KL(new‖reference): fine-tuning without forgetting; limits no single update"
+    ),
+    "reference-constraint": "mean KL(new‖reference) ≤ a bound, by backtracking",
+}
+"""Effect of each on an update, for tables of them all."""
 
 PARAMETERS = tuple(dict.fromkeys(name for region in REGIONS.values() for name in inspect.signature(region).parameters))
 """Settings that some region reads."""

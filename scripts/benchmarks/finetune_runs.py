@@ -31,6 +31,8 @@ HALF_LENGTH = 0.05
 """Length of the new task's pole, m; CartPole's own is 0.5. Chosen, with the flags' defaults, on seeds 100 and 101."""
 
 SAVED = "saved policy"
+EPISODES = 20
+"""Episodes of every evaluation."""
 
 
 def new_task() -> gym.Env:
@@ -107,12 +109,12 @@ def fine_tune(variant: Variant, seed: int, total_timesteps: int, folder: Path) -
 
 
 def _returns(agent: PPO) -> dict[str, float]:
-    """Return mean returns of 20 episodes, by task and kind of action."""
+    """Return mean returns of :data:`EPISODES` episodes, by task and kind of action."""
     returns = {}
     for task, make in (("new", new_task), ("old", old_task)):
         for kind in ("deterministic", "sampled"):
             with make() as env:
-                result = evaluate(agent, env, 20, deterministic=kind == "deterministic", seed=agent.seed)
+                result = evaluate(agent, env, EPISODES, deterministic=kind == "deterministic", seed=agent.seed)
             returns[f"{task}_{kind}"] = result.mean
     return returns
 

@@ -27,7 +27,7 @@ def agent_in(case, **settings):
     """An agent that has learned a little, with observation statistics."""
     observations, actions, masks, options = case
     env = partial(Sampling, observations, actions, masks=masks)
-    return small_agent(PPO, env, **({"n_envs": 3} | options | settings)).learn(64)
+    return small_agent(PPO, env, **({"n_envs": 3, "n_epochs": 1} | options | settings)).learn(64)
 
 
 def steps(agent, act, observations):

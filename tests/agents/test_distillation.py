@@ -128,11 +128,16 @@ def test_one_peak_cannot_be_two_and_reverse_kl_seeks_the_nearer_one(side):
     assert (student[5:] if side > 0 else student[:4]).sum() > 0.95
 
 
+@pytest.fixture(scope="module")
+def cartpole_teacher():
+    config = PPOConfig.for_env("CartPole-v1", normalize_observations=True)
+    return PPO("CartPole-v1", config, seed=100).learn(4096)
+
+
 @both
 @directions
-def test_a_cartpole_teacher_is_learned_and_the_student_learns_on(agent_class, direction, tmp_path):
-    config = PPOConfig.for_env("CartPole-v1", normalize_observations=True)
-    teacher = PPO("CartPole-v1", config, seed=100).learn(4096)
+def test_a_cartpole_teacher_is_learned_and_the_student_learns_on(agent_class, direction, cartpole_teacher, tmp_path):
+    teacher = cartpole_teacher
     before = parameters(teacher)
     small = student_config(agent_class.config_class, teacher, "CartPole-v1", actor_hidden_sizes=(8, 8))
     student = agent_class("CartPole-v1", small, seed=101)

@@ -88,7 +88,7 @@ def exact_preferences(agent):
 def tuned(beta):
     """A bandit's policy after DPO has converged, the reference, and the last metrics."""
     reference, policy = bandit(), bandit()
-    config = DPOConfig(beta=beta, n_epochs=600, batch_size=45, learning_rate=0.03, max_grad_norm=100.0)
+    config = DPOConfig(beta=beta, n_epochs=250, batch_size=45, learning_rate=0.1, max_grad_norm=100.0)
     fit_preferences(policy, reference, exact_preferences(reference), config)
     return policy, reference, policy.history[-1]
 

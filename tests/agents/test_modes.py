@@ -1,6 +1,6 @@
 """Parts that do one thing in training and another in evaluation: acting, measuring and updating are of one function."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -55,16 +55,18 @@ class Switching(Callback):
         agent.actor.train()
 
 
+@cache
+def trained(agent_class, make, callback):
+    agent = small_agent(agent_class)
+    agent.actor.trunk, agent.critic.trunk = trunk(4, 2, make()), trunk(4, 1, make())
+    return agent.learn(192, callback)
+
+
 @every_agent
 @every_part
 @pytest.mark.parametrize("callback", [None, Switching()], ids=["", "switched in callbacks"])
 def test_a_part_that_evaluation_leaves_out_is_as_if_it_were_not_there(agent_class, part, callback):
-    def trained(make):
-        agent = small_agent(agent_class)
-        agent.actor.trunk, agent.critic.trunk = trunk(4, 2, make()), trunk(4, 1, make())
-        return agent.learn(256, callback)
-
-    agent, plain = trained(part), trained(nn.Identity)
+    agent, plain = trained(agent_class, part, callback), trained(agent_class, nn.Identity, callback)
     assert same(parameters(agent), parameters(plain))
     assert [row["drift/kl"] for row in agent.history] == [row["drift/kl"] for row in plain.history]
     assert agent.drift.kl_sum > 0.0

@@ -61,7 +61,7 @@ class Measure(BeforeAndAfter):
 )
 def test_the_kl_of_every_update_is_inside_the_constraint(agent_class, settings, space):
     target_kl, kls = 0.01, []
-    for seed in range(20):
+    for seed in range(6):
         measure = Measure()
         settings = settings | {"target_kl": target_kl, "normalize_observations": False}
         small_agent(agent_class, partial(Noise, space), seed, **settings).learn(128, callback=measure)

@@ -122,7 +122,12 @@ class Pixels(Sampling):
 @both
 @pytest.mark.parametrize("space", [IMAGE, Dict(image=IMAGE, x=Box(-1.0, 1.0, (2,)))], ids=["alone", "in a Dict"])
 def test_images_are_divided_by_the_largest_pixel_of_the_first_batch_for_good(agent_class, space, tmp_path):
-    agent = small_agent(agent_class, partial(Pixels, 10, space), image_scale="seen").learn(64)
+    agent = small_agent(
+        agent_class,
+        partial(Pixels, 10, space),
+        image_scale="seen",
+        **({"n_epochs": 2} if agent_class is PPO else {"n_critic_updates": 2}),
+    ).learn(64)
     agent.learn(128)
     assert max(metrics["drift/start_kl"] for metrics in agent.history[1:]) < 1e-9
     loaded = agent_class.load(agent.save(tmp_path / "agent"))

@@ -245,10 +245,10 @@ def test_masks_stay_with_their_states_and_forbidden_actions_are_never_taken(make
 
 @every_mode
 @every_source
-def test_no_forbidden_action_in_ten_thousand_steps(mode, source):
+def test_no_forbidden_action_in_thousands_of_steps(mode, source):
     envs = SyncVectorEnv([masking(MASKED_ACTIONS["Discrete"], source)] * 16, autoreset_mode=mode)
-    agent = masked_agent(PPO, envs, source, n_envs=16, n_steps=256, batch_size=2048, n_epochs=1).learn(10_000)
-    assert agent.num_timesteps >= 10_000  # the environments would have ended it
+    agent = masked_agent(PPO, envs, source, n_envs=16, n_steps=64, batch_size=512, n_epochs=1).learn(3_000)
+    assert agent.num_timesteps >= 3_000  # the environments would have ended it
 
 
 @pytest.mark.parametrize("agent_class", [PPO, TRPO])

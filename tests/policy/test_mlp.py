@@ -18,8 +18,7 @@ networks = pytest.mark.parametrize("hidden", HIDDEN, ids=[f"{len(h)} hidden" for
 activations = pytest.mark.parametrize("activation", ["tanh", "relu"])
 kinds = pytest.mark.parametrize("kind", ["arrays", "tensors"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-sizes = pytest.mark.parametrize("rows", [1, 200])
-seeds = pytest.mark.parametrize("seed", range(3))
+ROUNDS = [(rows, seed) for rows in (1, 200) for seed in range(3)]
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -69,47 +68,51 @@ def backward(network, x, u):
 
 
 def every_case(function):
-    for mark in (seeds, sizes, kinds, dtypes, activations, networks):
+    for mark in (kinds, dtypes, activations, networks):
         function = mark(function)
     return function
 
 
 @every_case
-def test_the_output_is_that_of_the_layers_one_after_the_other(hidden, activation, dtype, kind, rows, seed):
-    network, x = make(hidden, activation, dtype, seed), randn(rows, IN, seed=seed, dtype=dtype)
-    for output in (network.linearize(as_kind(x, kind)).output, network(as_kind(x, kind))):
-        assert isinstance(output, np.ndarray if kind == "arrays" else torch.Tensor)
-        close(torch.as_tensor(output).detach(), plain(network)(x).detach(), REL[dtype])
+def test_the_output_is_that_of_the_layers_one_after_the_other(hidden, activation, dtype, kind):
+    for rows, seed in ROUNDS:
+        network, x = make(hidden, activation, dtype, seed), randn(rows, IN, seed=seed, dtype=dtype)
+        for output in (network.linearize(as_kind(x, kind)).output, network(as_kind(x, kind))):
+            assert isinstance(output, np.ndarray if kind == "arrays" else torch.Tensor)
+            close(torch.as_tensor(output).detach(), plain(network)(x).detach(), REL[dtype])
 
 
 @every_case
-def test_pulling_back_is_autograds_vector_jacobian_product(hidden, activation, dtype, kind, rows, seed):
-    network, x = make(hidden, activation, dtype, seed), randn(rows, IN, seed=seed, dtype=dtype)
-    u = randn(rows, OUT, seed=seed + 10, dtype=dtype)
-    got = network.linearize(as_kind(x, kind)).pull_back(as_kind(u, kind))
-    assert isinstance(got, np.ndarray if kind == "arrays" else torch.Tensor)
-    close(got, backward(network, x, u), REL[dtype])
+def test_pulling_back_is_autograds_vector_jacobian_product(hidden, activation, dtype, kind):
+    for rows, seed in ROUNDS:
+        network, x = make(hidden, activation, dtype, seed), randn(rows, IN, seed=seed, dtype=dtype)
+        u = randn(rows, OUT, seed=seed + 10, dtype=dtype)
+        got = network.linearize(as_kind(x, kind)).pull_back(as_kind(u, kind))
+        assert isinstance(got, np.ndarray if kind == "arrays" else torch.Tensor)
+        close(got, backward(network, x, u), REL[dtype])
 
 
 @every_case
-def test_pushing_forward_multiplies_by_the_dense_jacobian(hidden, activation, dtype, kind, rows, seed):
-    network, x = make(hidden, activation, dtype, seed), randn(rows, IN, seed=seed, dtype=dtype)
-    v = randn(count(network), seed=seed + 20, dtype=dtype)
-    (got,) = network.linearize(as_kind(x, kind)).push_forward(as_kind(v, kind))
-    assert isinstance(got, np.ndarray if kind == "arrays" else torch.Tensor)
-    close(got, jacobian(network, x) @ v, REL[dtype])
+def test_pushing_forward_multiplies_by_the_dense_jacobian(hidden, activation, dtype, kind):
+    for rows, seed in ROUNDS:
+        network, x = make(hidden, activation, dtype, seed), randn(rows, IN, seed=seed, dtype=dtype)
+        v = randn(count(network), seed=seed + 20, dtype=dtype)
+        (got,) = network.linearize(as_kind(x, kind)).push_forward(as_kind(v, kind))
+        assert isinstance(got, np.ndarray if kind == "arrays" else torch.Tensor)
+        close(got, jacobian(network, x) @ v, REL[dtype])
 
 
 @every_case
-def test_both_products_are_those_of_one_matrix(hidden, activation, dtype, kind, rows, seed):
-    network = make(hidden, activation, dtype, seed)
-    x, u = randn(rows, IN, seed=seed, dtype=dtype), randn(rows, OUT, seed=seed + 10, dtype=dtype)
-    v = randn(count(network), seed=seed + 20, dtype=dtype)
-    at = network.linearize(as_kind(x, kind))
-    (Jv,) = map(torch.as_tensor, at.push_forward(as_kind(v, kind)))
-    Ju = torch.as_tensor(at.pull_back(as_kind(u, kind)))
-    error = (u * Jv).sum() - Ju @ v
-    assert error.abs() <= REL[dtype] * (u.norm() * Jv.norm() + Ju.norm() * v.norm())
+def test_both_products_are_those_of_one_matrix(hidden, activation, dtype, kind):
+    for rows, seed in ROUNDS:
+        network = make(hidden, activation, dtype, seed)
+        x, u = randn(rows, IN, seed=seed, dtype=dtype), randn(rows, OUT, seed=seed + 10, dtype=dtype)
+        v = randn(count(network), seed=seed + 20, dtype=dtype)
+        at = network.linearize(as_kind(x, kind))
+        (Jv,) = map(torch.as_tensor, at.push_forward(as_kind(v, kind)))
+        Ju = torch.as_tensor(at.pull_back(as_kind(u, kind)))
+        error = (u * Jv).sum() - Ju @ v
+        assert error.abs() <= REL[dtype] * (u.norm() * Jv.norm() + Ju.norm() * v.norm())
 
 
 @kinds

@@ -20,7 +20,9 @@ LABELS += ["clip+reference-constraint 0.005"]
 def result(tmp_path_factory):
     """Rows by their label, of one seed and one setting of each kind."""
     output = tmp_path_factory.mktemp("finetune") / "made" / "finetune.json"
-    finetune.main([*SHORT, "--seeds", "3", "--coefficients", "100", "--bounds", "0.005", "--output", str(output)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune_runs, "EPISODES", 2)
+        finetune.main([*SHORT, "--seeds", "3", "--coefficients", "100", "--bounds", "0.005", "--output", str(output)])
     record = json.loads(output.read_text())
     return record, {row["variant"]: row for row in record["rows"]}
 

@@ -15,8 +15,8 @@ GAMMA = 0.9
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
 
 
-def trained(agent_class, env, n_updates=16, **settings):
-    """An agent after a few thousand steps; a dozen more updates than it needs."""
+def trained(agent_class, env, n_updates=10, **settings):
+    """An agent after a few thousand steps; half of the updates are more than it needs."""
     quick = {"n_envs": 8, "batch_size": 64, "learning_rate": 1e-2, "learning_rate_schedule": "constant"}
     agent = small_agent(agent_class, env, gamma=GAMMA, **quick, **settings)
     return agent.learn(n_updates * agent.config.n_envs * agent.config.n_steps)
@@ -85,7 +85,7 @@ def test_the_policy_learns_the_best_action(agent_class, env, best):
     ids=["action", "observation and action"],
 )
 def test_the_policy_learns_the_best_real_action(agent_class, env, best):
-    agent = trained(agent_class, env, n_updates=32)
+    agent = trained(agent_class, env, n_updates=20)
     assert {state: action(agent, state).item() for state in best} == pytest.approx(best, abs=0.15)
 
 

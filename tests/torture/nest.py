@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from klrl.run import checkpoint, evaluate
 from klrl.scripts.benchmarks.speed import installed
 from torture.case import Case, Outcome
 from torture.child import some_actions
-from torture.processes import Process, Unexpected, start_child, start_klrl
+from torture.processes import Unexpected, start_child, start_klrl, start_python
 
 _BUILT_IN = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "FrozenLake-v1",
              "Blackjack-v1", "Taxi-v4", "CliffWalking-v1")  # fmt: skip
@@ -88,7 +87,7 @@ def _gone(scratch: Path) -> Outcome:
     modules, saved = scratch / "modules", scratch / "saved"
     modules.mkdir()
     (modules / "local.py").write_text(_LOCAL)
-    trained = Process([sys.executable, "-c", _TRAIN_LOCAL, saved], scratch, {"PYTHONPATH": str(modules)}).wait()
+    trained = start_python(["-c", _TRAIN_LOCAL, saved], scratch, {"PYTHONPATH": str(modules)}).wait()
     if trained.code != 0:
         return Outcome([f"training ended with {trained.code}: {trained.err[-200:]}"])
     with_module = _actions(scratch, saved, "with", {"PYTHONPATH": str(modules)})

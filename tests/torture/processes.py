@@ -193,23 +193,24 @@ class Process(Watched):
 
 def start_klrl(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Watched:
     """``klrl VERB ...`` in a process of its own, with this Python and this klrl."""
-    return _start(["-m", "klrl.scripts.main", *words], scratch, environment)
+    return start_python(["-m", "klrl.scripts.main", *words], scratch, environment)
 
 
 def start_child(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Watched:
     """One of the jobs of :mod:`torture.child` in a process of its own."""
-    return _start(["-m", "torture.child", *words], scratch, environment)
+    return start_python(["-m", "torture.child", *words], scratch, environment)
 
 
-def _start(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None) -> Watched:
-    if _hasty and not environment:
-        return Fork(words, scratch)
+def start_python(words: Sequence[str | Path], scratch: Path, environment: Mapping[str, str] | None = None) -> Watched:
+    """Start ``python WORDS ...`` in a process of its own: ``-m MODULE`` or ``-c PROGRAM``, and arguments."""
+    if _hasty and set(environment or ()) <= {"PYTHONPATH"}:
+        return Fork(words, scratch, environment)
     return Process([sys.executable, *words], scratch, environment)
 
 
 @contextlib.contextmanager
 def haste(quick: bool) -> Iterator[None]:
-    """Inside, what would be a new program with the usual environment is a :class:`Fork`, which starts at once."""
+    """Inside, a new program is a :class:`Fork`, which starts at once, unless its environment acts on Python's start."""
     global _hasty
     before, _hasty = _hasty, quick
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import os
 import selectors
@@ -29,8 +30,10 @@ _PROGRAMS = {"klrl.scripts.main": command_line.command, "torture.child": child.p
 
 def serve(path: str) -> None:
     """Fork for every request, until standard input ends."""
-    for verb in ("compare", "distill", "dpo", "evaluate", "resume", "train"):
+    for verb in ("cli.resuming", "cli.training", "compare", "distill", "dpo", "evaluate", "resume", "train"):
         import_module(f"klrl.scripts.{verb}")
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page that has an object
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as selector:
         listener.bind(path)
         listener.listen(100)
