@@ -10,8 +10,8 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from klrl.agents import AGENTS, AgentConfig
-from klrl.scripts import train
 from klrl.run.options import RunOptions
+from klrl.scripts import train
 from klrl.trust_region import REGIONS
 from klrl.validation import fits, hints
 
