@@ -136,7 +136,8 @@ class Running:
         directory = self._directories[trial.name]
         claim = self._claims[trial.name]
         if claim.lost:
-            self._say(f"{trial.name}: left to {claim.owner}, which claimed it when this process gave no sign of life")
+            owner = claim.owner or "another process"
+            self._say(f"{trial.name}: left to {owner}, which claimed it when this one gave no sign of life")
             return
         if ended.death is not None and self._lives_on(trial, ended.death):
             self._made[trial.name] = trial

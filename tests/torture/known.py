@@ -21,6 +21,7 @@ from torture import (
     places,
     saving,
     soak,
+    studies,
 )
 from torture.case import Case
 
@@ -41,6 +42,7 @@ MODULES: tuple[Callable[[int], list[Case]], ...] = (
     soak.cases,
     clocks.cases,
     places.cases,
+    studies.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 

@@ -37,6 +37,7 @@ POINTS = {
     "R16": "long runs: memory, open files, shared memory, processes",
     "R17": "clocks that jump",
     "R19": "directories of every kind, and what becomes of them",
+    "R20": "studies whose processes are killed again and again, compared with those to which nothing happens",
 }
 
 

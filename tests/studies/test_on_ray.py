@@ -1,0 +1,96 @@
+"""Studies on a real local cluster of Ray, one of whose nodes is lost; clusters that cannot be had."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+
+import pytest
+from small_studies import DESIGN, design_file, parts, rows
+
+from klrl.studies import Study, make_engine
+from klrl.studies.on_ray import Keeper, OnRay
+
+
+@pytest.fixture
+def cluster():
+    """A cluster of two nodes, one CPU each; the driver is on the first."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        yield made
+        made.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_study_goes_on_when_a_node_and_a_worker_are_lost_and_needs_no_shared_disk(whole, cluster, tmp_path):
+    second = cluster.add_node(num_cpus=1)
+    study = Study.read(design_file(tmp_path), tmp_path / "shared")
+    lost = []
+
+    def lose(progress):
+        """The second node with the first checkpoint, a worker of the first with a later one."""
+        if not lost and [*study.output.glob("runs/*/*/seed-3/checkpoints/*/MANIFEST.json")]:
+            cluster.remove_node(second, allow_graceful=False)
+            lost.append("node")
+        elif len(lost) == 1 and progress.done >= 1:
+            with contextlib.suppress(OSError, ValueError, StopIteration):
+                os.kill(json.loads(next(study.output.rglob("run.lock")).read_text())["pid"], signal.SIGKILL)
+                lost.append("worker")
+
+    said = []
+    study.run(OnRay(cluster.address), say=said.append, watch=lose)
+    assert "node" in lost
+    assert [run.status for run in study.runs] == ["done"] * 6, said
+    assert parts(study.output) == parts(whole)
+    assert rows(study.output) == rows(whole)
+
+    alone = Study.read(design_file(tmp_path, DESIGN.replace('"3-4"', "[4]")), tmp_path / "alone")
+    alone.run(OnRay(cluster.address, shared_disk=False), say=said.append)
+    assert parts(alone.output) == {name: x for name, x in parts(whole).items() if name.endswith("seed-4")}
+    assert not [*alone.output.rglob("run.lock")]
+
+
+def test_the_keeper_brings_a_directory_to_the_state_of_another(tmp_path):
+    keeper, here = Keeper(), tmp_path / "run"
+    keeper.put(here, {"checkpoints/1/MANIFEST.json": b"1", "checkpoints/1/a": b"a", "metrics.csv": b"m"},
+               ["checkpoints/1/MANIFEST.json", "checkpoints/1/a", "metrics.csv"])  # fmt: skip
+    (here / "run.lock").write_text("of a process here")
+    names = ["checkpoints/2/MANIFEST.json", "metrics.csv"]
+    keeper.put(here, {"checkpoints/2/MANIFEST.json": b"2", "metrics.csv": b"more"}, names)
+    assert keeper.get(here) == {"checkpoints/2/MANIFEST.json": b"2", "metrics.csv": b"more"}
+    assert [path.name for path in (here / "checkpoints").iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "not an address", "http://127.0.0.1:80", "nobody"])
+def test_a_cluster_that_is_not_there_is_one_line_with_the_remedy(address):
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=r"^address = .*; allowed: 'auto' on a node of a cluster") as refused:
+        make_engine("ray", address=address)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_program_that_is_no_cluster_is_one_line_with_the_remedy():
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            connection, _ = server.accept()
+            connection.sendall(b"220 mail.example.org\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(ValueError, match="is not the head of a cluster of Ray; allowed: "):
+            make_engine("ray", address=f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_without_ray_there_is_a_line_that_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"^engine = 'ray': .*; allowed: pip install 'klrl\[ray\]'"):
+        make_engine("ray")
