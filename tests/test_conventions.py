@@ -120,7 +120,7 @@ ONLY_IN = {
     "tensorboard": {"klrl.run"},
     "rich": {"klrl.run", "klrl.scripts"},
     "safetensors": {"klrl.run", "klrl.integrations", "klrl.scripts"},
-    "tyro": {"klrl.agents", "klrl.scripts"},
+    "tyro": {"klrl.run", "klrl.agents", "klrl.scripts"},
     "filelock": {"klrl.studies"},
     "tomli_w": {"klrl.studies"},
     "ray": {"klrl.studies"},
