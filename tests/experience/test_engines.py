@@ -2,8 +2,9 @@
 
 import copy
 import json
-import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import envpool
 import gymnasium as gym
@@ -13,6 +14,7 @@ import torch
 from environments import Counting, encoding_of, small_agent
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from support import both, parameters, same
+from torture.processes import Fork
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import Collector, make_vector_env
@@ -297,25 +299,25 @@ def test_set_env_takes_a_vector_env_of_another_engine_and_refuses_a_function():
 
 
 def klrl(words, cwd):
-    command = [sys.executable, "-m", "klrl.scripts.main", *words.split()]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        return Fork(["-m", "klrl.scripts.main", *words.split()], Path(scratch), cwd=cwd).wait()
 
 
 def test_the_command_line_trains_in_envpool_and_evaluates_in_gymnasium(tmp_path):
     flags = "--env HalfCheetah-v4 --vectorization-mode envpool --total-timesteps 2048 --eval-episodes 1 --run-dir run"
     result = klrl(f"train ppo {flags}", tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "preset for HalfCheetah-v4" in result.stdout
-    assert "evaluation: mean return" in result.stdout
+    assert result.code == 0, result.err
+    assert "preset for HalfCheetah-v4" in result.out
+    assert "evaluation: mean return" in result.out
     saved = json.loads((tmp_path / "run/config.json").read_text())
     assert saved["config"]["vectorization_mode"] == "envpool"
     assert saved["versions"]["envpool"]
-    assert klrl("evaluate run --episodes 1", tmp_path).returncode == 0
+    assert klrl("evaluate run --episodes 1", tmp_path).code == 0
 
 
 def test_the_command_line_refuses_an_id_that_the_engine_lacks_before_anything_is_written(tmp_path):
     result = klrl("train trpo --env Acrobot-v1 --vectorization-mode vector_entry_point", tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "has no vector_entry_point; allowed" in result.stderr
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "has no vector_entry_point; allowed" in result.err
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ from environments import Counting, Sampling, box, encoding_of, small_agent
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from support import wait_for
+from torture.processes import Fork
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
@@ -879,13 +880,10 @@ def test_the_command_line_ends_with_the_workers_traceback_and_one_line(tmp_path)
         "gym.register('Faulty-v0', Faulty)\n"
     )
     words = "train ppo --env faulty:Faulty-v0 --vectorization-mode async --total-timesteps 64 --n-envs 2 --run-dir run"
-    result = subprocess.run(
-        [sys.executable, "-m", "klrl.scripts.main", *words.split()],
-        cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
-    )  # fmt: skip
-    assert result.returncode == 1
-    *traceback, last = result.stderr.strip().splitlines()
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    result = Fork(["-m", "klrl.scripts.main", *words.split()], tmp_path, environment).wait()
+    assert result.code == 1
+    *traceback, last = result.err.strip().splitlines()
     assert traceback[0].startswith("Traceback")
     assert last.startswith("klrl train ppo: environment ")
     assert last.endswith("ValueError: sensor fault")

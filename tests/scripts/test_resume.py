@@ -3,8 +3,7 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
+import signal
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +15,7 @@ from test_command_line import klrl
 from test_reproducibility import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
 from test_tensorboard_writer import shown
+from torture.processes import Fork
 
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.saving import history as saved_history
@@ -239,10 +239,9 @@ QUICK += ["--actor-hidden-sizes", "8", "--critic-hidden-sizes", "8", "--checkpoi
 def test_a_killed_run_is_finished_by_klrl_resume(tmp_path):
     words = ["train", "trpo", *QUICK, "--total-timesteps", "6400"]
     assert klrl(*words, "--run-dir", tmp_path / "whole").returncode == 0
-    command = [sys.executable, "-m", "klrl.scripts.main", *words, "--run-dir", str(tmp_path / "run")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))) > 1)
-        process.kill()
+    process = Fork(["-m", "klrl.scripts.main", *words, "--run-dir", tmp_path / "run"], tmp_path)
+    wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))) > 1)
+    assert process.kill().code == -signal.SIGKILL
     resumed = klrl("resume", tmp_path / "run")
     assert resumed.returncode == 0, resumed.stderr
     assert "evaluation: mean return" in resumed.stdout
