@@ -234,6 +234,7 @@ def _serve(pipe: Connection) -> None:
             function, call = pipe.recv()
         except (EOFError, OSError):
             return
+        answer: tuple[Any, Exception | None, str | None]
         try:
             answer = function(*call), None, None
             ForkingPickler.dumps(answer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from klrl.validation import Bounds, NonNegative, NonNegativeInt, Pattern
+from klrl.validation import Bounds, NonNegative, NonNegativeInt, Pattern, validate
 
 if TYPE_CHECKING:
     from klrl.studies import Engine
@@ -31,6 +31,9 @@ class EngineOptions:
     """GPUs of each run, for ray."""
     address: str | None = None
     """Ray's cluster, for ray: auto or HOST:PORT; by default one on this machine, begun for the study."""
+
+    def __post_init__(self) -> None:
+        validate(self)
 
     def part(self) -> tuple[int, int] | None:
         """Return which part of how many.
@@ -81,6 +84,9 @@ class Cells:
     """ID:STEPS ...: environments, with the steps to train on each."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds."""
+
+    def __post_init__(self) -> None:
+        validate(self)
 
     def environments(self) -> dict[str, int]:
         """Return the steps of every environment.

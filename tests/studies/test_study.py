@@ -5,11 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import gymnasium as gym
 import pytest
-from environments import Counting
 from small_studies import design_file, parts, rows, started
 from torture.processes import Fork, Process
 from torture.states import run_parts
@@ -164,9 +161,10 @@ def test_a_name_becomes_one_that_file_systems_take(name):
 
 def test_each_run_is_a_run_directory_as_klrl_train_makes_it(whole, tmp_path):
     steps = ["--env", "CartPole-v1", "--seed", "4", "--total-timesteps", "640", "--checkpoint-every", "128"]
-    command = ["train", "trpo", *steps, *WORDS, "--eval-episodes", "2", "--run-dir", str(tmp_path / "run")]
-    assert Fork(["-m", "klrl.scripts.main", *command, "--n-critic-updates", "10"], tmp_path).wait().code == 0
-    theirs = whole / "runs/CartPole-v1/trpo/seed-4"
+    command = ["train", "ppo", *steps, *WORDS, "--eval-episodes", "2", "--run-dir", str(tmp_path / "run")]
+    command += ["--trust-region", "constraint", "--target-kl", "0.02"]
+    assert Fork(["-m", "klrl.scripts.main", *command], tmp_path).wait().code == 0
+    theirs = whole / "runs/CartPole-v1/a_b/seed-4"
     assert run_parts(theirs) == run_parts(tmp_path / "run")
     configs = [json.loads((path / "config.json").read_text()) for path in (theirs, tmp_path / "run")]
     assert configs[0] == configs[1]
@@ -255,32 +253,37 @@ def test_a_killed_process_is_replaced_and_its_run_goes_on_to_the_last_bit(whole,
     assert rows(tmp_path / "out") == rows(whole)
 
 
+DEADLY = """
+import os
+import gymnasium as gym
+from environments import Counting
+
+
 class Deadly(Counting):
-    """Kills its process at a step, as a bug in a simulator does."""
-
     def step(self, action):
-        os._exit(7)
+        os._exit(7)  # as a bug in a simulator does
 
 
-def test_a_run_that_always_kills_its_process_fails_and_the_others_go_on(tmp_path, capsys):
-    gym.register("Deadly-v0", "test_study:Deadly")
+gym.register("Deadly-v0", Deadly)
+"""
+
+
+def test_a_run_that_always_kills_its_process_fails_and_the_others_go_on(tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    monkeypatch.syspath_prepend(tmp_path)
     design = comparison(
         ["gamma", "0.9"],
         assignments=["n_envs=2", "n_steps=16", "batch_size=16", "try_envs=False"],
-        environments={"test_study:Deadly-v0": 64, "CartPole-v1": 64},
+        environments={"deadly:Deadly-v0": 64, "CartPole-v1": 64},
         seeds=[0],
     )
-    (tmp_path / "test_study.py").write_bytes(Path(__file__).read_bytes())
     said = []
-    try:
-        Study(design, tmp_path / "out").run(processes=2, retries=1, say=said.append)
-    finally:
-        del gym.registry["Deadly-v0"]
+    Study(design, tmp_path / "out").run(processes=2, retries=1, say=said.append)
     runs = Study.load(tmp_path / "out").runs
     assert [run.status for run in runs] == ["failed", "done"]
     assert runs[0].error == "its process ended with status 7, 2 times without a new checkpoint in between"
     assert sum("goes on from its checkpoint (none)" in line for line in said) == 1
-    assert "| test_study:Deadly-v0 | gamma=0.9 | failed |" in Study.load(tmp_path / "out").table()
+    assert "| deadly:Deadly-v0 | gamma=0.9 | failed |" in Study.load(tmp_path / "out").table()
 
 
 def test_four_processes_started_at_once_do_each_run_once(whole, tmp_path):

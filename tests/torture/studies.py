@@ -65,7 +65,7 @@ def _killed(seed: str, engine: str, last: int, updates: int, every: float) -> Ca
         design.write_text(_DESIGN.format(last=last, steps=updates * _UPDATE))
         ended = start_klrl(["study", design, "--output", whole], scratch).wait()
         assert ended.code == 0, f"nothing happened, and it ended with {ended.code}: {ended.err[-300:]}"
-        words = ["study", design, "--output", output, "--engine", engine, "--retries", "50"]
+        words: list[str | Path] = ["study", design, "--output", output, "--engine", engine, "--retries", "50"]
         kills = _kill_until_its_end(start_klrl(words, scratch), output, g, every)
         runs = [run.relative_to(whole) for run in whole.glob("runs/*/*/seed-*") if run.is_dir()]
         problems = [f"{run}: {said}" for run in runs if (said := _differs(whole / run, output / run)) is not None]
