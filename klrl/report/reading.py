@@ -49,7 +49,7 @@ class Run:
     status: str
     error: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What ``config.json`` says; empty without one."""
+    """Content of ``config.json``; empty without one."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Numbers of ``metrics.csv`` by column, ``[updates]`` each; NaN where a cell is empty."""
     reasons: Mapping[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Run:
     last_tenth: float = math.nan
     """Mean return of the episodes that ended in the last tenth of the training."""
     notes: tuple[str, ...] = ()
-    """What could not be read, a line each."""
+    """Lines about what could not be read."""
 
     @property
     def agent(self) -> str:
