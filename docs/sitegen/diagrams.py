@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = {
     "scripts": "the command line",
+    "klrl.report": "SHOW: one HTML file, figures",
     "klrl.studies": "COMPARE: designs, runs, statistics",
     "agents": "one file per paper",
     "klrl.run": "KEEP: logs, checkpoints, evaluation",

@@ -33,7 +33,7 @@ class Chart:
 
     @property
     def unit(self) -> str:
-        """What stands at the y axis, with its unit."""
+        """Text at the y axis, with its unit."""
         return unit(self.column)
 
     @property
@@ -106,7 +106,7 @@ CHARTS = (
         about="What the policy's way has bought: return over the KL of all updates so far.",
     ),
 )
-"""All charts, in their order."""
+"""Charts in their order."""
 
 
 def charts_of(runs: Sequence[Run]) -> list[Chart]:

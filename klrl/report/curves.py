@@ -49,7 +49,8 @@ def average(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return x, mean, lower and upper end of the interval, and number of seeds, ``[points]`` each.
 
-    Seeds are interpolated linearly between their points, and count only where they have some on both sides.
+    Seeds are interpolated linearly between their points, and count only where they have some on both sides; where fewer
+    than half of them do, the average ends: it would be that of the few that went on.
 
     Args:
         curves: x and y of each seed; x increases.
@@ -57,6 +58,6 @@ def average(
     xs = np.unique(np.concatenate([x for x, _ in curves]))
     xs = xs if len(xs) <= POINTS else np.linspace(xs[0], xs[-1], POINTS)
     ys = np.stack([np.interp(xs, x, y, left=np.nan, right=np.nan) if len(x) else np.nan * xs for x, y in curves])
-    some = np.isfinite(ys).any(0)
+    some = 2 * np.isfinite(ys).sum(0) >= len(curves)
     mean, low, high, n = band(ys[:, some])
     return xs[some], mean, low, high, n

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
 from klrl.report.charts import Chart
 from klrl.report.curves import average
 from klrl.report.intervals import FEWEST
 from klrl.report.payload import axis, distinct, points
 from klrl.report.reading import Run
-from klrl.run.figures import KL, METRICS, TARGET, Curve, Figure, Panel, check_metrics, figure
+from klrl.run.figures import KL, METRICS, TARGET, Curve, Panel, check_metrics, figure
 from klrl.run.titles import title, unit
 
 

@@ -106,14 +106,22 @@ function addRuns(figure, chart, curves, v, layers) {
   layers.push({renderer, v, mode: "runs"});
 }
 
+function smallest(curves) {
+  return curves.runs.flatMap(run => [...numbers(run[3])]).reduce((a, b) => (b > 0 && b < a ? b : a), Infinity);
+}
+
 function addMean(figure, chart, curves, v, layers) {
   const found = curves.means.find(mean => mean[0] === v);
   if (!found) return;
   const [x, mean, low, high, n] = found.slice(1).map(numbers);
   const inside = [...x.keys()].filter(i => Number.isFinite(low[i]));
+  // A logarithmic axis has no place for an end at or below 0: the band goes down to the smallest value of all runs.
+  const floor = state.log && chart.log ? smallest(curves) : -Infinity;
   if (inside.length) {
     const band = figure.varea({field: "x"}, {field: "low"}, {field: "high"}, {
-      source: source({x: inside.map(i => x[i]), low: inside.map(i => low[i]), high: inside.map(i => high[i])}),
+      source: source({
+        x: inside.map(i => x[i]), low: inside.map(i => Math.max(low[i], floor)), high: inside.map(i => high[i]),
+      }),
       fill_color: colour(v), fill_alpha: dark.matches ? 0.25 : 0.17,
     });
     layers.push({renderer: band, v, mode: "means"});

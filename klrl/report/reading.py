@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Run:
     status: str
     error: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """What ``config.json`` says; empty without one."""
+    """Content of ``config.json``; empty without one."""
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Numbers of ``metrics.csv`` by column, ``[updates]`` each; NaN where a cell is empty."""
     reasons: Mapping[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Run:
     last_tenth: float = math.nan
     """Mean return of the episodes that ended in the last tenth of the training."""
     notes: tuple[str, ...] = ()
-    """What could not be read, a line each."""
+    """Lines about what could not be read."""
 
     @property
     def agent(self) -> str:
@@ -123,23 +123,41 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
                 f"path = {path} has no config.json or metrics.csv in it or below; allowed: a run directory, "
                 "or a folder of some, such as a study"
             )
-        for directory, variant in found:
-            runs.setdefault(directory.resolve(), read_run(directory, variant))
+        for place in found:
+            runs.setdefault(place.directory.resolve(), read_run(place))
     return _named([*runs.values()])
 
 
-def _places(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield run directories in the order of their names, each with the variant that its study gives it, or ""."""
-    of_study = (path / "study.toml").is_file()
+class Place(NamedTuple):
+    """A run directory, and what its study says of it; empty where that says nothing."""
+
+    directory: Path
+    env: str = ""
+    variant: str = ""
+    seed: int | None = None
+    status: str = ""
+    error: str = ""
+
+
+def _places(path: Path) -> Iterator[Place]:
+    """Yield the runs in a folder and below, in the order of their studies, or of their names."""
     for folder, folders, files in os.walk(path):
         here = Path(folder)
-        if _OF_A_RUN & {*files}:
+        if "study.toml" in files:
             folders.clear()
-            named = of_study and re.fullmatch(r"seed-\d+", here.name)
-            yield here, here.parent.name if named else ""
+            yield from _of_study(here)
+        elif _OF_A_RUN & {*files}:
+            folders.clear()
+            yield Place(here)
         elif len(here.relative_to(path).parts) >= _DEEPEST:
             folders.clear()
         folders.sort(key=_natural)
+
+
+def _of_study(output: Path) -> list[Place]:
+    """Return the runs of a study: those below ``runs/ENV/VARIANT/seed-N``."""
+    found = [*(output / "runs").glob("*/*/seed-*/")]
+    return [Place(run, variant=run.parent.name) for run in sorted(found, key=lambda run: _natural(str(run)))]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -147,9 +165,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
-def read_run(directory: Path, variant: str = "") -> Run:
+def read_run(place: Place) -> Run:
     """Read one run directory; what is damaged, or not written yet, is left out and noted."""
-    notes: list[str] = []
+    directory, notes = place.directory, list[str]()
     config = _config(directory, notes)
     columns, reasons = _metrics(directory, notes)
     env = config.get("env")
@@ -157,9 +175,9 @@ def read_run(directory: Path, variant: str = "") -> Run:
     seed = config.get("seed")
     run = Run(
         directory=directory,
-        env=env if isinstance(env, str) and env else "environment without a name",
-        variant=variant,
-        seed=seed if isinstance(seed, int) else None,
+        env=place.env or (env if isinstance(env, str) and env else "environment without a name"),
+        variant=place.variant,
+        seed=seed if isinstance(seed, int) else place.seed,
         status="log",
         config=config,
         columns=columns,
@@ -168,6 +186,8 @@ def read_run(directory: Path, variant: str = "") -> Run:
         notes=tuple(notes),
     )
     status, error = _status(run)
+    if place.status and (place.status != "waiting" or not run.updates):
+        status, error = place.status, place.error or ("no update is complete" if place.status == "waiting" else "")
     return replace(run, status=status, error=error, last_tenth=_last_tenth(directory, run.steps))
 
 

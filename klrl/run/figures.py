@@ -88,8 +88,8 @@ def figure(panels: Sequence[Sequence[Panel]], heading: str = "") -> Figure:
     if heading:
         drawn.suptitle(heading, x=0.01, ha="left", fontsize=11, parse_math=False)
     if len(named) > 1:
-        place = {"loc": "outside lower center", "ncols": min(4, len(named)), "frameon": False}
-        legend = drawn.legend([*named.values()], [*named], **place)
+        columns = min(4, len(named))
+        legend = drawn.legend([*named.values()], [*named], loc="outside lower center", ncols=columns, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
     return drawn
@@ -105,10 +105,12 @@ def _draw(ax: Axes, panel: Panel) -> Iterator[tuple[str, Line2D]]:
         if curve.low is not None and curve.high is not None and np.isfinite(curve.low).any():
             ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
     for curve in panel.targets:
-        yield "target", *ax.plot(curve.x, curve.y, color="black", linestyle=":", linewidth=1.2, label="target")
+        (line,) = ax.plot(curve.x, curve.y, color="black", linestyle=":", linewidth=1.2, label="target")
+        yield "target", line
     for curve in panel.marks:
         label = "update beyond its target"
-        yield label, *ax.plot(curve.x, curve.y, "x", color="black", markersize=4, label=label)
+        (line,) = ax.plot(curve.x, curve.y, "x", color="black", markersize=4, label=label)
+        yield label, line
     ax.set_title(panel.title, loc="left", fontsize=10, parse_math=False)
     ax.set_xlabel(panel.x)
     ax.set_ylabel(panel.y, parse_math=False)

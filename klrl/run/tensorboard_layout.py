@@ -1,4 +1,4 @@
-"""What TensorBoard is told beside the numbers: which belong in one chart, and the run's settings.
+"""Words to TensorBoard beside the numbers: which of them belong in one chart, and the run's settings.
 
 The charts stand under Custom Scalars, the settings under HParams and in the list of runs. Both go into every event file
 of a run, where TensorBoard takes the newest; charts that are the same in all runs are shown once.

@@ -62,6 +62,12 @@ def test_seeds_count_only_between_their_own_points():
     np.testing.assert_allclose(low[x <= 10.0], x[x <= 10.0], atol=1e-12)
 
 
+def test_the_average_ends_where_fewer_than_half_of_the_seeds_go_on():
+    curves = [(np.array([0.0, end]), np.array([0.0, end])) for end in (10.0, 10.0, 30.0)]
+    x, *_ = average(curves)
+    assert x[-1] == 10.0
+
+
 def test_long_curves_are_averaged_at_a_few_points():
     x = np.arange(1_000.0)
     steps, mean, *_ = average([(x, 2.0 * x), (x[::7], 4.0 * x[::7])])

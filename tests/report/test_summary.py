@@ -99,3 +99,4 @@ def test_the_command_trains_with_the_very_settings(agent):
 
 def test_a_log_of_another_library_has_no_command():
     assert of.command({}) == ""
+    assert of.command({"agent": "PPO", "env": {"id": "CartPole-v1"}, "config": {"gamma": 0.9}}) == ""
