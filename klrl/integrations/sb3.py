@@ -126,7 +126,7 @@ class DriftCallback(BaseCallback):
             new = self.monitor.policy_at(after)
             more["drift/kl_normalizer"] = mean_kl(self.monitor.policy_at(before), new)
             more["drift/kl_total"] = mean_kl(old, new)
-        logged = self.logger.name_to_value
+        logged: dict[str, Any] = self.logger.name_to_value
         more |= {name: float(x) for name, x in logged.items() if name.startswith("train/") and np.isscalar(x)}
         self._log(self.monitor.after(self._timesteps, more))
 

@@ -20,7 +20,7 @@ from klrl.run.tensorboard_writer import STEP as STEP
 from klrl.run.tensorboard_writer import TensorBoardWriter
 from klrl.text import warn_user
 
-UNKNOWN = {"agent": "monitored", "env": None, "seed": None, "config": {}}
+UNKNOWN: dict[str, Any] = {"agent": "monitored", "env": None, "seed": None, "config": {}}
 """Entries of every run's ``config.json``, where a monitored training says nothing else."""
 
 

@@ -109,7 +109,7 @@ class AskedPeers:
     """
 
     peers: bool = True
-    """This comparison."""
+    """True for this comparison."""
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     """Run seeds."""
     envs: tuple[str, ...] = ENVS
