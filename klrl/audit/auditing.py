@@ -42,9 +42,10 @@ class Audit:
         lines = []
         for policy, visits in zip(self.policies, self.visits, strict=True):
             result = visits.evaluation
-            what = ", ".join(str(x) for x in (policy.origin.get("path"), policy.origin.get("algorithm")) if x)
+            known = [str(policy.origin[key]) for key in ("path", "algorithm") if policy.origin.get(key)]
+            what = f" ({', '.join(known)})" if known else ""
             lines.append(
-                f"{policy.name}: {what}: mean return {result.mean:.1f} over {len(result.returns)} episodes, "
+                f"{policy.name}{what}: mean return {result.mean:.1f} over {len(result.returns)} episodes, "
                 f"{len(visits.episodes):,} states"
             )
         return "\n".join([*lines, "", *table(self.divergences)])

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from klrl.integrations.sb3_reader import TRUST, Model, NotEnough, Reader, Statistics
 from klrl.policy.distributions import Bernoulli, Categorical, DiagGaussian, Distribution, MultiCategorical
 from klrl.policy.observations import Encoding
-from klrl.text import one_line, plain
+from klrl.text import one_line, plain, warn_user
 
 _POLICIES = {
     "stable_baselines3.common.policies.ActorCriticPolicy": False,
@@ -158,6 +158,8 @@ def statistics_of(model: Model, vec_normalize: str | Path | None, reader: Reader
         )
     if vec_normalize is None or str(vec_normalize) == "none":
         return None
+    if model.used_vec_normalize is False:
+        warn_user(f"{model.path} was not trained on a VecNormalize; {vec_normalize} normalises what it observes")
     statistics = reader.statistics(vec_normalize)
     if statistics.norm_obs and statistics.moments["obs.mean"].shape != model.observation_space.shape:
         have = tuple(statistics.moments["obs.mean"].shape)

@@ -39,26 +39,32 @@ class Opened:
     def __init__(self, paths: Sequence[Path], env: str | None, vec_normalize: Sequence[str], trust: bool) -> None:
         self._trust, self._given = trust, env
         self._envs: list[dict[str, Any]] = []
-        files = _in_order(paths[0]) if len(paths) == 1 else [*paths]
-        zips = [path for path in files if not path.is_dir()]
-        if vec_normalize and len(vec_normalize) != len(zips):
-            said = " ".join(vec_normalize)
-            raise ValueError(f"vecnormalize = {said}; allowed: one file, or none, for each of {len(zips)} zips")
-        known: Sequence[str | None] = vec_normalize or [_saved_with(path, paths) for path in zips]
-        statistics = iter(known)
-        with Reader() as reader:  # a process, once there is something to read
-            policies = [
-                self._klrl(path) if path.is_dir() else self._sb3(path, next(statistics), reader) for path in files
-            ]
         if len(paths) == 1:
-            policies.sort(key=lambda policy: policy.origin["num_timesteps"])
-        names = ["A", "B"] if len(paths) == 2 else [_short(Path(policy.origin["path"])) for policy in policies]
-        self.policies = [replace(policy, name=name) for policy, name in zip(policies, names, strict=True)]
+            found = self._read(_in_order(paths[0]), vec_normalize, statistics_beside=True)
+            found.sort(key=lambda policy: policy.origin["num_timesteps"])
+            names = [_short(Path(policy.origin["path"])) for policy in found]
+        else:
+            found, names = self._read(paths, vec_normalize), ["A", "B"]
+        self.policies = [replace(policy, name=name) for policy, name in zip(found, names, strict=True)]
         if env is None and not self._envs:
             raise ValueError("env = none; allowed: --env ID (a zip of Stable-Baselines3 names no environment)")
         self.env: Env = environment(self._envs[0], env) if self._envs else str(env)
         if isinstance(self.env, str):
             check_id(self.env)
+
+    def _read(
+        self, files: Sequence[Path], vec_normalize: Sequence[str], *, statistics_beside: bool = False
+    ) -> list[AuditedPolicy]:
+        zips = [path for path in files if not path.is_dir()]
+        if vec_normalize and len(vec_normalize) != len(zips):
+            said = " ".join(vec_normalize)
+            raise ValueError(f"vecnormalize = {said}; allowed: one file, or none, for each of {len(zips)} zips")
+        known: Sequence[str | None] = vec_normalize or [
+            _saved_with(path) if statistics_beside else None for path in zips
+        ]
+        statistics = iter(known)
+        with Reader() as reader:  # a process, once there is something to read
+            return [self._klrl(path) if path.is_dir() else self._sb3(path, next(statistics), reader) for path in files]
 
     def _klrl(self, path: Path) -> AuditedPolicy:
         tensors, state = checkpoint.read(path)
@@ -98,11 +104,8 @@ def _trusted(path: Path, vec_normalize: str | None, reader: Reader, env: str | N
     """Return a policy that Stable-Baselines3 loads."""
     from klrl.integrations.sb3_trusted import TrustedPolicy
 
-    print(
-        printable(f"{path}: Stable-Baselines3 loads it and executes what is in it (--trust)"),
-        file=sys.stderr,
-        flush=True,
-    )
+    said = f"{path}: Stable-Baselines3 loads it and executes what is in it (--trust)"
+    print(printable(said), file=sys.stderr, flush=True)
     given = None if vec_normalize in (None, "none") else reader.statistics(str(vec_normalize))
     space = None
     if env is not None:
@@ -136,10 +139,9 @@ def _in_order(folder: Path) -> list[Path]:
     return found
 
 
-def _saved_with(path: Path, paths: Sequence[Path]) -> str | None:
-    """Return the VecNormalize that was saved beside a zip of a directory; for a single zip it is asked for."""
-    found = beside(path) if len(paths) == 1 else None
-    return None if found is None else str(found)
+def _saved_with(path: Path) -> str | None:
+    """Return the VecNormalize that was saved beside a zip, if there is one."""
+    return None if (found := beside(path)) is None else str(found)
 
 
 def _short(path: Path) -> str:

@@ -131,7 +131,7 @@ def test_a_missing_vec_normalize_is_asked_for(saved, tmp_path, capsys):
 
 def test_what_does_not_fit_is_refused_in_one_line(saved, cartpole, tmp_path, capsys):
     zipped, other = saved("cartpole").path, saved("a2c").path
-    hopper = saved("hopper").vec_normalize
+    hopper, pendulum = saved("hopper").vec_normalize, saved("pendulum").path
     lines = {
         (zipped, zipped): "env = none; allowed: --env ID (a zip of Stable-Baselines3 names no environment)",
         (cartpole, other): "B has observation_space Box([-1. -1. -8.], [1. 1. 8.], (3,), float32); allowed: A's, Box(",
@@ -149,10 +149,11 @@ def test_what_does_not_fit_is_refused_in_one_line(saved, cartpole, tmp_path, cap
             "b",
         ): "vecnormalize = a b; allowed: one file, or none, for each of 1 zips",
         (
-            cartpole,
-            zipped,
+            pendulum,
+            other,
             "--vecnormalize",
             hopper,
+            "none",
         ): f"vecnormalize = {hopper} is for observations of shape (11,); allowed:",
         (cartpole, zipped, "--episodes", "0"): "episodes = 0; allowed: an integer >= 1",
     }

@@ -96,10 +96,8 @@ def test_settings_that_both_have_are_carried(tmp_path):
 
 def test_a_variance_near_zero_keeps_its_scale(saved, tmp_path):
     """Where klrl and VecNormalize add different small numbers to a variance."""
-    model = save_model("a2c", tmp_path)
-    from stable_baselines3.common.vec_env import VecNormalize
-
-    envs = VecNormalize(model.model.get_env())
+    model = save_model("pendulum", tmp_path)
+    envs = model.model.get_vec_normalize_env()
     envs.obs_rms.mean, envs.obs_rms.var = np.array([0.5, 0.0, 0.1]), np.array([1e-9, 9.99e-4, 0.3])
     envs.save(tmp_path / "statistics.pkl")
     import_sb3([str(model.path), "-o", str(tmp_path / "agent"), "--vecnormalize", str(tmp_path / "statistics.pkl")])

@@ -59,3 +59,13 @@ def normalized(record, logits):
     sizes = record.nvec if name == "MultiCategorical" else [logits.shape[-1]]
     heads = [x - x.logsumexp(-1, keepdim=True) for x in logits.split(list(sizes), -1)]
     return torch.cat(heads, -1)
+
+
+def test_a_vec_normalize_for_a_model_without_one_is_used_with_a_warning(saved, reader):
+    """The zip of a model that has learned says whether it was trained on one."""
+    assert [reader.model(saved(name).path).used_vec_normalize for name in ("a2c", "pendulum")] == [False, True]
+    with pytest.warns(
+        RuntimeWarning, match=r"a2c_32_steps\.zip was not trained on a VecNormalize; .* normalises what it"
+    ):
+        policy = read_policy(saved("a2c").path, saved("pendulum").vec_normalize, reader)
+    assert policy.statistics is not None
