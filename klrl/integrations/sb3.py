@@ -19,8 +19,7 @@ from klrl.integrations.sb3_normalizer import RawObservations
 from klrl.integrations.sb3_rollout import Rollout, before_tanh, distribution, of_torch
 from klrl.kl.drift import mean_kl
 from klrl.monitor import DriftMonitor
-from klrl.run.callback import Metrics
-from klrl.run.metrics_directory import STEP
+from klrl.run.callback import STEP, Metrics
 
 LOGGED = ("train/approx_kl", "train/kl_divergence_loss")
 """Names under which the algorithms log what they take for the KL."""
@@ -127,7 +126,8 @@ class DriftCallback(BaseCallback):
             more["drift/kl_normalizer"] = mean_kl(self.monitor.policy_at(before), new)
             more["drift/kl_total"] = mean_kl(old, new)
         logged: dict[str, Any] = self.logger.name_to_value
-        more |= {name: float(x) for name, x in logged.items() if name.startswith("train/") and np.isscalar(x)}
+        scalars = {name: x for name, x in logged.items() if isinstance(x, (int, float, np.number))}
+        more |= {name: float(x) for name, x in scalars.items() if name.startswith("train/")}
         self._log(self.monitor.after(self._timesteps, more))
 
     def _log(self, row: Metrics) -> None:

@@ -18,10 +18,10 @@ from klrl.monitor.reading import Reading, Taken, array, join, read
 from klrl.monitor.states import Rows, States
 from klrl.policy.distributions import Distribution
 from klrl.policy.surroundings import undisturbed
-from klrl.run.callback import Metrics
+from klrl.run.callback import STEP, Metrics
 from klrl.run.history import History
 from klrl.run.metrics import settle
-from klrl.run.metrics_directory import STEP, MetricsDirectory
+from klrl.run.metrics_directory import MetricsDirectory
 from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL
 

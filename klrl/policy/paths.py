@@ -161,7 +161,7 @@ def is_laid_out(network: nn.Module, own: Sequence[str] = ()) -> bool:
     free = {name: p for name, p in network._parameters.items() if p is not None}
     if network._modules.keys() != {"trunk"} or [*free] != [*own]:
         return False
-    return not free or {*map(id, free.values())}.isdisjoint(map(id, network.trunk.parameters()))  # type: ignore[operator]
+    return not free or {*map(id, free.values())}.isdisjoint(map(id, network.get_submodule("trunk").parameters()))
 
 
 def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:

@@ -16,7 +16,6 @@ from klrl.run.csv_log import CsvLog
 from klrl.run.directory import check_new, versions
 from klrl.run.disk import reporting_full_disk
 from klrl.run.lock import Lock
-from klrl.run.tensorboard_writer import STEP as STEP
 from klrl.run.tensorboard_writer import TensorBoardWriter
 from klrl.text import warn_user
 

@@ -8,18 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gymnasium.envs.registration import EnvSpec
-
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.audit import AuditedPolicy
 from klrl.experience.environments import check_id, factory
+from klrl.experience.wrapped import Named
 from klrl.integrations.sb3_policy import SB3Policy, beside, read_policy
 from klrl.integrations.sb3_reader import NotEnough, Reader
 from klrl.run import checkpoint
 from klrl.scripts.cli.environments import environment
 from klrl.text import plain, printable
-
-Env = str | EnvSpec
 
 
 class Opened:
@@ -48,7 +45,7 @@ class Opened:
         self.policies = [replace(policy, name=name) for policy, name in zip(found, names, strict=True)]
         if env is None and not self._envs:
             raise ValueError("env = none; allowed: --env ID (a zip of Stable-Baselines3 names no environment)")
-        self.env: Env = environment(self._envs[0], env) if self._envs else str(env)
+        self.env: Named = environment(self._envs[0], env) if self._envs else str(env)
         if isinstance(self.env, str):
             check_id(self.env)
 
