@@ -62,7 +62,7 @@ class ByAutograd(Linearization[T]):
 
     def pieces(self, *cotangent: Array) -> list[Array]:
         """Return J' u by one backward pass."""
-        return [like(self._backward([tensor(u) for u in cotangent]), self._x)]
+        return [like(self._backward([tensor(u) for u in cotangent]).detach(), self._x)]
 
     def push_forward(self, tangent: Array) -> Arrays:
         """Return J v: the derivative by u of u -> J' u, which is linear, times v (Townsend 2017)."""

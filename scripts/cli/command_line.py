@@ -104,6 +104,8 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     try:
         with contextlib.redirect_stderr(messages):
             parsed = cast("T", tyro.cli(cls, args=argv, prog=prog, default=default))
+    except ValueError as error:  # of the class itself; older releases of tyro let it through
+        fail(prog, error)
     except SystemExit as stop:
         if not stop.code:
             raise

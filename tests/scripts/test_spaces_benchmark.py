@@ -28,6 +28,8 @@ def test_two_pushers_push_to_their_sides(bits, force):
 @pytest.mark.parametrize("name", ["HalfCheetah-v4", "InvertedPendulum-v5"])
 def test_the_tasks_take_the_new_actions(name):
     (wrap,) = {task.wrap for task in spaces.SPACES if task.env == name}
+    if wrap is spaces.five_levels and not hasattr(gym.wrappers, "DiscretizeAction"):
+        pytest.skip("Gymnasium has had DiscretizeAction since 1.2")
     with wrap(gym.make(name)) as env:
         env.reset(seed=0)
         env.step(env.action_space.sample())
