@@ -129,10 +129,13 @@ class Epochs:
             part = order[:size] if self._watched else order
             taken = kernel.take(part, terms)
             order = order[len(taken) * size :]
-            _add(metrics, dict(zip(metrics, taken.T[columns].tolist(), strict=True)))
             if self._watched:
                 for row in taken.tolist():
-                    callback.on_minibatch_end(agent, dict(zip(metrics, row[columns], strict=True)))
+                    one = dict(zip(metrics, row[columns], strict=True))
+                    callback.on_minibatch_end(agent, one)
+                    _add(metrics, {name: [value] for name, value in one.items()})
+            else:
+                _add(metrics, dict(zip(metrics, taken.T[columns].tolist(), strict=True)))
             if len(taken) * size < len(part):  # in front of a gradient that is not finite: numpy's step says where
                 break
             if len(order):
@@ -156,29 +159,27 @@ class _InKernel:
     """Structures that the kernel is given, as long as settings, region and networks stay the same ones."""
 
     def __init__(self, kernel: Kernel, agent: Learner[Any], samples: UpdateBatch) -> None:
-        self._kernel, self._agent = kernel, agent
-        optimizer = agent.networks.optimizer
-        self._moved = [
-            (network is agent.actor, state, _network(network, state, optimizer.learning_rate * factor))
-            for network, state, factor in zip(
-                agent.networks.optimized, optimizer.states, optimizer.factors, strict=True
-            )
-        ]
+        self._kernel, self._networks = kernel, agent.networks
+        self._given = [_network(*moved) for moved in zip(self._networks.optimized, self._states, strict=True)]
         self._samples = cache(lambda policy: _samples(agent, samples, policy=policy))
         self._loss = cache(lambda terms: _loss(agent, terms))
 
     def take(self, order: Tensor, terms: Terms) -> np.ndarray:
         """Take the steps on the samples in this order; return their metrics ``[steps, 3]``."""
-        samples = self._samples(terms.policy)
+        samples, networks = self._samples(terms.policy), self._networks
         samples.put(n=len(order), order=order.numpy())
-        moved = [(state, given) for is_actor, state, given in self._moved if terms.policy or not is_actor]
-        for state, given in moved:
-            given.put(steps=state.steps)
-        actor, critic = (given for _, given in moved) if terms.policy else (None, moved[0][1])
-        taken = self._kernel.epoch(actor, critic, samples, self._loss(terms))
-        for state, given in moved:
+        for given, state, factor in zip(self._given, self._states, networks.optimizer.factors, strict=True):
+            given.put(steps=state.steps, rate=networks.optimizer.learning_rate * factor)
+        by_network = dict(zip(networks.optimized, self._given, strict=True))
+        actor = by_network[networks.actor] if terms.policy else None
+        taken = self._kernel.epoch(actor, by_network[networks.critic], samples, self._loss(terms))
+        for given, state in zip(self._given, self._states, strict=True):
             state.steps = given.steps
         return taken
+
+    @property
+    def _states(self) -> list[AdamState]:
+        return self._networks.optimizer.states
 
 
 def _in_numpy(
@@ -205,12 +206,10 @@ def _in_range(agent: Learner[Any], samples: UpdateBatch) -> bool:
     return samples.actions.dtype == torch.int64 and low.item() >= 0 and high.item() < _n_outputs(agent.actor)
 
 
-def _network(network: Any, state: AdamState, rate: float) -> Network:
+def _network(network: Any, state: AdamState) -> Network:
     layers = network.trunk.layers
-    return Network.with_layers(
-        layers.sizes, state.theta, relu=not layers.is_tanh, steps=state.steps, rate=rate,
-        mean=state.mean, square=state.square,
-    )  # fmt: skip
+    moments = {"mean": state.mean, "square": state.square}
+    return Network.with_layers(layers.sizes, state.theta, relu=not layers.is_tanh, **moments)
 
 
 def _samples(agent: Learner[Any], samples: UpdateBatch, *, policy: bool) -> Samples:

@@ -72,17 +72,13 @@ class MLP(nn.Sequential, Linearizable):
 
     def in_kernel(self, x: Array) -> bool:
         """Tell whether the kernel evaluates these inputs."""
-        kernel, layers = self.kernel, self.layers
-        return (
-            kernel is not None
-            and isinstance(x, Tensor)
-            and x.dtype == torch.float32
-            and x.is_cpu
-            and not torch.is_grad_enabled()
-            and layers.network is not None
-            and x.shape[-1] == layers.sizes[0]
-            and evaluates_in_kernel(kernel, x.numel() // layers.sizes[0], layers.most_weights)
-        )
+        kernel = self.kernel
+        if kernel is None or not isinstance(x, Tensor) or torch.is_grad_enabled():
+            return False
+        if not (x.is_cpu and x.dtype == torch.float32 and self.layers.network is not None):
+            return False
+        width, *_ = self.layers.sizes
+        return x.shape[-1] == width and evaluates_in_kernel(kernel, x.numel() // width, self.layers.most_weights)
 
     @property
     def layers(self) -> _Layers:

@@ -159,9 +159,10 @@ def is_laid_out(network: nn.Module, own: Sequence[str] = ()) -> bool:
     Otherwise one was added, or is shared; a trunk knows for itself whether its layers share any.
     """
     free = {name: p for name, p in network._parameters.items() if p is not None}
-    if network._modules.keys() != {"trunk"} or [*free] != [*own]:
+    trunk = network._modules.get("trunk")
+    if trunk is None or len(network._modules) > 1 or [*free] != [*own]:
         return False
-    return not free or {*map(id, free.values())}.isdisjoint(map(id, network.get_submodule("trunk").parameters()))
+    return not free or {*map(id, free.values())}.isdisjoint(map(id, trunk.parameters()))
 
 
 def has_formulas(layers: Sequence[nn.Module], hooks: Sequence[int]) -> bool:

@@ -59,7 +59,7 @@ class FisherVectorProduct:
         for evaluate in self._policies:
             policy = evaluate()
             u = fisher_product(policy.output, policy.push_forward(v))
-            product += policy.pull_back(*(x / self._n for x in u))
+            product.add_(policy.pull_back(*u), alpha=1.0 / self._n)
         return product
 
 

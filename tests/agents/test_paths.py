@@ -361,3 +361,55 @@ def test_describe_names_what_of_the_surrogate_autograd_differentiates(settings, 
 def test_config_json_says_it_too(tmp_path):
     agent = small_agent(PPO).learn(64, run_dir=tmp_path / "run")
     assert json.loads((tmp_path / "run/config.json").read_text())["paths"] == agent.describe()["paths"]
+
+
+def shared_or_added(agent, how):
+    """Give an agent's networks parameters that are not just their layers', each once; name the networks."""
+    trunk = agent.actor.trunk
+    if how == "shared weights":
+        trunk[4].weight, agent.critic.trunk[4].weight = trunk[2].weight, agent.critic.trunk[2].weight
+        return {"policy", "critic"}
+    if how == "shared with a parameter of its own":
+        trunk[-1].bias = agent.actor.log_std
+    elif how == "added layer":
+        agent.actor.auxiliary = nn.Linear(3, 2)
+    elif how == "added parameter":
+        agent.actor.scale = nn.Parameter(torch.ones(2))
+    elif how == "added to a layer":
+        agent.critic.trunk[0].scale = nn.Parameter(torch.ones(2))
+    elif how == "added to the trunk":
+        agent.critic.trunk.scale = nn.Parameter(torch.ones(2))
+    return {"critic"} if how in ("added to a layer", "added to the trunk") else {"policy"}
+
+
+@algorithms
+@pytest.mark.parametrize(
+    "how",
+    [
+        "shared weights", "shared with a parameter of its own", "added layer", "added parameter", "added to a layer",
+        "added to the trunk",
+    ],
+)  # fmt: skip
+def test_networks_with_shared_or_added_parameters_learn_by_autograd(agent_class, how):
+    sizes = {"actor_hidden_sizes": (8, 8, 8), "critic_hidden_sizes": (8, 8, 8)}
+    agent = small_agent(agent_class, "Pendulum-v1", fold_normalizer=False, **sizes)
+    changed = shared_or_added(agent, how)
+    agent.networks.repack()
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    for network in agent.networks:
+        outputs = network(x).mean if network is agent.actor else network(x)
+        u = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1))
+        parameters = list(network.parameters())
+        gradients = torch.autograd.grad((u * outputs).sum(), parameters, allow_unused=True, materialize_grads=True)
+        expected = flatten(gradients)
+        for form in (x, x.numpy()):
+            with torch.no_grad():
+                at = network.linearize(form)
+                cotangent = (u, 0.0 * u) if network is agent.actor else (u,)
+                got = at.pull_back(*(cotangent if form is x else [c.numpy() for c in cotangent]))
+            assert (torch.as_tensor(got) - expected).norm() <= 1e-5 * expected.norm()
+    first = [flatten(network.parameters()).clone() for network in agent.networks]
+    agent.learn(128)
+    assert not any(map(torch.equal, first, [flatten(network.parameters()) for network in agent.networks]))
+    said = agent.describe()["paths"]
+    assert {name for name in ("policy", "critic") if "by autograd" in said[name]} == changed
