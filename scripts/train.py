@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     name, options = _algorithm(sys.argv[1:] if argv is None else argv)
     prog = f"klrl train {name}"
     with bad_input(prog):
-        again = given(options, "config").get("config")
+        again = given(options, "config").get("config") or None  # an empty one is refused like other empty values
         run = None if again is None else _saved(again, name)
         default = _defaults(name, options) if run is None else _same(name, options, Path(str(again)), run)
     training = parse(Training, options, prog, default)
@@ -179,7 +179,10 @@ def _sizes(words: Mapping[str, str]) -> dict[str, int]:
 def _saved(config: str, name: str) -> dict[str, Any]:
     """Read the run to be made again."""
     path = Path(config)
-    run = run_config.read(path / "config.json" if path.is_dir() else path)
+    file = path / "config.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"config = {config}: nothing there; allowed: a run directory, or its config.json")
+    run = run_config.read(file)
     if run["agent"] != name:
         raise ValueError(f"config = {config} is that of a run of {run['agent']}; allowed: klrl train {run['agent']}")
     return run

@@ -156,12 +156,12 @@ def test_beside_worker_processes_it_has_one_too_so_that_it_may_hang_and_crash(tm
         return Scripted(script[len(made.read_text()) - 1 :])
 
     callback = EvalCallback(make, eval_every=95, n_eval_episodes=2)
-    agent = small_agent(PPO, lambda: Counting(0, 5), vectorization_mode="async", worker_timeout=2.0)
+    agent = small_agent(PPO, lambda: Counting(0, 5), vectorization_mode="async", worker_timeout=5.0)
     with pytest.warns(RuntimeWarning) as told:
         agent.learn(TOTAL, callback)
     agent.close()
     said = [str(warning.message) for warning in told]
-    assert said[0].startswith("evaluation after 128 steps failed: worker hangs: no answer for 2 s;")
+    assert said[0].startswith("evaluation after 128 steps failed: worker hangs: no answer for 5 s;")
     assert said[1].startswith("evaluation after 192 steps failed: worker exited with status 3;")
     assert [row["eval/failures"] for row in evaluated(agent).values()] == [1, 2, 2, 2]
     assert [row["eval/mean_reward"] for row in evaluated(agent).values()][2:] == pytest.approx([6.0, 9.0])

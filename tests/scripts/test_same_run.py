@@ -92,7 +92,8 @@ def test_wrappers_are_made_in_order_with_their_arguments(folder):
         (["--env-kwargs", "gravity"], "env_kwargs = ('gravity',); allowed: a tuple, each key=value"),
         (["--n-envs", "1.5e0"], "n_envs = '1.5e0'; allowed: an integer in [1, 65536]"),
         (["--name", "a", "--run-dir", "b"], "name = 'a' with run_dir; allowed: one of the two"),
-        (["--config", "nowhere"], "nowhere"),
+        (["--config", "nowhere"], "config = nowhere: nothing there; allowed: a run directory, or its config.json"),
+        (["--config="], "config = ''; allowed: a path or none, not empty"),
     ],
 )
 def test_words_that_name_nothing_are_refused_in_one_line(words, message, refused, folder):  # noqa: F811
