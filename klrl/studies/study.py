@@ -39,7 +39,7 @@ class Run:
     seed: int
     total_timesteps: int
     directory: Path
-    """Its run directory, as ``klrl train`` makes it; there is none before it was begun."""
+    """Run directory, as ``klrl train`` makes it; it is missing until the run is begun."""
     status: Status
     error: str | None
     """One line on why it failed."""
