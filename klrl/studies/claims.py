@@ -32,7 +32,7 @@ class Claim:
         self._file = claim_file(directory)
         self._lease = SoftFileLease(self._file, lease_duration=EXPIRES, thread_local=False, is_singleton=False)
         self.taken = False
-        """Whether another process had the claim before and did not release it."""
+        """True if another process had the claim before and did not release it."""
 
     def take(self) -> bool:
         """Try to get the claim; to see that it has expired takes calls over :data:`EXPIRES` seconds.
@@ -51,12 +51,12 @@ class Claim:
 
     @property
     def token(self) -> str:
-        """What the file of the claim has in it and no other claim's has."""
+        """Text that the file of this claim has in it, and no other claim's."""
         return self._lease.token or "none"
 
     @property
     def lost(self) -> bool:
-        """Whether the claim has expired, and may be another process's by now."""
+        """True if the claim has expired, and may be another process's by now."""
         owner = self._lease.owner
         return owner is None or owner.token != self._lease.token
 

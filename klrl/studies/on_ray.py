@@ -146,7 +146,7 @@ def _connected(address: str | None) -> Any:
 
 
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-"""What a client of gRPC begins with; the head of a cluster answers with a frame of type 4, too (RFC 9113, 3.4)."""
+"""Beginning of a client of gRPC; the head of a cluster answers with a frame of type 4, too (RFC 9113, 3.4)."""
 _REMEDY = "'auto' on a node of a cluster (begun by ray start --head), host:port of its head, or no address"
 
 

@@ -25,7 +25,7 @@ from klrl.output import keep_steady, plain_warnings
 T = TypeVar("T")
 
 RETRIES = 3
-"""How often a call whose process was killed is made again, by default."""
+"""Times that a call whose process was killed is made again, by default."""
 GRACE = 30.0
 """Seconds that a process has to end once it was asked to."""
 
@@ -35,12 +35,12 @@ class Ended:
     """A call that has ended, or whose process has."""
 
     key: Any
-    """What the call was started under."""
+    """Key that the call was started under."""
     result: Any = None
     error: Exception | None = None
-    """What the call raised."""
+    """Exception that the call raised."""
     death: str | None = None
-    """How the process ended during the call, in words."""
+    """End of the process during the call, in words."""
 
     def value(self) -> Any:
         """Return the result.

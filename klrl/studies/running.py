@@ -54,7 +54,7 @@ class Running:
         self._deaths: dict[str, tuple[str, int]] = {}
         """The newest checkpoint at the last kill of a run, and the kills since it was written."""
         self._seen: dict[str, float] = {}
-        """When others last gave a sign of life for a run, at the first look."""
+        """Time of the last sign of life that others gave for a run, at the first look."""
         self._ended = 0
 
     def finish(self) -> None:

@@ -26,7 +26,7 @@ from klrl.studies.watching import Progress, Status, Watch, status_of
 from klrl.text import plain
 
 RECORD, RUNS, CSV, JSON = "study.toml", "runs", "results.csv", "results.json"
-"""What is in a study's directory: its record, the folder of its runs, its table in two forms."""
+"""Names in a study's directory: its record, the folder of its runs, its table in two forms."""
 Say = Callable[[str], object]
 
 
@@ -39,7 +39,7 @@ class Run:
     seed: int
     total_timesteps: int
     directory: Path
-    """Its run directory, as ``klrl train`` makes it; there is none before it was begun."""
+    """Run directory, as ``klrl train`` makes it; it is missing until the run is begun."""
     status: Status
     error: str | None
     """One line on why it failed."""
@@ -210,7 +210,7 @@ class Study:
 
     @cached_property
     def trials(self) -> list[Trial]:
-        """What decides each run, in the order of the table."""
+        """Runs with all that decides them, in the order of the table."""
         return trials_of(self.design)
 
     def rows(self) -> list[Row]:

@@ -19,7 +19,7 @@ from klrl.studies.results import Row
 from klrl.trust_region import RegionSettings
 
 NAMED = ("env", "variant", "agent", "seed", "total_timesteps")
-"""What a run is called in tables."""
+"""Names of a run in tables."""
 
 
 @dataclass(frozen=True, kw_only=True)

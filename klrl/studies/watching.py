@@ -1,4 +1,4 @@
-"""How far a study is, from what is in its directory: whoever makes the runs, on whatever machine."""
+"""Progress of a study, from what is in its directory: whoever makes the runs, on whatever machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAIL = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a study is."""
+    """Progress of a study."""
 
     done: int
     failed: int
@@ -31,7 +31,7 @@ class Progress:
     steps: int
     """Steps so far, over all runs."""
     total_timesteps: int
-    """All steps, over all runs but those that failed."""
+    """Steps of all runs but those that failed."""
     steps_per_second: float
     """Over all runs, since the call began."""
 

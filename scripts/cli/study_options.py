@@ -15,16 +15,16 @@ CPUs = Annotated[float, Bounds(0.0, 1024.0, open_below=True)]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What makes the runs."""
+    """Choice of what makes the runs."""
 
     engine: Literal["processes", "ray"] = "processes"
     """Processes of this machine, or tasks of Ray (pip install 'klrl[ray]')."""
     processes: Annotated[int, Bounds(1, 1024)] = 2
     """Runs at a time, one torch thread each, with processes; one runs in the first process."""
     retries: Annotated[int, Bounds(0, 10**6)] = 3
-    """How often a run whose process was killed goes on from its checkpoint, without a new one in between."""
+    """Times that a run whose process was killed goes on from its checkpoint, without a new one in between."""
     task: Annotated[str, Pattern(r"[1-9]\d*/[1-9]\d*", "I/N with 1 <= I <= N")] | None = None
-    """Only the I-th of N parts of the runs, as I/N, for an array of jobs that share the output's disk."""
+    """Make only the I-th of N parts of the runs, as I/N, for an array of jobs that share the output's disk."""
     cpus_per_run: CPUs = 1.0
     """CPUs of each run, for ray."""
     gpus_per_run: NonNegative = 0.0

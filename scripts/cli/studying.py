@@ -24,7 +24,7 @@ from klrl.studies.watching import Progress
 from klrl.text import printable
 
 MOST_SHOWN = 16
-"""Most runs that are shown at once."""
+"""Largest number of runs that are shown at once."""
 
 
 def run_study(prog: str, words: Sequence[str], options: EngineOptions, make: Callable[[Say], Study]) -> None:
@@ -57,7 +57,7 @@ def run_study(prog: str, words: Sequence[str], options: EngineOptions, make: Cal
 
 
 class Panel:
-    """How far a study is, redrawn every second on a terminal."""
+    """Picture of how far a study is, redrawn every second on a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None

@@ -47,7 +47,7 @@ def cases(seed: int) -> list[Case]:
         for engine in _engines()
         for i in range(20 if engine == "processes" else 5)
     ]
-    return [Case("R20", "processes, 4 runs", _killed(f"{seed} R20", "processes", 0, 12, 0.4), True), *slow]
+    return [Case("R20", "processes, 4 runs", _killed(f"{seed} R20", "processes", 0, 8, 1.0, most=2), True), *slow]
 
 
 def _engines() -> Iterator[str]:
@@ -56,8 +56,10 @@ def _engines() -> Iterator[str]:
         yield "ray"
 
 
-def _killed(seed: str, engine: str, last: int, updates: int, every: float) -> Callable[[Path], Outcome]:
-    """Kill a process that makes a run, chosen at random, every so many seconds on average."""
+def _killed(
+    seed: str, engine: str, last: int = 2, updates: int = 120, every: float = 10.0, most: int = 10**6
+) -> Callable[[Path], Outcome]:
+    """Kill a process that makes a run, chosen at random, every so many seconds on average, and at most so often."""
 
     def case(scratch: Path) -> Outcome:
         g, output, whole = random.Random(seed), scratch / "killed", scratch / "whole"
@@ -66,7 +68,7 @@ def _killed(seed: str, engine: str, last: int, updates: int, every: float) -> Ca
         ended = start_klrl(["study", design, "--output", whole], scratch).wait()
         assert ended.code == 0, f"nothing happened, and it ended with {ended.code}: {ended.err[-300:]}"
         words: list[str | Path] = ["study", design, "--output", output, "--engine", engine, "--retries", "50"]
-        kills = _kill_until_its_end(start_klrl(words, scratch), output, g, every)
+        kills = _kill_until_its_end(start_klrl(words, scratch), output, g, every, most)
         runs = [run.relative_to(whole) for run in whole.glob("runs/*/*/seed-*") if run.is_dir()]
         problems = [f"{run}: {said}" for run in runs if (said := _differs(whole / run, output / run)) is not None]
         return Outcome(problems, len(runs), {"kills": kills})
@@ -74,11 +76,11 @@ def _killed(seed: str, engine: str, last: int, updates: int, every: float) -> Ca
     return case
 
 
-def _kill_until_its_end(study: Watched, output: Path, g: random.Random, every: float) -> int:
+def _kill_until_its_end(study: Watched, output: Path, g: random.Random, every: float, most: int) -> int:
     kills, due = 0, time.monotonic() + g.uniform(0.0, 2.0 * every)
     while study.running:
         time.sleep(0.02)
-        if time.monotonic() < due:
+        if time.monotonic() < due or kills == most:
             continue
         due = time.monotonic() + g.uniform(0.0, 2.0 * every)
         for lock in g.sample(found := sorted(output.glob("runs/*/*/seed-*/run.lock")), min(1, len(found))):
