@@ -21,7 +21,8 @@ const state = {
 const plots = new Map();  // element -> what is drawn there
 
 async function decoded() {
-  const bytes = Uint8Array.from(atob(document.getElementById("numbers").textContent), c => c.charCodeAt(0));
+  const text = atob(document.getElementById("numbers").textContent), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const buffer = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
   let at = 0;
   return data.lengths.map(length => {
@@ -103,7 +104,7 @@ function addRuns(figure, chart, curves, v, layers) {
     renderers: [renderer], line_policy: "nearest", visible: false,
     tooltips: tooltip(chart, y => [["seed", "@seed"], [chart.unit, "$snap_y" + y]]),
   }));
-  layers.push({renderer, v, mode: "runs"});
+  layers.push({renderer, v});
 }
 
 function smallest(curves) {
@@ -124,7 +125,7 @@ function addMean(figure, chart, curves, v, layers) {
       }),
       fill_color: colour(v), fill_alpha: dark.matches ? 0.25 : 0.17,
     });
-    layers.push({renderer: band, v, mode: "means"});
+    layers.push({renderer: band, v});
   }
   const interval = [...x.keys()].map(i =>
     Number.isFinite(low[i]) ? `${short(low[i])} to ${short(high[i])}` : "none: too few seeds");
@@ -136,7 +137,7 @@ function addMean(figure, chart, curves, v, layers) {
     renderers: [renderer], line_policy: "nearest", visible: false,
     tooltips: tooltip(chart, y => [[chart.unit, "$snap_y" + y], ["95 % interval", "@interval"], ["seeds", "@n"]]),
   }));
-  layers.push({renderer, v, mode: "means"});
+  layers.push({renderer, v});
 }
 
 function addTargets(figure, chart, curves, layers) {
@@ -151,7 +152,7 @@ function addTargets(figure, chart, curves, layers) {
     const renderer = figure.line({field: "x"}, {field: "y"}, {
       source: source({x: numbers(x), y: numbers(y)}), line_color: own ? colour(v) : style("--ink"), line_dash: [2, 3], line_width: 1.6,
     });
-    layers.push({renderer, of, mode: "both"});
+    layers.push({renderer, of});
   }
   for (const v of data.variants.keys()) {
     const marks = curves.marks.filter(mark => mark[0] === v);
@@ -168,7 +169,7 @@ function addTargets(figure, chart, curves, layers) {
       renderers: [renderer], visible: false,
       tooltips: [["beyond its target", "@name"], ["seed", "@seed"], [chart.unit, "@y{0.[00000]}"], [chart.x, "@x{0,0}"]],
     }));
-    layers.push({renderer, v, mode: "both"});
+    layers.push({renderer, v});
   }
 }
 
@@ -178,8 +179,8 @@ async function draw(element) {
   const plot = {layers: [], chart, curves, holder, dirty: false, near: true, cursor: null};
   plots.set(element, plot);
   const figure = plot.figure = figureOf(chart);
-  for (const v of data.variants.keys()) addMean(figure, chart, curves, v, plot.layers);
-  for (const v of data.variants.keys()) addRuns(figure, chart, curves, v, plot.layers);
+  const add = state.mode === "means" ? addMean : addRuns;
+  for (const v of data.variants.keys()) add(figure, chart, curves, v, plot.layers);
   addTargets(figure, chart, curves, plot.layers);
   plot.span = new Bokeh.Span({dimension: "height", line_color: style("--ink"), line_width: 1, visible: false});
   figure.add_layout(plot.span);
@@ -190,10 +191,8 @@ async function draw(element) {
 }
 
 function show(plot) {
-  for (const {renderer, v, of, mode} of plot.layers) {
-    const chosen = of ? [...of].some(one => state.variants.has(one)) : state.variants.has(v);
-    renderer.visible = chosen && (mode === "both" || mode === state.mode);
-  }
+  for (const {renderer, v, of} of plot.layers)
+    renderer.visible = of ? [...of].some(one => state.variants.has(one)) : state.variants.has(v);
   plot.dirty = false;
 }
 
@@ -273,8 +272,8 @@ addEventListener("change", ({target}) => {
     state.variants = new Set([...state.variants].sort((a, b) => a - b));
   } else if (target.dataset.env) chosen(state.envs, Number(target.dataset.env));
   else if (target.name === "mode") state.mode = target.value;
-  else if (target.id === "log") { state.log = target.checked; redraw(); return; }
-  refresh();
+  else if (target.id === "log") state.log = target.checked;
+  target.name === "mode" || target.id === "log" ? redraw() : refresh();
 });
 
 document.getElementById("print").addEventListener("click", async () => {
