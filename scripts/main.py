@@ -12,14 +12,14 @@ VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
     "resume": "finish an interrupted training, as if it had not been interrupted",
     "evaluate": "play episodes with a trained agent and report its return",
-    "audit": "measure how far saved policies are from each other, klrl's and Stable-Baselines3's",
-    "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
     "dpo": "tune a trained agent by preferences (DPO), and show what it costs in KL",
     "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
     "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
+    "audit": "measure how far saved policies are from each other, klrl's and Stable-Baselines3's",
+    "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 
