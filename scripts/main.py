@@ -12,8 +12,6 @@ VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
     "resume": "finish an interrupted training, as if it had not been interrupted",
     "evaluate": "play episodes with a trained agent and report its return",
-    "audit": "measure how far saved policies are from each other, klrl's and Stable-Baselines3's",
-    "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "distill": "fit a student's policy to a trained teacher's, by forward or reverse KL",
     "dpo": "tune a trained agent by preferences (DPO), and show what it costs in KL",
     "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",
@@ -24,6 +22,8 @@ VERBS = {
     "tune": "search over settings with Optuna, for return, KL, or both",
     "report": "write one HTML file about runs and studies: results, learning curves, drift, failures",
     "plot": "draw metrics of runs for a paper: PNG, SVG or PDF",
+    "audit": "measure how far saved policies are from each other, klrl's and Stable-Baselines3's",
+    "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
 
