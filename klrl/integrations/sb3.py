@@ -126,8 +126,9 @@ class DriftCallback(BaseCallback):
             more["drift/kl_normalizer"] = mean_kl(self.monitor.policy_at(before), new)
             more["drift/kl_total"] = mean_kl(old, new)
         logged: dict[str, Any] = self.logger.name_to_value
-        scalars = {name: x for name, x in logged.items() if isinstance(x, (int, float, np.number))}
-        more |= {name: float(x) for name, x in scalars.items() if name.startswith("train/")}
+        for name, value in logged.items():
+            if name.startswith("train/") and isinstance(value, (int, float, np.floating, np.integer)):
+                more[name] = float(value)
         self._log(self.monitor.after(self._timesteps, more))
 
     def _log(self, row: Metrics) -> None:

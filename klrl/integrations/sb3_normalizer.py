@@ -8,9 +8,9 @@ import numpy as np
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
     VecEnv,
-    VecEnvWrapper,
     VecMonitor,
     VecNormalize,
+    VecTransposeImage,
     VecVideoRecorder,
     unwrap_vec_normalize,
 )
@@ -43,7 +43,7 @@ class RawObservations:
         if normalizer is None or not normalizer.norm_obs:
             return None
         outer: Any = env
-        while outer is not normalizer and isinstance(outer, VecEnvWrapper) and isinstance(outer, _CHANGE_NOTHING):
+        while outer is not normalizer and (isinstance(outer, _CHANGE_NOTHING) or _only_images(outer, normalizer)):
             outer = outer.venv
         if outer is not normalizer:
             name = type(outer).__name__
@@ -84,3 +84,12 @@ class RawObservations:
         if not isinstance(observations, dict):
             return {None: observations}
         return {key: observations[key] for key in self._env.norm_obs_keys or ()}
+
+
+def _only_images(outer: VecEnv, normalizer: VecNormalize) -> bool:
+    """Tell whether a wrapper transposes images of a Dict observation that are not normalised, and nothing else."""
+    keys = normalizer.norm_obs_keys
+    if not isinstance(outer, VecTransposeImage) or keys is None:
+        return False
+    after, before = outer.observation_space, normalizer.observation_space
+    return all(after[key].shape == before[key].shape for key in keys)

@@ -238,6 +238,27 @@ def test_observations_that_change_after_their_statistics_are_not_followed():
     assert drift.history[-1]["drift/start_ratio_error"] < 1e-5
 
 
+class Seen(Line):
+    """An image beside the numbers."""
+
+    def __init__(self):
+        super().__init__(parts=True)
+        image = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+        self.observation_space = gym.spaces.Dict(image=image, **self.observation_space.spaces)
+
+    def _observation(self):
+        return {"image": self.np_random.integers(0, 256, (36, 36, 3)).astype(np.uint8), **super()._observation()}
+
+
+def test_statistics_of_some_parts_beside_an_image():
+    drift = DriftCallback(verbose=0)
+    envs = VecNormalize(make_vec_env(Seen, 1, seed=0), norm_obs_keys=["a", "b"])
+    PPO("MultiInputPolicy", envs, **FEW | {"n_epochs": 1}).learn(32, drift)
+    (row,) = drift.history
+    assert row["drift/start_ratio_error"] <= 1e-5
+    assert 0.0 < row["drift/kl_normalizer"] < 1.0
+
+
 def test_worker_processes_and_their_files(tmp_path):
     drift = DriftCallback(tmp_path / "run", target_kl=0.02, verbose=0)
     envs = vec(cls=SubprocVecEnv)
