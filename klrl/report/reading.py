@@ -155,9 +155,15 @@ def _places(path: Path) -> Iterator[Place]:
 
 
 def _of_study(output: Path) -> list[Place]:
-    """Return the runs of a study: those below ``runs/ENV/VARIANT/seed-N``."""
-    found = [*(output / "runs").glob("*/*/seed-*/")]
-    return [Place(run, variant=run.parent.name) for run in sorted(found, key=lambda run: _natural(str(run)))]
+    """Return the runs of a study, those that were not begun included.
+
+    Raises:
+        ValueError: its record is damaged.
+    """
+    from klrl.studies import Study
+
+    runs = Study.load(output).runs
+    return [Place(run.directory, run.env, run.variant, run.seed, run.status, run.error or "") for run in runs]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

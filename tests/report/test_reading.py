@@ -13,6 +13,7 @@ from klrl.agents import PPO, load_agent
 from klrl.report import read_runs
 from klrl.run import Callback
 from klrl.run.lock import Lock
+from klrl.studies import Study
 
 
 class Stop(Callback):
@@ -152,13 +153,20 @@ def test_the_return_at_the_end_is_that_of_the_episodes_of_the_last_tenth(tmp_pat
     assert run.last_tenth == 30.0
 
 
-def test_runs_of_a_study_are_found_once_in_the_order_of_their_names(tmp_path):
-    (tmp_path / "study.toml").write_text("")
-    for variant in ("b", "a"):
-        for seed in (10, 2):
-            write_run(tmp_path / f"runs/CartPole-v1/{variant}/seed-{seed}", rows(1), described(seed=seed))
-    runs = read_runs([tmp_path, tmp_path / "runs/CartPole-v1/a/seed-2"])
-    assert [run.name for run in runs] == [f"CartPole-v1 {v} seed {s}" for v in ("a", "b") for s in (2, 10)]
+def test_runs_of_a_study_are_found_once_with_what_the_study_says_of_them(tmp_path):
+    variants = {"b/1": {}, "a": {"trust_region": "constraint"}}
+    study = Study.of(tmp_path / "s", environments={"CartPole-v1": 640}, variants=variants, seeds=(10, 2))
+    for run in study.runs[:3]:
+        write_run(run.directory, rows(1), described(seed=run.seed))
+    runs = read_runs([tmp_path, study.runs[0].directory])
+    assert [run.name for run in runs] == [f"CartPole-v1 {v} seed {s}" for v in ("b/1", "a") for s in (10, 2)]
+    assert (runs[3].status, runs[3].error, runs[3].updates) == ("waiting", "no update is complete", 0)
+
+
+def test_a_damaged_study_is_refused_in_one_line(tmp_path):
+    (tmp_path / "study.toml").write_text("[")
+    with pytest.raises(ValueError, match=r"^.*study\.toml.*$"):
+        read_runs([tmp_path])
 
 
 def test_variants_are_named_by_what_differs(tmp_path):
