@@ -1,4 +1,4 @@
-"""Where the runs of a study stand."""
+"""Places of a study's runs in its directory."""
 
 from __future__ import annotations
 

@@ -156,6 +156,7 @@ def test_the_return_at_the_end_is_that_of_the_episodes_of_the_last_tenth(tmp_pat
 def test_runs_of_a_study_are_found_once_with_what_the_study_says_of_them(tmp_path):
     variants = {"b/1": {}, "a": {"trust_region": "constraint"}}
     study = Study.of(tmp_path / "s", environments={"CartPole-v1": 640}, variants=variants, seeds=(10, 2))
+    study.record()
     for run in study.runs[:3]:
         write_run(run.directory, rows(1), described(seed=run.seed))
     runs = read_runs([tmp_path, study.runs[0].directory])
