@@ -229,7 +229,7 @@ class Sending(Callback):
 
     def on_update_end(self, agent: Agent[Any], batch: Batch, metrics: Metrics) -> None:  # type: ignore[override]
         """Send what the checkpoint of the last update has changed, if there is one."""
-        newest = max((path.parent.name for path in self._here.glob(f"checkpoints/*/{MANIFEST}")), default="")
+        newest = max((path.parent.name for path in self._here.glob(f"checkpoints/[0-9]*/{MANIFEST}")), default="")
         if newest != self._newest:
             self._newest = newest
             self.send()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from klrl.run.checkpoint import MANIFEST
 from klrl.run.directory import versions
 from klrl.studies.claims import Claim, claim_file, recovered
 from klrl.studies.engines import Engine
@@ -152,7 +153,7 @@ class Running:
     def _lives_on(self, trial: Trial, death: str) -> bool:
         """Tell whether a run whose process was killed is to go on."""
         checkpoints = self._directories[trial.name] / "checkpoints"
-        newest = max((path.parent.name for path in checkpoints.glob("*/MANIFEST.json")), default="none")
+        newest = max((path.parent.name for path in checkpoints.glob(f"[0-9]*/{MANIFEST}")), default="none")
         before, deaths = self._deaths.get(trial.name, (newest, 0))
         deaths = deaths + 1 if newest == before else 1
         self._deaths[trial.name] = newest, deaths

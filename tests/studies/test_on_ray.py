@@ -13,7 +13,7 @@ import pytest
 from small_studies import DESIGN, design_file, parts, rows
 
 from klrl.studies import Study, make_engine
-from klrl.studies.on_ray import Keeper, OnRay
+from klrl.studies.on_ray import Keeper, OnRay, Sending
 
 
 @pytest.fixture
@@ -67,6 +67,17 @@ def test_the_keeper_brings_a_directory_to_the_state_of_another(tmp_path):
     keeper.put(here, {"checkpoints/2/MANIFEST.json": b"2", "metrics.csv": b"more"}, names)
     assert keeper.get(here) == {"checkpoints/2/MANIFEST.json": b"2", "metrics.csv": b"more"}
     assert [path.name for path in (here / "checkpoints").iterdir()] == ["2"]
+
+
+def test_files_are_sent_at_every_checkpoint_beside_the_best_one(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(Sending, "send", lambda self: sent.append([*tmp_path.glob("checkpoints/[0-9]*")]))
+    sending = Sending(None, tmp_path, tmp_path / "there")
+    for name in ("000000000032", "best", "000000000064"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "MANIFEST.json").touch()
+        sending.on_update_end(None, None, {})
+    assert [len(checkpoints) for checkpoints in sent] == [1, 2]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "not an address", "http://127.0.0.1:80", "nobody"])

@@ -18,8 +18,9 @@ from klrl.studies.claims import Claim, recovered, replaced
 from klrl.studies.design import Design, Variant
 from klrl.studies.design_file import read, text
 from klrl.studies.outcomes import read_outcome
-from klrl.studies.places import file_name
+from klrl.studies.parallel import Ended
 from klrl.studies.watching import Watch, steps_so_far
+from klrl.text import file_name
 
 TINY = {"n_envs": 2, "n_steps": 32, "batch_size": 16, "n_epochs": 2, "critic_hidden_sizes": [8]}
 WORDS = ["--n-envs", "2", "--n-steps", "32", "--batch-size", "16", "--actor-hidden-sizes", "8", "--preset", "none"]
@@ -284,6 +285,42 @@ def test_a_run_that_always_kills_its_process_fails_and_the_others_go_on(tmp_path
     assert runs[0].error == "its process ended with status 7, 2 times without a new checkpoint in between"
     assert sum("goes on from its checkpoint (none)" in line for line in said) == 1
     assert "| deadly:Deadly-v0 | gamma=0.9 | failed |" in Study.load(tmp_path / "out").table()
+
+
+class Dying:
+    """An engine whose processes die after one more checkpoint each, and then cannot go on."""
+
+    free, busy, deaths = 1, 0, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def start(self, trial, directory, token, taken):
+        self.name, self.free, self.busy = trial.name, 0, 1
+        self.deaths += 1
+        for name in ("best", f"{self.deaths:012d}"):
+            (directory / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+            (directory / "checkpoints" / name / "MANIFEST.json").touch()
+
+    def wait(self, timeout):
+        if not self.busy:
+            return []
+        self.free, self.busy = 1, 0
+        if self.deaths <= 3:
+            return [Ended(self.name, death="its process was killed")]
+        return [Ended(self.name, error=RuntimeError("enough"))]
+
+
+def test_kills_count_from_the_newest_checkpoint_beside_the_best_one(tmp_path):
+    design = comparison(["gamma", "0.9"], environments={"CartPole-v1": 64}, seeds=[0])
+    said = []
+    study = Study(design, tmp_path / "out")
+    study.run(Dying(), retries=1, say=said.append)
+    assert [line.rpartition("checkpoint ")[2] for line in said[:3]] == ["(1)", "(2)", "(3)"]
+    assert study.runs[0].error == "RuntimeError: enough"
 
 
 def test_four_processes_started_at_once_do_each_run_once(whole, tmp_path):
