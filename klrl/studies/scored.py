@@ -19,7 +19,7 @@ from klrl.run import Callback, RunDirectory, evaluate
 from klrl.run.callback import Metrics
 from klrl.run.presets import preset
 from klrl.studies.kept import keep, kept
-from klrl.studies.opening import saved_or_new, why_finished
+from klrl.studies.opening import difference, saved_or_new, why_finished
 from klrl.studies.tuning import Tuning
 
 POINTS = 10
@@ -91,6 +91,8 @@ def _trained(
     design: Tuning, config: AgentConfig, seed: int, directory: Path, checkpoint_every: int | None,
     callbacks: Sequence[Callback],
 ) -> Score | None:  # fmt: skip
+    if (other := difference(directory, config, design.env, seed, design.total_timesteps)) is not None:
+        raise ValueError(f"{directory} holds another run: {other}; allowed: the directory of this search")
     begun = (directory / "config.json").exists()
     files = RunDirectory(directory, checkpoint_every=checkpoint_every, notes={"start_from": None}, resume=begun)
     files.claim()

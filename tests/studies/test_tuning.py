@@ -344,6 +344,11 @@ def test_runs_of_a_lost_study_are_not_taken_for_those_of_a_new_one(made, tmp_pat
     again.run(1)
     assert again.counts() == {"fail": 1}
     assert "is of a run with other settings" in again.said[0]
+    for scores in output.glob("trials/*/seed-*.json"):  # the search ended before the runs did
+        scores.unlink()
+    again.run(2)
+    assert again.counts() == {"fail": 2}
+    assert "holds another run: learning_rate = " in again.said[1]
 
 
 # -- bad input ------------------------------------------------------------------------------------
