@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, get_origin
+from typing import Any
 
 from klrl.agents import AGENTS, Agent, AgentConfig
 from klrl.agents.names import agent_class, name_of
@@ -19,11 +18,10 @@ from klrl.studies.design import (
     default_region,
     every_value,
     names_of,
-    setting,
+    setting_of_word,
 )
 from klrl.studies.design_file import design_of
 from klrl.trust_region import REGIONS
-from klrl.validation import hints
 
 
 def comparison(
@@ -94,7 +92,7 @@ def _variant(name: str, word: str, agent: str, region: str, region_is_given: boo
     if name == "agent":
         agent_class(word)
         return Variant(name=word, agent=word, region=region if region_is_given else default_region(word))
-    value = _value(agent_class(agent).config_class, name, word)
+    value = setting_of_word(agent_class(agent).config_class, name, word)
     if name == "trust_region":
         return Variant(name=word, agent=agent, region=value)
     return Variant(name=f"{name}={word}", agent=agent, region=region, changes={name: value})
@@ -112,24 +110,7 @@ def assignment(word: str, classes: Sequence[type[AgentConfig]]) -> tuple[str, An
         raise ValueError(f"set = {word!r}; allowed: FIELD=VALUE ...")
     known = dict.fromkeys(f.name for config_class in classes for f in fields(config_class))
     check_one_of("set", name, known)
-    return name, _value(next(c for c in classes if name in names_of(c)), name, text)
-
-
-def _value(config_class: type[AgentConfig], name: str, word: str) -> Any:
-    """Read a word as a value of a field: a number, True, False, None, several with commas, else text.
-
-    Raises:
-        ValueError: the value is not of the field's type, or out of its range.
-    """
-    if name == "trust_region":
-        return setting(config_class, name, word)
-    try:
-        value = ast.literal_eval(word.capitalize() if word in ("true", "false") else word)
-    except (ValueError, SyntaxError, TypeError):
-        value = word
-    if get_origin(hints(config_class)[name]) is tuple and not isinstance(value, tuple):
-        value = (value,)
-    return setting(config_class, name, value)
+    return name, setting_of_word(next(c for c in classes if name in names_of(c)), name, text)
 
 
 def variants_of(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from klrl.agents import AgentConfig
 from klrl.agents.names import agent_class
 from klrl.run.options import RunOptions
+from klrl.schedules import FORMS, to_json
 from klrl.text import file_name, nearest
 from klrl.trust_region import PARAMETERS, RegionSettings, with_region
 from klrl.trust_region.names import parameters_of, readers_of, region_of_word
@@ -157,12 +160,30 @@ def setting(config_class: type[AgentConfig], name: str, value: Any) -> Any:
         if isinstance(region_of_word(value), str):
             parameters_of(value)
         return value
+    if callable(value):
+        raise ValueError(f"{name} = {to_json(value)}; allowed in a design: a number, or a schedule: {FORMS}")
     hint = hints(config_class)[name]
     if value == "None" and fits(None, hint):
         return None
     if not fits(value, hint):
         raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
     return tuple(value) if isinstance(value, list) else value
+
+
+def setting_of_word(config_class: type[AgentConfig], name: str, word: str) -> Any:
+    """Read a word as a value of a field: a number, True, False, None, several with commas, else text.
+
+    Raises:
+        ValueError: an unknown field, or a value that it does not allow.
+    """
+    if name == "trust_region":
+        return setting(config_class, name, word)
+    value: Any = word
+    with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # it is text
+        value = ast.literal_eval(word.capitalize() if word in ("true", "false") else word)
+    if get_origin(hints(config_class).get(name)) is tuple and not isinstance(value, tuple):
+        value = (value,)
+    return setting(config_class, name, value)
 
 
 def every_value(agent: str, name: str) -> tuple[Any, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from klrl.agents import AgentConfig
+from klrl.studies.design import setting_of_word
 from klrl.text import nearest
 from klrl.trust_region.names import parameters_of
-from klrl.validation import describe, fits, hints
+from klrl.validation import fits, hints
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -81,7 +81,8 @@ Searched = Range | Choice
 def searched(config_class: type[AgentConfig], word: str) -> Searched:
     """Read a setting to be searched: a range ``NAME=LOW:HIGH[:log]``, or values ``NAME=A,B,...``.
 
-    Values that are several numbers are separated by slashes: ``actor_hidden_sizes=64,64/256,256``.
+    Values that are several numbers are separated by slashes: ``actor_hidden_sizes=64,64/256,256``. Schedules are
+    values, too: ``learning_rate=3e-4,linear:1e-3:0``.
 
     Raises:
         ValueError: an unknown setting, an empty range, or a value that is not allowed.
@@ -92,9 +93,9 @@ def searched(config_class: type[AgentConfig], word: str) -> Searched:
     """
     name, text = _assigned(config_class, "search", word, _FORMS)
     hint = hints(config_class)[name]
-    if ":" in text and name != "trust_region":
+    if ":" in text and "," not in text and name != "trust_region" and not fits(text, hint):  # else a schedule
         low, high, *more = text.split(":")
-        ends = [setting(config_class, name, end) for end in (low, high)]
+        ends = [_value(config_class, name, end) for end in (low, high)]
         if more not in ([], ["log"]) or not all(type(end) in (int, float) for end in ends):
             raise ValueError(f"search = {word!r}; allowed: {_FORMS}")
         if not ends[0] < ends[1] or (more and ends[0] <= 0):
@@ -104,7 +105,7 @@ def searched(config_class: type[AgentConfig], word: str) -> Searched:
     words = text.split("/" if _is_several(hint) else ",")
     for twice in (value for value in words if words.count(value) > 1):
         raise ValueError(f"search = {word!r} has {twice!r} twice; allowed: every value once")
-    return Choice(name, {value: setting(config_class, name, value) for value in words})
+    return Choice(name, {value: _value(config_class, name, value) for value in words})
 
 
 def assignment(config_class: type[AgentConfig], word: str) -> tuple[str, Any]:
@@ -114,28 +115,18 @@ def assignment(config_class: type[AgentConfig], word: str) -> tuple[str, Any]:
         ValueError: an unknown setting, or a value that it does not allow.
     """
     name, text = _assigned(config_class, "set", word, "NAME=VALUE")
-    return name, setting(config_class, name, text)
+    return name, _value(config_class, name, text)
 
 
-def setting(config_class: type[AgentConfig], name: str, word: str) -> Any:
-    """Read a word as a value of a setting: a number, true, false, None, several numbers with commas, else text.
+def _value(config_class: type[AgentConfig], name: str, word: str) -> Any:
+    """Read a word as a value of a setting; a trust region is one of klrl's, whose settings are known.
 
     Raises:
         ValueError: the value is not of the setting's type, or out of its range.
     """
-    try:
-        value = ast.literal_eval(word.capitalize() if word in ("true", "false") else word)
-    except (ValueError, SyntaxError):
-        value = word
     if name == "trust_region":
         parameters_of(word)
-        return word
-    hint = hints(config_class)[name]
-    if _is_several(hint) and not isinstance(value, tuple):
-        value = (value,)
-    if not fits(value, hint):
-        raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}")
-    return value
+    return setting_of_word(config_class, name, word)
 
 
 def _assigned(config_class: type[AgentConfig], option: str, word: str, forms: str) -> tuple[str, str]:

@@ -373,6 +373,8 @@ def test_runs_of_a_lost_study_are_not_taken_for_those_of_a_new_one(made, tmp_pat
         ({"search": ["gamma=0.9,0.99", "gamma=0.8:0.9"]}, "search = 'gamma' twice; allowed: every setting once"),
         ({"search": ["target_kl=0.003:0.03"]}, "search = 'target_kl'; allowed: only with a trust region that reads it"),
         ({"search": ["gamma=0.9,0.99"], "set": ["gamma=0.9"]}, "set = 'gamma'; allowed: what --search does not search"),
+        ({"search": ["learning_rate=linear:0.1"]}, "learning_rate = 'linear'; allowed: a number in (0, 10]"),
+        ({"set": ["gae_lambda={[]:1}"]}, "gae_lambda = '{[]:1}'; allowed: a number"),
         ({"set": ["n_steps"]}, "set = 'n_steps'; allowed: NAME=VALUE"),
         ({"set": ["kl_coef=1"]}, "set = 'kl_coef'; allowed: only with a trust region that reads it"),
         ({"set": ["n_envs=1", "n_steps=2", "batch_size=64"]}, "batch_size = 64; allowed: at most n_envs * n_steps = 2"),
@@ -417,5 +419,9 @@ def test_ranges_and_choices_are_read():
     assert searched(PPOConfig, "actor_hidden_sizes=64/256,256") == Choice(
         "actor_hidden_sizes", {"64": (64,), "256,256": (256, 256)}
     )
+    assert searched(PPOConfig, "learning_rate=3e-4,linear:1e-3:0") == Choice(
+        "learning_rate", {"3e-4": 3e-4, "linear:1e-3:0": "linear:1e-3:0"}
+    )
+    assert searched(PPOConfig, "clip_range=linear:0.2:0").ends == ("linear:0.2:0",)
     assert searched(PPOConfig, "normalize_advantage=true,false").ends == (True, False)
     assert searched(PPOConfig, "target_kl=None,0.01").ends == (None, 0.01)
