@@ -12,7 +12,7 @@ import tyro
 from klrl.output import as_program
 from klrl.run.options import RunOptions
 from klrl.scripts.cli.command_line import bad_input, parse
-from klrl.scripts.cli.flags import given
+from klrl.scripts.cli.flags import flags_in
 from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.scripts.cli.study_options import Cells, EngineOptions
 
@@ -55,10 +55,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl study``."""
     words = sys.argv[1:] if argv is None else argv
     args = parse(StudyFlags, words, PROG)
-    of_design = given(words, *DESIGN)
+    of_design = flags_in(words, *DESIGN)
     with bad_input(PROG):
         if args.design is not None and of_design:
-            raise ValueError(f"{next(iter(of_design))} beside a file; allowed: the design in the file, or in flags")
+            raise ValueError(f"{of_design[0]} beside a file; allowed: the design in the file, or in flags")
     from klrl.scripts.cli.studying import run_study
     from klrl.studies import Study
 

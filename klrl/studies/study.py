@@ -237,7 +237,7 @@ class Study:
         """Write the report: one HTML file that needs no network (extra ``report``).
 
         Raises:
-            ModuleNotFoundError: the extra is not installed.
+            ValueError: the extra is not installed.
             OSError: the file cannot be written.
         """
         import_module("klrl.report").write([self.output], file)

@@ -49,6 +49,16 @@ def given(argv: list[str], *names: str) -> dict[str, str]:
     return {name: words[name][0] for name in names if words.get(name)}
 
 
+def flags_in(argv: list[str], *names: str) -> list[str]:
+    """Return those of these settings whose flags are on a command line, with a value or without.
+
+    >>> flags_in(["--env", "CartPole-v1", "--no-resume", "--n_envs=2"], "env", "n_envs", "resume", "seed")
+    ['env', 'n_envs', 'resume']
+    """
+    flags = {flag.removeprefix("--").replace("-", "_").removeprefix("no_") for flag, _ in _given(argv)}
+    return [name for name in names if name in flags]
+
+
 def whole_number(text: str) -> int | None:
     """Return the integer that a word stands for, also as 1e6, 2.5e3 or 1_000_000; ``None`` if it is none.
 

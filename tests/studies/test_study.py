@@ -78,7 +78,7 @@ BAD = [
     ("[environments]\nCartPole-v1 = 64\n[base]\ngama = 0.9", "base = 'gama'; allowed: "),
     ("[environments]\nCartPole-v1 = 64\n[base]\ngamma = 9", "gamma = 9; allowed: a number in [0, 1]"),
     ("[environments]\nCartPole-v1 = 64\n[base]\nagent = 'sac'", "agent = 'sac'; allowed: ppo, trpo"),
-    ("[environments]\nCartPole-v1 = 64\n[run]\nthreads = 2", "run = 'threads'; allowed: eval_episodes,"),
+    ("[environments]\nCartPole-v1 = 64\n[run]\nthreads = 2", "run = 'threads'; allowed: eval_every,"),
     ("[environments]\nCartPole-v1 = 64\n[run]\neval_episodes = 0", "eval_episodes = 0; allowed: an integer >= 1"),
     ("[environments]\nCartPole-v1 = 64\n[base]\ntarget_kl = 0.1", "set = 'target_kl'; allowed: only with"),
     (
@@ -126,6 +126,7 @@ def test_a_bad_design_is_one_line_before_anything_is_written(words, message, tmp
         (["no.toml"], "design = no.toml: no such file; allowed: a TOML file with a design"),
         ([], "output = out: no study.toml there; allowed: the directory of a study"),
         (["design.toml", "--seeds", "1"], "seeds beside a file; allowed: the design in the file, or in flags"),
+        (["design.toml", "--eval-stochastic"], "eval_stochastic beside a file; allowed: the design in the file, or"),
         (["design.toml", "--task", "3/2"], "task = '3/2'; allowed: I/N with 1 <= I <= N"),
         (["design.toml", "--task", "0/2"], "task = '0/2'; allowed: I/N with 1 <= I <= N"),
         (["design.toml", "--gpus-per-run", "1"], "gpus_per_run = 1.0 with engine = 'processes'; allowed: with 'ray'"),
@@ -201,6 +202,16 @@ def test_the_record_alone_repeats_the_study_and_it_may_grow(whole, tmp_path):
         ValueError, match="is another study's, with 'CartPole-v1 base seed 5'; allowed: a new directory"
     ):
         Study.read(whole / "study.toml", tmp_path / "again")
+
+
+def test_a_function_is_no_setting_of_a_design_which_is_a_file(tmp_path):
+    settings = {"learning_rate": lambda progress_remaining: 1e-3 * progress_remaining}
+    with pytest.raises(ValueError, match=r"^learning_rate = .*allowed in a design: a number, or a schedule: "):
+        Study.of(tmp_path / "out", environments={"CartPole-v1": 64}, variants={"a": settings})
+    said = {"learning_rate": "linear:1e-3:0"}
+    study = Study.of(tmp_path / "out", environments={"CartPole-v1": 64}, variants={"a": said}, seeds=[0])
+    study.record()
+    assert Study.load(study.output).trials == study.trials
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
