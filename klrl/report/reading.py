@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -30,6 +30,8 @@ _LARGEST_LOG = 2**31
 """Largest config.json and CSV that are read, in bytes."""
 _DEEPEST = 6
 """Levels of folders below a given one in which runs are looked for."""
+ENDING = ("eval_every", "stop_at_return", "kl_budget", "initial_kl_budget", "over_budget")
+"""Options in ``config.json`` by which a training may end before its last step."""
 _OF_A_RUN = {"config.json", "metrics.csv", "non-finite.npz"}
 """Files by which a run directory is known; a run that failed before its first update leaves only the last one."""
 
@@ -38,8 +40,9 @@ _OF_A_RUN = {"config.json", "metrics.csv", "non-finite.npz"}
 class Run:
     """One run directory, or the log of a drift monitor.
 
-    ``status`` is "done", "running" (another process writes there), "waiting" (no update yet), "stopped" (before its
-    last step), "failed", or "log" (without a training of klrl's).
+    ``status`` is "done" (also where a budget of KL or a return was to end it), "running" (another process writes
+    there), "waiting" (no update yet), "stopped" (before its last step), "failed", or "log" (without a training of
+    klrl's).
     """
 
     directory: Path
@@ -292,9 +295,22 @@ def _status(run: Run) -> tuple[str, str]:
         return "log", ""
     if not run.updates:
         return "waiting", "no update is complete"
-    if run.steps[-1] < last:
+    if run.steps[-1] < last and not _reached(run):
         return "stopped", f"ended after {run.steps[-1]:,.0f} of {last:,} steps"
     return "done", ""
+
+
+def _reached(run: Run) -> bool:
+    """Tell whether a training was to end where it did: its budget of KL was spent, or its return reached."""
+    _, goal, total, initial, over = (run.config.get(name) for name in ENDING)
+    returns = "eval/mean_reward" if run.config.get("eval_every") else "rollout/ep_rew_mean"
+    at_most = {"drift/kl_sum": total, "drift/kl_initial": initial} if over == "stop" else {}
+    spent = any(_is_number(most) and run.column(name)[-1] > most for name, most in at_most.items())
+    return spent or (_is_number(goal) and bool(run.column(returns)[-1] >= goal))
+
+
+def _is_number(x: object) -> TypeGuard[float]:
+    return isinstance(x, (int, float))
 
 
 def _owned(lock: Path) -> bool:

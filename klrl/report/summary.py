@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from klrl.agents.settings import CONFIGS
 from klrl.report.intervals import FEWEST, Interval, over_seeds
 from klrl.report.payload import distinct
-from klrl.report.reading import Run
+from klrl.report.reading import ENDING, Run
 from klrl.report.variants import differing, settings_of, shown
 
 
@@ -167,20 +168,33 @@ def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """Return the command that trains a run again, every setting written out; empty for logs of other libraries."""
+    """Return the command that trains a run again, every setting written out.
+
+    Empty where there is none: for logs of other libraries, agents of one's own, and settings that no flag can say, such
+    as functions and trust regions made in Python.
+    """
     own, env = config.get("config"), config.get("env")
-    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and "agent" in config
+    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and config.get("agent") in CONFIGS
     if not trained_by_klrl or not isinstance(own, dict) or not isinstance(env, dict):
+        return ""
+    if any(isinstance(value, dict) for value in own.values()):
         return ""
     words = ["klrl", "train", str(config["agent"]), "--env", str(env.get("id")), "--seed", str(config.get("seed"))]
     words += ["--total-timesteps", str(config.get("total_timesteps")), "--preset", "none"]
-    noted = {name: config.get(name) for name in ("start_from", "kl_budget", "initial_kl_budget")}
+    noted = {name: config.get(name) for name in ("start_from", *ENDING)}
     for name, value in (own | noted).items():
         words += _flag(name, value)
-    kwargs = env.get("kwargs")
-    if isinstance(kwargs, dict) and kwargs:
-        words += ["--env-kwargs", *(f"{name}={shown(value)}" for name, value in kwargs.items())]
+    if kwargs := _keywords(env.get("kwargs")):
+        words += ["--env-kwargs", *kwargs]
+    wrappers = env.get("wrappers")
+    for one in wrappers if isinstance(wrappers, list) else ():
+        if isinstance(one, dict):
+            words += ["--wrapper", str(one.get("name")), *_keywords(one.get("kwargs"))]
     return shlex.join(words)
+
+
+def _keywords(given: Any) -> list[str]:
+    return [f"{name}={shown(value)}" for name, value in given.items()] if isinstance(given, dict) else []
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -64,6 +64,23 @@ def test_a_run_with_a_number_that_was_not_finite_has_failed(tmp_path):
     assert "non-finite.npz" in run.error
 
 
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"kl_budget": 1e-5, "over_budget": "stop"}, "done"),
+        ({"kl_budget": 1e5, "over_budget": "stop"}, "stopped"),
+        ({"kl_budget": 1e-5, "over_budget": "warn"}, "stopped"),
+        ({"stop_at_return": -1e6}, "done"),
+        ({"stop_at_return": 1e6}, "stopped"),
+        ({"stop_at_return": 1e6, "eval_every": 32}, "stopped"),
+    ],
+)
+def test_a_run_that_was_to_end_where_it_did_is_done(options, status, tmp_path):
+    history = [row | {"drift/kl_sum": 0.01 * i} for i, row in enumerate(rows(3), 1)]
+    (run,) = read_runs([write_run(tmp_path / "run", history, described(total_timesteps=10**6) | options)])
+    assert run.status == status
+
+
 def test_a_run_that_another_process_writes_is_running(tmp_path):
     write_run(tmp_path / "run", rows(3), described(total_timesteps=10**6))
     lock = Lock(tmp_path / "run")

@@ -14,6 +14,7 @@ from klrl.report import summary as of
 from klrl.report.intervals import over_seeds
 from klrl.scripts.cli.command_line import parse
 from klrl.scripts.train import Training, _algorithm, _defaults
+from klrl.trust_region import Clip
 
 
 def runs_of(tmp_path, seeds=4, updates=50):
@@ -99,4 +100,21 @@ def test_the_command_trains_with_the_very_settings(agent):
 
 def test_a_log_of_another_library_has_no_command():
     assert of.command({}) == ""
-    assert of.command({"agent": "PPO", "env": {"id": "CartPole-v1"}, "config": {"gamma": 0.9}}) == ""
+    noted = {"agent": "PPO of stable_baselines3", "env": {"id": "CartPole-v1"}, "config": {"gamma": 0.9}}
+    assert of.command(noted | {"total_timesteps": 2048}) == ""
+
+
+def test_the_command_says_wrappers_and_what_ends_the_training():
+    config = described()
+    config["env"] |= {"kwargs": {"g": 5.0}, "wrappers": [{"name": "mine:Calm", "kwargs": {"wind": 0.5}}]}
+    words = shlex.split(of.command(config | {"kl_budget": 2.0, "over_budget": "warn", "stop_at_return": None}))
+    assert words[-5:] == ["--env-kwargs", "g=5.0", "--wrapper", "mine:Calm", "wind=0.5"]
+    assert "--kl-budget 2.0 --over-budget warn" in " ".join(words)
+    assert "--stop-at-return" not in words
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": lambda progress: 0.1}, {"trust_region": Clip(0.1)}])
+def test_settings_that_no_flag_can_say_have_no_command(setting):
+    agent = PPO("CartPole-v1", PPOConfig(**setting), seed=0)
+    agent.close()
+    assert of.command(json.loads(json.dumps(agent.describe())) | {"total_timesteps": 2048}) == ""
