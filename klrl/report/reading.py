@@ -163,9 +163,9 @@ def _of_study(output: Path) -> list[Place]:
     Raises:
         ValueError: its record is damaged.
     """
-    from klrl.studies import Study
+    from klrl.studies.study import recorded_runs
 
-    runs = Study.load(output).runs
+    runs = recorded_runs(output)
     return [Place(run.directory, run.env, run.variant, run.seed, run.status, run.error or "") for run in runs]
 
 

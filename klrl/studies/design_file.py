@@ -42,16 +42,44 @@ def read(path: Path) -> Design:
         FileNotFoundError: there is none.
         ValueError: it is no TOML, or no design; one line says where.
     """
-    try:
-        data = tomllib.loads(read_regular_file(path, LARGEST).decode())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"design = {path}: no such file; allowed: a TOML file with a design") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"design = {path}: {plain(error, 300)}; allowed: a TOML file with a design") from error
+    data = _toml(path)
     try:
         return design_of(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def cells(path: Path) -> list[tuple[str, str, int, int]]:
+    """Return environment, variant, seed and training steps of every run in a record that :func:`text` made.
+
+    Agents and trust regions of one's own that it names are not imported, and settings not judged.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no TOML, or no record; one line says where.
+    """
+    data = _toml(path)
+    try:
+        _check_types(data)
+        environments, seeds = _environments(data), _seeds(data["seeds"])
+        names = [table["name"] for table in data["variants"]]
+        if not all(type(x) is int for x in (*seeds, *environments.values())) or not all(fits(x, str) for x in names):
+            raise ValueError("no record of a study; allowed: as klrl study writes it")
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing; allowed: as klrl study writes it") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    there = ((env, name) for env in environments for name in names if [env, name] not in data.get("left_out", []))
+    return [(env, name, seed, environments[env]) for env, name in there for seed in seeds]
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_regular_file(path, LARGEST).decode())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"design = {path}: no such file; allowed: a TOML file with a design") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"design = {path}: {plain(error, 300)}; allowed: a TOML file with a design") from error
 
 
 def text(design: Design) -> str:

@@ -191,22 +191,9 @@ class Study:
     @property
     def runs(self) -> list[Run]:
         """Every run as it is now, in the order of the table."""
-        cells = [(env, variant.name, seed) for env, variant in self.design.cells() for seed in self.design.seeds]
-        return [self._run(*cell) for cell in cells]
-
-    def _run(self, env: str, variant: str, seed: int) -> Run:
-        directory = run_directory(self.output / RUNS, env, variant, seed)
-        status = status_of(directory)
-        row = read_outcome(directory) if status == FAILED else None
-        return Run(
-            env=env,
-            variant=variant,
-            seed=seed,
-            total_timesteps=self.design.environments[env],
-            directory=directory,
-            status=status,
-            error=row["error"] if row else None,
-        )
+        design = self.design
+        cells = [(env, variant.name, seed) for env, variant in design.cells() for seed in design.seeds]
+        return [_run(self.output, *cell, design.environments[cell[0]]) for cell in cells]
 
     @cached_property
     def trials(self) -> list[Trial]:
@@ -299,6 +286,31 @@ class Study:
                 read_outcome(trial.directory(self.output / RUNS))
             if (other := trial.difference(self.output / RUNS)) is not None:
                 raise ValueError(f"{said} has another run in place of {trial.name}: {other}; {new}")
+
+
+def recorded_runs(output: Path) -> list[Run]:
+    """Return the runs of the study in a directory by its record alone: no agent or trust region in it is imported.
+
+    Raises:
+        FileNotFoundError: there is no study.
+        ValueError: its record is damaged.
+    """
+    return [_run(output, *cell) for cell in design_file.cells(output / RECORD)]
+
+
+def _run(output: Path, env: str, variant: str, seed: int, total_timesteps: int) -> Run:
+    directory = run_directory(output / RUNS, env, variant, seed)
+    status = status_of(directory)
+    row = read_outcome(directory) if status == FAILED else None
+    return Run(
+        env=env,
+        variant=variant,
+        seed=seed,
+        total_timesteps=total_timesteps,
+        directory=directory,
+        status=status,
+        error=row["error"] if row else None,
+    )
 
 
 def _differences(theirs: Trial, mine: Trial) -> str | None:

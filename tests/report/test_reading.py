@@ -181,10 +181,22 @@ def test_runs_of_a_study_are_found_once_with_what_the_study_says_of_them(tmp_pat
     assert (runs[3].status, runs[3].error, runs[3].updates) == ("waiting", "no update is complete", 0)
 
 
-def test_a_damaged_study_is_refused_in_one_line(tmp_path):
-    (tmp_path / "study.toml").write_text("[")
+@pytest.mark.parametrize(
+    "text", ["[", "seeds = 3", "steps = 3", "seeds = '0-1'\nenvironments = {A = 'x'}\nvariants = []"]
+)
+def test_a_damaged_study_is_refused_in_one_line(text, tmp_path):
+    (tmp_path / "study.toml").write_text(text)
     with pytest.raises(ValueError, match=r"^.*study\.toml.*$"):
         read_runs([tmp_path])
+
+
+def test_a_study_is_read_without_the_modules_that_it_names(tmp_path):
+    study = Study.of(tmp_path / "s", environments={"CartPole-v1": 640}, variants={"a": {}, "b": {"gamma": 0.9}})
+    study.record()
+    record = tmp_path / "s/study.toml"
+    record.write_text(record.read_text().replace('agent = "ppo", trust_region = "clip"', 'agent = "gone:Mine"'))
+    assert 'agent = "gone:Mine"' in record.read_text()
+    assert [run.name for run in read_runs([tmp_path])] == [run.name for run in study.runs]
 
 
 def test_variants_are_named_by_what_differs(tmp_path):
