@@ -34,6 +34,8 @@ from klrl.run.sealed import sealed, unsealed
 from klrl.text import plain, warn_user
 
 MANIFEST = "MANIFEST.json"
+BEST = "best"
+"""Name, beside the numbered checkpoints, of the agent whose evaluation was the run's best."""
 FORMAT = 5
 _READ = (3, 4, FORMAT)
 """Formats that are read; format 3 has no parts."""
@@ -188,7 +190,7 @@ def best(run_dir: Path) -> Path:
 
 def best_directory(run_dir: Path) -> Path:
     """Return the directory of the agent whose evaluation was the run's best."""
-    return run_dir / "checkpoints" / "best"
+    return run_dir / "checkpoints" / BEST
 
 
 def prune(run_dir: Path, keep: int, newest: Path) -> None:

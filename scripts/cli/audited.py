@@ -38,7 +38,7 @@ class Opened:
         self._envs: list[dict[str, Any]] = []
         if len(paths) == 1:
             found = self._read(_in_order(paths[0]), vec_normalize, statistics_beside=True)
-            found.sort(key=lambda policy: policy.origin["num_timesteps"])
+            found = _each_once(found)
             names = [_short(Path(policy.origin["path"])) for policy in found]
         else:
             found, names = self._read(paths, vec_normalize), ["A", "B"]
@@ -134,6 +134,15 @@ def _in_order(folder: Path) -> list[Path]:
             f"paths = {folder} has {len(found)} checkpoints; allowed: two or more, or another policy beside it"
         )
     return found
+
+
+def _each_once(found: Sequence[AuditedPolicy]) -> list[AuditedPolicy]:
+    """Return policies in the order of their steps, a run's best one only where no numbered checkpoint is the same."""
+    best = [policy for policy in found if Path(policy.origin["path"]).name == checkpoint.BEST]
+    numbered = [policy for policy in found if policy not in best]
+    steps = {policy.origin["num_timesteps"] for policy in numbered}
+    more = [policy for policy in best if policy.origin["num_timesteps"] not in steps]
+    return sorted([*numbered, *more], key=lambda policy: policy.origin["num_timesteps"])
 
 
 def _saved_with(path: Path) -> str | None:

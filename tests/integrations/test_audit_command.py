@@ -105,6 +105,16 @@ def test_the_checkpoints_of_a_run_are_compared_with_the_next_and_the_first(tmp_p
     assert n >= 3
 
 
+def test_the_best_checkpoint_of_a_run_is_compared_once(tmp_path):
+    PPO("CartPole-v1", PPOConfig(**SMALL), seed=0).learn(192, run_dir=tmp_path / "run")
+    first, *others = sorted((tmp_path / "run/checkpoints").iterdir())
+    shutil.copytree(first, tmp_path / "run/checkpoints/best")
+    numbers = [str(int(path.name)) for path in others]
+    assert [p.name for p in Opened([tmp_path / "run"], None, (), False).policies] == [str(int(first.name)), *numbers]
+    shutil.rmtree(first)
+    assert [p.name for p in Opened([tmp_path / "run"], None, (), False).policies] == ["best", *numbers]
+
+
 def test_masks_of_both_libraries(saved, tmp_path):
     model = saved("masked").path
     found = result(tmp_path, model, model, "--env", "AuditChoosing-v0", "--episodes", "2")
