@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -80,24 +80,41 @@ def main(argv: list[str] | None = None) -> None:
         run = None if again is None else _saved(again, name)
         default = _defaults(name, options) if run is None else _same(name, options, Path(str(again)), run)
     training = parse(Training, options, prog, default)
-    if training.resume and _is_begun(prog, training):
+    env = partial(_environment, training, run, given(options, "env").get("env"))
+    if training.resume and _is_begun(prog, training, env):
         _resume(prog, training, given(options, "trust_region").get("trust_region"))
     else:
-        env = partial(_environment, training, run, given(options, "env").get("env"))
         _train(prog, name, training, env)
 
 
-def _is_begun(prog: str, training: Training) -> bool:
+def _is_begun(prog: str, training: Training, make_env: Callable[[], Named]) -> bool:
     """Tell whether the run of these flags is there, to go on with; another run is bad input."""
     from klrl.studies.opening import difference
 
     with bad_input(prog):
         if training.run_dir is None:
             raise ValueError("resume = True without run_dir; allowed: with --run-dir")
+        file = training.run_dir / "config.json"
         other = difference(training.run_dir, training.agent, training.env, training.seed, training.total_timesteps)
+        if other is None and file.exists():
+            other = _other_flags(training, run_config.read(file), make_env)
         if other is not None:
             raise ValueError(f"run_dir = {training.run_dir} holds another run: {other}; allowed: one of these flags")
-        return (training.run_dir / "config.json").exists()
+        return file.exists()
+
+
+def _other_flags(training: Training, run: Mapping[str, Any], make_env: Callable[[], Named]) -> str | None:
+    """Return in what flags that are no settings of the agent differ from a run's, or ``None``."""
+    from klrl.experience.environments import check_id, describe
+
+    check_id(training.env)
+    start = None if training.start_from is None else str(training.start_from.resolve())
+    mine, theirs = asdict(training.run) | {"start_from": start}, dict(run)
+    for flags, env in ((mine, describe(make_env())), (theirs, run["env"])):
+        if env is not None:
+            flags |= {"env_kwargs": env.get("kwargs"), "wrapper": env.get("wrappers", [])}
+    changed = [name for name in mine if name in theirs and mine[name] != theirs[name]]
+    return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 
 
 def _resume(prog: str, training: Training, region: str | None) -> None:

@@ -45,6 +45,9 @@ def test_it_begins_goes_on_and_ends(tmp_path, capsys, monkeypatch):
         (["--gamma", "0.9"], "gamma = 0.99, not 0.9"),
         (["--total-timesteps", "512"], "total_timesteps = 256, not 512"),
         (["--env", "Acrobot-v1"], "env = CartPole-v1, not Acrobot-v1"),
+        (["--env-kwargs", "sutton_barto_reward=True"], "env_kwargs = {}, not {'sutton_barto_reward': True}"),
+        (["--eval-every", "64", "--eval-episodes", "1"], "eval_every = None, not 64, eval_episodes = 0, not 1"),
+        (["--kl-budget", "2"], "kl_budget = None, not 2.0"),
     ],
 )
 def test_another_run_is_refused(tmp_path, more, message, capsys, finished):
