@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from klrl.report.charts import Chart
@@ -50,8 +51,16 @@ def _panel(metric: str, env: str, runs: Sequence[Run], names: Sequence[str], see
             panel.curves += [Curve(x, y, name, style) for x, y in curves]
         for run in group if chart.target else ():
             target, over = run.column(TARGET), run.over
-            line = (target == target).nonzero()[0]
-            same = any(curve.y[0] == target[line[0]] for curve in panel.targets) if len(line) else True
-            panel.targets += [] if same else [Curve(run.steps[line], target[line])]
+            line = np.isfinite(target)
+            same = [curve for curve in panel.targets if _goes_on(curve.y, target[line])]
+            if line.any() and all(len(curve.y) < line.sum() for curve in same):
+                panel.targets = [curve for curve in panel.targets if curve not in same]
+                panel.targets.append(Curve(run.steps[line], target[line]))
             panel.marks += [Curve(run.steps[over], run.column(KL)[over])] if over.any() else []
     return panel
+
+
+def _goes_on(one: np.ndarray, other: np.ndarray) -> bool:
+    """Tell whether one of two targets is the beginning of the other."""
+    n = min(len(one), len(other))
+    return np.array_equal(one[:n], other[:n])

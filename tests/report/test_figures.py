@@ -67,6 +67,15 @@ def test_enough_seeds_are_drawn_as_their_mean_with_its_interval(tmp_path):
     assert sum(len(line.get_xdata()) for line in marks) == sum(int(run.over.sum()) for run in runs) > 0
 
 
+def test_targets_that_only_begin_alike_are_drawn_each_and_the_same_one_once_to_its_end(tmp_path):
+    for name, slope, updates in (("short", 0.0, 3), ("long", 0.0, 5), ("falling", 0.001, 4)):
+        history = [row | {"drift/kl_target": 0.01 - slope * i} for i, row in enumerate(rows(updates))]
+        write_run(tmp_path / name, history, described(target_kl=0.01))
+    axes = figure_of_runs(read_runs([tmp_path]), ["drift/kl"]).axes[0]
+    targets = [[*line.get_ydata()] for line in axes.lines if line.get_label() == "target"]
+    assert sorted(targets) == [[0.01, 0.01 - 0.001, 0.01 - 0.002, 0.01 - 0.003], [0.01] * 5]
+
+
 def test_few_seeds_or_all_on_demand_are_drawn_one_by_one(tmp_path):
     runs = runs_of(tmp_path, seeds=3)
     for drawn in (figure_of_runs(runs, ["drift/kl"], seeds=True), figure_of_runs(runs[:2], ["drift/kl"])):
