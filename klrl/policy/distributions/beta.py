@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
-from klrl.policy.distributions.record import Distribution, check_floating, on_tensors
+from klrl.policy.distributions.record import Distribution, beyond, check_floating, on_tensors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,9 +46,19 @@ class Beta(Distribution[A]):
     @on_tensors
     def log_prob(self: Beta[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``, summed over the d dimensions."""
+        self.check(action)
         x = _inside(action)
         powers = (self.alpha - 1.0) * x.log() + (self.beta - 1.0) * (-x).log1p()
         return (powers - log_beta(self.alpha, self.beta)).sum(-1)
+
+    @property
+    def allowed(self) -> str:
+        """Numbers in the box."""
+        return "numbers in (0, 1), the policy's own unit"
+
+    def impossible(self, action: A) -> A:
+        """Numbers outside of the box."""
+        return beyond(action, 0.0, 1.0)
 
     @on_tensors
     def entropy(self: Beta[Tensor]) -> Tensor:

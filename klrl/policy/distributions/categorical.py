@@ -72,7 +72,17 @@ class Categorical(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action`` (int64, ``[*B]``)."""
+        self.check(action)
         return pick(self.log_probs, action)
+
+    @property
+    def allowed(self) -> str:
+        """Indices."""
+        return f"integers from 0 to {self.logits.shape[-1] - 1}"
+
+    def impossible(self, action: A) -> A:
+        """Indices below 0 or above the last."""
+        return (action < 0) | (action >= self.logits.shape[-1])
 
     def entropy(self) -> A:
         """-sum p log p with 0 log 0 = 0."""
@@ -130,6 +140,7 @@ class Factored(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action [*B, H]``, summed over the heads."""
+        self.check(action)
         return self.heads.log_prob(self.to_indices(action)).sum(-1)
 
     def entropy(self) -> A:
@@ -208,6 +219,15 @@ class MultiCategorical(Factored[A]):
         """The same numbers."""
         return action
 
+    @property
+    def allowed(self) -> str:
+        """Indices of every head."""
+        return f"integers >= 0 and below {list(self.nvec)}"
+
+    def impossible(self, action: A) -> A:
+        """Indices below 0 or above the head's last."""
+        return (action < 0) | (action >= like_index(np.array(self.nvec), action))
+
 
 @lru_cache(maxsize=64)
 def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -267,6 +287,15 @@ class Bernoulli(Factored[A]):
     def to_indices(self, action: A) -> A:
         """The actions as integers."""
         return action.long() if isinstance(action, Tensor) else action.astype(np.int64)
+
+    @property
+    def allowed(self) -> str:
+        """Bits."""
+        return f"{self.event_shape[0]} bits, 0 or 1"
+
+    def impossible(self, action: A) -> A:
+        """What is neither 0 nor 1."""
+        return (action != 0) & (action != 1)
 
 
 def _pair(x: Array, y: Array) -> Array:

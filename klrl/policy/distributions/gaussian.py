@@ -17,6 +17,7 @@ from klrl.policy.distributions.record import (
     Gradient,
     NoClosedForm,
     OfNoise,
+    beyond,
     check_floating,
     noise,
     on_tensors,
@@ -111,9 +112,19 @@ class SquashedGaussian(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """log N(u) - sum_i log(1 - a_i^2) with u = artanh(a), for ``action [*B, d]``."""
+        self.check(action)
         a = _inside(action)
         u = _artanh(a)
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
+
+    @property
+    def allowed(self) -> str:
+        """Numbers in the box."""
+        return "numbers in (-1, 1), the policy's own unit"
+
+    def impossible(self, action: A) -> A:
+        """Numbers outside of the box."""
+        return beyond(action, -1.0, 1.0)
 
     def score(self, action: A) -> Gradient:
         """The record of u."""

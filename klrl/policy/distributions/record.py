@@ -81,7 +81,28 @@ class Distribution(abc.ABC, Generic[A]):
 
     @abc.abstractmethod
     def log_prob(self, action: A) -> A:
-        """Log-probability (density) of one action per state, nats, ``[*B]``."""
+        """Log-probability (density) of one action per state, nats, ``[*B]``.
+
+        Raises:
+            ValueError: an action that the family does not have (see :meth:`check`).
+        """
+
+    @property
+    def allowed(self) -> str:
+        """The family's actions in words, for messages."""
+        return f"{self.event_shape[0]} numbers"
+
+    def check(self, action: A) -> None:
+        """Refuse actions that the family does not have, in its own unit: no mistake in units is a probability.
+
+        Raises:
+            ValueError: the message names one, and :attr:`allowed`.
+        """
+        if (impossible := self.impossible(action)) is not None and impossible.any():
+            raise ValueError(f"actions = {first(action[impossible]):g}, for one; allowed: {self.allowed}")
+
+    def impossible(self, action: A) -> A | None:
+        """Return a mask of numbers that are in no action of the family, in the action's shape; ``None`` for none."""
 
     @abc.abstractmethod
     def entropy(self) -> A:
@@ -155,6 +176,21 @@ def stack_records(records: Sequence[D]) -> D:
     """Stack records of one family along a new first dimension, as tensors."""
     columns = zip(*(record.parameters for record in records), strict=True)
     return records[0].with_parameters(*(stack(column) for column in columns))
+
+
+_ROUNDING = 1e-6
+"""Distance from a border, as a share of the range, that the rounding of float32 numbers in other units explains."""
+
+
+def beyond(action: Array, low: float, high: float) -> Array:
+    """Return a mask of the numbers outside of [low, high] by more than rounding."""
+    slack = _ROUNDING * (high - low)
+    return (action < low - slack) | (action > high + slack)
+
+
+def first(x: Array) -> float:
+    """Return the first number of an array."""
+    return float(x.reshape(-1)[0])
 
 
 def check_floating(name: str, x: object, ndim: int = 1) -> None:
