@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, as_mask, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
-from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, noise
+from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, in_float32, noise
 from klrl.shown import array
 
 
@@ -70,6 +70,7 @@ class Categorical(OfNoise[A]):
         """The index with the largest logit."""
         return self.logits.argmax(-1)
 
+    @in_float32
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action`` (int64, ``[*B]``)."""
         self.check(action)
@@ -84,15 +85,18 @@ class Categorical(OfNoise[A]):
         """Indices below 0 or above the last."""
         return (action < 0) | (action >= self.logits.shape[-1])
 
+    @in_float32
     def entropy(self) -> A:
         """-sum p log p with 0 log 0 = 0."""
         p, log_p = self.probs, self.log_probs
         return -(p * where(p == 0, 0.0, log_p)).sum(-1)
 
+    @in_float32
     def score(self, action: A) -> Gradient:
         """1[i = action] - p_i."""
         return (one_hot(action, self.logits) - self.probs,)
 
+    @in_float32
     def entropy_gradient(self) -> Gradient:
         """-p_i (log p_i + H)."""
         p, log_p, H = self.probs, self.log_probs, self.entropy()
@@ -138,19 +142,23 @@ class Factored(OfNoise[A]):
         """The largest probability of each head."""
         return self.from_indices(self.heads.mode())
 
+    @in_float32
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action [*B, H]``, summed over the heads."""
         self.check(action)
         return self.heads.log_prob(self.to_indices(action)).sum(-1)
 
+    @in_float32
     def entropy(self) -> A:
         """The sum of the heads' entropies."""
         return self.heads.entropy().sum(-1)
 
+    @in_float32
     def score(self, action: A) -> Gradient:
         """1[i = action] - p_i, head by head."""
         return (self.collect(self.heads.score(self.to_indices(action))[0]),)
 
+    @in_float32
     def entropy_gradient(self) -> Gradient:
         """-p_i (log p_i + H), head by head."""
         return (self.collect(self.heads.entropy_gradient()[0]),)

@@ -16,6 +16,7 @@ from klrl.shown import array
 
 D = TypeVar("D", bound="Distribution[Any]")
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., Any])
 Gradient = tuple[Array, ...]
 """Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
 
@@ -134,6 +135,44 @@ class OfNoise(Distribution[A]):
     def sample(self, generator: torch.Generator | None = None) -> A:
         """One action per state."""
         return self.from_noise(self.draw_noise(generator))
+
+
+def widened(record: D) -> D:
+    """Return a record in half precision in float32, any other as it is.
+
+    Half precision is too coarse to compute in: of many probabilities, no digit of a sum or of a small KL is right.
+    """
+    if getattr(record, record.__match_args__[0]).dtype.itemsize > 2:  # type: ignore[attr-defined]
+        return record
+    return record.map(lambda x: x.float() if isinstance(x, Tensor) else x.astype(np.float32))
+
+
+def in_float32(method: F) -> F:
+    """A record's method, computed in float32 for a record in half precision; results are of the record's type."""
+
+    @wraps(method)
+    def either(self: Any, *args: Any) -> Any:
+        wide = widened(self)
+        if wide is self:
+            return method(self, *args)
+        result = method(wide, *map(_float32, args))
+        both = result if isinstance(result, tuple) else (result,)
+        narrow = as_fields_of(self, both)
+        return narrow if isinstance(result, tuple) else narrow[0]
+
+    return cast("F", either)
+
+
+def _float32(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.float() if x.is_floating_point() else x
+    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+
+
+def as_fields_of(record: Distribution[Any], xs: Gradient) -> Gradient:
+    """Convert arrays to the type of a record's."""
+    dtype: Any = record.parameters[0].dtype
+    return tuple([x.to(dtype) if isinstance(x, Tensor) else x.astype(dtype) for x in xs])
 
 
 def on_tensors(method: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[Distribution[A], P], A]:
