@@ -375,3 +375,88 @@ def test_a_one_hot_categorical_is_a_categorical():
     p, q = (torch.softmax(randn(4, 5, seed=i), -1) for i in (1, 2))
     expected = td.kl_divergence(td.Categorical(p), td.Categorical(q))
     torch.testing.assert_close(kl_divergence(td.OneHotCategorical(p), td.OneHotCategorical(q)), expected)
+
+
+def of(base, *transforms):
+    return td.TransformedDistribution(base, list(transforms))
+
+
+NORMALS = td.Normal(torch.zeros(2), 1.0), td.Normal(torch.ones(2), 2.0)
+GAMMAS = td.Gamma(torch.tensor([2.0]), 1.0), td.Gamma(torch.tensor([3.0]), 1.0)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [td.AbsTransform()],
+        [td.PowerTransform(torch.tensor(2.0))],
+        [td.AffineTransform(0.0, 0.0)],
+        [td.AffineTransform(0.0, torch.tensor([1.0, 0.0]))],
+        [td.ExpTransform(), td.PowerTransform(torch.tensor(0.0))],
+        [td.ComposeTransform([td.AffineTransform(1.0, 2.0), td.PowerTransform(torch.tensor(2.0))])],
+        [td.IndependentTransform(td.AffineTransform(0.0, 0.0), 1)],
+        [td.SigmoidTransform().inv],
+        [td.StackTransform([td.AffineTransform(0.0, 0.0), td.AffineTransform(0.0, 1.0)], dim=-1)],
+    ],
+)
+def test_maps_that_are_not_one_to_one_on_what_they_are_given_are_refused(transforms):
+    with pytest.raises(NoClosedForm, match="has no record"):
+        kl_divergence(*(of(x, *transforms) for x in NORMALS))
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [td.ExpTransform(), td.PowerTransform(torch.tensor(2.0))],
+        [td.ComposeTransform([td.SigmoidTransform(), td.AffineTransform(-1.0, 2.0)])],
+        [td.SoftplusTransform(), td.ExpTransform().inv],
+        [td.StackTransform([td.AffineTransform(0.0, 3.0), td.ExpTransform()], dim=-1)],
+    ],
+)
+def test_maps_that_are_one_to_one_change_no_kl(transforms):
+    found = kl_divergence(*(of(x, *transforms) for x in NORMALS))
+    torch.testing.assert_close(found.sum(), td.kl_divergence(*NORMALS).sum())  # a stack is one action of two numbers
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    z = randn(16, 10_000, seed=1).to(dtype)
+    p, q = Categorical(z), Categorical((z.double() + 0.05 * randn(16, 10_000, seed=2)).to(dtype))
+    log_p, log_q = (x.logits.double().log_softmax(-1) for x in (p, q))
+    right = (log_p.exp() * (log_p - log_q)).sum(-1)
+    found = kl_divergence(p, q)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), right, rtol=2.0**-8, atol=0)
+    torch.testing.assert_close(p.entropy().double(), -(log_p.exp() * log_p).sum(-1), rtol=2.0**-8, atol=0)
+    for family, make in MAKE.items():
+        if family is FullGaussian:
+            p, q = (FullGaussian(randn(3, 2, seed=i).to(dtype), torch.eye(2).to(dtype).expand(3, 2, 2)) for i in (1, 2))
+        else:
+            p, q = (make(3, seed=i).map(lambda x: x.to(dtype)) for i in (1, 2))
+        a = p.sample(torch.Generator().manual_seed(0))
+        wide_p, wide_q = (x.map(torch.Tensor.float) for x in (p, q))
+        for found, wide in (
+            (p.log_prob(a), wide_p.log_prob(a.float() if a.is_floating_point() else a)),
+            (p.entropy(), wide_p.entropy()),
+            (kl_divergence(p, q), kl_divergence(wide_p, wide_q)),
+            *zip(kl_gradient(p, q), kl_gradient(wide_p, wide_q), strict=True),
+            *zip(fisher_product(p, q.parameters), fisher_product(wide_p, wide_q.parameters), strict=True),
+        ):
+            assert found.dtype == dtype
+            assert torch.equal(found, wide.to(dtype)), family
+
+
+@pytest.mark.parametrize("masked", [-746.0, -1e3, -65504.0, -1e9, -3.4e38])
+def test_a_probability_that_is_0_in_float64_is_0_and_a_larger_one_is_not(masked):
+    logits, other = torch.tensor([0.0, 0.0, masked]), torch.zeros(3)
+    for forbid, allow in (
+        (td.Categorical(logits=logits), td.Categorical(logits=other)),
+        (td.OneHotCategorical(logits=logits), td.OneHotCategorical(logits=other)),
+        (td.Independent(td.Bernoulli(logits=logits), 1), td.Independent(td.Bernoulli(logits=other), 1)),
+        (td.Independent(td.Bernoulli(logits=-logits), 1), td.Independent(td.Bernoulli(logits=other), 1)),
+    ):
+        assert kl_divergence(allow, forbid).item() == math.inf
+        assert math.isfinite(kl_divergence(forbid, allow).item())
+    near = td.Categorical(logits=torch.tensor([0.0, 0.0, -740.0]))
+    found = kl_divergence(td.Categorical(logits=other), near).item()
+    assert found == pytest.approx((740.0 - 3.0 * math.log(1.5)) / 3.0, rel=1e-6)
