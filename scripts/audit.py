@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,25 +40,31 @@ class Auditing:
     is in the file."""
     json: Path | None = None
     """File to which the result is also written."""
+    report: Path | None = None
+    """Page, NAME.html, to which the result is also written; extra report."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl audit``."""
     prog = "klrl audit"
-    args = parse(Auditing, sys.argv[1:] if argv is None else argv, prog)
+    words = sys.argv[1:] if argv is None else argv
+    args = parse(Auditing, words, prog)
     if not args.paths:
         fail(prog, "paths missing; for example: klrl audit runs/a model.zip")
+    if args.report is not None and args.report.suffix.lower() not in (".html", ".htm"):
+        fail(prog, f"report = {args.report}; allowed: a name that ends in .html")
     if len(args.paths) > 2:
         fail(prog, f"paths = {' '.join(map(str, args.paths))}; allowed: two policies, or one directory of checkpoints")
-    _audit(prog, args)
+    _audit(prog, args, f"{prog} {shlex.join(words)}")
 
 
-def _audit(prog: str, args: Auditing) -> None:
+def _audit(prog: str, args: Auditing, command: str) -> None:
     import torch
 
     from klrl.audit import audit
     from klrl.audit.policy import check_comparable, check_space
     from klrl.experience.environments import env_id, factory
+    from klrl.report.page import check_extra, write_audit
     from klrl.scripts.cli.audited import Opened
     from klrl.scripts.cli.saved_agents import working, write
     from klrl.studies.results import claim
@@ -73,15 +80,21 @@ def _audit(prog: str, args: Auditing) -> None:
             check_comparable(first, other)
         if args.json:
             claim(args.json, "json")
+        if args.report:
+            check_extra()
+            claim(args.report, "report")
     with working(prog):
         result = audit(opened.policies, make_env, args.episodes, seed=args.seed, max_steps=args.max_steps)
-    if args.json:
-        settings = {"env": env_id(opened.env), "seed": args.seed, "max_steps": args.max_steps}
-        with bad_input(prog):
-            write(args.json, settings | result.to_json())
+    settings = {"env": env_id(opened.env), "seed": args.seed, "max_steps": args.max_steps}
+    record = settings | result.to_json()
+    with bad_input(prog):
+        write(args.json, record)
     print(f"{printable(env_id(opened.env))}; KL in nats, ± is the standard error over episodes")
     print(printable(result))
-    if args.json is None and (error := lost(sys.stdout)) is not None:
+    if args.report:
+        with bad_input(prog):
+            write_audit(record, args.report, command)
+    if args.json is args.report is None and (error := lost(sys.stdout)) is not None:
         fail(prog, f"stdout: {error.strerror}; the result is lost", status=1)
 
 

@@ -21,11 +21,12 @@ PROG = "klrl report"
 class Report:
     """Write one HTML file about runs: results with intervals, learning curves, drift against its target, failures.
 
-    It needs no network, and opens from the disk. Runs that are still being written are shown as far as they are.
+    Audits of saved policies may stand beside them. The file needs no network, and opens from the disk. Runs that are
+    still being written are shown as far as they are.
     """
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories, folders of some, such as a study's, and logs of a DriftMonitor."""
+    """Run directories, folders of some, such as a study's, logs of a DriftMonitor, and files of klrl audit --json."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The file; an older one is replaced."""
 
@@ -45,7 +46,10 @@ def main(argv: list[str] | None = None) -> None:
     for run in runs:
         for note in run.notes:
             print(printable(f"{run.directory}: {note}"), file=sys.stderr)
-    print(printable(f"written: {args.output}, {len(runs)} run{'s' * (len(runs) != 1)}"))
+    audits = {path.resolve() for path in args.paths if not path.is_dir()}
+    counted = ((runs, "run"), (audits, "audit"))
+    said = ", ".join(f"{len(all_)} {name}{'s' * (len(all_) != 1)}" for all_, name in counted if all_)
+    print(printable(f"written: {args.output}, {said}"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""SHOW: runs and studies as one HTML file that needs no network.
+"""SHOW: runs, studies and audits as one HTML file that needs no network.
 
 ``write(["studies/a"], "report.html")`` is what ``klrl report`` does: an overview with intervals, learning curves, drift
-against its target, what each step did, return against KL spent, failures.
+against its target, what each step did, return against KL spent, audits of saved policies, failures.
 
 The page is drawn by BokehJS (extra ``report``). Its bundle has 1.4 MB and is loaded in 0.3 s by a Chromium that takes
 2.5 s for Plotly's 4.8 MB; charts are drawn as fast by both. Vega's comes in a wheel of 33 MB.

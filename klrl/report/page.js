@@ -16,7 +16,7 @@ const style = name => getComputedStyle(document.documentElement).getPropertyValu
 
 const state = {
   envs: new Set(data.envs.keys()), variants: new Set(data.variants.keys()),
-  mode: document.querySelector("[name=mode]:checked").value, log: false,
+  mode: document.querySelector("[name=mode]:checked")?.value, log: false,
 };
 const plots = new Map();  // element -> what is drawn there
 
@@ -43,6 +43,8 @@ function svg(kind, v) {
 function legends() {
   for (const box of document.querySelectorAll("[data-variant]"))
     box.parentElement.querySelector(".swatch").innerHTML = svg("line", Number(box.dataset.variant));
+  for (const swatch of document.querySelectorAll("[data-direction]"))
+    swatch.innerHTML = svg("line", Number(swatch.dataset.direction));
   for (const list of document.querySelectorAll(".legend")) {
     list.replaceChildren();
     const add = (picture, words) => {
@@ -173,15 +175,28 @@ function addTargets(figure, chart, curves, layers) {
   }
 }
 
-async function draw(element) {
-  const holder = element.closest("figure"), chart = data.charts[holder.dataset.chart];
-  const curves = data.curves[holder.dataset.chart][Number(holder.dataset.env)];
-  const plot = {layers: [], chart, curves, holder, dirty: false, near: true, cursor: null};
-  plots.set(element, plot);
+function addCurves(plot) {
+  const {chart: key, env} = plot.holder.dataset, chart = data.charts[key], curves = data.curves[key][Number(env)];
   const figure = plot.figure = figureOf(chart);
   const add = state.mode === "means" ? addMean : addRuns;
   for (const v of data.variants.keys()) add(figure, chart, curves, v, plot.layers);
   addTargets(figure, chart, curves, plot.layers);
+  plot.reading = () => curvesAt(chart, curves);
+  return figure;
+}
+
+function addAudit(plot) {
+  const [audit, chart, place] = plot.holder.dataset.audit.split(" "), spec = data.audits[audit][chart][place];
+  const figure = plot.figure = figureOf(spec);
+  drawMeans(figure, spec, state.log, {colour, dash, ink: style("--ink"), source});
+  plot.reading = () => meansAt(spec);
+  return figure;
+}
+
+async function draw(element) {
+  const holder = element.closest("figure"), plot = {layers: [], holder, dirty: false, near: true, cursor: null};
+  plots.set(element, plot);
+  const figure = holder.dataset.audit ? addAudit(plot) : addCurves(plot);
   plot.span = new Bokeh.Span({dimension: "height", line_color: style("--ink"), line_width: 1, visible: false});
   figure.add_layout(plot.span);
   show(plot);
@@ -234,16 +249,21 @@ function nearest(x, at) {
   return best;
 }
 
+function curvesAt(chart, curves) {
+  const means = curves.means.filter(mean => state.variants.has(mean[0]));
+  const word = (mean, at) => `${data.variants[mean[0]]}: ${short(numbers(mean[2])[nearest(numbers(mean[1]), at)])}`;
+  const said = at => `${chart.x} ${short(at)}; ${means.map(mean => word(mean, at)).join("; ")}`;
+  return {x: means.length ? numbers(means[0][1]) : [], said};
+}
+
 function read(plot, step) {
-  const means = plot.curves.means.filter(mean => state.variants.has(mean[0]));
-  if (!means.length) return;
-  const x = numbers(means[0][1]);
+  const {x, said} = plot.reading();
+  if (!x.length) return;
   plot.cursor = plot.cursor === null ? 0 : Math.min(x.length - 1, Math.max(0, plot.cursor + step));
   const at = x[plot.cursor];
   plot.span.location = at;
   plot.span.visible = true;
-  const words = means.map(mean => `${data.variants[mean[0]]}: ${short(numbers(mean[2])[nearest(numbers(mean[1]), at)])}`);
-  plot.holder.querySelector("output").textContent = `${plot.chart.x} ${short(at)}; ${words.join("; ")}`;
+  plot.holder.querySelector("output").textContent = said(at);
 }
 
 function zoom(plot, factor) {

@@ -10,10 +10,13 @@ from typing import Any
 
 import klrl
 from klrl.report import summary
+from klrl.report.audits import SavedAudit, audit_of, read_audit
 from klrl.report.charts import SECTIONS, Chart, charts_of
+from klrl.report.comparisons import DIVERGENCES, POLICIES, section
 from klrl.report.intervals import FEWEST, over_seeds
 from klrl.report.payload import payload, points, safe_json
 from klrl.report.reading import Run, read_runs
+from klrl.run.directory import versions
 from klrl.studies.results import claim
 from klrl.studies.results import write as write_file
 
@@ -21,25 +24,40 @@ _NUMBERS = ("environment", "variant", "seeds", "last value, mean over seeds", "s
 
 
 def write(paths: Sequence[str | Path], output: str | Path, command: str = "klrl.report.write") -> list[Run]:
-    """Write a report of runs and studies as one HTML file, and return the runs in it.
+    """Write a report of runs, studies and audits as one HTML file, and return the runs in it.
 
     Args:
-        paths: run directories, and folders of some, such as a study's.
+        paths: run directories, and folders of some, such as a study's; files of ``klrl audit --json``.
         output: the file; an older one is replaced in one step.
         command: command line, for the page's last line.
 
     Raises:
-        ValueError: a path has no run in it, or the extra ``report`` is not installed.
+        ValueError: a folder has no run in it, a file is no audit, or the extra ``report`` is not installed.
         OSError: a path cannot be read, or the file not be written.
     """
     check_extra()
     claim(Path(output))
-    runs = read_runs(paths)
-    write_file(
-        Path(output),
-        page(runs, title=f"Report on {', '.join(Path(path).resolve().name for path in paths)}", command=command),
-    )
+    files = [path for path in map(Path, paths) if path.exists() and not path.is_dir()]
+    audits = [read_audit(path) for path in {path.resolve(): path for path in files}.values()]
+    runs = read_runs(path for path in map(Path, paths) if path not in files)
+    title = f"Report on {', '.join(Path(path).resolve().name for path in paths)}"
+    write_file(Path(output), page(runs, audits, title=title, command=command))
     return runs
+
+
+def write_audit(record: dict[str, Any], output: Path, command: str) -> None:
+    """Write a report of an audit alone.
+
+    Args:
+        record: the audit as plain JSON.
+        output: the file; an older one is replaced in one step.
+        command: command line, for the page's last line.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    audit = audit_of(record | {"versions": versions()})
+    write_file(output, page([], [audit], title=f"Audit on {audit.env}", command=command))
 
 
 def check_extra() -> None:
@@ -52,24 +70,32 @@ def check_extra() -> None:
         raise ValueError("the report needs bokeh: pip install 'klrl[report]'")
 
 
-def page(runs: Sequence[Run], title: str = "Report", command: str = "klrl.report") -> str:
-    """Return the report as HTML; all text of the runs is escaped."""
+def page(
+    runs: Sequence[Run], audits: Sequence[SavedAudit] = (), title: str = "Report", command: str = "klrl.report"
+) -> str:
+    """Return the report as HTML; all text of the runs and audits is escaped."""
     from jinja2 import Environment, PackageLoader
 
-    charts = charts_of(runs)
+    charts, compared = charts_of(runs), [section(audit) for audit in audits]
     data, numbers = payload(runs, charts)
+    data["audits"] = [[chart["plots"] for chart in audit["charts"]] for audit in compared]
+    drawn = [*(["means.js"] if compared else []), "page.js"] if charts or compared else []
     env = Environment(loader=PackageLoader("klrl.report", ""), autoescape=True, trim_blocks=False)
     table = env.get_template("table.html").module.table  # type: ignore[attr-defined]
     here = files("klrl.report")
     return env.get_template("page.html").render(
         table=table,
         title=title,
-        lead=_lead(runs),
+        lead=_lead(runs, audits),
         version=klrl.__version__,
         style=(here / "page.css").read_text(encoding="utf-8"),
-        scripts=[*_library(), (here / "page.js").read_text(encoding="utf-8")] if charts else [],
+        scripts=[*_library(), *((here / name).read_text(encoding="utf-8") for name in drawn)] if drawn else [],
         data=safe_json(data),
         numbers=numbers,
+        drawn=drawn,
+        audits=compared,
+        policies_head=POLICIES,
+        divergences_head=DIVERGENCES,
         sections=[*_sections(charts, runs, data["envs"])],
         numbers_head=_NUMBERS,
         variants=data["variants"],
@@ -88,12 +114,20 @@ def _library() -> list[str]:
     return Resources(mode="inline", components=["bokeh", "bokeh-api"], log_level="error").js_raw
 
 
-def _lead(runs: Sequence[Run]) -> str:
+def _lead(runs: Sequence[Run], audits: Sequence[SavedAudit]) -> str:
+    return "; ".join([*([_lead_of(runs)] if runs else []), *([_count(audits, "audit")] if audits else [])])
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _lead_of(runs: Sequence[Run]) -> str:
     done = sum(run.status == "done" for run in runs)
     updates = sum(run.updates for run in runs)
     trained = [run for run in runs if run.status != "log"]
     finished = f", {done} of them finished" if trained else ""
-    return f"{len(runs)} run{'s' * (len(runs) != 1)}{finished}; {updates:,} updates"
+    return f"{_count(runs, 'run')}{finished}; {updates:,} updates"
 
 
 def _overview(runs: Sequence[Run]) -> dict[str, Any]:

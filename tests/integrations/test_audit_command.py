@@ -115,6 +115,20 @@ def test_the_best_checkpoint_of_a_run_is_compared_once(tmp_path):
     assert [p.name for p in Opened([tmp_path / "run"], None, (), False).policies] == ["best", *numbers]
 
 
+def test_the_result_as_a_page(cartpole, tmp_path, capsys):
+    page = tmp_path / "audit.html"
+    audit([str(cartpole), str(cartpole), "--episodes", "2", "--report", str(page)])
+    text = page.read_text()
+    assert "<h1>Audit on CartPole-v1</h1>" in text
+    assert text.count("<td>0 ± 0</td>") == 4
+    assert f"klrl audit {cartpole} {cartpole} --episodes 2 --report {page}" in text
+    assert "KL(A‖B) on A's states  0.0000 ± 0.0000" in capsys.readouterr().out
+    assert refused(capsys, cartpole, cartpole, "--report", tmp_path / "a.pdf").endswith(
+        "a.pdf; allowed: a name that ends in .html"
+    )
+    assert "no directory" in refused(capsys, cartpole, cartpole, "--report", tmp_path / "no/a.html")
+
+
 def test_masks_of_both_libraries(saved, tmp_path):
     model = saved("masked").path
     found = result(tmp_path, model, model, "--env", "AuditChoosing-v0", "--episodes", "2")

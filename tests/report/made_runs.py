@@ -1,11 +1,13 @@
-"""Run directories for the tests of reports: made by the code that writes real ones, without a training."""
+"""Runs and audits for the tests of reports: made by the code that writes real ones, without a training."""
 
 import json
 from functools import cache
 
 import numpy as np
+from environments import Noise, box, small_agent
 
 from klrl.agents import PPO, PPOConfig
+from klrl.audit import AuditedPolicy, audit
 from klrl.run.csv_log import EPISODES, CsvLog
 from klrl.run.directory import versions
 
@@ -58,3 +60,18 @@ def write_run(path, history, config=None, episodes=()):
     CsvLog(path / "metrics.csv", rows=history).close()
     CsvLog(path / "episodes.csv", EPISODES, [dict(zip(EPISODES, e, strict=True)) for e in episodes]).close()
     return path
+
+
+def write_audit(path, names=("A", "B"), steps=None, n_episodes=3, dimensions=2, env="Noise-v0"):
+    """Write what ``klrl audit --json`` does, of policies that have learned nothing, and return the audit."""
+    policies = []
+    for seed, name in enumerate(names):
+        agent = small_agent(PPO, lambda: Noise(box(dimensions)), seed=seed)
+        origin = {"path": f"runs/{name}", "library": "klrl", "algorithm": "PPO", "statistics": None}
+        origin["num_timesteps"] = steps[seed] if steps else 64
+        policies.append(AuditedPolicy.of_agent(name, agent, origin))
+        agent.close()
+    result = audit(policies, lambda: Noise(box(dimensions)), n_episodes)
+    record = {"env": env, "seed": 0, "max_steps": 30_000} | result.to_json() | {"versions": versions()}
+    path.write_text(json.dumps(record))
+    return result

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from environments import Broken, small_agent
-from made_runs import described, rows, write_run
+from made_runs import described, rows, write_audit, write_run
 from PIL import Image
 from test_reading import Stop
 
@@ -72,11 +72,11 @@ def tips(page):
     ]
 
 
-def hover(page, place):
-    """Move over a chart until it answers, and return what it says."""
+def hover(page, place, across=0.6):
+    """Move over a chart, at a share of its width, until it answers, and return what it says."""
     box = place.bounding_box()
     for i in range(5, 55):
-        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + box["height"] * i / 60)
+        page.mouse.move(box["x"] + across * box["width"], box["y"] + box["height"] * i / 60)
         frames(page, 3)
         if said := tips(page):
             return said[0]
@@ -254,3 +254,41 @@ def test_a_changed_scheme_draws_again(opened, tmp_path):
     assert BLUE in light
     assert BLUE not in dark
     assert sum(dark.values()) > 100
+
+
+def place_of(page, number):
+    """The place of an audit's chart, drawn."""
+    place = page.locator(f'figure[data-audit="{number}"] .plot')
+    place.scroll_into_view_if_needed()
+    page.wait_for_function("element => element.dataset.drawn", arg=place.element_handle())
+    return place
+
+
+def test_an_audit_has_bars_and_lines_with_error_bars(opened, tmp_path):
+    hostile = "<img src=x onerror=alert(1)>"
+    result = write_audit(tmp_path / "pair.json", ("A", hostile))
+    write_audit(tmp_path / "order.json", ("64", "128", "192"), (64, 128, 192), dimensions=1)
+    page = opened(tmp_path / "pair.json", tmp_path / "order.json")
+    for number in ("0 0 0", "0 1 0", "1 0 0"):
+        linear = ink(page, place_of(page, number))
+        assert len(linear) > 1
+        assert sum(linear.values()) > 200
+    assert f"KL(A‖{hostile})" in hover(page, place_of(page, "0 1 0"), across=0.7)
+    assert page.locator("img").count() == 0
+    place = place_of(page, "0 0 0")
+    place.focus()
+    page.keyboard.press("ArrowRight")
+    kl = result.divergences[0].kl
+    said = place.locator("xpath=following-sibling::output").inner_text()
+    assert said.startswith(f"on the states of A; KL(A‖{hostile}): {kl.value:.4g} ± {kl.stderr:.2g}, median ")
+    before = ink(page, place)
+    page.get_by_label("KL on a logarithmic axis").check()
+    assert ink(page, place_of(page, "0 0 0")) != before
+
+
+def test_an_audit_on_a_phone_in_the_dark(opened, tmp_path):
+    write_audit(tmp_path / "pair.json")
+    page = opened(tmp_path / "pair.json", viewport={"width": 360, "height": 740}, is_mobile=True, color_scheme="dark")
+    assert sum(ink(page, place_of(page, "0 0 0")).values()) > 200
+    assert BLUE not in ink(page, place_of(page, "0 0 0"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
