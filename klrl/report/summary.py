@@ -169,7 +169,7 @@ def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
 def command(config: Mapping[str, Any]) -> str:
     """Return the command that trains a run again, every setting written out; empty for logs of other libraries."""
     own, env = config.get("config"), config.get("env")
-    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and "agent" in config
+    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and {"agent", "region"} <= {*config}
     if not trained_by_klrl or not isinstance(own, dict) or not isinstance(env, dict):
         return ""
     words = ["klrl", "train", str(config["agent"]), "--env", str(env.get("id")), "--seed", str(config.get("seed"))]
