@@ -1,4 +1,4 @@
-"""What a page shows of an audit: its tables, and charts with standard errors."""
+"""An audit as a page shows it: tables, and charts with standard errors."""
 
 from __future__ import annotations
 
