@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
@@ -23,6 +25,10 @@ from klrl.run.callback import STEP, Metrics
 
 LOGGED = ("train/approx_kl", "train/kl_divergence_loss")
 """Names under which the algorithms log what they take for the KL."""
+_NO_SETTINGS = {"num_timesteps", "start_time"}
+"""Attributes of a model that tell how far and when it trains."""
+_MONITOR = "stable_baselines3.common.monitor:Monitor"
+"""The wrapper that the library puts around every environment; it only writes down."""
 _SHOWN = ("drift/kl", "drift/kl_max", "drift/kl_target")
 
 
@@ -151,13 +157,13 @@ def _episodes(model: Any) -> dict[str, float]:
 
 def _notes(model: Any, local: dict[str, Any]) -> dict[str, Any]:
     """Describe the training for ``config.json``."""
-    specs = model.get_env().get_attr("spec") if model.get_env().has_attr("spec") else [None]
     plain = (bool, int, float, str)
-    settings = {k: x for k, x in vars(model).items() if not k.startswith("_") and isinstance(x, plain)}
+    kept = {k: x for k, x in vars(model).items() if not k.startswith("_") and isinstance(x, plain)}
+    settings = {name: x for name, x in kept.items() if name not in _NO_SETTINGS}
     return {
         "agent": _named(model),
         "library": type(model).__module__.partition(".")[0],
-        "env": None if specs[0] is None else describe(specs[0]),
+        "env": _environment(model.get_env()),
         "seed": model.seed,
         "total_timesteps": local.get("total_timesteps"),
         "config": settings,
@@ -165,3 +171,13 @@ def _notes(model: Any, local: dict[str, Any]) -> dict[str, Any]:
         "observation_space": str(model.observation_space),
         "action_space": str(model.action_space),
     }
+
+
+def _environment(envs: Any) -> dict[str, Any] | str | None:
+    """Describe the environment as JSON; by its id alone where more is around it than names and plain settings tell."""
+    spec = envs.get_attr("spec")[0] if envs.has_attr("spec") else None
+    if not isinstance(spec, EnvSpec):
+        return None
+    around = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.entry_point != _MONITOR)
+    settings = {name: x for name, x in spec.kwargs.items() if name != "render_mode"}  # the library's own addition
+    return describe(replace(spec, kwargs=settings, additional_wrappers=around)) or spec.id

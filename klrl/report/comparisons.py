@@ -1,4 +1,4 @@
-"""What a page shows of an audit: its tables, and charts with standard errors."""
+"""An audit as a page shows it: tables, and charts with standard errors."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def _plot(
     title: str, kind: str, axis: str, series: Sequence[dict[str, Any]], ticks: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return what the page's script draws; ``ticks`` are the names of the places 1, 2, ... instead of numbers."""
-    return {"title": title, "kind": kind, "x": axis, "unit": "KL, nats", "log": True, "ticks": ticks, "series": series}
+    log = any(y > 0.0 for one in series for y in one["y"])  # what is 0 everywhere has no logarithm
+    return {"title": title, "kind": kind, "x": axis, "unit": "KL, nats", "log": log, "ticks": ticks, "series": series}
 
 
 def _words(x: Compared) -> str:

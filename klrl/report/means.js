@@ -3,14 +3,15 @@
 function drawMeans(figure, spec, log, {colour, dash, ink, source}) {
   const bars = spec.kind === "bars";
   const above = spec.series.flatMap(s => [...s.y, ...s.low, ...s.marks.flat()]).filter(y => y > 0);
-  const floor = log ? Math.min(1, ...above) / 1.5 : 0;  // a logarithmic axis has no place for 0
+  const floor = log ? Math.min(...above) / 1.5 : 0;  // a logarithmic axis has no place for 0, where bars begin
+  const placed = y => log && y <= 0 ? NaN : y;
   const axis = figure.below[0];
   if (spec.ticks.length) {
     axis.ticker = new Bokeh.FixedTicker({ticks: spec.ticks.map((_, i) => i + 1)});
     axis.major_label_overrides = new Map(spec.ticks.map((name, i) => [i + 1, name]));
   } else axis.ticker.min_interval = 1;
   for (const [v, s] of spec.series.entries()) {
-    const x = s.at.map(at => bars ? at + 0.4 * (v - 0.5) : at), top = s.y.map(y => Math.max(y, floor));
+    const x = s.at.map(at => bars ? at + 0.4 * (v - 0.5) : at), top = s.y.map(placed);
     const place = s.at.map(at => spec.ticks[at - 1] ?? at.toLocaleString("en"));
     const columns = source({x, top, place, words: s.words, name: s.at.map(() => s.name)});
     if (!bars) figure.line({field: "x"}, {field: "top"}, {source: columns, line_color: colour(v), line_dash: dash(v), line_width: 1.8});
@@ -26,14 +27,14 @@ function drawMeans(figure, spec, log, {colour, dash, ink, source}) {
     addErrors(figure, s, x, floor, bars ? ink : colour(v), source);
     for (const [i, y] of s.marks.entries())
       figure.scatter({field: "x"}, {field: "y"}, {
-        source: source({x, y: y.map(one => Math.max(one, floor))}), marker: ["dash", "circle", "triangle"][i], size: i ? 7 : 22,
+        source: source({x, y: y.map(placed)}), marker: ["dash", "circle", "triangle"][i], size: i ? 7 : 22,
         line_color: ink, line_width: 1.5, fill_color: null,
       });
   }
 }
 
 function addErrors(figure, s, x, floor, ink, source) {
-  const known = [...x.keys()].filter(i => s.low[i] !== null);
+  const known = [...x.keys()].filter(i => s.low[i] !== null && s.high[i] > floor);
   const ends = {x: known.map(i => x[i]), low: known.map(i => Math.max(s.low[i], floor)), high: known.map(i => s.high[i])};
   const look = {source: source(ends), line_color: ink, line_width: 1.6};
   figure.segment({field: "x"}, {field: "low"}, {field: "x"}, {field: "high"}, look);

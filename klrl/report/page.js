@@ -188,7 +188,7 @@ function addCurves(plot) {
 function addAudit(plot) {
   const [audit, chart, place] = plot.holder.dataset.audit.split(" "), spec = data.audits[audit][chart][place];
   const figure = plot.figure = figureOf(spec);
-  drawMeans(figure, spec, state.log, {colour, dash, ink: style("--ink"), source});
+  drawMeans(figure, spec, state.log && spec.log, {colour, dash, ink: style("--ink"), source});
   plot.reading = () => meansAt(spec);
   return figure;
 }

@@ -37,9 +37,9 @@ def write(paths: Sequence[str | Path], output: str | Path, command: str = "klrl.
     """
     check_extra()
     claim(Path(output))
-    files = [path for path in map(Path, paths) if path.exists() and not path.is_dir()]
-    audits = [read_audit(path) for path in {path.resolve(): path for path in files}.values()]
-    runs = read_runs(path for path in map(Path, paths) if path not in files)
+    named = [path for path in map(Path, paths) if path.exists() and not path.is_dir()]
+    audits = [read_audit(path) for path in {path.resolve(): path for path in named}.values()]
+    runs = read_runs(path for path in map(Path, paths) if path not in named)
     title = f"Report on {', '.join(Path(path).resolve().name for path in paths)}"
     write_file(Path(output), page(runs, audits, title=title, command=command))
     return runs

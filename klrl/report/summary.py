@@ -174,7 +174,8 @@ def command(config: Mapping[str, Any]) -> str:
     as functions and trust regions made in Python.
     """
     own, env = config.get("config"), config.get("env")
-    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and config.get("agent") in CONFIGS
+    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and "region" in config
+    trained_by_klrl = trained_by_klrl and config.get("agent") in CONFIGS
     if not trained_by_klrl or not isinstance(own, dict) or not isinstance(env, dict):
         return ""
     if any(isinstance(value, dict) for value in own.values()):

@@ -18,6 +18,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from klrl.integrations.sb3 import DriftCallback
+from klrl.report import read_runs
+from klrl.report.summary import command
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:You are using a.*")
 
@@ -273,6 +275,23 @@ def test_worker_processes_and_their_files(tmp_path):
     assert config["agent"] == "PPO of stable_baselines3"
     assert (config["seed"], config["config"]["n_epochs"], config["target_kl"]) == (0, 3, 0.02)
     assert "stable_baselines3" in config["versions"]
+
+
+def test_a_report_names_the_environment_and_counts_seeds_together(tmp_path):
+    plain, wrapped = (lambda: "CartPole-v1"), (lambda: gym.wrappers.TransformReward(gym.make("CartPole-v1"), np.sign))
+    for name, make, seed in (("0", plain, 0), ("1", plain, 1), ("2", wrapped, 0)):
+        drift = DriftCallback(tmp_path / name, target_kl=0.02, verbose=0)
+        PPO("MlpPolicy", make(), **FEW | {"seed": seed}).learn(64, drift)
+        drift.monitor.close()
+    same, other, changed = read_runs([tmp_path])
+    assert [(run.env, run.seed, run.status) for run in (same, other, changed)] == [
+        ("CartPole-v1", 0, "done"), ("CartPole-v1", 1, "done"), ("CartPole-v1", 0, "done"),
+    ]  # fmt: skip
+    assert same.variant == other.variant != changed.variant
+    assert same.config["env"] == {"id": "CartPole-v1", "kwargs": {}, "max_episode_steps": 500}
+    assert changed.config["env"] == "CartPole-v1"
+    assert {command(run.config) for run in (same, other, changed)} == {""}  # klrl cannot repeat them
+    np.testing.assert_array_equal(changed.columns["drift/kl"], [row["drift/kl"] for row in drift.history])
 
 
 def test_the_librarys_log_has_the_drift_beside_its_own_kl(tmp_path):

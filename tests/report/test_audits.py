@@ -103,6 +103,14 @@ def test_episodes_that_were_cut_are_counted(tmp_path, pair):
     assert [row[5] for row in shown] == ["3\n2 cut", "3"]
 
 
+def test_where_every_kl_is_zero_the_axis_has_no_logarithm(tmp_path, pair):
+    record = json.loads(pair[0].read_text())
+    record["divergences"] = [x | {"mean": 0.0} for x in record["divergences"]]
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    apart, parts = section(read_audit(tmp_path / "a.json"))["charts"]
+    assert [plot["log"] for chart in (apart, parts) for plot in chart["plots"]] == [False, True, True]
+
+
 def test_a_single_episode_has_no_standard_error(tmp_path):
     result = write_audit(tmp_path / "a.json", n_episodes=1)
     audit = read_audit(tmp_path / "a.json")

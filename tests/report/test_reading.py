@@ -6,11 +6,14 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from environments import Broken, small_agent
 from made_runs import described, rows, write_run
+from torch.distributions import Normal
 
 from klrl.agents import PPO, load_agent
-from klrl.report import read_runs
+from klrl.monitor import DriftMonitor
+from klrl.report import read_runs, write
 from klrl.run import Callback
 from klrl.run.lock import Lock
 from klrl.studies import Study
@@ -153,6 +156,26 @@ def test_the_log_of_another_library_needs_no_return_and_no_settings(tmp_path):
     np.testing.assert_array_equal(run.over, [False, False, True])
     np.testing.assert_allclose(run.spent, [0.0, 0.1, 0.3])
     assert math.isnan(run.last_tenth)
+
+
+def test_the_directory_of_a_drift_monitor_is_a_log(tmp_path):
+    mean = torch.zeros(4, 1)
+    monitor = DriftMonitor(lambda obs: Normal(mean, 1.0), 0.1, tmp_path / "theirs", notes={"seed": 5})
+    for step, moved in ((10, 1.0), (20, 0.2)):
+        with monitor.update(torch.ones(4, 1), timesteps=step):
+            mean += moved
+    assert read_runs([tmp_path])[0].status == "running"
+    monitor.close()
+    write([tmp_path], tmp_path / "report.html")
+    (run,) = read_runs([tmp_path])
+    assert (run.status, run.agent, run.seed, run.updates, run.notes) == ("log", "monitored", 5, 2, ())
+    np.testing.assert_array_equal(run.steps, [10.0, 20.0])
+    for name, column in run.columns.items():
+        np.testing.assert_array_equal(column, [row.get(name, math.nan) for row in monitor.history])
+    np.testing.assert_allclose(run.columns["drift/kl"], [0.5, 0.02], rtol=1e-6)
+    np.testing.assert_array_equal(run.over, [True, False])
+    assert math.isnan(run.last_tenth)
+    assert "The runs were not trained by klrl." in (tmp_path / "report.html").read_text()
 
 
 def test_empty_cells_are_gaps_and_columns_of_text_are_no_numbers(tmp_path):
