@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from klrl.integrations.sb3_rollout import Rollout, before_tanh, distribution, of
 from klrl.kl.drift import mean_kl
 from klrl.monitor import DriftMonitor
 from klrl.run.callback import STEP, Metrics
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
 LOGGED = ("train/approx_kl", "train/kl_divergence_loss")
 """Names under which the algorithms log what they take for the KL."""
@@ -149,6 +153,12 @@ def _episodes(model: Any) -> dict[str, float]:
     return {name: float(np.mean([e[key] for e in episodes])) for name, key in means.items()} if episodes else {}
 
 
+def _described(spec: EnvSpec) -> dict[str, Any] | None:
+    """Describe an environment whose wrappers, at least the library's own Monitor, are part of its ``EnvSpec``."""
+    made, wrappers = describe(replace(spec, additional_wrappers=())), [one.name for one in spec.additional_wrappers]
+    return made if made is None or wrappers in ([], ["Monitor"]) else made | {"wrappers": wrappers}
+
+
 def _notes(model: Any, local: dict[str, Any]) -> dict[str, Any]:
     """Describe the training for ``config.json``."""
     specs = model.get_env().get_attr("spec") if model.get_env().has_attr("spec") else [None]
@@ -157,7 +167,7 @@ def _notes(model: Any, local: dict[str, Any]) -> dict[str, Any]:
     return {
         "agent": _named(model),
         "library": type(model).__module__.partition(".")[0],
-        "env": None if specs[0] is None else describe(specs[0]),
+        "env": None if specs[0] is None else _described(specs[0]),
         "seed": model.seed,
         "total_timesteps": local.get("total_timesteps"),
         "config": settings,

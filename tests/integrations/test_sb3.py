@@ -275,6 +275,20 @@ def test_worker_processes_and_their_files(tmp_path):
     assert "stable_baselines3" in config["versions"]
 
 
+def test_the_record_names_the_environment_that_the_library_made_and_its_wrappers(tmp_path):
+    PPO("MlpPolicy", "CartPole-v1", **FEW).learn(32, DriftCallback(tmp_path / "id", verbose=0))
+    env = gym.wrappers.TimeAwareObservation(gym.make("Pendulum-v1", g=5.0, max_episode_steps=9))
+    PPO("MlpPolicy", env, **FEW).learn(32, DriftCallback(tmp_path / "wrapped", verbose=0))
+    made, wrapped = (json.loads((tmp_path / name / "config.json").read_text())["env"] for name in ("id", "wrapped"))
+    assert (made["id"], made["max_episode_steps"], "wrappers" in made) == ("CartPole-v1", 500, False)
+    assert wrapped == {
+        "id": "Pendulum-v1",
+        "kwargs": {"g": 5.0},
+        "max_episode_steps": 9,
+        "wrappers": ["TimeAwareObservation", "Monitor"],
+    }
+
+
 def test_the_librarys_log_has_the_drift_beside_its_own_kl(tmp_path):
     model = PPO("MlpPolicy", vec(), **FEW)
     model.set_logger(configure(str(tmp_path), ["csv"]))
