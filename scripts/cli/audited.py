@@ -128,12 +128,18 @@ def _in_order(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"paths = {folder}; allowed: two saved policies, or a directory of checkpoints")
     inside = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    found = sorted(inside.glob("*.zip")) or sorted(path.parent for path in inside.glob(f"*/{checkpoint.MANIFEST}"))
+    found = sorted(inside.glob("*.zip")) or _saved_in(inside)
     if len(found) < 2:
         raise ValueError(
             f"paths = {folder} has {len(found)} checkpoints; allowed: two or more, or another policy beside it"
         )
     return found
+
+
+def _saved_in(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder; of two that hold the same, as ``best`` and its step's may, the first."""
+    found = {path.read_bytes(): path.parent for path in sorted(folder.glob(f"*/{checkpoint.MANIFEST}"), reverse=True)}
+    return sorted(found.values())
 
 
 def _saved_with(path: Path) -> str | None:
