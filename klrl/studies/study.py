@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +43,8 @@ class Run:
     status: Status
     error: str | None
     """One line on why it failed."""
+    final_return: float | None
+    """Mean return of the evaluation after the training, once the run is done."""
 
     @property
     def name(self) -> str:
@@ -197,7 +199,7 @@ class Study:
     def _run(self, env: str, variant: str, seed: int) -> Run:
         directory = run_directory(self.output / RUNS, env, variant, seed)
         status = status_of(directory)
-        row = read_outcome(directory) if status == FAILED else None
+        row = read_outcome(directory) if status in (DONE, FAILED) else None
         return Run(
             env=env,
             variant=variant,
@@ -205,7 +207,8 @@ class Study:
             total_timesteps=self.design.environments[env],
             directory=directory,
             status=status,
-            error=row["error"] if row else None,
+            error=row["error"] if row and status == FAILED else None,
+            final_return=row["mean_return"] if row and status == DONE else None,
         )
 
     @cached_property
@@ -303,9 +306,9 @@ class Study:
 
 def _differences(theirs: Trial, mine: Trial) -> str | None:
     """Return in what two runs of one name differ, or ``None``."""
-    then, now = ({"options": str(trial.options), **_flat(trial.identity())} for trial in (theirs, mine))
-    changed = [f"{name} = {plain(then.get(name), 80)}" for name in then | now if then.get(name) != now.get(name)]
-    return ", ".join(changed) or None
+    then, now = ({**asdict(trial.options), **_flat(trial.identity())} for trial in (theirs, mine))
+    changed = [name for name in then | now if then.get(name) != now.get(name)]
+    return ", ".join(f"{x} = {plain(then.get(x), 80)} and not {plain(now.get(x), 80)}" for x in changed) or None
 
 
 def _flat(row: Row) -> Row:

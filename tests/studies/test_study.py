@@ -202,6 +202,14 @@ def test_the_record_alone_repeats_the_study_and_it_may_grow(whole, tmp_path):
         Study.read(whole / "study.toml", tmp_path / "again")
 
 
+def test_another_study_is_told_by_the_options_that_differ(tmp_path):
+    design = {"environments": {"CartPole-v1": 640}, "variants": {"a": {}}}
+    Study.of(tmp_path, **design, run={"checkpoint_every": 2_000}).record()
+    differs = "a seed 0: checkpoint_every = 2000 and not None; allowed: a new directory"
+    with pytest.raises(ValueError, match=differs):
+        Study.of(tmp_path, **design)
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(FileExistsError, match=r"is not empty, and there is no study.toml; allowed: a new directory"):
