@@ -524,7 +524,7 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path,
         (["--vary", "gamma", "0.9", "--set", "steps=3"], "set = 'steps'; allowed: trust_region,"),
         (["--vary", "gamma", "0.9", "--set", "gamma=0.8"], "set = 'gamma'; allowed: what --vary does not vary"),
         (["--vary", "gamma", "0.9", "--set", "n_steps=0"], "n_steps = 0; allowed: an integer >= 1"),
-        (["--vary", "gamma", "0.9", "--set", "target_kl=0.1"], "set = 'target_kl'; allowed: only with a trust region"),
+        (["--vary", "gamma", "0.9", "--set", "target_kl=0.1"], "target_kl = 0.1; allowed: only with a trust region"),
         (["--vary", "target-kl", "0.1"], "CartPole-v1, target_kl=0.1: target_kl = 0.1; allowed: only with a trust"),
         (["--vary", "batch-size", "4096"], "CartPole-v1, batch_size=4096: batch_size = 4096; allowed: at most"),
         (

@@ -77,9 +77,9 @@ BAD = [
     ("[environments]\nCartPole-v1 = 64\n[base]\ngama = 0.9", "base = 'gama'; allowed: "),
     ("[environments]\nCartPole-v1 = 64\n[base]\ngamma = 9", "gamma = 9; allowed: a number in [0, 1]"),
     ("[environments]\nCartPole-v1 = 64\n[base]\nagent = 'sac'", "agent = 'sac'; allowed: ppo, trpo"),
-    ("[environments]\nCartPole-v1 = 64\n[run]\nthreads = 2", "run = 'threads'; allowed: eval_episodes,"),
+    ("[environments]\nCartPole-v1 = 64\n[run]\nthreads = 2", "run = 'threads'; allowed: eval_every, eval_episodes,"),
     ("[environments]\nCartPole-v1 = 64\n[run]\neval_episodes = 0", "eval_episodes = 0; allowed: an integer >= 1"),
-    ("[environments]\nCartPole-v1 = 64\n[base]\ntarget_kl = 0.1", "set = 'target_kl'; allowed: only with"),
+    ("[environments]\nCartPole-v1 = 64\n[base]\ntarget_kl = 0.1", "target_kl = 0.1; allowed: only with"),
     (
         "[environments]\nCartPole-v1 = 64\n[[variants]]\nname='a'\n[[variants]]\nname='b'\nclip_range=0.2",
         "variants = 'a', 'b' are the same on CartPole-v1; allowed: different ones",
