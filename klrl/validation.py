@@ -91,6 +91,7 @@ def validate(instance: object) -> None:
     for name, hint in hints(type(instance)).items():
         value = getattr(instance, name)
         if not fits(value, hint):
+            value, hint = _word(value, hint)
             more = f", or {forms}" if isinstance(value, str) and (forms := _forms(hint)) else ""
             raise ValueError(f"{name} = {value!r}; allowed: {describe(hint)}{more}")
         if isinstance(value, list):
@@ -120,6 +121,18 @@ def fits(value: Any, hint: Any) -> bool:
         number = isinstance(value, int) or (hint is float and isinstance(value, float))
         return number and not isinstance(value, bool) and _is_finite(value)
     return value is None if hint is type(None) else isinstance(value, hint)
+
+
+def _word(value: Any, hint: Any) -> tuple[Any, Any]:
+    """Return the first word of a tuple that its type does not allow, and its type; anything else as it is."""
+    if get_origin(hint) is Annotated and get_origin(get_args(hint)[0]) is tuple:
+        return _word(value, get_args(hint)[0])
+    if get_origin(hint) is tuple and isinstance(value, (tuple, list)):
+        of_one = get_args(hint)[0]
+        found = _word(next((one for one in value if not fits(one, of_one)), None), of_one)
+        if isinstance(found[0], str):
+            return found
+    return value, hint
 
 
 def _forms(hint: Any) -> str:

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(Plot, sys.argv[1:] if argv is None else argv, PROG)
     with bad_input(PROG):
         if not args.paths:
-            raise ValueError("paths = (); allowed: at least one run directory, or folder of some")
+            raise ValueError("paths missing; for example: klrl plot runs/demo -o figure.png")
         if not installed("matplotlib"):
             raise ValueError("the figure needs matplotlib: pip install 'klrl[plots]'")
         from klrl.report import read_runs

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with bad_input(PROG):
         if not args.paths:
-            raise ValueError("paths = (); allowed: at least one run directory, or folder of some")
+            raise ValueError("paths missing; for example: klrl report runs")
         if args.output.suffix.lower() not in (".html", ".htm"):
             raise ValueError(f"output = {args.output}; allowed: a name that ends in .html")
         runs = write(args.paths, args.output, command=f"{PROG} {shlex.join(words)}")

@@ -199,7 +199,7 @@ def _saved(config: str, name: str) -> dict[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"config = {config}: nothing there; allowed: a run directory, or its config.json")
-    run = run_config.read(file)
+    run = run_config.read(file, "config")
     if run["agent"] != name:
         raise ValueError(f"config = {config} is that of a run of {run['agent']}; allowed: klrl train {run['agent']}")
     return run

@@ -126,8 +126,9 @@ def _lead_of(runs: Sequence[Run]) -> str:
     done = sum(run.status == "done" for run in runs)
     updates = sum(run.updates for run in runs)
     trained = [run for run in runs if run.status != "log"]
-    finished = f", {done} of them finished" if trained else ""
-    return f"{_count(runs, 'run')}{finished}; {updates:,} updates"
+    share = f"{done} of them " if done < len(runs) else "all of them " if done > 1 else ""
+    finished = f", {share}finished" if trained else ""
+    return f"{_count(runs, 'run')}{finished}; {updates:,} update{'s' * (updates != 1)}"
 
 
 def _overview(runs: Sequence[Run]) -> dict[str, Any]:

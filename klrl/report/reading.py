@@ -61,6 +61,8 @@ class Run:
     """Number of times that the run was continued, as its event files tell."""
     last_tenth: float = math.nan
     """Mean return of the episodes that ended in the last tenth of the training."""
+    final_return: float = math.nan
+    """Mean return of the evaluation that a study makes after the training."""
     notes: tuple[str, ...] = ()
     """Lines about what could not be read."""
 
@@ -140,6 +142,7 @@ class Place(NamedTuple):
     seed: int | None = None
     status: str = ""
     error: str = ""
+    final_return: float = math.nan
 
 
 def _places(path: Path) -> Iterator[Place]:
@@ -165,8 +168,18 @@ def _of_study(output: Path) -> list[Place]:
     """
     from klrl.studies.study import recorded_runs
 
-    runs = recorded_runs(output)
-    return [Place(run.directory, run.env, run.variant, run.seed, run.status, run.error or "") for run in runs]
+    return [
+        Place(
+            run.directory,
+            run.env,
+            run.variant,
+            run.seed,
+            run.status,
+            run.error or "",
+            math.nan if run.final_return is None else run.final_return,
+        )
+        for run in recorded_runs(output)
+    ]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -191,6 +204,7 @@ def read_run(place: Place) -> Run:
         config=config,
         columns=columns,
         reasons=reasons,
+        final_return=place.final_return,
         resumed=max(0, len([*directory.glob("events.out.tfevents.*")]) - 1),
         notes=tuple(notes),
     )

@@ -60,13 +60,18 @@ def results(group: Group) -> list[str]:
         group.variant,
         counted,
         with_interval(over_seeds([_final_return(run) for run in runs]), "{:,.1f}"),
-        with_interval(over_seeds([_last(run.column("eval/mean_reward")) for run in runs]), "{:,.1f}"),
+        with_interval(over_seeds([_last_evaluation(run) for run in runs]), "{:,.1f}"),
         with_interval(over_seeds([_mean(run.column("drift/kl")) for run in runs]), "{:.4f}"),
         number(largest, "{:.4f}"),
         f"{over / judged:.0%}\n{over:,} of {judged:,}" if judged else f"no target\n{updates:,} updates",
         with_interval(over_seeds([_last(run.spent) for run in runs if _has_kl(run)]), "{:.3g}"),
         number(_median([_last(run.column("time/fps")) for run in runs]), "{:,.0f}"),
     ]
+
+
+def _last_evaluation(run: Run) -> float:
+    """Return the mean return of a study's evaluation after the training, or else of the last one during it."""
+    return _last(run.column("eval/mean_reward")) if math.isnan(run.final_return) else run.final_return
 
 
 def with_interval(interval: Interval, form: str) -> str:

@@ -133,10 +133,18 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 warn_user(f"{error}; going back to {candidates[-1]}")
 
 
+def is_log(path: Path) -> bool:
+    """Tell whether a directory is the log of a monitor, which has no episodes and no policy."""
+    return (path / "metrics.csv").exists() and not (path / "episodes.csv").exists()
+
+
 def _why_not(path: Path) -> str:
+    if is_log(path):
+        return "a monitor's log has no policy; allowed: a saved agent or a run directory"
     if (path / "config.json").exists():
         return f"its run has saved nothing yet; allowed: klrl resume {path}, which begins it anew if it has ended"
-    return "allowed: a saved agent or a run directory"
+    more = f" (klrl import-sb3 {path} -o NEW makes one of a zip)" if path.suffix == ".zip" and path.is_file() else ""
+    return f"allowed: a saved agent or a run directory{more}"
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -72,7 +72,8 @@ def only_leftovers(path: Path) -> bool:
 
 def _check_empty(path: Path, name: str = "run_dir") -> None:
     if path.exists() and not only_leftovers(path):
-        more = " (klrl resume continues the run there)" if (path / "config.json").exists() else ""
+        resumable = (path / "config.json").exists() and not checkpoint.is_log(path)
+        more = " (klrl resume continues the run there)" if resumable else ""
         raise FileExistsError(f"{name} = {path} is not empty; allowed: a new or empty directory{more}")
 
 

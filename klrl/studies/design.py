@@ -141,7 +141,9 @@ def check_read(variants: Sequence[Variant], settings: Mapping[str, Any]) -> None
     """
     read = frozenset().union(*(parameters_of(variant.region) for variant in variants if ":" not in variant.region))
     for unread in (name for name in settings if name in PARAMETERS and name not in read):
-        raise ValueError(f"set = {unread!r}; allowed: only with a trust region that reads it ({readers_of(unread)})")
+        raise ValueError(
+            f"{unread} = {settings[unread]}; allowed: only with a trust region that reads it ({readers_of(unread)})"
+        )
 
 
 def setting(config_class: type[AgentConfig], name: str, value: Any) -> Any:

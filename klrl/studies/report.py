@@ -36,8 +36,9 @@ def table(rows: Sequence[Row]) -> str:
         cells[0] = ", ".join(filter(None, [cells[0], *_not_done(group)]))
         lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
     note = (
-        "±: half of Student's 95 % interval over the n seeds, where there are three or more. KL, second half: median "
-        f"over its updates, then over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+        "Return: mean of the episodes that the trained policy plays after the training, by default 20 deterministic "
+        "ones. ±: half of Student's 95 % interval over the n seeds, where there are three or more. KL, second half: "
+        f"median over its updates, then over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
     )
     return "\n".join([*lines, "", note])
 

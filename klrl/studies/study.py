@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +43,8 @@ class Run:
     status: Status
     error: str | None
     """One line on why it failed."""
+    final_return: float | None
+    """Mean return of the evaluation after the training, once the run is done."""
 
     @property
     def name(self) -> str:
@@ -301,7 +303,7 @@ def recorded_runs(output: Path) -> list[Run]:
 def _run(output: Path, env: str, variant: str, seed: int, total_timesteps: int) -> Run:
     directory = run_directory(output / RUNS, env, variant, seed)
     status = status_of(directory)
-    row = read_outcome(directory) if status == FAILED else None
+    row = read_outcome(directory) if status in (DONE, FAILED) else None
     return Run(
         env=env,
         variant=variant,
@@ -309,15 +311,16 @@ def _run(output: Path, env: str, variant: str, seed: int, total_timesteps: int) 
         total_timesteps=total_timesteps,
         directory=directory,
         status=status,
-        error=row["error"] if row else None,
+        error=row["error"] if row and status == FAILED else None,
+        final_return=row["mean_return"] if row and status == DONE else None,
     )
 
 
 def _differences(theirs: Trial, mine: Trial) -> str | None:
     """Return in what two runs of one name differ, or ``None``."""
-    then, now = ({"options": str(trial.options), **_flat(trial.identity())} for trial in (theirs, mine))
-    changed = [f"{name} = {plain(then.get(name), 80)}" for name in then | now if then.get(name) != now.get(name)]
-    return ", ".join(changed) or None
+    then, now = ({**asdict(trial.options), **_flat(trial.identity())} for trial in (theirs, mine))
+    changed = [name for name in then | now if then.get(name) != now.get(name)]
+    return ", ".join(f"{x} = {plain(then.get(x), 80)} and not {plain(now.get(x), 80)}" for x in changed) or None
 
 
 def _flat(row: Row) -> Row:

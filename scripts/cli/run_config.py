@@ -21,10 +21,11 @@ _TYPES = {
     "versions": (dict,), "start_from": (str, type(None)),
 }  # fmt: skip
 """Types of the entries that a config.json must have."""
+_ALLOWED = "allowed: a run directory, or its config.json"
 
 
-def read(file: Path) -> dict[str, Any]:
-    """Read a ``config.json``.
+def read(file: Path, name: str = "path") -> dict[str, Any]:
+    """Read a ``config.json``; ``name`` is the user's word for it.
 
     Raises:
         OSError: there is none.
@@ -34,15 +35,17 @@ def read(file: Path) -> dict[str, Any]:
         run = {"start_from": None} | json.loads(read_regular_file(file, LARGEST_CONFIG))
         missing = _TYPES.keys() - run.keys()
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"path = {file} is not as a run writes it: {error}") from error
+        raise ValueError(f"{name} = {file} is not as a run writes it: {error}") from error
     if missing:
-        raise ValueError(f"path = {file} is not as a run writes it: no {', '.join(sorted(missing))}")
-    for name in (name for name, types in _TYPES.items() if type(run[name]) not in types):
-        raise ValueError(f"path = {file} is not as a run writes it: {name} = {plain(run[name], 80)}")
+        raise ValueError(f"{name} = {file} is not as a run writes it: no {', '.join(sorted(missing))}; {_ALLOWED}")
+    for key in (key for key, types in _TYPES.items() if type(run[key]) not in types):
+        raise ValueError(f"{name} = {file} is not as a run writes it: {key} = {plain(run[key], 80)}")
     if run["agent"] not in CONFIGS:
-        raise ValueError(f"path = {file.parent} holds agent {run['agent']!r}; allowed: {', '.join(CONFIGS)}")
+        raise ValueError(f"{name} = {file.parent} holds agent {run['agent']!r}; allowed: {', '.join(CONFIGS)}")
     if run["total_timesteps"] < 1:
-        raise ValueError(f"path = {file.parent}: total_timesteps = {run['total_timesteps']}; allowed: an integer >= 1")
+        raise ValueError(
+            f"{name} = {file.parent}: total_timesteps = {run['total_timesteps']}; allowed: an integer >= 1"
+        )
     return run
 
 

@@ -19,7 +19,7 @@ from klrl.scripts.cli.study_options import EngineOptions
 from klrl.scripts.cli.terminal import PlainConsole
 from klrl.studies.outcomes import FAILED
 from klrl.studies.running import time_left
-from klrl.studies.study import RUNS, Say, Study
+from klrl.studies.study import CSV, RUNS, Say, Study
 from klrl.studies.watching import Progress
 from klrl.text import printable
 
@@ -52,6 +52,8 @@ def run_study(prog: str, words: Sequence[str], options: EngineOptions, make: Cal
                 watch=panel.show if console.is_terminal else None,
             )
     console.print(study.table())
+    report = f"klrl report {shlex.quote(str(study.output))}"
+    console.print(f"\n{study.output / CSV} has a line for every run; {report} draws them")
     if any(row["status"] == FAILED for row in rows):
         sys.exit(1)
 

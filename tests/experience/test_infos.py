@@ -287,7 +287,7 @@ def test_what_is_no_number_ends_the_training_in_one_line():
 
 @pytest.mark.parametrize("keys", ["is_success", ("",), ("a\nb",), (3,)])
 def test_keys_are_texts(keys):
-    with pytest.raises(ValueError, match=r"^info_keys = .*; allowed: a tuple, each printable text without a comma$"):
+    with pytest.raises(ValueError, match=r"^info_keys = .*; allowed: (a tuple, each )?printable text without a comma$"):
         PPO.config_class(info_keys=keys)
 
 
@@ -317,5 +317,5 @@ def test_a_key_that_no_info_has_is_told_once_with_those_that_are_there():
 
 
 def test_a_comma_in_a_key_is_refused():
-    with pytest.raises(ValueError, match=r"^info_keys = \('is_success,distance',\); allowed: a tuple, each printable"):
+    with pytest.raises(ValueError, match=r"^info_keys = 'is_success,distance'; allowed: printable text"):
         PPO.config_class(info_keys=("is_success,distance",))

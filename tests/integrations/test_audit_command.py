@@ -103,6 +103,9 @@ def test_the_checkpoints_of_a_run_are_compared_with_the_next_and_the_first(tmp_p
     expected = {(names[i], names[i + 1]) for i in range(n - 1)} | {(names[0], x) for x in names[1:]}
     assert pairs == expected | {(q, p) for p, q in expected}
     assert n >= 3
+    checkpoints = tmp_path / "run/checkpoints"
+    shutil.copytree(sorted(checkpoints.iterdir())[0], checkpoints / "best")
+    assert [p["name"] for p in result(tmp_path, tmp_path / "run", "--episodes", "1")["policies"]] == names
 
 
 def test_the_best_checkpoint_of_a_run_is_compared_once(tmp_path):

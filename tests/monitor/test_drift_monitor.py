@@ -15,7 +15,7 @@ import klrl
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.monitor import DriftMonitor
 from klrl.policy.distributions import Categorical, DiagGaussian, GaussianMixture
-from klrl.run import Callback
+from klrl.run import Callback, checkpoint
 from klrl.scripts.main import main
 
 N, D = 40, 3
@@ -327,6 +327,11 @@ def test_a_directory_that_is_not_empty_or_in_use_is_refused(tmp_path):
     moved(first, 1)
     with pytest.raises(BlockingIOError, match="is in use by process"):
         DriftMonitor(lambda o: o, run_dir=tmp_path / "run")
+    first.close()
+    with pytest.raises(FileExistsError, match=r"is not empty; allowed: a new or empty directory$"):  # no run to resume
+        DriftMonitor(lambda o: o, run_dir=tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="a monitor's log has no policy; allowed: a saved agent or a run"):
+        checkpoint.read(tmp_path / "run")
 
 
 def test_a_full_disk_ends_the_files_and_not_the_training(tmp_path):

@@ -95,13 +95,13 @@ def test_the_command_writes_the_file_and_names_what_is_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["report"], "klrl report: paths = (); allowed: at least one run directory, or folder of some"),
+        (["report"], "klrl report: paths missing; for example: klrl report runs"),
         (["report", "nowhere"], "klrl report: path = nowhere is not there; allowed: a run directory, or a folder of"),
         (["report", "{run}", "-o", "{run}/metrics.csv"], "allowed: a name that ends in .html"),
         (["report", "{run}", "-o", "{run}/no/report.html"], "no directory"),
         (["plot", "{run}", "-o", "{run}/figure.gif"], "figure.gif; allowed: a name that ends in .png, .svg, .pdf"),
         (["plot", "{run}", "--metrics", "drift/kll", "-o", "{run}/a.png"], "metrics = 'drift/kll'; allowed: time/"),
-        (["plot"], "klrl plot: paths = (); allowed: at least one run directory, or folder of some"),
+        (["plot"], "klrl plot: paths missing; for example: klrl plot runs/demo -o figure.png"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_everything_as_it_was(tmp_path, capsys, words, said):

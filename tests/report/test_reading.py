@@ -14,9 +14,11 @@ from torch.distributions import Normal
 from klrl.agents import PPO, load_agent
 from klrl.monitor import DriftMonitor
 from klrl.report import read_runs, write
+from klrl.report.summary import RESULTS, Group, results
 from klrl.run import Callback
 from klrl.run.lock import Lock
 from klrl.studies import Study
+from klrl.studies.outcomes import write_outcome
 
 
 class Stop(Callback):
@@ -199,7 +201,16 @@ def test_runs_of_a_study_are_found_once_with_what_the_study_says_of_them(tmp_pat
     study.record()
     for run in study.runs[:3]:
         write_run(run.directory, rows(1), described(seed=run.seed))
+    outcome = {"status": "done", "config": {}, "versions": {}, "mean_return": 411.4, "curve": [], "updates": 1}
+    numbers = ("std_return", "kl_mean", "kl_median_second_half", "kl_largest", "steps_per_second", "judged_by")
+    optional = ("target_kl", "last_tenth_return", "last_beta", "last_actor_learning_rate")
+    counts = ("num_timesteps", "last_tenth_episodes", "updates_over_target")
+    outcome |= dict.fromkeys(("states_over_target", "peak_memory_mib", *numbers), 0.5)
+    write_outcome(study.runs[0].directory, outcome | dict.fromkeys(optional) | dict.fromkeys(counts, 1))
     runs = read_runs([tmp_path, study.runs[0].directory])
+    first, second, *_ = (results(Group("", "", (run,)))[RESULTS.index("last evaluation")] for run in runs)
+    assert first == "411.4\nn = 1"  # the study's, after the training
+    assert second == f"{runs[1].column('eval/mean_reward')[-1]:,.1f}\nn = 1"
     assert [run.name for run in runs] == [f"CartPole-v1 {v} seed {s}" for v in ("b/1", "a") for s in (10, 2)]
     assert (runs[3].status, runs[3].error, runs[3].updates) == ("waiting", "no update is complete", 0)
 

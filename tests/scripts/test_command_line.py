@@ -276,6 +276,10 @@ def test_evaluate_refuses_what_is_no_saved_agent_and_foreign_spaces(refused, tmp
     (tmp_path / "config.json").write_text("{}")
     assert "has saved nothing yet; allowed: klrl resume" in refused("evaluate", tmp_path)
     (tmp_path / "config.json").unlink()
+    (tmp_path / "model.zip").touch()
+    zipped = tmp_path / "model.zip"
+    assert f"a run directory (klrl import-sb3 {zipped} -o NEW makes one of a zip)" in refused("evaluate", zipped)
+    zipped.unlink()
     assert f"or klrl train ... --run-dir {tmp_path} to begin one there" in refused("resume", tmp_path)
     PPO("CartPole-v1").save(tmp_path / "agent")
     assert "its spaces differ" in refused("evaluate", tmp_path / "agent", "--env", "Acrobot-v1")

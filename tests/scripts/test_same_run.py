@@ -87,9 +87,9 @@ def test_wrappers_are_made_in_order_with_their_arguments(folder):
         (["--wrapper", "words_of_mine:Heavier", "weight=1"], "wrapper = words_of_mine:Heavier(weight=1): Heavier"),
         (["--wrapper", "words_of_mine:nothing"], "wrapper = words_of_mine:nothing made a NoneType; allowed: MODULE"),
         (["--wrapper", "math:pi", "math:e"], "wrapper = 'math:e' after math:pi; allowed: key=value, or --wrapper"),
-        (["--wrapper", "Heavier"], "wrapper = "),
+        (["--wrapper", "mine.Heavier"], "wrapper = 'mine.Heavier'; allowed: MODULE:NAME, then key=value"),
         (["--env-kwargs", "gravity=5"], "env = 'Pendulum-v1': PendulumEnv.__init__() got an unexpected keyword argum"),
-        (["--env-kwargs", "gravity"], "env_kwargs = ('gravity',); allowed: a tuple, each key=value"),
+        (["--env-kwargs", "gravity"], "env_kwargs = 'gravity'; allowed: key=value"),
         (["--n-envs", "1.5e0"], "n_envs = '1.5e0'; allowed: an integer in [1, 65536]"),
         (["--name", "a", "--run-dir", "b"], "name = 'a' with run_dir; allowed: one of the two"),
         (["--config", "nowhere"], "config = nowhere: nothing there; allowed: a run directory, or its config.json"),
@@ -99,6 +99,13 @@ def test_wrappers_are_made_in_order_with_their_arguments(folder):
 def test_words_that_name_nothing_are_refused_in_one_line(words, message, refused, folder):  # noqa: F811
     assert message in refused("train", "ppo", "--env", "Pendulum-v1", *words)
     assert not (folder / "runs").exists()
+
+
+def test_a_file_of_settings_is_no_run_to_repeat(refused, folder):  # noqa: F811
+    (folder / "best.json").write_text('{"gamma": 0.9}')
+    said = refused("train", "ppo", "--config", "best.json")
+    assert "config = best.json is not as a run writes it: no agent, config, env" in said
+    assert said.strip().endswith("; allowed: a run directory, or its config.json")
 
 
 def test_any_flag_changes_the_same_run(folder):

@@ -408,7 +408,9 @@ def test_a_changed_setting_is_another_study(again, capsys):
     with pytest.raises(SystemExit) as stop:
         again("target_kl=0.05")
     assert stop.value.code == 2
-    said = f"output = {again.output} is another study's, with CartPole-v1 constraint seed 0: target_kl = 0.02"
+    said = (
+        f"output = {again.output} is another study's, with CartPole-v1 constraint seed 0: target_kl = 0.02 and not 0.05"
+    )
     assert capsys.readouterr().err == f"klrl compare: {said}; allowed: a new directory\n"
 
 
@@ -445,6 +447,9 @@ def test_a_failed_run_is_kept_as_failed_does_not_end_the_others_and_is_tried_aga
         said = capsys.readouterr().out
         assert "Broken-v0 gamma=0.9 seed 0: failed, NonFinite: reward of environment 0 is nan in step 1 of " in said
         assert "| Broken-v0 | gamma=0.99 | failed |" in said
+        assert said.endswith(
+            f"{tmp_path / 'results.csv'} has a line for every run; klrl report {tmp_path} draws them\n"
+        )
     assert "2 of 4 runs are done already" in said
     del gym.registry["Broken-v0"]
     lines = lines_of_csv(tmp_path)
@@ -519,7 +524,7 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path,
         (["--vary", "gamma", "0.9", "--set", "steps=3"], "set = 'steps'; allowed: trust_region,"),
         (["--vary", "gamma", "0.9", "--set", "gamma=0.8"], "set = 'gamma'; allowed: what --vary does not vary"),
         (["--vary", "gamma", "0.9", "--set", "n_steps=0"], "n_steps = 0; allowed: an integer >= 1"),
-        (["--vary", "gamma", "0.9", "--set", "target_kl=0.1"], "set = 'target_kl'; allowed: only with a trust region"),
+        (["--vary", "gamma", "0.9", "--set", "target_kl=0.1"], "target_kl = 0.1; allowed: only with a trust region"),
         (["--vary", "target-kl", "0.1"], "CartPole-v1, target_kl=0.1: target_kl = 0.1; allowed: only with a trust"),
         (["--vary", "batch-size", "4096"], "CartPole-v1, batch_size=4096: batch_size = 4096; allowed: at most"),
         (

@@ -80,7 +80,7 @@ BAD = [
     ("[environments]\nCartPole-v1 = 64\n[base]\nagent = 'sac'", "agent = 'sac'; allowed: ppo, trpo"),
     ("[environments]\nCartPole-v1 = 64\n[run]\nthreads = 2", "run = 'threads'; allowed: eval_every,"),
     ("[environments]\nCartPole-v1 = 64\n[run]\neval_episodes = 0", "eval_episodes = 0; allowed: an integer >= 1"),
-    ("[environments]\nCartPole-v1 = 64\n[base]\ntarget_kl = 0.1", "set = 'target_kl'; allowed: only with"),
+    ("[environments]\nCartPole-v1 = 64\n[base]\ntarget_kl = 0.1", "target_kl = 0.1; allowed: only with"),
     (
         "[environments]\nCartPole-v1 = 64\n[[variants]]\nname='a'\n[[variants]]\nname='b'\nclip_range=0.2",
         "variants = 'a', 'b' are the same on CartPole-v1; allowed: different ones",
@@ -212,6 +212,14 @@ def test_a_function_is_no_setting_of_a_design_which_is_a_file(tmp_path):
     study = Study.of(tmp_path / "out", environments={"CartPole-v1": 64}, variants={"a": said}, seeds=[0])
     study.record()
     assert Study.load(study.output).trials == study.trials
+
+
+def test_another_study_is_told_by_the_options_that_differ(tmp_path):
+    design = {"environments": {"CartPole-v1": 640}, "variants": {"a": {}}}
+    Study.of(tmp_path, **design, run={"checkpoint_every": 2_000}).record()
+    differs = "a seed 0: checkpoint_every = 2000 and not None; allowed: a new directory"
+    with pytest.raises(ValueError, match=differs):
+        Study.of(tmp_path, **design)
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
