@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from klrl.agents.settings import CONFIGS
 from klrl.report.intervals import FEWEST, Interval, over_seeds
 from klrl.report.payload import distinct
 from klrl.report.reading import ENDING, Run
@@ -175,17 +174,16 @@ def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
 def command(config: Mapping[str, Any]) -> str:
     """Return the command that trains a run again, every setting written out.
 
-    Empty where there is none: for logs of other libraries, agents of one's own, and settings that no flag can say, such
-    as functions and trust regions made in Python.
+    Empty where there is none: for logs of other libraries, which have no trust region of klrl's, and settings that no
+    flag can say, such as functions and trust regions made in Python.
     """
     own, env = config.get("config"), config.get("env")
-    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and "region" in config
-    trained_by_klrl = trained_by_klrl and config.get("agent") in CONFIGS
+    trained_by_klrl = isinstance(config.get("total_timesteps"), int) and isinstance(config.get("region"), dict)
     if not trained_by_klrl or not isinstance(own, dict) or not isinstance(env, dict):
         return ""
     if any(isinstance(value, dict) for value in own.values()):
         return ""
-    words = ["klrl", "train", str(config["agent"]), "--env", str(env.get("id")), "--seed", str(config.get("seed"))]
+    words = ["klrl", "train", str(config.get("agent")), "--env", str(env.get("id")), "--seed", str(config.get("seed"))]
     words += ["--total-timesteps", str(config.get("total_timesteps")), "--preset", "none"]
     noted = {name: config.get(name) for name in ("start_from", *ENDING)}
     for name, value in (own | noted).items():

@@ -15,6 +15,8 @@ from klrl.text import plain
 from klrl.trust_region import TrustRegion
 
 Learn = Callable[[Sequence[Callback]], object]
+NOTES = {"start_from": None, "name": None}
+"""Entries of ``config.json`` beside the options, as ``klrl train`` writes them by default."""
 
 
 def saved_or_new(

@@ -15,11 +15,12 @@ import numpy as np
 from klrl.agents import Agent, AgentConfig
 from klrl.agents.names import agent_class
 from klrl.experience.environments import factory
-from klrl.run import Callback, RunDirectory, evaluate
+from klrl.run import Callback, evaluate
 from klrl.run.callback import Metrics
+from klrl.run.options import RunOptions
 from klrl.run.presets import preset
 from klrl.studies.kept import keep, kept
-from klrl.studies.opening import difference, saved_or_new, why_finished
+from klrl.studies.opening import NOTES, difference, saved_or_new, why_finished
 from klrl.studies.tuning import Tuning
 
 POINTS = 10
@@ -94,7 +95,7 @@ def _trained(
     if (other := difference(directory, config, design.env, seed, design.total_timesteps)) is not None:
         raise ValueError(f"{directory} holds another run: {other}; allowed: the directory of this search")
     begun = (directory / "config.json").exists()
-    files = RunDirectory(directory, checkpoint_every=checkpoint_every, notes={"start_from": None}, resume=begun)
+    files = RunOptions(checkpoint_every=checkpoint_every).directory(directory, NOTES, resume=begun)
     files.claim()
     agent: Agent[Any] | None = None
 

@@ -16,7 +16,7 @@ from klrl.run import RunDirectory, evaluate
 from klrl.run.callback import Callback
 from klrl.run.directory import versions
 from klrl.studies.claims import replaced
-from klrl.studies.opening import difference, saved_or_new, why_finished
+from klrl.studies.opening import NOTES, difference, saved_or_new, why_finished
 from klrl.studies.outcomes import DONE, FAILED, outcome
 from klrl.studies.results import Row
 from klrl.studies.trials import Trial
@@ -89,7 +89,7 @@ def _claimed(trial: Trial, directory: Path) -> RunDirectory:
     while True:
         try:
             begun = (directory / "config.json").exists()
-            keep = trial.options.directory(directory, {"start_from": None}, resume=begun)
+            keep = trial.options.directory(directory, NOTES, resume=begun)
             keep.claim()
             return keep
         except BlockingIOError:

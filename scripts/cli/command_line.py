@@ -102,7 +102,9 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     argv = with_whole_numbers(cls, argv, default)
     messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(messages):
+        with contextlib.redirect_stderr(messages), warnings.catch_warnings():
+            # of a default that may be a number, a schedule or None: tyro does not look into a union within a union
+            warnings.filterwarnings("ignore", ".* does not match any type in Union")
             parsed = cast("T", tyro.cli(cls, args=argv, prog=prog, default=default))
     except ValueError as error:  # of the class itself; older releases of tyro let it through
         fail(prog, error)
