@@ -30,7 +30,7 @@ _KEYS = {
     "left_out": (list, "pairs of an environment and a variant"),
     "base": (dict, "a table: agent, and settings"),
     "run": (dict, "a table of options of klrl train"),
-    "variants": (list, "tables: name, agent, trust_region, settings"),
+    "variants": (list, "tables, each [[variants]]: name, agent, trust_region, settings"),
 }
 """Entries of a design, their types, and these in words."""
 

@@ -70,7 +70,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _allowed(path: Path) -> str:
-    """Return the end of a message: a run directory, or how to begin one where a run has died at once."""
+    """Return the end of a message: a run directory, and what else goes on there or can be begun."""
+    if (path / "study.toml").exists():
+        return f"allowed: a run directory; the study there goes on with klrl study --output {path}"
     again = f", or klrl train ... --run-dir {path} to begin one there" if only_leftovers(path) else ""
     return f"allowed: a run directory{again}"
 

@@ -280,6 +280,9 @@ def test_evaluate_refuses_what_is_no_saved_agent_and_foreign_spaces(refused, tmp
     zipped = tmp_path / "model.zip"
     assert f"a run directory (klrl import-sb3 {zipped} -o NEW makes one of a zip)" in refused("evaluate", zipped)
     zipped.unlink()
+    (tmp_path / "study.toml").touch()
+    assert f"the study there goes on with klrl study --output {tmp_path}" in refused("resume", tmp_path)
+    (tmp_path / "study.toml").unlink()
     assert f"or klrl train ... --run-dir {tmp_path} to begin one there" in refused("resume", tmp_path)
     PPO("CartPole-v1").save(tmp_path / "agent")
     assert "its spaces differ" in refused("evaluate", tmp_path / "agent", "--env", "Acrobot-v1")
