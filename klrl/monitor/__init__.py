@@ -1,6 +1,7 @@
 """AUDIT: how far the policy of any training loop moves, measured by klrl.
 
 >>> import torch
+>>> from klrl.monitor import DriftMonitor
 >>> net = torch.nn.Linear(3, 2)
 >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 >>> monitor = DriftMonitor(lambda obs: torch.distributions.Categorical(logits=net(obs)), target_kl=0.01)
