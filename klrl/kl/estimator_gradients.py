@@ -263,7 +263,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient * _slope(*ctx.saved_tensors, ctx.form), None, None, None
+        policy, other, sampler = ctx.saved_tensors
+        return gradient * _slope(policy, other, sampler, ctx.form), None, None, None
 
 
 def _slope(policy: Tensor, other: Tensor, sampler: Tensor, form: _Form) -> Tensor:

@@ -169,8 +169,7 @@ def kl_gradient(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> Gradient:
     pair = matched(p, q)
     gradient = pair.family.kl_gradient(pair.p, pair.q)
     summed = tuple([_summed_to(x, y.shape) for x, y in zip(gradient, pair.q.parameters, strict=True)])
-    half = isinstance(q, Distribution) and widened(q) is not q
-    return as_fields_of(q, summed) if half else summed
+    return as_fields_of(q, summed) if isinstance(q, Distribution) and widened(q) is not q else summed
 
 
 def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:

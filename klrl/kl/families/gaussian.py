@@ -225,7 +225,7 @@ class _Rotation(torch.autograd.Function):
         return W @ Vh
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         W, s, Vh = ctx.saved_tensors
         X = W.mT @ gradient @ Vh.mT
