@@ -365,7 +365,8 @@ def test_another_path_than_then_is_said(run, monkeypatch):
     level = available()[-1]
     monkeypatch.setenv("KLRL_NATIVE", "off")
     words = (
-        rf"paths differ, so the run will differ from .*: .*optimizer kernel \({level}\) -> numpy; .*kernel {level} -> off"
+        rf"paths differ, so the run will differ from .*: .*optimizer kernel \({level}\) -> numpy; "
+        rf".*kernel {level} -> off"
     )
     with pytest.warns(RuntimeWarning, match=words):
         main(["resume", str(path)])

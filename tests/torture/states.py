@@ -28,7 +28,10 @@ def agent_parts(agent: Agent[Any]) -> dict[str, str]:
     now = agent.snapshot()
     where = {} if now.cursor is None else now.cursor.tensors()
     history = [_without_time(row) for row in now.state["history"]]
-    return parts(now.tensors | {f"whereabouts.{k}": x for k, x in where.items()}, now.state | {"paths": now.paths(), "history": history})
+    return parts(
+        now.tensors | {f"whereabouts.{k}": x for k, x in where.items()},
+        now.state | {"paths": now.paths(), "history": history},
+    )
 
 
 def saved_parts(path: Path) -> dict[str, str]:

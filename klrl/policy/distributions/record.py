@@ -96,9 +96,13 @@ class Distribution(abc.ABC, Generic[A]):
     def check(self, action: A) -> None:
         """Refuse actions that the family does not have, in its own unit: no mistake in units is a probability.
 
+        Actions in a GPU's memory pass, since every call would wait for it.
+
         Raises:
             ValueError: the message names one, and :attr:`allowed`.
         """
+        if isinstance(action, Tensor) and not action.is_cpu:
+            return
         if (impossible := self.impossible(action)) is not None and impossible.any():
             raise ValueError(f"actions = {first(action[impossible]):g}, for one; allowed: {self.allowed}")
 
