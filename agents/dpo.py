@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
 from klrl.agents.compatibility import check_comparable
-from klrl.agents.preferences import Preferences, log_prob_of, play_segments
+from klrl.agents.preferences import Preferences, play_segments
 from klrl.agents.settings import DPOConfig
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
@@ -97,13 +97,17 @@ class Compared:
         Raises:
             ValueError: the data has actions that the reference cannot take.
         """
-        where = policy.device
+        valid, where = preferences.valid, policy.device
+        actions = preferences.actions[valid].to(reference.device)
         try:
-            log_prob = log_prob_of(reference, preferences).to(where)
+            log_prob = reference.distribution(preferences.observations[valid]).log_prob(actions).to(where)
         except (RuntimeError, IndexError) as error:
             what = f"preferences do not fit the reference: {error}; allowed: its observations and actions"
             raise ValueError(what) from error
-        valid = preferences.valid.to(where)
+        if not log_prob.isfinite().all():
+            count = int((~log_prob.isfinite()).sum())
+            raise ValueError(f"the reference never takes {count} of {len(log_prob)} actions; allowed: actions it takes")
+        valid = valid.to(where)
         log_reference = torch.zeros_like(valid, dtype=log_prob.dtype).masked_scatter(valid, log_prob)
         return cls(policy.normalized(preferences.observations), preferences.actions.to(where), valid, log_reference)
 

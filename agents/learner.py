@@ -187,8 +187,7 @@ class Learner(abc.ABC, Generic[C]):
 
         Actions are the policy's own: a squashed Gaussian's lie in (-1, 1), a Beta's in (0, 1), those of a Discrete
         space start at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped;
-        ``actor.to_environment`` stretches, shifts and clips them for the environment, :meth:`from_environment` goes
-        back.
+        ``actor.to_environment`` stretches, shifts and clips them for the environment.
 
         Args:
             observations: nested as the observation space is, or a tensor as in a batch.
@@ -197,14 +196,6 @@ class Learner(abc.ABC, Generic[C]):
         if not isinstance(observations, Tensor):
             observations = torch.from_numpy(self.encoding(observations, action_masks))
         return self.actor(self.normalized(observations))
-
-    def from_environment(self, actions: Any) -> np.ndarray:
-        """Return the policy's own actions ``[*B, *A]`` for actions of the environment, ``[*B, *action_space.shape]``.
-
-        Raises:
-            ValueError: another shape, or fractions where the space has whole numbers.
-        """
-        return self.actor.from_environment(actions)
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Normalise raw observations for the networks, on their device."""

@@ -81,16 +81,6 @@ class NaturalGradient(Agent[N], abc.ABC):
             g += objective.gradients()[self.actor]
         return value, g
 
-    def natural_step_of(self, samples: UpdateBatch, g: Tensor) -> NaturalStep:
-        """Return :meth:`natural_step`, given the samples in another order if it takes one of so many.
-
-        In a batch's own order environments take turns: every eighth sample of eight environments is of one of them.
-        """
-        if self.config.sub_sampling_factor == 1:
-            return self.natural_step(samples, g)
-        order = torch.randperm(len(samples), generator=torch.Generator("cpu").manual_seed(0))
-        return self.natural_step(samples[order.to(g.device)], g)
-
     def natural_step(self, samples: UpdateBatch, g: Tensor) -> NaturalStep:
         """Solve (F + lambda) x = g and give x the region's length."""
         config, seen = self.config, samples[:: self.config.sub_sampling_factor]

@@ -15,8 +15,7 @@ from klrl.agents.base import Agent
 from klrl.agents.settings import PreferencesConfig
 from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
-from klrl.policy.arrays import as_mask, tensor
-from klrl.policy.distributions import Categorical, MultiCategorical
+from klrl.policy.arrays import tensor
 from klrl.run.seeding import segment_seeds
 from klrl.shown import of_arrays
 
@@ -32,13 +31,12 @@ class Preferences:
     actions: Tensor
     """Actions of the policy (see :meth:`~klrl.agents.learner.Learner.distribution`), ``[n, 2, T, *A]``."""
     valid: Tensor
-    """Mask of the steps that were taken; false after the end of an episode, bool ``[n, 2, T]`` (0 and 1 become it)."""
+    """Mask of the steps that were taken; false after the end of an episode, bool ``[n, 2, T]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "valid", as_mask("valid", self.valid))
         shape = tuple(self.valid.shape)
         both = tuple(self.observations.shape[:3]), tuple(self.actions.shape[:3])
         if len(shape) != 3 or shape[1] != 2 or 0 in shape or both != (shape, shape):
@@ -56,19 +54,18 @@ class Preferences:
         Args:
             agent: the agent that encodes observations.
             observations: ``[n, 2, T]``, nested as the observation space is.
-            actions: the policy's, ``[n, 2, T, *A]``; ``agent.from_environment(executed)`` converts the environment's.
-            valid: mask of the steps that were taken, bool or 0 and 1, ``[n, 2, T]``; by default all.
+            actions: the policy's, ``[n, 2, T, *A]``; for a Gaussian, actions that an environment executed are converted
+                by ``agent.actor.units.from_environment(executed)``.
+            valid: mask of the steps that were taken, ``[n, 2, T]``; by default all.
 
         Raises:
-            ValueError: shapes that do not go together, a mask of other numbers, actions that the policy cannot take.
+            ValueError: shapes that do not go together.
         """
         taken = tensor(np.asarray(actions))
         taken = taken.float() if taken.is_floating_point() else taken.long()
         encoded = torch.from_numpy(agent.encoding(observations))
-        steps = np.ones(taken.shape[:3], bool) if valid is None else valid
-        made = cls(encoded, taken, as_mask("valid", steps))
-        log_prob_of(agent, made)
-        return made
+        steps = np.ones(taken.shape[:3], bool) if valid is None else np.asarray(valid)
+        return cls(encoded, taken, tensor(steps))
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -79,29 +76,6 @@ class Preferences:
     def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
         """Apply a function to every array."""
         return Preferences(function(self.observations), function(self.actions), function(self.valid))
-
-
-def log_prob_of(agent: Agent[Any], preferences: Preferences) -> Tensor:
-    """Return log pi(a|s) of the steps that were taken, ``[m]``.
-
-    Raises:
-        ValueError: the data has actions of another shape or unit than the agent's, or that a mask forbids.
-    """
-    valid = preferences.valid
-    policy = agent.distribution(preferences.observations[valid])
-    actions = preferences.actions[valid].to(agent.device)
-    instead = f"allowed: {policy.allowed}; agent.from_environment(...) makes them of the environment's actions"
-    indices = isinstance(policy, (Categorical, MultiCategorical))
-    if actions.shape[1:] != policy.event_shape or (indices and actions.is_floating_point()):
-        raise ValueError(f"actions = {actions.dtype} of shape {[*actions.shape[1:]]} each; {instead}")
-    try:
-        log_prob = policy.log_prob(actions)
-    except ValueError as error:
-        raise ValueError(f"{str(error).split('; ', maxsplit=1)[0]}; {instead}") from error
-    if not (possible := log_prob.isfinite()).all():
-        count = int((~possible).sum())
-        raise ValueError(f"the policy never takes {count} of {len(possible)} actions; allowed: actions it takes")
-    return log_prob
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,11 +18,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from klrl.kl.families import AnyDistribution, Matched, family_of, matched
+from klrl.kl.families import AnyDistribution, family_of, matched
 from klrl.kl.families.gaussian import GaussianFamily
 from klrl.kl.units import in_base
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
-from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_fields_of, as_record, widened
+from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_record
 
 Support = Literal["inf", "raise", "smooth"]
 SMOOTHING = 1e-6
@@ -63,8 +63,7 @@ def kl_divergence(
     >>> round(kl_divergence(p, q).item(), 4), round(kl_divergence(q, p).item(), 4)
     (0.4431, 1.3069)
     """
-    terms, pair = _terms(p, q, support)
-    return in_base(_as_given(total(terms), pair), base)
+    return in_base(total(kl_per_dimension(p, q, support=support)), base)
 
 
 def reverse_kl(
@@ -97,24 +96,16 @@ def kl_per_dimension(
     The parts are dimensions (DiagGaussian, SquashedGaussian, Beta, Bernoulli) or heads (MultiCategorical); a
     Categorical and a FullGaussian have none, d = 1. ``base`` and ``support`` as in :func:`kl_divergence`.
     """
-    return in_base(_as_given(*_terms(p, q, support)), base)
-
-
-def _terms(p: AnyDistribution[Any], q: AnyDistribution[Any], support: Support) -> tuple[Tensor, Matched]:
-    """Return the parts of KL(p||q), ``[*B, d]``, in the precision in which they are computed."""
     check_support(support, get_args(Support))
     pair = matched(p, q)
-    family, a, b = pair.family, pair.p, pair.q
-    if is_numpy(a.parameters[0]) or is_numpy(b.parameters[0]):
-        a, b = a.map(tensor), b.map(tensor)
-    kl = family.smoothed_kl(a, b, SMOOTHING) if support == "smooth" else family.kl(a, b)
+    if is_numpy(pair.p.parameters[0]) or is_numpy(pair.q.parameters[0]):
+        return as_both(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), base, support=support), pair.p, pair.q)
+    family = pair.family
+    kl = family.smoothed_kl(pair.p, pair.q, SMOOTHING) if support == "smooth" else family.kl(pair.p, pair.q)
+    kl = kl if kl.dtype == pair.dtype else kl.to(pair.dtype)
     if support == "raise":
         refuse_infinite(kl.isinf().any(-1), _MISSED.format("q", "p"))
-    return kl, pair
-
-
-def _as_given(x: Tensor, pair: Matched) -> Array:
-    return as_both(x if x.dtype == pair.dtype else x.to(pair.dtype), pair.p, pair.q)
+    return in_base(kl, base)
 
 
 def as_both(x: Tensor, p: Distribution[Any], q: Distribution[Any]) -> Array:
@@ -168,8 +159,7 @@ def kl_gradient(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> Gradient:
     """Derivative of KL(p||q) by the fields of q's record, in their shapes: where q is broadcast, the sum."""
     pair = matched(p, q)
     gradient = pair.family.kl_gradient(pair.p, pair.q)
-    summed = tuple([_summed_to(x, y.shape) for x, y in zip(gradient, pair.q.parameters, strict=True)])
-    return as_fields_of(q, summed) if isinstance(q, Distribution) and widened(q) is not q else summed
+    return tuple([_summed_to(x, y.shape) for x, y in zip(gradient, pair.q.parameters, strict=True)])
 
 
 def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
@@ -177,10 +167,7 @@ def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
     family = family_of(p)
     if family is None:
         raise NoClosedForm(f"no Fisher matrix for {type(p).__name__}; allowed: families with a closed form of the KL")
-    wide = widened(p)
-    if wide is p:
-        return family.fisher_product(p, tangent)
-    return as_fields_of(p, family.fisher_product(wide, as_fields_of(wide, tangent)))
+    return family.fisher_product(p, tangent)
 
 
 def _summed_to(x: Array, shape: torch.Size) -> Array:

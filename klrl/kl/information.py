@@ -12,7 +12,7 @@ from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.kl.sampled import CHUNK, StateEstimate, moments
-from klrl.kl.samplers import RecordSampler, before_the_border
+from klrl.kl.samplers import RecordSampler, before_tanh
 from klrl.kl.units import in_base
 from klrl.policy.arrays import A, like, tensor
 from klrl.policy.distributions import Categorical, Distribution, Factored, NoClosedForm
@@ -67,7 +67,7 @@ def estimate_mutual_information(
         ValueError: n < 2, or no states.
     """
     record, dtype = read(p)
-    (flat,) = before_the_border(RecordSampler(_one_batch_dimension(record), dtype))
+    (flat,) = before_tanh(RecordSampler(_one_batch_dimension(record), dtype))
     states = flat.batch_shape[0]
     size = max(1, CHUNK // (states * flat.width))
 

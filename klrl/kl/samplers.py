@@ -10,13 +10,11 @@ import abc
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributions as td
 
 from klrl.kl.families import AnyDistribution, broadcast, read
-from klrl.kl.families.bijections import one_to_one
 from klrl.policy.arrays import tensor
 from klrl.policy.distributions import (
     Beta,
@@ -27,7 +25,6 @@ from klrl.policy.distributions import (
     NoClosedForm,
     SquashedGaussian,
 )
-from klrl.policy.distributions.beta import log_beta
 
 
 class Sampler(abc.ABC):
@@ -73,16 +70,19 @@ class RecordSampler(Sampler):
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the record's log-probabilities, -inf outside the support."""
         record = self._as((len(action), *self.batch_shape))
-        impossible = record.impossible(action)
-        if impossible is None:
-            return record.log_prob(action)
-        action = action.masked_fill(impossible, 0)
-        if self.discrete:  # samples of torch objects may be floats
-            impossible |= action != action.round()
-            action = action.long()
-        if self.event_shape:
-            impossible = impossible.any(-1)
-        return record.log_prob(action).masked_fill(impossible, -math.inf)
+        match record:
+            case Beta():
+                inside = ((action >= 0.0) & (action <= 1.0)).all(-1)
+            case SquashedGaussian():
+                inside = (action.abs() <= 1.0).all(-1)
+            case Categorical() | Factored():
+                choices, index = (record, action) if isinstance(record, Categorical) else (record.heads, action)
+                known = (index >= 0) & (index < choices.logits.shape[-1])
+                log_probs = choices.log_prob(torch.where(known, index, 0).long()).masked_fill(~known, -math.inf)
+                return log_probs if choices is record else log_probs.sum(-1)
+            case _:
+                return record.log_prob(action)
+        return record.log_prob(action).masked_fill(~inside, -math.inf)
 
     def _as(self, batch_shape: Any) -> Distribution:
         old = len(self.batch_shape)
@@ -146,44 +146,11 @@ def _example(distribution: td.Distribution) -> Tensor:
     return _draw(distribution, 1, torch.Generator().manual_seed(0))
 
 
-class LogitSampler(RecordSampler):
-    """Sampler of log x - log(1 - x) for x of a beta distribution: no float is as near to 1 as x may be."""
-
-    def expand(self, batch_shape: torch.Size) -> LogitSampler:
-        """Expand the record."""
-        return LogitSampler(self._as(batch_shape), self.dtype)
-
-    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Draw the logarithms of two gammas: x = G_a / (G_a + G_b)."""
-        a, b = self._as((n, *self.batch_shape)).parameters
-        return _log_gamma(a, generator) - _log_gamma(b, generator)
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """a log x + b log(1 - x) - log B(a, b)."""
-        a, b = self.record.parameters
-        powers = a * torch.nn.functional.logsigmoid(action) + b * torch.nn.functional.logsigmoid(-action)
-        return (powers - log_beta(a, b)).sum(-1)
-
-
-def _log_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw log G of a gamma distribution: G_a = G_(a + 1) U^(1/a), which a small a does not let underflow."""
-    larger, exponential = torch.zeros_like(shape), torch.empty_like(shape, device="cpu")
-    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-    drawn = np.random.default_rng(seed).standard_gamma(1.0 + shape.cpu().numpy())
-    larger.copy_(torch.from_numpy(np.asarray(drawn)))
-    return larger.log() - exponential.exponential_(generator=generator).to(shape.device) / shape
-
-
-def before_the_border(*given: RecordSampler) -> tuple[RecordSampler, ...]:
-    """Return samplers before the map into the box if all are squashed normals, or all are beta distributions.
-
-    Divergences are the same, and nothing saturates at the border.
-    """
-    if all(isinstance(x.record, SquashedGaussian) for x in given):
-        return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in given)
-    if all(isinstance(x.record, Beta) for x in given):
-        return tuple(LogitSampler(x.record, x.dtype) for x in given)
-    return given
+def before_tanh(*squashed: RecordSampler) -> tuple[RecordSampler, ...]:
+    """Return the normals if all are squashed: divergences are the same, and nothing saturates at the border."""
+    if not all(isinstance(x.record, SquashedGaussian) for x in squashed):
+        return squashed
+    return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
 
 
 def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
@@ -201,8 +168,6 @@ def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
 
 
 def _torch_sampler(p: td.Distribution, column: bool) -> TorchSampler:
-    if isinstance(p, td.TransformedDistribution) and not one_to_one(p.base_dist, p.transforms):
-        raise ValueError(f"p = {p}, whose density torch does not know; allowed: transforms that are one to one")
     dtype = p.log_prob(_example(p)).dtype
     return TorchSampler(p, dtype, column and not p.event_shape)
 
@@ -215,7 +180,7 @@ def samplers(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Sampler,
     """
     a, b = sampler(p), sampler(q)
     if isinstance(a, RecordSampler) and isinstance(b, RecordSampler):
-        a, b = before_the_border(a, b)
+        a, b = before_tanh(a, b)
     if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
         if isinstance(a, TorchSampler) or isinstance(b, TorchSampler):
             a, b = _torch_sampler(p, False), _torch_sampler(q, False)

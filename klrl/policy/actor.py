@@ -6,7 +6,6 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 from torch import nn
 
@@ -48,17 +47,6 @@ class Actor(nn.Module, Linearizable):
     def to_environment(self, action: Array) -> np.ndarray:
         """Return the environment's actions for these actions of the policy."""
 
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Return the policy's actions ``[*B, *A]`` for actions of the environment's space ``[*B, *space.shape]``.
-
-        The inverse of :meth:`to_environment`, but for what that clips. Actions that the space does not have become
-        actions that the policy does not have, which its ``log_prob`` refuses.
-
-        Raises:
-            TypeError: an actor of one's own that does not define it.
-        """
-        raise TypeError(f"{type(self).__name__} defines no from_environment; allowed: actors that do")
-
     @property
     def caution(self) -> str:
         """Return advice about the policy before training; empty if there is none."""
@@ -92,18 +80,6 @@ class Actor(nn.Module, Linearizable):
     def allowed(self, observation: Array) -> Array | None:
         """Return the mask in these observations, bool ``[*B, n]``, if there is one."""
         return self.encoding.allowed(observation) > 0.5 if self.encoding.n_mask else None
-
-
-def in_rows(action: np.ndarray, space: gym.Space) -> np.ndarray:
-    """Return actions ``[*B, *space.shape]`` as vectors ``[*B, d]``.
-
-    Raises:
-        ValueError: another shape.
-    """
-    shape = tuple(space.shape or ())
-    if action.shape[action.ndim - len(shape) :] != shape or action.ndim < len(shape):
-        raise ValueError(f"actions have shape {[*action.shape]}; allowed: [*B, {', '.join(map(str, shape))}]")
-    return action.reshape(*action.shape[: action.ndim - len(shape)], int(np.prod(shape)))
 
 
 def on_host(x: Array) -> np.ndarray:

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from klrl.policy.actor import Actor, in_rows, on_host
+from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array
 from klrl.policy.box_actors import box_actor
 from klrl.policy.choices import ActionDistribution, Activation
@@ -39,10 +39,6 @@ class CategoricalActor(Actor):
         """Convert to the space's dtype, shifted to its ``start``."""
         return np.asarray(on_host(action) + self.start).astype(self.dtype, copy=False)
 
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Count from 0."""
-        return whole(action) - self.start
-
 
 class MultiCategoricalActor(Actor):
     """One softmax policy per component of a ``MultiDiscrete`` space, ``start`` included."""
@@ -64,10 +60,6 @@ class MultiCategoricalActor(Actor):
         shaped = on_host(action).reshape(*action.shape[:-1], *self.space.shape)
         return (shaped + self.space.start).astype(self.space.dtype, copy=False)
 
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Count from 0, in one row."""
-        return in_rows(whole(action) - self.space.start, self.space)
-
 
 class BernoulliActor(Actor):
     """One coin per bit of a ``MultiBinary`` space."""
@@ -85,22 +77,6 @@ class BernoulliActor(Actor):
     def to_environment(self, action: Array) -> np.ndarray:
         """Convert to the space's shape and dtype."""
         return on_host(action).reshape(*action.shape[:-1], *self.space.shape).astype(self.space.dtype)
-
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Convert to floats, in one row."""
-        return in_rows(np.asarray(action, np.float32), self.space)
-
-
-def whole(action: Any) -> np.ndarray:
-    """Return whole numbers as int64.
-
-    Raises:
-        ValueError: other numbers.
-    """
-    given = np.asarray(action)
-    if given.dtype.kind not in "iub" and not (given == np.floor(given)).all():
-        raise ValueError(f"actions = {given[given != np.floor(given)][0]:g}, for one; allowed: whole numbers")
-    return given.astype(np.int64)
 
 
 def make_actor(

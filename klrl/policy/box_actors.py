@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from klrl.policy.actor import Actor, in_rows, on_host
+from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.choices import ActionDistribution
 from klrl.policy.distributions import Beta, DiagGaussian, Distribution, SquashedGaussian
@@ -40,12 +40,6 @@ class BoxActor(Actor, abc.ABC):
         """Map [0, 1] to the box, never beyond it by rounding."""
         low, high = (x.reshape(-1) for x in (self.space.low, self.space.high))
         return self.clipped((1.0 - unit) * low + unit * high)
-
-    def shrunk(self, action: Any) -> np.ndarray:
-        """Map the box to [0, 1], ``[*B, d]`` in float64, the inverse of :meth:`stretched`."""
-        low, high = (x.reshape(-1).astype(np.float64) for x in (self.space.low, self.space.high))
-        x, width = in_rows(np.asarray(action, np.float64), self.space), high - low
-        return np.where(width > 0.0, (x - low) / np.where(width > 0.0, width, 1.0), 0.5 + x - low)
 
 
 class GaussianActor(BoxActor):
@@ -104,12 +98,6 @@ class GaussianActor(BoxActor):
         a = on_host(action)
         return self.stretched(0.5 * (a + 1.0)) if self.squashed else self.clipped(self.units.to_environment(a))
 
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Return the Gaussian's units, or shrink the box to (-1, 1)."""
-        if self.squashed:
-            return (2.0 * self.shrunk(action) - 1.0).astype(np.float32)
-        return self.units.from_environment(in_rows(np.asarray(action, np.float64), self.space)).astype(np.float32)
-
     @property
     def caution(self) -> str:
         """Return a warning if the unit is a guess: the environment's, although that of the box was asked for."""
@@ -137,10 +125,6 @@ class BetaActor(BoxActor):
     def to_environment(self, action: Array) -> np.ndarray:
         """Map (0, 1) to the box."""
         return self.stretched(on_host(action))
-
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Map the box to (0, 1)."""
-        return self.shrunk(action).astype(np.float32)
 
 
 def box_actor(

@@ -135,25 +135,18 @@ def test_kl_between_trajectories_is_that_of_all_action_sequences():
 
 def test_data_that_does_not_fit_is_refused():
     agent, other = small_agent(PPO, "CartPole-v1"), small_agent(PPO, "CartPole-v1")
-    data = Preferences.of(agent, np.zeros((1, 2, 1, 4)), np.full((1, 2, 1), 1))
-    with pytest.raises(
-        ValueError, match=r"^actions = 7, for one; allowed: integers from 0 to 1; agent\.from_environment"
-    ):
-        fit_preferences(other, agent, data.map(lambda x: 7 * x if x.dtype == torch.int64 else x))
-    wide = Preferences(torch.zeros(1, 2, 1, 9), data.actions, data.valid)
+    data = Preferences.of(agent, np.zeros((1, 2, 1, 4)), np.full((1, 2, 1), 7))
     with pytest.raises(ValueError, match="preferences do not fit the reference"):
-        fit_preferences(other, agent, wide)
+        fit_preferences(other, agent, data)
     with pytest.raises(ValueError, match="policy is the reference; allowed: another agent"):
         fit_preferences(agent, agent, data)
     masked, same_masks = (
         small_agent(PPO, lambda: Sampling(box(3), gym.spaces.Discrete(3), masks="observation")) for _ in range(2)
     )
     observation = {"x": np.zeros((1, 2, 1, 3)), "action_mask": np.broadcast_to([1, 1, 0], (1, 2, 1, 3))}
-    taken = Preferences.of(masked, observation, np.array([[[0], [1]]]))
-    with pytest.raises(ValueError, match="the policy never takes 1 of 2 actions; allowed: actions it takes"):
-        Preferences.of(masked, observation, np.array([[[0], [2]]]))
-    with pytest.raises(ValueError, match="the policy never takes 1 of 2 actions; allowed: actions it takes"):
-        fit_preferences(same_masks, masked, Preferences(taken.observations, 2 * taken.actions, taken.valid))
+    never = Preferences.of(masked, observation, np.array([[[0], [2]]]))
+    with pytest.raises(ValueError, match="the reference never takes 1 of 2 actions; allowed: actions it takes"):
+        fit_preferences(same_masks, masked, never)
 
 
 def test_a_half_trained_cartpole_policy_learns_what_is_preferred(tmp_path):

@@ -185,31 +185,6 @@ def test_the_diagonal_is_that_of_the_samples_that_the_fisher_products_see(monkey
     assert calls == [(n, n, {"batch_size": batch_size})]
 
 
-@family
-@pytest.mark.parametrize("every", [1, 2, 4, 8])
-def test_a_share_of_the_states_is_a_share_of_every_environments(monkeypatch, agent_class, every):
-    seen, original = [], klrl.agents.natural_gradient.FisherVectorProduct
-
-    def watched(linearize, observations, *options):
-        seen.append(observations[:, 0].tolist())
-        return original(linearize, observations, *options)
-
-    monkeypatch.setattr(klrl.agents.natural_gradient, "FisherVectorProduct", watched)
-    agent = small_agent(
-        agent_class, n_envs=4, n_steps=32, sub_sampling_factor=every, normalize_observations=False, batch_size=64
-    )
-    batch = random_batch(agent)
-    number = torch.arange(float(batch.observations.shape[1])).expand(batch.observations.shape[:2])
-    observations = torch.cat([number.unsqueeze(-1), batch.observations[..., 1:]], -1)
-    actions, _, behaviour = agent.act(observations)
-    made = {"actions": torch.as_tensor(actions), "behaviour": behaviour.map(torch.as_tensor)}
-    agent.update(replace(batch, observations=observations, **made))
-    counts = torch.tensor(seen[0]).long().bincount()
-    assert len(seen[0]) == batch.n_samples / every
-    assert len(counts) == 4
-    assert counts.min() >= 0.3 * counts.float().mean()
-
-
 @every_space
 def test_preconditioned_training_in_every_space_converges(space):
     agent = small_agent(NPG, partial(Noise, space), cg_preconditioner="diagonal", cg_max_steps=50, cg_tolerance=0.01)

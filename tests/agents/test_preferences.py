@@ -6,7 +6,7 @@ import torch
 from environments import Counting, Probe, small_agent
 from support import same
 
-from klrl.agents import PPO, Preferences, PreferencesConfig, collect_preferences, fit_preferences
+from klrl.agents import PPO, Preferences, PreferencesConfig, collect_preferences
 
 
 @pytest.mark.parametrize("label", ["larger", "bradley-terry"])
@@ -62,28 +62,3 @@ def test_data_of_ones_own_are_pairs_of_segments_with_steps():
         Preferences.of(agent, np.zeros((1, 2, 1, 4)), np.zeros((1, 2, 1), int), np.array([[[True], [False]]]))
     with pytest.raises(ValueError, match="label = 'smaller'; allowed: bradley-terry, larger"):
         PreferencesConfig(label="smaller")
-
-
-@pytest.mark.parametrize(("distribution", "unit"), [("squashed-gaussian", "(-1, 1)"), ("beta", "(0, 1)")])
-def test_the_environments_actions_are_refused_and_converted(distribution, unit):
-    agent, twin = (small_agent(PPO, "Pendulum-v1", action_distribution=distribution) for _ in range(2))
-    observations = np.random.default_rng(0).normal(size=(5, 2, 1, 3))
-    torques = np.tile(np.float32([0.5, -1.5])[:, None, None], (5, 1, 1, 1))
-    words = f"^actions = -?[01].5, for one; allowed: numbers in .{unit[1:-1]}., the policy's own unit; agent.from_env"
-    with pytest.raises(ValueError, match=words):
-        Preferences.of(agent, observations, torques)
-    own = Preferences.of(agent, observations, agent.from_environment(torques))
-    np.testing.assert_allclose(agent.actor.to_environment(own.actions), torques, rtol=1e-6)
-    with pytest.raises(ValueError, match=words):
-        fit_preferences(twin, agent, Preferences(own.observations, torch.as_tensor(torques), own.valid))
-
-
-@pytest.mark.parametrize("kind", [bool, np.int64, np.uint8, np.float32])
-def test_masks_of_zeros_and_ones_are_read_as_bools(kind):
-    agent = small_agent(PPO, "CartPole-v1")
-    steps = np.array([[[1, 1, 0], [1, 0, 0]]], kind)
-    given = Preferences.of(agent, np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3), int), steps)
-    direct = Preferences(given.observations, given.actions, torch.as_tensor(steps))
-    assert given.valid.tolist() == direct.valid.tolist() == steps.astype(bool).tolist()
-    with pytest.raises(ValueError, match=r"^valid = 3 at a place; allowed: bool, or 0 and 1$"):
-        Preferences.of(agent, np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3), int), steps.astype(int) * 3)

@@ -519,22 +519,3 @@ def test_arrays_beside_tensors_give_tensors():
         value = divergence(p.map(lambda x: x.numpy()), q)
         torch.testing.assert_close(value, divergence(p, q))
         assert value.requires_grad
-
-
-@pytest.mark.parametrize("same_width", [False, True])
-def test_total_variation_of_gaussians_on_a_line_can_be_differentiated_twice(same_width):
-    means, log_stds = randn(2, 5, 1, seed=1), 0.0 * randn(2, 5, 1) if same_width else randn(2, 5, 1, seed=2)
-    fields = [x.clone().requires_grad_() for x in (means[0], log_stds[0], means[1], log_stds[1])]
-
-    def value(m, log_s, n, log_t):
-        return total_variation(DiagGaussian(m, log_s), DiagGaussian(n, log_t))
-
-    assert torch.autograd.gradcheck(value, fields)
-    assert torch.autograd.gradgradcheck(value, fields)
-    first = torch.autograd.grad(value(*fields).sum(), fields, create_graph=True)
-    second = torch.autograd.grad(sum(x.sum() for x in first), fields, create_graph=True)
-    with pytest.raises(
-        RuntimeError,
-        match=r"^third derivative of the total variation of two normals; allowed: the first and the second$",
-    ):
-        torch.autograd.grad(sum(x.sum() for x in second), fields)

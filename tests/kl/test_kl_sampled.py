@@ -2,7 +2,6 @@
 
 import math
 
-import mpmath
 import numpy as np
 import pytest
 import torch
@@ -255,31 +254,3 @@ def test_a_distribution_that_names_no_support_is_positive_where_it_says():
 def test_what_is_no_distribution_is_refused():
     with pytest.raises(TypeError, match=r"^int is not a distribution; allowed: a record"):
         estimate_entropy(3)
-
-
-@pytest.mark.parametrize("parameters", [(0.1, 0.1, 0.1, 0.2), (0.05, 0.05, 0.05, 0.1), (0.1, 0.02, 0.1, 0.04)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_beta_distributions_that_sit_on_the_border_are_estimated_as_well(parameters, dtype):
-    # densities of s = -log x and of s = -log (1 - x), from the middle on, of which floats near 1 resolve nothing
-    a, b, c, d = parameters
-    s = mpmath.mpf
-
-    def density(s_, a, b):  # of -log x at e^-s <= 1/2
-        return mpmath.exp(-a * s_) * (-mpmath.expm1(-s_)) ** (b - 1) / mpmath.beta(a, b)
-
-    def integrand(s_, *ab):
-        p, q = (density(s_, *ab[i : i + 2]) for i in (0, 2))
-        m = (p + q) / 2
-        return {"jensen_shannon": (p * mpmath.log(p / m) + q * mpmath.log(q / m)) / 2, "kl": p * mpmath.log(p / q)}
-
-    ends = [mpmath.log(2), *map(s, (2, 5, 20, 50, 200, 800, 3000))]
-    p, q = (Beta(*(torch.tensor([x], dtype=dtype) for x in pair)) for pair in ((a, b), (c, d)))
-    for name in ("kl", "jensen_shannon"):
-        sides = [mpmath.quad(lambda x, v=v: integrand(x, *v)[name], ends) for v in ((a, b, c, d), (b, a, d, c))]  # noqa: B023
-        within_three_standard_errors(estimate_divergence(p, q, name, 20_000, seeded(3)), float(sum(sides)), 1e-6)
-
-
-def test_densities_that_torch_does_not_know_are_refused():
-    squared = td.TransformedDistribution(td.Normal(0.0, 1.0), [td.PowerTransform(torch.tensor(2.0))])
-    with pytest.raises(ValueError, match="whose density torch does not know; allowed: transforms that are one to one"):
-        estimate_divergence(squared, td.Exponential(1.0))

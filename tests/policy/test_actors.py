@@ -126,26 +126,6 @@ def test_what_the_environment_gets_is_in_its_space_for_arrays_and_tensors(space,
     assert executed.dtype == space.dtype
 
 
-@every_case
-def test_actions_of_the_environment_are_converted_back_to_the_policys(space, options):
-    policy, x = actor(space, **options), torch.randn(64, 4, generator=generator())
-    record = policy(x).detach()
-    executed = policy.to_environment(record.sample(generator(1)))
-    own = torch.as_tensor(policy.from_environment(executed))
-    again = policy.to_environment(own)
-    np.testing.assert_allclose(np.float64(again), np.float64(executed), rtol=1e-5, atol=1e-5)
-    assert record.log_prob(own).isfinite().all()
-    assert policy.from_environment(executed[0]).tolist() == own[0].tolist()
-
-
-def test_a_fraction_is_no_action_of_a_discrete_space_and_another_shape_none_of_a_box():
-    with pytest.raises(ValueError, match=r"^actions = 0\.5, for one; allowed: whole numbers$"):
-        actor(Discrete(3, start=4)).from_environment([4, 0.5])
-    assert actor(Discrete(3, start=4)).from_environment([4, 6.0]).tolist() == [0, 2]
-    with pytest.raises(ValueError, match=r"^actions have shape \[3, 4\]; allowed: \[\*B, 2, 2\]$"):
-        actor(BOX).from_environment(np.zeros((3, 4)))
-
-
 def test_one_action_of_a_discrete_space_can_be_looked_up_in_a_table():
     action, _ = small_agent(PPO, "FrozenLake-v1").predict(3)
     assert {0: "left", 1: "down", 2: "right", 3: "up"}[action]

@@ -2,23 +2,13 @@
 
 import dataclasses
 import math
-import re
 
 import numpy as np
 import pytest
 import torch
 from torch import distributions as td
 
-from klrl.policy.distributions import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    DiagGaussian,
-    MultiCategorical,
-    SquashedGaussian,
-    as_record,
-    stack_records,
-)
+from klrl.policy.distributions import Categorical, DiagGaussian, MultiCategorical, as_record, stack_records
 
 INF = math.inf
 BATCHES = [(), (4,), (2, 3)]
@@ -258,38 +248,3 @@ def test_heads_may_be_given_as_a_space_has_them():
 def test_a_mask_may_be_a_list_beside_tensors():
     p = Categorical.masked(torch.zeros(3), [True, False, True])
     assert p.probs.tolist() == [0.5, 0.0, 0.5]
-
-
-ONE = torch.ones(1, 1)
-IMPOSSIBLE = [
-    (SquashedGaussian(0 * ONE, 0 * ONE), [[2.0]], [[0.999]], "actions = 2, for one; allowed: numbers in (-1, 1), the"),
-    (SquashedGaussian(0 * ONE, 0 * ONE), [[-1.1]], [[-1.0]], "actions = -1.1, for one; allowed: numbers in (-1, 1), "),
-    (Beta(2 * ONE, 2 * ONE), [[-0.5]], [[0.0]], "actions = -0.5, for one; allowed: numbers in (0, 1), the policy's"),
-    (Beta(2 * ONE, 2 * ONE), [[3.0]], [[1.0]], "actions = 3, for one; allowed: numbers in (0, 1), the policy's own"),
-    (Bernoulli(2 * ONE), [[0.7]], [[1.0]], "actions = 0.7, for one; allowed: 1 bits, 0 or 1"),
-    (Categorical(torch.zeros(1, 3)), [-1], [2], "actions = -1, for one; allowed: integers from 0 to 2"),
-    (Categorical(torch.zeros(1, 3)), [3], [0], "actions = 3, for one; allowed: integers from 0 to 2"),
-    (
-        MultiCategorical(torch.zeros(1, 5), (2, 3)),
-        [[2, 0]],
-        [[1, 2]],
-        "actions = 2, for one; allowed: integers >= 0 and",
-    ),
-    (MultiCategorical(torch.zeros(1, 5), (2, 3)), [[0, -1]], [[0, 2]], "actions = -1, for one; allowed: integers >= 0"),
-]
-
-
-@pytest.mark.parametrize("numpy", [False, True])
-@pytest.mark.parametrize(("record", "outside", "inside", "text"), IMPOSSIBLE)
-def test_an_action_that_a_policy_does_not_have_is_refused(record, outside, inside, text, numpy):
-    outside, inside = torch.tensor(outside), torch.tensor(inside)
-    if numpy:
-        record, outside, inside = record.map(lambda x: x.numpy()), outside.numpy(), inside.numpy()
-    assert np.isfinite(np.asarray(record.log_prob(inside))).all()
-    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
-        record.log_prob(outside)
-
-
-def test_what_rounding_puts_beyond_the_border_counts_as_the_border():
-    p = SquashedGaussian(0 * ONE, 0 * ONE)
-    assert p.log_prob(ONE + 3e-7).item() == p.log_prob(ONE).item()

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch import distributions as td
 
 from klrl.kl.families.beta import BetaFamily
-from klrl.kl.families.bijections import one_to_one
 from klrl.kl.families.categorical import CategoricalFamily, FactoredFamily
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.gaussian import DiagGaussianFamily, FullGaussianFamily, SquashedGaussianFamily
@@ -25,7 +24,6 @@ from klrl.policy.distributions import (
     MultiCategorical,
     SquashedGaussian,
     as_record,
-    widened,
 )
 
 AnyDistribution = Distribution[A] | td.Distribution
@@ -61,9 +59,8 @@ def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", 
 
     A diagonal normal next to one with a full covariance is converted to that. The numbers of float32 objects of
     ``torch.distributions`` are read in float64: a record has logarithms of them, whose rounding would show in a KL
-    of 1e-8. Half precision is computed in float32. Where both are torch's ``TransformedDistribution`` by the same
-    maps, one to one on what they are given, their bases stand for them if the quantity is ``invariant``, as every
-    divergence is that compares probabilities alone.
+    of 1e-8. Where both are torch's ``TransformedDistribution`` by the same bijections, their bases stand for
+    them if the quantity is ``invariant``, as every divergence is that compares probabilities alone.
 
     Raises:
         NoClosedForm: different families, or a family without closed forms.
@@ -82,7 +79,7 @@ def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", 
         raise ValueError(f"p has {n} actions or action dimensions, q has {m}; they must agree")
     if a.batch_shape != b.batch_shape:
         broadcast(a.batch_shape, b.batch_shape)
-    return Matched(family, widened(a), widened(b), dtype if dtype is other else torch.promote_types(dtype, other))
+    return Matched(family, a, b, dtype if dtype is other else torch.promote_types(dtype, other))
 
 
 def broadcast(p: Sequence[int], q: Sequence[int]) -> torch.Size:
@@ -122,7 +119,7 @@ def _before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Dist
     if not (isinstance(p, td.TransformedDistribution) and isinstance(q, td.TransformedDistribution)):
         return p, q
     try:
-        same = p.transforms == q.transforms and all(one_to_one(x.base_dist, x.transforms) for x in (p, q))
+        same = p.transforms == q.transforms and all(t.bijective for t in p.transforms)
     except RuntimeError:  # settings of shapes that do not broadcast
         same = False
     return (p.base_dist, q.base_dist) if same else (p, q)

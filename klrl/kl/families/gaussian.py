@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from klrl.kl.families.bregman import phi
 from klrl.kl.families.family import Family, no_closed_form
@@ -205,32 +204,13 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
     def wasserstein(self, p: FullGaussian, q: FullGaussian) -> Tensor:
         """sqrt(|mu_p - mu_q|^2 + min_U |L_p - L_q U|^2) over orthogonal U, attained at U = W V', L_q' L_p = W S V'.
 
-        The minimum is tr(S_p + S_q - 2 (S_q^1/2 S_p S_q^1/2)^1/2), here without cancellation.
+        The minimum is tr(S_p + S_q - 2 (S_q^1/2 S_p S_q^1/2)^1/2), here without cancellation. At a minimum its
+        derivative by U is 0: U needs no gradient.
         """
         L_p, L_q = torch.broadcast_tensors(_lower(p), _lower(q))
-        difference = L_p - L_q @ _Rotation.apply(L_q.mT @ L_p)  # type: ignore[no-untyped-call]
+        W, _, Vh = torch.linalg.svd((L_q.mT @ L_p).detach())
+        difference = L_p - L_q @ (W @ Vh)
         return root((p.mean - q.mean).square().sum(-1) + difference.square().sum((-2, -1)))
-
-
-class _Rotation(torch.autograd.Function):
-    """U = W V' of M = W S V', smooth where M is regular, as an SVD is not where singular values agree.
-
-    dU = W ((W' dM V - V' dM' W)_ij / (s_i + s_j)) V'.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, M: Tensor) -> Tensor:
-        W, s, Vh = torch.linalg.svd(M)
-        ctx.save_for_backward(W, s, Vh)
-        return W @ Vh
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        W, s, Vh = ctx.saved_tensors
-        X = W.mT @ gradient @ Vh.mT
-        sums = s.unsqueeze(-1) + s.unsqueeze(-2)
-        return W @ torch.where(sums > 0.0, (X - X.mT) / sums, 0.0) @ Vh
 
 
 _DIFFERENT = "the total variation, where covariances differ in more than one dimension,"
@@ -255,107 +235,22 @@ def _renyi_of_ratios(log_r2: Tensor, finite: Tensor, alpha: float) -> Tensor:
 
 
 def _total_variation(p: DiagGaussian, q: DiagGaussian) -> Tensor:
-    """Return the total variation of every dimension."""
-    value: Tensor = _Apart.apply(*torch.broadcast_tensors(*p.parameters, *q.parameters))  # type: ignore[no-untyped-call]
-    return value
+    """Return the total variation of every dimension: both masses between the points where the densities cross.
 
-
-class _Apart(torch.autograd.Function):
-    """The total variation of two normals on a line: both masses between the points where the densities cross.
-
-    At these p = q, so that their own motion adds nothing to the first derivative; it does to the second.
+    In units of the narrower one, N(0, 1), the wider one is N(d, r^2), and the densities cross at the roots of
+    (1 - r^2) y^2 - 2 d y + d^2 + 2 r^2 log r. There p = q: their own derivative adds nothing to that of the value.
     """
-
-    @staticmethod
-    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        m, log_s, n, log_t = parameters
-        log_r, d = (log_s - log_t).abs(), _distance(m, log_s, n, log_t)
-        equal = log_r < _EQUAL
-        low, high = _crossings(torch.where(equal, 1.0, log_r), d)
-        narrow, wide = (_mass(low, high, at, scale) for at, scale in ((torch.zeros_like(d), 1.0), (d, log_r.exp())))
-        return torch.where(equal, torch.erf(d / math.sqrt(8.0)), narrow - wide).clamp(0.0, 1.0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradient * slope for slope in _Slopes.apply(*ctx.saved_tensors))  # type: ignore[no-untyped-call]
-
-
-class _Slopes(torch.autograd.Function):
-    """Derivatives of the total variation by mean and log_std of p and of q, and theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, *parameters: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*parameters)
-        return _slopes(*parameters)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-            along: Any = sum((g.detach() * slope).sum() for g, slope in zip(gradients, _slopes(*leaves), strict=True))
-            second = torch.autograd.grad(along, leaves)
-        return tuple(_Last.apply(x, *ctx.saved_tensors, *gradients) for x in second)  # type: ignore[no-untyped-call]
-
-
-class _Last(torch.autograd.Function):
-    """A number whose derivative is refused: the points' motion is exact to first order."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *of: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> None:
-        raise RuntimeError("third derivative of the total variation of two normals; allowed: the first and the second")
-
-
-def _slopes(m: Tensor, log_s: Tensor, n: Tensor, log_t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum, over the points c where p = N(m, s^2) and q = N(n, t^2) cross, what a motion of the densities moves past c.
-
-    p(c) = phi(y) / s with y = (c - m) / s; the derivative of p's mass below c by m is -p(c), by log s -p(c) s y. The
-    points move as the log-densities do: their first derivative is that of F = log p - log q over -dF/dc.
-    """
+    log_r = (p.log_std - q.log_std).abs()
+    distance = (p.mean - q.mean).abs() / torch.minimum(p.log_std, q.log_std).exp()
+    distance = distance.clamp_max(1e150)  # its square does not overflow
+    equal = log_r < 1e-12
+    r, d = torch.where(equal, 1.0, log_r).exp(), distance
     with torch.no_grad():
-        flip = torch.where(log_s <= log_t, 1.0, -1.0)  # of p and q, which is the narrower one
-        narrow_m, wide_m = torch.where(log_s <= log_t, m, n), torch.where(log_s <= log_t, n, m)
-        log_narrow = torch.minimum(log_s, log_t)
-        log_r, d = (log_s - log_t).abs(), _distance(m, log_s, n, log_t)
-        equal = log_r < _EQUAL
-        side = torch.where(wide_m < narrow_m, -1.0, 1.0)
-        low, high = _crossings(torch.where(equal, 1.0, log_r), d)
-        ends = [torch.where(equal, -math.inf, low), torch.where(equal, 0.5 * d, high)]
-        # where the means agree, too, the distance has a kink: 0 is a subgradient
-        there = [x.isfinite() & (x.abs() < 50.0) & ~(equal & (d == 0.0)) for x in ends]
-        points = [torch.where(ok, narrow_m + side * log_narrow.exp() * x, m) for ok, x in zip(there, ends, strict=True)]
-    total = [torch.zeros_like(m)] * 4
-    for sign, ok, c in zip((-1.0, 1.0), there, points, strict=True):
-        y, z = (c - m) * (-log_s).exp(), (c - n) * (-log_t).exp()
-        by_c = -y * (-log_s).exp() + z * (-log_t).exp()
-        F = 0.5 * (z.square() - y.square()) + log_t - log_s
-        c = c - torch.where(ok & (by_c != 0.0), (F - F.detach()) / by_c.detach(), 0.0)  # its value, and its motion
-        y, z = (c - m) * (-log_s).exp(), (c - n) * (-log_t).exp()
-        weight = torch.where(ok, sign * flip * side, 0.0)
-        p, q = (torch.exp(-0.5 * x.square()) / math.sqrt(2.0 * math.pi) for x in (y, z))
-        parts = -p * (-log_s).exp(), -p * y, q * (-log_t).exp(), q * z
-        total = [t + weight * part for t, part in zip(total, parts, strict=True)]
-    return total[0], total[1], total[2], total[3]
-
-
-_EQUAL = 1e-12
-"""Difference of log_std below which two normals count as equally wide."""
-
-
-def _distance(m: Tensor, log_s: Tensor, n: Tensor, log_t: Tensor) -> Tensor:
-    """Return the distance of the means in units of the narrower one; its square does not overflow."""
-    return ((m - n).abs() / torch.minimum(log_s, log_t).exp()).clamp_max(1e150)
-
-
-def _crossings(log_r: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where N(0, 1) and the wider N(d, r^2) cross: the roots of (1 - r^2) y^2 - 2 d y + d^2 + 2 r^2 log r."""
-    r = log_r.exp()
-    S = r * root(d.square() + 2.0 * (r.square() - 1.0) * log_r)
-    return (d + S) / (1.0 - r.square()), (d.square() + 2.0 * r.square() * log_r) / (d + S)
+        log_ratio = torch.where(equal, 1.0, log_r)
+        S = r * root(d.square() + 2.0 * (r.square() - 1.0) * log_ratio)
+        low, high = (d + S) / (1.0 - r.square()), (d.square() + 2.0 * r.square() * log_ratio) / (d + S)
+    narrow, wide = (_mass(low, high, center, scale) for center, scale in ((torch.zeros_like(d), 1.0), (d, r)))
+    return torch.where(equal, torch.erf(distance / math.sqrt(8.0)), narrow - wide).clamp(0.0, 1.0)
 
 
 def _mass(low: Tensor, high: Tensor, center: Tensor, scale: Tensor | float) -> Tensor:

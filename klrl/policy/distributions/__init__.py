@@ -14,11 +14,9 @@ from klrl.policy.distributions.record import (
     Gradient,
     NoClosedForm,
     OfNoise,
-    as_fields_of,
     derivative,
     noise,
     stack_records,
-    widened,
 )
 
 __all__ = [
@@ -35,10 +33,8 @@ __all__ = [
     "NoClosedForm",
     "OfNoise",
     "SquashedGaussian",
-    "as_fields_of",
     "as_record",
     "derivative",
     "noise",
     "stack_records",
-    "widened",
 ]

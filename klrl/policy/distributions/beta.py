@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
-from klrl.policy.distributions.record import Distribution, beyond, check_floating, in_float32, on_tensors
+from klrl.policy.distributions.record import Distribution, check_floating, on_tensors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,7 +29,6 @@ class Beta(Distribution[A]):
         if self.alpha.shape != self.beta.shape:
             raise ValueError(f"beta has shape {list(self.beta.shape)}, alpha {list(self.alpha.shape)}")
 
-    @in_float32
     def sample(self, generator: torch.Generator | None = None) -> A:
         """Sample by numpy, whose generator gets its seed from torch's."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
@@ -44,25 +43,13 @@ class Beta(Distribution[A]):
         a, b = (x - peaked.to(x.dtype) for x in (self.alpha, self.beta))
         return _inside(a / (a + b))
 
-    @in_float32
     @on_tensors
     def log_prob(self: Beta[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``, summed over the d dimensions."""
-        self.check(action)
         x = _inside(action)
         powers = (self.alpha - 1.0) * x.log() + (self.beta - 1.0) * (-x).log1p()
         return (powers - log_beta(self.alpha, self.beta)).sum(-1)
 
-    @property
-    def allowed(self) -> str:
-        """Numbers in the box."""
-        return "numbers in (0, 1), the policy's own unit"
-
-    def impossible(self, action: A) -> A:
-        """Numbers outside of the box."""
-        return beyond(action, 0.0, 1.0)
-
-    @in_float32
     @on_tensors
     def entropy(self: Beta[Tensor]) -> Tensor:
         """log B(a, b) - (a - 1) psi(a) - (b - 1) psi(b) + (a + b - 2) psi(a + b), summed over the dimensions."""

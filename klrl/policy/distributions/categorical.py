@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import A, Array, as_mask, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
-from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, in_float32, noise
+from klrl.policy.arrays import A, Array, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
+from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, noise
 from klrl.shown import array
 
 
@@ -31,17 +31,9 @@ class Categorical(OfNoise[A]):
 
     @classmethod
     def masked(cls, logits: A, allowed: Array) -> Self:
-        """Give no probability to any but the allowed actions; every state must allow one.
-
-        Args:
-            logits: ``[*B, k]``.
-            allowed: bool, or 0 and 1, ``[*B, k]``.
-
-        Raises:
-            ValueError: a mask of other numbers than 0 and 1.
-        """
-        mask = as_mask("allowed", allowed)
-        return cls(where(mask.numpy() if is_numpy(logits) else mask.to(logits.device), logits, -np.inf))
+        """Give no probability to any but the allowed actions (bool, ``[*B, k]``); every state must allow one."""
+        mask = allowed if is_numpy(logits) else torch.as_tensor(allowed, dtype=torch.bool, device=logits.device)
+        return cls(where(mask, logits, -np.inf))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -70,33 +62,19 @@ class Categorical(OfNoise[A]):
         """The index with the largest logit."""
         return self.logits.argmax(-1)
 
-    @in_float32
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action`` (int64, ``[*B]``)."""
-        self.check(action)
         return pick(self.log_probs, action)
 
-    @property
-    def allowed(self) -> str:
-        """Indices."""
-        return f"integers from 0 to {self.logits.shape[-1] - 1}"
-
-    def impossible(self, action: A) -> A:
-        """Indices below 0 or above the last."""
-        return (action < 0) | (action >= self.logits.shape[-1])
-
-    @in_float32
     def entropy(self) -> A:
         """-sum p log p with 0 log 0 = 0."""
         p, log_p = self.probs, self.log_probs
         return -(p * where(p == 0, 0.0, log_p)).sum(-1)
 
-    @in_float32
     def score(self, action: A) -> Gradient:
         """1[i = action] - p_i."""
         return (one_hot(action, self.logits) - self.probs,)
 
-    @in_float32
     def entropy_gradient(self) -> Gradient:
         """-p_i (log p_i + H)."""
         p, log_p, H = self.probs, self.log_probs, self.entropy()
@@ -142,23 +120,18 @@ class Factored(OfNoise[A]):
         """The largest probability of each head."""
         return self.from_indices(self.heads.mode())
 
-    @in_float32
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action [*B, H]``, summed over the heads."""
-        self.check(action)
         return self.heads.log_prob(self.to_indices(action)).sum(-1)
 
-    @in_float32
     def entropy(self) -> A:
         """The sum of the heads' entropies."""
         return self.heads.entropy().sum(-1)
 
-    @in_float32
     def score(self, action: A) -> Gradient:
         """1[i = action] - p_i, head by head."""
         return (self.collect(self.heads.score(self.to_indices(action))[0]),)
 
-    @in_float32
     def entropy_gradient(self) -> Gradient:
         """-p_i (log p_i + H), head by head."""
         return (self.collect(self.heads.entropy_gradient()[0]),)
@@ -227,15 +200,6 @@ class MultiCategorical(Factored[A]):
         """The same numbers."""
         return action
 
-    @property
-    def allowed(self) -> str:
-        """Indices of every head."""
-        return f"integers >= 0 and below {list(self.nvec)}"
-
-    def impossible(self, action: A) -> A:
-        """Indices below 0 or above the head's last."""
-        return (action < 0) | (action >= like_index(np.array(self.nvec), action))
-
 
 @lru_cache(maxsize=64)
 def _places(nvec: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -295,15 +259,6 @@ class Bernoulli(Factored[A]):
     def to_indices(self, action: A) -> A:
         """The actions as integers."""
         return action.long() if isinstance(action, Tensor) else action.astype(np.int64)
-
-    @property
-    def allowed(self) -> str:
-        """Bits."""
-        return f"{self.event_shape[0]} bits, 0 or 1"
-
-    def impossible(self, action: A) -> A:
-        """What is neither 0 nor 1."""
-        return (action != 0) & (action != 1)
 
 
 def _pair(x: Array, y: Array) -> Array:

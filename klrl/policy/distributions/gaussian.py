@@ -17,9 +17,7 @@ from klrl.policy.distributions.record import (
     Gradient,
     NoClosedForm,
     OfNoise,
-    beyond,
     check_floating,
-    in_float32,
     noise,
     on_tensors,
 )
@@ -60,25 +58,21 @@ class DiagGaussian(OfNoise[A]):
         """The mean."""
         return self.mean
 
-    @in_float32
     def log_prob(self, action: A) -> A:
         """Log-density of ``action`` (``[*B, d]``), summed over the d dimensions."""
         z = (action - self.mean) / self.std
         return -(0.5 * z * z + self.log_std + 0.5 * LOG_2PI).sum(-1)
 
-    @in_float32
     def entropy(self) -> A:
         """sum_i log(std_i) + d/2 log(2 pi e)."""
         return (self.log_std + 0.5 * (LOG_2PI + 1.0)).sum(-1)
 
-    @in_float32
     def score(self, action: A) -> Gradient:
         """Derivative by the mean z / std, by log_std z^2 - 1, with z = (action - mean) / std."""
         std = self.std
         z = (action - self.mean) / std
         return z / std, z * z - 1.0
 
-    @in_float32
     def entropy_gradient(self) -> Gradient:
         """Return the derivative by the mean, 0, and by log_std, 1."""
         return 0.0 * self.mean, 0.0 * self.log_std + 1.0
@@ -115,29 +109,16 @@ class SquashedGaussian(OfNoise[A]):
         """tanh(mean), the median of every dimension: the action without noise, as Soft Actor-Critic takes it."""
         return _inside(tanh_(self.mean + 0.0))
 
-    @in_float32
     def log_prob(self, action: A) -> A:
         """log N(u) - sum_i log(1 - a_i^2) with u = artanh(a), for ``action [*B, d]``."""
-        self.check(action)
         a = _inside(action)
         u = _artanh(a)
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
 
-    @property
-    def allowed(self) -> str:
-        """Numbers in the box."""
-        return "numbers in (-1, 1), the policy's own unit"
-
-    def impossible(self, action: A) -> A:
-        """Numbers outside of the box."""
-        return beyond(action, -1.0, 1.0)
-
-    @in_float32
     def score(self, action: A) -> Gradient:
         """The record of u."""
         return self.base.score(_artanh(_inside(action)))
 
-    @in_float32
     @on_tensors
     def entropy(self: SquashedGaussian[Tensor]) -> Tensor:
         """H(u) + E[sum_i log(1 - tanh(u_i)^2)], by quadrature; the error is below 1e-9 nats in float64."""
@@ -209,7 +190,6 @@ class FullGaussian(Distribution[A]):
             shapes = f"{list(self.scale_tril.shape)}, the mean {list(self.mean.shape)}"
             raise ValueError(f"scale_tril has shape {shapes}; allowed: {[*self.mean.shape, d]}")
 
-    @in_float32
     @on_tensors
     def sample(self: FullGaussian[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Mean + L times standard normal noise."""
@@ -220,7 +200,6 @@ class FullGaussian(Distribution[A]):
         """The mean."""
         return self.mean
 
-    @in_float32
     @on_tensors
     def log_prob(self: FullGaussian[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``."""
@@ -228,7 +207,6 @@ class FullGaussian(Distribution[A]):
         d = self.mean.shape[-1]
         return -0.5 * (z.square().sum(-1) + d * LOG_2PI) - self._half_log_determinant()
 
-    @in_float32
     @on_tensors
     def entropy(self: FullGaussian[Tensor]) -> Tensor:
         """sum_i log L_ii + d/2 log(2 pi e)."""
@@ -272,7 +250,6 @@ class GaussianMixture(Distribution[A]):
         """The normals, batch shape ``[*B, K]``."""
         return DiagGaussian(self.mean, self.log_std)
 
-    @in_float32
     @on_tensors
     def sample(self: GaussianMixture[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """A component, then its normal."""
@@ -290,7 +267,6 @@ class GaussianMixture(Distribution[A]):
         i = index[..., None, None].expand(*self.batch_shape, 1, *self.event_shape)
         return DiagGaussian(self.mean.gather(-2, i).squeeze(-2), self.log_std.gather(-2, i).squeeze(-2))
 
-    @in_float32
     @on_tensors
     def log_prob(self: GaussianMixture[Tensor], action: Array) -> Tensor:
         """log sum_i w_i N_i(action), for ``action [*B, d]``."""

@@ -16,7 +16,6 @@ from klrl.shown import array
 
 D = TypeVar("D", bound="Distribution[Any]")
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
 Gradient = tuple[Array, ...]
 """Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
 
@@ -82,32 +81,7 @@ class Distribution(abc.ABC, Generic[A]):
 
     @abc.abstractmethod
     def log_prob(self, action: A) -> A:
-        """Log-probability (density) of one action per state, nats, ``[*B]``.
-
-        Raises:
-            ValueError: an action that the family does not have (see :meth:`check`).
-        """
-
-    @property
-    def allowed(self) -> str:
-        """The family's actions in words, for messages."""
-        return f"{self.event_shape[0]} numbers"
-
-    def check(self, action: A) -> None:
-        """Refuse actions that the family does not have, in its own unit: no mistake in units is a probability.
-
-        Actions in a GPU's memory pass, since every call would wait for it.
-
-        Raises:
-            ValueError: the message names one, and :attr:`allowed`.
-        """
-        if isinstance(action, Tensor) and not action.is_cpu:
-            return
-        if (impossible := self.impossible(action)) is not None and impossible.any():
-            raise ValueError(f"actions = {first(action[impossible]):g}, for one; allowed: {self.allowed}")
-
-    def impossible(self, action: A) -> A | None:
-        """Return a mask of numbers that are in no action of the family, in the action's shape; ``None`` for none."""
+        """Log-probability (density) of one action per state, nats, ``[*B]``."""
 
     @abc.abstractmethod
     def entropy(self) -> A:
@@ -139,44 +113,6 @@ class OfNoise(Distribution[A]):
     def sample(self, generator: torch.Generator | None = None) -> A:
         """One action per state."""
         return self.from_noise(self.draw_noise(generator))
-
-
-def widened(record: D) -> D:
-    """Return a record in half precision in float32, any other as it is.
-
-    Half precision is too coarse to compute in: of many probabilities, no digit of a sum or of a small KL is right.
-    """
-    if getattr(record, record.__match_args__[0]).dtype.itemsize > 2:  # type: ignore[attr-defined]
-        return record
-    return record.map(lambda x: x.float() if isinstance(x, Tensor) else x.astype(np.float32))
-
-
-def in_float32(method: F) -> F:
-    """A record's method, computed in float32 for a record in half precision; results are of the record's type."""
-
-    @wraps(method)
-    def either(self: Any, *args: Any) -> Any:
-        wide = widened(self)
-        if wide is self:
-            return method(self, *args)
-        result = method(wide, *map(_float32, args))
-        both = result if isinstance(result, tuple) else (result,)
-        narrow = as_fields_of(self, both)
-        return narrow if isinstance(result, tuple) else narrow[0]
-
-    return cast("F", either)
-
-
-def _float32(x: Any) -> Any:
-    if isinstance(x, Tensor):
-        return x.float() if x.is_floating_point() else x
-    return x.astype(np.float32) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
-
-
-def as_fields_of(record: Distribution[Any], xs: Gradient) -> Gradient:
-    """Convert arrays to the type of a record's."""
-    dtype: Any = record.parameters[0].dtype
-    return tuple([x.to(dtype) if isinstance(x, Tensor) else x.astype(dtype) for x in xs])
 
 
 def on_tensors(method: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[Distribution[A], P], A]:
@@ -219,21 +155,6 @@ def stack_records(records: Sequence[D]) -> D:
     """Stack records of one family along a new first dimension, as tensors."""
     columns = zip(*(record.parameters for record in records), strict=True)
     return records[0].with_parameters(*(stack(column) for column in columns))
-
-
-_ROUNDING = 1e-6
-"""Distance from a border, as a share of the range, that the rounding of float32 numbers in other units explains."""
-
-
-def beyond(action: Array, low: float, high: float) -> Array:
-    """Return a mask of the numbers outside of [low, high] by more than rounding."""
-    slack = _ROUNDING * (high - low)
-    return (action < low - slack) | (action > high + slack)
-
-
-def first(x: Array) -> float:
-    """Return the first number of an array."""
-    return float(x.reshape(-1)[0])
 
 
 def check_floating(name: str, x: object, ndim: int = 1) -> None:
