@@ -28,11 +28,13 @@ tables of the other targets are derived here. All are enumerated in tests/test_k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor
 
 from klrl.kl.estimators import SampleEstimator, kl_samples, weighted_samples
+from klrl.policy.arrays import Array, as_mask
 from klrl.text import warn_user
 
 Sampler = Literal["policy", "old"]
@@ -167,11 +169,13 @@ def kl_loss(
     target: Target = "KL(policy||reference)",
     estimator: Loss = "w*k3",
     log_sampler: Tensor | None = None,
+    mask: Array | None = None,
 ) -> Tensor:
     """Return per-sample losses ``[*B]``, nats, whose mean has the expected gradient of the target.
 
     Only ``log_policy`` is differentiated. For KL(policy||old) from samples of old, w log w - (w - 1), give
-    log old as ``log_reference`` and as ``log_sampler``.
+    log old as ``log_reference`` and as ``log_sampler``. Values and gradients are computed in float64, whatever the type
+    of ``log_policy`` (theirs): a value that is too large for it is inf, its gradient right all the same.
 
     Args:
         log_policy: log pi_theta of the samples, ``[*B]``, with its graph.
@@ -180,9 +184,12 @@ def kl_loss(
         target: ``"KL(policy||reference)"``, ``"KL(reference||policy)"`` or ``"KL(old||policy)"``.
         estimator: the loss; ``"w*k3"`` is right throughout, :func:`estimator_gradient` judges the others.
         log_sampler: log old of the samples, for sampler ``"old"`` unless old is the target's other policy.
+        mask: which samples count, bool or 0 and 1, ``[*B]``; the others (padding) may be any number, NaN too, and have
+            loss and gradient 0. The mean is then ``losses.sum() / mask.sum()``.
 
     Raises:
-        ValueError: names that do not go together, different shapes, ``log_sampler`` missing or not needed.
+        ValueError: names that do not go together, different shapes, ``log_sampler`` missing or not needed, a mask of
+            other numbers than 0 and 1.
 
     Warns:
         BiasedGradientWarning: the loss has another expected gradient than the target.
@@ -200,21 +207,91 @@ def kl_loss(
         raise ValueError(f"log_policy, log_reference, log_sampler have shapes {shapes}; allowed: one shape")
     if not verdict.right:
         warn_user(str(verdict), BiasedGradientWarning)
-    log_p, log_q = log_policy, log_reference.detach()
-    if target != "KL(policy||reference)":
-        log_p, log_q = log_q, log_p
-    return _loss(verdict.estimator, log_q - log_p, log_p - log_s.detach())
+    logs = [x.double() for x in (log_policy, log_reference.detach(), log_s.detach())]
+    if mask is not None:
+        counted = _mask_of(mask, log_policy)
+        logs = [torch.where(counted, x, 0.0) for x in logs]
+    losses: Tensor = _Loss.apply(*logs, _Form.of(verdict))  # type: ignore[no-untyped-call]
+    if mask is not None:
+        losses = torch.where(counted, losses, 0.0)
+    return losses.to(log_policy.dtype)
 
 
-def _loss(name: Loss, log_ratio: Tensor, log_weight: Tensor) -> Tensor:
-    kind: SampleEstimator = next(k for k in get_args(SampleEstimator) if k in name)
-    if name == kind:
-        return kl_samples(log_ratio, kind)
-    if name.startswith("sg(w)"):
+def _mask_of(given: Array, log_policy: Tensor) -> Tensor:
+    counted = as_mask("mask", given).to(log_policy.device)
+    if counted.shape != log_policy.shape:
+        shapes = f"{list(counted.shape)}, log_policy {list(log_policy.shape)}"
+        raise ValueError(f"mask has shape {shapes}; allowed: one shape")
+    return counted
+
+
+class _Form(NamedTuple):
+    """What a loss is made of, ``weight * k(log r)``, and what of it is differentiated."""
+
+    kind: SampleEstimator
+    weighted: bool
+    by_weight: bool
+    """Whether the weight moves with the policy."""
+    by_ratio: bool
+    """Whether log r does."""
+    policy_is_p: bool
+
+    @classmethod
+    def of(cls, verdict: GradientVerdict) -> _Form:
+        name, policy_is_p = verdict.estimator, verdict.target == "KL(policy||reference)"
+        kind: SampleEstimator = next(k for k in get_args(SampleEstimator) if k in name)
+        by_weight = policy_is_p and name != kind and not name.startswith("sg(w)")
+        return cls(kind, name != kind, by_weight, not name.endswith("in_reward"), policy_is_p)
+
+
+class _Loss(torch.autograd.Function):
+    """Weighted estimators, with the derivative by log pi of the whole: summed by autograd, terms of size r cancel."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(policy: Tensor, other: Tensor, sampler: Tensor, form: _Form) -> Tensor:
+        p, q = (policy, other) if form.policy_is_p else (other, policy)
+        if not form.weighted:
+            return kl_samples(q - p, form.kind)
+        return weighted_samples(q - p, p - sampler, form.kind)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, _Form], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.form = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradient * _slope(*ctx.saved_tensors, ctx.form), None, None, None
+
+
+def _slope(policy: Tensor, other: Tensor, sampler: Tensor, form: _Form) -> Tensor:
+    """d loss / d log pi = w (k by_weight +- k' by_ratio), k' = dk / d log r; can be differentiated once more."""
+    p, q = (policy, other) if form.policy_is_p else (other, policy)
+    log_ratio, log_weight = q - p, p - sampler if form.weighted else torch.zeros_like(p)
+    if not form.by_weight:
         log_weight = log_weight.detach()
-    if name.endswith("in_reward"):
-        log_ratio = log_ratio.detach()
-    return weighted_samples(log_ratio, log_weight, kind)
+    if not form.by_ratio:
+        return weighted_samples(log_ratio.detach(), log_weight, form.kind)
+    weight, sign = log_weight.exp(), -1.0 if form.policy_is_p else 1.0
+    match form.kind:
+        case "k3" if form.by_weight:
+            return -weight * log_ratio  # phi - phi', of size r each
+        case "k3":
+            slope = sign * _weighted_expm1(log_ratio, log_weight)
+        case "k2":
+            slope = sign * weight * log_ratio
+        case "k1":
+            slope = -sign * weight
+    return slope + weighted_samples(log_ratio, log_weight, form.kind) if form.by_weight else slope
+
+
+def _weighted_expm1(log_ratio: Tensor, log_weight: Tensor) -> Tensor:
+    """w (r - 1), where r may overflow and w r does not."""
+    far = log_ratio > 1.0
+    plain = (log_ratio + log_weight).exp() - log_weight.exp()
+    return torch.where(far, plain, log_weight.exp() * torch.where(far, 0.0, log_ratio).expm1())
 
 
 def _log_sampler(policy: Tensor, reference: Tensor, verdict: GradientVerdict, given: Tensor | None) -> Tensor:

@@ -76,6 +76,21 @@ def tensor(x: Array) -> Tensor:
     return torch.from_numpy(x if x.flags.writeable else x.copy())
 
 
+def as_mask(name: str, x: Array) -> Tensor:
+    """Return a mask as a tensor of bools, from bools or from numbers of any type that are all 0 or 1.
+
+    Raises:
+        ValueError: another number; the message names the argument and the number.
+    """
+    import torch
+
+    given = tensor(x if isinstance(x, torch.Tensor) else np.asarray(x))
+    strange = (given != 0) & (given != 1)
+    if strange.any():
+        raise ValueError(f"{name} = {given[strange][0].item():g} at a place; allowed: bool, or 0 and 1")
+    return given.bool()
+
+
 def stack(xs: Sequence[Array]) -> Tensor:
     """Stack along a new first dimension, as a tensor."""
     import torch

@@ -3,6 +3,8 @@
 import math
 import warnings
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -219,9 +221,87 @@ def test_the_right_loss_to_use_instead_is_named():
     assert "use" not in str(estimator_gradient(sampler="policy", target="KL(policy||reference)"))
 
 
+def written_out(loss, target, at, other, old):
+    """A loss as a function of log pi, constants held at ``at``, in mpmath's numbers."""
+
+    def of(pi):
+        first = target == "KL(policy||reference)"
+        held = loss.startswith("sg(w)") or not first or loss in ("k1", "k2", "k3")
+        d = (other - pi if first else pi - other) if "reward" not in loss else other - at
+        weight = 1 if loss in ("k1", "k2", "k3") else mpmath.exp(((at if held else pi) if first else other) - old)
+        kind = next(k for k in ("k1", "k2", "k3") if k in loss)
+        return weight * {"k1": -d, "k2": d * d / 2, "k3": mpmath.exp(d) - 1 - d}[kind]
+
+    return of
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@EVERY_ROW
+def test_values_and_gradients_at_any_log_ratio_in_any_type(sampler, target, loss, dtype):
+    # log ratios from -200 to 200, that of policy and old 2; all numbers are exact in every type
+    ratios = [-200.0, -96.0, -16.0, -6.0, -1.0, -0.125, 0.0, 0.03125, 0.5, 4.0, 11.0, 20.0, 100.0, 200.0]
+    policy, other = torch.full((len(ratios),), -8.0), torch.tensor(ratios) - 8.0
+    log_policy = policy.to(dtype).requires_grad_()
+    log_sampler = torch.full_like(policy, -10.0).to(dtype) if sampler == "old" and "old" not in target else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BiasedGradientWarning)
+        losses = kl_loss(
+            log_policy, other.to(dtype), sampler=sampler, target=target, estimator=loss, log_sampler=log_sampler
+        )
+    losses.sum().backward()
+    limits = torch.finfo(dtype)
+    with mpmath.workdps(250):
+        for x, value, slope in zip(other.tolist(), losses.tolist(), log_policy.grad.tolist(), strict=True):
+            old = {"policy": -8, "old": x if "old" in target else -10}[sampler]
+            right = written_out(loss, target, mpmath.mpf(-8), mpmath.mpf(x), mpmath.mpf(old))
+            by_pi = mpmath.diff(right, mpmath.mpf(-8), h=mpmath.mpf(10) ** -80)
+            for found, exact in ((value, float(right(mpmath.mpf(-8)))), (slope, float(by_pi))):
+                if abs(exact) > limits.max:
+                    exact = math.copysign(math.inf, exact)
+                rel = max(4 * limits.eps, 1e-12)
+                assert found == pytest.approx(exact, rel=rel, abs=max(limits.smallest_normal * limits.eps, 1e-50)), x
+
+
+@pytest.mark.parametrize("kind", [bool, np.int64, np.uint8, np.float32])
+def test_what_a_mask_leaves_out_never_enters(kind):
+    padded = torch.tensor([-1.0, -1e10, -2.0, math.nan, -math.inf], requires_grad=True)
+    reference = torch.tensor([-1.1, 0.0, -2.2, 5.0, -math.inf])
+    counted = np.array([1, 0, 1, 0, 0], kind)
+    losses = kl_loss(padded, reference, mask=counted)
+    (losses.sum() / counted.sum()).backward()
+    alone = padded.detach()[[0, 2]].clone().requires_grad_()
+    kl_loss(alone, reference[[0, 2]]).mean().backward()
+    assert losses[1].item() == losses[3].item() == losses[4].item() == 0.0
+    assert padded.grad[[0, 2]].tolist() == alone.grad.tolist()
+    assert padded.grad[[1, 3, 4]].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_loss_can_be_differentiated_twice_and_by_torchs_transforms():
+    at = LOGITS.log_softmax(-1)
+    for sampler, target, loss in ROWS:
+        given = {"log_sampler": OLD} if sampler == "old" and target != "KL(old||policy)" else {}
+        other = OLD if target == "KL(old||policy)" else REFERENCE
+        settings = {"sampler": sampler, "target": target, "estimator": loss} | given
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BiasedGradientWarning)
+            policy = at.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(kl_loss(policy, other, **settings).sum(), policy, create_graph=True)
+            second = torch.autograd.grad(slope.sum(), policy)[0] if slope.requires_grad else torch.zeros(5)
+            transformed = torch.func.grad(lambda x: kl_loss(x, other, **settings).sum())(at)  # noqa: B023
+        for i in range(5):
+            old = (at if sampler == "policy" else OLD)[i].item()
+            with mpmath.workdps(60):
+                right = written_out(loss, target, mpmath.mpf(at[i].item()), mpmath.mpf(other[i].item()), old)
+                by_pi = float(mpmath.diff(right, mpmath.mpf(at[i].item()), 2))
+            assert second[i].item() == pytest.approx(by_pi, rel=1e-9, abs=1e-12), (sampler, target, loss)
+        assert transformed.tolist() == slope.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        ({"mask": torch.full((5,), 0.5)}, "^mask = 0.5 at a place; allowed: bool, or 0 and 1$"),
+        ({"mask": torch.ones(4)}, r"^mask has shape \[4\], log_policy \[5\]; allowed: one shape$"),
         ({"sampler": "new"}, "^sampler = 'new'; allowed: policy, old$"),
         ({"target": "KL"}, r"^target = 'KL'; allowed: KL\(policy\|\|reference\), KL\(reference\|\|policy\), KL\(old"),
         (

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import A, Array, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
+from klrl.policy.arrays import A, Array, as_mask, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
 from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, noise
 from klrl.shown import array
 
@@ -31,9 +31,17 @@ class Categorical(OfNoise[A]):
 
     @classmethod
     def masked(cls, logits: A, allowed: Array) -> Self:
-        """Give no probability to any but the allowed actions (bool, ``[*B, k]``); every state must allow one."""
-        mask = allowed if is_numpy(logits) else torch.as_tensor(allowed, dtype=torch.bool, device=logits.device)
-        return cls(where(mask, logits, -np.inf))
+        """Give no probability to any but the allowed actions; every state must allow one.
+
+        Args:
+            logits: ``[*B, k]``.
+            allowed: bool, or 0 and 1, ``[*B, k]``.
+
+        Raises:
+            ValueError: a mask of other numbers than 0 and 1.
+        """
+        mask = as_mask("allowed", allowed)
+        return cls(where(mask.numpy() if is_numpy(logits) else mask.to(logits.device), logits, -np.inf))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
