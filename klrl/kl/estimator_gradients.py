@@ -226,14 +226,14 @@ def _mask_of(given: Array, log_policy: Tensor) -> Tensor:
 
 
 class _Form(NamedTuple):
-    """What a loss is made of, ``weight * k(log r)``, and what of it is differentiated."""
+    """Parts of a loss, ``weight * k(log r)``, and those of them that are differentiated."""
 
     kind: SampleEstimator
     weighted: bool
     by_weight: bool
-    """Whether the weight moves with the policy."""
+    """True if the weight moves with the policy."""
     by_ratio: bool
-    """Whether log r does."""
+    """True if log r does."""
     policy_is_p: bool
 
     @classmethod
@@ -263,7 +263,8 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient * _slope(*ctx.saved_tensors, ctx.form), None, None, None
+        policy, other, sampler = ctx.saved_tensors
+        return gradient * _slope(policy, other, sampler, ctx.form), None, None, None
 
 
 def _slope(policy: Tensor, other: Tensor, sampler: Tensor, form: _Form) -> Tensor:

@@ -257,6 +257,12 @@ class Study:
         if not path.exists() or path.read_bytes() != text:
             replace(path, text)
 
+    def _others(self) -> bool:
+        """Tell whether anything but a study's record, whole or being written, stands in place of the directory."""
+        if not self.output.is_dir():
+            return self.output.exists()
+        return not all(path.name.startswith(RECORD) for path in self.output.iterdir())
+
     def _check_output(self) -> None:
         """Refuse a directory with anything but this study in it.
 
@@ -265,6 +271,7 @@ class Study:
             FileExistsError: something else.
         """
         trials, said, new = self.trials, f"output = {self.output}", "allowed: a new directory"
+        others = self._others()  # looked for first: the same command may be writing its record at this moment
         if (self.output / RECORD).exists():
             mine = {trial.name: trial for trial in trials}
             for theirs in Study.load(self.output).trials:
@@ -278,7 +285,7 @@ class Study:
             raise FileExistsError(
                 f"{said} has a comparison of an earlier klrl (compare.json); allowed: a new directory"
             )
-        elif self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
+        elif others:
             raise FileExistsError(f"{said} is not empty, and there is no {RECORD}; {new}")
         for file in (self.output / CSV, self.output / JSON):
             if file.is_dir():

@@ -222,6 +222,17 @@ def test_another_study_is_told_by_the_options_that_differ(tmp_path):
         Study.of(tmp_path, **design)
 
 
+def test_a_record_that_the_same_command_is_writing_is_nobody_elses(tmp_path):
+    design = {"environments": {"CartPole-v1": 640}, "variants": {"a": {}}}
+    (tmp_path / "study.toml.0123abcd.tmp").write_text("[environ")
+    study = Study.of(tmp_path, **design)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="is not empty, and there is no study"):
+        Study.of(tmp_path, **design)
+    study.record()
+    Study.of(tmp_path, **design)
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("")
     with pytest.raises(FileExistsError, match=r"is not empty, and there is no study.toml; allowed: a new directory"):
