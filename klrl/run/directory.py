@@ -237,15 +237,15 @@ class RunDirectory(Recorder):
     def _keep_best(self, agent: Any, newest: list[Metrics]) -> None:
         """Save the agent as the best one if the evaluation after its newest update is better than all before."""
         if (score := best_of(newest)) > self._best:
-            path = checkpoint.best_directory(self.path)
             self._best = score
-            agent.last_update.write(_no_link(path), checkpoint.lender(self.path, self.keep))
+            self._put(agent.last_update, checkpoint.best_directory)
 
     def _take_evaluation(self, agent: Any, newest: list[Metrics]) -> None:
         """Keep an evaluation that was interrupted with the training, and has been made up for when that is resumed."""
         self._keep_best(agent, newest)
         if self.saved is not None and any(MEAN_REWARD in row for row in newest):
-            agent.last_update.write(_no_link(self.saved), checkpoint.lender(self.path, self.keep))
+            name = self.saved.name
+            self._put(agent.last_update, lambda run: checkpoint.step_directory(run, int(name)))
 
     def _look_after(self, agent: Any) -> bool:
         """Report a renamed or removed directory, and return True if a new one was begun."""
@@ -339,19 +339,20 @@ class RunDirectory(Recorder):
             raise FileNotFoundError(f"run_dir = {self.path} {what}")
         for log in (self._metrics, self._episodes):
             log.sync()
+        self._put(done, lambda run: checkpoint.step_directory(run, done.num_timesteps))
+        self.saved = checkpoint.step_directory(self.path, done.num_timesteps)
         assert self._lock is not None
         with self._lock.inside() as here:
-            path = _no_link(checkpoint.step_directory(here, done.num_timesteps))
-            done.write(path, checkpoint.lender(here, self.keep))
-            self.saved = checkpoint.step_directory(self.path, done.num_timesteps)
-            checkpoint.prune(here, self.keep, path)
+            checkpoint.prune(here, self.keep, checkpoint.step_directory(here, done.num_timesteps))
 
-
-def _no_link(path: Path) -> Path:
-    """Return the path, from which a link was removed: its target is not this run's."""
-    if path.is_symlink():
-        path.unlink()
-    return path
+    def _put(self, snapshot: Any, directory: Callable[[Path], Path]) -> None:
+        """Write a checkpoint to a directory of the run: of the locked one itself, whatever has its name by now."""
+        assert self._lock is not None
+        with self._lock.inside() as here:
+            path = directory(here)
+            if path.is_symlink():  # its target is not this run's
+                path.unlink()
+            snapshot.write(path, checkpoint.lender(here, self.keep))
 
 
 def _rows(agent: Any) -> list[Metrics]:

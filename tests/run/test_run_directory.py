@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from klrl.run import Callback, checkpoint
 from klrl.run.checkpoint import read
 from klrl.run.directory import RunDirectory
 from klrl.run.disk import DiskFull
+from klrl.run.lock import Lock
 from klrl.trust_region import All, Clip, KLConstraint
 
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])
@@ -156,6 +158,29 @@ def test_episodes_csv_has_a_row_for_every_episode_of_every_environment(tmp_path)
 def test_a_checkpoint_is_written_when_it_is_time_and_at_the_end(tmp_path):
     small_agent(PPO).learn(64 * 7, callback=RunDirectory(tmp_path, checkpoint_every=128, keep=9))
     assert checkpoints(tmp_path) == [128, 256, 384, 448]
+
+
+class Taken(Callback):
+    """Evaluates an update, whose directory somebody else's takes the place of."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def on_update_end(self, agent, batch, metrics):
+        metrics["eval/mean_reward"] = 1.0
+        self.run.rename(self.run.parent / "before")
+        self.run.mkdir()
+
+
+@pytest.mark.filterwarnings("ignore:checkpoint .* was removed during the run")
+@pytest.mark.skipif(sys.platform != "linux", reason="a directory is written to by its descriptor in /proc")
+def test_no_checkpoint_gets_into_a_directory_that_has_taken_the_runs_name(tmp_path, monkeypatch):
+    """The best one is none that does: a suspended process may wake up right before it writes."""
+    monkeypatch.setattr(Lock, "lost", lambda self: None)
+    run = tmp_path / "run"
+    small_agent(PPO).learn(1, callback=[Taken(run), RunDirectory(run)])
+    assert not (run / "checkpoints").exists()
+    assert read(tmp_path / "before/checkpoints/best")[1]["num_timesteps"] > 0
 
 
 def test_the_newest_checkpoints_and_the_best_one_are_kept(tmp_path):
