@@ -246,16 +246,17 @@ class Study:
         return rows
 
     def record(self) -> None:
-        """Make the directory and write the record.
+        """Make the directory and write the record, before anything else is in it.
 
         Raises:
             OSError: it cannot be written.
         """
-        (self.output / RUNS).mkdir(parents=True, exist_ok=True)
+        self.output.mkdir(parents=True, exist_ok=True)
         text = design_file.text(self.design).encode()
         path = self.output / RECORD
         if not path.exists() or path.read_bytes() != text:
             replace(path, text)
+        (self.output / RUNS).mkdir(exist_ok=True)
 
     def _others(self) -> bool:
         """Tell whether anything but a study's record, whole or being written, stands in place of the directory."""

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from small_studies import design_file, parts, rows, started
+from support import full_disk
 from torture.processes import Fork, Process
 from torture.states import run_parts
 
@@ -231,6 +232,15 @@ def test_a_record_that_the_same_command_is_writing_is_nobody_elses(tmp_path):
         Study.of(tmp_path, **design)
     study.record()
     Study.of(tmp_path, **design)
+
+
+def test_a_study_that_died_before_its_record_was_there_can_be_begun_again(tmp_path):
+    design = {"environments": {"CartPole-v1": 640}, "variants": {"a": {}}}
+    study = Study.of(tmp_path / "out", **design)
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        study.record()
+    Study.of(tmp_path / "out", **design).record()
+    assert len(Study.load(tmp_path / "out").runs) == 3
 
 
 def test_a_directory_of_something_else_is_refused(tmp_path):
