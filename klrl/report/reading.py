@@ -20,14 +20,13 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from klrl.report.variants import variants
-from klrl.run.disk import read_regular_file
+from klrl.run.disk import LARGEST_CONFIG, read_regular_file
 from klrl.text import plain
 
 STEP = "time/total_timesteps"
 _REASON = "train/stop_reason"
-_LARGEST_CONFIG = 2**20
 _LARGEST_LOG = 2**31
-"""Largest config.json and CSV that are read, in bytes."""
+"""Largest CSV that is read, in bytes."""
 _DEEPEST = 6
 """Levels of folders below a given one in which runs are looked for."""
 ENDING = ("eval_every", "stop_at_return", "kl_budget", "initial_kl_budget", "over_budget")
@@ -216,7 +215,7 @@ def read_run(place: Place) -> Run:
 
 def _config(directory: Path, notes: list[str]) -> dict[str, Any]:
     try:
-        config = json.loads(read_regular_file(directory / "config.json", _LARGEST_CONFIG))
+        config = json.loads(read_regular_file(directory / "config.json", LARGEST_CONFIG))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -13,14 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from klrl.run.callback import Metrics
+from klrl.run.callback import STEP, Metrics
 from klrl.run.titles import title, unit
 
 METRICS = ("rollout/ep_rew_mean", "drift/kl")
 """Metrics that are drawn by default."""
 FORMATS = ("png", "svg", "pdf")
 """Formats of :func:`save`, by the end of the file's name."""
-KL, TARGET, STEP = "drift/kl", "drift/kl_target", "time/total_timesteps"
+KL, TARGET = "drift/kl", "drift/kl_target"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9A6700", "#56B4E9", "#555555")
 _DASHES: tuple[Any, ...] = (
     "-",

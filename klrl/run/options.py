@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,7 +15,8 @@ from klrl.validation import Bounds, Finite, Positive, PositiveInt, validate
 
 if TYPE_CHECKING:
     from klrl.experience import EnvLike
-    from klrl.run import EvalCallback, KLBudget, RunDirectory, StopAtReturn
+    from klrl.experience.wrapped import Named
+    from klrl.run import EvalCallback, Evaluation, KLBudget, RunDirectory, StopAtReturn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,25 @@ class RunOptions:
                 max_steps=self.eval_max_steps,
             )
         ]
+
+    def evaluated(self, agent: Any, env: Named) -> Evaluation:
+        """Play the episodes of the final evaluation in an environment that is made for it.
+
+        Raises:
+            CannotAct: the agent's outputs are not finite.
+        """
+        from klrl.experience.environments import factory
+        from klrl.run import evaluate
+
+        with contextlib.closing(factory(env)()) as one:
+            return evaluate(
+                agent,
+                one,
+                self.final_episodes,
+                deterministic=not self.eval_stochastic,
+                seed=agent.seed,
+                max_steps=self.eval_max_steps,
+            )
 
     def goal(self) -> list[StopAtReturn]:
         """Return the goal of the training."""

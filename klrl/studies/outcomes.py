@@ -72,7 +72,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
     history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
     of_training = measured(agent, result)
     judged_by = of_training["target_kl"] or DEFAULT_TARGET_KL
-    last = [value for step, value in _episodes(directory) if step > 0.9 * agent.num_timesteps]
+    last = [value for step, value in episodes(directory) if step > 0.9 * agent.num_timesteps]
     return {
         **of_training,
         "steps_per_second": float(history[-1]["time/fps"]),
@@ -90,7 +90,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
     }
 
 
-def _episodes(directory: Path) -> Iterator[tuple[int, float]]:
+def episodes(directory: Path) -> Iterator[tuple[int, float]]:
     """Yield total steps and return of every episode of the training."""
     with (directory / "episodes.csv").open(newline="") as file:
         for row in csv.DictReader(file):

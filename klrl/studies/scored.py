@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from klrl.run.options import RunOptions
 from klrl.run.presets import preset
 from klrl.studies.kept import keep, kept
 from klrl.studies.opening import NOTES, difference, saved_or_new, why_finished
+from klrl.studies.outcomes import episodes
 from klrl.studies.tuning import Tuning
 
 POINTS = 10
@@ -123,7 +123,6 @@ def _return(design: Tuning, agent: Agent[Any], directory: Path) -> float:
     if design.measure == "evaluation":
         with factory(design.env)() as env:
             return evaluate(agent, env, EPISODES, seed=agent.seed).mean
-    with (directory / "episodes.csv").open(newline="") as lines:
-        ended = [(int(row["total_timesteps"]), float(row["return"])) for row in csv.DictReader(lines)]
+    ended = [*episodes(directory)]
     last = [value for step, value in ended if step > 0.9 * agent.num_timesteps] or [value for _, value in ended[-100:]]
     return float(np.mean(last)) if last else math.nan

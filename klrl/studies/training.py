@@ -11,8 +11,7 @@ import torch
 
 from klrl.agents import Agent
 from klrl.agents.names import agent_class
-from klrl.experience.environments import factory
-from klrl.run import RunDirectory, evaluate
+from klrl.run import RunDirectory
 from klrl.run.callback import Callback
 from klrl.run.directory import versions
 from klrl.studies.claims import replaced
@@ -63,16 +62,7 @@ def _trained(trial: Trial, directory: Path, callbacks: tuple[Callback, ...], tak
         evaluation, budgets, goal = options.evaluation(trial.env), options.budgets(), options.goal()
         if any(one.owes(agent) for one in evaluation) or why_finished(agent, budgets, goal) is None:
             learn([*evaluation, keep, *callbacks, *budgets, *goal])
-        with factory(trial.env)() as env:
-            result = evaluate(
-                agent,
-                env,
-                options.final_episodes,
-                deterministic=not options.eval_stochastic,
-                seed=agent.seed,
-                max_steps=options.eval_max_steps,
-            )
-        return outcome(agent, result, directory)
+        return outcome(agent, options.evaluated(agent, trial.env), directory)
     finally:
         keep.release()
         if agent is not None:

@@ -11,10 +11,10 @@ import gymnasium as gym
 
 from klrl.agents import Agent, AgentConfig
 from klrl.experience import BadStep
-from klrl.experience.environments import env_id, factory
+from klrl.experience.environments import env_id
 from klrl.experience.reproducibility import EnvTrial, costly_seeds
 from klrl.experience.wrapped import Named
-from klrl.run import Callback, KLBudget, StopAtReturn, evaluate
+from klrl.run import Callback, KLBudget, StopAtReturn
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
 from klrl.run.options import RunOptions
@@ -132,15 +132,7 @@ def _finish(
         console.print(reason)
     if options.final_episodes:
         try:
-            with factory(env)() as one:
-                result = evaluate(
-                    agent,
-                    one,
-                    options.final_episodes,
-                    deterministic=not options.eval_stochastic,
-                    seed=agent.seed,
-                    max_steps=options.eval_max_steps,
-                )
+            result = options.evaluated(agent, env)
         except CannotAct as error:
             raise FloatingPointError(f"evaluation: {error}; the training is finished and saved") from error
         console.print(f"evaluation: {result} over {len(result.returns)} episodes")

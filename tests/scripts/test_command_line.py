@@ -424,7 +424,7 @@ def test_what_no_agent_can_act_on_ends_an_evaluation_with_one_line_and_status_1(
     monkeypatch.setitem(gym.registry, "Counting-v0", EnvSpec("Counting-v0", Counting))
     monkeypatch.setitem(gym.registry, "Broken-v0", EnvSpec("Broken-v0", partial(Broken, "observation", 0)))
     if verb == "train":  # in an environment that is good until then
-        monkeypatch.setattr("klrl.scripts.cli.training.factory", lambda env: lambda: Broken("observation", 0))
+        monkeypatch.setattr("klrl.experience.environments.factory", lambda env: lambda: Broken("observation", 0))
         words = ["train", "ppo", "--env", "Counting-v0", "--total-timesteps", "64", "--run-dir", str(tmp_path / "run")]
     else:
         words = ["evaluate", str(small_agent(PPO, Counting).save(tmp_path / "agent")), "--env", "Broken-v0"]
