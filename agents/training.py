@@ -16,6 +16,7 @@ from klrl.agents.update_batch import overflow
 from klrl.experience import Batch
 from klrl.experience.batch import warn_of_absent
 from klrl.experience.rollout import NonFinite
+from klrl.interrupts import held
 from klrl.run.callback import Callback, Metrics, info_metric
 from klrl.text import warn_user
 
@@ -76,7 +77,8 @@ class TrainingRun:
             raise
         finally:
             turn.last = True
-            callback.on_training_end(agent)
+            with held():  # a signal ends no callback before it has closed its files
+                callback.on_training_end(agent)
 
     def _rollout(self) -> Batch:
         """Collect the next batch, from where the last one left the environments.

@@ -421,10 +421,14 @@ def test_a_value_that_is_not_finite_ends_the_run_with_one_line_and_status_1(caps
 
 @pytest.mark.parametrize("verb", ["train", "evaluate"])
 def test_what_no_agent_can_act_on_ends_an_evaluation_with_one_line_and_status_1(verb, capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(gym.registry, "Counting-v0", EnvSpec("Counting-v0", Counting))
-    monkeypatch.setitem(gym.registry, "Broken-v0", EnvSpec("Broken-v0", partial(Broken, "observation", 0)))
-    if verb == "train":  # in an environment that is good until then
-        monkeypatch.setattr("klrl.experience.environments.factory", lambda env: lambda: Broken("observation", 0))
+    broken = partial(Broken, "observation", 0)
+
+    def good_until_trained():
+        return broken() if (tmp_path / "run" / "checkpoints").exists() else Counting()
+
+    monkeypatch.setitem(gym.registry, "Counting-v0", EnvSpec("Counting-v0", good_until_trained))
+    monkeypatch.setitem(gym.registry, "Broken-v0", EnvSpec("Broken-v0", broken))
+    if verb == "train":
         words = ["train", "ppo", "--env", "Counting-v0", "--total-timesteps", "64", "--run-dir", str(tmp_path / "run")]
     else:
         words = ["evaluate", str(small_agent(PPO, Counting).save(tmp_path / "agent")), "--env", "Broken-v0"]
