@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from klrl.report.variants import variants
+from klrl.run.csv_log import last_tenth
 from klrl.run.disk import LARGEST_CONFIG, read_regular_file
 from klrl.text import plain
 
@@ -343,17 +344,9 @@ def _owned(lock: Path) -> bool:
 def _last_tenth(directory: Path, steps: np.ndarray) -> float:
     """Return the mean return of the episodes that ended in the last tenth of the training; NaN if none did."""
     try:
-        data = read_regular_file(directory / "episodes.csv", _LARGEST_LOG)
+        returns = last_tenth(directory / "episodes.csv", steps[-1]) if len(steps) else []
     except (OSError, ValueError):
         return math.nan
-    returns, after = [], 0.9 * steps[-1] if len(steps) else math.inf
-    for line in data[: data.rfind(b"\n") + 1].splitlines()[1:]:
-        at, _, rest = line.partition(b",")
-        try:
-            if float(at) > after:
-                returns.append(float(rest.partition(b",")[0]))
-        except ValueError:
-            break
     return float(np.mean(returns)) if returns else math.nan
 
 

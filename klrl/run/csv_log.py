@@ -122,3 +122,14 @@ def episodes_until(path: Path, total_timesteps: int) -> list[dict[str, str]]:
         if int(row[0]) <= total_timesteps:
             rows.append(dict(zip(EPISODES, row, strict=True)))
     return rows
+
+
+def last_tenth(path: Path, total_timesteps: float) -> list[float]:
+    """Return the returns of the episodes of an ``episodes.csv`` that ended in the last tenth of a training.
+
+    Raises:
+        OSError: it is not a regular file, or cannot be read.
+        ValueError: a return is no number.
+    """
+    rows = episodes_until(path, int(total_timesteps))
+    return [float(row["return"]) for row in rows if int(row["total_timesteps"]) > 0.9 * total_timesteps]

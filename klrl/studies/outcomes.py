@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import numpy as np
 from klrl.agents import Agent
 from klrl.run import Evaluation
 from klrl.run.callback import Metrics
+from klrl.run.csv_log import last_tenth
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measured
 from klrl.studies.results import Row
@@ -72,7 +72,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
     history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
     of_training = measured(agent, result)
     judged_by = of_training["target_kl"] or DEFAULT_TARGET_KL
-    last = [value for step, value in episodes(directory) if step > 0.9 * agent.num_timesteps]
+    last = last_tenth(directory / "episodes.csv", agent.num_timesteps)
     return {
         **of_training,
         "steps_per_second": float(history[-1]["time/fps"]),
@@ -88,13 +88,6 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "curve": curve(history),
         "peak_memory_mib": peak_memory(),
     }
-
-
-def episodes(directory: Path) -> Iterator[tuple[int, float]]:
-    """Yield total steps and return of every episode of the training."""
-    with (directory / "episodes.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            yield int(row["total_timesteps"]), float(row["return"])
 
 
 def curve(history: Sequence[Metrics], points: int = 30) -> list[list[float | None]]:

@@ -16,11 +16,11 @@ from klrl.agents.names import agent_class
 from klrl.experience.environments import factory
 from klrl.run import Callback, evaluate
 from klrl.run.callback import Metrics
+from klrl.run.csv_log import episodes_until, last_tenth
 from klrl.run.options import RunOptions
 from klrl.run.presets import preset
 from klrl.studies.kept import keep, kept
 from klrl.studies.opening import NOTES, difference, saved_or_new, why_finished
-from klrl.studies.outcomes import episodes
 from klrl.studies.tuning import Tuning
 
 POINTS = 10
@@ -123,6 +123,6 @@ def _return(design: Tuning, agent: Agent[Any], directory: Path) -> float:
     if design.measure == "evaluation":
         with factory(design.env)() as env:
             return evaluate(agent, env, EPISODES, seed=agent.seed).mean
-    ended = [*episodes(directory)]
-    last = [value for step, value in ended if step > 0.9 * agent.num_timesteps] or [value for _, value in ended[-100:]]
+    file, steps = directory / "episodes.csv", agent.num_timesteps
+    last = last_tenth(file, steps) or [float(row["return"]) for row in episodes_until(file, steps)[-100:]]
     return float(np.mean(last)) if last else math.nan

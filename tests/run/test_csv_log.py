@@ -9,7 +9,7 @@ import pytest
 from support import full_disk
 
 from klrl.run import checkpoint
-from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
+from klrl.run.csv_log import EPISODES, CsvLog, episodes_until, last_tenth
 from klrl.run.disk import DiskFull
 
 
@@ -148,6 +148,18 @@ def test_an_episode_that_was_not_written_whole_does_not_count(tmp_path):
 
 def test_no_file_no_episodes(tmp_path):
     assert episodes_until(tmp_path / "episodes.csv", 10) == []
+
+
+def test_the_last_tenth_begins_after_nine_tenths_of_the_steps(tmp_path):
+    path = tmp_path / "episodes.csv"
+    path.write_text(
+        "total_timesteps,return,length,env_index\n89,1,9,0\n90,2,9,1\n91,-4.5,9,0\n100,8.5,9,0\n101,7,9,0\n"
+    )
+    assert last_tenth(path, 100) == [-4.5, 8.5]  # step 101 came after a checkpoint of step 100
+    assert last_tenth(path, 50) == []
+    path.write_text("total_timesteps,return,length,env_index\n10,much,9,0\n")
+    with pytest.raises(ValueError, match="much"):
+        last_tenth(path, 10)
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.csv.tmp"])
