@@ -30,7 +30,16 @@ from klrl.kl.families.roots import root
 from klrl.kl.units import base_by_keyword, in_base
 from klrl.policy.arrays import A, Array, tensor
 
-__all__ = ["effective_sample_size", "hellinger", "jeffreys", "jensen_shannon", "renyi", "total_variation"]
+__all__ = [
+    "effective_sample_size",
+    "fisher_rao",
+    "hellinger",
+    "jeffreys",
+    "jensen_shannon",
+    "renyi",
+    "skew_divergence",
+    "total_variation",
+]
 
 Infinite = Literal["inf", "raise"]
 """Treatment of infinite divergences: the value as it is, or an error."""
@@ -110,6 +119,32 @@ def total_variation(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
     or with equal covariances in every state.
     """
     return measured("the total variation", p, q, lambda f, a, b: f.total_variation(a, b))
+
+
+def fisher_rao(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
+    """Fisher and Rao's distance: the length of the shortest path from p to q, ``[*B]``; a metric, whatever the units.
+
+    A step of a path is sqrt(2 KL) long, so that d^2 / 2 is near the KL of p and q that are close (Rao 1945,
+    "Information and the Accuracy Attainable in the Estimation of Statistical Parameters"). For Categorical,
+    MultiCategorical, Bernoulli, DiagGaussian and SquashedGaussian, within the family.
+    """
+    return measured("the Fisher-Rao distance", p, q, lambda f, a, b: f.fisher_rao(a, b))
+
+
+def skew_divergence(
+    p: AnyDistribution[A], q: AnyDistribution[A], share: float = 0.01, *, base: float | None = None
+) -> A:
+    """KL(p || (1 - share) q + share p), in [0, log(1 / share)] whatever the supports, ``[*B]``.
+
+    (Lee 1999, "Measures of Distributional Similarity".) For Categorical, MultiCategorical and Bernoulli; over several
+    heads or bits it is that of the joint distribution.
+
+    Raises:
+        ValueError: a share outside of (0, 1).
+    """
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"share = {share}; allowed: in (0, 1)")
+    return in_base(measured("the skew divergence", p, q, lambda f, a, b: f.skew(a, b, share)), base)
 
 
 def effective_sample_size(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:

@@ -17,9 +17,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch import distributions as td
 
-from klrl.kl.families import AnyDistribution, family_of, matched
+from klrl.kl.families import AnyDistribution, before_a_bijection, family_of, matched
 from klrl.kl.families.gaussian import GaussianFamily
+from klrl.kl.families.of_torch import entropy_of_torch, kl_of_torch
 from klrl.kl.units import in_base
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_record
@@ -42,7 +44,8 @@ def kl_divergence(
     0 only if p = q; infinite if q gives probability zero to something p does.
 
     Args:
-        p: a record of :mod:`klrl.policy.distributions`, or a ``torch.distributions`` object.
+        p: a record of :mod:`klrl.policy.distributions`, or a ``torch.distributions`` object (of families without a
+            record, too: Gamma, Poisson, Dirichlet, ...).
         q: the same family as p.
         base: unit of information: ``None`` for nats, 2 for bits (as in ``scipy.stats.entropy``).
         support: for states where q misses p's support (masks that differ, probabilities of zero): the value as it is
@@ -78,7 +81,8 @@ def reverse_kl(
 
 def entropy(p: AnyDistribution[A], base: float | None = None) -> A:
     """H(p) = -E_p[log p], ``[*B]``; differential entropy for densities."""
-    return in_base(as_record(p).entropy(), base)
+    of_torch = entropy_of_torch(p) if isinstance(p, td.Distribution) else None
+    return in_base(as_record(p).entropy() if of_torch is None else of_torch, base)
 
 
 def cross_entropy(
@@ -97,6 +101,10 @@ def kl_per_dimension(
     Categorical and a FullGaussian have none, d = 1. ``base`` and ``support`` as in :func:`kl_divergence`.
     """
     check_support(support, get_args(Support))
+    if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
+        p, q = before_a_bijection(p, q)
+        if (kl := kl_of_torch(p, q)) is not None:
+            return in_base(_without_record(kl, support), base)
     pair = matched(p, q)
     if is_numpy(pair.p.parameters[0]) or is_numpy(pair.q.parameters[0]):
         return as_both(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), base, support=support), pair.p, pair.q)
@@ -106,6 +114,15 @@ def kl_per_dimension(
     if support == "raise":
         refuse_infinite(kl.isinf().any(-1), _MISSED.format("q", "p"))
     return in_base(kl, base)
+
+
+def _without_record(kl: Tensor, support: Support) -> Tensor:
+    """Return values of families without a record, unless infinite ones are to be refused or made finite."""
+    if support == "raise":
+        refuse_infinite(kl.isinf().any(-1), _MISSED.format("q", "p"))
+    elif support == "smooth" and bool(kl.isinf().any()):
+        raise NoClosedForm("no closed form for the KL to a mixture with p; allowed: support='inf' or 'raise'")
+    return kl
 
 
 def as_both(x: Tensor, p: Distribution[Any], q: Distribution[Any]) -> Array:

@@ -12,7 +12,7 @@ from klrl.kl.divergences import measured, numbers
 from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.policy.arrays import A, Array
-from klrl.policy.distributions import Categorical
+from klrl.policy.distributions import Categorical, Factored
 
 
 def wasserstein(
@@ -22,10 +22,11 @@ def wasserstein(
 
     Order 2 between Gaussians, d the Euclidean distance: W_2^2 = \|mu_p - mu_q\|^2 + tr(S_p + S_q -
     2 (S_q^{1/2} S_p S_q^{1/2})^{1/2}) (Givens & Shortt 1984). Order 1 between Categoricals: sum over the line of
-    \|CDF_p - CDF_q\|, or a linear program. In units of an action or of ``ground_metric``.
+    \|CDF_p - CDF_q\|, or a linear program, in units of an action or of ``ground_metric``; between MultiCategoricals or
+    Bernoullis, d the number of heads or bits that differ: the sum of their total variations.
 
     Args:
-        p: DiagGaussian, FullGaussian (2) or Categorical (1).
+        p: DiagGaussian, FullGaussian (2), Categorical, MultiCategorical or Bernoulli (1).
         q: the same family.
         order: 1 or 2; ``None`` for the order that the family has.
         ground_metric: for a Categorical, positions of the actions on a line, ``[k]`` (default 0, 1, ..., k - 1), or the
@@ -40,15 +41,16 @@ def wasserstein(
         raise ValueError(f"order = {order!r}; allowed: 1, 2 or None")
     first, second = read(p)[0], read(q)[0]
     discrete = isinstance(first, Categorical) and isinstance(second, Categorical)
+    own = 1 if all(isinstance(x, (Categorical, Factored)) for x in (first, second)) else 2
     if ground_metric is not None and not discrete:
         raise ValueError(f"ground_metric with {type(first).__name__}; allowed: only with Categorical")
-    if order == (2 if discrete else 1):
+    if order not in (None, own):
         raise no_closed_form(f"W_{order}", first, second)
 
     def distance(family: Family[Any], a: Any, b: Any) -> Tensor:
         return _between_categoricals(a, b, ground_metric) if discrete else family.wasserstein(a, b)
 
-    return measured(f"W_{order or (1 if discrete else 2)}", p, q, distance, invariant=False)
+    return measured(f"W_{own}", p, q, distance, invariant=False)
 
 
 def _between_categoricals(p: Categorical, q: Categorical, ground_metric: Array | None) -> Tensor:

@@ -353,7 +353,7 @@ def test_nan_in_a_policy_is_not_hidden():
     [
         (categorical(), gaussian(), "Categorical and DiagGaussian"),
         (gaussian(), categorical(), "DiagGaussian and Categorical"),
-        (td.Poisson(torch.ones(2)), td.Poisson(torch.ones(2)), "Poisson has no record"),
+        (td.StudentT(torch.ones(2)), td.StudentT(torch.ones(2)), "StudentT has no record"),
         (normal(0.0, 1.0), td.Laplace(torch.zeros(1), torch.ones(1)), "Laplace has no record"),
     ],
 )

@@ -10,7 +10,17 @@ from families import MAKE, leaves
 from scipy import linalg, stats
 
 from klrl.kl import total_variation, wasserstein
-from klrl.policy.distributions import Beta, Categorical, DiagGaussian, FullGaussian, NoClosedForm, SquashedGaussian
+from klrl.kl.families.joint import joint
+from klrl.policy.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagGaussian,
+    FullGaussian,
+    MultiCategorical,
+    NoClosedForm,
+    SquashedGaussian,
+)
 
 batches = pytest.mark.parametrize(("p_batch", "q_batch"), [((), ()), ((4,), (4,)), ((2, 1), (3,))])
 POSITIONS = torch.tensor([0.5, -2.0, 3.0, 1.0, 7.0])
@@ -146,3 +156,15 @@ def test_orders_and_families_without_a_closed_form_are_refused():
         wasserstein(bell, bell, 3)
     with pytest.raises(ValueError, match=r"^ground_metric with DiagGaussian; allowed: only with Categorical$"):
         wasserstein(bell, bell, ground_metric=POSITIONS)
+
+
+def test_the_distance_of_several_choices_is_that_of_the_joint_ones_under_the_number_that_differ():
+    for family in (MultiCategorical, Bernoulli):
+        p, q = MAKE[family](2, seed=1), MAKE[family](2, seed=2)
+        outcomes = joint(p), joint(q)
+        heads = np.array(list(itertools.product(*map(range, getattr(p, "nvec", (2, 2, 2))))))
+        hamming = torch.from_numpy((heads[:, None] != heads[None]).sum(-1).astype(float))
+        assert outcomes[0].probs.shape[-1] == len(heads)
+        torch.testing.assert_close(
+            wasserstein(p, q, 1), wasserstein(*outcomes, ground_metric=hamming), rtol=1e-6, atol=1e-7
+        )

@@ -11,6 +11,7 @@ from klrl.kl import (
     estimate_divergence,
     estimate_entropy,
     estimate_mutual_information,
+    fisher_rao,
     hellinger,
     jeffreys,
     jensen_shannon,
@@ -20,6 +21,7 @@ from klrl.kl import (
     mutual_information,
     renyi,
     reverse_kl,
+    skew_divergence,
     total_variation,
     wasserstein,
 )
@@ -41,6 +43,8 @@ COLUMNS = {
     "Jensen-Shannon": ([jensen_shannon], [sampled("jensen_shannon")]),
     "total variation": ([total_variation], [sampled("total_variation")]),
     "Wasserstein": ([wasserstein], []),
+    "Fisher-Rao": ([fisher_rao], []),
+    "skew": ([skew_divergence], []),
     "I(S;A)": ([lambda p, q: mutual_information(p)], [lambda p, q: estimate_mutual_information(p, 2)]),
 }
 FAMILIES = {**{family.__name__: make for family, make in MAKE.items()}, "GaussianMixture": mixture}

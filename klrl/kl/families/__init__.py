@@ -67,7 +67,7 @@ def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", 
         ValueError: different numbers of actions or action dimensions.
     """
     if invariant and isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
-        p, q = _before_a_bijection(p, q)
+        p, q = before_a_bijection(p, q)
     (a, dtype), (b, other) = read(p), read(q)
     if {type(a), type(b)} == {DiagGaussian, FullGaussian}:
         a, b = _full(a), _full(b)
@@ -109,10 +109,10 @@ def read(x: AnyDistribution[Any]) -> tuple[Distribution, torch.dtype]:
     return as_record(x, in_float64), dtypes[0]
 
 
-def _before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distribution, td.Distribution]:
+def before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distribution, td.Distribution]:
     """Return the bases of p and q if both were mapped in the same way, else p and q."""
     if isinstance(p, td.Independent) and isinstance(q, td.Independent):
-        first, second = _before_a_bijection(p.base_dist, q.base_dist)
+        first, second = before_a_bijection(p.base_dist, q.base_dist)
         if first is p.base_dist:
             return p, q
         return td.Independent(first, p.reinterpreted_batch_ndims), td.Independent(second, q.reinterpreted_batch_ndims)

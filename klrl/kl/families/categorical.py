@@ -11,6 +11,7 @@ from torch import Tensor
 from klrl.kl.families.bregman import SERIES, phi, phi_series
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
+from klrl.kl.families.roots import length, root
 from klrl.policy.arrays import Array, expm1, log1p, where
 from klrl.policy.distributions import Categorical, Distribution, Factored, Gradient
 
@@ -52,6 +53,14 @@ class CategoricalFamily(Family[Categorical]):
         """1/2 sum_i |p_i - q_i|."""
         return (0.5 * (p.probs - q.probs).abs().sum(-1)).clamp_max(1.0)
 
+    def fisher_rao(self, p: Categorical, q: Categorical) -> Tensor:
+        """2 arccos(BC) = 4 arcsin(H / sqrt 2), twice the angle between the roots of the probabilities, in [0, pi]."""
+        return 4.0 * root(-0.5 * torch.expm1(-0.5 * categorical_renyi(p, q, 0.5))).asin()
+
+    def skew(self, p: Categorical, q: Categorical, share: float) -> Tensor:
+        """Apply the definition."""
+        return self.smoothed_kl(p, q, share).squeeze(-1)
+
     def geometric_mixture(self, p: Categorical, q: Categorical, share: Tensor) -> Categorical:
         """Average the logits with these weights."""
         return _mean_of_logits(p, q, share)
@@ -92,6 +101,18 @@ class FactoredFamily(Family[Factored]):
     def total_variation(self, p: Factored, q: Factored) -> Tensor:
         """Sum over all joint outcomes: it does not add up over the heads."""
         return CategoricalFamily().total_variation(*_joints("the total variation", p, q))
+
+    def wasserstein(self, p: Factored, q: Factored) -> Tensor:
+        """W_1 of the number of heads that differ: the sum of their total variations, attained by one coupling."""
+        return CategoricalFamily().total_variation(p.heads, q.heads).sum(-1)
+
+    def fisher_rao(self, p: Factored, q: Factored) -> Tensor:
+        """Return the root of the sum of squares over the heads: a product of spheres."""
+        return length(CategoricalFamily().fisher_rao(p.heads, q.heads))
+
+    def skew(self, p: Factored, q: Factored, share: float) -> Tensor:
+        """Sum over all joint outcomes: it does not add up over the heads."""
+        return CategoricalFamily().skew(*_joints("the skew divergence", p, q), share)
 
 
 def _joints(what: str, p: Factored, q: Factored) -> tuple[Categorical, Categorical]:

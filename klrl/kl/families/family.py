@@ -66,6 +66,15 @@ class Family(abc.ABC, Generic[D]):
         """W_2 = min E[|x - y|^2]^(1/2) over all pairs with x ~ p and y ~ q."""
         raise no_closed_form("W_2", p, q)
 
+    def fisher_rao(self, p: D, q: D) -> Tensor:
+        """Length of the shortest path from p to q whose steps are sqrt(2 KL) long."""
+        raise no_closed_form("the Fisher-Rao distance", p, q)
+
+    def skew(self, p: D, q: D, share: float) -> Tensor:
+        """KL(p || (1 - share) q + share p)."""
+        del share
+        raise no_closed_form("the skew divergence", p, q)
+
     def geometric_mixture(self, p: D, q: D, share: Tensor) -> D:
         """p^share q^(1 - share), normalised, with the shares ``[*B, 1]`` in [0, 1], one per state."""
         del share

@@ -80,6 +80,22 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
         """sqrt(|mu_p - mu_q|^2 + |sigma_p - sigma_q|^2)."""
         return length(torch.cat(torch.broadcast_tensors(p.mean - q.mean, p.std - q.std), -1))
 
+    def fisher_rao(self, p: DiagGaussian, q: DiagGaussian) -> Tensor:
+        r"""sqrt(sum_i d_i^2), d_i = 2 sqrt(2) artanh(delta): every dimension is a hyperbolic half-plane.
+
+        delta^2 = (m^2 + 8 sinh^2(s / 2)) / (m^2 + 8 cosh^2(s / 2)) with s = log(sigma_p / sigma_q) and
+        m^2 = (mu_p - mu_q)^2 / (sigma_p sigma_q) (Costa, Santos & Strapasson 2015, "Fisher information distance: a
+        geometrical reading").
+        """
+        s, middle = p.log_std - q.log_std, (0.5 * (p.log_std + q.log_std)).exp()
+        nearer = ((p.mean - q.mean) / middle).square() + 8.0 * torch.sinh(0.5 * s).square()
+        delta = root(nearer / (nearer + 8.0))  # cosh^2 = 1 + sinh^2
+        far = delta > 0.5
+        artanh = torch.where(
+            far, torch.log1p(delta) + 0.5 * (nearer / 8.0).log1p(), torch.where(far, 0.0, delta).atanh()
+        )
+        return length(math.sqrt(8.0) * artanh)
+
     def geometric_mixture(self, p: DiagGaussian, q: DiagGaussian, share: Tensor) -> DiagGaussian:
         """Average the precisions, and the means times precisions; in units of q's standard deviation."""
         excess = share * torch.expm1(2.0 * (q.log_std - p.log_std))  # of the precision, over q's
@@ -130,6 +146,10 @@ class SquashedGaussianFamily(GaussianFamily[SquashedGaussian]):
     def renyi(self, p: SquashedGaussian, q: SquashedGaussian, alpha: float) -> Tensor:
         """Return the divergence of the normals."""
         return self._base.renyi(p.base, q.base, alpha)
+
+    def fisher_rao(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
+        """Return the distance of the normals."""
+        return self._base.fisher_rao(p.base, q.base)
 
     def total_variation(self, p: SquashedGaussian, q: SquashedGaussian) -> Tensor:
         """Return the distance of the normals."""

@@ -62,11 +62,11 @@ def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
     """Read an object whose batch elements are one action each, with one dimension unless it has an event shape."""
     match x:
         case td.Categorical():
-            return Categorical(_logits(x, read))
+            return Categorical(logits_of(x, read))
         case td.OneHotCategorical():
-            return Categorical(_logits(x._categorical, read))
+            return Categorical(logits_of(x._categorical, read))
         case td.Bernoulli():
-            return Bernoulli(_bits(x, read).unsqueeze(-1))
+            return Bernoulli(log_odds(x, read).unsqueeze(-1))
         case td.Normal():
             return DiagGaussian(read(x.loc).unsqueeze(-1), read(x.scale).log().unsqueeze(-1))
         case td.Beta():
@@ -81,7 +81,7 @@ def _elementary(x: td.Distribution, read: Read) -> Distribution | None:
         case td.MixtureSameFamily(mixture_distribution=weights, component_distribution=parts):
             normal = _normal(parts, read)
             if normal is not None:
-                return GaussianMixture(_logits(weights, read).expand(normal.batch_shape), *normal.parameters)
+                return GaussianMixture(logits_of(weights, read).expand(normal.batch_shape), *normal.parameters)
     return None
 
 
@@ -91,10 +91,10 @@ def _one_action(base: td.Distribution, n: int, read: Read) -> Distribution | Non
         case td.Independent(base_dist=inner, reinterpreted_batch_ndims=m):
             return _one_action(inner, m + n, read)
         case td.Categorical():
-            heads = _logits(base, read).flatten(-1 - n, -2)
+            heads = logits_of(base, read).flatten(-1 - n, -2)
             return MultiCategorical(heads.flatten(-2), (heads.shape[-1],) * heads.shape[-2])
         case td.Bernoulli():
-            return Bernoulli(_bits(base, read).flatten(-n))
+            return Bernoulli(log_odds(base, read).flatten(-n))
         case td.Normal():
             return DiagGaussian(read(base.loc).flatten(-n), read(base.scale).log().flatten(-n))
         case td.Beta():
@@ -110,23 +110,24 @@ def _normal(x: td.Distribution, read: Read) -> DiagGaussian | None:
     return record if isinstance(record, DiagGaussian) else None
 
 
-def _from_probs(x: td.Categorical | td.Bernoulli) -> bool:
+def _from_probs(x: Any) -> bool:
     """Return True if it was made from probabilities, so that its logits are clamped; an expanded copy has both."""
     known = x.__dict__
     if "probs" not in known or "logits" not in known:
         return "probs" in known
-    return torch.equal(probs_to_logits(x.probs, is_binary=isinstance(x, td.Bernoulli)), x.logits)
+    return torch.equal(probs_to_logits(x.probs, is_binary=not isinstance(x, td.Categorical)), x.logits)
 
 
-def _logits(x: td.Categorical, read: Read) -> Tensor:
+def logits_of(x: td.Categorical, read: Read) -> Tensor:
+    """log p up to a constant, -inf where p is 0 or its logits stand for a mask."""
     if not _from_probs(x):
         return read(x.logits).masked_fill(x.logits < MASKED, -math.inf)
     possible = x.probs > 0
     return torch.where(possible, read(x.probs), 1.0).log().masked_fill(~possible, -math.inf)
 
 
-def _bits(x: td.Bernoulli, read: Read) -> Tensor:
-    """log p / (1 - p), infinite where p is 0 or 1."""
+def log_odds(x: Any, read: Read) -> Tensor:
+    """log p / (1 - p) of a Bernoulli or of what has such ``probs`` and ``logits``, infinite where p is 0 or 1."""
     if not _from_probs(x):
         return read(x.logits).masked_fill(x.logits < MASKED, -math.inf).masked_fill(x.logits > -MASKED, math.inf)
     inside = (x.probs > 0) & (x.probs < 1)
