@@ -18,7 +18,9 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -98,7 +100,8 @@ def validate(instance: object) -> None:
             object.__setattr__(instance, name, tuple(value))
 
 
-def hints(cls: Any) -> dict[str, Any]:
+@lru_cache
+def hints(cls: Any) -> Mapping[str, Any]:
     """Return the types of a dataclass's fields by name, with their restrictions."""
     own = {field.name for field in fields(cls)}
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in own}
