@@ -142,11 +142,10 @@ class ActorCritic:
     def rescale_values(self, factor: float, observation: Tensor) -> bool:
         """Multiply the critic's outputs by a factor, in its last layer; tell whether it has one (else nothing changes).
 
-        Adam's moments become those that it would have had in the new units, limits of the gradient's norm apart: the
-        squared error is factor^2 as large there, and so are its gradients, but in the last layer, whose weights have
-        grown with the outputs, only factor times. Left as they were, the moments of before would be too heavy beside
-        gradients that became smaller, as they do when returns grow: steps would be too short for hundreds of
-        minibatches, and point to where they did.
+        Adam's moments become those that it would have had in the new unit, the limit of the gradient's norm apart: the
+        squared error is factor^2 times as large there, and so are its gradients, but for those of the last layer, whose
+        weights have grown with the outputs: factor times. Left as they were, they would be too heavy beside gradients
+        that became smaller, as they do when returns grow, for as many minibatches as they remember.
 
         Args:
             factor: the new unit's numbers by the old one's.
@@ -157,8 +156,11 @@ class ActorCritic:
         rescale(layer, factor)
         if self.critic in self.optimized:
             mine = {*map(id, layer.parameters())}
-            powers = [torch.full_like(p, factor if id(p) in mine else factor**2) for p in self.critic.parameters()]
-            self.optimizer.states[self.optimized.index(self.critic)].rescale(flatten(powers))
+            by = flatten(torch.full_like(p, factor if id(p) in mine else factor**2) for p in self.critic.parameters())
+            i = self.optimized.index(self.critic)
+            moments = self.optimizer.moments(i)
+            mean, square = moments["exp_avg"] * by, moments["exp_avg_sq"] * (by * by)
+            self.optimizer.put_back(i, moments | {"exp_avg": mean, "exp_avg_sq": square})
         return True
 
     def check_finite(self, when: str) -> None:

@@ -108,12 +108,6 @@ class AdamState:
         step /= root
         self.theta -= step
 
-    def rescale(self, factor: Tensor) -> None:
-        """Turn the moments into those of gradients ``factor [P]`` times as large."""
-        by = self.array(factor)
-        self.mean *= by
-        self.square *= by * by
-
     def state(self) -> dict[str, Tensor]:
         """Return the moments (in their own memory) and the step count by the names that torch gives them."""
         steps = torch.tensor(self.steps, dtype=torch.float32, device="cpu")
