@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from klrl.native import Kernel, find
 from klrl.policy.actor import Actor
 from klrl.policy.arrays import Array, tensor
-from klrl.policy.linearization import Objective, check_separate, is_packed, pack
+from klrl.policy.linearization import Objective, check_separate, flatten, is_packed, pack
 from klrl.policy.mlp import MLP
 from klrl.policy.networks import Critic, check_one_mode
+from klrl.policy.normalizer_folding import output_layer, rescale
 from klrl.policy.optimizer import Adam
 from klrl.policy.paths import rows_for_numpy
 from klrl.text import warn_user
@@ -136,6 +138,30 @@ class ActorCritic:
         if self.actor in self.optimized:
             i = self.optimized.index(self.actor)
             self.optimizer.put_back(i, {name: 0.0 * x for name, x in self.optimizer.moments(i).items()})
+
+    def rescale_values(self, factor: float, observation: Tensor) -> bool:
+        """Multiply the critic's outputs by a factor, in its last layer; tell whether it has one (else nothing changes).
+
+        Adam's moments become those that it would have had in the new unit, the limit of the gradient's norm apart: the
+        squared error is factor^2 times as large there, and so are its gradients, but for those of the last layer, whose
+        weights have grown with the outputs: factor times. Left as they were, they would be too heavy beside gradients
+        that became smaller, as they do when returns grow, for as many minibatches as they remember.
+
+        Args:
+            factor: the new unit's numbers by the old one's.
+            observation: normalised ones, for a critic whose layers are unknown, ``[n, *O]``.
+        """
+        if (layer := output_layer(self.critic, observation)) is None:
+            return False
+        rescale(layer, factor)
+        if self.critic in self.optimized:
+            mine = {*map(id, layer.parameters())}
+            by = flatten(torch.full_like(p, factor if id(p) in mine else factor**2) for p in self.critic.parameters())
+            i = self.optimized.index(self.critic)
+            moments = self.optimizer.moments(i)
+            mean, square = moments["exp_avg"] * by, moments["exp_avg_sq"] * (by * by)
+            self.optimizer.put_back(i, moments | {"exp_avg": mean, "exp_avg_sq": square})
+        return True
 
     def check_finite(self, when: str) -> None:
         """Check that every parameter is finite.

@@ -18,7 +18,7 @@ from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
 from klrl.agents.misuse import check_arguments, check_config, explain_attribute, explained
-from klrl.agents.paths import paths_of
+from klrl.agents.paths import paths_of, reward_scale_of
 from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
@@ -329,6 +329,7 @@ class Agent(Predictor[C], abc.ABC):
             "preset": self.preset,
             "replay": self.reproducibility,
             "paths": paths_of(self),
+            "reward_scale": reward_scale_of(self),
             "config": self.config.to_json(),
             "region": region_to_json(self.region),
             "observation_space": str(self.observation_space),

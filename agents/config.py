@@ -42,7 +42,7 @@ MOST_SAMPLES = 2**31
 """Largest number of samples in a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
 """Largest number of weights between hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
-OLDER: Mapping[str, Any] = {"scale_actions": False}
+OLDER: Mapping[str, Any] = {"scale_actions": False, "fold_reward_scale": False}
 """Values that hold in files saved before there was the setting, if they differ from its default."""
 MOST_PROCESSES = 1024
 """Largest number of worker processes; the limit of open files may allow fewer, which their start checks."""
@@ -60,8 +60,8 @@ class AgentConfig(RegionSettings):
     trust_region: RegionArgument
     """Trust region: everything that limits the step."""
     reference: Annotated[str, Pattern("(?s).+", "a saved agent or run directory")] | None = None
-    """A saved agent or run directory whose policy reference-penalty and reference-constraint measure from; with any
-    other region drift/kl_reference is only reported."""
+    """A saved agent or run directory whose policy the regions reference-... measure from; with any other region
+    drift/kl_reference and drift/kl_reference_forward are only reported."""
 
     n_envs: Annotated[int, Bounds(1, 2**16)] = 8
     """Parallel environments."""
@@ -112,6 +112,9 @@ class AgentConfig(RegionSettings):
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of the discounted return; clip at 10."""
+    fold_reward_scale: bool = True
+    """Keep the critic's values in units of the reward when that standard deviation changes, by folding the change into
+    the last layer (PopArt)."""
     actor_hidden_sizes: tuple[Width, ...] = (64, 64)
     """Widths of the policy network's hidden layers."""
     critic_hidden_sizes: tuple[Width, ...] = (64, 64)

@@ -20,7 +20,7 @@ from klrl.experience import Batch, Collector, EnvLike
 from klrl.experience.collector import ReplayMismatch
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import is_seeded
-from klrl.kl import kl_divergence, kl_gradient, reverse_kl
+from klrl.kl import kl_divergence, kl_gradient, reverse_kl, tempered
 from klrl.policy.arrays import Array, average, numpy_as_torch, tensor
 from klrl.policy.distributions import Distribution, derivative
 from klrl.policy.linearization import Linearization, Objective, expectation
@@ -32,8 +32,8 @@ from klrl.text import warn_user
 
 _INHERITED = (
     "gamma", "gae_lambda", "normalize_observations", "image_scale", "fold_normalizer", "scale_rewards",
-    "actor_hidden_sizes", "critic_hidden_sizes", "activation", "log_std_init", "action_distribution",
-    "state_dependent_std", "scale_actions", "action_mask", "device",
+    "fold_reward_scale", "actor_hidden_sizes", "critic_hidden_sizes", "activation", "log_std_init",
+    "action_distribution", "state_dependent_std", "scale_actions", "action_mask", "device",
 )  # fmt: skip
 
 
@@ -50,7 +50,8 @@ def distill(
     Rusu et al. 2016, "Policy Distillation", with the states of Ross et al. 2011, "A Reduction of Imitation Learning"
     (DAgger): the student acts, the teacher labels the states that it visits. The row of a round has
     ``distill/kl_forward``, KL(teacher||student), and ``distill/kl_reverse``, both exact and measured on the round's
-    states before the student is fitted to them; one more row measures the finished student.
+    states before the student is fitted to them; one more row measures the finished student. The teacher there is the
+    policy to be learned, at the setting ``temperature``.
 
     An untrained student takes the teacher's observation statistics, any other one keeps its own; either goes on
     absorbing observations if statistics are learned. The student's critic is fitted to the returns of the agent that
@@ -175,20 +176,23 @@ def _round(
 ) -> Metrics:
     """Measure the student, then fit it, except after the last round, which has no ``descent``."""
     with numpy_as_torch():
-        lesson, metrics = _lesson(teacher, student, batch, absorb=descent is not None)
+        lesson, metrics = _lesson(teacher, student, batch, config.temperature, absorb=descent is not None)
         return metrics | (_study(student, lesson, descent, config) if descent else {})
 
 
-def _lesson(teacher: Agent[Any], student: Agent[Any], batch: Batch, *, absorb: bool) -> tuple[UpdateBatch, Metrics]:
+def _lesson(
+    teacher: Agent[Any], student: Agent[Any], batch: Batch, temperature: float, *, absorb: bool
+) -> tuple[UpdateBatch, Metrics]:
     """Return the batch with the teacher's distributions as its old policy, and both KL on its states."""
     states = batch.flatten_valid(batch.observations)
     if absorb and student.config.normalize_observations:
         student.absorb(states)
     if absorb and student.config.scale_rewards:
-        gamma = student.config.gamma
-        student.return_scaler = student.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, gamma)
+        student.absorb_rewards(batch)
     samples = student.prepare(batch)
     asked = teacher.distribution(states).map(lambda x: x.to(student.device))
+    if temperature != 1.0:
+        asked = tempered(asked, temperature)
     forward, reverse = kl_divergence(asked, samples.old), reverse_kl(asked, samples.old)
     metrics: Metrics = {"distill/kl_forward": average(forward), "distill/kl_reverse": average(reverse)}
     return replace(samples, old=asked), metrics

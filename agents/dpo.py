@@ -197,12 +197,14 @@ def _epoch(
 def _measure(data: Compared, policy: Distribution, reference: Distribution, beta: float) -> Metrics:
     """Return metrics of the policy on the data, given both policies at its states."""
     h = data.log_ratio(policy).double()
-    margin = beta * (h[:, 0] - h[:, 1])
+    margin, (preferred, other) = beta * (h[:, 0] - h[:, 1]), (beta * h).unbind(-1)
     to, back = kl_divergence(policy, reference), kl_divergence(reference, policy)
     return {
         "dpo/loss": average(softplus(-margin)),
         "dpo/accuracy": average((margin > 0.0) + 0.5 * (margin == 0.0)),
         "dpo/margin": average(margin),
+        "dpo/reward_preferred": average(preferred),
+        "dpo/reward_other": average(other),
         "dpo/kl_policy_reference": average(to),
         "dpo/kl_reference_policy": average(back),
         "dpo/trajectory_kl_reference_policy": average(data.in_place(back).sum(-1)),

@@ -21,6 +21,7 @@ def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
     }
     if change.reference is not None:
         metrics["drift/kl_reference"] = average(change.kl_reference)
+        metrics["drift/kl_reference_forward"] = average(change.kl_reference_forward)
     entropy = change.new.entropy().mean().item()
     metrics |= {"train/entropy": entropy, "train/entropy_loss": -entropy, "train/approx_kl": metrics["drift/kl_k3"]}
     asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}

@@ -238,7 +238,7 @@ class Learner(abc.ABC, Generic[C]):
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
         self._schedule()
         if self.config.scale_rewards:
-            self.return_scaler = self.return_scaler.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
+            self.absorb_rewards(batch)
         samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
         metrics = step_zero(behaviour, samples)
         begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
@@ -409,6 +409,15 @@ class Learner(abc.ABC, Generic[C]):
         old, self.normalizer = self.normalizer, self.normalizer.absorb(observations)
         if self.config.fold_normalizer and not self.untrained:
             fold((self.actor, self.critic), self.encoding, old, self.normalizer)
+
+    @torch.no_grad()
+    def absorb_rewards(self, batch: Batch) -> None:
+        """Update the scale of rewards; with ``fold_reward_scale`` the critic's values in units of the reward stay."""
+        old = self.return_scaler
+        self.return_scaler = old.absorb(batch.rewards, batch.ended, batch.valid, self.config.gamma)
+        if self.config.fold_reward_scale and old.moments.count > 0 and old.scale > 0.0 < self.return_scaler.scale:
+            first = self.normalized(batch.flatten_valid(batch.observations)[:1])
+            self.networks.rescale_values(self.return_scaler.scale / old.scale, first)
 
 
 keep_old_names(Learner, RENAMED)

@@ -1,4 +1,7 @@
-"""Description of the path that computes an agent's updates; :mod:`klrl.policy.paths` has the table."""
+"""Description of the path that computes an agent's updates, and of its critic's units.
+
+:mod:`klrl.policy.paths` has the table of paths.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from klrl.agents.epochs import kernel_of
 from klrl.agents.learner import Learner
 from klrl.native import absence
 from klrl.policy.mlp import MLP
+from klrl.policy.normalizer_folding import output_layer
 from klrl.policy.paths import (
     acts_in_numpy,
     brings_derivative,
@@ -59,6 +63,17 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
     return paths
 
 
+def reward_scale_of(agent: Learner[Any]) -> str:
+    """Describe what a change of the rewards' scale does to the critic, as the agent is now."""
+    if not agent.config.scale_rewards:
+        return "none: scale_rewards = False"
+    if not agent.config.fold_reward_scale:
+        return "not folded: fold_reward_scale = False"
+    if output_layer(agent.critic, _anything(agent)) is None:
+        return "not folded: the critic does not end in a linear layer"
+    return "folded into the critic's last layer"
+
+
 def _whole_in_kernel(agent: Learner[Any]) -> bool:
     """Tell whether the kernel evaluates actor and critic on a whole batch."""
     rows = agent.config.n_envs * agent.config.n_steps
@@ -69,11 +84,14 @@ def _whole_in_kernel(agent: Learner[Any]) -> bool:
 
 def _by_autograd(agent: Learner[Any]) -> str:
     """Name the functions of the surrogate that autograd differentiates."""
-    anything = torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)
     with torch.no_grad():
-        family = type(agent.actor(anything))
+        family = type(agent.actor(_anything(agent)))
     hooks = [f"{type(r).__name__}.{hook}" for r in members(agent.region) for hook in sorted(r.by_autograd)]
     functions = {"log_prob": "score"} | ({"entropy": "entropy_gradient"} if agent.ent_coef > 0.0 else {})
     return ", ".join(
         hooks + [f"{family.__name__}.{f}" for f, df in functions.items() if not brings_derivative(family, f, df)]
     )
+
+
+def _anything(agent: Learner[Any]) -> torch.Tensor:
+    return torch.ones(1, *agent.encoding.shape, dtype=torch.float32, device=agent.device)

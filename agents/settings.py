@@ -12,7 +12,7 @@ from klrl.schedules import During, Value
 from klrl.shown import changed
 from klrl.trust_region import REGIONS, TrustRegion
 from klrl.trust_region.all import members, redefines
-from klrl.validation import Bounds, Positive, PositiveInt, Weight, validate
+from klrl.validation import Bounds, Fraction, Positive, PositiveInt, Weight, validate
 
 __all__ = ["DPOConfig", "DistillationConfig", "NPGConfig", "PPOConfig", "PreferencesConfig", "TRPOConfig"]
 
@@ -108,6 +108,9 @@ class TRPOConfig(NaturalGradientConfig):
     """Factor that a rejected step is multiplied by."""
     line_search_max_iter: Passes = 10
     """Maximum number of steps to try before the policy stays where it was."""
+    accept_ratio: Fraction = 0.0
+    """Share of the improvement that the gradient predicts for a step, below which the line search rejects it; 0 asks
+    for any improvement, as the paper does."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -154,6 +157,9 @@ class DistillationConfig(_Settings):
     direction: Direction = "forward"
     """KL to minimise: KL(teacher||student), so that the student covers everything the teacher does (forward), or
     KL(student||teacher), so that it does nothing the teacher does not (reverse)."""
+    temperature: Positive = 1.0
+    """Temperature of the teacher: the student is fitted to its policy to the power 1 / temperature, normalised; that is
+    more decided than the teacher below 1."""
     states: Literal["student", "teacher"] = "student"
     """Agent that visits the states: the student, as in DAgger, or the teacher."""
     n_rounds: PositiveInt = 20

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from klrl.agents.learner import Improvement
 from klrl.agents.natural_gradient import NaturalGradient
 from klrl.agents.settings import TRPOConfig
@@ -25,10 +27,10 @@ class TRPO(NaturalGradient[TRPOConfig]):
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Maximise L(theta) subject to mean KL(old||theta) <= delta (TRPO, appendix C)."""
         before, g = self.policy_gradient(samples)
-        step = self.natural_step(samples, g)
+        step, start = self.natural_step(samples, g), self.networks.actor_parameters.clone()
         search = self.move(
             step,
-            lambda: self._objection(samples, before),
+            lambda: self._objection(samples, before, g @ (self.networks.actor_parameters - start)),
             shrinking_factor=self.config.line_search_shrinking_factor,
             max_iter=self.config.line_search_max_iter,
         )
@@ -42,11 +44,20 @@ class TRPO(NaturalGradient[TRPOConfig]):
             },
         )
 
-    def _objection(self, samples: UpdateBatch, before: float) -> str | None:
-        """Return what is wrong with the current policy on the whole batch, or ``None``."""
+    def _objection(self, samples: UpdateBatch, before: float, predicted: Tensor) -> str | None:
+        """Return what is wrong with the current policy on the whole batch, or ``None``.
+
+        Args:
+            samples: the batch.
+            before: L at the old policy.
+            predicted: g's, the improvement of L that its gradient predicts.
+        """
         change = self.change(samples)
         if not self.region.violation(change) <= 0.0:
             return "rejected: outside the trust region"
-        if not (self.penalized_surrogate(change).sum() / len(samples)).item() > before:
+        now = (self.penalized_surrogate(change).sum() / len(samples)).item()
+        if not now > before:
             return "rejected: the surrogate does not improve"
+        if not now > before + self.config.accept_ratio * predicted.item():
+            return "rejected: the surrogate improves by less than accept_ratio asks"
         return None

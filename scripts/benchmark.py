@@ -13,6 +13,7 @@ WHAT = {
     "accuracy": "float32 errors of every family's KL next to torch's formulas, and the cost of a KL",
     "spaces": "PPO and TRPO in every action space: returns, KL asked for and measured",
     "asked": "the KL asked for and the KL measured, in action spaces of every kind and size",
+    "critic": "critics that keep their values, or do not, when the scale of rewards changes",
     "finetune": "a saved policy adapted to a changed task: how much KL to it preserves of the old one",
     "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }

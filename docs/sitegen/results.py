@@ -231,6 +231,14 @@ def fold() -> str:
     return "\n\n".join([command(record["command"]), table(["", *envs], lines)])
 
 
+def critic() -> str:
+    """Critics that keep their values when the scale of rewards changes, and critics that do not."""
+    from klrl.scripts.benchmarks.critic_runs import table as of_ways
+
+    record = read("critic.json")
+    return "\n\n".join([command(record["command"]), of_ways(record["rows"])])
+
+
 def finetune() -> str:
     """What KL to a saved policy keeps."""
     from klrl.scripts.benchmarks.finetune_runs import table as of_variants
@@ -258,8 +266,8 @@ def finetune() -> str:
 def versions() -> str:
     """What each file of results was measured with."""
     files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "klip/compare.json"]
-    files += ["penalties-0.01/compare.json", "fold/compare.json", "finetune.json", "accuracy.json", "speed.json"]
-    files += ["scaling.json", "asked-peers.json"]
+    files += ["penalties-0.01/compare.json", "fold/compare.json", "critic.json", "finetune.json", "accuracy.json"]
+    files += ["speed.json", "scaling.json", "asked-peers.json"]
     packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
     lines = [[f"`{name}`", *(read(name)["versions"].get(package, "") for package in packages)] for name in files]
     return table(["file in `scripts/results`", *packages], lines)
@@ -274,6 +282,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "klip": klip,
     "penalties": penalties,
     "fold": fold,
+    "critic": critic,
     "finetune": finetune,
     "versions": versions,
 }

@@ -17,7 +17,7 @@ from klrl.kl.exact import (
     reverse_kl,
 )
 from klrl.kl.executed import kl_executed
-from klrl.kl.geometric import geometric_mixture
+from klrl.kl.geometric import geometric_mixture, tempered
 from klrl.kl.information import estimate_mutual_information, mutual_information
 from klrl.kl.mixtures import kl_upper_bound, kl_variational
 from klrl.kl.sampled import StateEstimate, estimate_divergence, estimate_entropy
@@ -49,6 +49,7 @@ __all__ = [
     "kl_variational",
     "mutual_information",
     "reverse_kl",
+    "tempered",
     "wasserstein",
 ]
 __all__ += divergences.__all__

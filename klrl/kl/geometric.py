@@ -1,7 +1,8 @@
-"""The path between two distributions on which a KL projection lies."""
+"""Members of an exponential family by their natural parameters: between two others, and at other temperatures."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -33,3 +34,23 @@ def geometric_mixture(p: AnyDistribution[Any], q: AnyDistribution[Any], share: T
     if bool(wrong.any()):
         raise ValueError(f"share = {weight[wrong][0].item():g}; allowed: numbers in [0, 1]")
     return pair.family.geometric_mixture(a, b, weight.unsqueeze(-1))
+
+
+def tempered(p: AnyDistribution[Any], temperature: float) -> Distribution:
+    """The distribution proportional to p^(1 / temperature), as a record ``[*B]``: more decided below 1, less beyond.
+
+    Choices have their logits divided, normals their variances multiplied. A squashed normal is tempered before its
+    tanh, where its KL is measured, too.
+
+    Args:
+        p: a record or a ``torch.distributions`` object.
+        temperature: a number > 0; 1 changes nothing.
+
+    Raises:
+        NoClosedForm: a family that has no such members.
+        ValueError: another temperature, or a Beta whose power has no integral.
+    """
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature = {temperature}; allowed: a finite number > 0")
+    pair = matched(p, p, "the tempered distribution", invariant=False)
+    return pair.family.tempered(pair.p.map(tensor), temperature)

@@ -155,6 +155,11 @@ class ReturnScaler:
             running = running.masked_fill(ends, 0.0)
         return replace(self, moments=self.moments.absorb(torch.stack(seen)[valid]), running=running)
 
+    @property
+    def scale(self) -> float:
+        """Factor of rewards, 1 / std of the returns; 1 before any were absorbed, 0 while all returns are equal."""
+        return 1.0 if self.moments.count == 0 else self.moments.inverse_std(RESOLUTION[np.float32]).item()
+
     def __call__(self, rewards: Tensor) -> Tensor:
         """Return scaled rewards, float32; unchanged before any were absorbed."""
         if self.moments.count == 0:

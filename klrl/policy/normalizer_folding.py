@@ -1,19 +1,22 @@
-"""Folding of a change of observation statistics into the networks' first layers, which keeps their outputs.
+"""Folding of changed statistics into the networks' layers, which keeps what they say.
 
-With x_old = (x - m) k and x_new = (x - m') k' the first layer W x_old + b is W' x_new + b' for W' = W k / k' and
-b' = b + W k (m' - m); van Hasselt et al. 2016, "Learning values across many orders of magnitude", proposition 1, do the
-same at a network's outputs.
+A change of observation statistics goes into the first layer: with x_old = (x - m) k and x_new = (x - m') k' that layer,
+W x_old + b, is W' x_new + b' for W' = W k / k' and b' = b + W k (m' - m).
+
+A change of the reward's scale goes into the critic's last layer: where rewards were multiplied by k and now are by k',
+(W h + b) k' / k is in the new units what W h + b was in the old ones. Van Hasselt et al. 2016, "Learning values across
+many orders of magnitude", proposition 1 (PopArt), without the shift: rewards are not centred.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from klrl.policy.mlp import MLP
-from klrl.policy.networks import features
+from klrl.policy.networks import Critic, features
 from klrl.policy.normalizer import Normalizer
 from klrl.policy.observations import Encoding
 
@@ -43,6 +46,51 @@ def fold(networks: Iterable[nn.Module], encoding: Encoding, old: Normalizer, new
         W = layer.weight.double()
         layer.bias.copy_(layer.bias.double() + W @ shift.to(W.device))
         layer.weight.copy_(W * growth.to(W.device))
+
+
+def output_layer(network: nn.Module, x: Tensor) -> nn.Linear | None:
+    """Return the linear layer whose output is the network's; ``None`` if another operation comes last.
+
+    Layers that are known are not asked; any other network is watched while it evaluates ``x``.
+    """
+    if type(network) is Critic and isinstance(network.trunk, MLP) and network.written_out:
+        last = network.trunk[-1]
+        return last if isinstance(last, nn.Linear) else None
+    calls: list[tuple[nn.Linear, Tensor, int]] = []
+
+    def note(layer: nn.Module, _: object, output: Tensor) -> None:
+        if isinstance(layer, nn.Linear):
+            calls.append((layer, output, output._version))
+
+    plain = [m for m in network.modules() if type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks]
+    watches = [layer.register_forward_hook(note) for layer in plain]
+    try:
+        with torch.no_grad():
+            values = network(x)
+    finally:
+        for watch in watches:
+            watch.remove()
+    if not calls:
+        return None
+    layer, output, version = calls[-1]
+    # The same memory, in which nothing was written afterwards: every call's output is still alive, so it is no other's.
+    is_last = (output.data_ptr(), output.numel(), output._version) == (values.data_ptr(), values.numel(), version)
+    return layer if is_last and _is_used_once(layer, network, [called for called, *_ in calls]) else None
+
+
+def _is_used_once(layer: nn.Linear, network: nn.Module, calls: Sequence[nn.Module]) -> bool:
+    """Tell whether a layer was called once, and its parameters are no other module's."""
+    parameters = [id(p) for module in network.modules() for p in module._parameters.values()]
+    return sum(layer is called for called in calls) == 1 and all(
+        parameters.count(id(p)) == 1 for p in layer.parameters()
+    )
+
+
+@torch.no_grad()
+def rescale(layer: nn.Linear, factor: float) -> None:
+    """Multiply a layer's outputs by a factor, in place; computed in float64 and rounded once."""
+    for p in layer.parameters():
+        p.copy_(p.double() * factor)
 
 
 def _affine(encoding: Encoding, normalizer: Normalizer) -> tuple[Tensor, Tensor]:

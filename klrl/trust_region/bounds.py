@@ -13,7 +13,7 @@ from klrl.validation import Positive, validate
 if TYPE_CHECKING:
     from klrl.trust_region.change import Change
 
-__all__ = ["KLConstraint", "RatioDeviation", "ReferenceConstraint"]
+__all__ = ["KLConstraint", "RatioDeviation", "ReferenceConstraint", "ReferenceForwardConstraint"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,23 @@ class ReferenceConstraint(TrustRegion):
     def violation(self, change: Change) -> float:
         """Return mean KL(new||reference) - max(reference_kl, mean KL(old||reference)), nats."""
         return average(change.kl_reference) - max(self.reference_kl, average(change.kl_reference_before))
+
+
+@dataclass(frozen=True)
+class ReferenceForwardConstraint(TrustRegion):
+    """Mean KL(reference||new) <= reference_forward_kl; a policy that is already beyond may not move farther away.
+
+    :class:`ReferenceConstraint` in the direction that forgetting follows (Shenfeld et al. 2025, "RL's Razor").
+    """
+
+    reference_forward_kl: Positive = 0.1
+    on_exit = cast("OnExit | None", "backtrack")
+    reads_reference = True
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def violation(self, change: Change) -> float:
+        """Return mean KL(reference||new) - max(reference_forward_kl, mean KL(reference||old)), nats."""
+        allowed = max(self.reference_forward_kl, average(change.kl_reference_forward_before))
+        return average(change.kl_reference_forward) - allowed

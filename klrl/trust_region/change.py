@@ -72,6 +72,25 @@ class Change:
         """KL(old||reference), nats, ``[*B]``."""
         return reverse_kl(self.fixed, self.old)
 
+    @cached_property
+    def kl_reference_forward(self) -> Array:
+        """KL(reference||new), nats, ``[*B]``.
+
+        Raises:
+            ValueError: there is no reference.
+        """
+        return kl_divergence(self.fixed, self.new)
+
+    @property
+    def kl_reference_forward_gradient(self) -> Gradient:
+        """The derivative of :attr:`kl_reference_forward` by the fields of ``new``, per state."""
+        return kl_gradient(self.fixed, self.new)
+
+    @cached_property
+    def kl_reference_forward_before(self) -> Array:
+        """KL(reference||old), nats, ``[*B]``."""
+        return kl_divergence(self.fixed, self.old)
+
     @property
     def fixed(self) -> Distribution:
         """The reference's distributions.

@@ -16,10 +16,10 @@ from klrl.own import named
 from klrl.schedules import During, Value, scheduled, values_at
 from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
+from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint, ReferenceForwardConstraint
 from klrl.trust_region.coefficients import SCHEDULES, Coefficient
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
-from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
+from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferenceForwardPenalty, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion, check_fields
 from klrl.trust_region.scheduling import takes
@@ -78,6 +78,8 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "adaptive-lr": _adaptive_lr,
     "reference-penalty": ReferencePenalty,
     "reference-constraint": ReferenceConstraint,
+    "reference-forward-penalty": ReferenceForwardPenalty,
+    "reference-forward-constraint": ReferenceForwardConstraint,
 }
 """Names that ``--trust-region`` accepts; the parameters of the function are the settings it reads."""
 
@@ -102,6 +104,8 @@ SUMMARIES: dict[str, str] = {
         "subtracts a multiple of KL(new‖reference): fine-tuning without forgetting; limits no single update"
     ),
     "reference-constraint": "mean KL(new‖reference) ≤ a bound, by backtracking",
+    "reference-forward-penalty": "subtracts a multiple of KL(reference‖new), which forgetting follows",
+    "reference-forward-constraint": "mean KL(reference‖new) ≤ a bound, by backtracking",
 }
 """Effect of each on an update, for tables of them all."""
 
@@ -212,6 +216,10 @@ class RegionSettings:
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
     reference_kl: Limit | None = None
     """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
+    reference_forward_coef: PositiveWeight | None = None
+    """Weight of KL(reference||new) in the objective (reference-forward-penalty: 0.1)."""
+    reference_forward_kl: Limit | None = None
+    """Bound for the mean KL(reference||new), nats (reference-forward-constraint: 0.1)."""
 
     def __post_init__(self) -> None:
         validate(self)

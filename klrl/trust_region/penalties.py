@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from klrl.policy.distributions import Gradient
     from klrl.trust_region.change import Change
 
-__all__ = ["KLPenalty", "MirrorDescent", "ReferencePenalty"]
+__all__ = ["KLPenalty", "MirrorDescent", "ReferenceForwardPenalty", "ReferencePenalty"]
 
 
 @dataclass(frozen=True)
@@ -106,3 +106,26 @@ class ReferencePenalty(TrustRegion):
     def penalty(self, change: Change) -> Array:
         """Return reference_coef KL(new||reference), ``[*B]``."""
         return self.reference_coef * change.kl_reference
+
+
+@dataclass(frozen=True)
+class ReferenceForwardPenalty(TrustRegion):
+    """Subtracts reference_forward_coef KL(reference||new), to keep probable what was probable under a fixed policy.
+
+    The direction that forgetting follows: Shenfeld et al. 2025, "RL's Razor". Where :class:`ReferencePenalty` lets the
+    policy drop an action of the reference at a finite price, here that price is unbounded. It limits no single update.
+    """
+
+    reference_forward_coef: Positive = 0.1
+    reads_reference = True
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def penalty(self, change: Change) -> Array:
+        """Return reference_forward_coef KL(reference||new), ``[*B]``."""
+        return self.reference_forward_coef * change.kl_reference_forward
+
+    def penalty_gradient(self, change: Change) -> Gradient:
+        """Return reference_forward_coef times the derivative of KL(reference||new)."""
+        return tuple(self.reference_forward_coef * x for x in change.kl_reference_forward_gradient)

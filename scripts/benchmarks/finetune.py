@@ -18,8 +18,9 @@ PROG = "klrl benchmark finetune"
 class Finetune:
     """Train PPO on CartPole, fine-tune it for a shorter pole, evaluate on both tasks, write JSON and a table.
 
-    Fine-tuned by the clip alone, with a penalty on KL(new||saved) or with a bound for it; next to the saved policy
-    itself and one that learns the new task from scratch. 20 episodes each, deterministic and with sampled actions.
+    Fine-tuned by the clip alone, with a penalty on KL(new||saved) or KL(saved||new), or with a bound for one of them;
+    next to the saved policy itself and one that learns the new task from scratch. 20 episodes each, deterministic and
+    with sampled actions.
     """
 
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
@@ -28,6 +29,10 @@ class Finetune:
     """Coefficients of clip+reference-penalty (reference_coef)."""
     bounds: tuple[Positive, ...] = (0.03, 0.1, 0.3)
     """Bounds of clip+reference-constraint (reference_kl), nats."""
+    forward_coefficients: tuple[Positive, ...] = (0.03, 0.1, 0.3)
+    """Coefficients of clip+reference-forward-penalty (reference_forward_coef)."""
+    forward_bounds: tuple[Positive, ...] = (0.1, 0.3)
+    """Bounds of clip+reference-forward-constraint (reference_forward_kl), nats."""
     old_timesteps: PositiveInt = 50_000
     """Steps of training for the policy that is saved."""
     new_timesteps: PositiveInt = 30_000

@@ -60,13 +60,12 @@ class Variant:
         if self.from_saved:
             agent.start_from(PPO.load(saved))
         measured = measure(agent, total_timesteps, new_task)
-        kl, bound = [row["drift/kl_reference"] for row in agent.history], self.settings.get("reference_kl")
-        return agent, {
-            **{key: measured[key] for key in ("updates", "kl_mean", "kl_largest", "steps_per_second")},
-            "kl_reference": kl[-1],
-            "kl_reference_largest": max(kl),
-            "updates_over_reference_kl": None if bound is None else int(sum(x > bound for x in kl)),
-        }
+        found = {key: measured[key] for key in ("updates", "kl_mean", "kl_largest", "steps_per_second")}
+        for name, setting in (("kl_reference", "reference_kl"), ("kl_reference_forward", "reference_forward_kl")):
+            kl, bound = [row[f"drift/{name}"] for row in agent.history], self.settings.get(setting)
+            over = None if bound is None else int(sum(x > bound for x in kl))
+            found |= {name: kl[-1], f"{name}_largest": max(kl), f"updates_over_{setting}": over}
+        return agent, found
 
 
 def variants_of(args: Finetune) -> tuple[Variant, ...]:
@@ -79,6 +78,8 @@ def variants_of(args: Finetune) -> tuple[Variant, ...]:
             for region, setting, values in (
                 ("clip+reference-penalty", "reference_coef", args.coefficients),
                 ("clip+reference-constraint", "reference_kl", args.bounds),
+                ("clip+reference-forward-penalty", "reference_forward_coef", args.forward_coefficients),
+                ("clip+reference-forward-constraint", "reference_forward_kl", args.forward_bounds),
             )
             for x in dict.fromkeys(values)
         ),
@@ -104,8 +105,7 @@ def fine_tune(variant: Variant, seed: int, total_timesteps: int, folder: Path) -
         "seed": seed,
         "total_timesteps": total_timesteps,
     }
-    elsewhere = {"kl_reference_old_task": kl_on_the_old_task(agent, PPO.load(folder / str(seed)))}
-    return row | _returns(agent) | way | elsewhere
+    return row | _returns(agent) | way | kl_on_the_old_task(agent, PPO.load(folder / str(seed)))
 
 
 def _returns(agent: PPO) -> dict[str, float]:
@@ -119,8 +119,8 @@ def _returns(agent: PPO) -> dict[str, float]:
     return returns
 
 
-def kl_on_the_old_task(agent: PPO, saved: PPO) -> float:
-    """Return the mean KL(agent||saved) over the states of five episodes of the saved policy on the old task.
+def kl_on_the_old_task(agent: PPO, saved: PPO) -> dict[str, float]:
+    """Return the mean KL(agent||saved), and the other way, in the states of five episodes of the saved policy there.
 
     No region sees these states; training measures on those of the new task.
     """
@@ -134,7 +134,9 @@ def kl_on_the_old_task(agent: PPO, saved: PPO) -> float:
         evaluate(saved, env, 5, deterministic=False, seed=saved.seed)
     states = torch.from_numpy(np.stack(seen))
     with torch.no_grad():
-        return float(kl_divergence(agent.distribution(states), saved.distribution(states)).mean())
+        new, old = agent.distribution(states), saved.distribution(states)
+        back, forward = (float(kl_divergence(p, q).mean()) for p, q in ((new, old), (old, new)))
+    return {"kl_reference_old_task": back, "kl_reference_forward_old_task": forward}
 
 
 def run(args: Finetune, console: PlainConsole, work: Work) -> list[dict[str, Any]]:
@@ -179,29 +181,40 @@ def _line(row: Mapping[str, Any], done: int, total: int) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table with one line per variant: means over seeds, of returns also every seed's."""
     head = ["", "new task", "new task, sampled", "old task", "old task, sampled"]
-    head += ["KL(new‖saved)", "largest", "over the bound", "on the old task", "mean KL of an update"]
+    both = any("kl_reference_forward" in r for r in rows)
+    head += _kl_head("new‖saved") + (_kl_head("saved‖new") if both else []) + ["mean KL of an update"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name in dict.fromkeys(r["variant"] for r in rows):
         group = [r for r in rows if r["variant"] == name]
         cells = [
             _with_seeds([r[f"{t}_{k}"] for r in group]) for t in ("new", "old") for k in ("deterministic", "sampled")
         ]
-        lines.append(f"| {' | '.join([cell(name), *cells, *(_kl_cells(group) or [''] * 5)])} |")
+        kl = _kl_cells(group, "reference_kl") + (_kl_cells(group, "reference_forward_kl") if both else [])
+        update = f"{np.mean([r['kl_mean'] for r in group]):.4f}" if "kl_mean" in group[0] else ""
+        lines.append(f"| {' | '.join([cell(name), *cells, *kl, update])} |")
     return "\n".join(lines)
+
+
+def _kl_head(direction: str) -> list[str]:
+    return [f"KL({direction})", "largest", "over the bound", "on the old task"]
 
 
 def _with_seeds(values: Sequence[float]) -> str:
     return f"{np.mean(values):.0f}" + (f" ({', '.join(f'{x:.0f}' for x in values)})" if len(values) > 1 else "")
 
 
-def _kl_cells(group: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return cells about the KL from the saved policy: final, largest, number over target, and on the old task."""
-    if "kl_reference" not in group[0]:
-        return []
-    last, elsewhere, step = (
-        float(np.mean([r[key] for r in group])) for key in ("kl_reference", "kl_reference_old_task", "kl_mean")
-    )
-    largest, updates = max(r["kl_reference_largest"] for r in group), sum(r["updates"] for r in group)
-    over = [r["updates_over_reference_kl"] for r in group if r["updates_over_reference_kl"] is not None]
+def _kl_cells(group: Sequence[Mapping[str, Any]], bound: str) -> list[str]:
+    """Return cells about a KL from the saved policy: final, largest, number of updates over its bound, on the old task.
+
+    Args:
+        group: rows of a variant.
+        bound: the setting that bounds this KL.
+    """
+    name = "kl_reference_forward" if bound == "reference_forward_kl" else "kl_reference"
+    if name not in group[0]:
+        return [""] * 4
+    last, elsewhere = (float(np.mean([r[key] for r in group])) for key in (name, f"{name}_old_task"))
+    largest, updates = max(r[f"{name}_largest"] for r in group), sum(r["updates"] for r in group)
+    over = [r[f"updates_over_{bound}"] for r in group if r[f"updates_over_{bound}"] is not None]
     outside = f"{sum(over)} of {updates}" if over else ""
-    return [f"{last:.3f}", f"{largest:.3f}", outside, f"{elsewhere:.3f}", f"{step:.4f}"]
+    return [f"{last:.3f}", f"{largest:.3f}", outside, f"{elsewhere:.3f}"]

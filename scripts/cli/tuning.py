@@ -23,6 +23,8 @@ _SAID = {
     "loss": "loss",
     "accuracy": "accuracy",
     "margin": "reward margin",
+    "reward_preferred": "of the preferred",
+    "reward_other": "of the other",
     "kl_policy_reference": "KL(π‖ref)",
     "kl_reference_policy": "KL(ref‖π)",
     "trajectory_kl_reference_policy": "along a segment",

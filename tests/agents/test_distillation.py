@@ -79,6 +79,24 @@ def test_the_gradient_is_that_of_the_kl_of_torch_distributions(direction, space)
     torch.testing.assert_close(loss.gradients()[student.actor], gradient, rtol=1e-3, atol=1e-6)
 
 
+@directions
+@pytest.mark.parametrize(("temperature", "probs"), [(0.5, [4 / 21, 1 / 21, 16 / 21]), (1.0, [2 / 7, 1 / 7, 4 / 7])])
+def test_a_student_learns_the_teachers_policy_at_the_temperature(direction, temperature, probs):
+    def env():
+        return Sampling(box(3), gym.spaces.Discrete(3))
+
+    teacher, student = (small_agent(PPO, env, seed=seed) for seed in (0, 1))
+    teacher.actor.trunk, student.actor.trunk = Fixed([math.log(2.0), 0.0, math.log(4.0)]), Fixed([0.0, 0.0, 0.0])
+    settings = QUICK | {"n_rounds": 8, "n_epochs": 20, "learning_rate": 3e-2}
+    distill(teacher, student, env, DistillationConfig(direction=direction, temperature=temperature, **settings))
+    torch.testing.assert_close(student.actor(torch.zeros(3)).probs, torch.tensor(probs), rtol=0.0, atol=0.01)
+    first, last = student.history[0], student.history[-1]
+    p, q = torch.tensor(probs), torch.full((3,), 1 / 3)
+    assert first["distill/kl_forward"] == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-4)
+    assert last["distill/kl_forward"] < 1e-3
+    assert last["distill/kl_reverse"] < 1e-3
+
+
 @pytest.mark.parametrize(("direction", "variance"), [("forward", 0.25 + 4.0), ("reverse", 0.25)])
 def test_a_student_that_does_not_see_the_state_covers_the_teacher_or_seeks_it(direction, variance):
     """Teacher N(+-2, 1/4) by state: forward KL gives the mixture's moments, reverse the normalised geometric mean."""

@@ -65,6 +65,8 @@ def test_loss_and_gradient_are_those_of_plain_torch_distributions(space):
     assert row["dpo/kl_policy_reference"] == pytest.approx(td.kl_divergence(p, q)[data.valid].mean().item(), rel=1e-4)
     assert row["dpo/kl_reference_policy"] == pytest.approx(back[data.valid].mean().item(), rel=1e-4)
     assert row["dpo/trajectory_kl_reference_policy"] == pytest.approx(back.sum(-1).mean().item(), rel=1e-4)
+    for name, side in zip(("preferred", "other"), h, strict=True):
+        assert row[f"dpo/reward_{name}"] == pytest.approx(beta * side.mean().item(), rel=1e-4)
     rewards = implicit_rewards(policy, reference, data, beta)
     torch.testing.assert_close(rewards.double(), beta * torch.stack(h, 1).detach(), rtol=1e-4, atol=1e-5)
 
@@ -206,3 +208,16 @@ def test_the_verb_leaves_an_agent_and_the_numbers(tmp_path, capsys):
         assert message in line
         assert line.count("\n") == 1
     assert not (tmp_path / "other").exists()
+
+
+def test_a_margin_that_grows_while_the_preferred_segment_becomes_less_likely_is_seen():
+    """Two actions are preferred to a third, in states that a network cannot tell apart: one of them wins."""
+    reference, policy = bandit(), bandit()
+    actions = torch.tensor([[[0], [1]], [[1], [2]]] * 8)
+    data = Preferences(torch.zeros(16, 2, 1, 1), actions, torch.ones(16, 2, 1, dtype=torch.bool))
+    fit_preferences(policy, reference, data, DPOConfig(beta=0.1, n_epochs=60, learning_rate=3e-2))
+    probs = (policy.distribution(torch.zeros(1, 1)).probs / reference.distribution(torch.zeros(1, 1)).probs)[0]
+    row, log_ratio = policy.history[-1], probs.log().double()
+    assert row["dpo/reward_preferred"] == pytest.approx(0.1 * (log_ratio[0] + log_ratio[1]).item() / 2, abs=1e-5)
+    assert row["dpo/reward_other"] == pytest.approx(0.1 * (log_ratio[1] + log_ratio[2]).item() / 2, abs=1e-5)
+    assert row["dpo/reward_preferred"] < 0.0 < row["dpo/margin"]

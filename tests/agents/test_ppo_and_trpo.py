@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -103,6 +104,35 @@ def test_trpo_predicts_the_kl_of_a_small_step(space):
     metrics = agent.update(random_batch(agent, n_steps=128))
     assert metrics["train/line_search_scale"] > 0.0
     assert metrics["train/kl_predicted"] == pytest.approx(metrics["drift/kl"], rel=0.1)
+
+
+def surrogate(agent, samples):
+    """E[ratio x advantage] of the current policy, in float64 by torch."""
+    new = exactly(agent.actor(samples.observations))
+    return ((new.log_prob(samples.actions) - samples.log_prob.double()).exp() * samples.advantage).mean()
+
+
+def test_trpo_takes_no_step_that_improves_by_less_than_the_share_of_what_the_gradient_predicts():
+    settings = {"target_kl": 0.5, "line_search_shrinking_factor": 0.7, "line_search_max_iter": 8}
+    settings |= {"normalize_observations": False, "scale_rewards": False}
+    accepted = {share: [] for share in (0.0, 0.5, 0.9, 0.999)}
+    for space, (share, scales) in product(ACTION_SPACES, accepted.items()):
+        agent = small_agent(TRPO, partial(Noise, space), accept_ratio=share, **settings)
+        (start,), batch = policy(agent), random_batch(agent, n_steps=128)
+        samples = agent.prepare(batch)
+        before = surrogate(agent, samples)
+        g = torch.cat([x.flatten() for x in torch.autograd.grad(before, list(agent.actor.parameters()))])
+        metrics = agent.update(batch)
+        scales.append(metrics["train/line_search_scale"])
+        if scales[-1] > 0.0:
+            predicted = g @ (policy(agent)[0] - start)
+            assert predicted > 0.0
+            assert surrogate(agent, samples) - before > (1.0 - 1e-3) * share * predicted
+        else:
+            assert metrics["train/stop_reason"] == "rejected: the surrogate improves by less than accept_ratio asks"
+    for scales in zip(*accepted.values(), strict=True):
+        assert [*scales] == sorted(scales, reverse=True)
+    assert sum(accepted[0.999]) < sum(accepted[0.0])
 
 
 @pytest.mark.parametrize("region", ["early-stop", "clip+early-stop"])

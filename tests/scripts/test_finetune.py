@@ -13,7 +13,8 @@ from klrl.scripts.benchmarks import finetune, finetune_runs
 
 SHORT = ["--old-timesteps", "1024", "--new-timesteps", "2048", "--processes", "1"]
 LABELS = ["saved policy", "new task only, from scratch", "clip", "clip+reference-penalty 100"]
-LABELS += ["clip+reference-constraint 0.005"]
+LABELS += ["clip+reference-constraint 0.005", "clip+reference-forward-penalty 100"]
+LABELS += ["clip+reference-forward-constraint 0.005"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,17 @@ def result(tmp_path_factory):
     output = tmp_path_factory.mktemp("finetune") / "made" / "finetune.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune_runs, "EPISODES", 2)
-        finetune.main([*SHORT, "--seeds", "3", "--coefficients", "100", "--bounds", "0.005", "--output", str(output)])
+        words = [
+            "--coefficients",
+            "100",
+            "--bounds",
+            "0.005",
+            "--forward-coefficients",
+            "100",
+            "--forward-bounds",
+            "0.005",
+        ]
+        finetune.main([*SHORT, "--seeds", "3", *words, "--output", str(output)])
     record = json.loads(output.read_text())
     return record, {row["variant"]: row for row in record["rows"]}
 
@@ -72,6 +83,12 @@ def test_the_kl_is_measured_from_the_saved_policy(result):
     assert bound["updates_over_reference_kl"] == 0
     assert bound["kl_reference_largest"] <= 0.005 < far["kl_reference_largest"]
     assert far["updates_over_reference_kl"] is None
+    near = rows["clip+reference-forward-penalty 100"]
+    assert near["kl_reference_forward"] < 0.2 * far["kl_reference_forward"]
+    assert near["kl_reference_forward_old_task"] < 0.2 * far["kl_reference_forward_old_task"]
+    forward = rows["clip+reference-forward-constraint 0.005"]
+    assert (forward["updates_over_reference_forward_kl"], bound["updates_over_reference_forward_kl"]) == (0, None)
+    assert forward["kl_reference_forward_largest"] <= 0.005 < far["kl_reference_forward_largest"]
 
 
 class Recorded(gym.Wrapper):
@@ -97,7 +114,8 @@ def test_elsewhere_is_on_the_states_of_the_old_task(monkeypatch):
     found = finetune_runs.kl_on_the_old_task(agent, saved)
     states = torch.from_numpy(np.stack(Recorded.states))
     p, q = (Categorical(logits=a.distribution(states).parameters[0].detach().double()) for a in (agent, saved))
-    assert found == pytest.approx(kl_divergence(p, q).mean().item(), rel=1e-4)
+    assert found["kl_reference_old_task"] == pytest.approx(kl_divergence(p, q).mean().item(), rel=1e-4)
+    assert found["kl_reference_forward_old_task"] == pytest.approx(kl_divergence(q, p).mean().item(), rel=1e-4)
 
 
 def test_the_table_has_means_and_seeds(result):
@@ -105,14 +123,17 @@ def test_the_table_has_means_and_seeds(result):
     clip = rows["clip"]
     other = clip | {"seed": 4, "new_deterministic": clip["new_deterministic"] + 10.0, "kl_reference_largest": 7.0}
     lines = finetune_runs.table([rows["saved policy"], clip, other]).splitlines()
-    assert [line.count("|") for line in lines] == [11] * 4
-    assert lines[2].endswith("|  |  |  |  |  |")
+    assert [line.count("|") for line in lines] == [15] * 4
+    assert lines[2].endswith("|  |  |  |  |  |  |  |  |  |")
+    earlier = [{k: v for k, v in row.items() if "forward" not in k} for row in (rows["saved policy"], clip)]
+    assert [line.count("|") for line in finetune_runs.table(earlier).splitlines()] == [11] * 4
     mean = clip["new_deterministic"] + 5.0
     assert lines[3].startswith(f"| clip | {mean:.0f} ({mean - 5.0:.0f}, {mean + 5.0:.0f}) | ")
     assert "| 7.000 |  | " in lines[3]
     bound = rows["clip+reference-constraint 0.005"]
     (*_, last) = finetune_runs.table([bound, bound | {"updates_over_reference_kl": 1}]).splitlines()
     assert "| 1 of 4 |" in last
+    assert last.count(" of 4 |") == 1
 
 
 @pytest.mark.parametrize(

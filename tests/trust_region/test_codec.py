@@ -23,6 +23,8 @@ from klrl.trust_region import (
     MirrorDescent,
     Proportional,
     ReferenceConstraint,
+    ReferenceForwardConstraint,
+    ReferenceForwardPenalty,
     ReferencePenalty,
     TrustRegion,
     region_from_json,
@@ -39,6 +41,7 @@ SAVED = [
     KLPenalty(Dual(target_kl=0.003, beta=0.1 + 0.2, minimum=1e-3, maximum=7.0, rate=0.5)),
     All(Clip(0.1), KLPenalty(Adaptive(target_kl=0.02)), All(KLConstraint(0.5, on_exit="stop"), TrustRegion())),
     All(MirrorDescent(kl_coef=0.1 + 0.2, progress_remaining=0.7), ReferencePenalty(), ReferenceConstraint()),
+    All(ReferenceForwardPenalty(0.3), ReferenceForwardConstraint(0.2)),
     All(),
 ]
 

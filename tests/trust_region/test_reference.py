@@ -12,7 +12,15 @@ from support import both, exactly, parameters, same
 from torch import distributions as td
 
 from klrl.agents import PPO, TRPO, PPOConfig
-from klrl.trust_region import All, KLConstraint, ReferenceConstraint, ReferencePenalty, TrustRegion
+from klrl.trust_region import (
+    All,
+    KLConstraint,
+    ReferenceConstraint,
+    ReferenceForwardConstraint,
+    ReferenceForwardPenalty,
+    ReferencePenalty,
+    TrustRegion,
+)
 
 FAST = {"learning_rate": 2e-2, "learning_rate_schedule": "constant", "n_epochs": 4}
 
@@ -27,32 +35,51 @@ def saved(tmp_path):
 def batch_and_kl(agent, reference):
     """A batch, and a function that measures the mean KL(agent||reference) on it, in float64 by torch."""
     batch = random_batch(agent)
+    return batch, lambda: mean_kl(agent, reference, batch)
+
+
+def mean_kl(one, other, batch):
+    """The mean KL(one||other), in float64 by torch."""
     states = batch.observations.flatten(0, 1)
-    return batch, lambda: td.kl_divergence(*(exactly(a.distribution(states)) for a in (agent, reference))).mean().item()
+    return td.kl_divergence(*(exactly(a.distribution(states)) for a in (one, other))).mean().item()
 
 
 @both
 def test_the_kl_to_a_reference_is_reported_whatever_the_region(agent_class, saved):
     agent = small_agent(agent_class, partial(Noise, box(2)), reference=saved, normalize_observations=False)
-    batch, kl = batch_and_kl(agent, PPO.load(saved))
-    assert agent.update(batch)["drift/kl_reference"] == pytest.approx(kl(), rel=1e-4)
-    assert "drift/kl_reference" not in small_agent(agent_class).learn(64).history[0]
+    reference = PPO.load(saved)
+    batch, kl = batch_and_kl(agent, reference)
+    metrics = agent.update(batch)
+    assert metrics["drift/kl_reference"] == pytest.approx(kl(), rel=1e-4)
+    assert metrics["drift/kl_reference_forward"] == pytest.approx(mean_kl(reference, agent, batch), rel=1e-4)
+    assert metrics["drift/kl_reference_forward"] != pytest.approx(metrics["drift/kl_reference"], rel=1e-2)
+    without = small_agent(agent_class).learn(64).history[0]
+    assert not without.keys() & {"drift/kl_reference", "drift/kl_reference_forward"}
 
 
-def test_a_penalty_draws_the_policy_to_the_reference(saved):
+@pytest.mark.parametrize(
+    ("name", "setting", "metric"),
+    [
+        ("reference-penalty", "reference_coef", "drift/kl_reference"),
+        ("reference-forward-penalty", "reference_forward_coef", "drift/kl_reference_forward"),
+    ],
+)
+def test_a_penalty_draws_the_policy_to_the_reference(saved, name, setting, metric):
     kls = []
     for coef in (1e-3, 100.0):
-        settings = {"trust_region": "reference-penalty", "reference_coef": coef, "reference": saved} | FAST
+        settings = {"trust_region": name, setting: coef, "reference": saved} | FAST
         agent = small_agent(PPO, partial(Noise, box(2)), normalize_observations=False, **settings)
         for seed in range(10):
             metrics = agent.update(random_batch(agent, seed))
-        kls.append(metrics["drift/kl_reference"])
+        kls.append(metrics[metric])
     assert kls[1] < 0.1 * kls[0]
 
 
 @both
-def test_a_constraint_holds_on_every_batch_from_a_start_inside(agent_class, saved):
-    region = ReferenceConstraint(0.01) if agent_class is PPO else All(KLConstraint(0.005), ReferenceConstraint(0.01))
+@pytest.mark.parametrize("forward", [False, True])
+def test_a_constraint_holds_on_every_batch_from_a_start_inside(agent_class, forward, saved):
+    bound = (ReferenceForwardConstraint if forward else ReferenceConstraint)(0.01)
+    region = bound if agent_class is PPO else All(KLConstraint(0.005), bound)
     settings = {k: v for k, v in FAST.items() if agent_class is PPO or k == "learning_rate"}
     settings |= {"trust_region": region, "reference": saved, "normalize_observations": False}
     agent = small_agent(agent_class, partial(Noise, box(2)), **settings)
@@ -60,22 +87,27 @@ def test_a_constraint_holds_on_every_batch_from_a_start_inside(agent_class, save
     agent.start_from(reference)
     found = []
     for _ in range(5):
-        batch, kl = batch_and_kl(agent, reference)
-        found.append(agent.update(batch)["drift/kl_reference"])
-        assert kl() == pytest.approx(found[-1], rel=1e-4, abs=1e-9)
+        batch = random_batch(agent)
+        found.append(agent.update(batch)["drift/kl_reference_forward" if forward else "drift/kl_reference"])
+        ends = (reference, agent) if forward else (agent, reference)
+        assert mean_kl(*ends, batch) == pytest.approx(found[-1], rel=1e-4, abs=1e-9)
     assert max(found) <= 0.01
     assert max(found) > 0.004
 
 
-def test_the_gradient_of_the_penalty_is_that_of_the_exact_kl(saved):
-    agent = small_agent(PPO, partial(Noise, box(2)), trust_region=ReferencePenalty(2.0), reference=saved)
+@pytest.mark.parametrize("region", [ReferencePenalty(2.0), ReferenceForwardPenalty(2.0)], ids=["backward", "forward"])
+def test_the_gradient_of_the_penalty_is_that_of_the_exact_kl(region, saved):
+    agent = small_agent(PPO, partial(Noise, box(2)), trust_region=region, reference=saved)
     with torch.no_grad():
         samples = agent.prepare(random_batch(agent))
         policy = agent.actor.linearize(samples.observations)
         objective = agent.objective(policy, samples.change(policy.output))
     new = exactly(agent.actor(samples.observations))
     loss = (new.log_prob(samples.actions) * samples.advantage).mean()
-    loss = loss - 2.0 * td.kl_divergence(new, exactly(samples.reference)).mean()
+    p, q = new, exactly(samples.reference)
+    loss = (
+        loss - 2.0 * (td.kl_divergence(p, q) if isinstance(region, ReferencePenalty) else td.kl_divergence(q, p)).mean()
+    )
     expected = torch.autograd.grad(loss, list(agent.actor.parameters()))
     found = objective.gradients()[agent.actor]
     torch.testing.assert_close(found, torch.cat([g.flatten() for g in expected]).float(), rtol=1e-4, atol=1e-5)

@@ -23,6 +23,8 @@ from klrl.trust_region import (
     Proportional,
     RatioDeviation,
     ReferenceConstraint,
+    ReferenceForwardConstraint,
+    ReferenceForwardPenalty,
     ReferencePenalty,
     Rollback,
     TrulyPPO,
@@ -54,6 +56,8 @@ MEANING = {
     "mdpo": (MirrorDescent(kl_coef=2.0), {"kl_coef": 2.0}),
     "reference-penalty": (ReferencePenalty(0.5), {"reference_coef": 0.5}),
     "reference-constraint": (ReferenceConstraint(0.5), {"reference_kl": 0.5}),
+    "reference-forward-penalty": (ReferenceForwardPenalty(0.5), {"reference_forward_coef": 0.5}),
+    "reference-forward-constraint": (ReferenceForwardConstraint(0.5), {"reference_forward_kl": 0.5}),
     "adaptive-lr": (AdaptiveLearningRate(target_kl=0.02), {"target_kl": 0.02}),
     "dual-penalty": (KLPenalty(Dual(target_kl=0.02, beta=2.0)), {"target_kl": 0.02, "kl_coef": 2.0}),
 }

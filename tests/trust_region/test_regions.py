@@ -25,6 +25,8 @@ from klrl.trust_region import (
     MirrorDescent,
     RatioDeviation,
     ReferenceConstraint,
+    ReferenceForwardConstraint,
+    ReferenceForwardPenalty,
     ReferencePenalty,
     Rollback,
     TrulyPPO,
@@ -247,10 +249,35 @@ def test_the_reference_constraint_bounds_where_the_policy_is_and_beyond_it_lets_
     assert region.violation(referred(c, far)) > 0.0
 
 
+def test_forward_the_kl_is_that_from_the_reference_to_the_new_policy():
+    c, p = change(step=0.5), np.array([0.1, 0.2, 0.3, 0.4])
+    reference = Categorical(torch.tensor(np.log(p)).expand(N, 4))
+    to_new, to_old = ((p * (np.log(p) - x.log_probs.numpy())).sum(-1) for x in (c.new, c.old))
+    for coef in (0.5, 3.0):
+        found = ReferenceForwardPenalty(coef).penalty(referred(c, reference))
+        np.testing.assert_allclose(found, coef * to_new, rtol=1e-9)
+    (gradient,) = ReferenceForwardPenalty(2.0).penalty_gradient(referred(c, reference))
+    np.testing.assert_allclose(gradient, 2.0 * (c.new.probs.numpy() - p), rtol=1e-9, atol=1e-12)
+    inside, beyond = max(to_new.mean(), to_old.mean()) + 0.1, 0.01
+    assert ReferenceForwardConstraint(inside).violation(referred(c, reference)) == pytest.approx(to_new.mean() - inside)
+    found = ReferenceForwardConstraint(beyond).violation(referred(c, reference))
+    assert found == pytest.approx(to_new.mean() - to_old.mean())
+    assert ReferenceForwardConstraint().on_exit == "backtrack"
+    never = Categorical(torch.tensor([0.0, -math.inf, 0.0, 0.0], dtype=torch.float64).expand(N, 4))
+    gone = dataclasses.replace(referred(c, reference), new=never)
+    assert ReferenceForwardPenalty().penalty(gone).isinf().all()  # at a finite price in the other direction
+    assert ReferencePenalty().penalty(gone).isfinite().all()
+
+
 def test_without_a_reference_its_regions_say_so():
-    for region in (ReferencePenalty(), ReferenceConstraint()):
+    penalties, bounds = (
+        (ReferencePenalty(), ReferenceForwardPenalty()),
+        (ReferenceConstraint(), ReferenceForwardConstraint()),
+    )
+    for region in (*penalties, *bounds):
+        assert region.reads_reference
         with pytest.raises(ValueError, match=r"^reference = None; allowed: a saved agent"):
-            (region.penalty if isinstance(region, ReferencePenalty) else region.violation)(change())
+            (region.penalty if region in penalties else region.violation)(change())
 
 
 # Learning rate.

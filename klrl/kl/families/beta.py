@@ -39,6 +39,15 @@ class BetaFamily(Family[Beta]):
         """Average both parameters."""
         return Beta(*(share * x + (1.0 - share) * y for x, y in zip(p.parameters, q.parameters, strict=True)))
 
+    def tempered(self, p: Beta, temperature: float) -> Beta:
+        """Divide both exponents, alpha - 1 and beta - 1."""
+        found = p.map(lambda x: 1.0 + (x - 1.0) / temperature)
+        if not all(bool((x > 0.0).all()) for x in found.parameters):
+            raise ValueError(
+                f"temperature = {temperature:g}; allowed: one for which p^(1 / temperature) has an integral"
+            )
+        return found
+
     def renyi(self, p: Beta, q: Beta, alpha: float) -> Tensor:
         """KL(p||q) - KL(p||p_t) / t with t = 1 - alpha and p_t = p + t (q - p), as in every exponential family.
 

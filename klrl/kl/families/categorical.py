@@ -65,6 +65,10 @@ class CategoricalFamily(Family[Categorical]):
         """Average the logits with these weights."""
         return _mean_of_logits(p, q, share)
 
+    def tempered(self, p: Categorical, temperature: float) -> Categorical:
+        """Divide the logits."""
+        return p.map(lambda logits: logits / temperature)
+
 
 class FactoredFamily(Family[Factored]):
     """Independent choices (MultiCategorical, Bernoulli): :class:`CategoricalFamily`'s closed forms, head by head."""
@@ -93,6 +97,10 @@ class FactoredFamily(Family[Factored]):
     def geometric_mixture(self, p: Factored, q: Factored, share: Tensor) -> Factored:
         """Average the logits of every head with the same share."""
         return _mean_of_logits(p, q, share)
+
+    def tempered(self, p: Factored, temperature: float) -> Factored:
+        """Divide the logits of every head."""
+        return p.map(lambda logits: logits / temperature)
 
     def jensen_shannon(self, p: Factored, q: Factored) -> Tensor:
         """Sum over all joint outcomes: it does not add up over the heads."""

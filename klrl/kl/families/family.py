@@ -80,6 +80,11 @@ class Family(abc.ABC, Generic[D]):
         del share
         raise no_closed_form("the geometric mixture", p, q)
 
+    def tempered(self, p: D, temperature: float) -> D:
+        """p^(1 / temperature), normalised."""
+        del temperature
+        raise no_closed_form("the tempered distribution", p, p)
+
     def kl_gradient(self, p: D, q: D) -> Gradient:
         """Derivative of KL(p||q) by q's fields, as what these are (tensors or numpy arrays); by autograd."""
         fixed = p.map(tensor).detach()

@@ -102,6 +102,10 @@ class DiagGaussianFamily(GaussianFamily[DiagGaussian]):
         weight = (share + excess) / (1.0 + excess)
         return DiagGaussian(q.mean + weight * (p.mean - q.mean), q.log_std - 0.5 * torch.log1p(excess))
 
+    def tempered(self, p: DiagGaussian, temperature: float) -> DiagGaussian:
+        """Multiply the variances."""
+        return DiagGaussian(p.mean, p.log_std + 0.5 * math.log(temperature))
+
     def kl_gradient(self, p: DiagGaussian, q: DiagGaussian) -> Gradient:
         """Return the derivatives of KL(p||q).
 
@@ -142,6 +146,10 @@ class SquashedGaussianFamily(GaussianFamily[SquashedGaussian]):
     def geometric_mixture(self, p: SquashedGaussian, q: SquashedGaussian, share: Tensor) -> SquashedGaussian:
         """Return the tanh of the normals' mixture."""
         return SquashedGaussian(*self._base.geometric_mixture(p.base, q.base, share).parameters)
+
+    def tempered(self, p: SquashedGaussian, temperature: float) -> SquashedGaussian:
+        """Return the tanh of the tempered normal."""
+        return SquashedGaussian(*self._base.tempered(p.base, temperature).parameters)
 
     def renyi(self, p: SquashedGaussian, q: SquashedGaussian, alpha: float) -> Tensor:
         """Return the divergence of the normals."""
@@ -192,6 +200,10 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
         mean = q.mean + torch.linalg.solve(S, towards).squeeze(-1)
         scale_tril = torch.linalg.cholesky(torch.linalg.inv(S))
         return FullGaussian(mean.to(q.mean.dtype), scale_tril.to(q.mean.dtype))
+
+    def tempered(self, p: FullGaussian, temperature: float) -> FullGaussian:
+        """Multiply the covariance matrix."""
+        return FullGaussian(p.mean, p.scale_tril * math.sqrt(temperature))
 
     def renyi(self, p: FullGaussian, q: FullGaussian, alpha: float) -> Tensor:
         """alpha/2 z' S^-1 z with z = L_q^-1 (mu_p - mu_q), S = alpha 1 + (1 - alpha) M M', and a part of M alone.
