@@ -15,6 +15,7 @@ import numpy as np
 from klrl.agents import Agent
 from klrl.run import Evaluation
 from klrl.run.callback import Metrics
+from klrl.run.targets import asked_for
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measured
 from klrl.studies.results import Row
@@ -30,7 +31,7 @@ _OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_sec
     "updates": PositiveInt,
     "curve": list,
 }
-"""Results of :func:`outcome`, by type."""
+"""Results of :func:`outcome` that a study kept at any time, by type; later ones have more."""
 
 
 def outcome_file(directory: Path) -> Path:
@@ -70,8 +71,9 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         directory: its run directory.
     """
     history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
-    of_training = measured(agent, result)
-    judged_by = of_training["target_kl"] or DEFAULT_TARGET_KL
+    of_training, bounds = measured(agent, result), asked_for(history[-1])
+    judged_by = bounds.get("drift/kl") or min(bounds.values(), default=DEFAULT_TARGET_KL)
+    over = of_training["updates_over_target"]
     last = [value for step, value in episodes(directory) if step > 0.9 * agent.num_timesteps]
     return {
         **of_training,
@@ -81,7 +83,10 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "num_timesteps": agent.num_timesteps,
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
         "judged_by": judged_by,
-        "updates_over_target": int((kl > judged_by).sum()),
+        "bounds": bounds,
+        "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
+        "kl_state_largest": max(row["drift/kl_max"] for row in history),
+        "updates_over_target": int((kl > judged_by).sum()) if over is None else over,
         "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
         "last_beta": history[-1].get("train/kl_penalty"),
         "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),

@@ -16,7 +16,15 @@ from klrl.own import named
 from klrl.schedules import During, Value, scheduled, values_at
 from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
+from klrl.trust_region.bounds import (
+    CVaRConstraint,
+    KLConstraint,
+    Level,
+    MaxConstraint,
+    QuantileConstraint,
+    RatioDeviation,
+    ReferenceConstraint,
+)
 from klrl.trust_region.coefficients import SCHEDULES, Coefficient
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
@@ -72,6 +80,9 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "frobenius-projection": FrobeniusProjection,
     "early-stop": _early_stop,
     "constraint": _constraint,
+    "quantile-constraint": QuantileConstraint,
+    "cvar-constraint": CVaRConstraint,
+    "max-constraint": MaxConstraint,
     "espo": RatioDeviation,
     **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
@@ -94,6 +105,9 @@ SUMMARIES: dict[str, str] = {
     "frobenius-projection": "the same for Gaussians, in the distance of means and variances (PPO)",
     "early-stop": "ends the policy's epochs once the whole-batch KL is over the target; keeps the step that was",
     "constraint": "mean KL(old‖new) ≤ target after every update",
+    "quantile-constraint": "KL(old‖new) ≤ a bound in a share of the states, after every update",
+    "cvar-constraint": "mean KL(old‖new) of the states with the largest ≤ a bound, after every update",
+    "max-constraint": "KL(old‖new) ≤ a bound in every state of the batch, after every update",
     "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
     **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
     "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
@@ -212,6 +226,15 @@ class RegionSettings:
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
     reference_kl: Limit | None = None
     """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
+    quantile_kl: Limit | None = None
+    """Bound for a quantile of the states' KL(old||new), nats (quantile-constraint: 0.03)."""
+    quantile_level: Level | None = None
+    """Share of the batch's states below the quantile; the others are the tail (quantile-constraint, cvar-constraint:
+    0.95)."""
+    cvar_kl: Limit | None = None
+    """Bound for the mean KL(old||new) of the tail, nats (cvar-constraint: 0.04)."""
+    max_state_kl: Limit | None = None
+    """Bound for the largest KL(old||new) of a state, nats (max-constraint: 0.06)."""
 
     def __post_init__(self) -> None:
         validate(self)

@@ -108,6 +108,21 @@ class TrustRegion:
         del curvature
         return math.inf
 
+    def step_within(self, curvature: float, of_states: Callable[[], Array]) -> float:
+        """Return :meth:`step_length`, where only the mean counts; a bound on single states asks for their own x'Fx.
+
+        Args:
+            curvature: x'Fx, the mean over the states.
+            of_states: computes that of every state, ``[n]``.
+        """
+        del of_states
+        return self.step_length(curvature)
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return the metrics of what the region bounds apart from the mean KL: measured values and their bounds."""
+        del change
+        return {}
+
     def scheduled(self, progress_remaining: float) -> Self:
         """Return the region for an update, given the share of the training still to come, from 1 down to 0."""
         del progress_remaining

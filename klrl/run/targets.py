@@ -1,0 +1,25 @@
+"""Metrics that are logged with a bound or an aim beside them, and the updates that went beyond it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+TARGETS: Mapping[str, str] = {
+    "drift/kl": "drift/kl_target",
+    "drift/kl_quantile": "drift/kl_quantile_bound",
+    "drift/kl_cvar": "drift/kl_cvar_bound",
+    "drift/kl_max": "drift/kl_max_bound",
+}
+"""Measured metric -> its bound or aim, which is logged where the trust region has one."""
+
+
+def beyond(row: Mapping[str, Any]) -> bool | None:
+    """Tell whether an update went beyond a bound or aim in its metrics; ``None`` where there is none."""
+    found = [row[measured] > row[asked] for measured, asked in TARGETS.items() if asked in row]
+    return any(found) if found else None
+
+
+def asked_for(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the bounds and aims in the metrics of an update, by what is measured."""
+    return {measured: row[asked] for measured, asked in TARGETS.items() if asked in row}
