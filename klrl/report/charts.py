@@ -67,6 +67,8 @@ _ABOUT = {
         "drift/kl_quantile": "KL(old‖new) that the share of the states that the region names does not exceed. Dotted: "
         "its bound.",
         "drift/kl_cvar": "Mean KL(old‖new) of the states with the largest. Dotted: its bound.",
+        "drift/ratio_variance": "Exact variance of the ratio under the old policy, χ²(new‖old), mean over the batch's "
+        "states. Dotted: its aim.",
         "drift/kl_reverse": "KL(new‖old) after the whole update, mean over the batch's states.",
         "drift/kl_next": "KL(old‖new) on the states that the new policy visits, in the next rollout.",
         "drift/kl_total": "KL(old‖new) across the update and the change of observation statistics after it.",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from klrl.trust_region.region import DEFAULT_TARGET_KL
+
 TARGETS: Mapping[str, str] = {
     "drift/kl": "drift/kl_target",
     "drift/kl_quantile": "drift/kl_quantile_bound",
     "drift/kl_cvar": "drift/kl_cvar_bound",
     "drift/kl_max": "drift/kl_max_bound",
+    "drift/ratio_variance": "drift/ratio_variance_target",
 }
 """Measured metric -> its bound or aim, which is logged where the trust region has one."""
 
@@ -23,3 +26,13 @@ def beyond(row: Mapping[str, Any]) -> bool | None:
 def asked_for(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the bounds and aims in the metrics of an update, by what is measured."""
     return {measured: row[asked] for measured, asked in TARGETS.items() if asked in row}
+
+
+def judged_by(asked: Mapping[str, float]) -> float:
+    """Return the KL, nats, that single states are counted against: the mean's target, else the smallest bound.
+
+    Args:
+        asked: what :func:`asked_for` found.
+    """
+    kls = [x for measured, x in asked.items() if measured.startswith("drift/kl")]
+    return asked.get("drift/kl") or min(kls, default=DEFAULT_TARGET_KL)

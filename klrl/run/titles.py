@@ -16,6 +16,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "drift/kl_max": ("Largest over states", "KL, nats"),
     "drift/kl_quantile": ("Bounded quantile over states", "KL, nats"),
     "drift/kl_cvar": ("Mean of the tail of states", "KL, nats"),
+    "drift/ratio_variance": ("Variance of the ratio", "χ²(new‖old)"),
     "drift/kl_reverse": ("Reverse KL", "KL, nats"),
     "drift/kl_next": ("On the next states", "KL, nats"),
     "drift/kl_total": ("With the change of statistics", "KL, nats"),

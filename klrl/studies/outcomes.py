@@ -15,11 +15,10 @@ import numpy as np
 from klrl.agents import Agent
 from klrl.run import Evaluation
 from klrl.run.callback import Metrics
-from klrl.run.targets import asked_for
+from klrl.run.targets import asked_for, judged_by
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measured
 from klrl.studies.results import Row
-from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
 
 DONE, FAILED = "done", "failed"
@@ -72,7 +71,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
     """
     history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
     of_training, bounds = measured(agent, result), asked_for(history[-1])
-    judged_by = bounds.get("drift/kl") or min(bounds.values(), default=DEFAULT_TARGET_KL)
+    limit = judged_by(bounds)
     over = of_training["updates_over_target"]
     last = [value for step, value in episodes(directory) if step > 0.9 * agent.num_timesteps]
     return {
@@ -82,11 +81,11 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "last_tenth_episodes": len(last),
         "num_timesteps": agent.num_timesteps,
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
-        "judged_by": judged_by,
+        "judged_by": limit,
         "bounds": bounds,
         "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
         "kl_state_largest": max(row["drift/kl_max"] for row in history),
-        "updates_over_target": int((kl > judged_by).sum()) if over is None else over,
+        "updates_over_target": int((kl > limit).sum()) if over is None else over,
         "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
         "last_beta": history[-1].get("train/kl_penalty"),
         "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),

@@ -76,10 +76,10 @@ def has_no_target(row: Row) -> bool:
 
 
 def judged_by(row: Row) -> str:
-    """Return what a run's updates are counted against: numbers, each with what it bounds if that is not the mean KL."""
+    """Return what a run's updates are counted against: numbers, each with what it limits if not the mean KL."""
     bounds = row.get("bounds") or {"drift/kl": row["judged_by"]}
-    words = {name: "" if name == "drift/kl" else f" ({name.removeprefix('drift/kl_')})" for name in bounds}
-    return ", ".join(f"{bound:g}{words[name]}" for name, bound in bounds.items())
+    words = {name: name.removeprefix("drift/").removeprefix("kl_").replace("_", " ") for name in bounds}
+    return ", ".join(f"{x:g}" if name == "drift/kl" else f"{x:g} ({words[name]})" for name, x in bounds.items())
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -88,6 +88,11 @@ class All(TrustRegion):
             new = region.project(new, old)
         return new
 
+    def check(self, policy: Distribution) -> None:
+        """Refuse a policy that a member cannot judge."""
+        for region in self.regions:
+            region.check(policy)
+
     def step_length(self, curvature: float) -> float:
         """Return the shortest of the bounds' lengths and that of all penalties together, whose curvatures add."""
         return self._shortest(lambda r: r.step_length(curvature))

@@ -27,12 +27,12 @@ from klrl.trust_region.bounds import (
 )
 from klrl.trust_region.coefficients import SCHEDULES, Coefficient
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
-from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
+from klrl.trust_region.penalties import KLPenalty, MirrorDescent, RatioVariancePenalty, ReferencePenalty
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion, check_fields
 from klrl.trust_region.scheduling import takes
-from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
-from klrl.validation import Limit, PositiveWeight, Weight, validate
+from klrl.trust_region.surrogates import SPO, Clip, KLMask, Rollback, TotalVariationMask, TrulyPPO
+from klrl.validation import Fraction, Limit, PositiveWeight, Weight, validate
 
 ScheduledLimit = Annotated[Value, During(0.0, 1e6, open_below=True)]
 
@@ -63,6 +63,10 @@ def _mdpo(kl_coef: float = 1.0) -> TrustRegion:
     return MirrorDescent(kl_coef=kl_coef)
 
 
+def _r2vpo(ratio_variance: float = 0.02) -> TrustRegion:
+    return RatioVariancePenalty(ratio_variance=ratio_variance)
+
+
 def _moves(schedule: type[Coefficient]) -> str:
     """Return how a schedule moves beta: the first line of its docstring, without the formula."""
     first = (schedule.__doc__ or "").partition("\n")[0].partition(":")[0].rstrip(".")
@@ -75,6 +79,8 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "spo": SPO,
     "rollback": Rollback,
     "truly-ppo": TrulyPPO,
+    "dppo-kl": KLMask,
+    "dppo-tv": TotalVariationMask,
     "projection": KLProjection,
     "w2-projection": WassersteinProjection,
     "frobenius-projection": FrobeniusProjection,
@@ -86,6 +92,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "espo": RatioDeviation,
     **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
+    "r2vpo": _r2vpo,
     "adaptive-lr": _adaptive_lr,
     "reference-penalty": ReferencePenalty,
     "reference-constraint": ReferenceConstraint,
@@ -98,6 +105,8 @@ SUMMARIES: dict[str, str] = {
     "spo": "takes a parabola from the surrogate, whose best ratio is where PPO's interval ends",
     "rollback": "clips the ratio, and beyond the interval lets the surrogate fall",
     "truly-ppo": "takes α KL from the surrogate in states whose own KL reaches a bound, where the surrogate improved",
+    "dppo-kl": "drops samples that drive a state farther out whose KL(old‖new) is over a bound",
+    "dppo-tv": "the same by the total variation (discrete actions, and Gaussians of one dimension)",
     "projection": (
         "moves every state's new distribution into KL(new‖old) ≤ a bound and lets the surrogate judge that (PPO)"
     ),
@@ -111,6 +120,7 @@ SUMMARIES: dict[str, str] = {
     "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
     **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
     "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
+    "r2vpo": "subtracts β (ratio − 1)²; multiplier of the constraint χ²(new‖old) ≤ an aim, by ascent on its dual",
     "adaptive-lr": "scales the actor's learning rate by the measured KL; aims, does not bound (PPO)",
     "reference-penalty": (
         "subtracts a multiple of KL(new‖reference): fine-tuning without forgetting; limits no single update"
@@ -210,8 +220,8 @@ class RegionSettings:
     """Slope of the surrogate outside: multiple of the ratio's slope (rollback: 0.3) or of the state's KL
     (truly-ppo: 5.0)."""
     state_kl: Limit | None = None
-    """KL of a single state, nats: KL(old||new) beyond which the surrogate falls (truly-ppo: 0.03), or bound for
-    KL(new||old) (projection: 0.03)."""
+    """KL of a single state, nats: KL(old||new) beyond which the surrogate falls (truly-ppo: 0.03) or samples that drive
+    the state farther out are dropped (dppo-kl: 0.05), or bound for KL(new||old) (projection: 0.03)."""
     state_distance: Limit | None = None
     """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
     frobenius-projection: 0.25)."""
@@ -235,6 +245,11 @@ class RegionSettings:
     """Bound for the mean KL(old||new) of the tail, nats (cvar-constraint: 0.04)."""
     max_state_kl: Limit | None = None
     """Bound for the largest KL(old||new) of a state, nats (max-constraint: 0.06)."""
+    state_tv: Fraction | None = None
+    """Total variation of a single state, old to new, beyond which samples that drive it farther out are dropped
+    (dppo-tv: 0.15)."""
+    ratio_variance: Limit | None = None
+    """Aim for the mean over the states of chi^2(new||old), the variance of the ratio (r2vpo: 0.02)."""
 
     def __post_init__(self) -> None:
         validate(self)

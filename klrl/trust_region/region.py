@@ -103,6 +103,14 @@ class TrustRegion:
         del old
         return new
 
+    def check(self, policy: Distribution) -> None:
+        """Refuse a policy that the region cannot judge.
+
+        Raises:
+            ValueError: the policy's family, and what is allowed.
+        """
+        self.project(policy, policy)
+
     def step_length(self, curvature: float) -> float:
         """Return the multiple of x = F^-1 g to try first, given the KL's curvature x'Fx; infinite if unlimited."""
         del curvature
