@@ -9,7 +9,7 @@ from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
 from klrl.run.targets import asked_for, judged_by
 from klrl.text import warn_user
-from klrl.trust_region import Change, TrustRegion
+from klrl.trust_region import DEFAULT_TARGET_KL, Change, TrustRegion
 
 _START_KL, _START_RATIO = 1e-6, 1e-2
 
@@ -17,7 +17,7 @@ _START_KL, _START_RATIO = 1e-6, 1e-2
 def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
     """Measure a whole update: divergences between its policies, and the region's target and bounds."""
     own = region.report(change)
-    over = region.target_kl or judged_by(asked_for(own))
+    over = region.target_kl or judged_by(asked_for(own), DEFAULT_TARGET_KL)
     metrics: Metrics = {
         **drift.report(change.old, change.new, change.log_ratio, over, kl=change.kl, reverse=change.kl_reverse)
     }

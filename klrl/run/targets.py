@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from klrl.trust_region.region import DEFAULT_TARGET_KL
-
 TARGETS: Mapping[str, str] = {
     "drift/kl": "drift/kl_target",
     "drift/kl_quantile": "drift/kl_quantile_bound",
@@ -28,11 +26,12 @@ def asked_for(row: Mapping[str, Any]) -> dict[str, float]:
     return {measured: row[asked] for measured, asked in TARGETS.items() if asked in row}
 
 
-def judged_by(asked: Mapping[str, float]) -> float:
+def judged_by(asked: Mapping[str, float], otherwise: float) -> float:
     """Return the KL, nats, that single states are counted against: the mean's target, else the smallest bound.
 
     Args:
         asked: what :func:`asked_for` found.
+        otherwise: the KL where it found none.
     """
     kls = [x for measured, x in asked.items() if measured.startswith("drift/kl")]
-    return asked.get("drift/kl") or min(kls, default=DEFAULT_TARGET_KL)
+    return asked.get("drift/kl") or min(kls, default=otherwise)

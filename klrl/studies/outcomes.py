@@ -19,6 +19,7 @@ from klrl.run.targets import asked_for, judged_by
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measured
 from klrl.studies.results import Row
+from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
 
 DONE, FAILED = "done", "failed"
@@ -71,7 +72,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
     """
     history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
     of_training, bounds = measured(agent, result), asked_for(history[-1])
-    limit = judged_by(bounds)
+    limit = judged_by(bounds, DEFAULT_TARGET_KL)
     over = of_training["updates_over_target"]
     last = [value for step, value in episodes(directory) if step > 0.9 * agent.num_timesteps]
     return {

@@ -19,5 +19,5 @@ def test_states_are_counted_against_the_means_target_else_the_smallest_bound_in_
         0.1: {"drift/kl_max_bound": 0.1, "drift/kl_cvar_bound": 0.2, "drift/ratio_variance_target": 0.05},
     }
     for expected, row in rows.items():
-        assert judged_by(asked_for(row)) == expected
-    assert judged_by(asked_for({"drift/ratio_variance_target": 0.05})) == 0.01
+        assert judged_by(asked_for(row), 0.01) == expected
+    assert judged_by(asked_for({"drift/ratio_variance_target": 0.05}), 0.01) == 0.01
