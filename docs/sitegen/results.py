@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from klrl.studies.report import has_no_target, judged_by
+from klrl.studies.report import counted_against, has_no_target
 from klrl.studies.statistics import student
 from sitegen.markdown import command, listed, table
 
@@ -186,7 +186,7 @@ def tails() -> str:
 def _tail_line(variant: str, runs: Sequence[Row]) -> list[str]:
     mean, quantile = (f"{np.mean([r[name] for r in runs]):.4f}" for name in ("kl_mean", "kl_p95_mean"))
     largest = f"{max(r['kl_state_largest'] for r in runs):.3f}"
-    return [f"`{variant}`", _last_tenth(runs), mean, quantile, largest, f"{over(runs)} over {judged_by(runs[0])}"]
+    return [f"`{variant}`", _last_tenth(runs), mean, quantile, largest, f"{over(runs)} over {counted_against(runs[0])}"]
 
 
 def klip() -> str:

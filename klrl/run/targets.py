@@ -35,3 +35,13 @@ def judged_by(asked: Mapping[str, float], otherwise: float) -> float:
     """
     kls = [x for measured, x in asked.items() if measured.startswith("drift/kl")]
     return asked.get("drift/kl") or min(kls, default=otherwise)
+
+
+def in_words(asked: Mapping[str, float]) -> str:
+    """Return what updates are counted against: numbers, each with what it limits if that is not the mean KL.
+
+    >>> in_words({"drift/kl": 0.01, "drift/kl_quantile": 0.03})
+    '0.01, 0.03 (quantile)'
+    """
+    words = {name: name.removeprefix("drift/").removeprefix("kl_").replace("_", " ") for name in asked}
+    return ", ".join(f"{x:g}" if name == "drift/kl" else f"{x:g} ({words[name]})" for name, x in asked.items())

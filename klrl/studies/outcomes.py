@@ -15,7 +15,7 @@ import numpy as np
 from klrl.agents import Agent
 from klrl.run import Evaluation
 from klrl.run.callback import Metrics
-from klrl.run.targets import asked_for, judged_by
+from klrl.run.targets import asked_for, in_words, judged_by
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measured
 from klrl.studies.results import Row
@@ -31,7 +31,9 @@ _OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_sec
     "updates": PositiveInt,
     "curve": list,
 }
-"""Results of :func:`outcome` that a study kept at any time, by type; later ones have more."""
+"""Results of :func:`outcome`, by type."""
+_LATER = {"counted_against": str | None, "kl_p95_mean": float, "kl_state_largest": float}
+"""Results that outcomes of earlier studies lack."""
 
 
 def outcome_file(directory: Path) -> Path:
@@ -58,7 +60,7 @@ def read_outcome(directory: Path) -> Row | None:
     path = outcome_file(directory)
     row = kept(path, _IDENTITY)
     if row is not None and row["status"] == DONE:
-        check(path.name, row, _OUTCOME)
+        check(path.name, row, _OUTCOME | {name: hint for name, hint in _LATER.items() if name in row})
     return row
 
 
@@ -83,7 +85,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "num_timesteps": agent.num_timesteps,
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
         "judged_by": limit,
-        "bounds": bounds,
+        "counted_against": in_words(bounds) or None,
         "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
         "kl_state_largest": max(row["drift/kl_max"] for row in history),
         "updates_over_target": int((kl > limit).sum()) if over is None else over,

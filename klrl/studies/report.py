@@ -19,11 +19,11 @@ COLUMNS = (
     "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",
     "mean_return", "std_return", "last_tenth_return", "last_tenth_episodes",
     "kl_mean", "kl_median_second_half", "kl_largest", "kl_p95_mean", "kl_state_largest",
-    "target_kl", "judged_by", "updates", "updates_over_target",
+    "target_kl", "judged_by", "counted_against", "updates", "updates_over_target",
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
     "last_actor_learning_rate",
 )  # fmt: skip
-"""Columns of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
+"""Columns of the CSV, one line per run; ``judged_by`` is the KL that states are counted against."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -64,7 +64,7 @@ def _cells(group: Sequence[Row]) -> list[str]:
         f"{np.mean([r['kl_mean'] for r in group]):.4f}",
         f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
-        f"{over} of {updates} over {judged_by(group[0])}{mark}",
+        f"{over} of {updates} over {counted_against(group[0])}",
         f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
     ]
@@ -72,14 +72,12 @@ def _cells(group: Sequence[Row]) -> list[str]:
 
 def has_no_target(row: Row) -> bool:
     """Tell whether a run's region has neither a target nor a bound."""
-    return row["target_kl"] is None and not row.get("bounds")
+    return row["target_kl"] is None and not row.get("counted_against")
 
 
-def judged_by(row: Row) -> str:
-    """Return what a run's updates are counted against: numbers, each with what it limits if not the mean KL."""
-    bounds = row.get("bounds") or {"drift/kl": row["judged_by"]}
-    words = {name: name.removeprefix("drift/").removeprefix("kl_").replace("_", " ") for name in bounds}
-    return ", ".join(f"{x:g}" if name == "drift/kl" else f"{x:g} ({words[name]})" for name, x in bounds.items())
+def counted_against(row: Row) -> str:
+    """Return what a run's updates are counted against, with a star where that is not its region's."""
+    return row.get("counted_against") or f"{row['judged_by']:g}{'*' if has_no_target(row) else ''}"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
