@@ -168,7 +168,7 @@ def _regions_said(rows: Sequence[Row]) -> str:
 
 def tails() -> str:
     """Bounds on the states that move farthest, a table for each agent and environment."""
-    records = [read(f"tails-{agent}/results.json") for agent in ("trpo", "ppo")]
+    records = [read(f"tails-{name}/results.json") for name in ("trpo", "hopper", "ppo")]
     rows = [r for record in records for r in record["rows"]]
     head = ["", "return", "mean KL", "95 % quantile", "largest of a state", "over"]
     parts = [command(record["command"]) for record in records]
@@ -282,7 +282,7 @@ def finetune() -> str:
 def versions() -> str:
     """What each file of results was measured with."""
     files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "tails-trpo/results.json"]
-    files += ["tails-ppo/results.json", "klip/compare.json"]
+    files += ["tails-hopper/results.json", "tails-ppo/results.json", "klip/compare.json"]
     files += ["penalties-0.01/compare.json", "fold/compare.json", "finetune.json", "accuracy.json", "speed.json"]
     files += ["scaling.json", "asked-peers.json"]
     packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
