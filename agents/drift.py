@@ -7,6 +7,7 @@ from klrl.kl.drift import Drift, mean_kl
 from klrl.policy.arrays import average
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
+from klrl.run.targets import asked_for, judged_by
 from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL, Change, TrustRegion
 
@@ -14,8 +15,9 @@ _START_KL, _START_RATIO = 1e-6, 1e-2
 
 
 def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
-    """Measure a whole update: divergences between its policies, and the region's target."""
-    over = region.target_kl or DEFAULT_TARGET_KL
+    """Measure a whole update: divergences between its policies, and the region's target and bounds."""
+    own = region.report(change)
+    over = region.target_kl or judged_by(asked_for(own), DEFAULT_TARGET_KL)
     metrics: Metrics = {
         **drift.report(change.old, change.new, change.log_ratio, over, kl=change.kl, reverse=change.kl_reverse)
     }
@@ -26,7 +28,7 @@ def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
     metrics |= {"train/entropy": entropy, "train/entropy_loss": -entropy, "train/approx_kl": metrics["drift/kl_k3"]}
     asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}
     asked["train/clip_range"] = region.clip_range
-    return metrics | {name: value for name, value in asked.items() if value is not None}
+    return metrics | own | {name: value for name, value in asked.items() if value is not None}
 
 
 def step_zero(behaviour: Distribution, samples: UpdateBatch, *, warn: bool = True) -> Metrics:

@@ -118,7 +118,7 @@ class Learner(abc.ABC, Generic[C]):
             **style,
         ).to(self.device)
         anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
-        self.region.project(*2 * [actor(anything)])
+        self.region.check(actor(anything))
         critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
         self.networks = ActorCritic(
             actor,

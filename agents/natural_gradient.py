@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -95,7 +96,8 @@ class NaturalGradient(Agent[N], abc.ABC):
         x = cg.solution
         damping = config.cg_damping * (x @ x).item()
         curvature = cg.curvature - damping
-        length = self.region.step_length(curvature) if curvature > 0.0 else 0.0
+        of_states = cache(lambda: F.of_states(x))
+        length = self.region.step_within(curvature, of_states) if curvature > 0.0 else 0.0
         return NaturalStep(cg, length, curvature, damping)
 
     def _preconditioner(self, samples: UpdateBatch) -> Tensor | None:

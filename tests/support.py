@@ -22,6 +22,8 @@ from klrl.trust_region import REGIONS, TrustRegion
 every_agent = pytest.mark.parametrize("agent_class", AGENTS.values(), ids=lambda cls: cls.__name__)
 GAUSSIAN_ONLY = {"w2-projection", "frobenius-projection"}
 """Names of regions that know no other policies."""
+NEEDS_TOTAL_VARIATION = {"dppo-tv"}
+"""Names of regions that know no Gaussians of several dimensions."""
 NEEDS_REFERENCE = {name for name, region in REGIONS.items() if region().reads_reference}
 """Names of regions that measure from a saved policy."""
 both = pytest.mark.parametrize("agent_class", [PPO, TRPO])

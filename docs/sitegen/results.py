@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from klrl.studies.report import counted_against, has_no_target
 from klrl.studies.statistics import student
 from sitegen.markdown import command, listed, table
 
@@ -145,7 +146,7 @@ def regions() -> str:
 def _region_line(variant: str, runs: Sequence[Row]) -> list[str]:
     name = variant.upper() if variant == runs[0]["agent"] else f"`{variant}`"
     mean, largest = np.mean([r["kl_mean"] for r in runs]), max(r["kl_largest"] for r in runs)
-    mark = "*" if runs[0]["target_kl"] is None else ""
+    mark = "*" if has_no_target(runs[0]) else ""
     return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", f"{over(runs)}{mark}"]
 
 
@@ -163,6 +164,29 @@ def _regions_said(rows: Sequence[Row]) -> str:
         f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "
         f"was one of `{free['variant']}` on {free['env']}."
     )
+
+
+def tails() -> str:
+    """Bounds on the states that move farthest, a table for each agent and environment."""
+    records = [read(f"tails-{name}/results.json") for name in ("trpo", "hopper", "ppo")]
+    rows = [r for record in records for r in record["rows"]]
+    head = ["", "return", "mean KL", "95 % quantile", "largest of a state", "over"]
+    parts = [command(record["command"]) for record in records]
+    for (agent, env, steps), group in groups(rows, "agent", "env", "total_timesteps").items():
+        lines = [_tail_line(name, runs) for (name,), runs in groups(group, "variant").items()]
+        parts += [f"{agent.upper()}, {env}, {steps:,} steps:", table(head, lines)]
+    said = (
+        "Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
+        "interval over the n seeds; mean and quantile of the states' KL: means over all updates; largest: of all "
+        "states of all updates; over: updates over their own bound, nats."
+    )
+    return "\n\n".join([*parts, f"{said} {over(rows)} updates went over."])
+
+
+def _tail_line(variant: str, runs: Sequence[Row]) -> list[str]:
+    mean, quantile = (f"{np.mean([r[name] for r in runs]):.4f}" for name in ("kl_mean", "kl_p95_mean"))
+    largest = f"{max(r['kl_state_largest'] for r in runs):.3f}"
+    return [f"`{variant}`", _last_tenth(runs), mean, quantile, largest, f"{over(runs)} over {counted_against(runs[0])}"]
 
 
 def klip() -> str:
@@ -265,7 +289,8 @@ def finetune() -> str:
 
 def versions() -> str:
     """What each file of results was measured with."""
-    files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "klip/compare.json"]
+    files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "tails-trpo/results.json"]
+    files += ["tails-hopper/results.json", "tails-ppo/results.json", "klip/compare.json"]
     files += ["penalties-0.01/compare.json", "fold/compare.json", "critic.json", "finetune.json", "accuracy.json"]
     files += ["speed.json", "scaling.json", "asked-peers.json"]
     packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
@@ -279,6 +304,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "spaces": spaces,
     "asked": asked,
     "regions": regions,
+    "tails": tails,
     "klip": klip,
     "penalties": penalties,
     "fold": fold,

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from klrl.kl.estimators import kl_samples
 from klrl.kl.exact import has_gaussian_parts, kl_covariance_part, kl_divergence, kl_mean_part, reverse_kl
-from klrl.policy.arrays import average
+from klrl.policy.arrays import average, quantile
 from klrl.policy.distributions import Distribution
 
 
@@ -49,7 +48,7 @@ def drift_report(
         "drift/kl": average(kl),
         "drift/kl_reverse": average(reverse),
         "drift/kl_max": kl.max().item(),
-        "drift/kl_p95": float(np.quantile(kl.cpu().numpy(), 0.95, method="higher")),
+        "drift/kl_p95": quantile(kl, 0.95),
     }
     if log_ratio is not None:
         ratio = log_ratio.double().exp()

@@ -7,6 +7,7 @@ update take both: arrays in, arrays out; tensors in, tensors out, with their gra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -180,6 +181,27 @@ def concatenate_last(parts: Sequence[Array]) -> Array:
 def average(x: Tensor) -> float:
     """Return the mean, computed in float64, so that logged numbers carry no summation error."""
     return x.detach().double().mean().item()
+
+
+def quantile(x: Array, level: float) -> float:
+    """Return the smallest element that at least the share ``level`` of the gaps between sorted elements lies below.
+
+    It is an element itself, never a value between two: ``numpy.quantile`` with ``method="higher"``.
+    """
+    return float(np.quantile(_plain(x), level, method="higher"))
+
+
+def tail_average(x: Array, level: float) -> float:
+    """Return the mean of the largest share 1 - level of the elements, one of them in part; in float64."""
+    worst = np.sort(_plain(x).astype(np.float64))[::-1]
+    share = (1.0 - level) * worst.size
+    weights = np.minimum(share - np.arange(math.ceil(share)), 1.0)
+    return float(weights @ worst[: weights.size] / share)
+
+
+def _plain(x: Array) -> np.ndarray:
+    """Return the numbers as one row of numpy's."""
+    return np.ravel(x if isinstance(x, _NUMPY) else x.detach().cpu().numpy())
 
 
 def share(condition: Array) -> Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from klrl.report.reading import Run
+from klrl.run.targets import TARGETS
 from klrl.run.titles import title, unit
 
 
@@ -62,12 +63,17 @@ _ABOUT = {
         "drift/kl": "KL(old‖new) after the whole update, exact, mean over the batch's states. Dotted: its target. "
         "A cross marks each update beyond its target.",
         "drift/kl_p95": "KL(old‖new) that 95 % of the batch's states do not exceed.",
-        "drift/kl_max": "Largest KL(old‖new) of the batch's states.",
+        "drift/kl_max": "Largest KL(old‖new) of the batch's states. Dotted: its bound, where there is one.",
+        "drift/kl_quantile": "KL(old‖new) that the share of the states that the region names does not exceed. Dotted: "
+        "its bound.",
+        "drift/kl_cvar": "Mean KL(old‖new) of the states with the largest. Dotted: its bound.",
+        "drift/ratio_variance": "Exact variance of the ratio under the old policy, χ²(new‖old), mean over the batch's "
+        "states. Dotted: its aim.",
         "drift/kl_reverse": "KL(new‖old) after the whole update, mean over the batch's states.",
         "drift/kl_next": "KL(old‖new) on the states that the new policy visits, in the next rollout.",
         "drift/kl_total": "KL(old‖new) across the update and the change of observation statistics after it.",
-        "drift/states_over_target": "Share of the batch's states whose own KL is above the target, or above 0.01 nats "
-        "where there is none.",
+        "drift/states_over_target": "Share of the batch's states whose own KL is above the target or bound, or above "
+        "0.01 nats where there is none.",
         "drift/kl_initial": "KL(first policy‖new) on states of the first batch: how far it went.",
         "drift/kl_sum": "Sum of the measured KL of all updates so far.",
         "drift/path_length": "Sum of √(2 KL) over the updates so far.",
@@ -89,7 +95,7 @@ _ABOUT = {
 }
 CHARTS = (
     *(
-        Chart(column=column, section=section, about=about, target="drift/kl_target" if column == "drift/kl" else None)
+        Chart(column=column, section=section, about=about, target=TARGETS.get(column))
         for section, abouts in _ABOUT.items()
         for column, about in abouts.items()
     ),

@@ -12,7 +12,8 @@ from klrl.report.curves import average
 from klrl.report.intervals import FEWEST
 from klrl.report.payload import axis, distinct, points
 from klrl.report.reading import Run
-from klrl.run.figures import KL, METRICS, TARGET, Curve, Panel, check_metrics, figure
+from klrl.run.figures import METRICS, Curve, Panel, check_metrics, figure
+from klrl.run.targets import TARGETS
 from klrl.run.titles import title, unit
 
 
@@ -39,7 +40,7 @@ def figure_of_runs(runs: Sequence[Run], metrics: Sequence[str] = (), *, seeds: b
 
 
 def _panel(metric: str, env: str, runs: Sequence[Run], names: Sequence[str], seeds: bool) -> Panel:
-    chart = Chart(column=metric, section="", about="", target=TARGET if metric == KL else None)
+    chart = Chart(column=metric, section="", about="", target=TARGETS.get(metric))
     panel = Panel(f"{title(metric)}, {env}", axis(chart, runs), unit(metric))
     for style, name in enumerate(names):
         group = [run for run in runs if (run.env, run.variant) == (env, name)]
@@ -50,13 +51,13 @@ def _panel(metric: str, env: str, runs: Sequence[Run], names: Sequence[str], see
         else:
             panel.curves += [Curve(x, y, name, style) for x, y in curves]
         for run in group if chart.target else ():
-            target, over = run.column(TARGET), run.over
+            target, over = run.column(TARGETS[metric]), run.beyond(metric)
             line = np.isfinite(target)
             same = [curve for curve in panel.targets if _goes_on(curve.y, target[line])]
             if line.any() and all(len(curve.y) < line.sum() for curve in same):
                 panel.targets = [curve for curve in panel.targets if curve not in same]
                 panel.targets.append(Curve(run.steps[line], target[line]))
-            panel.marks += [Curve(run.steps[over], run.column(KL)[over])] if over.any() else []
+            panel.marks += [Curve(run.steps[over], run.column(metric)[over])] if over.any() else []
     return panel
 
 

@@ -125,23 +125,29 @@ def _curves(
             x, *means = average([(x, y) for _, x, y in curves])
             found["means"].append([number, arrays(x, exact=True), *map(arrays, means)])
         if chart.target is not None:
-            _add_target(chart.target, number, group, found, arrays, most)
+            _add_target(chart, chart.target, number, group, found, arrays, most)
     return found
 
 
 def _add_target(
-    target: str, number: int, runs: Sequence[Run], found: dict[str, list[list[Any]]], arrays: Arrays, most: int
+    chart: Chart,
+    target: str,
+    number: int,
+    runs: Sequence[Run],
+    found: dict[str, list[list[Any]]],
+    arrays: Arrays,
+    most: int,
 ) -> None:
     """Add the bound of a variant, and a mark at each of its updates beyond it."""
     for run in runs:
-        bound, over = run.column(target), run.over
+        bound, over = run.column(target), run.beyond(chart.column)
         there = np.isfinite(bound)
         kept = thinned(bound[there], most)
         line = [number, arrays(run.steps[there][kept], exact=True), arrays(bound[there][kept])]
         if there.any() and line not in found["targets"]:
             found["targets"].append(line)
         if over.any():
-            x, y = run.steps[over], run.column("drift/kl")[over]
+            x, y = run.steps[over], run.column(chart.column)[over]
             kept = peaks(x, y, most)
             found["marks"].append([number, _seed(run), arrays(x[kept], exact=True), arrays(y[kept])])
 

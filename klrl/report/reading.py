@@ -22,6 +22,7 @@ import numpy as np
 from klrl.report.variants import variants
 from klrl.run.csv_log import last_tenth
 from klrl.run.disk import LARGEST_CONFIG, read_regular_file
+from klrl.run.targets import TARGETS
 from klrl.text import plain
 
 STEP = "time/total_timesteps"
@@ -98,8 +99,17 @@ class Run:
 
     @property
     def over(self) -> np.ndarray:
-        """Truth values of "measured KL beyond its target", ``[updates]``."""
-        return self.column("drift/kl") > self.column("drift/kl_target")
+        """Truth values of "beyond a target or bound of the trust region", ``[updates]``."""
+        return np.any([self.beyond(metric) for metric in TARGETS], axis=0)
+
+    def beyond(self, metric: str) -> np.ndarray:
+        """Return truth values of "this metric is beyond its own target or bound", ``[updates]``."""
+        return self.column(metric) > self.column(TARGETS[metric])
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Truth values of "has a target or bound", ``[updates]``."""
+        return np.any([np.isfinite(self.column(asked)) for asked in TARGETS.values()], axis=0)
 
     @property
     def spent(self) -> np.ndarray:

@@ -51,7 +51,7 @@ def results(group: Group) -> list[str]:
     status = Counter(run.status for run in group.runs)
     counted = ", ".join(f"{n} {word}" for word, n in status.items())
     updates = sum(run.updates for run in runs)
-    judged = sum(int(np.isfinite(run.column("drift/kl_target")).sum()) for run in runs)
+    judged = sum(int(run.judged.sum()) for run in runs)
     over = sum(int(run.over.sum()) for run in runs)
     largest = max((_largest(run.column("drift/kl")) for run in runs), default=math.nan)
     return [

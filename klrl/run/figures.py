@@ -14,13 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from klrl.run.callback import STEP, Metrics
+from klrl.run.targets import TARGETS
 from klrl.run.titles import title, unit
 
 METRICS = ("rollout/ep_rew_mean", "drift/kl")
 """Metrics that are drawn by default."""
 FORMATS = ("png", "svg", "pdf")
 """Formats of :func:`save`, by the end of the file's name."""
-KL, TARGET = "drift/kl", "drift/kl_target"
+KL = "drift/kl"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#9A6700", "#56B4E9", "#555555")
 _DASHES: tuple[Any, ...] = (
     "-",
@@ -139,7 +140,11 @@ def figure_of(history: Iterable[Metrics], metrics: Sequence[str] = METRICS, head
     x = np.array([float(row.get(STEP, i + 1)) for i, row in enumerate(rows)])
     across = "environment steps" if STEP in rows[-1] else "updates"
     return figure(
-        [[panel_of(name, across, x, {k: _column(rows, k) for k in (name, TARGET)})] for name in metrics], heading
+        [
+            [panel_of(name, across, x, {k: _column(rows, k) for k in (name, TARGETS.get(name, name))})]
+            for name in metrics
+        ],
+        heading,
     )
 
 
@@ -156,10 +161,10 @@ def check_metrics(metrics: Sequence[str], known: Sequence[str]) -> None:
 
 
 def panel_of(metric: str, across: str, x: np.ndarray, columns: dict[str, np.ndarray]) -> Panel:
-    """Return the panel of one metric of one training, with its target and what is beyond it, if it is the KL."""
-    y, target = columns[metric], columns[TARGET]
-    panel = Panel(title(metric), across, unit(metric), [Curve(x, y)])
-    if metric == KL:
+    """Return the panel of one metric of one training, with its target and what is beyond it, if it can have one."""
+    y, panel = columns[metric], Panel(title(metric), across, unit(metric), [Curve(x, columns[metric])])
+    if metric in TARGETS:
+        target = columns[TARGETS[metric]]
         over, there = y > target, np.isfinite(target)
         panel.targets = [Curve(x[there], target[there])] if there.any() else []
         panel.marks = [Curve(x[over], y[over])] if over.any() else []

@@ -17,6 +17,7 @@ from klrl.experience import Batch
 from klrl.output import steady
 from klrl.run.callback import INFO, SUCCESS, Metrics, Recorder
 from klrl.run.evaluation import MEAN_REWARD, SUCCESS_RATE
+from klrl.run.targets import TARGETS
 
 
 class Progress(Recorder):
@@ -73,7 +74,7 @@ def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
         "left": str(timedelta(seconds=round(left))) if math.isfinite(left) else "-",
         "return": _show(number("rollout/ep_rew_mean"), ".1f"),
         "KL": f"{number('drift/kl'):.4f}" + _of(number("drift/kl_target"), " of {:g}"),
-        "max KL": f"{number('drift/kl_max'):.3f}",
+        "max KL": f"{number('drift/kl_max'):.3f}" + _of(number("drift/kl_max_bound"), " of {:g}"),
     }
     optional = {
         "success": (SUCCESS, ".0%"),
@@ -85,6 +86,12 @@ def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
         "explained": ("train/explained_variance", ".2f"),
     }
     optional |= {name.partition("/")[2]: (name, ".3g") for name in metrics if name.startswith(INFO)}
+    tails = {"quantile": "drift/kl_quantile", "tail": "drift/kl_cvar"}
+    facts |= {
+        f"{word} KL": f"{number(name):.4f} of {number(TARGETS[name]):g}"
+        for word, name in tails.items()
+        if name in metrics
+    }
     facts |= {label: _show(number(name), form) for label, (name, form) in optional.items() if name in metrics}
     reason = str(metrics.get("train/stop_reason", ""))
     return facts | ({"note": reason} if reason.startswith(("rejected", "stopped")) else {})

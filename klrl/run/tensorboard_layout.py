@@ -19,6 +19,10 @@ CHARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "KL of every update, nats: measured, its target, 95 % quantile and largest over states": (
             "drift/kl", "drift/kl_target", "drift/kl_p95", "drift/kl_max",
         ),
+        "KL of the states that move farthest, nats: what a region bounds of them": (
+            "drift/kl_quantile", "drift/kl_quantile_bound", "drift/kl_cvar", "drift/kl_cvar_bound",
+            "drift/kl_max_bound",
+        ),
         "Where the policy went, nats: KL spent, and from the first policy": ("drift/kl_sum", "drift/kl_initial"),
     },
     "Return": {

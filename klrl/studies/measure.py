@@ -11,6 +11,7 @@ import numpy as np
 
 from klrl.agents import Agent
 from klrl.run import Callback, Evaluation, evaluate
+from klrl.run.targets import beyond
 
 
 def measure(
@@ -28,13 +29,13 @@ def measure(
 def measured(agent: Agent[Any], result: Evaluation) -> dict[str, Any]:
     """Return what an evaluation and the history of a training say about it."""
     kl = np.array([row["drift/kl"] for row in agent.history])
-    target = agent.region.target_kl
+    over = [outside for row in agent.history if (outside := beyond(row)) is not None]
     return {
         "mean_return": result.mean,
         "std_return": result.std,
         "updates": len(kl),
-        "target_kl": target,
+        "target_kl": agent.region.target_kl,
         "kl_mean": float(kl.mean()),
         "kl_largest": float(kl.max()),
-        "updates_over_target": None if target is None else int((kl > target).sum()),
+        "updates_over_target": sum(over) if over else None,
     }

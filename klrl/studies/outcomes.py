@@ -15,6 +15,7 @@ from klrl.agents import Agent
 from klrl.run import Evaluation
 from klrl.run.callback import Metrics
 from klrl.run.csv_log import last_tenth
+from klrl.run.targets import asked_for, in_words, judged_by
 from klrl.studies.kept import check, keep, kept
 from klrl.studies.measure import measured
 from klrl.studies.results import Row
@@ -31,6 +32,8 @@ _OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_sec
     "curve": list,
 }
 """Results of :func:`outcome`, by type."""
+_LATER = {"counted_against": str | None, "kl_p95_mean": float, "kl_state_largest": float}
+"""Results that outcomes of earlier studies lack."""
 
 
 def outcome_file(directory: Path) -> Path:
@@ -57,7 +60,7 @@ def read_outcome(directory: Path) -> Row | None:
     path = outcome_file(directory)
     row = kept(path, _IDENTITY)
     if row is not None and row["status"] == DONE:
-        check(path.name, row, _OUTCOME)
+        check(path.name, row, _OUTCOME | {name: hint for name, hint in _LATER.items() if name in row})
     return row
 
 
@@ -70,8 +73,9 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         directory: its run directory.
     """
     history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
-    of_training = measured(agent, result)
-    judged_by = of_training["target_kl"] or DEFAULT_TARGET_KL
+    of_training, bounds = measured(agent, result), asked_for(history[-1])
+    limit = judged_by(bounds, DEFAULT_TARGET_KL)
+    over = of_training["updates_over_target"]
     last = last_tenth(directory / "episodes.csv", agent.num_timesteps)
     return {
         **of_training,
@@ -80,8 +84,11 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "last_tenth_episodes": len(last),
         "num_timesteps": agent.num_timesteps,
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
-        "judged_by": judged_by,
-        "updates_over_target": int((kl > judged_by).sum()),
+        "judged_by": limit,
+        "counted_against": in_words(bounds) or None,
+        "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
+        "kl_state_largest": max(row["drift/kl_max"] for row in history),
+        "updates_over_target": int((kl > limit).sum()) if over is None else over,
         "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
         "last_beta": history[-1].get("train/kl_penalty"),
         "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),

@@ -18,11 +18,12 @@ from klrl.trust_region import DEFAULT_TARGET_KL
 COLUMNS = (
     "env", "variant", "agent", "seed", "total_timesteps", "num_timesteps", "status", "error",
     "mean_return", "std_return", "last_tenth_return", "last_tenth_episodes",
-    "kl_mean", "kl_median_second_half", "kl_largest", "target_kl", "judged_by", "updates", "updates_over_target",
+    "kl_mean", "kl_median_second_half", "kl_largest", "kl_p95_mean", "kl_state_largest",
+    "target_kl", "judged_by", "counted_against", "updates", "updates_over_target",
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
     "last_actor_learning_rate",
 )  # fmt: skip
-"""Columns of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
+"""Columns of the CSV, one line per run; ``judged_by`` is the KL that states are counted against."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -56,17 +57,27 @@ def _cells(group: Sequence[Row]) -> list[str]:
         return []
     ended = [r["last_tenth_return"] for r in group if r["last_tenth_return"] is not None]
     over, updates = (sum(r[key] for r in group) for key in ("updates_over_target", "updates"))
-    judged_by, mark = group[0]["judged_by"], "*" if group[0]["target_kl"] is None else ""
+    mark = "*" if has_no_target(group[0]) else ""
     return [
         student([r["mean_return"] for r in group]).plus_minus(".1f"),
         student(ended).plus_minus(".1f") if ended else "no episode ended",
         f"{np.mean([r['kl_mean'] for r in group]):.4f}",
         f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
-        f"{over} of {updates} over {judged_by:g}{mark}",
+        f"{over} of {updates} over {counted_against(group[0])}",
         f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
     ]
+
+
+def has_no_target(row: Row) -> bool:
+    """Tell whether a run's region has neither a target nor a bound."""
+    return row["target_kl"] is None and not row.get("counted_against")
+
+
+def counted_against(row: Row) -> str:
+    """Return what a run's updates are counted against, with a star where that is not its region's."""
+    return row.get("counted_against") or f"{row['judged_by']:g}{'*' if has_no_target(row) else ''}"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

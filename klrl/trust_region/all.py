@@ -88,12 +88,26 @@ class All(TrustRegion):
             new = region.project(new, old)
         return new
 
+    def check(self, policy: Distribution) -> None:
+        """Refuse a policy that a member cannot judge."""
+        for region in self.regions:
+            region.check(policy)
+
     def step_length(self, curvature: float) -> float:
         """Return the shortest of the bounds' lengths and that of all penalties together, whose curvatures add."""
-        penalised = [r for r in members(self) if redefines(r, "penalty")]
-        bounds = [r.step_length(curvature) for r in members(self) if r not in penalised]
-        slope = sum(1.0 / r.step_length(curvature) for r in penalised)
-        return min([*bounds, 1.0 / slope if slope > 0.0 else math.inf])
+        return self._shortest(lambda r: r.step_length(curvature))
+
+    def step_within(self, curvature: float, of_states: Callable[[], Array]) -> float:
+        """Return the same of the lengths with which single states stay inside."""
+        return self._shortest(lambda r: r.step_within(curvature, of_states))
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return what the members report; of two that bound the same, that which is nearer to its bound, or beyond."""
+        reporting = [r for r in members(self) if redefines(r, "report")]
+        found: dict[str, float] = {}
+        for region in sorted(reporting, key=lambda r: r.violation(change)):
+            found |= region.report(change)
+        return found
 
     @property
     def reads_reference(self) -> bool:  # type: ignore[override]
@@ -111,6 +125,12 @@ class All(TrustRegion):
     @property
     def _with_surrogate(self) -> TrustRegion:
         return next((r for r in self.regions if redefines(r, "surrogate")), TrustRegion())
+
+    def _shortest(self, length: Callable[[TrustRegion], float]) -> float:
+        penalised = [r for r in members(self) if redefines(r, "penalty")]
+        bounds = [length(r) for r in members(self) if r not in penalised]
+        slope = sum(1.0 / length(r) for r in penalised)
+        return min([*bounds, 1.0 / slope if slope > 0.0 else math.inf])
 
     def _smallest(self, read: Callable[[TrustRegion], float | None]) -> float | None:
         return min((x for r in self.regions if (x := read(r)) is not None), default=None)

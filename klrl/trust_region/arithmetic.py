@@ -5,20 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from klrl.trust_region.all import All
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint, ReferenceForwardConstraint
+from klrl.trust_region.bounds import (
+    CVaRConstraint,
+    KLConstraint,
+    MaxConstraint,
+    QuantileConstraint,
+    RatioDeviation,
+    ReferenceConstraint,
+    ReferenceForwardConstraint,
+)
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty
 from klrl.trust_region.region import TrustRegion
 from klrl.trust_region.surrogates import SPO, Clip, Rollback
 
 _PLAIN = (
-    TrustRegion,
-    KLConstraint,
-    RatioDeviation,
-    ReferenceConstraint,
-    ReferenceForwardConstraint,
-    AdaptiveLearningRate,
-)
+    TrustRegion, KLConstraint, QuantileConstraint, CVaRConstraint, MaxConstraint, RatioDeviation, ReferenceConstraint,
+    ReferenceForwardConstraint, AdaptiveLearningRate,
+)  # fmt: skip
 """Regions that leave surrogate and penalty as they are."""
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, cast
 
-from klrl.policy.arrays import average
+from klrl.policy.arrays import Array, average, quantile, tail_average
 from klrl.trust_region.region import DEFAULT_TARGET_KL, OnExit, TrustRegion
-from klrl.validation import Positive, validate
+from klrl.validation import Bounds, Positive, validate
 
 if TYPE_CHECKING:
     from klrl.trust_region.change import Change
 
-__all__ = ["KLConstraint", "RatioDeviation", "ReferenceConstraint", "ReferenceForwardConstraint"]
+__all__ = [
+    "CVaRConstraint", "KLConstraint", "MaxConstraint", "QuantileConstraint", "RatioDeviation", "ReferenceConstraint",
+    "ReferenceForwardConstraint", "TailConstraint",
+]  # fmt: skip
+
+Level = Annotated[float, Bounds(0.0, 0.9999, open_below=True)]
 
 
 @dataclass(frozen=True)
@@ -97,3 +104,115 @@ class ReferenceForwardConstraint(TrustRegion):
         """Return mean KL(reference||new) - max(reference_forward_kl, mean KL(reference||old)), nats."""
         allowed = max(self.reference_forward_kl, average(change.kl_reference_forward_before))
         return average(change.kl_reference_forward) - allowed
+
+
+@dataclass(frozen=True)
+class TailConstraint(TrustRegion, abc.ABC):
+    """A bound on the states that move farthest, held as :class:`KLConstraint` holds its own on the mean of all.
+
+    A mean of 0.01 nats allows a hundredth of the states 1 nat each. What is bounded grows with the states' KL: where
+    all of them double, it doubles.
+    """
+
+    on_exit = cast("OnExit | None", "backtrack")
+    metric: ClassVar[str]
+    """Metric of the measured value; that of its bound has ``_bound`` after it."""
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    @abc.abstractmethod
+    def bound(self) -> float:
+        """The bound, nats."""
+
+    @abc.abstractmethod
+    def tail(self, kl: Array) -> float:
+        """Return what is bounded, given the states' KL(old||new) ``[*B]``, nats."""
+
+    def violation(self, change: Change) -> float:
+        """Return the measured value - the bound, nats."""
+        return self.tail(change.kl) - self.bound
+
+    def step_length(self, curvature: float) -> float:
+        """Return sqrt(2 bound / x'Fx), the length if every state had this curvature."""
+        return math.sqrt(2.0 * self.bound / curvature)
+
+    def step_within(self, curvature: float, of_states: Callable[[], Array]) -> float:
+        """Return sqrt(2 bound / tail(x'F_n x)): a step of length s has KL s^2/2 x'F_n x in state n, to second order.
+
+        Where the tail does not move at all, as that of a low quantile may not, the mean decides.
+        """
+        tail = self.tail(of_states())
+        return self.step_length(tail if tail > 0.0 else curvature)
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return the measured value and its bound, nats."""
+        return {self.metric: self.tail(change.kl), f"{self.metric}_bound": self.bound}
+
+
+@dataclass(frozen=True)
+class QuantileConstraint(TailConstraint):
+    """Quantile of the states' KL(old||new) <= quantile_kl: the share quantile_level of the states stays within.
+
+    A chance constraint (Charnes & Cooper 1959, "Chance-Constrained Programming") over the states of the batch. The
+    states beyond the quantile may move as far as they like: join it with one of the others where they may not. The
+    quantile is a state's own KL, as in ``drift/kl_p95``.
+    """
+
+    quantile_kl: Positive = 0.03
+    quantile_level: Level = 0.95
+    metric = "drift/kl_quantile"
+
+    @property
+    def bound(self) -> float:
+        """The bound, nats."""
+        return self.quantile_kl
+
+    def tail(self, kl: Array) -> float:
+        """Return the quantile."""
+        return quantile(kl, self.quantile_level)
+
+
+@dataclass(frozen=True)
+class CVaRConstraint(TailConstraint):
+    """Mean KL(old||new) of the share 1 - quantile_level of the states with the largest <= cvar_kl.
+
+    Conditional value at risk, also called expected shortfall (Rockafellar & Uryasev 2002, "Conditional Value-at-Risk
+    for General Loss Distributions", eq. 25, where a state that is partly in the tail counts with that part). It is at
+    least the quantile, at least the mean, and at most the largest.
+    """
+
+    cvar_kl: Positive = 0.04
+    quantile_level: Level = 0.95
+    metric = "drift/kl_cvar"
+
+    @property
+    def bound(self) -> float:
+        """The bound, nats."""
+        return self.cvar_kl
+
+    def tail(self, kl: Array) -> float:
+        """Return the mean of the tail."""
+        return tail_average(kl, self.quantile_level)
+
+
+@dataclass(frozen=True)
+class MaxConstraint(TailConstraint):
+    """KL(old||new) <= max_state_kl in every state of the batch: Schulman et al. 2015 (TRPO), eq. 11.
+
+    TRPO's theory bounds the largest KL (theorem 1) and its algorithm, eq. 12, the mean, since a bound in every state
+    is many constraints. Here it is one, on the largest of them.
+    """
+
+    max_state_kl: Positive = 0.06
+    metric = "drift/kl_max"
+
+    @property
+    def bound(self) -> float:
+        """The bound, nats."""
+        return self.max_state_kl
+
+    def tail(self, kl: Array) -> float:
+        """Return the largest."""
+        return float(kl.max())

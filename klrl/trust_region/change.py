@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from klrl.kl import kl_divergence, kl_gradient, reverse_kl
-from klrl.policy.arrays import Array, exp, like, tensor
+from klrl.kl import kl_divergence, kl_gradient, renyi, reverse_kl, total_variation
+from klrl.policy.arrays import Array, exp, expm1, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
 from klrl.shown import of_arrays
 
@@ -57,6 +57,20 @@ class Change:
     def kl_reverse(self) -> Array:
         """KL(new||old), nats, ``[*B]``."""
         return reverse_kl(self.old, self.new)
+
+    @cached_property
+    def total_variation(self) -> Array:
+        """Total variation of old and new, in [0, 1], ``[*B]``.
+
+        Raises:
+            NoClosedForm: the family has none.
+        """
+        return total_variation(self.old, self.new)
+
+    @cached_property
+    def ratio_variance(self) -> Array:
+        """Variance of the ratio under old, chi^2(new||old) = e^{D_2(new||old)} - 1, ``[*B]``; infinite if it is."""
+        return expm1(renyi(self.new, self.old, 2.0))
 
     @cached_property
     def kl_reference(self) -> Array:

@@ -16,15 +16,30 @@ from klrl.own import named
 from klrl.schedules import During, Value, scheduled, values_at
 from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint, ReferenceForwardConstraint
+from klrl.trust_region.bounds import (
+    CVaRConstraint,
+    KLConstraint,
+    Level,
+    MaxConstraint,
+    QuantileConstraint,
+    RatioDeviation,
+    ReferenceConstraint,
+    ReferenceForwardConstraint,
+)
 from klrl.trust_region.coefficients import SCHEDULES, Coefficient
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
-from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferenceForwardPenalty, ReferencePenalty
+from klrl.trust_region.penalties import (
+    KLPenalty,
+    MirrorDescent,
+    RatioVariancePenalty,
+    ReferenceForwardPenalty,
+    ReferencePenalty,
+)
 from klrl.trust_region.projection import FrobeniusProjection, KLProjection, WassersteinProjection
 from klrl.trust_region.region import DEFAULT_TARGET_KL, TrustRegion, check_fields
 from klrl.trust_region.scheduling import takes
-from klrl.trust_region.surrogates import SPO, Clip, Rollback, TrulyPPO
-from klrl.validation import Limit, PositiveWeight, Weight, validate
+from klrl.trust_region.surrogates import SPO, Clip, KLMask, Rollback, TotalVariationMask, TrulyPPO
+from klrl.validation import Fraction, Limit, PositiveWeight, Weight, validate
 
 ScheduledLimit = Annotated[Value, During(0.0, 1e6, open_below=True)]
 
@@ -55,6 +70,10 @@ def _mdpo(kl_coef: float = 1.0) -> TrustRegion:
     return MirrorDescent(kl_coef=kl_coef)
 
 
+def _r2vpo(ratio_variance: float = 0.02) -> TrustRegion:
+    return RatioVariancePenalty(ratio_variance=ratio_variance)
+
+
 def _moves(schedule: type[Coefficient]) -> str:
     """Return how a schedule moves beta: the first line of its docstring, without the formula."""
     first = (schedule.__doc__ or "").partition("\n")[0].partition(":")[0].rstrip(".")
@@ -67,14 +86,20 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "spo": SPO,
     "rollback": Rollback,
     "truly-ppo": TrulyPPO,
+    "dppo-kl": KLMask,
+    "dppo-tv": TotalVariationMask,
     "projection": KLProjection,
     "w2-projection": WassersteinProjection,
     "frobenius-projection": FrobeniusProjection,
     "early-stop": _early_stop,
     "constraint": _constraint,
+    "quantile-constraint": QuantileConstraint,
+    "cvar-constraint": CVaRConstraint,
+    "max-constraint": MaxConstraint,
     "espo": RatioDeviation,
     **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
+    "r2vpo": _r2vpo,
     "adaptive-lr": _adaptive_lr,
     "reference-penalty": ReferencePenalty,
     "reference-constraint": ReferenceConstraint,
@@ -89,6 +114,8 @@ SUMMARIES: dict[str, str] = {
     "spo": "takes a parabola from the surrogate, whose best ratio is where PPO's interval ends",
     "rollback": "clips the ratio, and beyond the interval lets the surrogate fall",
     "truly-ppo": "takes α KL from the surrogate in states whose own KL reaches a bound, where the surrogate improved",
+    "dppo-kl": "drops samples that drive a state farther out whose KL(old‖new) is over a bound",
+    "dppo-tv": "the same by the total variation (discrete actions, and Gaussians of one dimension)",
     "projection": (
         "moves every state's new distribution into KL(new‖old) ≤ a bound and lets the surrogate judge that (PPO)"
     ),
@@ -96,9 +123,13 @@ SUMMARIES: dict[str, str] = {
     "frobenius-projection": "the same for Gaussians, in the distance of means and variances (PPO)",
     "early-stop": "ends the policy's epochs once the whole-batch KL is over the target; keeps the step that was",
     "constraint": "mean KL(old‖new) ≤ target after every update",
+    "quantile-constraint": "KL(old‖new) ≤ a bound in a share of the states, after every update",
+    "cvar-constraint": "mean KL(old‖new) of the states with the largest ≤ a bound, after every update",
+    "max-constraint": "KL(old‖new) ≤ a bound in every state of the batch, after every update",
     "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
     **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
     "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
+    "r2vpo": "subtracts β (ratio − 1)²; multiplier of the constraint χ²(new‖old) ≤ an aim, by ascent on its dual",
     "adaptive-lr": "scales the actor's learning rate by the measured KL; aims, does not bound (PPO)",
     "reference-penalty": (
         "subtracts a multiple of KL(new‖reference): fine-tuning without forgetting; limits no single update"
@@ -200,8 +231,8 @@ class RegionSettings:
     """Slope of the surrogate outside: multiple of the ratio's slope (rollback: 0.3) or of the state's KL
     (truly-ppo: 5.0)."""
     state_kl: Limit | None = None
-    """KL of a single state, nats: KL(old||new) beyond which the surrogate falls (truly-ppo: 0.03), or bound for
-    KL(new||old) (projection: 0.03)."""
+    """KL of a single state, nats: KL(old||new) beyond which the surrogate falls (truly-ppo: 0.03) or samples that drive
+    the state farther out are dropped (dppo-kl: 0.05), or bound for KL(new||old) (projection: 0.03)."""
     state_distance: Limit | None = None
     """Bound for a single state's distance from the old Gaussian, in old standard deviations (w2-projection,
     frobenius-projection: 0.25)."""
@@ -220,6 +251,20 @@ class RegionSettings:
     """Weight of KL(reference||new) in the objective (reference-forward-penalty: 0.1)."""
     reference_forward_kl: Limit | None = None
     """Bound for the mean KL(reference||new), nats (reference-forward-constraint: 0.1)."""
+    quantile_kl: Limit | None = None
+    """Bound for a quantile of the states' KL(old||new), nats (quantile-constraint: 0.03)."""
+    quantile_level: Level | None = None
+    """Share of the batch's states below the quantile; the others are the tail (quantile-constraint, cvar-constraint:
+    0.95)."""
+    cvar_kl: Limit | None = None
+    """Bound for the mean KL(old||new) of the tail, nats (cvar-constraint: 0.04)."""
+    max_state_kl: Limit | None = None
+    """Bound for the largest KL(old||new) of a state, nats (max-constraint: 0.06)."""
+    state_tv: Fraction | None = None
+    """Total variation of a single state, old to new, beyond which samples that drive it farther out are dropped
+    (dppo-tv: 0.15)."""
+    ratio_variance: Limit | None = None
+    """Aim for the mean over the states of chi^2(new||old), the variance of the ratio (r2vpo: 0.02)."""
 
     def __post_init__(self) -> None:
         validate(self)

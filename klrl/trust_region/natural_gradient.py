@@ -62,6 +62,16 @@ class FisherVectorProduct:
             product.add_(policy.pull_back(*u), alpha=1.0 / self._n)
         return product
 
+    def of_states(self, v: Tensor) -> Tensor:
+        """Return v'F_n v of every state n, ``[n]``, whose mean is v'F v without damping: half a product."""
+        curvatures = []
+        for evaluate in self._policies:
+            policy = evaluate()
+            moved = policy.push_forward(v)
+            u = fisher_product(policy.output, moved)
+            curvatures.append(sum((x * y).flatten(1).sum(-1) for x, y in zip(moved, u, strict=True)))
+        return torch.cat(cast("list[Tensor]", curvatures))
+
 
 def fisher_diagonal(
     linearize: Callable[[Tensor], Linearization[Any]],

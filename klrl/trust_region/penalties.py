@@ -6,15 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from klrl.policy.arrays import Array, average
-from klrl.trust_region.coefficients import Coefficient, Fixed
-from klrl.trust_region.region import TrustRegion
+from klrl.trust_region.coefficients import Coefficient, Dual, Fixed
+from klrl.trust_region.region import TrustRegion, weighted
 from klrl.validation import Bounds, Fraction, Positive, validate
 
 if TYPE_CHECKING:
     from klrl.policy.distributions import Gradient
     from klrl.trust_region.change import Change
 
-__all__ = ["KLPenalty", "MirrorDescent", "ReferenceForwardPenalty", "ReferencePenalty"]
+__all__ = ["KLPenalty", "MirrorDescent", "RatioVariancePenalty", "ReferenceForwardPenalty", "ReferencePenalty"]
 
 
 @dataclass(frozen=True)
@@ -129,3 +129,44 @@ class ReferenceForwardPenalty(TrustRegion):
     def penalty_gradient(self, change: Change) -> Gradient:
         """Return reference_forward_coef times the derivative of KL(reference||new)."""
         return tuple(self.reference_forward_coef * x for x in change.kl_reference_forward_gradient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioVariancePenalty(TrustRegion):
+    """Subtracts beta (r - 1)^2, where beta is the multiplier of the constraint Var[r] <= ratio_variance.
+
+    Luo et al. 2026 ("Ratio-Variance Regularized Policy Optimization"), R2VPO. The variance under old, averaged over the
+    states, is that of chi^2(new||old), which is twice the KL to second order. The loss has the samples' (r - 1)^2,
+    whose gradient is that of chi^2 without bias; what the multiplier follows, and what is reported, is the exact value.
+    The ascent on the dual is :class:`~klrl.trust_region.Dual`'s. It aims, it does not bound.
+    """
+
+    ratio_variance: Positive = 0.02
+    beta: Annotated[float, Bounds(1e-4, 1e4)] = 1.0
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def penalty(self, change: Change) -> Array:
+        """Return beta (r - 1)^2, ``[*B]``."""
+        return self.beta * (change.ratio - 1.0) ** 2
+
+    def penalty_gradient(self, change: Change) -> Gradient:
+        """Return 2 beta (r - 1) r times the score."""
+        weight = 2.0 * self.beta * (change.ratio - 1.0) * change.ratio
+        return weighted(weight, change.new.score(change.action))
+
+    def step_length(self, curvature: float) -> float:
+        """Return 1 / (2 beta): to second order chi^2 is twice the KL."""
+        del curvature
+        return 0.5 / self.beta
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return the exact variance of the ratio, mean over the states, and its aim."""
+        measured = average(change.ratio_variance)
+        return {"drift/ratio_variance": measured, "drift/ratio_variance_target": self.ratio_variance}
+
+    def adapt(self, change: Change) -> Self:
+        """Take one step of the ascent, by the exact variance of the whole update."""
+        ascent = Dual(target_kl=self.ratio_variance, beta=self.beta)
+        return replace(self, beta=ascent.update(average(change.ratio_variance)).beta)

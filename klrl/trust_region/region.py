@@ -103,10 +103,33 @@ class TrustRegion:
         del old
         return new
 
+    def check(self, policy: Distribution) -> None:
+        """Refuse a policy that the region cannot judge.
+
+        Raises:
+            ValueError: the policy's family, and what is allowed.
+        """
+        self.project(policy, policy)
+
     def step_length(self, curvature: float) -> float:
         """Return the multiple of x = F^-1 g to try first, given the KL's curvature x'Fx; infinite if unlimited."""
         del curvature
         return math.inf
+
+    def step_within(self, curvature: float, of_states: Callable[[], Array]) -> float:
+        """Return :meth:`step_length`, where only the mean counts; a bound on single states asks for their own x'Fx.
+
+        Args:
+            curvature: x'Fx, the mean over the states.
+            of_states: computes that of every state, ``[n]``.
+        """
+        del of_states
+        return self.step_length(curvature)
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return the metrics of what the region bounds apart from the mean KL: measured values and their bounds."""
+        del change
+        return {}
 
     def scheduled(self, progress_remaining: float) -> Self:
         """Return the region for an update, given the share of the training still to come, from 1 down to 0."""

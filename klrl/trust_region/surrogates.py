@@ -5,19 +5,20 @@ Each equals A at the old policy and has the gradient of r A there; none bounds a
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from operator import sub
 from typing import TYPE_CHECKING
 
 from klrl.policy.arrays import Array, clip, minimum, where
 from klrl.trust_region.region import TrustRegion, weighted
-from klrl.validation import Positive, validate
+from klrl.validation import Fraction, Positive, validate
 
 if TYPE_CHECKING:
-    from klrl.policy.distributions import Gradient
+    from klrl.policy.distributions import Distribution, Gradient
     from klrl.trust_region.change import Change
 
-__all__ = ["SPO", "Clip", "Rollback", "TrulyPPO"]
+__all__ = ["SPO", "Clip", "DivergenceMask", "KLMask", "Rollback", "TotalVariationMask", "TrulyPPO"]
 
 
 @dataclass(frozen=True)
@@ -132,3 +133,71 @@ class TrulyPPO(TrustRegion):
     def _outside(self, change: Change) -> Array:
         """Mark the states whose KL is out of bounds and whose surrogate improved."""
         return (change.kl >= self.state_kl) & (change.ratio * change.advantage >= change.advantage)
+
+
+@dataclass(frozen=True)
+class DivergenceMask(TrustRegion, abc.ABC):
+    """Drops samples that would drive a state farther out: A instead of r A where its divergence is over a bound.
+
+    Qi et al. 2026 ("Rethinking the Trust Region in LLM Reinforcement Learning"), DPPO: a sample counts unless its
+    ratio has already moved to the side that its advantage pushes to, (r - 1) A > 0, and its state's divergence is over
+    the bound. For the vocabularies there the divergence is approximated; here it is exact. Dropped samples have the
+    value A here and 0 there, the same gradient: to a line search what was gained on them is worth nothing.
+    """
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @abc.abstractmethod
+    def outside(self, change: Change) -> Array:
+        """Mark the states whose divergence is over the bound, ``[*B]``."""
+
+    def surrogate(self, change: Change) -> Array:
+        """Return the plain surrogate, or A where the sample is dropped, ``[*B]``."""
+        return where(self._dropped(change), change.advantage, change.ratio * change.advantage)
+
+    def surrogate_gradient(self, change: Change) -> Gradient:
+        """Return the derivative of the plain surrogate, or 0 where the sample is dropped."""
+        plain = change.ratio * change.advantage
+        return weighted(where(self._dropped(change), 0.0 * plain, plain), change.new.score(change.action))
+
+    def _dropped(self, change: Change) -> Array:
+        return self.outside(change) & ((change.ratio - 1.0) * change.advantage > 0.0)
+
+
+@dataclass(frozen=True)
+class KLMask(DivergenceMask):
+    """DPPO's mask by KL(old||new) > state_kl. ``state_kl`` is a single state's; it is no ``target_kl``."""
+
+    state_kl: Positive = 0.05
+
+    def outside(self, change: Change) -> Array:
+        """Mark the states whose KL(old||new) is over ``state_kl``."""
+        return change.kl > self.state_kl
+
+
+@dataclass(frozen=True)
+class TotalVariationMask(DivergenceMask):
+    """DPPO's mask by total variation > state_tv, where that has a closed form.
+
+    It has one for discrete actions and for Gaussians of one dimension.
+    """
+
+    state_tv: Fraction = 0.15
+
+    def outside(self, change: Change) -> Array:
+        """Mark the states whose total variation is over ``state_tv``."""
+        return change.total_variation > self.state_tv
+
+    def check(self, policy: Distribution) -> None:
+        """Refuse a policy whose total variation has no closed form.
+
+        Raises:
+            ValueError: names the family.
+        """
+        from klrl.kl import total_variation
+
+        try:
+            total_variation(policy, policy.map(lambda x: x + 0.1))
+        except TypeError as error:
+            raise ValueError(f"trust_region = 'dppo-tv': {error}; allowed: 'dppo-kl' with any policy") from None

@@ -76,6 +76,15 @@ def test_targets_that_only_begin_alike_are_drawn_each_and_the_same_one_once_to_i
     assert sorted(targets) == [[0.01, 0.01 - 0.001, 0.01 - 0.002, 0.01 - 0.003], [0.01] * 5]
 
 
+def test_every_metric_with_a_bound_is_drawn_with_its_own(tmp_path):
+    history = [row | {"drift/kl_max": 0.1 * i, "drift/kl_max_bound": 0.25} for i, row in enumerate(rows(5))]
+    write_run(tmp_path / "run", history, described(target_kl=0.01))
+    axes = figure_of_runs(read_runs([tmp_path]), ["drift/kl_max"]).axes[0]
+    drawn = {line.get_label(): [*line.get_ydata()] for line in axes.lines}
+    assert drawn["target"] == [0.25] * 5
+    assert drawn["update beyond its target"] == pytest.approx([0.3, 0.4])
+
+
 def test_few_seeds_or_all_on_demand_are_drawn_one_by_one(tmp_path):
     runs = runs_of(tmp_path, seeds=3)
     for drawn in (figure_of_runs(runs, ["drift/kl"], seeds=True), figure_of_runs(runs[:2], ["drift/kl"])):

@@ -160,6 +160,29 @@ def test_the_log_of_another_library_needs_no_return_and_no_settings(tmp_path):
     assert math.isnan(run.last_tenth)
 
 
+def test_an_update_is_beyond_its_target_if_it_is_beyond_any_of_its_bounds(tmp_path):
+    history = [
+        {
+            "drift/kl": 0.1,
+            "drift/kl_max": x,
+            "drift/kl_max_bound": 0.5,
+            "drift/kl_cvar": x / 2,
+            "drift/kl_cvar_bound": y,
+        }
+        for x, y in ((0.4, 0.3), (0.6, 0.4), (0.4, 0.1))
+    ]
+    write_run(tmp_path / "tails", history)
+    (run,) = read_runs([tmp_path / "tails"])
+    np.testing.assert_array_equal(run.over, [False, True, True])
+    np.testing.assert_array_equal(run.beyond("drift/kl_max"), [False, True, False])
+    np.testing.assert_array_equal(run.beyond("drift/kl_cvar"), [False, False, True])
+    np.testing.assert_array_equal(run.judged, [True] * 3)
+    write_run(tmp_path / "free", [{"drift/kl": 9.0}])
+    (run,) = read_runs([tmp_path / "free"])
+    assert not run.over.any()
+    assert not run.judged.any()
+
+
 def test_the_directory_of_a_drift_monitor_is_a_log(tmp_path):
     mean = torch.zeros(4, 1)
     monitor = DriftMonitor(lambda obs: Normal(mean, 1.0), 0.1, tmp_path / "theirs", notes={"seed": 5})

@@ -32,6 +32,16 @@ def test_summary_shows_speed_time_left_return_and_kl_against_its_target():
     }
 
 
+def test_bounds_on_the_tail_are_shown_with_what_was_measured():
+    more = {"drift/kl_max_bound": 0.06, "drift/kl_quantile": 0.0123, "drift/kl_quantile_bound": 0.03}
+    more |= {"drift/kl_cvar": 0.02, "drift/kl_cvar_bound": 0.04}
+    assert summary(METRICS | more, 1000) == summary(METRICS, 1000) | {
+        "max KL": "0.100 of 0.06",
+        "quantile KL": "0.0123 of 0.03",
+        "tail KL": "0.0200 of 0.04",
+    }
+
+
 def test_numbers_of_infos_are_shown_and_change_no_other_fact():
     more = {"rollout/success_rate": 0.25, "rollout/info/KL": 3.25, "rollout/info/a/b": float("nan")}
     assert summary(METRICS | more, 1000) == summary(METRICS, 1000) | {

@@ -68,8 +68,9 @@ def test_the_charts_hold_the_metrics_that_they_name_and_no_others(runs):
         for category in layout["category"]
         for chart in category["chart"]
     }
-    drift, way, returns, step = tags.values()
+    drift, tails, way, returns, step = tags.values()
     assert drift == [{"drift/kl"}, {"drift/kl_target"}, {"drift/kl_p95"}, {"drift/kl_max"}]
+    assert tails == [set()] * 5  # no region that bounds a tail
     assert way == [{"drift/kl_sum"}, {"drift/kl_initial"}]
     assert returns == [{"rollout/ep_rew_mean"}, set()]
     assert step == [

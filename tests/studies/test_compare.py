@@ -302,6 +302,28 @@ def test_the_table_has_a_line_per_environment_and_variant(rows):
     assert "0 of 10 over 0.02 |" in lines[5]
 
 
+def test_updates_are_counted_against_the_regions_own_bound(tmp_path, rows):
+    words = ["--vary", "trust-region", "constraint+max-constraint", "quantile-constraint"]
+    bounds = ["max_state_kl=1e-3", "quantile_kl=2e-3", "target_kl=1e-9"]
+    made = compare(tmp_path / "tails", *words, settings=[*TINY, *bounds], envs=("CartPole-v1:128",), seeds=(0,))
+    joined, quantile = made
+    assert [r["counted_against"] for r in made] == ["1e-09, 0.001 (max)", "0.002 (quantile)"]
+    assert [r["updates_over_target"] for r in made] == [0, 0]
+    assert (joined["target_kl"], joined["judged_by"]) == (1e-9, 1e-9)
+    assert (quantile["target_kl"], quantile["judged_by"]) == (None, 0.002)
+    with (tmp_path / "tails/runs/CartPole-v1/quantile-constraint/seed-0/metrics.csv").open() as file:
+        updates = [*csv.DictReader(file)]
+    assert quantile["kl_p95_mean"] == pytest.approx(np.mean([float(x["drift/kl_p95"]) for x in updates]))
+    assert quantile["kl_state_largest"] == max(float(x["drift/kl_max"]) for x in updates)
+    lines = table([*made, quantile | {"updates_over_target": 1}]).splitlines()[2:4]
+    assert [line.split(" | ")[7] for line in lines] == [
+        "0 of 2 over 1e-09, 0.001 (max)",
+        "1 of 4 over 0.002 (quantile)",
+    ]
+    old = {k: v for k, v in quantile.items() if k not in ("counted_against", "kl_p95_mean", "kl_state_largest")}
+    assert "0 of 2 over 0.002* |" in table([old])  # an outcome of before
+
+
 def test_three_seeds_have_students_interval_in_the_table_with_their_number_beside_it(rows):
     clip = [r for r in rows if r["variant"] == "clip"]
     returns = [10.0, 20.5, 33.0]

@@ -20,15 +20,18 @@ from klrl.trust_region import (
     Clip,
     Fixed,
     KLConstraint,
+    KLMask,
     KLPenalty,
     KLProjection,
     MirrorDescent,
     RatioDeviation,
+    RatioVariancePenalty,
     ReferenceConstraint,
     ReferenceForwardConstraint,
     ReferenceForwardPenalty,
     ReferencePenalty,
     Rollback,
+    TotalVariationMask,
     TrulyPPO,
     TrustRegion,
     region_from_name,
@@ -67,6 +70,9 @@ REGIONS = [
     RatioDeviation(0.1),
     KLPenalty(Fixed(3.0)),
     KLProjection(state_kl=0.001),
+    KLMask(0.001),
+    TotalVariationMask(0.01),
+    RatioVariancePenalty(beta=3.0),
     MirrorDescent(kl_coef=2.0, progress_remaining=0.5),
     All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
     All(AdaptiveLearningRate(target_kl=0.01), SPO(0.2), RatioDeviation(0.1)),
@@ -218,6 +224,40 @@ def test_mirror_descent_pays_for_the_reverse_kl_ever_more(progress, beta):
     assert (region.step_length(0.3), region.target_kl, region.on_exit) == (1.0 / region.beta, None, None)
     assert All(Clip(), MirrorDescent(kl_coef=2.0)).scheduled(progress).beta == region.beta
     assert Clip().scheduled(progress) == Clip()
+
+
+@pytest.mark.parametrize("step", [0.02, 0.3, 1.0])
+def test_the_multiplier_of_the_ratios_variance_follows_the_exact_one_of_the_whole_update(step):
+    c, region = change(step), RatioVariancePenalty(ratio_variance=0.05, beta=3.0)
+    p, q = c.old.probs.numpy(), c.new.probs.numpy()
+    exact = ((q - p) ** 2 / p).sum(-1)
+    np.testing.assert_allclose(c.ratio_variance, exact, rtol=1e-9)
+    np.testing.assert_allclose(region.penalty(c), 3.0 * (np.exp(c.log_ratio.numpy()) - 1.0) ** 2, rtol=1e-12)
+    found = region.report(c)
+    assert found["drift/ratio_variance"] == pytest.approx(exact.mean())
+    assert found["drift/ratio_variance_target"] == 0.05
+    assert region.adapt(c).beta == pytest.approx(3.0 * math.exp(0.2 * min(exact.mean() / 0.05 - 1.0, 1.0)))
+    assert (region.target_kl, region.on_exit, region.violation(c)) == (None, None, -math.inf)
+
+
+def test_the_samples_of_the_ratios_variance_have_its_gradient_without_bias():
+    c = change(n=1)
+    logits = c.new.logits.clone().requires_grad_()
+    ((torch.softmax(logits, -1) - c.old.probs).square() / c.old.probs).sum().backward()
+    by_action = []
+    for a in range(4):
+        action = torch.tensor([a])
+        taken = dataclasses.replace(c, action=action, log_prob=c.old.log_prob(action))
+        by_action.append(RatioVariancePenalty(ratio_variance=1.0, beta=1.0).penalty_gradient(taken)[0])
+    expected = (c.old.probs.T * torch.cat(by_action)).sum(0)
+    torch.testing.assert_close(expected[None], logits.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_the_step_under_the_ratios_variance_is_half_that_under_the_kl():
+    beta, s = 4.0, RatioVariancePenalty(ratio_variance=0.1, beta=4.0).step_length(0.7)
+    candidates = s * np.linspace(0.5, 1.5, 101)
+    chi2 = candidates**2 * 0.7  # twice the KL's quadratic model
+    assert np.argmax(candidates * 0.7 - beta * chi2) == 50
 
 
 # Reference.

@@ -6,10 +6,23 @@ import math
 import numpy as np
 import pytest
 import torch
+from environments import Noise, box, small_agent
 from torch import distributions as td
 
+from klrl.agents import PPO
 from klrl.policy.distributions import Categorical
-from klrl.trust_region import SPO, All, Change, Clip, KLConstraint, Rollback, TrulyPPO, TrustRegion
+from klrl.trust_region import (
+    SPO,
+    All,
+    Change,
+    Clip,
+    KLConstraint,
+    KLMask,
+    Rollback,
+    TotalVariationMask,
+    TrulyPPO,
+    TrustRegion,
+)
 
 PAIRS = list(itertools.product([0.3, 0.79, 0.81, 0.999, 1.001, 1.19, 1.21, 1.4, 3.0], [-2.0, -0.5, 0.5, 2.0]))
 
@@ -135,3 +148,27 @@ def test_a_gain_bounds_nothing_and_can_be_joined_with_what_does(region):
 def test_wrong_settings_are_refused_in_one_line(build, text):
     with pytest.raises(ValueError, match=text):
         build()
+
+
+def test_dppo_drops_the_samples_that_drive_a_state_out_of_its_divergence_and_keeps_those_that_lead_back():
+    c, r, A, kl = change()
+    tv = np.abs(0.3 - 0.3 * r)
+    for region, distance, bound in ((KLMask(0.02), kl, 0.02), (TotalVariationMask(0.05), tv, 0.05)):
+        by_hand, expected = [], []
+        for x, a, d in zip(r, A, distance, strict=True):
+            outwards = (x > 1.0 and a > 0.0) or (x < 1.0 and a < 0.0)
+            dropped = outwards and d > bound
+            by_hand.append(a if dropped else x * a)
+            expected.append(0.0 if dropped else a)
+        assert 0.0 in expected
+        assert ((distance > bound) & (np.array(expected) != 0.0)).any()
+        np.testing.assert_allclose(region.surrogate(c), by_hand, rtol=1e-12)
+        differences, derivative = slopes(region)
+        np.testing.assert_allclose(derivative, expected, rtol=1e-9)
+        np.testing.assert_allclose(differences, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_total_variation_is_refused_in_one_line_where_it_has_no_closed_form():
+    with pytest.raises(ValueError, match=r"^trust_region = 'dppo-tv': .*DiagGaussian.*; allowed: 'dppo-kl'") as error:
+        small_agent(PPO, lambda: Noise(box(2)), trust_region="dppo-tv+constraint")
+    assert "\n" not in str(error.value)
