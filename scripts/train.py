@@ -137,13 +137,14 @@ def _train(prog: str, name: str, training: Training, make_env: Callable[[], Name
     from klrl.agents import AGENTS
     from klrl.run import Signals
     from klrl.run.directory import check_new
-    from klrl.scripts.cli.training import run_training
+    from klrl.scripts.cli.training import run_training, tracking
 
     torch.set_num_threads(training.run.torch_threads)
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
         env = make_env()
+        training.run.videos(env, Path()), tracking(training.run, Path())  # what these need is installed
         agent = AGENTS[name](env, training.agent, seed=training.seed, trial=True)
         if training.start_from is not None:
             agent.start_from(training.start_from)

@@ -7,6 +7,7 @@ import contextlib
 import random
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -23,6 +24,10 @@ from klrl.text import one_line
 
 if TYPE_CHECKING:
     from klrl.experience import Batch
+
+
+class CannotBegin(ValueError):
+    """What was asked for beside a training cannot be done; the message says why."""
 
 
 class Beside(Callback, abc.ABC):
@@ -43,7 +48,8 @@ class Beside(Callback, abc.ABC):
         if isinstance(env, VectorEnv):
             kind = type(env).__name__
             raise ValueError(f"env = {kind}; allowed: an id, an EnvSpec, a function that makes an Env, or an Env")
-        self.make, self._kept, self._every = factory(env), isinstance(env, gym.Env), every
+        self._kept, self._every = isinstance(env, gym.Env), every
+        self.make: Callable[[], gym.Env] = partial(_Kept, env) if isinstance(env, gym.Env) else factory(env)
 
     @abc.abstractmethod
     def play(self, agent: Any, metrics: Metrics) -> None:
@@ -87,16 +93,20 @@ class Beside(Callback, abc.ABC):
                 have, allowed = (f"{x.observation_space} and {x.action_space}" for x in (env, agent))
                 raise ValueError(f"{type(self).__name__}: env has {one_line(have)}; allowed: {one_line(allowed)}")
         finally:
-            if not self._kept:
-                env.close()
+            env.close()
 
-    def _environment(self, agent: Any, make: Callable[[], gym.Env]) -> contextlib.AbstractContextManager[gym.Env]:
-        """Return an environment to play in; a kept one is not closed."""
-        if self._kept:
-            return contextlib.nullcontext(make())
-        if agent.config.vectorization_mode == "async":
+    def _environment(self, agent: Any, make: Callable[[], gym.Env]) -> gym.Env:
+        """Return an environment to play in: in a process where training has some, but for a kept one."""
+        if agent.config.vectorization_mode == "async" and not self._kept:
             return Supervised(make, agent.config.worker_timeout)
         return make()
+
+
+class _Kept(gym.Wrapper):
+    """A user's own environment, which stays open."""
+
+    def close(self) -> None:
+        """Leave it open."""
 
 
 def newest(agent: Any) -> bool:
