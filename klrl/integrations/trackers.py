@@ -126,7 +126,7 @@ class Tracker(Recorder):
     def _finish(self) -> None:
         if self.run_dir is not None and self._sent:
             self._send_files(self.run_dir)
-        self.run.finish()
+        self._module.finish()
 
     def _send_files(self, run_dir: Path) -> None:
         files = [run_dir / name for name in ("config.json", "metrics.csv", "episodes.csv")]

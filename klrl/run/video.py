@@ -182,7 +182,8 @@ def _with_pictures(spec: EnvSpec, wrappers: Sequence[Wrapping]) -> gym.Env:
     try:
         return Wrapped(spec, wrappers)()
     except TypeError as error:  # an environment without this keyword argument
-        raise ValueError(f"env = {spec.id!r}: {error}; allowed: {_ALLOWED}") from error
+        said = str(error).partition(" was raised from ")[0]
+        raise ValueError(f"env = {spec.id!r}: {said}; allowed: {_ALLOWED}") from error
 
 
 def recorded(make: Callable[[], gym.Env], folder: Path, prefix: str, video_length: int) -> gym.Env:
