@@ -1,12 +1,8 @@
 """Experiment trackers: what they are sent, what their failures cost, how a run goes on; the packages themselves."""
 
-import contextlib
 import csv
 import importlib.util
 import json
-import os
-import sqlite3
-import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
@@ -16,7 +12,6 @@ import pytest
 from environments import small_agent
 from support import parameters, same, without_time
 from test_command_line import refused  # noqa: F401
-from wandb_file import history
 
 from klrl.agents import PPO
 from klrl.integrations.trackers import Tracker
@@ -188,40 +183,3 @@ def test_a_package_that_is_missing_is_refused_in_one_line(refused, monkeypatch):
         assert line == f"klrl train ppo: {said}"
     with pytest.raises(ValueError, match=r"^track = 'mlflow'; allowed: wandb, trackio$"):
         Tracker("mlflow")
-
-
-PROGRAM = """
-import sys
-from environments import small_agent
-from klrl.agents import PPO
-from klrl.integrations.trackers import Tracker
-from klrl.run import RunDirectory
-for name in sys.argv[1:]:
-    run = f"run_{name}"
-    small_agent(PPO).learn(128, [RunDirectory(run), Tracker(name, run_dir=run)])
-"""
-
-
-def test_the_packages_themselves_without_a_network(tmp_path):
-    packages = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name)]
-    if not packages:
-        pytest.skip("neither is installed: pip install 'klrl[wandb,trackio]'")
-    environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "kept")}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run(
-        [sys.executable, "-c", PROGRAM, *packages], cwd=tmp_path, env=os.environ | environment, check=True, timeout=600
-    )
-    kept = {}
-    if "wandb" in packages:
-        (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-        kept["wandb"] = [(row["_step"], row) for row in history(file)]
-    if "trackio" in packages:
-        with contextlib.closing(sqlite3.connect(tmp_path / "kept/klrl.db")) as data:
-            found = data.execute("select step, metrics from metrics order by step").fetchall()
-            assert data.execute("select name from artifacts").fetchall()
-        kept["trackio"] = [(step, json.loads(numbers)) for step, numbers in found]
-    for name, sent in kept.items():
-        expected = rows(tmp_path / f"run_{name}")
-        assert [step for step, _ in sent] == [64, 128]
-        for (_, numbers), row in zip(sent, expected, strict=True):
-            assert {key: numbers[key] for key in row} == pytest.approx(row)
