@@ -18,8 +18,8 @@ from klrl.run.beside import CannotBegin, described, unchanged_generators
 from klrl.run.callback import STEP, Metrics, Recorder
 from klrl.run.checkpoint import replace
 from klrl.run.disk import read_regular_file
+from klrl.run.flat_settings import settings_of
 from klrl.run.options import VIDEOS, TrackerName
-from klrl.run.tensorboard_layout import settings_of
 from klrl.text import one_line, warn_user
 
 if TYPE_CHECKING:

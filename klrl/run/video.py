@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import RecordVideo
 
 from klrl.experience.environments import EnvLike, check_id
@@ -65,7 +66,7 @@ class VideoCallback(Beside):
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} = {value!r}; allowed: an integer >= 1")
         super().__init__(env, video_every)
-        if not isinstance(env, gym.Env):
+        if not isinstance(env, (gym.Env, VectorEnv)):
             self.make = rendered(env)
         self.video_folder, self.n_episodes, self.video_length = Path(video_folder), n_episodes, video_length
         self.deterministic = deterministic
@@ -169,11 +170,12 @@ def rendered(env: str | EnvSpec | Callable[[], gym.Env]) -> Callable[[], gym.Env
         return partial(_with_pictures, env, ())
     if isinstance(env, Wrapped):
         return partial(_with_pictures, env.spec, env.wrappers)
+    make: Callable[..., gym.Env] = env
     try:
-        takes_it = "render_mode" in inspect.signature(env).parameters
+        takes_it = "render_mode" in inspect.signature(make).parameters
     except (TypeError, ValueError):  # no signature
         takes_it = False
-    return partial(env, render_mode="rgb_array") if takes_it else env
+    return partial(make, render_mode="rgb_array") if takes_it else make
 
 
 def _with_pictures(spec: EnvSpec, wrappers: Sequence[Wrapping]) -> gym.Env:
@@ -223,11 +225,11 @@ class _Recorded(RecordVideo):
         return observation, reward, terminated, truncated, info
 
     def stop_recording(self) -> None:
-        super().stop_recording()
+        super().stop_recording()  # type: ignore[no-untyped-call]
         hidden = Path(self.video_folder, f".{self._name}.mp4")
         if hidden.exists():
             hidden.replace(hidden.with_name(f"{self._name}.mp4"))
 
     def close(self) -> None:
         self.recording, self.recorded_frames = False, []
-        super().close()
+        super().close()  # type: ignore[no-untyped-call]
