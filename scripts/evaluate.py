@@ -5,15 +5,22 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from klrl.output import as_program, lost
 from klrl.run.evaluation import ENOUGH
+from klrl.run.options import LONGEST_VIDEO
 from klrl.scripts.cli.command_line import bad_input, fail, parse
 from klrl.scripts.cli.env_words import Wrappers
 from klrl.text import printable
 from klrl.validation import InfoKey, NonNegativeInt, PositiveInt
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from klrl.scripts.cli.saved_agents import LoadedAgent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,11 @@ class Evaluating:
     info_keys: tuple[InfoKey, ...] = ()
     """Keys of numbers in info, separated by spaces; values in the episodes' last steps are averaged. is_success is
     reported where it is there, and so are the keys of the training."""
+    video: Path | None = None
+    """Folder for a video of every episode, step-10000-episode-0.mp4 and so on (pip install 'klrl[video]'); older ones
+    of these names are replaced."""
+    video_length: PositiveInt = LONGEST_VIDEO
+    """Most steps of a video, whose pictures are in memory until it is written."""
     json: Path | None = None
     """File to which the result is also written."""
 
@@ -64,7 +76,8 @@ def _evaluate(prog: str, args: Evaluating) -> None:
     with bad_input(prog):
         path = checkpoint.best(args.path) if args.best else args.path
         loaded = LoadedAgent.load(path, args.env, args.wrapper)
-        agent, env = loaded.agent, loaded.make()
+        agent = loaded.agent
+        env = loaded.make() if args.video is None else _recorded(args, loaded)
         if args.json:
             claim(args.json, "json")
     compare_versions(versions_of(path), "returns may differ from those of the training")
@@ -102,8 +115,28 @@ def _evaluate(prog: str, args: Evaluating) -> None:
         f"{loaded.name.upper()} on {printable(loaded.env_id)} after {agent.num_timesteps:,} steps: "
         f"{printable(result)} over {len(result.returns)} {how} episodes"
     )
+    if args.video is not None:
+        print(printable(f"videos: {args.video}"))
     if args.json is None and (error := lost(sys.stdout)) is not None:
         fail(prog, f"stdout: {error.strerror}; the result is lost", status=1)
+
+
+def _recorded(args: Evaluating, loaded: LoadedAgent) -> gym.Env:
+    """Make an environment whose episodes become videos.
+
+    Raises:
+        ValueError: no video can be made of it.
+        OSError: nothing can be written to the folder.
+    """
+    from klrl.run.video import check_extra, check_pictures, recorded, rendered
+
+    assert args.video is not None
+    check_extra()
+    make = rendered(loaded.env)
+    check_pictures(make, args.seed)
+    args.video.mkdir(parents=True, exist_ok=True)
+    prefix = f"step-{loaded.agent.num_timesteps}"
+    return recorded(make, args.video, prefix, min(args.video_length, args.max_steps))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from klrl.output import as_program
 from klrl.run.options import RunOptions
 from klrl.run.presets import preset
 from klrl.schedules import functions_in
-from klrl.scripts.cli import run_config
+from klrl.scripts.cli import help_text, run_config
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
 from klrl.scripts.cli.env_words import KeyValue, Wrappers
 from klrl.scripts.cli.flags import given, whole_number
@@ -79,6 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         again = given(options, "config").get("config") or None  # an empty one is refused like other empty values
         run = None if again is None else _saved(again, name)
         default = _defaults(name, options) if run is None else _same(name, options, Path(str(again)), run)
+        if (group := help_text.asked(options)) is not None:
+            help_text.show(prog, Training, default, group)
+            return
     training = parse(Training, options, prog, default)
     env = partial(_environment, training, run, given(options, "env").get("env"))
     if training.resume and _is_begun(prog, training, env):
@@ -137,13 +140,14 @@ def _train(prog: str, name: str, training: Training, make_env: Callable[[], Name
     from klrl.agents import AGENTS
     from klrl.run import Signals
     from klrl.run.directory import check_new
-    from klrl.scripts.cli.training import run_training
+    from klrl.scripts.cli.training import run_training, tracking
 
     torch.set_num_threads(training.run.torch_threads)
     with bad_input(prog), failed_worker(prog):
         if training.run_dir is not None:
             check_new(training.run_dir)
         env = make_env()
+        training.run.videos(env, Path()), tracking(training.run, Path())  # what these need is installed
         agent = AGENTS[name](env, training.agent, seed=training.seed, trial=True)
         if training.start_from is not None:
             agent.start_from(training.start_from)
@@ -163,7 +167,7 @@ def _train(prog: str, name: str, training: Training, make_env: Callable[[], Name
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
-    allowed = f"{', '.join(CONFIGS)}; klrl train ALGORITHM --help lists the options"
+    allowed = f"{', '.join(CONFIGS)}; klrl train ALGORITHM --help [GROUP] lists the options"
     if not words:
         fail("klrl train", f"algorithm missing; for example: klrl train ppo --env CartPole-v1; allowed: {allowed}")
     if words[0] in ("-h", "--help"):

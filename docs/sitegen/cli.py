@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -12,31 +10,14 @@ from inspect import cleandoc, getdoc
 from typing import Any
 from unittest import mock
 
-import tyro
-
 from klrl.agents import AGENTS
 from klrl.scripts.benchmark import WHAT
+from klrl.scripts.cli.help_text import Option, options
 from klrl.scripts.main import VERBS
 
 
 class _Parsed(Exception):
     """Interrupts a verb's main, and holds what it gave to tyro."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """One flag or positional argument, as the parser has it."""
-
-    group: str
-    names: tuple[str, ...]
-    values: str
-    text: str
-    default: str | None
-
-    @property
-    def signature(self) -> str:
-        """The line that names it: every spelling with its values."""
-        return ", ".join(self.names) + (f" {self.values}" if self.values else "")
 
 
 @dataclass(frozen=True)
@@ -65,31 +46,7 @@ def read(module: str, name: str, *words: str) -> Command:
             cls, default = found.args
         else:
             raise RuntimeError(f"klrl {name} parses no dataclass")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # tyro has no other public way to a parser
-        parser = tyro.extras.get_parser(cls, default=default)
-    return Command(f"klrl {name}", cleandoc(getdoc(cls) or ""), tuple(_options(parser)))
-
-
-def _options(parser: Any) -> Iterator[Option]:
-    for group in parser._action_groups:
-        for action in group._group_actions:
-            if "--help" in action.option_strings:
-                continue
-            text, _, default = " ".join((action.help or "").split()).partition(" (default: ")
-            if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
-                values = ""
-            else:
-                metavar = action.metavar or ""
-                values = str(metavar if isinstance(metavar, str) else metavar[0]).replace("{None}|", "")
-            names = tuple(action.option_strings) or (values,)
-            yield Option(
-                group.title or "",
-                names,
-                values if action.option_strings else "",
-                text.replace(" (required)", ""),
-                default.removesuffix(")") if default else None,
-            )
+    return Command(f"klrl {name}", cleandoc(getdoc(cls) or ""), tuple(options(cls, default)))
 
 
 def _plain(text: str) -> str:

@@ -1,1 +1,1 @@
-"""Other libraries' policies, measured and read."""
+"""Other libraries' policies, measured and read; experiment trackers."""

@@ -60,13 +60,18 @@ def write_audit(record: dict[str, Any], output: Path, command: str) -> None:
     write_file(output, page([], [audit], title=f"Audit on {audit.env}", command=command))
 
 
+def has_extra() -> bool:
+    """Tell whether the plot library is installed."""
+    return importlib.util.find_spec("bokeh") is not None
+
+
 def check_extra() -> None:
     """Refuse to begin without the plot library.
 
     Raises:
         ValueError: names the extra.
     """
-    if importlib.util.find_spec("bokeh") is None:
+    if not has_extra():
         raise ValueError("the report needs bokeh: pip install 'klrl[report]'")
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from klrl.run.history import History
     from klrl.run.progress import Progress
     from klrl.run.signals import Interrupted, Signals
+    from klrl.run.video import VideoCallback
 
 __all__ = [
     "Callback",
@@ -29,6 +30,7 @@ __all__ = [
     "RunDirectory",
     "Signals",
     "StopAtReturn",
+    "VideoCallback",
     "evaluate",
 ]
 __getattr__, __dir__ = exports(
@@ -47,6 +49,7 @@ __getattr__, __dir__ = exports(
         "RunDirectory": "directory",
         "Signals": "signals",
         "StopAtReturn": "eval_callback",
+        "VideoCallback": "video",
         "evaluate": "evaluation",
     },
 )

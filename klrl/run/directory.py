@@ -24,8 +24,8 @@ from klrl.run.callback import STEP, Metrics, Recorder
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import LARGEST_CONFIG, read_regular_file, reporting_full_disk
 from klrl.run.evaluation import MEAN_REWARD, best_of
+from klrl.run.flat_settings import settings_of
 from klrl.run.lock import LOCK, Lock, check_free
-from klrl.run.tensorboard_layout import settings_of
 from klrl.run.tensorboard_writer import TensorBoardWriter, step
 from klrl.text import plain, warn_user
 

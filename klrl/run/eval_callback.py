@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-import traceback
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
 import numpy as np
-import torch
-from gymnasium.vector import VectorEnv
 
-from klrl.experience.environments import EnvLike, factory
-from klrl.experience.supervised import Supervised
-from klrl.experience.workers import WorkerFailed
-from klrl.run.callback import STEP, Callback, Metrics
+from klrl.experience.environments import EnvLike
+from klrl.run.beside import Beside, described, newest, unchanged_generators
+from klrl.run.callback import Callback, Metrics
 from klrl.run.evaluation import (
     CUT,
     ENOUGH,
@@ -30,8 +22,7 @@ from klrl.run.evaluation import (
     best_of,
     evaluate,
 )
-from klrl.run.seeding import evaluation_seed
-from klrl.text import one_line, warn_user
+from klrl.text import warn_user
 
 if TYPE_CHECKING:
     from klrl.experience import Batch
@@ -40,7 +31,7 @@ ENOUGH_EPISODES = 100
 """Training episodes whose mean return counts: all that an agent remembers."""
 
 
-class EvalCallback(Callback):
+class EvalCallback(Beside):
     """Plays evaluation episodes after every so many steps, and after the last one.
 
     Adds ``eval/mean_reward``, ``eval/mean_ep_length`` and, where infos have ``is_success``, ``eval/success_rate`` to
@@ -78,10 +69,7 @@ class EvalCallback(Callback):
         for name, value in numbers.items():
             if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} = {value!r}; allowed: an integer >= 1")
-        if isinstance(env, VectorEnv):
-            kind = type(env).__name__
-            raise ValueError(f"env = {kind}; allowed: an id, an EnvSpec, a function that makes an Env, or an Env")
-        self.make, self._kept = factory(env), isinstance(env, gym.Env)
+        super().__init__(env, eval_every)
         self.eval_every, self.n_eval_episodes, self.max_steps = eval_every, n_eval_episodes, max_steps
         self.deterministic, self.best_model_save_path = deterministic, best_model_save_path
         self.best_mean_reward = -math.inf
@@ -97,44 +85,19 @@ class EvalCallback(Callback):
         Raises:
             ValueError: other spaces than the agent's.
         """
-        self._check_spaces(agent)
         self.best_mean_reward = best_of(agent.history)
         self._failures = max((int(row[FAILURES]) for row in agent.history if FAILURES in row), default=0)
-        if self.owes(agent):
-            self._add(agent, agent.history[-1])
+        super().on_training_start(agent, total_timesteps)
 
-    def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """Evaluate, if it is time."""
-        if self._is_due(agent, agent.num_timesteps - batch.n_samples):
-            self._add(agent, metrics)
+    def is_done(self, agent: Any) -> bool:
+        """Tell whether the agent's last update has its evaluation."""
+        return MEAN_REWARD in agent.history[-1]
 
-    def owes(self, agent: Any) -> bool:
-        """Tell whether the training was interrupted in the evaluation after the agent's last update."""
-        if not newest(agent) or MEAN_REWARD in agent.history[-1]:
-            return False
-        earlier = agent.history[-2].get(STEP, 0.0) if len(agent.history) > 1 else 0.0
-        return self._is_due(agent, max(int(float(earlier)), agent.training.first))
-
-    def _check_spaces(self, agent: Any) -> None:
-        env = self.make()
-        try:
-            if (env.observation_space, env.action_space) != (agent.observation_space, agent.action_space):
-                have, allowed = (f"{x.observation_space} and {x.action_space}" for x in (env, agent))
-                raise ValueError(f"EvalCallback: env has {one_line(have)}; allowed: {one_line(allowed)}")
-        finally:
-            if not self._kept:
-                env.close()
-
-    def _is_due(self, agent: Any, before: int) -> bool:
-        """Tell whether an evaluation belongs to the agent's last update, which began at the step ``before``."""
-        now = agent.num_timesteps
-        return now >= agent.training.last or now // self.eval_every > before // self.eval_every
-
-    def _add(self, agent: Any, metrics: Metrics) -> None:
+    def play(self, agent: Any, metrics: Metrics) -> None:
         """Evaluate, and add the result to the metrics of the agent's last update."""
         found: Metrics = {MEAN_REWARD: math.nan, MEAN_LENGTH: math.nan}
         try:
-            with _unchanged_generators(agent), self._environment(agent) as env:
+            with unchanged_generators(agent), self._environment(agent, self.make) as env:
                 result = evaluate(
                     agent,
                     env,
@@ -146,20 +109,13 @@ class EvalCallback(Callback):
         except (Exception, SystemExit) as error:
             self.last_evaluation = None
             self._failures += 1
-            self._tell(_described(error), agent.num_timesteps)
+            self._tell(described(error), agent.num_timesteps)
         else:
             self.last_evaluation = result
             found = {MEAN_REWARD: result.mean, MEAN_LENGTH: result.mean_length, CUT: float(len(result.cut))}
             found |= {} if result.success_rate is None else {SUCCESS_RATE: result.success_rate}
         metrics |= {**found, FAILURES: float(self._failures)}
         self._keep_best(agent, float(found[MEAN_REWARD]))
-
-    def _environment(self, agent: Any) -> contextlib.AbstractContextManager[gym.Env]:
-        if self._kept:
-            return contextlib.nullcontext(self.make())
-        if agent.config.vectorization_mode == "async":
-            return Supervised(self.make, agent.config.worker_timeout)
-        return self.make()
 
     def _tell(self, what: str, steps: int) -> None:
         """Warn about a failure, once for each kind: the metric counts them."""
@@ -207,31 +163,3 @@ class StopAtReturn(Callback):
             return None
         self.reason = f"{reached}, after {agent.num_timesteps:,} steps"
         return False
-
-
-def newest(agent: Any) -> bool:
-    """Tell whether the agent's newest metrics are those of the training it is in, which it then resumes."""
-    history: Sequence[Metrics] = agent.history
-    return len(history) > 0 and STEP in history[-1] and float(history[-1][STEP]) > agent.training.first
-
-
-@contextlib.contextmanager
-def _unchanged_generators(agent: Any) -> Iterator[None]:
-    """Give predictions a fixed seed; leave their generator, and the global ones of environments, as found."""
-    predictions = agent.streams.predictions
-    before = predictions.get_state(), torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    restore = (predictions.set_state, torch.set_rng_state, np.random.set_state, random.setstate)
-    predictions.manual_seed(evaluation_seed(agent.seed))
-    try:
-        yield
-    finally:
-        for put_back, state in zip(restore, before, strict=True):
-            put_back(state)
-
-
-def _described(error: BaseException) -> str:
-    """Describe an error in a line, with the place in the user's code that raised it."""
-    if isinstance(error, WorkerFailed):
-        return error.what
-    where = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-1:]]
-    return f"{type(error).__name__}: {one_line(error)} ({', '.join(where)})"

@@ -16,12 +16,18 @@ from klrl.validation import Bounds, Finite, Positive, PositiveInt, validate
 if TYPE_CHECKING:
     from klrl.experience import EnvLike
     from klrl.experience.wrapped import Named
-    from klrl.run import EvalCallback, Evaluation, KLBudget, RunDirectory, StopAtReturn
+    from klrl.run import EvalCallback, Evaluation, KLBudget, RunDirectory, StopAtReturn, VideoCallback
+
+TrackerName = Literal["wandb", "trackio"]
+VIDEOS = "videos"
+"""Folder of a run directory with the videos of its training."""
+LONGEST_VIDEO = 1_000
+"""Default limit of a video, in steps: its frames are in memory until it is written, 0.7 MB each at 400 x 600."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Options that do not affect the update: evaluation, checkpoints, budgets, threads."""
+    """Options that do not affect the update: evaluation, videos, checkpoints, budgets, trackers, threads."""
 
     eval_every: PositiveInt | None = None
     """Environment steps between evaluations during the training, rounded up to whole updates, in environments of their
@@ -35,6 +41,11 @@ class RunOptions:
     stop_at_return: Finite | None = None
     """End the training once an evaluation has this mean return; without --eval-every, the last 100 training
     episodes."""
+    video_every: PositiveInt | None = None
+    """Environment steps between videos of an episode, rounded up to whole updates, in environments of their own; they
+    are in the run directory's folder videos (pip install 'klrl[video]')."""
+    video_length: PositiveInt = LONGEST_VIDEO
+    """Most steps of a video, whose pictures are in memory until it is written."""
     checkpoint_every: PositiveInt | None = None
     """Environment steps between checkpoints, by default a tenth of the training, at most 100,000; one more is written
     at the end."""
@@ -46,6 +57,11 @@ class RunOptions:
     """Largest KL(first policy||new) on the first batch's probe states, in nats (metric drift/kl_initial)."""
     over_budget: Literal["stop", "warn"] = "stop"
     """End the training after the update that exceeds a budget (stop), or warn once and continue (warn)."""
+    track: TrackerName | None = None
+    """Send settings, metrics, videos, files and report to Weights & Biases (wandb) or Trackio (trackio), under the name
+    of the run directory (pip install 'klrl[wandb]', 'klrl[trackio]')."""
+    track_project: str | None = None
+    """Project there, by default that of the variable WANDB_PROJECT or TRACKIO_PROJECT, else klrl."""
     torch_threads: Annotated[int, Bounds(1, 1024)] = 1
     """Number of torch's threads; small networks are fastest with one."""
 
@@ -93,6 +109,26 @@ class RunOptions:
                 n_eval_episodes=self.eval_episodes or 5,
                 deterministic=not self.eval_stochastic,
                 max_steps=self.eval_max_steps,
+            )
+        ]
+
+    def videos(self, env: Named, run_dir: Path) -> list[VideoCallback]:
+        """Return what records such environments on the way.
+
+        Raises:
+            ValueError: the package that writes videos is not installed.
+        """
+        from klrl.run import VideoCallback
+
+        if self.video_every is None:
+            return []
+        return [
+            VideoCallback(
+                env,
+                run_dir / VIDEOS,
+                video_every=self.video_every,
+                deterministic=not self.eval_stochastic,
+                video_length=self.video_length,
             )
         ]
 

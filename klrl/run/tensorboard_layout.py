@@ -6,10 +6,9 @@ of a run, where TensorBoard takes the newest; charts that are the same in all ru
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -47,24 +46,6 @@ def layout() -> Summary:
         for category, charts in CHARTS.items()
     }
     return custom_scalars(exactly)
-
-
-def settings_of(described: Mapping[str, Any]) -> dict[str, bool | float | str]:
-    """Return the settings in an agent's description as TensorBoard takes them: numbers, truth values and text.
-
-    >>> settings_of(
-    ...     {"agent": "ppo", "env": {"id": "CartPole-v1"}, "seed": 0, "config": {"sizes": [64, 64], "coef": None}}
-    ... )
-    {'agent': 'ppo', 'env': 'CartPole-v1', 'seed': 0, 'sizes': '[64, 64]'}
-    """
-    env = described.get("env")
-    flat = {"agent": described.get("agent"), "env": env.get("id") if isinstance(env, Mapping) else env}
-    flat |= {"seed": described.get("seed"), **described.get("config", {})}
-    return {
-        name: x if isinstance(x, (bool, int, float, str)) else json.dumps(x)
-        for name, x in flat.items()
-        if x is not None
-    }
 
 
 def session(settings: Mapping[str, bool | float | str]) -> Summary:

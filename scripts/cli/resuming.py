@@ -43,7 +43,7 @@ def resume(prog: str, args: Resuming, signals: Signals) -> None:
         env = environment(run["env"], args.env, args.wrapper)
         agent, learn = _agent(path, run, config, env, region)
         keep.check_run(agent)
-        owed = any(one.owes(agent) for one in options.evaluation(env))
+        owed = any(one.owes(agent) for one in (*options.evaluation(env), *options.videos(env, path)))
     reason = None if owed else why_finished(agent, options.budgets(), options.goal())
     if reason is not None:
         keep.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,9 @@ from klrl.experience import BadStep
 from klrl.experience.environments import env_id
 from klrl.experience.reproducibility import EnvTrial, costly_seeds
 from klrl.experience.wrapped import Named
+from klrl.integrations.trackers import Tracker
 from klrl.run import Callback, KLBudget, StopAtReturn
+from klrl.run.beside import CannotBegin
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
 from klrl.run.options import RunOptions
@@ -97,9 +100,12 @@ def run_training(
         with bad_input(prog):
             keep.claim()
         with failed_worker(prog, lambda: _goes_on(agent, keep)):
-            evaluation = options.evaluation(env)
+            evaluation, beside = (
+                options.evaluation(env),
+                [*options.videos(env, keep.path), *tracking(options, keep.path)],
+            )
             opening = Opening(console.print, env, preset)
-            learn([*evaluation, keep, opening, Progress(console), signals, *budgets, *goal])
+            learn([*evaluation, keep, *beside, opening, Progress(console), signals, *budgets, *goal])
             _finish(console, agent, env, keep, options, _reasons(options, budgets, goal))
         signals.check()
         agent.close()
@@ -111,11 +117,32 @@ def run_training(
         if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise
         fail(prog, f"{error}{_goes_on(agent, keep) if isinstance(error, OSError) else ''}", status=1)
-    except (BadStep, gym.error.Error) as error:
+    except (BadStep, CannotBegin, gym.error.Error) as error:
         fail(prog, error)
     finally:
         keep.release()
         agent.close()
+
+
+def tracking(options: RunOptions, run_dir: Path) -> list[Tracker]:
+    """Return what sends the run to a tracker.
+
+    Raises:
+        ValueError: its package is not installed.
+    """
+    if options.track is None:
+        return []
+    return [Tracker(options.track, project=options.track_project, run_dir=run_dir, report=_report)]
+
+
+def _report(run_dir: Path, file: Path) -> bool:
+    """Write a report of the run, if what draws it is installed."""
+    from klrl.report import write
+    from klrl.report.page import has_extra
+
+    if has_extra():
+        write([run_dir], file, command=f"klrl report {shlex.quote(str(run_dir))}")
+    return has_extra()
 
 
 def _finish(
