@@ -1,4 +1,4 @@
-"""Progress shown to a person: a live panel on a terminal, one plain line per update elsewhere."""
+"""Progress shown to a person: a live panel on a terminal or in a notebook, one plain line per update elsewhere."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ class Progress(Recorder):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=steady(sys.stdout))
-        self._live: Live | None = None
+        self._live: Live | _Cell | None = None
         self._evaluated: Metrics = {}
         """Last evaluation, which stays in the panel until the next one."""
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Open the panel, if there is a terminal."""
-        self._total = total_timesteps
-        if self.console.is_terminal:
+        """Open the panel, if there is a terminal or a notebook."""
+        self._total, self._live = total_timesteps, None
+        if self.console.is_jupyter:
+            self._live = _Cell()
+        elif self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
 
@@ -58,6 +60,25 @@ class Progress(Recorder):
         for name, value in facts.items():
             grid.add_row(name, value)
         return Panel(grid, title=f"{type(agent).__name__}, seed {agent.seed}", expand=False)
+
+
+class _Cell:
+    """The output of a notebook's cell, drawn again in place; Rich's ``Live`` would need widgets for that."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+
+    def update(self, panel: Panel, *, refresh: bool) -> None:
+        """Show the panel in the place of the last one."""
+        from IPython.display import display
+
+        if self._shown is None:
+            self._shown = display(panel, display_id=True)
+        else:
+            self._shown.update(panel)
+
+    def stop(self) -> None:
+        """Leave the panel: it is part of the notebook."""
 
 
 def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:
