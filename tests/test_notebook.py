@@ -3,9 +3,7 @@
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 PAGE = Path(__file__).parents[1] / "docs/howto/notebooks.ipynb"
 
@@ -13,11 +11,12 @@ PAGE = Path(__file__).parents[1] / "docs/howto/notebooks.ipynb"
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """What the cells show once they have run, by the cells' names."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     notebook = nbformat.read(PAGE, as_version=4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells), "kept without outputs: the site's are new"
     folder = tmp_path_factory.mktemp("notebook")
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     assert [*folder.iterdir()] == []
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 

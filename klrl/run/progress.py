@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from klrl.experience import Batch
 from klrl.output import steady
@@ -44,7 +45,7 @@ class Progress(Recorder):
         if self._live is None:
             steps = f"{agent.num_timesteps:>9,}/{self._total:,}"
             line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
             self._live.update(self._panel(agent, facts), refresh=True)
 
@@ -58,7 +59,7 @@ class Progress(Recorder):
         grid.add_row("steps", ProgressBar(self._total, min(agent.num_timesteps, self._total), width=40))
         grid.add_row("", f"{agent.num_timesteps:,} of {self._total:,}")
         for name, value in facts.items():
-            grid.add_row(name, value)
+            grid.add_row(Text(name), Text(value))  # with brackets they would be markup
         return Panel(grid, title=f"{type(agent).__name__}, seed {agent.seed}", expand=False)
 
 
