@@ -26,7 +26,7 @@ _ALLOWED = {
     "path": "allowed: a run directory, or its config.json",
     "config": "allowed: a run directory, its config.json, or best.json of klrl tune",
 }
-"""What a user's word for a file may name."""
+"""Endings of messages, by the user's word for the file."""
 
 
 def read(file: Path) -> dict[str, Any]:
