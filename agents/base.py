@@ -144,7 +144,7 @@ class Agent(Predictor[C], abc.ABC):
         Args:
             total_timesteps: steps over all environments; the learning rate's schedule spans them.
             callback: one or several :class:`klrl.run.Callback`.
-            progress_bar: show steps/s, time left, return and KL on the terminal.
+            progress_bar: show steps/s, time left, return and KL, on the terminal or in the notebook.
             run_dir: a new directory for config, metrics, TensorBoard events and checkpoints; without it no files.
 
         Raises:
@@ -170,7 +170,7 @@ class Agent(Predictor[C], abc.ABC):
 
         Args:
             callback: one or several callbacks, see :meth:`learn`.
-            progress_bar: show progress on the terminal, see :meth:`learn`.
+            progress_bar: show progress, see :meth:`learn`.
             run_dir: the directory of that training; rows after this agent's last update are dropped.
 
         Raises:

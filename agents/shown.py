@@ -13,6 +13,7 @@ from klrl.text import one_line
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from klrl.agents.base import Agent
     from klrl.agents.learner import Learner
 
 _METRICS = {
@@ -34,6 +35,14 @@ def line(agent: Learner[Any]) -> str:
     drift = _last(agent).get("drift/kl")
     moved = f", drift/kl={drift:.4g}" if isinstance(drift, float) else ""
     return f"<{name} {', '.join(said)}: {agent.num_timesteps:,} steps, {agent.n_updates:,} updates{moved}>"
+
+
+def in_one_line(error: KeyboardInterrupt, agent: Agent[Any]) -> None:
+    """Let a notebook show one line in place of the traceback of a training that Ctrl-C ended; scripts show that."""
+    done = f"{agent.num_timesteps:,} steps, {agent.n_updates:,} updates"
+    goes_on = "" if agent.last_update is None else "; resume() goes on"
+    line = f"stopped: {type(agent).__name__} is as after its last complete update ({done}){goes_on}"
+    error._render_traceback_ = lambda: [line]  # type: ignore[attr-defined]  # which IPython looks for
 
 
 def as_html(agent: Learner[Any]) -> str:

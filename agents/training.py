@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from klrl.agents import saving
+from klrl.agents import saving, shown
 from klrl.agents.acting import acting
 from klrl.agents.saving import Training
 from klrl.agents.turns import Turn
@@ -71,6 +71,9 @@ class TrainingRun:
                 self._take_back()
             except Exception as problem:  # the first error is the one to report
                 error.add_note(f"the agent could not be taken back to its last complete update: {problem}")
+            else:
+                if isinstance(error, KeyboardInterrupt):
+                    shown.in_one_line(error, agent)
             turn.whole = turn.last = True
             if isinstance(error, Exception):
                 callback.on_error(agent, error)

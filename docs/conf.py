@@ -15,18 +15,20 @@ project = "klrl"
 author = "The klrl founders"
 version = release = klrl.__version__
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
     "sitegen.sphinx_parts",
 ]
 exclude_patterns = ["sitegen", "recipes"]
 autodoc_mock_imports = ["stable_baselines3"]
-source_suffix = {".md": "markdown"}
 nitpicky = True
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 4
+nb_execution_mode = "force"  # the notebook is kept without outputs
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # they are shown as written, by sitegen

@@ -1,4 +1,7 @@
-"""Standard output and error that never fail: text that cannot be written is dropped, and work continues."""
+"""Standard output and error that never fail: text that cannot be written is dropped, and work continues.
+
+By hand because Python, and with it Rich, raises where a reader has gone away, and once more at the end of the process.
+"""
 
 from __future__ import annotations
 

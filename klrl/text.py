@@ -12,6 +12,8 @@ from collections.abc import Iterable
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 _RESERVED = re.compile(r"(?i)con|prn|aux|nul|(com|lpt)[0-9]")
 """Names of devices on Windows, with any suffix."""
+_MANY = 24
+"""Most words that a message lists; there are about as many trust regions."""
 _BETWEEN = {"klrl", "torch", "gymnasium", "contextlib", "abc", "dataclasses"}
 """Packages between the user's code and a warning; contextlib because of decorators, abc because of classes."""
 
@@ -60,6 +62,20 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def allowed(word: str, words: Iterable[str]) -> str:
+    """Return the words of which one is allowed in the place of another, to end a message: of many, the nearest.
+
+    >>> allowed("gama", ["gamma", "gae_lambda"])
+    'gamma, gae_lambda; did you mean gamma?'
+    >>> allowed("gama", ["seed", "gamma", "gae_lambda", *map(str, range(40))])
+    'gamma, gae_lambda, seed, ... (43 in all)'
+    """
+    known = [*words]
+    if len(known) <= _MANY:
+        return f"{', '.join(known)}{nearest(word, known)}"
+    return f"{', '.join(difflib.get_close_matches(word, known, n=3, cutoff=0.0))}, ... ({len(known)} in all)"
 
 
 def file_name(text: object, most: int = 100) -> str:

@@ -1,5 +1,7 @@
 """Checked dataclasses: a field's type determines its allowed values, and one line says what is wrong.
 
+By hand because pydantic says it in several lines, and the command line's help puts the same types into words.
+
 >>> from dataclasses import dataclass
 >>> @dataclass(frozen=True)
 ... class Schedule:

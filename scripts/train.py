@@ -51,7 +51,8 @@ class Training:
     """Seed of the run, from which all its random streams derive."""
     config: Path | None = None
     """A run directory or its config.json, whose settings are the defaults of all flags: the same run again. Own classes
-    (module:Id-v0, wrappers, trust regions) are given again: nothing that is saved is imported."""
+    (module:Id-v0, wrappers, trust regions) are given again: nothing that is saved is imported. Or best.json of klrl
+    tune, with the environment given again."""
     name: str | None = None
     """Name of the run, which is written to runs/NAME; a number follows if there is one of this name."""
     run_dir: Path | None = None
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     prog = f"klrl train {name}"
     with bad_input(prog):
         again = given(options, "config").get("config") or None  # an empty one is refused like other empty values
-        run = None if again is None else _saved(again, name)
+        run = None if again is None else run_config.read_to_repeat(again, name)
         default = _defaults(name, options) if run is None else _same(name, options, Path(str(again)), run)
         if (group := help_text.asked(options)) is not None:
             help_text.show(prog, Training, default, group)
@@ -197,18 +198,6 @@ def _sizes(words: Mapping[str, str]) -> dict[str, int]:
     return {name: size for name, size in found.items() if size is not None}
 
 
-def _saved(config: str, name: str) -> dict[str, Any]:
-    """Read the run to be made again."""
-    path = Path(config)
-    file = path / "config.json" if path.is_dir() else path
-    if not file.exists():
-        raise FileNotFoundError(f"config = {config}: nothing there; allowed: a run directory, or its config.json")
-    run = run_config.read(file, "config")
-    if run["agent"] != name:
-        raise ValueError(f"config = {config} is that of a run of {run['agent']}; allowed: klrl train {run['agent']}")
-    return run
-
-
 def _same(name: str, options: list[str], config: Path, run: dict[str, Any]) -> Training:
     """The flags' defaults for the same run again; a region and a size of the rollout decide others, as always."""
     words = given(options, "trust_region", "n_envs", "n_steps")
@@ -227,8 +216,8 @@ def _same(name: str, options: list[str], config: Path, run: dict[str, Any]) -> T
     return Training(
         env=run["env"]["id"] if run["env"] is not None else tyro.MISSING,
         agent=agent,
-        total_timesteps=run["total_timesteps"],
-        seed=run["seed"],
+        total_timesteps=run.get("total_timesteps", Training.total_timesteps),
+        seed=run.get("seed", Training.seed),
         start_from=None if run["start_from"] is None else Path(run["start_from"]),
         preset="none" if run.get("preset") is None else "auto",
         run=options_of_run,

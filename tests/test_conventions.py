@@ -121,7 +121,7 @@ ONLY_IN = {
     "rich": {"klrl.run", "klrl.scripts"},
     "safetensors": {"klrl.run", "klrl.integrations", "klrl.scripts"},
     "tyro": {"klrl.run", "klrl.agents", "klrl.scripts"},
-    "filelock": {"klrl.studies"},
+    "filelock": {"klrl.run", "klrl.studies"},
     "tomli_w": {"klrl.studies"},
     "ray": {"klrl.studies"},
     "matplotlib": {"klrl.run", "klrl.report", "klrl.agents", "klrl.scripts"},

@@ -1,4 +1,7 @@
-"""One process per environment, supervised: failures are reported at once, or the worker is replaced."""
+"""One process per environment, supervised: failures are reported at once, or the worker is replaced.
+
+By hand because Gymnasium's AsyncVectorEnv ends with the first worker that fails, and cannot say in which episode.
+"""
 
 from __future__ import annotations
 

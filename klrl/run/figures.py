@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from klrl.run.callback import STEP, Metrics
 from klrl.run.targets import TARGETS
 from klrl.run.titles import title, unit
+from klrl.text import allowed
 
 METRICS = ("rollout/ep_rew_mean", "drift/kl")
 """Metrics that are drawn by default."""
@@ -152,12 +153,12 @@ def check_metrics(metrics: Sequence[str], known: Sequence[str]) -> None:
     """Refuse metrics that were not logged.
 
     Raises:
-        ValueError: names the first, and those that were.
+        ValueError: names the first, and those that were, or of many the nearest.
     """
     if not metrics:
         raise ValueError("metrics = (); allowed: at least one")
     for name in (name for name in metrics if name not in known):
-        raise ValueError(f"metrics = {name!r}; allowed: {', '.join(known)}")
+        raise ValueError(f"metrics = {name!r}; allowed: {allowed(name, known)}")
 
 
 def panel_of(metric: str, across: str, x: np.ndarray, columns: dict[str, np.ndarray]) -> Panel:

@@ -1,4 +1,8 @@
-"""One process per run directory: a lock that its owner's death releases."""
+"""One process per run directory: a lock that its owner's death releases.
+
+filelock's ``FileLock`` locks a file that it opens itself; here its primitive locks the directory's own descriptor, by
+which a directory that was moved is found, and written to.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,16 @@ import contextlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakSet
 
+from filelock import lock_descriptor, unlock_descriptor
+
 from klrl.interrupts import held
 from klrl.run.disk import read_regular_file, reporting_full_disk
 from klrl.text import warn_user
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None  # type: ignore[assignment]
 
 LOCK = "run.lock"
 
@@ -54,14 +56,14 @@ class Lock:
     def _lock(self, path: Path) -> None:
         assert self._directory is not None
         try:
-            if fcntl is not None:
-                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._forget()  # it belongs to another lock
-            raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one") from None
+            is_ours = lock_descriptor(self._directory, blocking=False)
         except OSError as error:
             text = f"run_dir = {path} cannot be locked ({error}): nothing keeps other processes from writing there"
             warn_user(text)
+            return
+        if not is_ours:
+            self._forget()  # it belongs to another lock
+            raise BlockingIOError(f"run_dir = {path} is in use by {_owner(self._file)}; allowed: another one")
 
     def _say(self) -> None:
         """Record the owner in a new file: an existing one, a link for example, is never written to."""
@@ -111,9 +113,8 @@ class Lock:
             if self._directory is not None:
                 with contextlib.suppress(OSError):  # it is gone, or something else that is not ours to remove
                     os.unlink(LOCK, dir_fd=self._directory)
-                if fcntl is not None:  # closing alone would leave it to processes that were forked meanwhile
-                    with contextlib.suppress(OSError):
-                        fcntl.flock(self._directory, fcntl.LOCK_UN)
+                with contextlib.suppress(OSError):  # closing alone would leave it to processes forked meanwhile
+                    unlock_descriptor(self._directory)
                 self._forget()
 
     def __del__(self) -> None:
@@ -135,7 +136,7 @@ def _forget_all() -> None:
         lock._forget()
 
 
-if fcntl is not None:
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_forget_all)
 
 

@@ -1,4 +1,4 @@
-"""Progress shown to a person: a live panel on a terminal, one plain line per update elsewhere."""
+"""Progress shown to a person: a live panel on a terminal or in a notebook, one plain line per update elsewhere."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from klrl.experience import Batch
 from klrl.output import steady
@@ -25,14 +26,16 @@ class Progress(Recorder):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=steady(sys.stdout))
-        self._live: Live | None = None
+        self._live: Live | _Cell | None = None
         self._evaluated: Metrics = {}
         """Last evaluation, which stays in the panel until the next one."""
 
     def on_training_start(self, agent: Any, total_timesteps: int) -> None:
-        """Open the panel, if there is a terminal."""
-        self._total = total_timesteps
-        if self.console.is_terminal:
+        """Open the panel, if there is a terminal or a notebook."""
+        self._total, self._live = total_timesteps, None
+        if self.console.is_jupyter:
+            self._live = _Cell()
+        elif self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False)
             self._live.start()
 
@@ -43,7 +46,7 @@ class Progress(Recorder):
         if self._live is None:
             steps = f"{agent.num_timesteps:>9,}/{self._total:,}"
             line = "  ".join([steps, *(f"{name} {value}" for name, value in facts.items())])
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
             self._live.update(self._panel(agent, facts), refresh=True)
 
@@ -57,8 +60,27 @@ class Progress(Recorder):
         grid.add_row("steps", ProgressBar(self._total, min(agent.num_timesteps, self._total), width=40))
         grid.add_row("", f"{agent.num_timesteps:,} of {self._total:,}")
         for name, value in facts.items():
-            grid.add_row(name, value)
+            grid.add_row(Text(name), Text(value))  # with brackets they would be markup
         return Panel(grid, title=f"{type(agent).__name__}, seed {agent.seed}", expand=False)
+
+
+class _Cell:
+    """The output of a notebook's cell, drawn again in place; Rich's ``Live`` would need widgets for that."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+
+    def update(self, panel: Panel, *, refresh: bool) -> None:
+        """Show the panel in the place of the last one."""
+        from IPython.display import display
+
+        if self._shown is None:
+            self._shown = display(panel, display_id=True)
+        else:
+            self._shown.update(panel)
+
+    def stop(self) -> None:
+        """Leave the panel: it is part of the notebook."""
 
 
 def summary(metrics: Metrics, total_timesteps: int) -> dict[str, str]:

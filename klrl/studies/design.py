@@ -12,7 +12,7 @@ from klrl.agents import AgentConfig
 from klrl.agents.names import agent_class
 from klrl.run.options import RunOptions
 from klrl.schedules import FORMS, to_json
-from klrl.text import file_name, nearest
+from klrl.text import allowed, file_name
 from klrl.trust_region import PARAMETERS, RegionSettings, with_region
 from klrl.trust_region.names import parameters_of, readers_of, region_of_word
 from klrl.validation import describe, fits, hints
@@ -222,7 +222,7 @@ def check_one_of(name: str, value: str, known: Sequence[str] | Mapping[str, Any]
     """Refuse a word that is none of these.
 
     Raises:
-        ValueError: names them, and the nearest.
+        ValueError: names them, or of many the nearest.
     """
     if value not in known:
-        raise ValueError(f"{name} = {value!r}; allowed: {', '.join(known)}{nearest(value, known)}")
+        raise ValueError(f"{name} = {value!r}; allowed: {allowed(value, known)}")

@@ -1,4 +1,7 @@
-"""Processes that make calls: one that is killed is replaced, and none is left behind."""
+"""Processes that make calls: one that is killed is replaced, and none is left behind.
+
+By hand because the pools of concurrent.futures and loky give up all their work when one of their processes is killed.
+"""
 
 from __future__ import annotations
 

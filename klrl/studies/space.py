@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from klrl.agents import AgentConfig
 from klrl.studies.design import setting_of_word
-from klrl.text import nearest
+from klrl.text import allowed
 from klrl.trust_region.names import parameters_of
 from klrl.validation import fits, hints
 
@@ -137,7 +137,7 @@ def _assigned(config_class: type[AgentConfig], option: str, word: str, forms: st
     known = [f.name for f in fields(config_class)]
     if name not in known:
         said = f"{option} = {name!r} is no setting of {config_class.algorithm}"
-        raise ValueError(f"{said}; allowed: {', '.join(known)}{nearest(name, known)}")
+        raise ValueError(f"{said}; allowed: {allowed(name, known)}")
     return name, text
 
 

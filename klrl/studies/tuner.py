@@ -20,7 +20,7 @@ from klrl.run.callback import Metrics
 from klrl.run.lock import Lock
 from klrl.studies.scored import POINTS, Curve, Score, scored_run
 from klrl.studies.tuning import Tuning, shown
-from klrl.text import nearest, one_line, plain
+from klrl.text import allowed, one_line, plain
 
 if TYPE_CHECKING:
     import optuna
@@ -314,7 +314,7 @@ def _named(kind: str, name: str) -> Any:
     ending = {"BruteForceSampler"}  # it ends Study.optimize, which is not what runs here, and raises elsewhere
     known = {n: c for n, c in known.items() if not (inspect.isabstract(c) or _required(c) or n in ending)}
     if name not in known:
-        raise ValueError(f"{kind} = {name!r}; allowed: {', '.join(known)}{nearest(name, known)}")
+        raise ValueError(f"{kind} = {name!r}; allowed: {allowed(name, known)}")
     return known[name]
 
 

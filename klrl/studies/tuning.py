@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from klrl.agents import AGENTS, AgentConfig
 from klrl.agents.names import agent_class
 from klrl.studies.space import Searched, assignment, check_names, searched
-from klrl.text import nearest
+from klrl.text import allowed
 from klrl.trust_region import PARAMETERS
 from klrl.trust_region.names import parameters_of, readers_of
 from klrl.validation import Bounds, NonNegativeInt, Positive, validate
@@ -55,7 +55,7 @@ class Tuning:
     def __post_init__(self) -> None:
         validate(self)
         if self.agent not in AGENTS:
-            raise ValueError(f"agent = {self.agent!r}; allowed: {', '.join(AGENTS)}{nearest(self.agent, AGENTS)}")
+            raise ValueError(f"agent = {self.agent!r}; allowed: {allowed(self.agent, AGENTS)}")
         if not self.seeds or len({*self.seeds}) < len(self.seeds):
             raise ValueError(f"seeds = {self.seeds}; allowed: at least one, every seed once")
         check_names(self.space, self.settings)
@@ -162,7 +162,7 @@ def tuning(agent: str, env: str, search: Sequence[str], assignments: Sequence[st
         ValueError: an unknown agent or setting, an empty range, or a value that is not allowed.
     """
     if agent not in AGENTS:
-        raise ValueError(f"agent = {agent!r}; allowed: {', '.join(AGENTS)}{nearest(agent, AGENTS)}")
+        raise ValueError(f"agent = {agent!r}; allowed: {allowed(agent, AGENTS)}")
     config_class = agent_class(agent).config_class
     space = tuple(searched(config_class, word) for word in search)
     settings = dict(assignment(config_class, word) for word in assignments)

@@ -1,4 +1,7 @@
-"""Command-line words before tyro parses them: values needed early, and errors as one short line instead of boxes."""
+"""Command-line words before tyro parses them: values needed early, and errors as one short line instead of boxes.
+
+By hand because tyro has no words before it has a whole command line, and its defaults depend on some of them.
+"""
 
 from __future__ import annotations
 

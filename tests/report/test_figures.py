@@ -49,7 +49,7 @@ def test_an_agent_draws_any_metric_and_names_those_that_there_are():
     agent = small_agent(PPO).learn(128)
     (axes,) = agent.plot("train/value_loss").axes
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [row["train/value_loss"] for row in agent.history])
-    with pytest.raises(ValueError, match="metrics = 'train/los'; allowed: time/total_timesteps, "):
+    with pytest.raises(ValueError, match="metrics = 'train/los'; allowed: train/loss, "):
         agent.plot("train/los")
     with pytest.raises(ValueError, match=r"history = \[\]; allowed: at least one update"):
         small_agent(PPO).plot()

@@ -1,6 +1,7 @@
 """What a person sees while training: plain lines without a terminal, a live panel with one."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,6 +19,8 @@ METRICS = {
     "train/line_search_scale": 0.8,
     "train/stop_reason": "rejected: outside the trust region",
 }
+
+AGENT = SimpleNamespace(num_timesteps=500, seed=0)
 
 
 def test_summary_shows_speed_time_left_return_and_kl_against_its_target():
@@ -65,6 +68,18 @@ def test_without_a_terminal_every_update_is_one_plain_line(cls, statistic):
     assert len(lines) == 2
     assert all("/2,048  steps/s " in line and statistic in line for line in lines)
     assert "\x1b" not in text.getvalue()
+
+
+def test_names_with_brackets_are_shown_as_they_are():
+    shown = {}
+    for terminal in (False, True):
+        text = io.StringIO()
+        progress = Progress(Console(file=text, force_terminal=terminal, width=100))
+        progress.on_training_start(AGENT, 1000)
+        progress.on_update_end(AGENT, None, METRICS | {"rollout/info/[/a] :smile:": 0.5})
+        progress.on_training_end(AGENT)
+        shown[terminal] = text.getvalue()
+    assert all("info/[/a] :smile:" in text for text in shown.values()), shown
 
 
 def test_on_a_terminal_a_panel_is_redrawn():

@@ -9,7 +9,7 @@ from environments import small_agent
 from test_command_line import klrl, refused  # noqa: F401
 from test_resume import rows, state
 
-from klrl.agents import PPO
+from klrl.agents import PPO, PPOConfig, TRPOConfig
 from klrl.experience.wrapped import Wrapped, Wrapping
 from klrl.run.options import RunOptions
 from klrl.scripts.cli.environments import in_words
@@ -92,7 +92,7 @@ def test_wrappers_are_made_in_order_with_their_arguments(folder):
         (["--env-kwargs", "gravity"], "env_kwargs = 'gravity'; allowed: key=value"),
         (["--n-envs", "1.5e0"], "n_envs = '1.5e0'; allowed: an integer in [1, 65536]"),
         (["--name", "a", "--run-dir", "b"], "name = 'a' with run_dir; allowed: one of the two"),
-        (["--config", "nowhere"], "config = nowhere: nothing there; allowed: a run directory, or its config.json"),
+        (["--config", "nowhere"], "config = nowhere: nothing there; allowed: a run directory, its config.json"),
         (["--config="], "config = ''; allowed: a path or none, not empty"),
     ],
 )
@@ -101,11 +101,19 @@ def test_words_that_name_nothing_are_refused_in_one_line(words, message, refused
     assert not (folder / "runs").exists()
 
 
-def test_a_file_of_settings_is_no_run_to_repeat(refused, folder):  # noqa: F811
-    (folder / "best.json").write_text('{"gamma": 0.9}')
-    said = refused("train", "ppo", "--config", "best.json")
-    assert "config = best.json is not as a run writes it: no agent, config, env" in said
-    assert said.strip().endswith("; allowed: a run directory, or its config.json")
+def test_a_file_that_is_neither_a_run_nor_the_settings_of_an_agent_is_refused(refused, folder):  # noqa: F811
+    refusals = {
+        '{"gamma": 0.9}': "no agent, config, env, seed, total_timesteps, versions; allowed: a run directory, ",
+        "[0.9]": "is not as a run writes it: [0.9]; allowed: a run directory, its config.json, or best.json",
+        "gamma": "is not as a run writes it: Expecting value",
+        json.dumps(TRPOConfig().to_json()): "cg_max_steps is no setting of ppo; allowed: klrl train trpo",
+        json.dumps(PPOConfig().to_json() | {"gama": 0.9}): "gama is no setting of ppo; allowed: gamma, ",
+        json.dumps(PPOConfig().to_json() | {"gamma": 2.0}): "gamma = 2.0; allowed: a number in [0, 1]",
+    }
+    for text, said in refusals.items():
+        (folder / "best.json").write_text(text)
+        assert said in refused("train", "ppo", "--config", "best.json", "--env", "CartPole-v1")
+    assert not (folder / "runs").exists()
 
 
 def test_any_flag_changes_the_same_run(folder):

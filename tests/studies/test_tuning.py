@@ -103,8 +103,14 @@ def test_the_best_settings_train_from_the_file_and_by_the_command(made, tmp_path
     words = best_trials(again)[0].command.split()
     assert words[:7] == ["klrl", "train", "ppo", "--env", "CartPole-v1", "--total-timesteps", str(STEPS)]
     words[6] = "64"
+    by_file = ["train", "ppo", "--env", "CartPole-v1", "--total-timesteps", "64", "--config", str(made / "best.json")]
     main([*words[1:], "--run-dir", "run", "--eval-episodes", "0"])
-    assert json.loads((tmp_path / "run/config.json").read_text())["config"] == json.loads(json.dumps(settings))
+    main([*by_file, "--run-dir", "same", "--eval-episodes", "0"])
+    main([*by_file, "--run-dir", "other", "--eval-episodes", "0", "--gamma", "0.5", "--seed", "3"])
+    run, same, other = (json.loads((tmp_path / f"{name}/config.json").read_text()) for name in ("run", "same", "other"))
+    assert run["config"] == same["config"] == settings
+    assert without_time(tmp_path / "same/metrics.csv") == without_time(tmp_path / "run/metrics.csv")
+    assert (other["config"], other["seed"]) == (settings | {"gamma": 0.5}, 3)
 
 
 @pytest.mark.parametrize(
@@ -359,8 +365,8 @@ def test_runs_of_a_lost_study_are_not_taken_for_those_of_a_new_one(made, tmp_pat
     [
         ({"agent": "sac"}, "agent = 'sac'; allowed: ppo, trpo, npg"),
         ({"env": "CartPol-v1"}, "env = 'CartPol-v1'"),
-        ({"search": ["lr=1e-4:1e-2"]}, "search = 'lr' is no setting of ppo; allowed: trust_region,"),
-        ({"search": ["gama=0.9,0.99"]}, "did you mean gamma"),
+        ({"search": ["lr=1e-4:1e-2"]}, "search = 'lr' is no setting of ppo; allowed: "),
+        ({"search": ["gama=0.9,0.99"]}, "'gama' is no setting of ppo; allowed: gamma, "),
         ({"search": ["gamma"]}, "search = 'gamma'; allowed: NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,..."),
         ({"search": ["gamma=0.9:0.5"]}, "search = 'gamma=0.9:0.5' is an empty range; allowed: LOW < HIGH"),
         ({"search": ["ent_coef=0:1:log"]}, "search = 'ent_coef=0:1:log' is an empty range; allowed: 0 < LOW < HIGH"),
