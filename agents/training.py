@@ -16,7 +16,7 @@ from klrl.agents.update_batch import overflow
 from klrl.experience import Batch
 from klrl.experience.batch import warn_of_absent
 from klrl.experience.rollout import NonFinite
-from klrl.run.callback import Callback, Metrics, info_metric
+from klrl.run.callback import NEXT_KL, STEP, Callback, Metrics, info_metric
 from klrl.text import warn_user
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class TrainingRun:
                 turn.whole = False
                 agent.progress_remaining = self._training.remaining(agent.num_timesteps)
                 batch = self._rollout()
+                self._judge(batch)
                 callback.on_update_start(agent, batch)
                 metrics = agent.update(batch, callback)
                 if batch.episodes and not agent.episodes:
@@ -97,6 +98,12 @@ class TrainingRun:
                 error.args = (": ".join(filter(None, [str(error), overflow(policy, agent.ent_coef)])),)
             raise
 
+    def _judge(self, batch: Batch) -> None:
+        """Complete the row of the last update by what the rollout tells of it."""
+        agent, kl = self._agent, self._agent.judge(batch)
+        if kl == kl and agent.history and agent.history[-1].get(STEP) == agent.num_timesteps:
+            agent.history.complete({NEXT_KL: kl})
+
     def _take_back(self) -> None:
         """Return the agent to its state after the last complete update."""
         agent, done = self._agent, self._agent.last_update
@@ -112,7 +119,7 @@ class TrainingRun:
     def _rollout_metrics(self) -> Metrics:
         agent, episodes = self._agent, self._agent.episodes
         metrics: Metrics = {
-            "time/total_timesteps": float(agent.num_timesteps),
+            STEP: float(agent.num_timesteps),
             "time/fps": (agent.num_timesteps - self._first) / (time.monotonic() - self._started),
             "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
             "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),

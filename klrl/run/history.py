@@ -71,6 +71,10 @@ class History(Sequence[Metrics]):
             while len(self._blocks) >= _ALIKE and len(self._blocks[-_ALIKE]) == len(self._blocks[-1]):
                 self._blocks[-_ALIKE:] = [Block.joined(self._blocks[-_ALIKE:])]
 
+    def complete(self, more: Metrics) -> None:
+        """Put the newest row with more or other values in its place; copies of the history keep the one they have."""
+        self._open[-1] = self._open[-1] | more
+
     def extend(self, rows: Iterable[Metrics]) -> None:
         """Add the metrics of several updates."""
         for row in rows:

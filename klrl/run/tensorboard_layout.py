@@ -19,7 +19,12 @@ CHARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "KL of every update, nats: measured, its target, 95 % quantile and largest over states": (
             "drift/kl", "drift/kl_target", "drift/kl_p95", "drift/kl_max",
         ),
+        "The same on the states that the new policy visits, and the bound for that": (
+            "drift/kl_next", "drift/kl_next_target",
+        ),
         "Where the policy went, nats: KL spent, and from the first policy": ("drift/kl_sum", "drift/kl_initial"),
+        "How far it went: length of the path, square root of nats": ("drift/path_length",),
+        "How straight: distance of the ends over length": ("drift/straightness",),
     },
     "Return": {
         "Return of training and of evaluation": ("rollout/ep_rew_mean", "eval/mean_reward"),

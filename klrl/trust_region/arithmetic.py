@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from klrl.trust_region.all import All
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
+from klrl.trust_region.bounds import KLConstraint, NextStateConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty
 from klrl.trust_region.region import TrustRegion
 from klrl.trust_region.surrogates import SPO, Clip, Rollback
 
-_PLAIN = (TrustRegion, KLConstraint, RatioDeviation, ReferenceConstraint, AdaptiveLearningRate)
+_PLAIN = (
+    TrustRegion, KLConstraint, NextStateConstraint, RatioDeviation, ReferenceConstraint, AdaptiveLearningRate,
+)  # fmt: skip
 """Regions that leave surrogate and penalty as they are."""
 
 

@@ -16,7 +16,7 @@ from klrl.own import named
 from klrl.schedules import During, Value, scheduled, values_at
 from klrl.text import nearest, one_line
 from klrl.trust_region.all import All, members
-from klrl.trust_region.bounds import KLConstraint, RatioDeviation, ReferenceConstraint
+from klrl.trust_region.bounds import KLConstraint, NextStateConstraint, RatioDeviation, ReferenceConstraint
 from klrl.trust_region.coefficients import SCHEDULES, Coefficient
 from klrl.trust_region.learning_rate import AdaptiveLearningRate
 from klrl.trust_region.penalties import KLPenalty, MirrorDescent, ReferencePenalty
@@ -35,6 +35,10 @@ def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
 
 def _constraint(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return KLConstraint(target_kl)
+
+
+def _next_state_constraint(next_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
+    return NextStateConstraint(next_kl=next_kl)
 
 
 def _penalty(schedule: Any) -> Callable[..., TrustRegion]:
@@ -72,6 +76,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "frobenius-projection": FrobeniusProjection,
     "early-stop": _early_stop,
     "constraint": _constraint,
+    "next-state-constraint": _next_state_constraint,
     "espo": RatioDeviation,
     **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
@@ -94,6 +99,10 @@ SUMMARIES: dict[str, str] = {
     "frobenius-projection": "the same for Gaussians, in the distance of means and variances (PPO)",
     "early-stop": "ends the policy's epochs once the whole-batch KL is over the target; keeps the step that was",
     "constraint": "mean KL(old‖new) ≤ target after every update",
+    "next-state-constraint": (
+        "the same with a target that moves so that, on the states that the new policy visits, mean KL(old‖new) ≤ a "
+        "bound after all but 5 % of the updates"
+    ),
     "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
     **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
     "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
@@ -212,6 +221,8 @@ class RegionSettings:
     """Weight of KL(new||reference) in the objective (reference-penalty: 0.1)."""
     reference_kl: Limit | None = None
     """Bound for the mean KL(new||reference), nats (reference-constraint: 0.1)."""
+    next_kl: Limit | None = None
+    """Bound for the mean KL(old||new) on the states that the new policy visits, nats (next-state-constraint: 0.01)."""
 
     def __post_init__(self) -> None:
         validate(self)
