@@ -37,7 +37,7 @@ from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.sampling import Sampler
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.renamed import adopt, attribute, keep_old_names
-from klrl.run.callback import NEXT_KL, Callback, CallerContext, Metrics
+from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.text import warn_user
 from klrl.trust_region import Change
@@ -407,7 +407,7 @@ class Learner(abc.ABC, Generic[C]):
         if self.drift.probe is None:
             self.drift.probe = Probe.choose(observations, change.old.cpu())
         metrics |= self.drift.since_first(self.distribution)
-        metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"], NEXT_KL: math.nan}
+        metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
         if absorb:
             self.absorb(observations)
             after = self.distribution(observations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ class TrainingRun:
                 if batch.episodes and not agent.episodes:
                     warn_of_absent(agent.config.info_keys, batch)
                 agent.episodes.extend(batch.episodes)
-                metrics = self._rollout_metrics() | metrics
+                metrics = self._rollout_metrics() | metrics | {NEXT_KL: math.nan}
                 agent.history.append(metrics)
                 turn.whole = True
                 agent.last_update = agent.snapshot()

@@ -165,6 +165,30 @@ def _regions_said(rows: Sequence[Row]) -> str:
     )
 
 
+def next_states() -> str:
+    """How often a bound is exceeded on the states that come next, under a constraint and the one that looks there."""
+    record = read("next-states/results.json")
+    lines = []
+    for (env, steps, variant), runs in groups(record["rows"], "env", "total_timesteps", "variant").items():
+        judged, beyond = (sum(r[key] for r in runs) for key in ("next_judged", "next_over"))
+        largest = max(r["next_kl_largest"] / r["next_judged_by"] for r in runs)
+        lines.append(
+            [
+                f"{env}, {steps:,}",
+                f"`{variant}`",
+                ", ".join(f"{r['mean_return']:.1f}" for r in runs),
+                _last_tenth(runs),
+                f"{np.mean([r['kl_mean'] for r in runs]):.4f}",
+                f"{np.mean([r['next_kl_mean'] for r in runs]):.4f}",
+                f"{beyond} of {judged}, {beyond / judged:.1%}",
+                f"{largest:.1f}",
+            ]
+        )
+    head = ["environment, steps", "region", "return, by seed", "return, last tenth", "mean KL on the batch"]
+    head += ["on the next states", "over the bound there", "at most, times the bound"]
+    return "\n\n".join([command(record["command"]), table(head, lines)])
+
+
 def klip() -> str:
     """The CartPole row of the KLip-PPO paper."""
     record = read("klip/compare.json")
@@ -271,6 +295,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "spaces": spaces,
     "asked": asked,
     "regions": regions,
+    "next-states": next_states,
     "klip": klip,
     "penalties": penalties,
     "fold": fold,

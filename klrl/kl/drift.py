@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -143,5 +142,5 @@ class Drift:
         """
         assert self.probe is not None
         kl = kl_divergence(self.probe.first, policy_at(self.probe.observations).cpu())
-        straightness = mean_length(kl) / self.path_length if self.path_length > 0.0 else math.nan
+        straightness = 1.0 if self.path_length == 0.0 else mean_length(kl) / self.path_length
         return {"drift/kl_initial": average(kl), "drift/straightness": straightness}

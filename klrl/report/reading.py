@@ -101,6 +101,17 @@ class Run:
         return self.column("drift/kl") > self.column("drift/kl_target")
 
     @property
+    def over_next(self) -> np.ndarray:
+        """Truth values of "beyond the bound for the next states", ``[updates]``."""
+        return self.column("drift/kl_next") > self.next_bound
+
+    @property
+    def next_bound(self) -> np.ndarray:
+        """Bound on the next states, or else the target, of the updates that a rollout has judged; else NaN."""
+        own, target, told = map(self.column, ("drift/kl_next_target", "drift/kl_target", "drift/kl_next"))
+        return np.where(np.isnan(told), np.nan, np.where(np.isnan(own), target, own))
+
+    @property
     def spent(self) -> np.ndarray:
         """Sum of the KL of all updates so far, in nats, ``[updates]``."""
         logged = self.columns.get("drift/kl_sum")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,8 @@ import numpy as np
 
 from klrl.agents import Agent
 from klrl.run import Callback, Evaluation, evaluate
+from klrl.run.callback import NEXT_KL, Metrics
+from klrl.trust_region import DEFAULT_TARGET_KL
 
 
 def measure(
@@ -36,5 +39,27 @@ def measured(agent: Agent[Any], result: Evaluation) -> dict[str, Any]:
         "target_kl": target,
         "kl_mean": float(kl.mean()),
         "kl_largest": float(kl.max()),
-        "updates_over_target": None if target is None else int((kl > target).sum()),
+        "updates_over_target": None if target is None else over_target(agent.history),
+    }
+
+
+def over_target(history: Sequence[Metrics]) -> int:
+    """Count the updates that moved farther than their target of that time, or than the default where there is none."""
+    return sum(float(row["drift/kl"]) > float(row.get("drift/kl_target", DEFAULT_TARGET_KL)) for row in history)
+
+
+def on_next_states(history: Sequence[Metrics], judged_by: float) -> dict[str, Any]:
+    """Return how far the updates moved on the states that their policies visited, as far as a rollout has told.
+
+    Args:
+        history: metrics of the updates.
+        judged_by: KL that they are counted against, nats.
+    """
+    kl = np.array([x for row in history if (x := float(row.get(NEXT_KL, math.nan))) == x])
+    return {
+        "next_kl_mean": float(kl.mean()) if len(kl) else None,
+        "next_kl_largest": float(kl.max()) if len(kl) else None,
+        "next_judged_by": judged_by,
+        "next_judged": len(kl),
+        "next_over": int((kl > judged_by).sum()),
     }

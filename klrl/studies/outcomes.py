@@ -16,7 +16,7 @@ from klrl.agents import Agent
 from klrl.run import Evaluation
 from klrl.run.callback import Metrics
 from klrl.studies.kept import check, keep, kept
-from klrl.studies.measure import measured
+from klrl.studies.measure import measured, on_next_states, over_target
 from klrl.studies.results import Row
 from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -81,7 +81,8 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "num_timesteps": agent.num_timesteps,
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
         "judged_by": judged_by,
-        "updates_over_target": int((kl > judged_by).sum()),
+        "updates_over_target": over_target(history),
+        **on_next_states(history, agent.region.next_kl or judged_by),
         "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
         "last_beta": history[-1].get("train/kl_penalty"),
         "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),

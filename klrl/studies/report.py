@@ -20,7 +20,7 @@ COLUMNS = (
     "mean_return", "std_return", "last_tenth_return", "last_tenth_episodes",
     "kl_mean", "kl_median_second_half", "kl_largest", "target_kl", "judged_by", "updates", "updates_over_target",
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
-    "last_actor_learning_rate",
+    "last_actor_learning_rate", "next_kl_mean", "next_kl_largest", "next_judged_by", "next_judged", "next_over",
 )  # fmt: skip
 """Columns of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
 
@@ -28,17 +28,19 @@ COLUMNS = (
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table with one line per environment and variant, over the seeds that finished."""
     head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "KL, second half"]
-    head += ["largest KL", "updates over target", "states over target", "steps/s"]
+    head += ["largest KL", "updates over target", "states over target", "on the next states", "steps/s"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, variant in dict.fromkeys((r["env"], r["variant"]) for r in rows):
         group = [r for r in rows if (r["env"], r["variant"]) == (env, variant)]
-        cells = _cells([r for r in group if r["status"] == DONE]) or ["", *[""] * 7]
+        cells = _cells([r for r in group if r["status"] == DONE]) or ["", *[""] * 8]
         cells[0] = ", ".join(filter(None, [cells[0], *_not_done(group)]))
         lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
     note = (
         "Return: mean of the episodes that the trained policy plays after the training, by default 20 deterministic "
         "ones. ±: half of Student's 95 % interval over the n seeds, where there are three or more. KL, second half: "
-        f"median over its updates, then over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+        "median over its updates, then over seeds. On the next states: updates whose KL was over the target, or the "
+        "region's bound for that, on the states that the new policy visited; the last one of a run visits none. *: the "
+        f"region has no target, so over {DEFAULT_TARGET_KL:g}."
     )
     return "\n".join([*lines, "", note])
 
@@ -65,8 +67,16 @@ def _cells(group: Sequence[Row]) -> list[str]:
         f"{max(r['kl_largest'] for r in group):.4f}",
         f"{over} of {updates} over {judged_by:g}{mark}",
         f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
+        _on_next_states(group, mark),
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
     ]
+
+
+def _on_next_states(group: Sequence[Row], mark: str) -> str:
+    """Count the updates over their bound on the next states; empty if these were not looked at."""
+    judged, over = (sum(r.get(key, 0) for r in group) for key in ("next_judged", "next_over"))
+    bounds = {f"{r['next_judged_by']:g}": None for r in group if "next_judged_by" in r}
+    return f"{over} of {judged} over {', '.join(bounds)}{mark}" if judged else ""
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
