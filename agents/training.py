@@ -103,7 +103,9 @@ class TrainingRun:
         """Complete the row of the last update by what the rollout tells of it."""
         agent, kl = self._agent, self._agent.judge(batch)
         if kl == kl and agent.history and agent.history[-1].get(STEP) == agent.num_timesteps:
-            agent.history.complete({NEXT_KL: kl})
+            assert agent.last_update is not None
+            agent.last_update.state["history"].keep_newest()
+            agent.history[-1][NEXT_KL] = kl
 
     def _take_back(self) -> None:
         """Return the agent to its state after the last complete update."""

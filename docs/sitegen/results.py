@@ -167,14 +167,14 @@ def _regions_said(rows: Sequence[Row]) -> str:
 
 def next_states() -> str:
     """How often a bound is exceeded on the states that come next, under a constraint and the one that looks there."""
-    record = read("next-states/results.json")
-    lines = []
-    for (env, steps, variant), runs in groups(record["rows"], "env", "total_timesteps", "variant").items():
+    records = [read(f"next-states{more}/results.json") for more in ("", "-ppo")]
+    rows, lines = [r for record in records for r in record["rows"]], []
+    for (agent, env, steps, variant), runs in groups(rows, "agent", "env", "total_timesteps", "variant").items():
         judged, beyond = (sum(r[key] for r in runs) for key in ("next_judged", "next_over"))
         largest = max(r["next_kl_largest"] / r["next_judged_by"] for r in runs)
         lines.append(
             [
-                f"{env}, {steps:,}",
+                f"{agent}, {env}, {steps:,}",
                 f"`{variant}`",
                 ", ".join(f"{r['mean_return']:.1f}" for r in runs),
                 _last_tenth(runs),
@@ -184,9 +184,9 @@ def next_states() -> str:
                 f"{largest:.1f}",
             ]
         )
-    head = ["environment, steps", "region", "return, by seed", "return, last tenth", "mean KL on the batch"]
+    head = ["agent, environment, steps", "region", "return, by seed", "return, last tenth", "mean KL on the batch"]
     head += ["on the next states", "over the bound there", "at most, times the bound"]
-    return "\n\n".join([command(record["command"]), table(head, lines)])
+    return "\n\n".join([*(command(record["command"]) for record in records), table(head, lines)])
 
 
 def klip() -> str:
@@ -283,7 +283,7 @@ def versions() -> str:
     """What each file of results was measured with."""
     files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "klip/compare.json"]
     files += ["penalties-0.01/compare.json", "fold/compare.json", "finetune.json", "accuracy.json", "speed.json"]
-    files += ["scaling.json", "asked-peers.json"]
+    files += ["scaling.json", "asked-peers.json", "next-states/results.json"]
     packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
     lines = [[f"`{name}`", *(read(name)["versions"].get(package, "") for package in packages)] for name in files]
     return table(["file in `scripts/results`", *packages], lines)

@@ -237,7 +237,7 @@ class DriftMonitor:
             return
         with last.lent():
             old = self._read(earlier if isinstance(earlier, States) else Rows(earlier)).record
-        self.history.complete({NEXT_KL: mean_kl(old, new)})
+        self.history[-1][NEXT_KL] = mean_kl(old, new)
         if self.files is not None:
             self.files.amend(self.history[-1])
 

@@ -71,9 +71,9 @@ class History(Sequence[Metrics]):
             while len(self._blocks) >= _ALIKE and len(self._blocks[-_ALIKE]) == len(self._blocks[-1]):
                 self._blocks[-_ALIKE:] = [Block.joined(self._blocks[-_ALIKE:])]
 
-    def complete(self, more: Metrics) -> None:
-        """Put the newest row with more or other values in its place; copies of the history keep the one they have."""
-        self._open[-1] = self._open[-1] | more
+    def keep_newest(self) -> None:
+        """Keep the newest row as it is now, whatever becomes of the dict that was appended."""
+        self._open[-1] = dict(self._open[-1])
 
     def extend(self, rows: Iterable[Metrics]) -> None:
         """Add the metrics of several updates."""

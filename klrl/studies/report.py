@@ -22,7 +22,7 @@ COLUMNS = (
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
     "last_actor_learning_rate", "next_kl_mean", "next_kl_largest", "next_judged_by", "next_judged", "next_over",
 )  # fmt: skip
-"""Columns of the CSV, one line per run; ``judged_by`` is the KL that updates and states are counted against."""
+"""Columns of the CSV, one line per run; ``judged_by`` is the last KL that updates and states are counted against."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -58,14 +58,15 @@ def _cells(group: Sequence[Row]) -> list[str]:
         return []
     ended = [r["last_tenth_return"] for r in group if r["last_tenth_return"] is not None]
     over, updates = (sum(r[key] for r in group) for key in ("updates_over_target", "updates"))
-    judged_by, mark = group[0]["judged_by"], "*" if group[0]["target_kl"] is None else ""
+    targets, mark = {f"{r['judged_by']:g}" for r in group}, "*" if group[0]["target_kl"] is None else ""
+    target = targets.pop() if len(targets) == 1 else "its own, which moves"
     return [
         student([r["mean_return"] for r in group]).plus_minus(".1f"),
         student(ended).plus_minus(".1f") if ended else "no episode ended",
         f"{np.mean([r['kl_mean'] for r in group]):.4f}",
         f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
-        f"{over} of {updates} over {judged_by:g}{mark}",
+        f"{over} of {updates} over {target}{mark}",
         f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
         _on_next_states(group, mark),
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
