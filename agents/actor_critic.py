@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +129,16 @@ class ActorCritic:
     def actor_state(self) -> ActorState:
         """Copy the policy's parameters and Adam's moments of them."""
         return ActorState(self.actor_parameters.clone(), self.optimizer.moments(self.optimized.index(self.actor)))
+
+    @contextmanager
+    def actor_at(self, parameters: Tensor) -> Iterator[Actor]:
+        """Lend the policy other parameters ``[P]``; its own are put back to the bit."""
+        own = self.actor_parameters.clone()
+        try:
+            self.actor_parameters.copy_(parameters)
+            yield self.actor
+        finally:
+            self.actor_parameters.copy_(own)
 
     def put_back_moments(self, state: ActorState) -> None:
         """Restore Adam's moments of the policy's parameters."""

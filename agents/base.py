@@ -251,6 +251,7 @@ class Agent(Predictor[C], abc.ABC):
         self._turns.check("set_env()", after_last_update=True)
         before = self.training_envs
         self._put_in(env)
+        self.predecessor = None  # its states are those of the environments before
         if before.envs is not self.training_envs.envs and number_of(before.env) is None:
             before.close()
 

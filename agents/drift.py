@@ -27,7 +27,7 @@ def update_report(drift: Drift, change: Change, region: TrustRegion) -> Metrics:
     entropy = change.new.entropy().mean().item()
     metrics |= {"train/entropy": entropy, "train/entropy_loss": -entropy, "train/approx_kl": metrics["drift/kl_k3"]}
     asked = {"drift/kl_target": region.target_kl, "train/kl_penalty": region.beta}
-    asked["train/clip_range"] = region.clip_range
+    asked |= {"train/clip_range": region.clip_range, "drift/kl_next_target": region.next_kl}
     return metrics | own | {name: value for name, value in asked.items() if value is not None}
 
 

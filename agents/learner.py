@@ -18,6 +18,7 @@ from klrl import schedules
 from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import step_zero, update_report
+from klrl.agents.predecessor import Predecessor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import UpdateBatch, overflow
 from klrl.experience import Batch, gae
@@ -132,6 +133,8 @@ class Learner(abc.ABC, Generic[C]):
         self.reference: SavedPolicy | None = None
         """Reference policy, from which the region's reference terms and drift/kl_reference are measured."""
         self.drift = Drift()
+        self.predecessor: Predecessor | None = None
+        """Policy before the last update, until :meth:`judge` has compared it."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
@@ -222,7 +225,8 @@ class Learner(abc.ABC, Generic[C]):
     def update(self, batch: Batch, callback: Callback | None = None) -> Metrics:
         """Learn from one batch that the current policy collected; return metrics with the drift report.
 
-        The observation statistics stay frozen until the policy's change has been measured.
+        The observation statistics stay frozen until the policy's change has been measured. The batch also judges the
+        update before (:meth:`judge`), if it has not yet.
 
         Raises:
             ValueError: the batch has no valid steps, or actor and critic share parameters.
@@ -236,6 +240,7 @@ class Learner(abc.ABC, Generic[C]):
             return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
+        self.judge(batch)
         self._schedule()
         if self.config.scale_rewards:
             self.absorb_rewards(batch)
@@ -247,6 +252,7 @@ class Learner(abc.ABC, Generic[C]):
             metrics = step_zero(behaviour, samples, warn=False)
         self.untrained = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
+        before = self.networks.actor_parameters.clone(), self.normalizer
         try:
             metrics["train/learning_rate"] = self.anneal()
             improvement = Improvement.of(self.improve(batch, samples, callback))
@@ -257,6 +263,7 @@ class Learner(abc.ABC, Generic[C]):
                 raise FloatingPointError(f"{error}: {why}") from error
             raise
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
+        self.predecessor = Predecessor(*before, self.networks.actor_parameters.clone())
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
         metrics.setdefault("train/n_updates", float(self.n_updates))
@@ -362,6 +369,28 @@ class Learner(abc.ABC, Generic[C]):
 
     # -- measuring ------------------------------------------------------------------------------
 
+    @undisturbed
+    @torch.no_grad()
+    def judge(self, batch: Batch) -> float:
+        """Return the mean KL(old||new), nats, of the last update on the states that its policy visited since.
+
+        The region adapts to it. Each policy has the observation statistics of its time, so the number includes what a
+        change of these did. It is NaN if there is no update to judge: one has been judged already, it was one of
+        another training's environments, or something else has changed the policy since.
+
+        Args:
+            batch: the rollout of the policy that the update led to.
+        """
+        last, self.predecessor = self.predecessor, None
+        if last is None or batch.n_samples == 0 or not last.leads_to(self.networks.actor_parameters):
+            return math.nan
+        observations = self._on_device(last.normalizer(batch.flatten_valid(batch.observations)))
+        with numpy_as_torch(), self.networks.actor_at(last.parameters) as actor:
+            old = actor(observations)
+        kl = mean_kl(old, batch.flatten_valid(batch.behaviour).map(self._on_device))
+        self.region = self.region.adapt_to_next(kl)
+        return kl
+
     def _explained_variance(self, samples: UpdateBatch) -> float:
         """Return 1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN if the target is constant."""
         residual = samples.returns - self.critic(samples.observations)
@@ -377,7 +406,7 @@ class Learner(abc.ABC, Generic[C]):
         observations = batch.flatten_valid(batch.observations)
         if self.drift.probe is None:
             self.drift.probe = Probe.choose(observations, change.old.cpu())
-        metrics["drift/kl_initial"] = self.drift.since_first(self.distribution)
+        metrics |= self.drift.since_first(self.distribution)
         metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
         if absorb:
             self.absorb(observations)

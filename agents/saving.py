@@ -16,6 +16,7 @@ from torch import Tensor
 
 from klrl.agents.learner import Learner
 from klrl.agents.paths import paths_of
+from klrl.agents.predecessor import Predecessor
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
 from klrl.agents.saved_tensors import MOST, check_tensor, check_tensors
 from klrl.experience import Episode
@@ -24,7 +25,7 @@ from klrl.experience.environments import describe, described
 from klrl.experience.training_envs import TrainingEnvs
 from klrl.kl.drift import Probe
 from klrl.policy.device import usable_or_cpu
-from klrl.policy.normalizer import Moments
+from klrl.policy.normalizer import Moments, Normalizer
 from klrl.policy.spaces import below, describe_space
 from klrl.run import checkpoint
 from klrl.run.callback import Metrics
@@ -120,13 +121,13 @@ def dump(agent: Learner[Any]) -> tuple[Tensors, dict[str, Any]]:
         tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"optimizer.{k}": v for k, v in agent.networks.optimizer.state().items()}
     tensors |= {f"streams.{k}": v for k, v in agent.streams.state().items()}
-    tensors |= _dump_moments("normalizer", agent.normalizer.moments)
-    if agent.encoding.images:  # the scale may come from a first batch, or from another agent
-        tensors["normalizer.fixed_scale"] = torch.as_tensor(
-            agent.normalizer.fixed_scale, dtype=torch.float64, device="cpu"
-        )
+    tensors |= _dump_normalizer("normalizer", agent, agent.normalizer)
     tensors |= _dump_moments("return_scaler", agent.return_scaler.moments)
     tensors["return_scaler.running"] = agent.return_scaler.running
+    before, predecessor = agent.predecessor, {}
+    if before is not None and before.leads_to(agent.networks.actor_parameters):
+        predecessor = {"parameters": before.parameters} | _dump_normalizer("normalizer", agent, before.normalizer)
+    tensors |= {f"predecessor.{k}": x for k, x in predecessor.items()}
     if agent.drift.probe is not None:
         tensors["probe.observations"] = agent.drift.probe.observations
         tensors |= {f"probe.first.{i}": x for i, x in enumerate(agent.drift.probe.first.parameters)}
@@ -140,7 +141,9 @@ def dump(agent: Learner[Any]) -> tuple[Tensors, dict[str, Any]]:
         "progress_remaining": agent.progress_remaining,
         "fresh": agent.untrained,
         "kl_sum": agent.drift.kl_sum,
+        "path_length": agent.drift.path_length,
         "normalizer_count": agent.normalizer.moments.count,
+        "predecessor_count": agent.predecessor.normalizer.moments.count if agent.predecessor else 0,
         "return_scaler_count": agent.return_scaler.moments.count,
     }
     for name, space in (("observation_space", agent.observation_space), ("action_space", agent.action_space)):
@@ -174,13 +177,25 @@ def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> Non
         for i, (saved, its) in enumerate(zip(parameters, family.parameters, strict=True)):
             check_tensor(f"probe.first.{i}", saved, its.dtype, (len(probe["observations"]), *its.shape[1:]))
         agent.drift.probe = Probe(probe["observations"], family.with_parameters(*parameters))
+    agent.predecessor = _predecessor(agent, tensors, state)
     agent.num_timesteps, agent.n_updates = state["num_timesteps"], state["n_updates"]
     agent.progress_remaining = state["progress_remaining"]
     agent.values = agent.config.values_at(agent.progress_remaining)
     if "reference" in state:
         agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
     agent.untrained = state["fresh"]
-    agent.drift.kl_sum = float(state.get("kl_sum", math.nan))  # not saved before there was the metric
+    for name in ("kl_sum", "path_length"):
+        setattr(agent.drift, name, float(state.get(name, math.nan)))  # not saved before there was the metric
+
+
+def _predecessor(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> Predecessor | None:
+    """Read the policy before the last update; none was saved before there was the metric."""
+    saved, now = _below("predecessor", tensors), agent.networks.actor_parameters
+    if not saved:
+        return None
+    check_tensor("predecessor.parameters", saved["parameters"], now.dtype, now.shape)
+    before = normalizer(agent.encoding, saved, state["predecessor_count"])
+    return Predecessor(saved["parameters"].to(now.device), before, now.detach().clone())
 
 
 def snapshot(agent: Agent[Any]) -> Snapshot:
@@ -251,6 +266,14 @@ def restored(
 
 def _dump_moments(name: str, moments: Moments) -> Tensors:
     return {f"{name}.mean": moments.mean, f"{name}.variance": moments.variance}
+
+
+def _dump_normalizer(name: str, agent: Learner[Any], normalizer: Normalizer) -> Tensors:
+    tensors = _dump_moments(name, normalizer.moments)
+    if agent.encoding.images:  # the scale may come from a first batch, or from another agent
+        scale = torch.as_tensor(normalizer.fixed_scale, dtype=torch.float64, device="cpu")
+        tensors[f"{name}.fixed_scale"] = scale
+    return tensors
 
 
 def history(data: Any, tensors: Tensors) -> History:

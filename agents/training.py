@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from klrl.experience import Batch
 from klrl.experience.batch import warn_of_absent
 from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
-from klrl.run.callback import Callback, Metrics, info_metric
+from klrl.run.callback import NEXT_KL, STEP, Callback, Metrics, info_metric
 from klrl.text import warn_user
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ class TrainingRun:
                 turn.whole = False
                 agent.progress_remaining = self._training.remaining(agent.num_timesteps)
                 batch = self._rollout()
+                self._judge(batch)
                 callback.on_update_start(agent, batch)
                 metrics = agent.update(batch, callback)
                 if batch.episodes and not agent.episodes:
                     warn_of_absent(agent.config.info_keys, batch)
                 agent.episodes.extend(batch.episodes)
-                metrics = self._rollout_metrics() | metrics
+                metrics = self._rollout_metrics() | metrics | {NEXT_KL: math.nan}
                 agent.history.append(metrics)
                 turn.whole = True
                 agent.last_update = agent.snapshot()
@@ -102,6 +104,14 @@ class TrainingRun:
                 error.args = (": ".join(filter(None, [str(error), overflow(policy, agent.ent_coef)])),)
             raise
 
+    def _judge(self, batch: Batch) -> None:
+        """Complete the row of the last update by what the rollout tells of it."""
+        agent, kl = self._agent, self._agent.judge(batch)
+        if kl == kl and agent.history and agent.history[-1].get(STEP) == agent.num_timesteps:
+            assert agent.last_update is not None
+            agent.last_update.state["history"].keep_newest()
+            agent.history[-1][NEXT_KL] = kl
+
     def _take_back(self) -> None:
         """Return the agent to its state after the last complete update."""
         agent, done = self._agent, self._agent.last_update
@@ -117,7 +127,7 @@ class TrainingRun:
     def _rollout_metrics(self) -> Metrics:
         agent, episodes = self._agent, self._agent.episodes
         metrics: Metrics = {
-            "time/total_timesteps": float(agent.num_timesteps),
+            STEP: float(agent.num_timesteps),
             "time/fps": (agent.num_timesteps - self._first) / (time.monotonic() - self._started),
             "rollout/ep_rew_mean": float(np.mean([e.episode_return for e in episodes])) if episodes else float("nan"),
             "rollout/ep_len_mean": float(np.mean([e.length for e in episodes])) if episodes else float("nan"),

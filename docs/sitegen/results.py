@@ -189,6 +189,30 @@ def _tail_line(variant: str, runs: Sequence[Row]) -> list[str]:
     return [f"`{variant}`", _last_tenth(runs), mean, quantile, largest, f"{over(runs)} over {counted_against(runs[0])}"]
 
 
+def next_states() -> str:
+    """How often a bound is exceeded on the states that come next, under a constraint and the one that looks there."""
+    records = [read(f"next-states{more}/results.json") for more in ("", "-ppo")]
+    rows, lines = [r for record in records for r in record["rows"]], []
+    for (agent, env, steps, variant), runs in groups(rows, "agent", "env", "total_timesteps", "variant").items():
+        judged, beyond = (sum(r[key] for r in runs) for key in ("next_judged", "next_over"))
+        largest = max(r["next_kl_largest"] / r["next_judged_by"] for r in runs)
+        lines.append(
+            [
+                f"{agent}, {env}, {steps:,}",
+                f"`{variant}`",
+                ", ".join(f"{r['mean_return']:.1f}" for r in runs),
+                _last_tenth(runs),
+                f"{np.mean([r['kl_mean'] for r in runs]):.4f}",
+                f"{np.mean([r['next_kl_mean'] for r in runs]):.4f}",
+                f"{beyond} of {judged}, {beyond / judged:.1%}",
+                f"{largest:.1f}",
+            ]
+        )
+    head = ["agent, environment, steps", "region", "return, by seed", "return, last tenth", "mean KL on the batch"]
+    head += ["on the next states", "over the bound there", "at most, times the bound"]
+    return "\n\n".join([*(command(record["command"]) for record in records), table(head, lines)])
+
+
 def klip() -> str:
     """The CartPole row of the KLip-PPO paper."""
     record = read("klip/compare.json")
@@ -290,7 +314,7 @@ def finetune() -> str:
 def versions() -> str:
     """What each file of results was measured with."""
     files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "tails-trpo/results.json"]
-    files += ["tails-hopper/results.json", "tails-ppo/results.json", "klip/compare.json"]
+    files += ["tails-hopper/results.json", "tails-ppo/results.json", "next-states/results.json", "klip/compare.json"]
     files += ["penalties-0.01/compare.json", "fold/compare.json", "critic.json", "finetune.json", "accuracy.json"]
     files += ["speed.json", "scaling.json", "asked-peers.json"]
     packages = ("python", "torch", "gymnasium", "numpy", "mujoco")
@@ -305,6 +329,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "asked": asked,
     "regions": regions,
     "tails": tails,
+    "next-states": next_states,
     "klip": klip,
     "penalties": penalties,
     "fold": fold,

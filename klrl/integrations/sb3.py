@@ -17,11 +17,12 @@ except ImportError as error:
     raise ImportError(f"{error}; allowed: pip install 'klrl[sb3]'") from error
 
 from klrl.experience.environments import describe
-from klrl.integrations.sb3_normalizer import RawObservations
+from klrl.integrations.sb3_normalizer import RawObservations, Statistics
 from klrl.integrations.sb3_rollout import Rollout, before_tanh, distribution, of_torch
 from klrl.kl.drift import mean_kl
 from klrl.monitor import DriftMonitor
-from klrl.run.callback import STEP, Metrics
+from klrl.monitor.states import States
+from klrl.run.callback import NEXT_KL, STEP, Metrics, is_complete
 
 LOGGED = ("train/approx_kl", "train/kl_divergence_loss")
 """Names under which the algorithms log what they take for the KL."""
@@ -60,6 +61,8 @@ class DriftCallback(BaseCallback):
         self.monitor = DriftMonitor(lambda given: of_torch(distribution(self.model.policy, given)), target_kl, run_dir)
         self._rollout: Rollout | None = None
         self._raw: RawObservations | None = None
+        self._statistics: Statistics | None = None
+        """Statistics of the policy before the last update."""
         self._offset = 0
 
     @property
@@ -79,6 +82,7 @@ class DriftCallback(BaseCallback):
             name = f"{_named(model)} with {type(policy).__name__}"
             allowed = "PPO, A2C, TRPO, MaskablePPO, RecurrentPPO with a policy of torch; for others klrl.DriftMonitor"
             raise ValueError(f"model = {name}; allowed: {allowed}")
+        self.monitor.network = policy
 
     def _on_training_start(self) -> None:
         model = self.model
@@ -106,14 +110,23 @@ class DriftCallback(BaseCallback):
         rollout = Rollout.of(self.model.rollout_buffer)
         actions, log_prob = rollout.rows(rollout.actions), rollout.rows(rollout.log_prob)
         actions, log_prob = before_tanh(self.model.policy.action_dist, actions, log_prob)
-        self.monitor.before(rollout.states(rollout.observations), actions, log_prob)
+        self.monitor.before(rollout.states(rollout.observations), actions, log_prob, earlier=self._earlier(rollout))
         self._rollout = rollout
+        if self.history and is_complete(self.history[-1]):
+            self._log({NEXT_KL: self.history[-1][NEXT_KL]})
         self._timesteps = self._offset + self.model.num_timesteps
         self._episodes = _episodes(self.model)
         if self._raw is not None:
+            self._statistics = self._raw.before
             before = rollout.states(self._raw.normalized(rollout.observations, self._raw.before))
             after = rollout.states(self._raw.normalized(rollout.observations, self._raw.statistics()))
             self._total = before, after, self.monitor.policy_at(before)
+
+    def _earlier(self, rollout: Rollout) -> States | None:
+        """Return the rollout's states as the policy before the last update would have been given them."""
+        if self._raw is None or (statistics := self._statistics) is None:
+            return None
+        return rollout.states(self._raw.normalized(rollout.observations, statistics))
 
     def _on_training_end(self) -> None:
         self._measure()

@@ -20,6 +20,15 @@ def mean_kl(old: Distribution, new: Distribution) -> float:
     return average(kl_divergence(old, new))
 
 
+def mean_length(kl: Tensor) -> float:
+    """Return the mean over states of sqrt(2 KL), sqrt(nats): how far a small step goes, in Fisher-Rao's metric.
+
+    KL is half a squared length to second order (Amari 2016, "Information Geometry and Its Applications", section 3.5),
+    so KLs of consecutive steps do not add up to anything that their number would not change, and these lengths do.
+    """
+    return average((2.0 * kl).sqrt())
+
+
 @torch.no_grad()
 def drift_report(
     old: Distribution,
@@ -92,6 +101,8 @@ class Drift:
         self.probe: Probe | None = None
         self.kl_sum = 0.0
         """Sum of ``drift/kl`` over all updates, nats."""
+        self.path_length = 0.0
+        """Sum of :func:`mean_length` over all updates, sqrt(nats)."""
 
     @torch.no_grad()
     def report(
@@ -117,13 +128,18 @@ class Drift:
         kl = kl_divergence(old, new) if kl is None else kl
         report = drift_report(old, new, log_ratio, kl=kl, reverse=reverse)
         self.kl_sum += report["drift/kl"]
-        return report | {"drift/kl_sum": self.kl_sum, "drift/states_over_target": average(kl > over)}
+        self.path_length += mean_length(kl)
+        way = {"drift/kl_sum": self.kl_sum, "drift/path_length": self.path_length}
+        return report | way | {"drift/states_over_target": average(kl > over)}
 
-    def since_first(self, policy_at: Callable[[Any], Distribution]) -> float:
-        """Measure KL(first policy||new), nats, at the probe's states.
+    @torch.no_grad()
+    def since_first(self, policy_at: Callable[[Any], Distribution]) -> dict[str, float]:
+        """Measure the way from the first policy to the new one at the probe's states: its KL, and how straight it was.
 
         Args:
             policy_at: returns the new policy's distribution at observations.
         """
         assert self.probe is not None
-        return mean_kl(self.probe.first, policy_at(self.probe.observations).cpu())
+        kl = kl_divergence(self.probe.first, policy_at(self.probe.observations).cpu())
+        straightness = 1.0 if self.path_length == 0.0 else mean_length(kl) / self.path_length
+        return {"drift/kl_initial": average(kl), "drift/straightness": straightness}

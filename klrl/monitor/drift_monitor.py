@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from klrl.kl.drift import Drift, Probe, mean_kl
+from klrl.monitor.parameters import Parameters
 from klrl.monitor.reading import Reading, Taken, array, join, read
 from klrl.monitor.states import Rows, States
 from klrl.policy.distributions import Distribution
 from klrl.policy.surroundings import undisturbed
-from klrl.run.callback import STEP, Metrics
+from klrl.run.callback import NEXT_KL, STEP, Metrics
 from klrl.run.history import History
 from klrl.run.metrics import settle
 from klrl.run.metrics_directory import MetricsDirectory
@@ -42,6 +43,7 @@ class _Before:
     old: Reading
     taken: Taken | None
     start_error: float | None
+    network: Parameters | None
 
 
 class DriftMonitor:
@@ -62,6 +64,9 @@ class DriftMonitor:
         notes: entries of ``config.json``, as plain JSON: ``agent``, ``env``, ``seed``, ``config`` as klrl's runs have
             them, ``library`` (a distribution package, whose version is noted), and others.
         states_at_once: most states with which the policy is called.
+        network: the torch module that the policy computes with, and that only updates change. With it the next batch
+            judges each update (``drift/kl_next``): a copy of what the network was before the update is lent back to it
+            for one call.
 
     Raises:
         ValueError: ``target_kl`` or ``states_at_once`` is not > 0.
@@ -77,17 +82,21 @@ class DriftMonitor:
         *,
         notes: Mapping[str, Any] | None = None,
         states_at_once: int = 8192,
+        network: nn.Module | None = None,
     ) -> None:
         if target_kl is not None and not 0.0 < target_kl < math.inf:
             raise ValueError(f"target_kl = {target_kl!r}; allowed: a number > 0, or None")
         if states_at_once < 1:
             raise ValueError(f"states_at_once = {states_at_once!r}; allowed: an integer >= 1")
         self.policy, self.target_kl, self.states_at_once = policy, target_kl, states_at_once
+        self.network = network
         self.history = History()
         """One dict of metrics per update, as in ``metrics.csv``."""
         self.files = None if run_dir is None else MetricsDirectory(run_dir, {"target_kl": target_kl, **(notes or {})})
         self._drift = Drift()
         self._before: _Before | None = None
+        self._predecessor: Parameters | None = None
+        """Network before the last update, until a batch has judged that."""
         self._told: set[str] = set()
 
     # -- an update ------------------------------------------------------------------------------
@@ -117,8 +126,8 @@ class DriftMonitor:
         self.after(timesteps, metrics)
 
     @undisturbed
-    def before(self, observations: Any, actions: Any = None, log_prob: Any = None) -> None:
-        """Note the policy at a batch: it is complete, and no step was taken yet.
+    def before(self, observations: Any, actions: Any = None, log_prob: Any = None, *, earlier: Any = None) -> None:
+        """Note the policy at a batch, which is complete, before the first step is taken; judge the last update by it.
 
         Everything is copied: rollout buffers are overwritten.
 
@@ -130,6 +139,8 @@ class DriftMonitor:
                 from samples, no ratios and no effective sample size.
             log_prob: their log-probabilities as the collector has them, ``[n]``: the monitor checks that it computes
                 the same (``drift/start_ratio_error``), and warns if not.
+            earlier: the same states as the policy before the last update would have been given them, where statistics
+                that normalise them have changed since then.
 
         Raises:
             TypeError: the policy returns something else, or a family without a closed form of the KL.
@@ -137,6 +148,7 @@ class DriftMonitor:
         """
         states = observations if isinstance(observations, States) else Rows.copied(observations)
         old = self._read(states)
+        self._judge(states if earlier is None else earlier, old.record)
         if self._drift.probe is None:
             self._choose_probe(states, old.record)
         fitted = None if actions is None else old.fit(actions)
@@ -146,7 +158,8 @@ class DriftMonitor:
                 raise ValueError("log_prob is given without actions; allowed: both")
             rounded = old.fit(array(actions).double() * _ROUNDED)
             error = self._start_error(old.log_prob(fitted), old.log_prob(rounded), log_prob)
-        self._before = _Before(states, old, fitted, error)
+        network = None if self.network is None else Parameters(self.network)
+        self._before = _Before(states, old, fitted, error, network)
 
     @undisturbed
     def after(self, timesteps: int, metrics: Mapping[str, Any] | None = None) -> Metrics:
@@ -165,7 +178,10 @@ class DriftMonitor:
         if not isinstance(timesteps, (int, np.integer)) or timesteps < last:
             raise ValueError(f"timesteps = {timesteps!r}; allowed: an integer >= {last:.0f}, the last update's")
         before, self._before = self._before, None
+        self._predecessor = before.network
         row: Metrics = {STEP: float(timesteps), **self._report(before)}
+        if before.network is not None:
+            row[NEXT_KL] = math.nan
         own = {**row}
         row |= metrics or {}
         try:
@@ -214,6 +230,17 @@ class DriftMonitor:
             pieces = states.pieces(self.states_at_once)
             return join([read(self.policy(piece), n, states.second_dimension) for n, piece in pieces])
 
+    def _judge(self, earlier: Any, new: Distribution) -> None:
+        """Complete the last row by the KL of its update on the states of the batch that its policy collected."""
+        last, self._predecessor = self._predecessor, None
+        if last is None:
+            return
+        with last.lent():
+            old = self._read(earlier if isinstance(earlier, States) else Rows(earlier)).record
+        self.history[-1][NEXT_KL] = mean_kl(old, new)
+        if self.files is not None:
+            self.files.amend(self.history[-1])
+
     def _report(self, before: _Before) -> dict[str, float]:
         old, new = before.old, self._read(before.states)
         if old.maps != new.maps:
@@ -221,7 +248,7 @@ class DriftMonitor:
         ratio = None if before.taken is None else new.log_prob(before.taken) - old.log_prob(before.taken)
         over = self.target_kl or DEFAULT_TARGET_KL
         report = self._drift.report(old.record, new.record, ratio, over)
-        report["drift/kl_initial"] = self._drift.since_first(self.policy_at)
+        report |= self._drift.since_first(self.policy_at)
         if self.target_kl is not None:
             report["drift/kl_target"] = self.target_kl
         if before.start_error is not None:

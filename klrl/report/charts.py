@@ -70,14 +70,15 @@ _ABOUT = {
         "drift/ratio_variance": "Exact variance of the ratio under the old policy, χ²(new‖old), mean over the batch's "
         "states. Dotted: its aim.",
         "drift/kl_reverse": "KL(new‖old) after the whole update, mean over the batch's states.",
-        "drift/kl_next": "KL(old‖new) on the states that the new policy visits, in the next rollout.",
+        "drift/kl_next": "KL(old‖new) on the states that the new policy visits, in the next rollout. Dotted: the bound "
+        "for it, where there is one.",
         "drift/kl_total": "KL(old‖new) across the update and the change of observation statistics after it.",
         "drift/states_over_target": "Share of the batch's states whose own KL is above the target or bound, or above "
         "0.01 nats where there is none.",
         "drift/kl_initial": "KL(first policy‖new) on states of the first batch: how far it went.",
         "drift/kl_sum": "Sum of the measured KL of all updates so far.",
-        "drift/path_length": "Sum of √(2 KL) over the updates so far.",
-        "drift/straightness": "Distance of the path's ends over its length: 1 is a straight path, 0 a circle.",
+        "drift/path_length": "Sum of √(2 KL), a mean over states, over the updates so far.",
+        "drift/straightness": "Distance √(2 KL) of the path's ends over its length: 1 is a straight path, 0 a circle.",
         "train/entropy": "Mean entropy of the policy after the update.",
     },
     "step": {
@@ -93,9 +94,11 @@ _ABOUT = {
         "critic.",
     },
 }
+_TARGETS = TARGETS | {"drift/kl_next": "drift/kl_next_target"}
+"""Bounds by the column that they are for."""
 CHARTS = (
     *(
-        Chart(column=column, section=section, about=about, target=TARGETS.get(column))
+        Chart(column=column, section=section, about=about, target=_TARGETS.get(column))
         for section, abouts in _ABOUT.items()
         for column, about in abouts.items()
     ),

@@ -31,7 +31,7 @@ _LARGEST_LOG = 2**31
 """Largest CSV that is read, in bytes."""
 _DEEPEST = 6
 """Levels of folders below a given one in which runs are looked for."""
-ENDING = ("eval_every", "stop_at_return", "kl_budget", "initial_kl_budget", "over_budget")
+ENDING = ("eval_every", "stop_at_return", "kl_budget", "kl_budget_length", "initial_kl_budget", "over_budget")
 """Options in ``config.json`` by which a training may end before its last step."""
 _OF_A_RUN = {"config.json", "metrics.csv", "non-finite.npz"}
 """Files by which a run directory is known; a run that failed before its first update leaves only the last one."""
@@ -110,6 +110,17 @@ class Run:
     def judged(self) -> np.ndarray:
         """Truth values of "has a target or bound", ``[updates]``."""
         return np.any([np.isfinite(self.column(asked)) for asked in TARGETS.values()], axis=0)
+
+    @property
+    def over_next(self) -> np.ndarray:
+        """Truth values of "beyond the bound for the next states", ``[updates]``."""
+        return self.column("drift/kl_next") > self.next_bound
+
+    @property
+    def next_bound(self) -> np.ndarray:
+        """Bound on the next states, or else the target, of the updates that a rollout has judged; else NaN."""
+        own, target, told = map(self.column, ("drift/kl_next_target", "drift/kl_target", "drift/kl_next"))
+        return np.where(np.isnan(told), np.nan, np.where(np.isnan(own), target, own))
 
     @property
     def spent(self) -> np.ndarray:
@@ -326,9 +337,10 @@ def _status(run: Run) -> tuple[str, str]:
 
 def _reached(run: Run) -> bool:
     """Tell whether a training was to end where it did: its budget of KL was spent, or its return reached."""
-    _, goal, total, initial, over = (run.config.get(name) for name in ENDING)
+    _, goal, total, length, initial, over = (run.config.get(name) for name in ENDING)
     returns = "eval/mean_reward" if run.config.get("eval_every") else "rollout/ep_rew_mean"
-    at_most = {"drift/kl_sum": total, "drift/kl_initial": initial} if over == "stop" else {}
+    limits = {"drift/kl_sum": total, "drift/path_length": length, "drift/kl_initial": initial}
+    at_most = limits if over == "stop" else {}
     spent = any(_is_number(most) and run.column(name)[-1] > most for name, most in at_most.items())
     return spent or (_is_number(goal) and bool(run.column(returns)[-1] >= goal))
 

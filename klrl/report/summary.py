@@ -40,7 +40,7 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 
 RESULTS = (
     "environment", "variant", "runs", "return, last 10 % of training", "last evaluation", "mean KL, nats",
-    "largest KL, nats", "updates over target", "KL spent, nats", "steps/s",
+    "largest KL, nats", "updates over target", "over it on the next states", "KL spent, nats", "steps/s",
 )  # fmt: skip
 """Columns of the table of results."""
 
@@ -51,8 +51,7 @@ def results(group: Group) -> list[str]:
     status = Counter(run.status for run in group.runs)
     counted = ", ".join(f"{n} {word}" for word, n in status.items())
     updates = sum(run.updates for run in runs)
-    judged = sum(int(run.judged.sum()) for run in runs)
-    over = sum(int(run.over.sum()) for run in runs)
+    over = _share_over([run.over for run in runs], [run.judged for run in runs])
     largest = max((_largest(run.column("drift/kl")) for run in runs), default=math.nan)
     return [
         group.env,
@@ -62,10 +61,17 @@ def results(group: Group) -> list[str]:
         with_interval(over_seeds([_last_evaluation(run) for run in runs]), "{:,.1f}"),
         with_interval(over_seeds([_mean(run.column("drift/kl")) for run in runs]), "{:.4f}"),
         number(largest, "{:.4f}"),
-        f"{over / judged:.0%}\n{over:,} of {judged:,}" if judged else f"no target\n{updates:,} updates",
+        over or f"no target\n{updates:,} updates",
+        _share_over([run.over_next for run in runs], [np.isfinite(run.next_bound) for run in runs]) or "–",
         with_interval(over_seeds([_last(run.spent) for run in runs if _has_kl(run)]), "{:.3g}"),
         number(_median([_last(run.column("time/fps")) for run in runs]), "{:,.0f}"),
     ]
+
+
+def _share_over(over: Sequence[np.ndarray], judged: Sequence[np.ndarray]) -> str:
+    """Return the share of the updates with a bound that are over it, and their numbers; empty if there are none."""
+    n, beyond = (sum(int(x.sum()) for x in xs) for xs in (judged, over))
+    return f"{beyond / n:.0%}\n{beyond:,} of {n:,}" if n else ""
 
 
 def _last_evaluation(run: Run) -> float:

@@ -23,7 +23,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     region = config.get("region")
     if isinstance(region, dict) and not isinstance(flat.get("trust_region"), str):
         flat["trust_region"] = region.get("class", region)
-    names = ("total_timesteps", "start_from", "kl_budget", "initial_kl_budget", "over_budget")
+    names = ("total_timesteps", "start_from", "kl_budget", "kl_budget_length", "initial_kl_budget", "over_budget")
     flat |= {name: config[name] for name in names if name in config}
     return {name: shown(x) for name, x in flat.items() if name not in _NO_DIFFERENCE}
 

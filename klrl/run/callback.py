@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,10 +20,17 @@ Metrics = dict[str, float | str]
 """One update's metrics by name, ``group/name``: numbers, and text such as ``train/stop_reason``."""
 STEP = "time/total_timesteps"
 """Metric that places an update in its training."""
+NEXT_KL = "drift/kl_next"
+"""Metric of an update that is known once the next rollout is in."""
 EVAL = "eval/"
 """Begins the names of metrics of evaluations during the training."""
 SUCCESS, INFO = "rollout/success_rate", "rollout/info/"
 """Metrics of what infos hold under is_success, and (followed by the key) under other keys."""
+
+
+def is_complete(row: Metrics) -> bool:
+    """Tell whether a row has what the rollout after its update told of it."""
+    return not math.isnan(float(row.get(NEXT_KL, math.nan)))
 
 
 def info_metric(key: str) -> str:

@@ -32,7 +32,9 @@ class CsvLog:
 
     def __init__(self, path: Path, columns: Sequence[str] = (), rows: Iterable[Row] = ()) -> None:
         self._path = path
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._last = b""
+        """The last line of the file."""
         rows = [*rows]
         self._columns = _united(columns, rows)
         if self._columns:
@@ -49,12 +51,27 @@ class CsvLog:
         known, self._columns = self._columns, _united(self._columns, rows)
         if self._file is None and self._columns:
             with held():  # until the open file has its owner
-                self._file = self._open()
-            self._append(_lines(self._columns, rows, header=True))
+                self._file = self._path.open("w+b")
+            self._append(_lines(self._columns, [], header=True) + self._encoded(rows))
         elif len(self._columns) > len(known):
             self._begin([*self._rows(), *rows])
         elif rows:
-            self._append(_lines(self._columns, rows))
+            self._append(self._encoded(rows))
+
+    def amend(self, row: Row) -> None:
+        """Write the last row anew, in one write over the old one, so that at no time it is missing.
+
+        If it is shorter than that, or has new columns, the file is replaced in one step.
+        """
+        known, self._columns = self._columns, _united(self._columns, [row])
+        line = _lines(self._columns, [row])
+        if len(self._columns) > len(known) or len(line) < len(self._last):
+            self._begin([*self._rows()[:-1], row])
+        else:
+            assert self._file is not None
+            self._file.seek(-len(self._last), os.SEEK_END)
+            self._last = line
+            self._write(line)
 
     def sync(self) -> None:
         """Synchronise the rows to the disk."""
@@ -68,18 +85,26 @@ class CsvLog:
                 self._file.close()
 
     def _begin(self, rows: Iterable[Row]) -> None:
-        text = _lines(self._columns, rows, header=True).encode()
+        text = _lines(self._columns, [], header=True) + self._encoded(rows)
         with reporting_full_disk(self._path, len(text)):
             replace(self._path, text)
         with held():
-            older, self._file = self._file, self._open()
+            older, self._file = self._file, self._path.open("r+b")
         if older is not None:
             older.close()
 
-    def _open(self) -> IO[str]:
-        return self._path.open("a+", encoding="utf-8", newline="")
+    def _encoded(self, rows: Iterable[Row]) -> bytes:
+        """Return the rows' lines, and remember the last one."""
+        rows = [*rows]
+        self._last = _lines(self._columns, rows[-1:])
+        return _lines(self._columns, rows)
 
-    def _append(self, text: str) -> None:
+    def _append(self, text: bytes) -> None:
+        assert self._file is not None
+        self._file.seek(0, os.SEEK_END)
+        self._write(text)
+
+    def _write(self, text: bytes) -> None:
         assert self._file is not None
         with reporting_full_disk(self._path, len(text)):
             self._file.write(text)
@@ -89,7 +114,7 @@ class CsvLog:
         """Return the rows written so far, from the open file, which may have been moved since."""
         assert self._file is not None
         self._file.seek(0)
-        return list(csv.DictReader(self._file))
+        return list(csv.DictReader(io.StringIO(self._file.read().decode(), newline="")))
 
 
 def _united(columns: Sequence[str], rows: Iterable[Row]) -> list[str]:
@@ -97,13 +122,13 @@ def _united(columns: Sequence[str], rows: Iterable[Row]) -> list[str]:
     return [*dict.fromkeys([*columns, *(name for row in rows for name in row)])]
 
 
-def _lines(columns: Sequence[str], rows: Iterable[Row], *, header: bool = False) -> str:
+def _lines(columns: Sequence[str], rows: Iterable[Row], *, header: bool = False) -> bytes:
     lines = io.StringIO(newline="")
     writer = csv.DictWriter(lines, columns)
     if header:
         writer.writeheader()
     writer.writerows(rows)
-    return lines.getvalue()
+    return lines.getvalue().encode()
 
 
 def episodes_until(path: Path, total_timesteps: int) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from klrl.experience import Batch
 from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
 from klrl.run import checkpoint
-from klrl.run.callback import STEP, Metrics, Recorder
+from klrl.run.callback import NEXT_KL, STEP, Metrics, Recorder, is_complete
 from klrl.run.csv_log import EPISODES, CsvLog, episodes_until
 from klrl.run.disk import LARGEST_CONFIG, read_regular_file, reporting_full_disk
 from klrl.run.evaluation import MEAN_REWARD, best_of
@@ -226,9 +226,16 @@ class RunDirectory(Recorder):
                 raise ValueError(f"run_dir = {self.path}: {said}; allowed: the directory of the agent's own run")
 
     def on_update_end(self, agent: Any, batch: Batch, metrics: Metrics) -> None:
-        """Write a row and a point per metric; and a checkpoint if one is due, or if all are gone."""
+        """Write a row and a point per metric; and a checkpoint if one is due, or if all are gone.
+
+        The row before is completed only now, so that what an update was interrupted in says no more than what is saved.
+        """
         if not self._look_after(agent):
             assert self._tensorboard is not None
+            for row in agent.history[-2:-1]:
+                if is_complete(row) and step(row) > agent.training.first:
+                    self._metrics.amend(row)
+                    self._tensorboard.add_late(row, NEXT_KL)
             self._metrics.add([metrics])
             self._tensorboard.add(metrics)
         episodes = ((e.total_timesteps, e.episode_return, e.length, e.env_index) for e in batch.episodes)

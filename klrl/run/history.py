@@ -71,6 +71,10 @@ class History(Sequence[Metrics]):
             while len(self._blocks) >= _ALIKE and len(self._blocks[-_ALIKE]) == len(self._blocks[-1]):
                 self._blocks[-_ALIKE:] = [Block.joined(self._blocks[-_ALIKE:])]
 
+    def keep_newest(self) -> None:
+        """Keep the newest row as it is now, whatever becomes of the dict that was appended."""
+        self._open[-1] = dict(self._open[-1])
+
     def extend(self, rows: Iterable[Metrics]) -> None:
         """Add the metrics of several updates."""
         for row in rows:

@@ -11,7 +11,7 @@ from weakref import finalize
 
 from klrl.interrupts import held
 from klrl.run import checkpoint
-from klrl.run.callback import Metrics
+from klrl.run.callback import NEXT_KL, Metrics
 from klrl.run.csv_log import CsvLog
 from klrl.run.directory import check_new, versions
 from klrl.run.disk import reporting_full_disk
@@ -51,10 +51,24 @@ class MetricsDirectory:
                 self._begin()
             self._csv.add([row])
         except OSError as error:
-            self.close()
-            warn_user(f"{error}: nothing more is written to {self.path}; training and monitor.history go on")
+            self._give_up(error)
         else:
             self._tensorboard.add(row)
+
+    def amend(self, row: Metrics) -> None:
+        """Complete the last row by what the rollout after its update told of it."""
+        if self._lost or self._close is None:
+            return
+        try:
+            self._csv.amend(row)
+        except OSError as error:
+            self._give_up(error)
+        else:
+            self._tensorboard.add_late(row, NEXT_KL)
+
+    def _give_up(self, error: OSError) -> None:
+        self.close()
+        warn_user(f"{error}: nothing more is written to {self.path}; training and monitor.history go on")
 
     def _begin(self) -> None:
         check_new(self.path)

@@ -53,6 +53,9 @@ class RunOptions:
     """Number of newest checkpoints to keep; the best one is kept, too."""
     kl_budget: Positive | None = None
     """Largest sum of KL(old||new) over all updates, in nats (metric drift/kl_sum)."""
+    kl_budget_length: Positive | None = None
+    """Longest path of the policy: largest sum of sqrt(2 KL(old||new)) over all updates, in sqrt(nats) (metric
+    drift/path_length)."""
     initial_kl_budget: Positive | None = None
     """Largest KL(first policy||new) on the first batch's probe states, in nats (metric drift/kl_initial)."""
     over_budget: Literal["stop", "warn"] = "stop"
@@ -163,7 +166,7 @@ class RunOptions:
         """Return the limits of the whole training."""
         from klrl.run import KLBudget
 
-        total, initial = self.kl_budget, self.initial_kl_budget
-        if total is None and initial is None:
+        total, initial, length = self.kl_budget, self.initial_kl_budget, self.kl_budget_length
+        if total is None and initial is None and length is None:
             return []
-        return [KLBudget(total=total, initial=initial, on_exceed=self.over_budget)]
+        return [KLBudget(total=total, initial=initial, length=length, on_exceed=self.over_budget)]

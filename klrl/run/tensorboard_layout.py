@@ -22,7 +22,12 @@ CHARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "drift/kl_quantile", "drift/kl_quantile_bound", "drift/kl_cvar", "drift/kl_cvar_bound",
             "drift/kl_max_bound",
         ),
+        "The same on the states that the new policy visits, and the bound for that": (
+            "drift/kl_next", "drift/kl_next_target",
+        ),
         "Where the policy went, nats: KL spent, and from the first policy": ("drift/kl_sum", "drift/kl_initial"),
+        "How far it went: length of the path, square root of nats": ("drift/path_length",),
+        "How straight: distance of the ends over length": ("drift/straightness",),
     },
     "Return": {
         "Return of training and of evaluation": ("rollout/ep_rew_mean", "eval/mean_reward"),

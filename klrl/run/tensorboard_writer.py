@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from klrl.run.callback import EVAL, STEP, Metrics
+from klrl.run.callback import EVAL, NEXT_KL, STEP, Metrics, is_complete
 from klrl.run.tensorboard_layout import layout, session
 from klrl.text import one_line, warn_user
 
@@ -65,6 +65,13 @@ class TensorBoardWriter:
         if self._writer is not None:
             with self._warning():
                 self._write(self._writer, metrics)
+
+    def add_late(self, metrics: Metrics, name: str) -> None:
+        """Add the point of a metric that was NaN when its row was added."""
+        if self._writer is not None:
+            with self._warning():
+                self._writer.add_scalar(name, metrics[name], step(metrics), time.time())
+                self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""
@@ -167,7 +174,8 @@ def points(path: Path) -> dict[str, list[tuple[int, float]]]:
 def _last_step(path: Path, newest: Metrics) -> int:
     """Return the step up to which older files show all rows; -1 if they cannot be read, so that all are written again.
 
-    An evaluation that had been interrupted may have come to the newest row since, which then is written again, too.
+    The newest row is written again if it is not complete, because older files may show how it was completed before, or
+    if an evaluation that had been interrupted has come to it since.
     """
     if any(file.is_symlink() or not file.is_file() for file in path.glob("*tfevents*")):
         return -1
@@ -176,6 +184,7 @@ def _last_step(path: Path, newest: Metrics) -> int:
         last = min(max((x for x, _ in found.get(STEP, [])), default=-1), at)
         numbers = {name: x for name, x in newest.items() if isinstance(x, float) and x == x}
         evaluated = (name for name in numbers if name.startswith(EVAL))
-        return at - 1 if last == at and any(found.get(name, [(-1, 0.0)])[-1][0] < at for name in evaluated) else last
+        anew = any(found.get(name, [(-1, 0.0)])[-1][0] < at for name in evaluated)
+        return at - 1 if last == at and (anew or (NEXT_KL in newest and not is_complete(newest))) else last
     except (OSError, MemoryError):  # a damaged length asks for memory
         return -1

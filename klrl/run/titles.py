@@ -24,7 +24,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "drift/kl_initial": ("From the first policy", "KL, nats"),
     "drift/kl_sum": ("KL spent", "KL, nats"),
     "drift/path_length": ("Length of the path", "length, √nats"),
-    "drift/straightness": ("Straightness of the path", "share"),
+    "drift/straightness": ("Straightness of the path", "distance / length"),
     "train/entropy": ("Entropy", "entropy, nats"),
     "train/clip_fraction": ("Clipped samples", "share of samples"),
     "train/line_search_scale": ("Line search", "share of the full step"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +12,7 @@ import numpy as np
 
 from klrl.agents import Agent
 from klrl.run import Callback, Evaluation, evaluate
+from klrl.run.callback import NEXT_KL, Metrics
 from klrl.run.targets import beyond
 
 
@@ -38,4 +40,21 @@ def measured(agent: Agent[Any], result: Evaluation) -> dict[str, Any]:
         "kl_mean": float(kl.mean()),
         "kl_largest": float(kl.max()),
         "updates_over_target": sum(over) if over else None,
+    }
+
+
+def on_next_states(history: Sequence[Metrics], judged_by: float) -> dict[str, Any]:
+    """Return how far the updates moved on the states that their policies visited, as far as a rollout has told.
+
+    Args:
+        history: metrics of the updates.
+        judged_by: KL that they are counted against, nats.
+    """
+    kl = np.array([x for row in history if (x := float(row.get(NEXT_KL, math.nan))) == x])
+    return {
+        "next_kl_mean": float(kl.mean()) if len(kl) else None,
+        "next_kl_largest": float(kl.max()) if len(kl) else None,
+        "next_judged_by": judged_by,
+        "next_judged": len(kl),
+        "next_over": int((kl > judged_by).sum()),
     }

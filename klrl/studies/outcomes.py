@@ -17,7 +17,7 @@ from klrl.run.callback import Metrics
 from klrl.run.csv_log import last_tenth
 from klrl.run.targets import asked_for, in_words, judged_by
 from klrl.studies.kept import check, keep, kept
-from klrl.studies.measure import measured
+from klrl.studies.measure import measured, on_next_states
 from klrl.studies.results import Row
 from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -89,6 +89,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
         "kl_state_largest": max(row["drift/kl_max"] for row in history),
         "updates_over_target": int((kl > limit).sum()) if over is None else over,
+        **on_next_states(history, agent.region.next_kl or limit),
         "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
         "last_beta": history[-1].get("train/kl_penalty"),
         "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),

@@ -21,25 +21,27 @@ COLUMNS = (
     "kl_mean", "kl_median_second_half", "kl_largest", "kl_p95_mean", "kl_state_largest",
     "target_kl", "judged_by", "counted_against", "updates", "updates_over_target",
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
-    "last_actor_learning_rate",
+    "last_actor_learning_rate", "next_kl_mean", "next_kl_largest", "next_judged_by", "next_judged", "next_over",
 )  # fmt: skip
-"""Columns of the CSV, one line per run; ``judged_by`` is the KL that states are counted against."""
+"""Columns of the CSV, one line per run; ``judged_by`` is the last KL that states are counted against."""
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table with one line per environment and variant, over the seeds that finished."""
     head = ["environment", "variant", "return", "return, last 10 % of training", "mean KL", "KL, second half"]
-    head += ["largest KL", "updates over target", "states over target", "steps/s"]
+    head += ["largest KL", "updates over target", "states over target", "on the next states", "steps/s"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for env, variant in dict.fromkeys((r["env"], r["variant"]) for r in rows):
         group = [r for r in rows if (r["env"], r["variant"]) == (env, variant)]
-        cells = _cells([r for r in group if r["status"] == DONE]) or ["", *[""] * 7]
+        cells = _cells([r for r in group if r["status"] == DONE]) or ["", *[""] * 8]
         cells[0] = ", ".join(filter(None, [cells[0], *_not_done(group)]))
         lines.append(f"| {' | '.join(map(cell, [env, variant, *cells]))} |")
     note = (
         "Return: mean of the episodes that the trained policy plays after the training, by default 20 deterministic "
         "ones. ±: half of Student's 95 % interval over the n seeds, where there are three or more. KL, second half: "
-        f"median over its updates, then over seeds. *: the region has no target, so over {DEFAULT_TARGET_KL:g}."
+        "median over its updates, then over seeds. On the next states: updates whose KL was over the target, or the "
+        "region's bound for that, on the states that the new policy visited; the last one of a run visits none. *: the "
+        f"region has no target, so over {DEFAULT_TARGET_KL:g}."
     )
     return "\n".join([*lines, "", note])
 
@@ -57,15 +59,17 @@ def _cells(group: Sequence[Row]) -> list[str]:
         return []
     ended = [r["last_tenth_return"] for r in group if r["last_tenth_return"] is not None]
     over, updates = (sum(r[key] for r in group) for key in ("updates_over_target", "updates"))
-    mark = "*" if has_no_target(group[0]) else ""
+    mark, targets = "*" if has_no_target(group[0]) else "", {counted_against(r) for r in group}
+    target = targets.pop() if len(targets) == 1 else "its own, which moves"
     return [
         student([r["mean_return"] for r in group]).plus_minus(".1f"),
         student(ended).plus_minus(".1f") if ended else "no episode ended",
         f"{np.mean([r['kl_mean'] for r in group]):.4f}",
         f"{np.median([r['kl_median_second_half'] for r in group]):.4f}",
         f"{max(r['kl_largest'] for r in group):.4f}",
-        f"{over} of {updates} over {counted_against(group[0])}",
+        f"{over} of {updates} over {target}",
         f"{np.mean([r['states_over_target'] for r in group]):.1%}{mark}",
+        _on_next_states(group, mark),
         f"{np.median([r['steps_per_second'] for r in group]):,.0f}",
     ]
 
@@ -78,6 +82,13 @@ def has_no_target(row: Row) -> bool:
 def counted_against(row: Row) -> str:
     """Return what a run's updates are counted against, with a star where that is not its region's."""
     return row.get("counted_against") or f"{row['judged_by']:g}{'*' if has_no_target(row) else ''}"
+
+
+def _on_next_states(group: Sequence[Row], mark: str) -> str:
+    """Count the updates over their bound on the next states; empty if these were not looked at."""
+    judged, over = (sum(r.get(key, 0) for r in group) for key in ("next_judged", "next_over"))
+    bounds = {f"{r['next_judged_by']:g}": None for r in group if "next_judged_by" in r}
+    return f"{over} of {judged} over {', '.join(bounds)}{mark}" if judged else ""
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

@@ -46,6 +46,11 @@ class All(TrustRegion):
         return min(bounds) if bounds else self._smallest(lambda r: r.target_kl)
 
     @property
+    def next_kl(self) -> float | None:  # type: ignore[override]
+        """The smallest bound on the next states."""
+        return self._smallest(lambda r: r.next_kl)
+
+    @property
     def clip_range(self) -> float | None:  # type: ignore[override]
         """Half-width of the member that clips."""
         return self._smallest(lambda r: r.clip_range)
@@ -121,6 +126,10 @@ class All(TrustRegion):
     def adapt(self, change: Change) -> All:
         """Adapt every member."""
         return All(*(r.adapt(change) for r in self.regions))
+
+    def adapt_to_next(self, kl: float) -> All:
+        """Adapt every member."""
+        return All(*(r.adapt_to_next(kl) for r in self.regions))
 
     @property
     def _with_surrogate(self) -> TrustRegion:

@@ -9,6 +9,7 @@ from klrl.trust_region.bounds import (
     CVaRConstraint,
     KLConstraint,
     MaxConstraint,
+    NextStateConstraint,
     QuantileConstraint,
     RatioDeviation,
     ReferenceConstraint,
@@ -20,8 +21,8 @@ from klrl.trust_region.region import TrustRegion
 from klrl.trust_region.surrogates import SPO, Clip, Rollback
 
 _PLAIN = (
-    TrustRegion, KLConstraint, QuantileConstraint, CVaRConstraint, MaxConstraint, RatioDeviation, ReferenceConstraint,
-    ReferenceForwardConstraint, AdaptiveLearningRate,
+    TrustRegion, KLConstraint, NextStateConstraint, QuantileConstraint, CVaRConstraint, MaxConstraint, RatioDeviation,
+    ReferenceConstraint, ReferenceForwardConstraint, AdaptiveLearningRate,
 )  # fmt: skip
 """Regions that leave surrogate and penalty as they are."""
 

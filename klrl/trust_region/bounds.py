@@ -5,8 +5,8 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, cast
 
 from klrl.policy.arrays import Array, average, quantile, tail_average
 from klrl.trust_region.region import DEFAULT_TARGET_KL, OnExit, TrustRegion
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from klrl.trust_region.change import Change
 
 __all__ = [
-    "CVaRConstraint", "KLConstraint", "MaxConstraint", "QuantileConstraint", "RatioDeviation", "ReferenceConstraint",
-    "ReferenceForwardConstraint", "TailConstraint",
+    "CVaRConstraint", "KLConstraint", "MaxConstraint", "NextStateConstraint", "QuantileConstraint", "RatioDeviation",
+    "ReferenceConstraint", "ReferenceForwardConstraint", "TailConstraint",
 ]  # fmt: skip
 
 Level = Annotated[float, Bounds(0.0, 0.9999, open_below=True)]
@@ -44,6 +44,57 @@ class KLConstraint(TrustRegion):
     def step_length(self, curvature: float) -> float:
         """Return sqrt(2 target_kl / x'Fx): TRPO, appendix C."""
         return math.sqrt(2.0 * self.target_kl / curvature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStateConstraint(TrustRegion):
+    """Mean KL(old||new) <= next_kl on the states that the new policy visits, in all but a share of the updates.
+
+    Those states are known only once the policy has moved, so the bound in force, on the batch's states, is a part of
+    it: scale next_kl. After each rollout the scale rises by a little where the next states' KL was within next_kl, and
+    falls where it was not, in logs at least 1 / share - 1 times as far. Since both add up to where the scale is,
+
+        (updates over) / n <= share + (1 - share) log(first scale / scale) / (rate n)
+
+    after n updates, whatever states come, as long as the scale is above its minimum: the argument of Gibbs and Candes
+    2021 ("Adaptive Conformal Inference Under Distribution Shift"), proposition 4.1.
+    """
+
+    next_kl: Positive = DEFAULT_TARGET_KL
+    share: Annotated[float, Bounds(0.0, 0.5, open_below=True)] = 0.03
+    """Share of updates that are over the bound in the long run; in the first hundred there are a few more."""
+    rate: Positive = 0.5
+    """Fall of log scale after an update that is over by nothing; what it is over by is added."""
+    scale: Positive = 0.5
+    """Bound in force on the batch's states, over next_kl."""
+    minimum: Positive = 0.01
+    on_exit = cast("OnExit | None", "backtrack")
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if not self.minimum <= self.scale <= 1.0:
+            raise ValueError(f"scale = {self.scale}; allowed: a number in [{self.minimum:g}, 1]")
+
+    @property
+    def target_kl(self) -> float:  # type: ignore[override]
+        """The bound in force for mean KL(old||new) on the batch's states, nats."""
+        return self.scale * self.next_kl
+
+    def violation(self, change: Change) -> float:
+        """Return mean KL - target_kl, nats."""
+        return average(change.kl) - self.target_kl
+
+    def step_length(self, curvature: float) -> float:
+        """Return sqrt(2 target_kl / x'Fx), as for :class:`KLConstraint`."""
+        return math.sqrt(2.0 * self.target_kl / curvature)
+
+    def adapt_to_next(self, kl: float) -> Self:
+        """Return the region with the bound of the next update; the same one if the KL is NaN."""
+        if math.isnan(kl):
+            return self
+        over = kl / self.next_kl
+        factor = math.exp(-self.rate) / over if over > 1.0 else math.exp(self.rate * self.share / (1.0 - self.share))
+        return replace(self, scale=min(max(factor * self.scale, self.minimum), 1.0))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from klrl.trust_region.bounds import (
     KLConstraint,
     Level,
     MaxConstraint,
+    NextStateConstraint,
     QuantileConstraint,
     RatioDeviation,
     ReferenceConstraint,
@@ -50,6 +51,10 @@ def _early_stop(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
 
 def _constraint(target_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
     return KLConstraint(target_kl)
+
+
+def _next_state_constraint(next_kl: float = DEFAULT_TARGET_KL) -> TrustRegion:
+    return NextStateConstraint(next_kl=next_kl)
 
 
 def _penalty(schedule: Any) -> Callable[..., TrustRegion]:
@@ -96,6 +101,7 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "quantile-constraint": QuantileConstraint,
     "cvar-constraint": CVaRConstraint,
     "max-constraint": MaxConstraint,
+    "next-state-constraint": _next_state_constraint,
     "espo": RatioDeviation,
     **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
@@ -126,6 +132,10 @@ SUMMARIES: dict[str, str] = {
     "quantile-constraint": "KL(old‖new) ≤ a bound in a share of the states, after every update",
     "cvar-constraint": "mean KL(old‖new) of the states with the largest ≤ a bound, after every update",
     "max-constraint": "KL(old‖new) ≤ a bound in every state of the batch, after every update",
+    "next-state-constraint": (
+        "the same with a target that moves so that, on the states that the new policy visits, mean KL(old‖new) ≤ a "
+        "bound after all but 5 % of the updates"
+    ),
     "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
     **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
     "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
@@ -265,6 +275,8 @@ class RegionSettings:
     (dppo-tv: 0.15)."""
     ratio_variance: Limit | None = None
     """Aim for the mean over the states of chi^2(new||old), the variance of the ratio (r2vpo: 0.02)."""
+    next_kl: Limit | None = None
+    """Bound for the mean KL(old||new) on the states that the new policy visits, nats (next-state-constraint: 0.01)."""
 
     def __post_init__(self) -> None:
         validate(self)

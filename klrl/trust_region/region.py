@@ -51,6 +51,8 @@ class TrustRegion:
     """Action to take if ``violation`` > 0: keep the last step and stop, or go back inside; ``None``: no bound."""
     target_kl = cast("float | None", None)
     """Bound or aim in force for the mean KL(old||new), nats, if the region has one."""
+    next_kl = cast("float | None", None)
+    """Bound for the mean KL(old||new) on the states that the new policy visits, nats, if the region has one."""
     clip_range = cast("float | None", None)
     """Half-width of the ratio's clipping interval, if the region has one."""
     beta = cast("float | None", None)
@@ -139,6 +141,11 @@ class TrustRegion:
     def adapt(self, change: Change) -> Self:
         """Return the region for the next update, given the change that this whole update made."""
         del change
+        return self
+
+    def adapt_to_next(self, kl: float) -> Self:
+        """Return the region for the next update, given the last one's mean KL(old||new) on the states visited since."""
+        del kl
         return self
 
 

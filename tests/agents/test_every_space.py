@@ -111,6 +111,7 @@ def test_the_kl_asked_for_is_the_kl_got(agent_class, name, seed):
     for metrics in agent.history[1:]:
         assert metrics["drift/start_kl"] < 1e-9
         assert metrics["drift/start_ratio_error"] < 1e-3
+    assert np.isnan(agent.history[-1].pop("drift/kl_next"))  # it waits for a rollout
     for metrics, kl, start_kl in zip(agent.history, judge.kl, judge.start_kl, strict=True):
         assert metrics["drift/kl"] <= target_kl
         assert metrics["drift/kl"] == pytest.approx(kl, rel=1e-4, abs=1e-9)

@@ -111,6 +111,12 @@ class Independent(BaseCallback):
             sums = [by_hand(p, q) for p, q in zip(self.played(i, old), self.played(i, new), strict=True)]
             yield torch.cat(sums).mean().item()
 
+    def kl_next(self):
+        """Of every update but the last one, KL(old||new) at the steps of the next rollout."""
+        for i, (old, new) in enumerate(pairwise(self.parameters[:-1])):
+            sums = [by_hand(p, q) for p, q in zip(self.played(i + 1, old), self.played(i + 1, new), strict=True)]
+            yield torch.cat(sums).mean().item()
+
     @torch.no_grad()
     def played(self, i, parameters):
         """What a policy does at the steps of a rollout, one after the other, its LSTM carried on from the first."""
@@ -160,6 +166,11 @@ def test_every_update_has_the_kl_of_sums_by_hand(make, capsys):
     assert len(expected) == len(drift.history) == 3
     assert [row["drift/kl"] for row in drift.history] == pytest.approx(expected, rel=1e-3)
     assert min(expected) > 0.0
+    found = [row["drift/kl_next"] for row in drift.history]
+    assert np.isfinite(found[:-1]).all()
+    assert np.isnan(found[-1])
+    if model.get_vec_normalize_env() is None:
+        assert found[:-1] == pytest.approx([*independent.kl_next()], rel=1e-3)
     assert all(row["drift/start_ratio_error"] <= 1e-5 for row in drift.history)
     assert [row["time/total_timesteps"] for row in drift.history] == [steps / 3, 2 * steps / 3, steps]
     assert f"klrl: {type(model).__name__} of " in capsys.readouterr().out
@@ -212,9 +223,9 @@ class Statistics(BaseCallback):
 
 
 def test_what_statistics_do_to_the_policy_is_told_apart():
-    drift, statistics = DriftCallback(verbose=0), Statistics()
+    drift, statistics, independent = DriftCallback(verbose=0), Statistics(), Independent()
     envs = vec(normalize=True)
-    model = PPO("MlpPolicy", envs, **FEW).learn(192, [drift, statistics])
+    model = PPO("MlpPolicy", envs, **FEW).learn(192, [drift, statistics, independent])
     model.policy.set_training_mode(False)
     starts = statistics.rollouts
     for row, (old, before, _), (new, after, raw) in zip(drift.history, starts[:-1], starts[1:], strict=True):
@@ -229,6 +240,14 @@ def test_what_statistics_do_to_the_policy_is_told_apart():
         assert row["drift/kl_normalizer"] == pytest.approx(by_hand(at["new"], at["moved"]).mean().item(), rel=1e-3)
         assert row["drift/kl_total"] == pytest.approx(by_hand(at["old"], at["moved"]).mean().item(), rel=1e-3)
         assert row["drift/kl_normalizer"] > 1e-6
+    for i, row in enumerate(drift.history[:-1]):
+        old, envs.obs_rms, _ = starts[i]
+        obs = torch.as_tensor(envs.normalize_obs(np.concatenate(starts[i + 2][2][:-1])))
+        new = [torch.cat(x) for x in zip(*independent.played(i + 1, independent.parameters[i + 1]), strict=True)]
+        model.policy.load_state_dict(old)
+        with torch.no_grad():
+            kl = by_hand(numbers(model.policy.get_distribution(obs)), tuple(new)).mean().item()
+        assert row["drift/kl_next"] == pytest.approx(kl, rel=1e-3)
 
 
 def test_observations_that_change_after_their_statistics_are_not_followed():

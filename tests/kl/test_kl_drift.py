@@ -1,5 +1,6 @@
 """The drift report: every metric against an independent computation in numpy."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from klrl.kl import drift_report
-from klrl.kl.drift import mean_kl
+from klrl.kl.drift import Drift, Probe, mean_kl
 from klrl.policy.arrays import average
 from klrl.policy.distributions import Categorical, DiagGaussian
 
@@ -103,3 +104,34 @@ def test_mean_kl_is_the_mean_over_states_of_the_forward_kl():
     old, new = numbers(2, 3, 5), numbers(2, 3, 5, seed=1)
     expected = categorical_kl(old, new).mean()
     assert mean_kl(Categorical(torch.tensor(old)), Categorical(torch.tensor(new))) == pytest.approx(expected, rel=1e-10)
+
+
+def way(policies):
+    """What is reported of a path through these policies, all at the same states."""
+    drift = Drift()
+    drift.probe = Probe.choose(torch.arange(float(len(policies[0].parameters[0]))), policies[0])
+    return [
+        drift.report(old, new, None, 0.01) | drift.since_first(lambda _, new=new: new)
+        for old, new in itertools.pairwise(policies)
+    ]
+
+
+def test_a_straight_path_is_as_long_as_its_ends_are_apart_and_a_circle_has_no_distance():
+    at = [DiagGaussian(torch.full((N, 1), 0.1 * i, dtype=torch.float64), torch.zeros(N, 1)) for i in range(101)]
+    last = way(at)[-1]
+    # 100 steps of a tenth of a standard deviation: KL 0.005 each, and 50 between the ends.
+    assert last["drift/kl_sum"] == pytest.approx(0.5)
+    assert last["drift/path_length"] == pytest.approx(10.0) == pytest.approx(math.sqrt(2 * last["drift/kl_initial"]))
+    assert last["drift/straightness"] == pytest.approx(1.0)
+    back = way([*at, *at[::-1]])[-1]
+    assert (back["drift/path_length"], back["drift/straightness"]) == (pytest.approx(20.0), 0.0)
+    assert way(at[:1] * 2)[-1]["drift/straightness"] == 1.0  # as of a first step, however small
+
+
+def test_the_length_is_that_of_every_state_averaged():
+    logits = [numbers(N, 5, seed=i) for i in range(4)]
+    lengths = [np.sqrt(2 * categorical_kl(p, q)).mean() for p, q in itertools.pairwise(logits)]
+    ends = np.sqrt(2 * categorical_kl(logits[0], logits[-1])).mean()
+    reports = way([Categorical(torch.tensor(x)) for x in logits])
+    assert [r["drift/path_length"] for r in reports] == pytest.approx(np.cumsum(lengths))
+    assert reports[-1]["drift/straightness"] == pytest.approx(ends / sum(lengths))

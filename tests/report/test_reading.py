@@ -75,13 +75,15 @@ def test_a_run_with_a_number_that_was_not_finite_has_failed(tmp_path):
         ({"kl_budget": 1e-5, "over_budget": "stop"}, "done"),
         ({"kl_budget": 1e5, "over_budget": "stop"}, "stopped"),
         ({"kl_budget": 1e-5, "over_budget": "warn"}, "stopped"),
+        ({"kl_budget_length": 1e-5, "over_budget": "stop"}, "done"),
+        ({"kl_budget_length": 1e5, "initial_kl_budget": 1e5, "over_budget": "stop"}, "stopped"),
         ({"stop_at_return": -1e6}, "done"),
         ({"stop_at_return": 1e6}, "stopped"),
         ({"stop_at_return": 1e6, "eval_every": 32}, "stopped"),
     ],
 )
 def test_a_run_that_was_to_end_where_it_did_is_done(options, status, tmp_path):
-    history = [row | {"drift/kl_sum": 0.01 * i} for i, row in enumerate(rows(3), 1)]
+    history = [row | {"drift/kl_sum": 0.01 * i, "drift/path_length": 0.1 * i} for i, row in enumerate(rows(3), 1)]
     (run,) = read_runs([write_run(tmp_path / "run", history, described(total_timesteps=10**6) | options)])
     assert run.status == status
 

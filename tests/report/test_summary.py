@@ -36,6 +36,9 @@ def test_results_are_means_over_seeds_with_intervals_and_the_number_of_seeds(tmp
     assert row["mean KL, nats"] == f"{expected.value:.4f}\n{expected.low:.4f} to {expected.high:.4f}, n = 4"
     assert row["largest KL, nats"] == f"{np.max(kl):.4f}"
     assert row["updates over target"] == f"{over / 200:.0%}\n{over} of 200"
+    following = [run.column("drift/kl_next") for run in runs]
+    judged, over = (sum(int(f(x).sum()) for x in following) for f in (np.isfinite, lambda x: x > 0.01))
+    assert row["over it on the next states"] == f"{over / judged:.0%}\n{over} of {judged}"
 
 
 def test_two_seeds_never_get_an_interval(tmp_path):

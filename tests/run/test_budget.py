@@ -8,7 +8,7 @@ import pytest
 from environments import small_agent
 from support import both
 
-from klrl.agents import PPO
+from klrl.agents import PPO, TRPO
 from klrl.run import Callback, KLBudget
 
 
@@ -39,8 +39,16 @@ def test_training_ends_where_the_policy_is_too_far_from_the_first_one(agent_clas
     assert budget.reason.startswith(f"drift/kl_initial = {far[n - 1]:.6g} nats, over ")
 
 
+def test_training_ends_where_the_path_is_too_long():
+    lengths = [metrics["drift/path_length"] for metrics in unlimited(TRPO)]
+    budget = KLBudget(length=0.5 * (lengths[1] + lengths[2]))
+    assert len(small_agent(TRPO).learn(6 * 64, callback=budget).history) == 3
+    assert budget.reason.startswith(f"drift/path_length = {lengths[2]:.6g} sqrt(nats), over ")
+
+
 def test_what_is_exactly_spent_is_not_exceeded():
-    budget, metrics = KLBudget(total=0.5, initial=0.25), {"drift/kl_sum": 0.5, "drift/kl_initial": 0.25}
+    budget = KLBudget(total=0.5, initial=0.25, length=2.0)
+    metrics = {"drift/kl_sum": 0.5, "drift/kl_initial": 0.25, "drift/path_length": 2.0}
     assert budget.on_update_end(None, None, metrics) is None
     assert budget.reason is None
 
@@ -81,7 +89,7 @@ def test_a_path_of_unknown_length_is_not_within_a_budget():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"total = None, initial = None; allowed: a number > 0 for at least one of them"),
+        ({}, r"total = None, initial = None, length = None; allowed: a number > 0 for at least one of them"),
         ({"total": 0.0}, r"total = 0\.0; allowed: a number > 0 or none"),
         ({"initial": -1}, r"initial = -1; allowed: a number > 0 or none"),
         ({"total": math.inf}, r"total = inf; allowed: a number > 0 or none"),

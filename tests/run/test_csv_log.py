@@ -49,6 +49,31 @@ def test_a_row_is_in_the_file_when_it_has_been_added(tmp_path):
     log.close()
 
 
+def test_the_last_row_is_written_anew_in_its_place(tmp_path, monkeypatch):
+    replaced = []
+    monkeypatch.setattr("klrl.run.csv_log.replace", lambda *args: (replaced.append(args[0]), checkpoint.replace(*args)))
+    path, nan, rows = tmp_path / "a.csv", float("nan"), []
+    log = CsvLog(path)
+    number = None
+    for i in range(5):
+        rows.append({"x": i, "y": nan, "z": "a,b"})
+        log.add(rows[-1:])
+        number = number or path.stat().st_ino
+        assert lines(path)[-1] == [str(i), "nan", "a,b"]
+        rows[-1] = rows[-1] | {"y": 0.1 / (i + 1)}
+        log.amend(rows[-1])
+    assert (replaced, path.stat().st_ino) == ([], number)
+    log.amend({"x": 4, "y": 0.02})  # shorter
+    log.amend({"x": 4, "y": 0.02, "w": 1})  # another column
+    log.add([{"x": 5}])
+    log.close()
+    assert len(replaced) == 2
+    assert lines(path) == [
+        ["x", "y", "z", "w"], *([str(r["x"]), str(r["y"]), "a,b", ""] for r in rows[:4]), ["4", "0.02", "", "1"],
+        ["5", "", "", ""],
+    ]  # fmt: skip
+
+
 WORDS = ["plain", 'a "quoted", one', "two\nlines", "Erwärmung ✓", "", " "]
 
 

@@ -24,6 +24,7 @@ from klrl.trust_region import (
     KLPenalty,
     KLProjection,
     MirrorDescent,
+    NextStateConstraint,
     RatioDeviation,
     RatioVariancePenalty,
     ReferenceConstraint,
@@ -74,6 +75,7 @@ REGIONS = [
     TotalVariationMask(0.01),
     RatioVariancePenalty(beta=3.0),
     MirrorDescent(kl_coef=2.0, progress_remaining=0.5),
+    NextStateConstraint(next_kl=0.1, scale=0.25),
     All(Clip(0.2), KLPenalty(Adaptive(target_kl=0.01)), KLConstraint(0.1)),
     All(AdaptiveLearningRate(target_kl=0.01), SPO(0.2), RatioDeviation(0.1)),
     All(),
@@ -417,6 +419,40 @@ def test_all_of_nothing_limits_nothing():
 
 
 @pytest.mark.parametrize(
+    ("scale", "kl", "expected"),
+    [
+        (0.5, 0.02, 0.5 * math.exp(0.5 * 0.03 / 0.97)),  # on the bound is within it
+        (0.5, 0.0, 0.5 * math.exp(0.5 * 0.03 / 0.97)),
+        (0.5, 0.06, 0.5 * math.exp(-0.5) / 3.0),
+        (0.999, 0.01, 1.0),
+        (0.02, 1.0, 0.01),
+        (0.02, math.inf, 0.01),
+        (0.3, math.nan, 0.3),
+    ],
+)
+def test_the_bound_on_the_batch_follows_what_the_next_states_have_shown(scale, kl, expected):
+    region = All(Clip(0.2), NextStateConstraint(next_kl=0.02, scale=scale)).adapt_to_next(kl)
+    assert (region.next_kl, region.target_kl) == (0.02, pytest.approx(0.02 * expected))
+    assert region.violation(change()) == pytest.approx(change().kl.mean().item() - 0.02 * expected)
+    assert region.step_length(4.0) == pytest.approx(math.sqrt(0.02 * expected / 2.0))
+    assert region.adapt(change()) == region
+
+
+@pytest.mark.parametrize("share", [0.03, 0.2])
+def test_few_updates_are_over_their_bound_on_the_next_states_whatever_these_are(share):
+    """The KL there is that on the batch, which uses its whole bound, times a factor that nobody knows."""
+    draw, n = np.random.default_rng(0), 2000
+    for spread in (0.1, 0.5, 1.0):
+        region, over, first = NextStateConstraint(share=share), 0, 0.5
+        factors = np.exp(spread * draw.normal(size=n) + np.sin(np.arange(n) / 300.0))
+        for factor in factors:
+            over += factor * region.target_kl > 0.01
+            region = region.adapt_to_next(factor * region.target_kl)
+            assert region.minimum < region.scale
+        assert 0 < over / n <= share + (1.0 - share) * math.log(first / region.scale) / (0.5 * n)
+
+
+@pytest.mark.parametrize(
     ("build", "text"),
     [
         (lambda: Clip(0.0), "^clip_range = 0.0; allowed: a number > 0$"),
@@ -424,6 +460,9 @@ def test_all_of_nothing_limits_nothing():
         (lambda: AdaptiveLearningRate(scale=20.0), r"^scale = 20.0; allowed: a number in \[0.01, 10\]$"),
         (lambda: AdaptiveLearningRate(target_kl=0.0), "^target_kl = 0.0; allowed: a number > 0$"),
         (lambda: KLConstraint(math.nan), "^target_kl = nan; allowed: a number > 0$"),
+        (lambda: NextStateConstraint(next_kl=0.0), "^next_kl = 0.0; allowed: a number > 0$"),
+        (lambda: NextStateConstraint(scale=2.0), r"^scale = 2.0; allowed: a number in \[0.01, 1\]$"),
+        (lambda: NextStateConstraint(share=0.6), r"^share = 0.6; allowed: a number in \(0, 0.5\]$"),
         (lambda: KLConstraint(0.01, "leave"), "^on_exit = 'leave'; allowed: stop, backtrack$"),
     ],
 )
