@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import UnionType
@@ -167,6 +168,7 @@ def describe(hint: Any) -> str:
         bool: "true or false",
         str: "text",
         Path: "a path",
+        Callable: "a function",
         type(None): "none",
     }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
