@@ -18,6 +18,7 @@ from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_
 from klrl.agents.config import AgentConfig
 from klrl.agents.making import make_envs, try_env
 from klrl.agents.misuse import check_arguments, check_config, explain_attribute, explained
+from klrl.agents.own_networks import Network, shared_with
 from klrl.agents.paths import paths_of, reward_scale_of
 from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
@@ -79,7 +80,7 @@ class Agent(Predictor[C], abc.ABC):
             given = {"n_envs": n} if (n := number_of(env)) is not None else {}
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         usable(config.device)
-        reference = None if config.reference is None else _read_reference(config.reference)
+        reference = None if config.reference is None else _read_reference(config.reference, config.network)
         found = try_env(env, config) if trial else None
         envs = make_envs(env, config)
         try:
@@ -288,13 +289,14 @@ class Agent(Predictor[C], abc.ABC):
     def refer_to(self, path: str | Path) -> None:
         """Measure from the policy of a saved agent or run directory, as the setting ``reference`` does.
 
-        The policy is saved with the agent, so the path is not needed later.
+        The policy is saved with the agent, so the path is not needed later. If its networks are of your own, so are the
+        agent's, and by the same function.
 
         Raises:
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or a policy that has no KL to this one.
         """
-        self._refer_to(_read_reference(path))
+        self._refer_to(_read_reference(path, self.config.network))
 
     def _refer_to(self, other: SavedPolicy) -> None:
         check_comparable("agent", self, "reference", other)
@@ -312,7 +314,9 @@ class Agent(Predictor[C], abc.ABC):
         """
         self._turns.check("start_from()", after_last_update=True)
         if not isinstance(other, Agent):
-            other = load_agent(other)
+            saved = checkpoint.read(other)
+            shared = shared_with(f"other = {other}", saved[1].get("config"), self.config.network)
+            other = load_agent(other, network=shared, saved=saved)
         check_comparable("agent", self, "other", other)
         copy_networks(other, self)
         self.normalizer, self.drift.probe = other.normalizer, None
@@ -376,21 +380,22 @@ class Agent(Predictor[C], abc.ABC):
         trust_region: TrustRegion | None = None,
         device: str | None = None,
         schedules: Mapping[str, Value] | None = None,
+        network: Network | str | None = None,
     ) -> Self:
         """Read an agent that :meth:`save` wrote, or a run directory's newest good checkpoint.
 
         Without ``env``, learning continues on the registered environment that was saved, if there was one. It
         continues the interrupted episodes if there are as many environments as were saved and their episodes can be
         played again; a trial on two environments, made one after the other, finds that out. A trust region of your own
-        class is not saved; give it again as ``trust_region``, and functions that schedule settings as ``schedules``, by
-        the settings' names. By default the agent returns to the device it was saved on, or to the CPU if this machine
-        has no such device.
+        class is not saved; give it again as ``trust_region``, functions that schedule settings as ``schedules``, by the
+        settings' names, and what made networks of your own as ``network``, itself or as ``MODULE:NAME``. By default the
+        agent returns to the device it was saved on, or to the CPU if this machine has no such device.
 
         Raises:
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or another agent's.
         """
-        return cls._of(path, checkpoint.read(path), env, trust_region, device, schedules)
+        return cls._of(path, checkpoint.read(path), env, trust_region, device, schedules, network)
 
     @classmethod
     @undisturbed
@@ -402,10 +407,11 @@ class Agent(Predictor[C], abc.ABC):
         trust_region: TrustRegion | None = None,
         device: str | None = None,
         schedules: Mapping[str, Value] | None = None,
+        network: Network | str | None = None,
     ) -> Self:
         """Build the agent from what was read at ``path``."""
         with checkpoint.as_damage(path):
-            agent = saving.restored(cls, *saved, trust_region, device, schedules or {})
+            agent = saving.restored(cls, *saved, trust_region, device, schedules or {}, network)
         if env is not None:
             agent._put_in(env, agent.training_envs.cursor)
         return agent
@@ -417,6 +423,7 @@ def load_agent(
     *,
     trust_region: TrustRegion | None = None,
     schedules: Mapping[str, Value] | None = None,
+    network: Network | str | None = None,
     saved: tuple[saving.Tensors, dict[str, Any]] | None = None,
 ) -> Agent[Any]:
     """Read a saved agent, or a run directory's newest good checkpoint, of any algorithm.
@@ -426,6 +433,7 @@ def load_agent(
         env: environments to learn from, see :meth:`Agent.load`.
         trust_region: a region of your own, see :meth:`Agent.load`.
         schedules: functions that schedule settings, see :meth:`Agent.load`.
+        network: what made networks of your own, see :meth:`Agent.load`.
         saved: contents, if they have been read already.
 
     Raises:
@@ -444,7 +452,7 @@ def load_agent(
             known[algorithm] = cls  # a class that was defined again, as in a notebook
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(sorted(known))}")
-    return known[name]._of(path, saved, env, trust_region, schedules=schedules)
+    return known[name]._of(path, saved, env, trust_region, schedules=schedules, network=network)
 
 
 def _derived(cls: Any) -> Iterator[type[Agent[Any]]]:
@@ -454,11 +462,14 @@ def _derived(cls: Any) -> Iterator[type[Agent[Any]]]:
         yield from _derived(derived)
 
 
-def _read_reference(path: str | Path) -> SavedPolicy:
+def _read_reference(path: str | Path, network: Network | str | None) -> SavedPolicy:
     try:
-        return SavedPolicy.read(path)
+        tensors, state = checkpoint.read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
+    shared = shared_with(f"reference = {path}", state.get("config"), network)
+    with checkpoint.as_damage(path):
+        return SavedPolicy(tensors, state, shared)
 
 
 def _is_count(x: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from klrl import schedules
+from klrl.agents.own_networks import NetworkArgument, check_layers, network_of_word, refuse_word
 from klrl.experience.engines import VectorizationMode
 from klrl.experience.workers import OnFailure
 from klrl.policy.choices import ActionDistribution, Activation, MaskSource
@@ -42,8 +43,13 @@ MOST_SAMPLES = 2**31
 """Largest number of samples in a batch: even 16 bytes of each are 32 GiB."""
 MOST_WEIGHTS = 2**31
 """Largest number of weights between hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
-OLDER: Mapping[str, Any] = {"scale_actions": False, "fold_reward_scale": False}
-"""Values that hold in files saved before there was the setting, if they differ from its default."""
+OLDER: Mapping[str, Any] = {
+    "scale_actions": False,
+    "fold_reward_scale": False,
+    "layer_norm": False,
+    "network": None,
+}
+"""Values that hold in files saved before there was the setting."""
 MOST_PROCESSES = 1024
 """Largest number of worker processes; the limit of open files may allow fewer, which their start checks."""
 
@@ -120,7 +126,13 @@ class AgentConfig(RegionSettings):
     critic_hidden_sizes: tuple[Width, ...] = (64, 64)
     """Widths of the value network's hidden layers."""
     activation: Activation = "tanh"
-    """Activation function of the hidden layers."""
+    """Activation function of the hidden layers, by its name in torch.nn.functional; derivatives of others than tanh and
+    relu come by autograd, which is slower."""
+    layer_norm: bool = False
+    """Normalise the sums of every hidden layer over its units, before the activation; derivatives come by autograd."""
+    network: NetworkArgument = None
+    """Networks of your own in place of these layers: MODULE:NAME of a function of (n_inputs, n_outputs) that returns a
+    torch.nn.Module, for the policy and for the critic. Only the name is saved, and loading asks for it again."""
     log_std_init: Annotated[float, Bounds(-20.0, 20.0)] = 0.0
     """First log standard deviation of Gaussian policies."""
     action_distribution: ActionDistribution = "gaussian"
@@ -152,8 +164,11 @@ class AgentConfig(RegionSettings):
         return changed(self)
 
     def __post_init__(self) -> None:
+        if isinstance(self.network, str):
+            object.__setattr__(self, "network", network_of_word(self.network))
         super().__post_init__()
         self._check_sizes()
+        check_layers(self)
         if self.state_dependent_std and self.action_distribution == "beta":
             raise ValueError("state_dependent_std = True with action_distribution = 'beta'; allowed: with a Gaussian")
         if self.on_worker_failure == "restart" and self.vectorization_mode != "async":
@@ -211,6 +226,7 @@ class AgentConfig(RegionSettings):
         """Rebuild a config from :meth:`to_json`'s output; missing settings keep their meaning in older versions."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in {**OLDER, **data}.items()}
         schedules.refuse_functions(values)
+        refuse_word(values)
         region = values["trust_region"]
         return cls(**(values | {"trust_region": region if isinstance(region, str) else region_from_json(region)}))
 

@@ -106,7 +106,10 @@ class Learner(abc.ABC, Generic[C]):
         self.streams = Streams.from_seed(seed)
         self.sampler = Sampler(self.streams.actions)
         """Draws the actions of :meth:`act`."""
-        style: dict[str, Any] = {"activation": config.activation, "generator": self.streams.networks}
+        style: dict[str, Any] = {
+            "activation": config.activation, "layer_norm": config.layer_norm, "network": config.network,
+            "generator": self.streams.networks,
+        }  # fmt: skip
         self.device = usable(config.device)
         actor = make_actor(
             self.encoding,

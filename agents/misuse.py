@@ -19,7 +19,7 @@ _POLICIES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 """Names that Stable-Baselines3 takes as the first argument, beside classes."""
 _ELSEWHERE = {
     "policy": "nothing, the environment's spaces decide which networks there are",
-    "policy_kwargs": "actor_hidden_sizes=, critic_hidden_sizes=, activation= of the config",
+    "policy_kwargs": "actor_hidden_sizes=, critic_hidden_sizes=, activation=, network= of the config",
     "verbose": "learn(..., progress_bar=True)",
     "tensorboard_log": "learn(..., run_dir=...)",
     "use_sde": "nothing, klrl has no state-dependent exploration",

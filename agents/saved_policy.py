@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from klrl.agents.config import OLDER
+from klrl.agents.own_networks import Network, given_again, saved_name
 from klrl.agents.saved_tensors import MOST, check_finite, check_tensor
 from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Distribution
@@ -23,8 +24,8 @@ from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
 SETTINGS = (
-    "actor_hidden_sizes", "activation", "log_std_init", "action_distribution", "state_dependent_std", "scale_actions",
-    "action_mask",
+    "actor_hidden_sizes", "activation", "layer_norm", "network", "log_std_init", "action_distribution",
+    "state_dependent_std", "scale_actions", "action_mask",
 )  # fmt: skip
 """Settings that an agent's policy depends on."""
 _TENSORS = ("actor.", "normalizer.", "observation_space.", "action_space.")
@@ -37,15 +38,20 @@ class SavedPolicy:
     Args:
         tensors: a saved agent's, or :attr:`tensors`.
         state: a saved agent's, or :attr:`state`.
+        network: what made its networks, if they are of one's own: only its name is saved.
+
+    Raises:
+        ValueError: damaged, or networks of one's own that are not given.
     """
 
-    def __init__(self, tensors: Tensors, state: dict[str, Any]) -> None:
+    def __init__(self, tensors: Tensors, state: dict[str, Any], network: Network | None = None) -> None:
         self.tensors = {name: x for name, x in tensors.items() if name.startswith(_TENSORS)}
         config = {name: {**OLDER, **state["config"]}[name] for name in SETTINGS}
         self.state: dict[str, Any] = {name: state[name] for name in _STATE} | {"config": config}
         self.observation_space, self.action_space = (load_space(name, tensors, state) for name in _STATE[:2])
         self.encoding = check_backed(self.observation_space, self.action_space, config, tensors, ("actor",))
         kind = {name: config[name] for name in SETTINGS if name not in ("actor_hidden_sizes", "action_mask")}
+        kind["network"] = given_again(config, network)
         generator = torch.Generator()
         self.actor = make_actor(
             self.encoding, self.action_space, config["actor_hidden_sizes"], **kind, generator=generator
@@ -54,8 +60,10 @@ class SavedPolicy:
         self.normalizer = normalizer(self.encoding, tensors, state["normalizer_count"])
 
     @classmethod
-    def read(cls, path: str | Path) -> SavedPolicy:
+    def read(cls, path: str | Path, network: Network | None = None) -> SavedPolicy:
         """Read the policy of a saved agent, or of a run directory's newest good checkpoint.
+
+        ``network`` makes its networks, if they are of one's own.
 
         Raises:
             FileNotFoundError: nothing saved there.
@@ -63,7 +71,7 @@ class SavedPolicy:
         """
         saved = checkpoint.read(path)
         with checkpoint.as_damage(path):
-            return cls(*saved)
+            return cls(*saved, network)
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:
@@ -94,7 +102,7 @@ def check_backed(
     if tuple(tensors["normalizer.mean"].shape) != encoding.shape:
         have = tuple(tensors["normalizer.mean"].shape)
         raise ValueError(f"observations have shape {encoding.shape}; allowed: {have}, as normalizer.mean")
-    for network in networks:
+    for network in networks if saved_name(config) is None else ():
         hidden = config[f"{network}_hidden_sizes"]
         n_outputs = gym.spaces.flatdim(action_space) if network == "actor" else 1
         least = least_parameters(encoding, hidden, n_outputs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from klrl.agents.learner import Learner
+from klrl.agents.own_networks import Network, given_again, refuse_word, saved_name
 from klrl.agents.paths import paths_of
 from klrl.agents.predecessor import Predecessor
 from klrl.agents.saved_policy import SavedPolicy, check_backed, load_space, moments, normalizer
@@ -182,7 +183,8 @@ def restore(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> Non
     agent.progress_remaining = state["progress_remaining"]
     agent.values = agent.config.values_at(agent.progress_remaining)
     if "reference" in state:
-        agent.reference = SavedPolicy(_below("reference", tensors), state["reference"])
+        network = agent.config.network if saved_name(state["reference"]["config"]) else None
+        agent.reference = SavedPolicy(_below("reference", tensors), state["reference"], network)
     agent.untrained = state["fresh"]
     for name in ("kl_sum", "path_length"):
         setattr(agent.drift, name, float(state.get(name, math.nan)))  # not saved before there was the metric
@@ -222,6 +224,7 @@ def restored(
     trust_region: TrustRegion | None,
     device: str | None,
     schedules: Mapping[str, Value],
+    network: Network | str | None = None,
 ) -> A:
     """Make the agent that was saved, without environments.
 
@@ -232,6 +235,7 @@ def restored(
         trust_region: a region in place of the saved one.
         device: device of its networks; by default the saved one.
         schedules: settings that are scheduled, in place of the saved ones.
+        network: what made its networks, if they are of one's own.
 
     Raises:
         ValueError: damaged, or an agent of another class.
@@ -244,11 +248,15 @@ def restored(
     for name in (name for name in schedules if name not in schedulable(cls.config_class)):
         raise ValueError(f"schedules has {name!r}; allowed: {', '.join(schedulable(cls.config_class))}")
     data["config"] |= schedules
+    saved = dict(data["config"])
+    if network is not None or saved_name(saved) is None:  # else it is refused with other functions that are missing
+        refuse_word(saved)
+        data["config"]["network"] = given_again(saved, network)
     data["config"]["device"] = device or usable_or_cpu(data["config"]["device"])
     agent = cls.__new__(cls)
     config = cls.config_class.from_json(data["config"])
     observations, actions = (load_space(f"{name}_space", tensors, data) for name in ("observation", "action"))
-    check_backed(observations, actions, data["config"], tensors)
+    check_backed(observations, actions, saved, tensors)
     Learner.__init__(agent, observations, actions, config, data["seed"])
     check_tensors(tensors, dump(agent)[0])
     restore(agent, tensors, data)

@@ -141,14 +141,14 @@ def values_at(settings: Any, progress_remaining: float) -> dict[str, float]:
         if (value := getattr(settings, name)) is not None:
             found[name] = now = during(value, progress_remaining)
             if callable(value) and now not in Bounds(bounds.lower, bounds.upper, bounds.open_below):
-                said = f"{name} = {now!r} from {_name(value)} at progress_remaining = {progress_remaining:g}"
+                said = f"{name} = {now!r} from {function_name(value)} at progress_remaining = {progress_remaining:g}"
                 raise ValueError(f"{said}; allowed: a number {bounds}")
     return found
 
 
 def to_json(value: Any) -> Any:
     """Return a setting as plain JSON; a function is only named, because loading imports nothing."""
-    return {"function": _name(value)} if callable(value) else value
+    return {"function": function_name(value)} if callable(value) else value
 
 
 def functions_in(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -164,11 +164,13 @@ def refuse_functions(settings: Mapping[str, Any]) -> None:
     """
     if named := functions_in(settings):
         what = plain(", ".join(f"{name} = {function}" for name, function in named.items()), 200)
-        again = ", ".join(f"{name!r}: ..." for name in named)
-        raise ValueError(f"{what}: functions are not saved; allowed: load(..., schedules={{{again}}})")
+        scheduled = ", ".join(f"{name!r}: ..." for name in named if name != "network")
+        again = (["network=..."] if "network" in named else []) + ([f"schedules={{{scheduled}}}"] if scheduled else [])
+        raise ValueError(f"{what}: functions are not saved; allowed: load(..., {', '.join(again)})")
 
 
-def _name(function: Any) -> str:
+def function_name(function: Any) -> str:
+    """Return ``MODULE:NAME`` of a function, or of the class of another thing that can be called."""
     kind = type(function)
     module = getattr(function, "__module__", kind.__module__)
     return f"{module}:{getattr(function, '__qualname__', kind.__qualname__)}"

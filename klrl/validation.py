@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -172,6 +172,7 @@ def describe(hint: Any) -> str:
         bool: "true or false",
         str: "text",
         Path: "a path",
+        Callable: "a function",
         type(None): "none",
     }
     return names.get(hint, getattr(hint, "__name__", str(hint)))

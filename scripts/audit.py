@@ -26,6 +26,8 @@ class Auditing:
     env: str | None = None
     """Gymnasium id, for environments of your own: module:Id-v0; by default that of a klrl agent's training. Zips name
     none."""
+    network: str | None = None
+    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
     vecnormalize: tuple[str, ...] = ()
     """Files that VecNormalize.save wrote, one for each zip in order, separated by spaces; none for a zip whose training
     did not normalise observations."""
@@ -71,7 +73,7 @@ def _audit(prog: str, args: Auditing, command: str) -> None:
 
     torch.set_num_threads(1)
     with bad_input(prog):
-        opened = Opened(args.paths, args.env, args.vecnormalize, args.trust)
+        opened = Opened(args.paths, args.env, args.vecnormalize, args.trust, args.network)
         make_env = factory(opened.env)
         first, *others = opened.policies
         with make_env() as one:

@@ -34,6 +34,9 @@ class Distilling:
     """Hidden layers of a new student's critic; by default the teacher's."""
     env: str | None = None
     """Gymnasium id; by default the environment of the teacher's training."""
+    network: str | None = None
+    """What made networks of your own, the teacher's or those of a saved student, of which only the name is saved:
+    MODULE:NAME again. A new student has the teacher's, unless it gets other layers."""
     episodes: PositiveInt = 20
     """Number of episodes that teacher and student play at the end."""
     max_steps: PositiveInt = ENOUGH

@@ -27,6 +27,8 @@ class Tuning:
     config: tyro.conf.OmitArgPrefixes[DPOConfig] = field(default_factory=DPOConfig)
     env: str | None = None
     """Gymnasium id; by default the environment of the training."""
+    network: str | None = None
+    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
     episodes: PositiveInt = 20
     """Number of episodes that reference and tuned agent play at the end."""
     max_steps: PositiveInt = ENOUGH

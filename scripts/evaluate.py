@@ -38,6 +38,8 @@ class Evaluating:
     wrapper: Wrappers = ()
     """Wrappers of the environment, each again as MODULE:NAME, repeated for several: nothing that is saved is imported.
     They keep their arguments, unless key=value follows."""
+    network: str | None = None
+    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
     episodes: PositiveInt = 20
     """Number of episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -75,7 +77,7 @@ def _evaluate(prog: str, args: Evaluating) -> None:
     torch.set_num_threads(1)
     with bad_input(prog):
         path = checkpoint.best(args.path) if args.best else args.path
-        loaded = LoadedAgent.load(path, args.env, args.wrapper)
+        loaded = LoadedAgent.load(path, args.env, args.wrapper, args.network)
         agent = loaded.agent
         env = loaded.make() if args.video is None else _recorded(args, loaded)
         if args.json:

@@ -23,6 +23,7 @@ VERBS = {
     "report": "write one HTML file about runs and studies: results, learning curves, drift, failures",
     "plot": "draw metrics of runs for a paper: PNG, SVG or PDF",
     "audit": "measure how far saved policies are from each other, klrl's and Stable-Baselines3's",
+    "export": "write a trained policy as one graph (ONNX, torch.export), from observations to actions",
     "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }

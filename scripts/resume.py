@@ -27,6 +27,8 @@ class Resuming:
     They keep their arguments."""
     trust_region: str | None = None
     """A trust region of a class of your own, which is not saved: module:NAME of one, or of what makes one."""
+    network: str | None = None
+    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
 
 
 def main(argv: list[str] | None = None) -> None:

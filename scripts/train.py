@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from klrl.agents.config import OLDER, AgentConfig
+from klrl.agents.own_networks import network_of_word, of_flag, saved_name
 from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
 from klrl.run.options import RunOptions
@@ -86,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     training = parse(Training, options, prog, default)
     env = partial(_environment, training, run, given(options, "env").get("env"))
     if training.resume and _is_begun(prog, training, env):
-        _resume(prog, training, given(options, "trust_region").get("trust_region"))
+        own = given(options, "trust_region", "network")
+        _resume(prog, training, own.get("trust_region"), own.get("network"))
     else:
         _train(prog, name, training, env)
 
@@ -121,7 +123,7 @@ def _other_flags(training: Training, run: Mapping[str, Any], make_env: Callable[
     return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 
 
-def _resume(prog: str, training: Training, region: str | None) -> None:
+def _resume(prog: str, training: Training, region: str | None, network: str | None) -> None:
     """Go on as ``klrl resume`` does; what a file may not name, code of one's own, the flags have."""
     from klrl.run import Signals
     from klrl.scripts.cli.resuming import resume
@@ -130,7 +132,9 @@ def _resume(prog: str, training: Training, region: str | None) -> None:
     assert training.run_dir is not None
     own_env = training.env if ":" in training.env else None
     own_region = region if region is not None and ":" in region else None
-    args = Resuming(path=training.run_dir, env=own_env, wrapper=training.wrapper, trust_region=own_region)
+    args = Resuming(
+        path=training.run_dir, env=own_env, wrapper=training.wrapper, trust_region=own_region, network=network
+    )
     with Signals() as signals:
         resume(prog, args, signals)
 
@@ -181,13 +185,17 @@ def _algorithm(words: list[str]) -> tuple[str, list[str]]:
 
 def _defaults(name: str, options: list[str]) -> Training:
     """The flags' defaults, which depend on the environment, the region and the size of the rollout."""
-    words = given(options, "env", "preset", "trust_region", "n_envs", "n_steps", "reference", "start_from")
+    words = given(options, "env", "preset", "trust_region", "n_envs", "n_steps", "reference", "start_from", "network")
     own: dict[str, Any] = _sizes(words) | {k: v for k, v in words.items() if k == "reference"}
     if "trust_region" in words:
         find_in_this_folder(options)
         own["trust_region"] = region_of_word(words["trust_region"])
+    if "network" in words:
+        find_in_this_folder(options)
+        own["network"] = None if words["network"] == "None" else network_of_word(words["network"])
     if words.get("start_from"):
-        own |= inherited(words["start_from"])
+        find_in_this_folder(options)
+        own |= inherited(words["start_from"], words.get("network"))
     config = CONFIGS[name].for_env(None if words.get("preset") == "none" else words.get("env"), **own)
     return Training(env=tyro.MISSING, agent=config)
 
@@ -224,8 +232,8 @@ def _same(name: str, options: list[str], config: Path, run: dict[str, Any]) -> T
     )
 
 
-def _in_place(config: Mapping[str, Any], options: list[str]) -> dict[str, float]:
-    """Return numbers in place of functions that scheduled settings, which flags give anew: they are not saved.
+def _in_place(config: Mapping[str, Any], options: list[str]) -> dict[str, Any]:
+    """Return what stands in place of functions, which are not saved, until flags give them anew.
 
     Raises:
         ValueError: a flag is missing.
@@ -234,9 +242,11 @@ def _in_place(config: Mapping[str, Any], options: list[str]) -> dict[str, float]
     words = given(options, *functions)
     if missing := [name for name in functions if name not in words]:
         said = plain(", ".join(f"{name} = {functions[name]}" for name in missing), 200)
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise ValueError(f"{said}: functions are not saved; allowed: {flags}")
-    return dict.fromkeys(functions, 0.1)
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing if name != "network")
+        network = [f"--network {saved_name(config)}"] if "network" in missing else []
+        raise ValueError(f"{said}: functions are not saved; allowed: {', '.join([*filter(None, [flags]), *network])}")
+    own = {"network": network_of_word(words["network"])} if "network" in functions else {}
+    return dict.fromkeys(functions, 0.1) | own
 
 
 def _environment(training: Training, run: Mapping[str, Any] | None, env: str | None) -> Named:
@@ -249,8 +259,10 @@ def _environment(training: Training, run: Mapping[str, Any] | None, env: str | N
     return with_kwargs(found, training.env_kwargs) if training.env_kwargs else found
 
 
-def inherited(path: str) -> dict[str, Any]:
+def inherited(path: str, network: str | None = None) -> dict[str, Any]:
     """Return the settings of a saved agent on which its networks and statistics depend.
+
+    ``network`` is ``MODULE:NAME`` of what made networks of one's own.
 
     Raises:
         FileNotFoundError: nothing is saved there.
@@ -263,6 +275,7 @@ def inherited(path: str) -> dict[str, Any]:
         config = {**OLDER, **checkpoint.read(path)[1]["config"]}
     except FileNotFoundError as error:
         raise FileNotFoundError(f"start_from = {path}: {str(error).partition(': ')[2]}") from error
+    config["network"] = of_flag(path, config, network)
     names = (*NETWORKS, "scale_actions", "normalize_observations", "scale_rewards")
     return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 

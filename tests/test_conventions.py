@@ -127,6 +127,7 @@ ONLY_IN = {
     "matplotlib": {"klrl.run", "klrl.report", "klrl.agents", "klrl.scripts"},
     "bokeh": {"klrl.report"},
     "optuna": {"klrl.studies"},
+    "onnxruntime": {"klrl.scripts"},
 }
 
 # Other libraries: klrl.integrations knows those that it reads; two files of the benchmarks know those to compare with,

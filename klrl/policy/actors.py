@@ -11,12 +11,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 
 from klrl.policy.actor import Actor, on_host
 from klrl.policy.arrays import Array
 from klrl.policy.box_actors import box_actor
-from klrl.policy.choices import ActionDistribution, Activation
+from klrl.policy.choices import ActionDistribution
 from klrl.policy.distributions import Bernoulli, Categorical, MultiCategorical
 from klrl.policy.observations import MOST_ELEMENTS, Encoding, holds_numbers, n_choices
 from klrl.text import one_line
@@ -84,20 +83,20 @@ def make_actor(
     action_space: gym.Space,
     hidden: Sequence[int],
     *,
-    activation: Activation,
-    generator: torch.Generator,
     log_std_init: float = 0.0,
     action_distribution: ActionDistribution = "gaussian",
     state_dependent_std: bool = False,
     scale_actions: bool = True,
+    **style: Any,
 ) -> Actor:
     """Make the actor for an action space; :func:`check_action_space` names the spaces that have one.
+
+    ``style`` is that of the trunk, see :func:`~klrl.policy.trunks.make_trunk`.
 
     Raises:
         ValueError: an action space without an actor, or a setting that does not fit it.
     """
     check_action_space(action_space)
-    style: dict[str, Any] = {"activation": activation, "generator": generator}
     if isinstance(action_space, gym.spaces.Box):
         gaussian = {
             "log_std_init": log_std_init, "state_dependent_std": state_dependent_std, "scaled": scale_actions,

@@ -3,7 +3,12 @@
 from typing import Literal
 
 ActionDistribution = Literal["gaussian", "squashed-gaussian", "beta"]
-Activation = Literal["tanh", "relu"]
+Activation = Literal[
+    "tanh", "relu", "celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu",
+    "logsigmoid", "mish", "prelu", "relu6", "rrelu", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign",
+    "tanhshrink",
+]  # fmt: skip
+"""Names of torch's activations of single numbers, as in ``torch.nn.functional``, that need no argument."""
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"
 """Name of a mask among a Dict observation's entries, or in ``info`` (as in Gymnasium's Taxi and PettingZoo)."""

@@ -8,7 +8,7 @@ visited again. The passes here are the same sums without the bookkeeping, in num
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu6
 
 from klrl.native import Kernel, Network
 from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
@@ -23,7 +24,23 @@ from klrl.policy.choices import Activation
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization, one_vector
 from klrl.policy.paths import Linearizable, evaluates_in_kernel, has_formulas
 
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+class _Hardsigmoid(nn.Hardsigmoid):
+    """The same function in pieces that can be differentiated twice, as Fisher products need; torch's cannot."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return max(0, min(x + 3, 6)) / 6."""
+        return relu6(input + 3.0) / 6.0
+
+
+_ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {
+    "tanh": nn.Tanh, "relu": nn.ReLU, "celu": nn.CELU, "elu": nn.ELU, "gelu": nn.GELU, "hardshrink": nn.Hardshrink,
+    "hardsigmoid": _Hardsigmoid, "hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh, "leaky_relu": nn.LeakyReLU,
+    "logsigmoid": nn.LogSigmoid, "mish": nn.Mish, "prelu": nn.PReLU, "relu6": nn.ReLU6, "rrelu": nn.RReLU,
+    "selu": nn.SELU, "sigmoid": nn.Sigmoid, "silu": nn.SiLU, "softplus": nn.Softplus, "softshrink": nn.Softshrink,
+    "softsign": nn.Softsign, "tanhshrink": nn.Tanhshrink,
+}  # fmt: skip
+_FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
 class MLP(nn.Sequential, Linearizable):
@@ -148,19 +165,34 @@ def orthogonal(layer: nn.Linear | nn.Conv2d, gain: float, generator: torch.Gener
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(weight.new_zeros(len(weight)))
 
 
-def mlp(sizes: Sequence[int], *, activation: Activation, output_gain: float, generator: torch.Generator) -> MLP:
+def mlp(
+    sizes: Sequence[int],
+    *,
+    activation: Activation,
+    output_gain: float,
+    generator: torch.Generator,
+    layer_norm: bool = False,
+) -> MLP:
     """Make fully connected layers ``sizes[0] -> ... -> sizes[-1]`` with orthogonal weights and zero biases.
 
     Gain sqrt(2) in hidden layers and ``output_gain`` in the last: 0.01 for policies, so that training
     starts near the uniform policy (Andrychowicz et al. 2021, "What Matters in On-Policy RL", section 3.2).
+    ``layer_norm`` normalises every hidden layer's sums before the activation (Ba et al. 2016, "Layer Normalization").
     """
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         linear = nn.Linear(fan_in, fan_out, device="meta")
         orthogonal(linear, output_gain if last else 2**0.5, generator)
-        layers += [linear] if last else [linear, _ACTIVATIONS[activation]()]
+        norm = [nn.LayerNorm(fan_out, **_FLOAT32)] if layer_norm else []
+        layers += [linear] if last else [linear, *norm, _activation(activation)]
     return MLP(*layers)
+
+
+def _activation(name: Activation) -> nn.Module:
+    """Make an activation; only PReLU has a parameter, and a type."""
+    cls: Any = _ACTIVATIONS[name]
+    return cls(**_FLOAT32) if cls is nn.PReLU else cls()
 
 
 class _Explicit(Linearization[Array]):

@@ -20,12 +20,24 @@ from klrl.policy.networks import Critic, features
 from klrl.policy.normalizer import Normalizer
 from klrl.policy.observations import Encoding
 
+_IN_TURN = (MLP, nn.Sequential)
+"""Classes that call their modules in turn, the first one with the features."""
+
 
 def first_layer(network: nn.Module) -> nn.Linear | None:
-    """Return the layer that normalised features enter; ``None`` if it is unknown (images, a custom trunk)."""
-    trunk = dict(network.named_children()).get("trunk")
-    layer = trunk[0] if isinstance(trunk, MLP) and trunk.explicit else None
-    return layer if isinstance(layer, nn.Linear) else None
+    """Return the layer that normalised features enter; ``None`` if it is unknown (images, a module of one's own)."""
+    trunk = layer = network._modules.get("trunk")
+    while isinstance(layer, nn.Sequential) and type(layer) in _IN_TURN and len(layer) and not _is_hooked(layer):
+        layer = layer[0]
+    if type(layer) is not nn.Linear or trunk is None or layer.bias is None or _is_hooked(layer):
+        return None
+    every = [p for _, module in trunk.named_modules(remove_duplicate=False) for p in module._parameters.values()]
+    used_once = all(sum(p is own for p in every) == 1 for own in (layer.weight, layer.bias))
+    return layer if used_once else None
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 @torch.no_grad()

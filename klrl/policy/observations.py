@@ -63,6 +63,14 @@ class Part:
             return 1.0 / max(float(self.space.high.max()), 1.0)  # type: ignore[attr-defined]
         return 0.0 if isinstance(self.space, gym.spaces.Box) else 1.0
 
+    @property
+    def choices(self) -> list[int] | None:
+        """Lengths of the one-hot vectors of a Discrete or MultiDiscrete; ``None`` for numbers and bits."""
+        space = self.space
+        if not isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+            return None
+        return [int(n) for n in np.ravel(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n)]
+
     def read(self, observation: Any) -> np.ndarray:
         """Return its values ``[*B, *shape]`` in an observation.
 
@@ -95,13 +103,13 @@ class Part:
         Raises:
             ValueError: a value is not in its Discrete or MultiDiscrete space.
         """
-        space = self.space
+        space, sizes = self.space, self.choices
         batch = x.shape[: x.ndim - len(self.shape)]
-        if not isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete)):
+        if sizes is None:
             return x.reshape(*batch, _size(space))
-        sizes, start = np.ravel(space.nvec if isinstance(space, gym.spaces.MultiDiscrete) else space.n), space.start
+        start: Any = space.start  # type: ignore[attr-defined]
         whole = x.astype(np.int64) if x.dtype.kind in "iub" else x  # an int8 may be too small for the difference
-        shifted = (whole - np.asarray(start, np.int64)).reshape(*batch, len(sizes.ravel()))
+        shifted = (whole - np.asarray(start, np.int64)).reshape(*batch, len(sizes))
         self._check(x.reshape(shifted.shape), (shifted >= 0) & (shifted < sizes) & (shifted == np.floor(shifted)))
         index = shifted.astype(np.int64)
         return np.concatenate([np.arange(n) == index[..., i, None] for i, n in enumerate(sizes)], axis=-1)
@@ -142,7 +150,8 @@ class Encoding:
                 f"Discrete); allowed: at most {MOST_ELEMENTS}"
             )
         self.mask_in_info = action_mask == "info"
-        self._mask = Part((MASK,), mask, slice(0, n_actions)) if mask is not None else None
+        self.mask_part = Part((MASK,), mask, slice(0, n_actions)) if mask is not None else None
+        """The entry of a Dict observation that is the mask, if there is one."""
         self.n_mask = (n_actions or 0) if self.mask_in_info or mask is not None else 0
         self._choices = _choices(action_space) if self.n_mask else np.zeros(0, int)
         self._keeps_shape = isinstance(space, gym.spaces.Box) and self.n_mask == 0
@@ -223,7 +232,7 @@ class Encoding:
         return encoded
 
     def _concatenated(self, observation: Any, masks: Any) -> np.ndarray:
-        parts = self.parts if self._mask is None else [*self.parts, self._mask]
+        parts = self.parts if self.mask_part is None else [*self.parts, self.mask_part]
         values = [(part, part.read(observation)) for part in parts]
         batch = self._batch(*values[0])
         for part, x in values[1:]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from klrl.policy.choices import Activation
 from klrl.policy.mlp import mlp, orthogonal
 from klrl.policy.observations import Encoding, Part
+from klrl.policy.own_network import Factory, own_network
 
 _CHANNELS = (16, 32, 32)
 
@@ -25,9 +26,18 @@ def make_trunk(
     output_gain: float,
     activation: Activation,
     generator: torch.Generator,
+    layer_norm: bool = False,
+    network: Factory | None = None,
 ) -> nn.Module:
-    """Make fully connected layers, behind convolutions if the observation has images."""
+    """Make fully connected layers, behind convolutions if the observation has images; or a network of one's own.
+
+    Raises:
+        ValueError: a network of one's own that does not fit.
+    """
+    if network is not None:
+        return own_network(network, encoding.n_features, n_outputs, generator)
     style: dict[str, Any] = {"activation": activation, "output_gain": output_gain, "generator": generator}
+    style["layer_norm"] = layer_norm
     if not encoding.images:
         return mlp([encoding.n_features, *hidden, n_outputs], **style)
     return ImageTrunk(encoding, hidden, n_outputs, **style)

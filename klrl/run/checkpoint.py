@@ -36,6 +36,8 @@ from klrl.text import plain, warn_user
 MANIFEST = "MANIFEST.json"
 BEST = "best"
 """Name, beside the numbered checkpoints, of the agent whose evaluation was the run's best."""
+EXPORT = "export"
+"""Name of the folder, in a run or saved agent, of its policy as a graph."""
 FORMAT = 5
 _READ = (3, 4, FORMAT)
 """Formats that are read; format 3 has no parts."""
@@ -302,8 +304,8 @@ def _check_sizes(agent: bytes, length_of_header: bytes) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return True for a directory that holds only what :func:`write` makes, finished or not."""
-    return path.is_dir() and set(path.iterdir()) == set(_ours(path))
+    """Return True for a directory that holds only what :func:`write` makes, finished or not, and its policy's graph."""
+    return path.is_dir() and set(path.iterdir()) - {path / EXPORT} == set(_ours(path))
 
 
 def _ours(path: Path) -> list[Path]:

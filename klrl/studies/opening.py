@@ -20,7 +20,12 @@ NOTES = {"start_from": None, "name": None}
 
 
 def saved_or_new(
-    path: Path, new: Callable[[], Agent[Any]], total_timesteps: int, env: Named, region: TrustRegion | None
+    path: Path,
+    new: Callable[[], Agent[Any]],
+    total_timesteps: int,
+    env: Named,
+    region: TrustRegion | None,
+    network: Any = None,
 ) -> tuple[Agent[Any], Learn]:
     """Return the agent of a run as saved, or as it began if nothing was saved; and the function that trains it.
 
@@ -30,6 +35,7 @@ def saved_or_new(
         total_timesteps: steps of the run.
         env: environment to go on in.
         region: a trust region of one's own, which is not saved.
+        network: what made networks of one's own, which is not saved.
 
     Raises:
         ValueError: what is saved is damaged, or cannot be used here.
@@ -40,7 +46,7 @@ def saved_or_new(
     except FileNotFoundError:
         agent = new()
         return agent, lambda callbacks: agent.learn(total_timesteps, callbacks)
-    agent = load_agent(path, env, saved=saved, trust_region=region)
+    agent = load_agent(path, env, saved=saved, trust_region=region, network=network)
     return agent, agent.resume
 
 

@@ -58,7 +58,9 @@ def _trained(trial: Trial, directory: Path, callbacks: tuple[Callback, ...], tak
             raise ValueError(f"run_dir = {directory} holds another run: {other}; allowed: the directory of this one")
         region = trial.config.trust_region
         own = region if isinstance(region, TrustRegion) else None
-        agent, learn = saved_or_new(directory, lambda: _new(cls, trial), trial.total_timesteps, trial.env, own)
+        agent, learn = saved_or_new(
+            directory, lambda: _new(cls, trial), trial.total_timesteps, trial.env, own, trial.config.network
+        )
         evaluation, budgets, goal = options.evaluation(trial.env), options.budgets(), options.goal()
         if any(one.owes(agent) for one in evaluation) or why_finished(agent, budgets, goal) is None:
             learn([*evaluation, keep, *callbacks, *budgets, *goal])

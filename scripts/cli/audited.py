@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from klrl.agents.own_networks import of_flag, saved_name
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.audit import AuditedPolicy
 from klrl.experience.environments import check_id, factory
@@ -27,14 +28,22 @@ class Opened:
         env: environment by its id; by default the one that a saved agent of klrl names.
         vec_normalize: files of VecNormalize, or "none", for the zips in their order.
         trust: whether Stable-Baselines3 itself may load what reading is not enough for.
+        network: ``MODULE:NAME`` of what made networks of one's own.
 
     Raises:
         FileNotFoundError: nothing is saved there.
         ValueError: a file is damaged, a VecNormalize is missing, or there is no environment.
     """
 
-    def __init__(self, paths: Sequence[Path], env: str | None, vec_normalize: Sequence[str], trust: bool) -> None:
-        self._trust, self._given = trust, env
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        env: str | None,
+        vec_normalize: Sequence[str],
+        trust: bool,
+        network: str | None = None,
+    ) -> None:
+        self._trust, self._given, self._network = trust, env, network
         self._envs: list[dict[str, Any]] = []
         if len(paths) == 1:
             found = self._read(_in_order(paths[0]), vec_normalize, statistics_beside=True)
@@ -65,8 +74,10 @@ class Opened:
 
     def _klrl(self, path: Path) -> AuditedPolicy:
         tensors, state = checkpoint.read(path)
+        config = state.get("config")
+        network = of_flag(path, config, self._network if saved_name(config) else None)
         with checkpoint.as_damage(path):
-            saved = SavedPolicy(tensors, state)
+            saved = SavedPolicy(tensors, state, network)
             name, steps = plain(state["agent"], 80), int(state["num_timesteps"])
             if state["env"] is not None:
                 self._envs.append(dict(state["env"]))

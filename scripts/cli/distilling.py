@@ -9,7 +9,9 @@ import torch
 
 from klrl.agents import AGENTS, Agent, DistillationConfig, load_agent
 from klrl.agents.distillation import distillation_rounds, student_config
+from klrl.agents.own_networks import of_flag, saved_name
 from klrl.experience.environments import describe
+from klrl.run import checkpoint
 from klrl.run.callback import Metrics
 from klrl.scripts.cli.command_line import bad_input
 from klrl.scripts.cli.halfway import Halfway, fingerprint
@@ -24,9 +26,9 @@ def fit_student(prog: str, args: Distilling) -> None:
     """Fit the student, save it, and let it and its teacher play."""
     torch.set_num_threads(1)
     with bad_input(prog):
-        teacher = LoadedAgent.load(args.teacher, args.env)
+        teacher = _teacher(args)
         student = _student(args, teacher)
-        halfway = Halfway(args.output, _decided(args, teacher, student))
+        halfway = Halfway(args.output, _decided(args, teacher, student), student.config.network)
         found = halfway.find()
         history: list[Metrics] = []
         state = None
@@ -50,6 +52,11 @@ def fit_student(prog: str, args: Distilling) -> None:
     halfway.forget()
 
 
+def _teacher(args: Distilling) -> LoadedAgent:
+    own = saved_name(checkpoint.read(args.teacher)[1].get("config")) or args.student is None
+    return LoadedAgent.load(args.teacher, args.env, network=args.network if own else None)
+
+
 def _decided(args: Distilling, teacher: LoadedAgent, student: Agent[Any]) -> dict[str, Any]:
     """Return everything that decides the finished student."""
     agents = {"teacher": fingerprint(teacher.agent), "student": fingerprint(student), "env": describe(teacher.env)}
@@ -57,15 +64,23 @@ def _decided(args: Distilling, teacher: LoadedAgent, student: Agent[Any]) -> dic
 
 
 def _student(args: Distilling, teacher: LoadedAgent) -> Agent[Any]:
-    own = {"actor_hidden_sizes": args.actor_hidden_sizes, "critic_hidden_sizes": args.critic_hidden_sizes}
+    own: dict[str, Any] = {
+        "actor_hidden_sizes": args.actor_hidden_sizes,
+        "critic_hidden_sizes": args.critic_hidden_sizes,
+    }
     own = {name: sizes for name, sizes in own.items() if sizes is not None}
     if args.student is not None:
         for name, value in (({"agent": args.agent} if args.agent else {}) | own).items():
             raise ValueError(f"{name} = {value} beside student = {args.student}; allowed: for a new student")
-        return load_agent(args.student)
+        saved = checkpoint.read(args.student)
+        config = saved[1].get("config")
+        network = of_flag(args.student, config, args.network if saved_name(config) else None)
+        return load_agent(args.student, saved=saved, network=network)
     name = args.agent or teacher.name
     if name not in AGENTS:
         raise ValueError(f"agent = {name!r}; allowed: {', '.join(AGENTS)}")
+    if own:
+        own["network"] = None
     config = student_config(AGENTS[name].config_class, teacher.agent, teacher.env_id, **own)
     student = AGENTS[name](teacher.env, config, seed=args.seed)
     student.close()  # a student is shown the teacher's states

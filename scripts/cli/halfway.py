@@ -48,9 +48,11 @@ class Halfway:
     Args:
         output: path of the finished agent.
         decided_by: everything that decides the result, as plain JSON; the work of other commands is not touched.
+        network: what made the agent's networks, if they are of one's own.
     """
 
-    def __init__(self, output: Path, decided_by: dict[str, Any]) -> None:
+    def __init__(self, output: Path, decided_by: dict[str, Any], network: Any = None) -> None:
+        self._network = network
         decided = json.dumps(decided_by | {"versions": versions()}, sort_keys=True)
         self._decided = hashlib.sha256(decided.encode()).hexdigest()
         self._parts = output.with_name(f"{output.name}.parts")
@@ -67,7 +69,7 @@ class Halfway:
                     history = json.loads(tensors.pop("history").numpy().tobytes())
                     if state["decided_by"] != self._decided or state["passes"] != len(history):
                         raise ValueError("it belongs to other work")
-                found = Found(load_agent(path / "agent"), tensors, history)
+                found = Found(load_agent(path / "agent", network=self._network), tensors, history)
             except (ValueError, OSError) as error:
                 print(f"left out: {plain(error)}")
                 continue

@@ -22,7 +22,11 @@ from klrl.validation import fits, hints
 
 CLOSE = 1e-6
 """Largest difference of outputs between the policy and the agent, relative to the largest output where that is > 1."""
-_ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu"}
+_ACTIVATIONS = {
+    "Tanh": "tanh", "ReLU": "relu", "ELU": "elu", "LeakyReLU": "leaky_relu", "SiLU": "silu", "GELU": "gelu",
+    "Sigmoid": "sigmoid", "Softplus": "softplus",
+}  # fmt: skip
+"""klrl's names of the activations that are read."""
 _ALWAYS = ("gamma", "gae_lambda", "learning_rate", "max_grad_norm", "ent_coef", "vf_coef")
 _OF_ROLLOUTS = (
     "n_envs", "n_steps", "batch_size", "normalize_advantage", "n_epochs", "clip_range", "target_kl", "cg_max_steps",
@@ -118,8 +122,6 @@ def largest_difference(found: SB3Policy, agent: Agent[Any], n: int = 256) -> flo
 def _check(found: SB3Policy) -> None:
     """Refuse networks and normalisation that klrl does not have."""
     path, statistics = found.model.path, found.statistics
-    if found.activation not in _ACTIVATIONS:
-        raise ValueError(f"path = {path} has the activation {found.activation}; allowed: {', '.join(_ACTIVATIONS)}")
     if found.encoding.images:
         raise ValueError(f"path = {path} observes {one_line(found.encoding.space)}; allowed: vectors")
     if statistics is not None and statistics.norm_obs and statistics.clip_obs != 10.0:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from klrl.agents import AGENTS, Agent, AgentConfig
+from klrl.agents.own_networks import of_flag
 from klrl.experience.wrapped import Named
 from klrl.run.directory import only_leftovers
 from klrl.run.signals import Signals
@@ -36,7 +37,8 @@ def resume(prog: str, args: Resuming, signals: Signals) -> None:
     with bad_input(prog), failed_worker(prog):
         run = _read(path)
         region = run_config.saved_region(path, run, args.trust_region)
-        options, config = run_config.settings(path / "config.json", run, region)
+        network = of_flag(path, run["config"], args.network)
+        options, config = run_config.settings(path / "config.json", run, region, network=network)
         torch.set_num_threads(options.torch_threads)
         keep = options.directory(path, resume=True)
         keep.claim()
@@ -89,4 +91,4 @@ def _agent(
         agent.preset = run.get("preset")
         return agent
 
-    return saved_or_new(path, new, run["total_timesteps"], env, region)
+    return saved_or_new(path, new, run["total_timesteps"], env, region, config.network)

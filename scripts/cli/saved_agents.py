@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from klrl.agents import Agent, load_agent
+from klrl.agents.own_networks import of_flag
 from klrl.experience import BadStep
 from klrl.experience.environments import env_id, factory
 from klrl.experience.wrapped import Named
@@ -43,13 +44,20 @@ class LoadedAgent:
         return env_id(self.env)
 
     @classmethod
-    def load(cls, path: Path, env: str | None, wrappers: Sequence[Sequence[str]] | None = None) -> LoadedAgent:
+    def load(
+        cls,
+        path: Path,
+        env: str | None,
+        wrappers: Sequence[Sequence[str]] | None = None,
+        network: str | None = None,
+    ) -> LoadedAgent:
         """Load a saved agent, by default with the environment of its training.
 
         Args:
             path: the saved agent, or a run directory.
             env: id of another environment, or of this one in its module.
             wrappers: wrappers in words; ``None`` if the command takes none.
+            network: ``MODULE:NAME`` of what made networks of one's own.
 
         Raises:
             FileNotFoundError: nothing is saved there.
@@ -57,7 +65,7 @@ class LoadedAgent:
         """
         found = checkpoint.read(path)
         saved = found[1]
-        agent = load_agent(path, saved=found, trust_region=_to_act_with(saved), schedules=_for_acting(saved))
+        agent = to_act(path, found, network)
         wanted = environment(saved["env"], env, wrappers)
         loaded = cls(agent, saved["agent"], wanted)
         with loaded._first() as one:
@@ -94,6 +102,22 @@ class LoadedAgent:
         return record
 
 
+def to_act(path: Path, found: tuple[Any, dict[str, Any]], network: str | None) -> Agent[Any]:
+    """Return a saved agent to act with, which needs neither its trust region nor schedules, but its networks.
+
+    Args:
+        path: the saved agent, or the run directory.
+        found: what was read there.
+        network: ``MODULE:NAME`` of what made networks of one's own.
+
+    Raises:
+        ValueError: the agent is damaged, or its networks are not given.
+    """
+    saved = found[1]
+    own = of_flag(path, saved.get("config"), network)
+    return load_agent(path, saved=found, trust_region=_to_act_with(saved), schedules=_for_acting(saved), network=own)
+
+
 def _to_act_with(saved: dict[str, Any]) -> TrustRegion | None:
     """Return any region in place of a custom one, which is not saved: acting needs none."""
     config = saved.get("config")
@@ -105,7 +129,7 @@ def _for_acting(saved: dict[str, Any]) -> dict[str, float]:
     """Return numbers in place of functions that schedule settings, which are not saved: acting needs none."""
     config = saved.get("config")
     functions = functions_in(config) if isinstance(config, dict) else {}
-    return dict.fromkeys(functions, 0.1)
+    return dict.fromkeys(functions.keys() - {"network"}, 0.1)
 
 
 def compare_versions(then: Mapping[str, Any], consequence: str) -> None:

@@ -35,8 +35,10 @@ def fit_policy(prog: str, args: Tuning) -> None:
     """Fit the policy to preferences, save it, and let it and its reference play."""
     torch.set_num_threads(1)
     with bad_input(prog):
-        reference, policy = LoadedAgent.load(args.reference, args.env), load_agent(args.reference)
-        halfway = Halfway(args.output, _decided(args, reference))
+        reference = LoadedAgent.load(args.reference, args.env, network=args.network)
+        network = reference.agent.config.network
+        policy = load_agent(args.reference, network=network)
+        halfway = Halfway(args.output, _decided(args, reference), network)
         found = halfway.find()
         history: list[Metrics] = []
         state = None

@@ -145,8 +145,24 @@ def test_a_constant_that_begins_to_move_leaves_finite_weights_of_the_same_size()
     assert actor.trunk[0].weight.abs().max() < 2.0 * before
 
 
+class Twice(nn.Sequential):
+    def forward(self, x):
+        return super().forward(2.0 * x)
+
+
 def own_trunk(sizes):
-    return nn.Sequential(nn.Linear(*sizes))
+    return Twice(nn.Linear(*sizes))
+
+
+def tied(sizes):
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.Tanh(), second, nn.Linear(*sizes))
+
+
+def used_twice(sizes):
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Linear(*sizes))
 
 
 def hooked(sizes):
@@ -155,7 +171,7 @@ def hooked(sizes):
     return trunk
 
 
-@pytest.mark.parametrize("trunk", [own_trunk, hooked])
+@pytest.mark.parametrize("trunk", [own_trunk, tied, used_twice, hooked])
 def test_a_trunk_whose_first_layer_is_not_known_is_left_alone(trunk):
     encoding = Encoding(VECTOR, ACTIONS)
     old = Normalizer.of_shape((3,)).absorb(observations(encoding, 50, 0))
@@ -165,6 +181,28 @@ def test_a_trunk_whose_first_layer_is_not_known_is_left_alone(trunk):
     fold([critic, nn.Linear(3, 1)], encoding, old, old.absorb(observations(encoding, 50, 1, 3.0, 2.0)))
     assert first_layer(critic) is None
     assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "trunk",
+    [
+        lambda: nn.Linear(3, 1),
+        lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4)), nn.GELU(), nn.Linear(4, 1)),
+        lambda: mlp((3, 4, 1), activation="silu", output_gain=1.0, generator=torch.Generator(), layer_norm=True),
+    ],
+    ids=["linear", "modules in turn", "layer norm"],
+)
+def test_any_modules_in_turn_keep_their_outputs_if_the_first_one_is_linear(trunk):
+    encoding = Encoding(VECTOR, ACTIONS)
+    x = observations(encoding, 50, 0)
+    old = Normalizer.of_shape((3,)).absorb(x)
+    new = old.absorb(observations(encoding, 50, 1, 3.0, 2.0))
+    _, critic = networks(encoding)
+    critic.trunk = trunk()
+    before = critic(old(x))
+    assert not torch.allclose(critic(new(x)), before, atol=1e-3)
+    fold([critic], encoding, old, new)
+    torch.testing.assert_close(critic(new(x)), before, atol=1e-5, rtol=1e-5)
 
 
 def test_a_trunk_of_images_is_left_alone():
