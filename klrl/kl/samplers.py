@@ -17,11 +17,11 @@ from torch import distributions as td
 from klrl.kl.families import AnyDistribution, broadcast, read
 from klrl.policy.arrays import tensor
 from klrl.policy.distributions import (
-    Beta,
     Categorical,
     DiagGaussian,
     Distribution,
     Factored,
+    MultiCategorical,
     NoClosedForm,
     SquashedGaussian,
 )
@@ -70,19 +70,11 @@ class RecordSampler(Sampler):
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the record's log-probabilities, -inf outside the support."""
         record = self._as((len(action), *self.batch_shape))
-        match record:
-            case Beta():
-                inside = ((action >= 0.0) & (action <= 1.0)).all(-1)
-            case SquashedGaussian():
-                inside = (action.abs() <= 1.0).all(-1)
-            case Categorical() | Factored():
-                choices, index = (record, action) if isinstance(record, Categorical) else (record.heads, action)
-                known = (index >= 0) & (index < choices.logits.shape[-1])
-                log_probs = choices.log_prob(torch.where(known, index, 0).long()).masked_fill(~known, -math.inf)
-                return log_probs if choices is record else log_probs.sum(-1)
-            case _:
-                return record.log_prob(action)
-        return record.log_prob(action).masked_fill(~inside, -math.inf)
+        action = action.long() if isinstance(record, (Categorical, MultiCategorical)) else action
+        supported = record.supports(action)
+        events = supported.reshape(*supported.shape, *[1] * len(self.event_shape))
+        inside = torch.where(events, action, record.mode())
+        return record.log_prob_inside(inside).masked_fill(~supported, -math.inf)
 
     def _as(self, batch_shape: Any) -> Distribution:
         old = len(self.batch_shape)

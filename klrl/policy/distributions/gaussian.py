@@ -18,6 +18,7 @@ from klrl.policy.distributions.record import (
     NoClosedForm,
     OfNoise,
     check_floating,
+    check_supported,
     noise,
     on_tensors,
 )
@@ -111,6 +112,15 @@ class SquashedGaussian(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """log N(u) - sum_i log(1 - a_i^2) with u = artanh(a), for ``action [*B, d]``."""
+        check_supported(self, action, "numbers from -1 to 1")
+        return self.log_prob_inside(action)
+
+    def supports(self, action: Array) -> Array:
+        """True where every number is in [-1, 1]."""
+        return (abs(action) <= 1.0).all(-1)
+
+    def log_prob_inside(self, action: A) -> A:
+        """:meth:`log_prob` of an action in [-1, 1]."""
         a = _inside(action)
         u = _artanh(a)
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
