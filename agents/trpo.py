@@ -25,7 +25,7 @@ class TRPO(NaturalGradient[TRPOConfig]):
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Maximise L(theta) subject to mean KL(old||theta) <= delta (TRPO, appendix C)."""
         before, g = self.policy_gradient(samples)
-        step = self.natural_step(samples, g)
+        step = self.natural_step(self.by_environment(batch, samples), g)
         search = self.move(
             step,
             lambda: self._objection(samples, before),

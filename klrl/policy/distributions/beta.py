@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
-from klrl.policy.distributions.record import Distribution, check_floating, check_supported, on_tensors
+from klrl.policy.distributions.record import Distribution, check_floating, check_supported, on_tensors, widened
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,8 +32,8 @@ class Beta(Distribution[A]):
     def sample(self, generator: torch.Generator | None = None) -> A:
         """Sample by numpy, whose generator gets its seed from torch's."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-        a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in self.parameters)
-        x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))
+        a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in widened(self).parameters)
+        x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype)).to(tensor(self.alpha).dtype)
         return like(_inside(x if is_numpy(self.alpha) else x.to(self.alpha.device)), self.alpha)
 
     @on_tensors

@@ -21,6 +21,7 @@ from klrl.policy.distributions.record import (
     check_supported,
     noise,
     on_tensors,
+    widened,
 )
 
 LOG_2PI = math.log(2 * math.pi)
@@ -213,9 +214,12 @@ class FullGaussian(Distribution[A]):
     @on_tensors
     def log_prob(self: FullGaussian[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``."""
-        z = torch.linalg.solve_triangular(self.scale_tril, (action - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+        wide = widened(self)  # nothing solves in half precision
+        difference = (action - wide.mean).unsqueeze(-1)
+        z = torch.linalg.solve_triangular(wide.scale_tril, difference, upper=False).squeeze(-1)
         d = self.mean.shape[-1]
-        return -0.5 * (z.square().sum(-1) + d * LOG_2PI) - self._half_log_determinant()
+        log_prob = -0.5 * (z.square().sum(-1) + d * LOG_2PI) - wide._half_log_determinant()
+        return log_prob.to(self.mean.dtype)
 
     @on_tensors
     def entropy(self: FullGaussian[Tensor]) -> Tensor:

@@ -20,6 +20,10 @@ Gradient = tuple[Array, ...]
 """Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
 
 
+SHORT = {torch.float16, torch.bfloat16}
+"""Types of float in which a sum over many actions is wrong in its first digits."""
+
+
 class NoClosedForm(TypeError):
     """The quantity has no closed form; the message names the estimator to use."""
 
@@ -126,6 +130,13 @@ class OfNoise(Distribution[A]):
     def sample(self, generator: torch.Generator | None = None) -> A:
         """One action per state."""
         return self.from_noise(self.draw_noise(generator))
+
+
+def widened(record: D) -> D:
+    """Return a record of half-precision numbers in float32, any other one as it is."""
+    if tensor(record.parameters[0]).dtype not in SHORT:
+        return record
+    return record.map(lambda x: x.astype(np.float32) if is_numpy(x) else x.float())
 
 
 def check_supported(policy: Distribution[A], action: A, allowed: str) -> None:
