@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributions as td
+from torch.nn.functional import softplus
 
 from klrl.kl.families import AnyDistribution, broadcast, read
+from klrl.kl.precision import in_float64
 from klrl.policy.arrays import tensor
 from klrl.policy.distributions import (
+    Beta,
     Categorical,
     DiagGaussian,
     Distribution,
@@ -25,6 +28,7 @@ from klrl.policy.distributions import (
     NoClosedForm,
     SquashedGaussian,
 )
+from klrl.policy.distributions.beta import log_beta
 
 
 class Sampler(abc.ABC):
@@ -79,6 +83,39 @@ class RecordSampler(Sampler):
     def _as(self, batch_shape: Any) -> Distribution:
         old = len(self.batch_shape)
         return self.record.map(lambda x: x.expand(*batch_shape, *x.shape[old:]))
+
+
+class LogOddsSampler(RecordSampler):
+    """Sampler of log x / (1 - x) for x of a Beta: float64 has numbers near 0 that are smaller than any gap to 1.
+
+    x = G / (G + H) with gamma variates G and H of shapes a and b; log G = log G' - E / a with G' of shape a + 1 and
+    E exponential, which does not underflow where a is small.
+    """
+
+    @classmethod
+    def of(cls, sampler: RecordSampler) -> LogOddsSampler:
+        """Return a sampler of the same distribution."""
+        return cls(sampler.record, sampler.dtype)
+
+    def expand(self, batch_shape: torch.Size) -> LogOddsSampler:
+        """Expand the record."""
+        return LogOddsSampler(self._as(batch_shape), self.dtype)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """Draw log-odds ``[n, *B, d]``."""
+        log_g, log_h = (self._log_gamma(shape, generator) for shape in self._as((n, *self.batch_shape)).parameters)
+        return log_g - log_h
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of the log-odds: that of x times x (1 - x)."""
+        a, b = self._as((len(action), *self.batch_shape)).parameters
+        return (-a * softplus(-action) - b * softplus(action) - log_beta(a, b)).sum(-1)
+
+    @staticmethod
+    def _log_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
+        larger = torch._standard_gamma(shape.cpu() + 1.0, generator=generator).log()
+        exponential = torch.empty_like(larger).exponential_(generator=generator)
+        return (larger - exponential / shape.cpu()).to(shape.device)
 
 
 class TorchSampler(Sampler):
@@ -138,11 +175,14 @@ def _example(distribution: td.Distribution) -> Tensor:
     return _draw(distribution, 1, torch.Generator().manual_seed(0))
 
 
-def before_tanh(*squashed: RecordSampler) -> tuple[RecordSampler, ...]:
-    """Return the normals if all are squashed: divergences are the same, and nothing saturates at the border."""
-    if not all(isinstance(x.record, SquashedGaussian) for x in squashed):
-        return squashed
-    return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
+def unbounded(*of: RecordSampler) -> tuple[RecordSampler, ...]:
+    """Return samplers of the normals if all are squashed, of log-odds if all are betas, else the same ones.
+
+    Divergences are the same, and nothing saturates at the border.
+    """
+    if all(isinstance(x.record, SquashedGaussian) for x in of):
+        return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in of)
+    return tuple(map(LogOddsSampler.of, of)) if all(isinstance(x.record, Beta) for x in of) else of
 
 
 def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
@@ -161,7 +201,7 @@ def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
 
 def _torch_sampler(p: td.Distribution, column: bool) -> TorchSampler:
     dtype = p.log_prob(_example(p)).dtype
-    return TorchSampler(p, dtype, column and not p.event_shape)
+    return TorchSampler(in_float64(p), dtype, column and not p.event_shape)
 
 
 def samplers(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Sampler, Sampler]:
@@ -172,7 +212,7 @@ def samplers(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Sampler,
     """
     a, b = sampler(p), sampler(q)
     if isinstance(a, RecordSampler) and isinstance(b, RecordSampler):
-        a, b = before_tanh(a, b)
+        a, b = unbounded(a, b)
     if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
         if isinstance(a, TorchSampler) or isinstance(b, TorchSampler):
             a, b = _torch_sampler(p, False), _torch_sampler(q, False)

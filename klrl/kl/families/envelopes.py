@@ -20,7 +20,7 @@ def masses_between_crossings(d: Tensor, log_r: Tensor) -> Tensor:
         d: distance of the means, >= 0.
         log_r: logarithm of the standard deviation of the wider one, > 0.
     """
-    return _Masses.apply(d, log_r)  # type: ignore[no-any-return, no-untyped-call]
+    return _Masses.apply(d, log_r)  # type: ignore[no-untyped-call]
 
 
 def rotated_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def rotated_distance(x: Tensor, y: Tensor) -> Tensor:
 
     It is attained at U = W V' with y'x = W S V'.
     """
-    return _Distance.apply(x, y)  # type: ignore[no-any-return, no-untyped-call]
+    return _Distance.apply(x, y)  # type: ignore[no-untyped-call]
 
 
 class _Masses(torch.autograd.Function):
@@ -105,7 +105,7 @@ class _Rotation(torch.autograd.Function):
         W, S, Vh = torch.linalg.svd(M.detach())
         Y = W.mT @ gradient @ Vh.mT
         turned = W @ ((Y - Y.mT) / (S.unsqueeze(-1) + S.unsqueeze(-2))) @ Vh
-        return _Last.apply(turned, M)  # type: ignore[no-any-return, no-untyped-call]
+        return _Last.apply(turned, M)  # type: ignore[no-untyped-call]
 
 
 def _rotation(W: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
