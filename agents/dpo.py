@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
 from klrl.agents.compatibility import check_comparable
-from klrl.agents.preferences import Preferences, play_segments
+from klrl.agents.preferences import Preferences, check_actions, play_segments
 from klrl.agents.settings import DPOConfig
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
@@ -97,13 +97,10 @@ class Compared:
         Raises:
             ValueError: the data has actions that the reference cannot take.
         """
+        check_actions("the reference", reference, preferences)
         valid, where = preferences.valid, policy.device
         actions = preferences.actions[valid].to(reference.device)
-        try:
-            log_prob = reference.distribution(preferences.observations[valid]).log_prob(actions).to(where)
-        except (RuntimeError, IndexError) as error:
-            what = f"preferences do not fit the reference: {error}; allowed: its observations and actions"
-            raise ValueError(what) from error
+        log_prob = reference.distribution(preferences.observations[valid]).log_prob_inside(actions).to(where)
         if not log_prob.isfinite().all():
             count = int((~log_prob.isfinite()).sum())
             raise ValueError(f"the reference never takes {count} of {len(log_prob)} actions; allowed: actions it takes")
@@ -124,7 +121,7 @@ class Compared:
 
     def log_ratio(self, policy: Distribution) -> Tensor:
         """Return log pi(tau)/ref(tau) of every segment, ``[n, 2]``, given the policy at the states."""
-        return (self.in_place(policy.log_prob(self.actions[self.valid])) - self.log_reference).sum(-1)
+        return (self.in_place(policy.log_prob_inside(self.actions[self.valid])) - self.log_reference).sum(-1)
 
     def in_place(self, steps: Tensor) -> Tensor:
         """Scatter numbers of the steps that were taken, ``[m] -> [n, 2, T]``; 0 elsewhere."""

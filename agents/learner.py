@@ -193,7 +193,8 @@ class Learner(abc.ABC, Generic[C]):
 
         Actions are the policy's own: a squashed Gaussian's lie in (-1, 1), a Beta's in (0, 1), those of a Discrete
         space start at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped;
-        ``actor.to_environment`` stretches, shifts and clips them for the environment.
+        ``actor.to_environment`` stretches, shifts and clips them for the environment, :meth:`from_environment` converts
+        the environment's.
 
         Args:
             observations: nested as the observation space is, or a tensor as in a batch.
@@ -202,6 +203,17 @@ class Learner(abc.ABC, Generic[C]):
         if not isinstance(observations, Tensor):
             observations = torch.from_numpy(self.encoding(observations, action_masks))
         return self.actor(self.normalized(observations))
+
+    def from_environment(self, action: Any) -> np.ndarray:
+        """Return the policy's actions ``[*B, *A]`` for the environment's, ``[*B]`` of the action space's shape.
+
+        The inverse of ``actor.to_environment``, but for what that clips: see :meth:`distribution` for the policy's
+        units. An action that the environment does not have becomes one that the policy cannot take, if there are any.
+
+        Raises:
+            ValueError: an array of another shape.
+        """
+        return self.actor.from_environment(np.asarray(action))
 
     def normalized(self, observations: Tensor) -> Tensor:
         """Normalise raw observations for the networks, on their device."""
@@ -286,7 +298,7 @@ class Learner(abc.ABC, Generic[C]):
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
         actions = self._on_device(batch.flatten_valid(batch.actions))
         old = self.actor(observations)
-        return UpdateBatch(observations, actions, old, old.log_prob(actions), *self.advantages(batch), reference)
+        return UpdateBatch(observations, actions, old, old.log_prob_inside(actions), *self.advantages(batch), reference)
 
     def _on_device(self, x: Tensor) -> Tensor:
         return ordinary(x).to(self.device)

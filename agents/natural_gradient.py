@@ -16,6 +16,7 @@ from klrl.agents.base import Agent
 from klrl.agents.epochs import Epochs, Terms
 from klrl.agents.settings import NaturalGradientConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
+from klrl.experience import Batch
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import (
     ConjugateGradient,
@@ -82,8 +83,15 @@ class NaturalGradient(Agent[N], abc.ABC):
             g += objective.gradients()[self.actor]
         return value, g
 
+    def by_environment(self, batch: Batch, samples: UpdateBatch) -> UpdateBatch:
+        """Put one environment's samples after the other's, so that every n-th of them comes from all environments."""
+        if self.config.sub_sampling_factor == 1:
+            return samples
+        environment = torch.arange(batch.valid.shape[1], device="cpu").expand_as(batch.valid)
+        return samples[batch.flatten_valid(environment).argsort(stable=True).to(samples.log_prob.device)]
+
     def natural_step(self, samples: UpdateBatch, g: Tensor) -> NaturalStep:
-        """Solve (F + lambda) x = g and give x the region's length."""
+        """Solve (F + lambda) x = g, with F over every ``sub_sampling_factor``-th sample; give x the region's length."""
         config, seen = self.config, samples[:: self.config.sub_sampling_factor]
         F = FisherVectorProduct(self.actor.linearize, seen.observations, config.cg_damping, config.fisher_batch_size)
         cg = conjugate_gradient(

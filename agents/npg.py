@@ -27,7 +27,7 @@ class NPG(NaturalGradient[NPGConfig]):
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Move to theta + F^-1 g (Kakade 2002, section 2), with the step length of Schulman et al. 2015, appendix C."""
         _, g = self.policy_gradient(samples)
-        step = self.natural_step(samples, g)
+        step = self.natural_step(self.by_environment(batch, samples), g)
         taken = self.move(step, lambda: self._objection(samples), max_iter=1)
         return Improvement(
             value_loss=self.fit_critic(samples, callback),

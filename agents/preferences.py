@@ -15,7 +15,7 @@ from klrl.agents.base import Agent
 from klrl.agents.settings import PreferencesConfig
 from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
-from klrl.policy.arrays import tensor
+from klrl.policy.arrays import as_mask, tensor
 from klrl.run.seeding import segment_seeds
 from klrl.shown import of_arrays
 
@@ -31,12 +31,13 @@ class Preferences:
     actions: Tensor
     """Actions of the policy (see :meth:`~klrl.agents.learner.Learner.distribution`), ``[n, 2, T, *A]``."""
     valid: Tensor
-    """Mask of the steps that were taken; false after the end of an episode, bool ``[n, 2, T]``."""
+    """Mask of the steps that were taken; false after the end of an episode, bool (or 0 and 1) ``[n, 2, T]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "valid", as_mask("valid", self.valid))
         shape = tuple(self.valid.shape)
         both = tuple(self.observations.shape[:3]), tuple(self.actions.shape[:3])
         if len(shape) != 3 or shape[1] != 2 or 0 in shape or both != (shape, shape):
@@ -55,17 +56,18 @@ class Preferences:
             agent: the agent that encodes observations.
             observations: ``[n, 2, T]``, nested as the observation space is.
             actions: the policy's, ``[n, 2, T, *A]``; for a Gaussian, actions that an environment executed are converted
-                by ``agent.actor.units.from_environment(executed)``.
-            valid: mask of the steps that were taken, ``[n, 2, T]``; by default all.
+                by ``agent.from_environment(executed)``.
+            valid: mask of the steps that were taken, bool or 0 and 1, ``[n, 2, T]``; by default all.
 
         Raises:
-            ValueError: shapes that do not go together.
+            ValueError: shapes that do not go together, actions that the policy cannot take, a mask of other numbers.
         """
         taken = tensor(np.asarray(actions))
         taken = taken.float() if taken.is_floating_point() else taken.long()
         encoded = torch.from_numpy(agent.encoding(observations))
-        steps = np.ones(taken.shape[:3], bool) if valid is None else np.asarray(valid)
-        return cls(encoded, taken, tensor(steps))
+        pairs = cls(encoded, taken, torch.ones(taken.shape[:3], dtype=torch.bool) if valid is None else valid)
+        check_actions("the agent", agent, pairs)
+        return pairs
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -76,6 +78,25 @@ class Preferences:
     def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
         """Apply a function to every array."""
         return Preferences(function(self.observations), function(self.actions), function(self.valid))
+
+
+def check_actions(who: str, agent: Agent[Any], preferences: Preferences) -> None:
+    """Refuse actions that policies like the agent's do not have, whatever the state.
+
+    Raises:
+        ValueError: the message names the policy's unit.
+    """
+    actions = preferences.actions[preferences.valid].to(agent.device)
+    policy = agent.distribution(preferences.observations[preferences.valid][:1])
+    if tuple(actions.shape[1:]) != tuple(policy.event_shape):
+        shapes = f"one action has shape {tuple(actions.shape[1:])}; allowed: {tuple(policy.event_shape)}"
+        raise ValueError(f"preferences do not fit {who}: {shapes}")
+    if len(others := actions[~policy.supports(actions)]):
+        raise ValueError(
+            f"preferences do not fit {who}: actions = {others[0].tolist()} in {len(others)} of {len(actions)} steps; "
+            f"allowed: its policy's own, {agent.actor.action_unit} (agent.from_environment(actions) converts those of "
+            "an environment)"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,8 @@ class TRPO(NaturalGradient[TRPOConfig]):
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Maximise L(theta) subject to mean KL(old||theta) <= delta (TRPO, appendix C)."""
         before, g = self.policy_gradient(samples)
-        step, start = self.natural_step(samples, g), self.networks.actor_parameters.clone()
+        start = self.networks.actor_parameters.clone()
+        step = self.natural_step(self.by_environment(batch, samples), g)
         search = self.move(
             step,
             lambda: self._objection(samples, before, g @ (self.networks.actor_parameters - start)),

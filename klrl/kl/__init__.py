@@ -20,11 +20,13 @@ from klrl.kl.executed import kl_executed
 from klrl.kl.geometric import geometric_mixture, tempered
 from klrl.kl.information import estimate_mutual_information, mutual_information
 from klrl.kl.mixtures import kl_upper_bound, kl_variational
+from klrl.kl.reliability import DoubtfulEstimateWarning
 from klrl.kl.sampled import StateEstimate, estimate_divergence, estimate_entropy
 from klrl.kl.transport import wasserstein
 
 __all__ = [
     "BiasedGradientWarning",
+    "DoubtfulEstimateWarning",
     "Estimate",
     "GradientVerdict",
     "StateEstimate",

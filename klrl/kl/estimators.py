@@ -11,6 +11,8 @@ name          value of one sample             unbiased  >= 0   standard deviatio
 ``optimal``   -log r + alpha (r - 1)          yes       no     least of the family k1 (alpha = 0), k3 (alpha = 1)
 ============  ==============================  ========  =====  ================================================
 
+An :class:`Estimate` has its interval, and what tells whether that can be trusted.
+
 k1, k2, k3: Schulman 2020, "Approximating KL Divergence". For p = N(0, 1), q = N(mu, 1), k3 beats k1 up to
 KL = 0.628 and loses beyond. Its variance contains E_p[r^2], which for normal p and q is infinite from
 sigma_q >= sqrt(2) sigma_p on; the standard error is then finite on every sample, but meaningless.
@@ -20,13 +22,14 @@ Which of these has the right *gradient* is another question: :mod:`klrl.kl.estim
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from klrl.kl.families.bregman import phi
+from klrl.kl.reliability import Doubt, pareto_k, skewness, student, tail_size
 from klrl.policy.arrays import Array, tensor
 
 SampleEstimator = Literal["k1", "k2", "k3"]
@@ -35,11 +38,34 @@ Estimator = Literal["k1", "k2", "k3", "optimal"]
 
 @dataclass(frozen=True, repr=False)
 class Estimate:
-    """A sample mean, its standard error (NaN from one sample or one cluster), and the number of samples."""
+    """A sample mean, its standard error (NaN from one sample or one cluster), and the number of samples.
+
+    An interval that cannot be trusted gets a :class:`DoubtfulEstimateWarning` where the estimate is made; with a few
+    heavy or skewed samples, or with something rare unseen, the standard error is too small.
+    """
 
     value: float
     stderr: float
     n: int
+    groups: int | None = None
+    """Number of independent groups of samples: clusters; None for n."""
+    ess: float = math.nan
+    """Effective sample size (sum w)^2 / sum w^2 of importance weights p / sampler, or q / sampler if that is used."""
+    khat: float = math.nan
+    """Pareto k-hat, the largest of the weights and of the samples' values: from 0.5 on a variance is infinite, from 1
+    on the mean; beyond about 0.7 no standard error helps (Vehtari et al. 2024). NaN where there is no tail."""
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Return the ends of the interval value -+ t stderr, with Student's t of one degree less than groups.
+
+        Args:
+            level: share of such intervals that hold the true value, between 0 and 1.
+
+        Raises:
+            ValueError: another level.
+        """
+        half = student(level, self.n if self.groups is None else self.groups) * self.stderr
+        return self.value - half, self.value + half
 
     def __repr__(self) -> str:
         return f"Estimate({self.value:.6g} ± {self.stderr:.2g}, n={self.n})"
@@ -77,10 +103,15 @@ def estimate_kl(
     Raises:
         ValueError: unknown estimator, different shapes, no samples, impossible samples, overflowing weights.
 
-    >>> head_and_tail = torch.tensor([0.5, 0.5]).log(), torch.tensor([0.75, 0.25]).log()
-    >>> found = estimate_kl(*head_and_tail)
+    Warns:
+        DoubtfulEstimateWarning: the interval cannot be trusted; the message says why.
+
+    >>> heads_and_tails = [torch.tensor(x).log().repeat(50) for x in ([0.5, 0.5], [0.75, 0.25])]
+    >>> found = estimate_kl(*heads_and_tails)
     >>> round(found.value, 4), round(found.stderr, 4), found.n
-    (0.1438, 0.0493, 2)
+    (0.1438, 0.005, 100)
+    >>> [round(end, 4) for end in found.interval(0.95)]
+    [0.134, 0.1537]
     """
     _check_name(estimator, get_args(Estimator))
     log_p, log_q = tensor(log_p), tensor(log_q)
@@ -97,7 +128,37 @@ def estimate_kl(
     values = values.masked_fill((p > -math.inf) & (q == -math.inf), math.inf)
     if estimator == "optimal" and values.isfinite().all():
         values = _with_control(values, q - s, log_weight, labels % 2 == 0)
-    return mean_estimate(values, log_weight.exp() if self_normalized else None, labels)
+    weights = log_weight.exp() if self_normalized else None
+    found = mean_estimate(values, weights, labels)
+    used = [log_weight, *([q - s] if estimator in ("k3", "optimal") else [])]
+    found = replace(found, ess=min(map(_effective, used)), khat=max(map(_khat, [values, *(x.exp() for x in used)])))
+    if math.isfinite(found.value):
+        averaged = [_residuals(values, found.value, weights, labels)]
+        if estimator == "optimal":  # its coefficient is fitted to the ratios
+            averaged.append((q - s - (q - s).max()).exp())
+        _doubt(found, values, averaged, same=bool((log_ratio == 0.0).all())).warn("estimate_kl", found.n)
+    return found
+
+
+def _effective(log_weight: Tensor) -> float:
+    """(sum w)^2 / sum w^2."""
+    return (2.0 * log_weight.logsumexp(0) - (2.0 * log_weight).logsumexp(0)).exp().item()
+
+
+def _khat(x: Tensor) -> float:
+    """Return the tail index of the distances from the mean; -inf without a tail."""
+    if x.min() == x.max():
+        return -math.inf
+    distances = (x - x.mean()).abs()
+    k = pareto_k(distances.topk(min(tail_size(len(x)) + 1, len(x))).values).item()
+    return -math.inf if math.isnan(k) else k
+
+
+def _doubt(found: Estimate, values: Tensor, averaged: list[Tensor], *, same: bool) -> Doubt:
+    constant = values.max() - values.min() <= 1e-12 * values.abs().max()
+    skewed = torch.zeros(()) if constant else torch.stack([skewness(x).abs() for x in averaged]).max()
+    independent = torch.tensor(min(float(len(averaged[0])), found.ess))
+    return Doubt(independent, skewed, torch.tensor(found.khat), constant & (not same))
 
 
 def kl_samples(log_ratio: Tensor, estimator: SampleEstimator) -> Tensor:
@@ -131,12 +192,19 @@ def mean_estimate(values: Tensor, weights: Tensor | None = None, clusters: Tenso
     mean = values.sum() / weights.sum()
     if mean.isinf():
         return Estimate(mean.item(), math.inf, n)
-    residuals = (values - mean * weights) / weights.mean()
-    if clusters is not None:
-        residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add(0, clusters, residuals)
+    residuals = _residuals(values, mean, weights, clusters)
     groups = residuals.numel()
     stderr = (groups / (groups - 1)) ** 0.5 * residuals.norm().item() / n if groups > 1 else math.nan
-    return Estimate(mean.item(), stderr, n)
+    return Estimate(mean.item(), stderr, n, groups)
+
+
+def _residuals(values: Tensor, mean: Tensor | float, weights: Tensor | None, clusters: Tensor | None) -> Tensor:
+    """Return (value - mean weight) / mean weight of every sample, or their sums over clusters."""
+    weights = torch.ones_like(values) if weights is None else weights
+    residuals = (values - mean * weights) / weights.mean()
+    if clusters is None:
+        return residuals
+    return residuals.new_zeros(int(clusters.max()) + 1).index_add(0, clusters, residuals)
 
 
 def _with_control(k1: Tensor, log_other_weight: Tensor, log_weight: Tensor, first: Tensor) -> Tensor:

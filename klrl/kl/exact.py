@@ -5,6 +5,7 @@ live: a Gaussian KL of 6e-8 comes out 50 % wrong, a categorical one negative. Ev
 a sum of terms phi(x) = e^x - 1 - x >= 0 instead (a Bregman divergence), so nothing cancels and KL >= 0. The closed
 forms themselves are in :mod:`klrl.kl.families`.
 
+Numbers in half precision (float16, bfloat16) are computed with in float32, which is the type of results then.
 ``[*B]`` are batch dimensions; p and q may broadcast over them. Values are in nats, or in units of
 ``base``, the first argument after the policies all over :mod:`klrl.kl`; functions that take something else there, too,
 have it by name only. What is computed from records of numpy arrays is a numpy array, from anything else a tensor.
@@ -24,7 +25,7 @@ from klrl.kl.families.gaussian import GaussianFamily
 from klrl.kl.families.of_torch import entropy_of_torch, kl_of_torch
 from klrl.kl.units import in_base
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
-from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_record
+from klrl.policy.distributions import Distribution, Gradient, NoClosedForm, as_record, widened
 
 Support = Literal["inf", "raise", "smooth"]
 SMOOTHING = 1e-6
@@ -82,7 +83,7 @@ def reverse_kl(
 def entropy(p: AnyDistribution[A], base: float | None = None) -> A:
     """H(p) = -E_p[log p], ``[*B]``; differential entropy for densities."""
     of_torch = entropy_of_torch(p) if isinstance(p, td.Distribution) else None
-    return in_base(as_record(p).entropy() if of_torch is None else of_torch, base)
+    return in_base(widened(as_record(p)).entropy() if of_torch is None else of_torch, base)
 
 
 def cross_entropy(
@@ -184,7 +185,7 @@ def fisher_product(p: Distribution, tangent: Gradient) -> Gradient:
     family = family_of(p)
     if family is None:
         raise NoClosedForm(f"no Fisher matrix for {type(p).__name__}; allowed: families with a closed form of the KL")
-    return family.fisher_product(p, tangent)
+    return family.fisher_product(widened(p), tangent)
 
 
 def _summed_to(x: Array, shape: torch.Size) -> Array:

@@ -12,7 +12,7 @@ from klrl.kl.families import AnyDistribution, read
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.joint import MAX_OUTCOMES, joint, outcomes
 from klrl.kl.sampled import CHUNK, StateEstimate, moments
-from klrl.kl.samplers import RecordSampler, before_tanh
+from klrl.kl.samplers import RecordSampler, unbounded
 from klrl.kl.units import in_base
 from klrl.policy.arrays import A, like, tensor
 from klrl.policy.distributions import Categorical, Distribution, Factored, NoClosedForm
@@ -67,7 +67,7 @@ def estimate_mutual_information(
         ValueError: n < 2, or no states.
     """
     record, dtype = read(p)
-    (flat,) = before_tanh(RecordSampler(_one_batch_dimension(record), dtype))
+    (flat,) = unbounded(RecordSampler(_one_batch_dimension(record), dtype))
     states = flat.batch_shape[0]
     size = max(1, CHUNK // (states * flat.width))
 
@@ -75,9 +75,9 @@ def estimate_mutual_information(
         rows = action.reshape(-1, 1, *flat.event_shape).split(size)
         return torch.cat([_of_actions(flat, row) for row in rows]).reshape(action.shape[:2])
 
-    value, variance = moments(flat, information, n, generator)
-    stderr = variance.sum().sqrt() / states
-    return StateEstimate(value.mean().to(flat.dtype), stderr.to(flat.dtype), n)
+    found = moments(flat, information, n, generator)
+    stderr = found.variance.sum().sqrt() / states
+    return StateEstimate(found.mean.mean().to(flat.dtype), stderr.to(flat.dtype), n)
 
 
 def _of_actions(states: RecordSampler, action: Tensor) -> Tensor:

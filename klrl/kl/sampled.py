@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from klrl.kl.families import AnyDistribution
 from klrl.kl.families.roots import root
+from klrl.kl.reliability import Doubt, pareto_k, student, tail_size
 from klrl.kl.samplers import Sampler, sampler, samplers
 from klrl.shown import array
 
@@ -27,6 +28,17 @@ class StateEstimate:
     value: Tensor
     stderr: Tensor
     n: int
+    khat: Tensor | None = None
+    """Pareto k-hat of the averaged values, ``[*B]``: from 1 on they have no mean; NaN where there is no tail."""
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the ends ``[*B]`` of the interval value -+ t stderr, with Student's t of n - 1 degrees.
+
+        Raises:
+            ValueError: a level that is not between 0 and 1.
+        """
+        half = student(level, self.n) * self.stderr
+        return self.value - half, self.value + half
 
     def __repr__(self) -> str:
         return f"StateEstimate({array(self.value)} ± {array(self.stderr)}, n={self.n})"
@@ -69,6 +81,10 @@ def estimate_divergence(
 
     Raises:
         ValueError: an unknown divergence, n < 2, or distributions over different actions.
+
+    Warns:
+        DoubtfulEstimateWarning: the interval cannot be trusted; the message says why. Infinite divergences between
+            densities show by a Pareto k-hat of about 1 or more.
     """
     if divergence not in get_args(Divergence):
         raise ValueError(f"divergence = {divergence!r}; allowed: {', '.join(get_args(Divergence))}")
@@ -77,12 +93,17 @@ def estimate_divergence(
     def integrand(action: Tensor) -> Tensor:
         return _INTEGRANDS[divergence](b.log_prob(action) - a.log_prob(action))
 
-    (value_p, variance_p), (value_q, variance_q) = (moments(x, integrand, n, generator) for x in (a, b))
-    value, stderr = 0.5 * (value_p + value_q), 0.5 * (variance_p + variance_q).sqrt()
+    of_p, of_q = (moments(x, integrand, n, generator) for x in (a, b))
+    value, stderr = 0.5 * (of_p.mean + of_q.mean), 0.5 * (of_p.variance + of_q.variance).sqrt()
     if divergence == "hellinger":
         value = root(value)
         stderr = torch.where(value > 0.0, stderr / (2.0 * torch.where(value > 0.0, value, 1.0)), 0.0)
-    return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype))
+    # The sum's skewness; where one of the samples does not vary, nothing need be wrong: p may be 0 where q is.
+    third = (of_p.skewness * of_p.variance.pow(1.5) + of_q.skewness * of_q.variance.pow(1.5)).nan_to_num(0.0)
+    spread = (of_p.variance + of_q.variance).clamp_min(1e-300)
+    khat = torch.fmax(of_p.khat, of_q.khat)
+    _warn("estimate_divergence", value, Moments(value, spread, third / spread.pow(1.5), khat), n)
+    return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype), khat)
 
 
 def estimate_entropy(
@@ -93,14 +114,30 @@ def estimate_entropy(
     Arguments and errors as in :func:`estimate_divergence`.
     """
     a = sampler(p)
-    value, variance = moments(a, lambda x: -a.log_prob(x), n, generator)
-    return _estimate(value, variance.sqrt(), n, a.dtype)
+    found = moments(a, lambda x: -a.log_prob(x), n, generator)
+    _warn("estimate_entropy", found.mean, found, n)
+    return _estimate(found.mean, found.variance.sqrt(), n, a.dtype, found.khat)
 
 
-def moments(
-    of: Sampler, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Return the mean of a function of n samples, and the variance of that mean, ``[*B]``, in bounded memory.
+class Moments(NamedTuple):
+    """Mean of n samples, the variance of that mean, the samples' skewness and their tail's k-hat, ``[*B]``."""
+
+    mean: Tensor
+    variance: Tensor
+    skewness: Tensor
+    khat: Tensor
+
+
+def _warn(what: str, value: Tensor, found: Moments, n: int) -> None:
+    """Warn of finite values whose standard error is doubtful."""
+    finite = value.isfinite()
+    independent = torch.full_like(value, n)
+    skewed, khat = (torch.where(finite, x, 0.0).nan_to_num(0.0) for x in (found.skewness, found.khat))
+    Doubt(independent, skewed, khat, torch.zeros_like(finite)).warn(what, n)
+
+
+def moments(of: Sampler, function: Callable[[Tensor], Tensor], n: int, generator: torch.Generator | None) -> Moments:
+    """Return the moments of a function of n samples, ``[*B]``, in bounded memory.
 
     Raises:
         ValueError: n < 2.
@@ -109,23 +146,34 @@ def moments(
         raise ValueError(f"n = {n}; allowed: >= 2 samples")
     size = max(1, CHUNK // max(1, math.prod(of.batch_shape) * of.width))
     center: Tensor | None = None
-    total = squares = torch.zeros(())
+    total = squares = cubes = torch.zeros(())
+    largest: Tensor | None = None
     with torch.no_grad():
         for start in range(0, n, size):
             values = function(of.sample(min(size, n - start), generator))
             if center is None:  # near the mean, so that the squares lose nothing
                 center = values.mean(0).nan_to_num(0.0, 0.0, 0.0)
-                total = squares = torch.zeros_like(center)
-            total = total + (values - center).sum(0)
-            squares = squares + (values - center).square().sum(0)
+                total = squares = cubes = torch.zeros_like(center)
+            values = values - center
+            total, squares, cubes = (
+                total + values.sum(0),
+                squares + values.square().sum(0),
+                cubes + values.pow(3).sum(0),
+            )
+            distances = values.abs() if largest is None else torch.cat([largest, values.abs()])
+            largest = distances.topk(min(tail_size(n) + 1, len(distances)), 0).values
         mean = total / n
-        variance = (squares / n - mean.square()).clamp_min(0.0) / (n - 1)
+        variance = (squares / n - mean.square()).clamp_min(0.0)
+        third = cubes / n - 3.0 * mean * squares / n + 2.0 * mean.pow(3)
+        skewness = torch.where(variance > 0.0, third / variance.clamp_min(1e-300).pow(1.5), 0.0)
         value = mean if center is None else center + mean
-    return value, torch.where(value.isinf(), math.inf, variance)
+        assert largest is not None
+    variance = torch.where(value.isinf(), math.inf, variance / (n - 1))
+    return Moments(value, variance, skewness, pareto_k(largest))
 
 
-def _estimate(value: Tensor, stderr: Tensor, n: int, dtype: torch.dtype) -> StateEstimate:
-    return StateEstimate(value.to(dtype), stderr.to(dtype), n)
+def _estimate(value: Tensor, stderr: Tensor, n: int, dtype: torch.dtype, khat: Tensor) -> StateEstimate:
+    return StateEstimate(value.to(dtype), stderr.to(dtype), n, khat.to(dtype))
 
 
 def _kl(log_ratio: Tensor) -> Tensor:

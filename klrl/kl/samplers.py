@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributions as td
+from torch.nn.functional import softplus
 
 from klrl.kl.families import AnyDistribution, broadcast, read
+from klrl.kl.precision import in_float64
 from klrl.policy.arrays import tensor
 from klrl.policy.distributions import (
     Beta,
@@ -22,9 +24,11 @@ from klrl.policy.distributions import (
     DiagGaussian,
     Distribution,
     Factored,
+    MultiCategorical,
     NoClosedForm,
     SquashedGaussian,
 )
+from klrl.policy.distributions.beta import log_beta
 
 
 class Sampler(abc.ABC):
@@ -70,23 +74,48 @@ class RecordSampler(Sampler):
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the record's log-probabilities, -inf outside the support."""
         record = self._as((len(action), *self.batch_shape))
-        match record:
-            case Beta():
-                inside = ((action >= 0.0) & (action <= 1.0)).all(-1)
-            case SquashedGaussian():
-                inside = (action.abs() <= 1.0).all(-1)
-            case Categorical() | Factored():
-                choices, index = (record, action) if isinstance(record, Categorical) else (record.heads, action)
-                known = (index >= 0) & (index < choices.logits.shape[-1])
-                log_probs = choices.log_prob(torch.where(known, index, 0).long()).masked_fill(~known, -math.inf)
-                return log_probs if choices is record else log_probs.sum(-1)
-            case _:
-                return record.log_prob(action)
-        return record.log_prob(action).masked_fill(~inside, -math.inf)
+        action = action.long() if isinstance(record, (Categorical, MultiCategorical)) else action
+        supported = record.supports(action)
+        events = supported.reshape(*supported.shape, *[1] * len(self.event_shape))
+        inside = torch.where(events, action, record.mode())
+        return record.log_prob_inside(inside).masked_fill(~supported, -math.inf)
 
     def _as(self, batch_shape: Any) -> Distribution:
         old = len(self.batch_shape)
         return self.record.map(lambda x: x.expand(*batch_shape, *x.shape[old:]))
+
+
+class LogOddsSampler(RecordSampler):
+    """Sampler of log x / (1 - x) for x of a Beta: float64 has numbers near 0 that are smaller than any gap to 1.
+
+    x = G / (G + H) with gamma variates G and H of shapes a and b; log G = log G' - E / a with G' of shape a + 1 and
+    E exponential, which does not underflow where a is small.
+    """
+
+    @classmethod
+    def of(cls, sampler: RecordSampler) -> LogOddsSampler:
+        """Return a sampler of the same distribution."""
+        return cls(sampler.record, sampler.dtype)
+
+    def expand(self, batch_shape: torch.Size) -> LogOddsSampler:
+        """Expand the record."""
+        return LogOddsSampler(self._as(batch_shape), self.dtype)
+
+    def sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """Draw log-odds ``[n, *B, d]``."""
+        log_g, log_h = (self._log_gamma(shape, generator) for shape in self._as((n, *self.batch_shape)).parameters)
+        return log_g - log_h
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log-density of the log-odds: that of x times x (1 - x)."""
+        a, b = self._as((len(action), *self.batch_shape)).parameters
+        return (-a * softplus(-action) - b * softplus(action) - log_beta(a, b)).sum(-1)
+
+    @staticmethod
+    def _log_gamma(shape: Tensor, generator: torch.Generator | None) -> Tensor:
+        larger = torch._standard_gamma(shape.cpu() + 1.0, generator=generator).log()
+        exponential = torch.empty_like(larger).exponential_(generator=generator)
+        return (larger - exponential / shape.cpu()).to(shape.device)
 
 
 class TorchSampler(Sampler):
@@ -146,11 +175,14 @@ def _example(distribution: td.Distribution) -> Tensor:
     return _draw(distribution, 1, torch.Generator().manual_seed(0))
 
 
-def before_tanh(*squashed: RecordSampler) -> tuple[RecordSampler, ...]:
-    """Return the normals if all are squashed: divergences are the same, and nothing saturates at the border."""
-    if not all(isinstance(x.record, SquashedGaussian) for x in squashed):
-        return squashed
-    return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in squashed)
+def unbounded(*of: RecordSampler) -> tuple[RecordSampler, ...]:
+    """Return samplers of the normals if all are squashed, of log-odds if all are betas, else the same ones.
+
+    Divergences are the same, and nothing saturates at the border.
+    """
+    if all(isinstance(x.record, SquashedGaussian) for x in of):
+        return tuple(RecordSampler(DiagGaussian(*x.record.parameters), x.dtype) for x in of)
+    return tuple(map(LogOddsSampler.of, of)) if all(isinstance(x.record, Beta) for x in of) else of
 
 
 def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
@@ -169,7 +201,7 @@ def sampler(p: AnyDistribution[Any], column: bool = False) -> Sampler:
 
 def _torch_sampler(p: td.Distribution, column: bool) -> TorchSampler:
     dtype = p.log_prob(_example(p)).dtype
-    return TorchSampler(p, dtype, column and not p.event_shape)
+    return TorchSampler(in_float64(p), dtype, column and not p.event_shape)
 
 
 def samplers(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Sampler, Sampler]:
@@ -180,7 +212,7 @@ def samplers(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Sampler,
     """
     a, b = sampler(p), sampler(q)
     if isinstance(a, RecordSampler) and isinstance(b, RecordSampler):
-        a, b = before_tanh(a, b)
+        a, b = unbounded(a, b)
     if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
         if isinstance(a, TorchSampler) or isinstance(b, TorchSampler):
             a, b = _torch_sampler(p, False), _torch_sampler(q, False)

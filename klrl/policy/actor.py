@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 from torch import nn
 
@@ -17,6 +18,7 @@ from klrl.policy.observations import Encoding
 from klrl.policy.paths import Linearizable, is_explicit, is_laid_out, is_written_out
 from klrl.policy.trunks import make_trunk
 from klrl.policy.units import Units
+from klrl.text import one_line
 
 
 class Actor(nn.Module, Linearizable):
@@ -46,6 +48,19 @@ class Actor(nn.Module, Linearizable):
     @abc.abstractmethod
     def to_environment(self, action: Array) -> np.ndarray:
         """Return the environment's actions for these actions of the policy."""
+
+    @abc.abstractmethod
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Return the policy's actions ``[*B, *A]`` for actions of the environment, ``[*B]`` of its space's shape.
+
+        The inverse of :meth:`to_environment` where that does not clip. What the environment has no action for becomes
+        one that the policy cannot take.
+        """
+
+    @property
+    @abc.abstractmethod
+    def action_unit(self) -> str:
+        """The policy's actions in words."""
 
     @property
     def caution(self) -> str:
@@ -85,3 +100,16 @@ class Actor(nn.Module, Linearizable):
 def on_host(x: Array) -> np.ndarray:
     """Return a numpy array of the same numbers, copied from its device if necessary."""
     return x if is_numpy(x) else x.detach().cpu().numpy()
+
+
+def flat(action: np.ndarray, space: gym.Space) -> np.ndarray:
+    """Return actions ``[*B]`` of a space's shape as vectors ``[*B, d]``.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    shape: tuple[int, ...] = space.shape or ()
+    batch = action.shape[: action.ndim - len(shape)]
+    if action.shape != (*batch, *shape):
+        raise ValueError(f"action has shape {action.shape}; allowed: [*B] and then {shape}, as in {one_line(space)}")
+    return action.reshape(*batch, -1)

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from klrl.policy.actor import Actor, on_host
+from klrl.policy.actor import Actor, flat, on_host
 from klrl.policy.arrays import Array
 from klrl.policy.box_actors import box_actor
 from klrl.policy.choices import ActionDistribution
@@ -28,7 +28,7 @@ class CategoricalActor(Actor):
         self, encoding: Encoding, action_space: gym.spaces.Discrete, hidden: Sequence[int], **style: Any
     ) -> None:
         super().__init__(encoding, int(action_space.n), hidden, **style)
-        self.start, self.dtype = int(action_space.start), action_space.dtype
+        self.n, self.start, self.dtype = int(action_space.n), int(action_space.start), action_space.dtype
 
     def policy(self, outputs: Array, allowed: Array | None) -> Categorical:
         """Read the outputs as logits."""
@@ -37,6 +37,15 @@ class CategoricalActor(Actor):
     def to_environment(self, action: Array) -> np.ndarray:
         """Convert to the space's dtype, shifted to its ``start``."""
         return np.asarray(on_host(action) + self.start).astype(self.dtype, copy=False)
+
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Count from 0."""
+        return _as_index(action - self.start)
+
+    @property
+    def action_unit(self) -> str:
+        """Indices from 0 on."""
+        return f"integers 0 to {self.n - 1}"
 
 
 class MultiCategoricalActor(Actor):
@@ -59,6 +68,15 @@ class MultiCategoricalActor(Actor):
         shaped = on_host(action).reshape(*action.shape[:-1], *self.space.shape)
         return (shaped + self.space.start).astype(self.space.dtype, copy=False)
 
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Count from 0, in one row."""
+        return _as_index(flat(action - self.space.start, self.space))
+
+    @property
+    def action_unit(self) -> str:
+        """Indices from 0 on."""
+        return f"integers from 0 on, smaller than {list(self.nvec)}"
+
 
 class BernoulliActor(Actor):
     """One coin per bit of a ``MultiBinary`` space."""
@@ -76,6 +94,20 @@ class BernoulliActor(Actor):
     def to_environment(self, action: Array) -> np.ndarray:
         """Convert to the space's shape and dtype."""
         return on_host(action).reshape(*action.shape[:-1], *self.space.shape).astype(self.space.dtype)
+
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Convert to floats, in one row."""
+        return flat(action, self.space).astype(np.float32)
+
+    @property
+    def action_unit(self) -> str:
+        """Bits."""
+        return "0 and 1"
+
+
+def _as_index(action: np.ndarray) -> np.ndarray:
+    """Return integers; what is none becomes -1."""
+    return np.where(action == np.floor(action), action, -1).astype(np.int64)
 
 
 def make_actor(

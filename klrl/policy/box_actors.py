@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from klrl.policy.actor import Actor, on_host
+from klrl.policy.actor import Actor, flat, on_host
 from klrl.policy.arrays import Array, expand, is_numpy, like, tensor
 from klrl.policy.choices import ActionDistribution
 from klrl.policy.distributions import Beta, DiagGaussian, Distribution, SquashedGaussian
@@ -40,6 +40,11 @@ class BoxActor(Actor, abc.ABC):
         """Map [0, 1] to the box, never beyond it by rounding."""
         low, high = (x.reshape(-1) for x in (self.space.low, self.space.high))
         return self.clipped((1.0 - unit) * low + unit * high)
+
+    def shrunk(self, action: np.ndarray) -> np.ndarray:
+        """Map the box to [0, 1], ``[*B, d]``."""
+        low, high = (x.reshape(-1).astype(np.float64) for x in (self.space.low, self.space.high))
+        return (flat(action, self.space) - low) / (high - low)
 
 
 class GaussianActor(BoxActor):
@@ -98,6 +103,19 @@ class GaussianActor(BoxActor):
         a = on_host(action)
         return self.stretched(0.5 * (a + 1.0)) if self.squashed else self.clipped(self.units.to_environment(a))
 
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Convert to the policy's unit; nothing is known of what was clipped."""
+        if self.squashed:
+            return (2.0 * self.shrunk(action) - 1.0).astype(np.float32)
+        return self.units.from_environment(flat(action, self.space)).astype(np.float32)
+
+    @property
+    def action_unit(self) -> str:
+        """The interval of the squashed, the unit of the others."""
+        if self.squashed:
+            return "numbers from -1 to 1"
+        return "numbers in the environment's units" if self.units.are_environments else "numbers, -1 to 1 in the box"
+
     @property
     def caution(self) -> str:
         """Return a warning if the unit is a guess: the environment's, although that of the box was asked for."""
@@ -125,6 +143,15 @@ class BetaActor(BoxActor):
     def to_environment(self, action: Array) -> np.ndarray:
         """Map (0, 1) to the box."""
         return self.stretched(on_host(action))
+
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """Map the box to [0, 1]."""
+        return self.shrunk(action).astype(np.float32)
+
+    @property
+    def action_unit(self) -> str:
+        """The interval."""
+        return "numbers from 0 to 1"
 
 
 def box_actor(

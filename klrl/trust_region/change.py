@@ -36,7 +36,7 @@ class Change:
     @cached_property
     def log_ratio(self) -> Array:
         """log new(a|s) - log old(a|s), ``[*B]``."""
-        return self.new.log_prob(self.action) - self.log_prob
+        return self.new.log_prob_inside(self.action) - self.log_prob
 
     @cached_property
     def ratio(self) -> Array:

@@ -16,6 +16,7 @@ from klrl.policy.linearization import Linearization
 LinearMap = Callable[[Tensor], Tensor]
 Reason = Literal[
     "converged",
+    "rounding",
     "max steps",
     "curvature not positive",
     "preconditioner not positive",
@@ -112,11 +113,12 @@ class ConjugateGradient:
 
     solution: Tensor
     residual: float
-    """||b - A x|| / ||b||."""
+    """||b - A x|| / ||b|| of the solution itself; the iteration's own, by which it ends, drifts from it by rounding."""
     curvature: float
-    """x'A x, from the residual that the iteration ends with: one product less."""
+    """x'A x."""
     iterations: int
     reason: Reason
+    """"rounding" where the iteration ended as converged and the solution's residual is over twice the tolerance."""
 
 
 def conjugate_gradient(
@@ -132,18 +134,22 @@ def conjugate_gradient(
     Args:
         product: the matrix, as a function of a vector ``[P]``.
         b: right-hand side ``[P]``.
-        max_steps: maximum number of products.
-        tolerance: the iteration ends once ||b - A x|| / ||b|| is below it, preconditioned or not.
+        max_steps: maximum number of steps, of one product each; one more measures the residual of the solution.
+        tolerance: the iteration ends once its ||b - A x|| / ||b|| is below it, preconditioned or not.
         preconditioner: a positive definite M near A, as r -> M^-1 r, or as the vector ``[P]`` of a diagonal M. The
             steps are then those for M^-1/2 A M^-1/2 (Golub and Van Loan 2013, algorithm 11.5.1).
     """
-    x, r, residual = torch.zeros_like(b), b, 1.0
+    x, r = torch.zeros_like(b), b
     norm = b.norm().item()
     if not 0.0 < norm < float("inf"):
         return ConjugateGradient(x, float("nan"), 0.0, 0, "right-hand side is zero or not finite")
 
     def ended(iterations: int, reason: Reason) -> ConjugateGradient:
-        return ConjugateGradient(x, residual, (x @ (b - r)).item(), iterations, reason)
+        image = product(x) if iterations else x
+        residual = (b - image).norm().item() / norm
+        if reason == "converged" and not residual < 2.0 * tolerance:
+            reason = "rounding"
+        return ConjugateGradient(x, residual, (x @ image).item(), iterations, reason)
 
     solve = _inverse(preconditioner)
     z = p = solve(b)
@@ -159,8 +165,7 @@ def conjugate_gradient(
         x = x.add(p, alpha=alpha)
         r = r.sub(q, alpha=alpha)
         rr = (r @ r).item()
-        residual = rr**0.5 / norm
-        if residual < tolerance:
+        if rr**0.5 < tolerance * norm:
             return ended(step, "converged")
         z = solve(r)
         rz, previous = (rr if z is r else (r @ z).item()), rz

@@ -137,7 +137,11 @@ def test_kl_between_trajectories_is_that_of_all_action_sequences():
 
 def test_data_that_does_not_fit_is_refused():
     agent, other = small_agent(PPO, "CartPole-v1"), small_agent(PPO, "CartPole-v1")
-    data = Preferences.of(agent, np.zeros((1, 2, 1, 4)), np.full((1, 2, 1), 7))
+    with pytest.raises(
+        ValueError, match=r"do not fit the agent: actions = 7 in 2 of 2 steps; .* integers 0 to 1 \(agent"
+    ):
+        Preferences.of(agent, np.zeros((1, 2, 1, 4)), np.full((1, 2, 1), 7))
+    data = Preferences(torch.zeros(1, 2, 1, 4), torch.full((1, 2, 1), 7), torch.ones(1, 2, 1))
     with pytest.raises(ValueError, match="preferences do not fit the reference"):
         fit_preferences(other, agent, data)
     with pytest.raises(ValueError, match="policy is the reference; allowed: another agent"):

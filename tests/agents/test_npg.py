@@ -214,3 +214,21 @@ def test_npg_refuses_regions_that_give_no_length(region):
         ValueError, match=r"^trust_region = .*; allowed for NPG: early-stop, constraint, .*fixed-penalty"
     ):
         NPGConfig(trust_region=region)
+
+
+@pytest.mark.parametrize("agent_class", [NPG, TRPO])
+def test_the_fisher_matrix_sees_every_environment_whatever_its_thinning(monkeypatch, agent_class):
+    seen, original = [], klrl.agents.natural_gradient.FisherVectorProduct
+
+    def watched(linearize, observations, *settings):
+        seen.append(observations)
+        return original(linearize, observations, *settings)
+
+    monkeypatch.setattr(klrl.agents.natural_gradient, "FisherVectorProduct", watched)
+    for every in (1, 2, 4, 8):
+        agent = small_agent(agent_class, n_envs=4, n_steps=16, sub_sampling_factor=every, normalize_observations=False)
+        batch = random_batch(agent, n_steps=16)
+        numbered = torch.arange(4.0).reshape(1, 4, 1).expand_as(batch.observations).contiguous()
+        agent.update(replace(batch, observations=numbered, behaviour=agent.distribution(numbered)))
+        states = seen.pop()[:, 0].long()
+        assert torch.bincount(states, minlength=4).tolist() == [16 // every] * 4

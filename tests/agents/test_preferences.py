@@ -62,3 +62,26 @@ def test_data_of_ones_own_are_pairs_of_segments_with_steps():
         Preferences.of(agent, np.zeros((1, 2, 1, 4)), np.zeros((1, 2, 1), int), np.array([[[True], [False]]]))
     with pytest.raises(ValueError, match="label = 'smaller'; allowed: bradley-terry, larger"):
         PreferencesConfig(label="smaller")
+
+
+@pytest.mark.parametrize(
+    ("family", "unit"), [("squashed-gaussian", "numbers from -1 to 1"), ("beta", "numbers from 0 to 1")]
+)
+def test_actions_of_the_environment_are_refused_and_can_be_converted(family, unit):
+    agent = small_agent(PPO, "Pendulum-v1", action_distribution=family)
+    observations, torques = np.zeros((2, 2, 1, 3)), np.array([[[[0.5]], [[-1.5]]], [[[2.0]], [[-2.0]]]])
+    with pytest.raises(ValueError, match=rf"allowed: its policy's own, {unit} \(agent.from_environment"):
+        Preferences.of(agent, observations, torques)
+    own = Preferences.of(agent, observations, agent.from_environment(torques))
+    np.testing.assert_allclose(agent.actor.to_environment(own.actions), torques, rtol=1e-6)
+
+
+def test_a_mask_of_0_and_1_is_one_of_bools_and_other_numbers_are_refused():
+    agent = small_agent(PPO, "CartPole-v1")
+    mask = np.array([[[1, 1, 0], [1, 0, 0]]])
+    for dtype in (np.int64, np.uint8, np.float32, bool):
+        pairs = Preferences.of(agent, np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3), int), mask.astype(dtype))
+        assert pairs.valid.dtype == torch.bool
+        np.testing.assert_array_equal(pairs.valid, mask == 1)
+    with pytest.raises(ValueError, match="valid = 2 at a place; allowed: bool, or 0 and 1"):
+        Preferences.of(agent, np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3), int), 2 * mask)

@@ -519,3 +519,31 @@ def test_arrays_beside_tensors_give_tensors():
         value = divergence(p.map(lambda x: x.numpy()), q)
         torch.testing.assert_close(value, divergence(p, q))
         assert value.requires_grad
+
+
+def test_second_derivatives_of_total_variation_and_wasserstein_are_those_of_differences():
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape, scale=1.0):
+        x = scale * torch.randn(*shape, dtype=torch.float64, generator=generator)
+        return x.requires_grad_()
+
+    def between(m, s, n, t):
+        return total_variation(DiagGaussian(m, s), DiagGaussian(n, t))
+
+    def moved(m, x, n, y):
+        lower = [z.tril(-1) + torch.diag_embed(z.diagonal(dim1=-2, dim2=-1).exp()) for z in (x, y)]
+        return wasserstein(FullGaussian(m, lower[0]), FullGaussian(n, lower[1]))
+
+    assert torch.autograd.gradgradcheck(between, [leaf(5, 1) for _ in range(4)])
+    for scale in (1.0, 0.0):  # with equal singular values, too
+        fields = leaf(2, 3), leaf(2, 3, 3, scale=scale), leaf(1, 3), leaf(1, 3, 3, scale=scale)
+        assert torch.autograd.gradcheck(moved, fields)
+        assert torch.autograd.gradgradcheck(moved, fields)
+    x = torch.ones((), dtype=torch.float64, requires_grad=True)
+    full = [FullGaussian(torch.zeros(2).double(), torch.tensor([[1.0, 0.0], [a, 2.0]]).double()) for a in (0.5, -1.0)]
+    second = wasserstein(full[0].map(lambda field: x * field), full[1])
+    for _ in range(2):
+        (second,) = torch.autograd.grad(second, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no third derivative here; allowed: the first and the second"):
+        torch.autograd.grad(second, x)

@@ -12,6 +12,8 @@ from klrl.kl import Estimate, entropy, estimate_kl, kl_divergence
 from klrl.kl.estimators import kl_samples
 from klrl.policy.distributions import Categorical, DiagGaussian
 
+pytestmark = pytest.mark.filterwarnings("ignore::klrl.kl.DoubtfulEstimateWarning")  # few samples suffice here
+
 ESTIMATORS = ("k1", "k2", "k3", "optimal")
 MU = pytest.mark.parametrize("mu", [0.1, 0.5, 1.0])
 

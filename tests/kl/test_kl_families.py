@@ -9,6 +9,7 @@ from families import GAUSSIAN, MAKE, NVEC, every_family, integrals, leaves, line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
+from torch import Tensor
 from torch import distributions as td
 
 from klrl.kl import (
@@ -336,6 +337,46 @@ def test_masks_of_minus_1e8_in_torch_objects_are_masks():
     assert kl_divergence(q, q).item() == 0.0
 
 
+def test_a_mask_is_any_logit_whose_probability_is_0_in_float64():
+    for log_prob in (-100.0, -700.0, -744.0, -746.0, -1e4, -65504.0, -3e38):
+        q = td.Categorical(logits=torch.tensor([0.0, 0.0, log_prob], dtype=torch.float64))
+        bits = td.Bernoulli(logits=torch.tensor([log_prob, -log_prob], dtype=torch.float64))
+        p, coins = td.Categorical(logits=torch.zeros(3).double()), td.Bernoulli(torch.full((2,), 0.5).double())
+        impossible = math.exp(log_prob) == 0.0
+        assert kl_divergence(p, q).isinf().item() == impossible
+        assert kl_divergence(coins, bits).isinf().tolist() == [impossible] * 2
+        assert impossible or kl_divergence(p, q).item() == pytest.approx(-math.log(1.5) - log_prob / 3.0)
+
+
+@every_family
+def test_half_precision_is_computed_in_float32(family):
+    p, q = MAKE[family](seed=1), MAKE[family](seed=2)
+    for dtype in (torch.float16, torch.bfloat16):
+        short = [r.with_parameters(*(x.to(dtype) for x in r.parameters)) for r in (p, q)]
+        wide = [r.map(Tensor.float) for r in short]
+        for function in (kl_divergence, reverse_kl, cross_entropy, lambda a, b: entropy(a)):
+            assert function(*short).dtype == torch.float32
+            torch.testing.assert_close(function(*short), function(*wide), rtol=0.0, atol=0.0)
+        tangent = tuple(0.1 * x for x in wide[1].parameters)
+        for ours, theirs in zip(fisher_product(short[0], tangent), fisher_product(wide[0], tangent), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        action = short[0].sample()
+        assert short[0].log_prob(action).dtype == dtype
+        assert short[0].log_prob(action).isfinite().all()
+    arrays = [r.map(lambda x: x.half().numpy()) for r in (p, q)]
+    assert kl_divergence(*arrays).dtype == np.float32
+
+
+def test_half_precision_does_not_lose_a_small_kl_of_many_actions():
+    z = torch.randn(4, 20_000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    moved = (z.float() + 0.02 * torch.randn(4, 20_000, generator=torch.Generator().manual_seed(1))).bfloat16()
+    log_p, log_q = (x.double().log_softmax(-1) for x in (z, moved))
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)
+    torch.testing.assert_close(
+        kl_divergence(Categorical(z), Categorical(moved)).double(), expected, rtol=1e-3, atol=0.0
+    )
+
+
 logit = st.floats(-50, 50, width=32) | st.just(-INF) | st.just(INF)
 
 
@@ -375,3 +416,32 @@ def test_a_one_hot_categorical_is_a_categorical():
     p, q = (torch.softmax(randn(4, 5, seed=i), -1) for i in (1, 2))
     expected = td.kl_divergence(td.Categorical(p), td.Categorical(q))
     torch.testing.assert_close(kl_divergence(td.OneHotCategorical(p), td.OneHotCategorical(q)), expected)
+
+
+def test_maps_that_are_no_bijections_of_what_they_are_given_are_refused():
+    p, q = td.Normal(torch.zeros(2, 3), 1.0), td.Normal(torch.ones(2, 3), 2.0)
+    double, nothing = td.AffineTransform(0.0, 2.0), td.AffineTransform(0.0, 0.0)
+    exp, power, constant = td.ExpTransform(), td.PowerTransform(torch.tensor(2.0)), td.PowerTransform(torch.tensor(0.0))
+    chain, some = td.ComposeTransform([double, exp]), td.AffineTransform(0.0, torch.tensor([1.0, 0.0, 2.0]))
+    good = [exp, power], [chain, power], [td.SigmoidTransform(), exp], [double, td.TanhTransform()]
+    bad = (
+        [power],
+        [exp.inv],
+        [td.AbsTransform()],
+        [nothing],
+        [double, power],
+        [chain, double, power],
+        [some],
+        [exp, constant],
+    )
+    for maps in good:
+        kl = kl_divergence(*(td.TransformedDistribution(x, maps) for x in (p, q)))
+        torch.testing.assert_close(kl, td.kl_divergence(p, q))
+    for maps in bad:
+        with pytest.raises(TypeError, match=r"^TransformedDistribution.* has no record"):
+            kl_divergence(*(td.TransformedDistribution(x, maps) for x in (p, q)))
+    joined, collapsing = (td.CatTransform([exp, x], dim=-1, lengths=[1, 2]) for x in (double, nothing))
+    kl = kl_divergence(*(td.TransformedDistribution(x, [joined]) for x in (p, q)))
+    torch.testing.assert_close(kl, td.kl_divergence(p, q))
+    with pytest.raises(TypeError, match="has no record"):
+        kl_divergence(*(td.TransformedDistribution(x, [collapsing]) for x in (p, q)))

@@ -14,6 +14,8 @@ import klrl.kl.sampled
 from klrl.kl import StateEstimate, entropy, estimate_divergence, estimate_entropy, kl_divergence
 from klrl.policy.distributions import Bernoulli, Beta, Categorical, DiagGaussian, GaussianMixture, SquashedGaussian
 
+pytestmark = pytest.mark.filterwarnings("ignore::klrl.kl.DoubtfulEstimateWarning")  # few samples suffice here
+
 INF, LOG2 = math.inf, math.log(2.0)
 
 # By their definitions, of densities p and q.
@@ -263,3 +265,29 @@ def test_a_distribution_that_names_no_support_is_positive_where_it_says():
 def test_what_is_no_distribution_is_refused():
     with pytest.raises(TypeError, match=r"^int is not a distribution; allowed: a record"):
         estimate_entropy(3)
+
+
+@pytest.mark.parametrize(("a", "b", "c", "d"), [(0.1, 0.1, 0.1, 0.2), (0.05, 0.05, 0.05, 0.1), (0.1, 0.02, 0.1, 0.04)])
+def test_betas_whose_mass_is_at_the_border_are_estimated_by_their_log_odds(a, b, c, d):
+    p, q = (Beta(*(torch.tensor([x], dtype=torch.float64) for x in shapes)) for shapes in ((a, b), (c, d)))
+    found = estimate_divergence(p, q, n=20_000, generator=torch.Generator().manual_seed(0))
+    assert abs(found.value - kl_divergence(p, q)).item() < 4.0 * found.stderr.item()
+
+
+def test_parameters_of_torch_objects_are_read_in_float64():
+    """Large parameters, whose log-densities float32 knows to 1e-2 only."""
+    pairs = {
+        "Gamma": lambda t: [td.Gamma(t(1e5), t(rate)) for rate in (1.0, 1.001)],
+        "Dirichlet": lambda t: [td.Dirichlet(torch.stack([t(x), t(1e4)])) for x in (1e4, 10001.0)],
+        "Weibull": lambda t: [td.Weibull(t(2.0), t(x)) for x in (3.0, 3.1)],  # a power of a power of a scale
+        "NegativeBinomial": lambda t: [td.NegativeBinomial(t(1e5), probs=t(x)) for x in (0.3, 0.301)],
+    }
+    for make in pairs.values():
+        short, wide = (
+            make(lambda x, dtype=dtype: torch.tensor(x).to(dtype)) for dtype in (torch.float32, torch.float64)
+        )
+        found, expected = (
+            estimate_divergence(*pair, n=20_000, generator=torch.Generator().manual_seed(0)) for pair in (short, wide)
+        )
+        torch.testing.assert_close(found.value.double(), expected.value, rtol=1e-6, atol=0.0)
+        assert (found.value.dtype, short[0].sample().dtype) == (torch.float32, torch.float32)

@@ -353,3 +353,24 @@ def test_box_actions_are_clipped_to_the_box_in_its_shape_and_dtype(dtype, batch)
     assert executed.dtype == dtype
     np.testing.assert_array_equal(executed, expected)
     assert all(space.contains(a) for a in executed.reshape(-1, 2, 2))
+
+
+def test_actions_come_back_from_the_environment():
+    spaces = {
+        "gaussian": (BOX, {}),
+        "environment's units": (BOX, {"scale_actions": False}),
+        "squashed-gaussian": (BOX, {"action_distribution": "squashed-gaussian"}),
+        "beta": (BOX, {"action_distribution": "beta"}),
+        "Discrete": (Discrete(3, start=-1), {}),
+        "MultiDiscrete": (MultiDiscrete([[2, 3], [4, 1]], start=[[5, 0], [0, -1]]), {}),
+        "MultiBinary": (MultiBinary((2, 2)), {}),
+    }
+    for space, style in spaces.values():
+        space.seed(0)
+        policy = actor(space, **style)
+        given = np.stack([space.sample() for _ in range(6)]).reshape(2, 3, *space.shape)
+        own = policy.from_environment(given)
+        assert own.dtype == policy(torch.zeros(4)).sample().detach().numpy().dtype
+        np.testing.assert_allclose(policy.to_environment(own), given, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"action has shape \(3, 4\); allowed: \[\*B\] and then \(2, 2\)"):
+        actor(BOX).from_environment(np.zeros((3, 4)))

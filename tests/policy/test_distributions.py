@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import distributions as td
 
-from klrl.policy.distributions import Categorical, DiagGaussian, MultiCategorical, as_record, stack_records
+from klrl.policy.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    SquashedGaussian,
+    as_record,
+    stack_records,
+)
 
 INF = math.inf
 BATCHES = [(), (4,), (2, 3)]
@@ -248,3 +257,24 @@ def test_heads_may_be_given_as_a_space_has_them():
 def test_a_mask_may_be_a_list_beside_tensors():
     p = Categorical.masked(torch.zeros(3), [True, False, True])
     assert p.probs.tolist() == [0.5, 0.0, 0.5]
+
+
+def test_what_is_no_action_of_a_family_is_refused_in_one_line():
+    zeros = np.zeros((2, 3), np.float32)
+    cases = [
+        (Categorical(zeros), [1, -1], r"action = -1; allowed: integers 0 to 2"),
+        (Categorical(zeros), [3, 0], r"action = 3; allowed: integers 0 to 2"),
+        (MultiCategorical(zeros, (2, 1)), [[1, 0], [0, 1]], r"action = \[0, 1\]; allowed: integers .* \[2, 1\]"),
+        (Bernoulli(zeros), [[0.0, 1.0, 1.0], [0.0, 0.5, 1.0]], r"action = \[0.0, 0.5, 1.0\]; allowed: 0 and 1"),
+        (Beta(zeros + 1, zeros + 2), [[0.0, 0.5, 1.0], [0.5, 0.5, 1.5]], r"1.5\]; allowed: numbers from 0 to 1"),
+        (SquashedGaussian(zeros, zeros), [[0.0, -1.0, 1.0], [-2.0, 0.0, 0.0]], r"allowed: numbers from -1 to 1"),
+    ]
+    for record, actions, message in cases:
+        for p, action in ((record, np.array(actions)), (record.map(torch.from_numpy), torch.tensor(actions))):
+            assert p.supports(action).tolist().count(False) == 1
+            with pytest.raises(ValueError, match=message):
+                p.log_prob(action)
+            good = action[1:] if p.supports(action)[1] else action[:1]
+            one = p[1:] if p.supports(action)[1] else p[:1]
+            np.testing.assert_allclose(one.log_prob(good), one.log_prob_inside(good))
+    assert DiagGaussian(zeros, zeros).supports(zeros).all()

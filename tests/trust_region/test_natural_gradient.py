@@ -286,3 +286,17 @@ def test_a_preconditioner_that_is_not_positive_is_reported(element):
     cg = conjugate_gradient(lambda v: v, torch.ones(2), preconditioner=torch.tensor([1.0, element]))
     assert (cg.reason, cg.iterations, cg.residual) == ("preconditioner not positive", 0, 1.0)
     assert cg.solution.tolist() == [0.0, 0.0]
+
+
+def test_the_residual_is_that_of_the_solution_and_not_the_one_that_rounding_has_left_behind():
+    A = positive_definite([10.0 ** (-i / 12) for i in range(49)]).float()
+    b = randn(49, seed=2).float()
+    reasons = set()
+    for tolerance in (1e-2, 1e-4, 1e-6, 1e-8):
+        cg = conjugate_gradient(A.mv, b, max_steps=3000, tolerance=tolerance)
+        true = relative_residual(A.double(), b.double(), cg.solution.double())
+        assert cg.residual == pytest.approx(true, rel=0.1)
+        assert (cg.reason == "converged") == (cg.residual < 2.0 * tolerance)
+        assert cg.curvature == pytest.approx((cg.solution @ A @ cg.solution).item(), rel=1e-4)
+        reasons.add(cg.reason)
+    assert reasons == {"converged", "rounding"}

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch import distributions as td
 
 from klrl.kl.families.beta import BetaFamily
+from klrl.kl.families.bijections import are_bijections
 from klrl.kl.families.categorical import CategoricalFamily, FactoredFamily
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.gaussian import DiagGaussianFamily, FullGaussianFamily, SquashedGaussianFamily
 from klrl.policy.arrays import A, tensor
 from klrl.policy.distributions import (
+    SHORT,
     Bernoulli,
     Beta,
     Categorical,
@@ -24,6 +26,7 @@ from klrl.policy.distributions import (
     MultiCategorical,
     SquashedGaussian,
     as_record,
+    widened,
 )
 
 AnyDistribution = Distribution[A] | td.Distribution
@@ -46,7 +49,7 @@ class Matched(NamedTuple):
     p: Any
     q: Any
     dtype: torch.dtype
-    """Type of results: that of the distributions before ``torch.distributions`` objects were read."""
+    """Type of results: that of the distributions before ``torch.distributions`` objects were read, at least float32."""
 
 
 def family_of(record: Distribution[Any]) -> Family[Any] | None:
@@ -96,17 +99,18 @@ def broadcast(p: Sequence[int], q: Sequence[int]) -> torch.Size:
 
 
 def read(x: AnyDistribution[Any]) -> tuple[Distribution, torch.dtype]:
-    """Read a distribution as a record, and the type of the numbers it was made of."""
+    """Read a distribution as a record, and the type of results: that of its numbers, float32 for shorter ones."""
     if isinstance(x, Distribution):
         first = x.parameters[0]
-        return x, first.dtype if isinstance(first, Tensor) else tensor(first).dtype
+        dtype = first.dtype if isinstance(first, Tensor) else tensor(first).dtype
+        return (x, dtype) if dtype not in SHORT else (widened(x), torch.float32)
     dtypes: list[torch.dtype] = []
 
     def in_float64(numbers: Tensor) -> Tensor:
         dtypes.append(numbers.dtype)
         return numbers.double()
 
-    return as_record(x, in_float64), dtypes[0]
+    return as_record(x, in_float64), torch.float32 if dtypes[0] in SHORT else dtypes[0]
 
 
 def before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distribution, td.Distribution]:
@@ -119,7 +123,7 @@ def before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distr
     if not (isinstance(p, td.TransformedDistribution) and isinstance(q, td.TransformedDistribution)):
         return p, q
     try:
-        same = p.transforms == q.transforms and all(t.bijective for t in p.transforms)
+        same = p.transforms == q.transforms and all(are_bijections(x.transforms, x.base_dist.support) for x in (p, q))
     except RuntimeError:  # settings of shapes that do not broadcast
         same = False
     return (p.base_dist, q.base_dist) if same else (p, q)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from klrl.kl.families.bregman import phi
+from klrl.kl.families.envelopes import masses_between_crossings, rotated_distance
 from klrl.kl.families.family import Family, no_closed_form
 from klrl.kl.families.roots import length, root
 from klrl.policy.arrays import expm1
@@ -236,13 +237,10 @@ class FullGaussianFamily(GaussianFamily[FullGaussian]):
     def wasserstein(self, p: FullGaussian, q: FullGaussian) -> Tensor:
         """sqrt(|mu_p - mu_q|^2 + min_U |L_p - L_q U|^2) over orthogonal U, attained at U = W V', L_q' L_p = W S V'.
 
-        The minimum is tr(S_p + S_q - 2 (S_q^1/2 S_p S_q^1/2)^1/2), here without cancellation. At a minimum its
-        derivative by U is 0: U needs no gradient.
+        The minimum is tr(S_p + S_q - 2 (S_q^1/2 S_p S_q^1/2)^1/2), here without cancellation.
         """
-        L_p, L_q = torch.broadcast_tensors(_lower(p), _lower(q))
-        W, _, Vh = torch.linalg.svd((L_q.mT @ L_p).detach())
-        difference = L_p - L_q @ (W @ Vh)
-        return root((p.mean - q.mean).square().sum(-1) + difference.square().sum((-2, -1)))
+        apart = rotated_distance(*torch.broadcast_tensors(_lower(p), _lower(q)))
+        return root((p.mean - q.mean).square().sum(-1) + apart)
 
 
 _DIFFERENT = "the total variation, where covariances differ in more than one dimension,"
@@ -267,25 +265,10 @@ def _renyi_of_ratios(log_r2: Tensor, finite: Tensor, alpha: float) -> Tensor:
 
 
 def _total_variation(p: DiagGaussian, q: DiagGaussian) -> Tensor:
-    """Return the total variation of every dimension: both masses between the points where the densities cross.
-
-    In units of the narrower one, N(0, 1), the wider one is N(d, r^2), and the densities cross at the roots of
-    (1 - r^2) y^2 - 2 d y + d^2 + 2 r^2 log r. There p = q: their own derivative adds nothing to that of the value.
-    """
+    """Return the total variation of every dimension, in units of the narrower normal: N(0, 1) and N(d, r^2)."""
     log_r = (p.log_std - q.log_std).abs()
     distance = (p.mean - q.mean).abs() / torch.minimum(p.log_std, q.log_std).exp()
     distance = distance.clamp_max(1e150)  # its square does not overflow
     equal = log_r < 1e-12
-    r, d = torch.where(equal, 1.0, log_r).exp(), distance
-    with torch.no_grad():
-        log_ratio = torch.where(equal, 1.0, log_r)
-        S = r * root(d.square() + 2.0 * (r.square() - 1.0) * log_ratio)
-        low, high = (d + S) / (1.0 - r.square()), (d.square() + 2.0 * r.square() * log_ratio) / (d + S)
-    narrow, wide = (_mass(low, high, center, scale) for center, scale in ((torch.zeros_like(d), 1.0), (d, r)))
-    return torch.where(equal, torch.erf(distance / math.sqrt(8.0)), narrow - wide).clamp(0.0, 1.0)
-
-
-def _mass(low: Tensor, high: Tensor, center: Tensor, scale: Tensor | float) -> Tensor:
-    """Return the probability between two points."""
-    low, high = ((x - center) / (scale * math.sqrt(2.0)) for x in (low, high))
-    return 0.5 * (torch.erf(high) - torch.erf(low))
+    between = masses_between_crossings(distance, torch.where(equal, 1.0, log_r))
+    return torch.where(equal, torch.erf(distance / math.sqrt(8.0)), between).clamp(0.0, 1.0)

@@ -98,10 +98,10 @@ def _class_of(x: td.Distribution) -> type | None:
 
 
 def _dtype(x: td.Distribution) -> torch.dtype:
-    """Return the type of an object's numbers: that of its first parameter with a fraction."""
+    """Return the type of an object's numbers, that of its first parameter with a fraction, or the wider float32."""
     made_of = getattr(x, "_categorical", getattr(x, "base_dist", x))
     found = (v.dtype for v in vars(made_of).values() if isinstance(v, Tensor) and v.is_floating_point())
-    return next(found, torch.get_default_dtype())
+    return torch.promote_types(next(found, torch.get_default_dtype()), torch.float32)
 
 
 # -- readings -----------------------------------------------------------------------------------

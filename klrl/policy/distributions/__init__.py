@@ -10,6 +10,7 @@ from klrl.policy.distributions.categorical import Bernoulli, Categorical, Factor
 from klrl.policy.distributions.from_torch import as_record
 from klrl.policy.distributions.gaussian import DiagGaussian, FullGaussian, GaussianMixture, SquashedGaussian
 from klrl.policy.distributions.record import (
+    SHORT,
     Distribution,
     Gradient,
     NoClosedForm,
@@ -17,9 +18,11 @@ from klrl.policy.distributions.record import (
     derivative,
     noise,
     stack_records,
+    widened,
 )
 
 __all__ = [
+    "SHORT",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -37,4 +40,5 @@ __all__ = [
     "derivative",
     "noise",
     "stack_records",
+    "widened",
 ]

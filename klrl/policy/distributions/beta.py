@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, is_numpy, like, tensor
-from klrl.policy.distributions.record import Distribution, check_floating, on_tensors
+from klrl.policy.distributions.record import Distribution, check_floating, check_supported, on_tensors, widened
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,8 +32,8 @@ class Beta(Distribution[A]):
     def sample(self, generator: torch.Generator | None = None) -> A:
         """Sample by numpy, whose generator gets its seed from torch's."""
         seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
-        a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in self.parameters)
-        x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype))
+        a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x) for x in widened(self).parameters)
+        x = tensor(np.asarray(np.random.default_rng(seed).beta(a, b), a.dtype)).to(tensor(self.alpha).dtype)
         return like(_inside(x if is_numpy(self.alpha) else x.to(self.alpha.device)), self.alpha)
 
     @on_tensors
@@ -43,9 +43,18 @@ class Beta(Distribution[A]):
         a, b = (x - peaked.to(x.dtype) for x in (self.alpha, self.beta))
         return _inside(a / (a + b))
 
-    @on_tensors
-    def log_prob(self: Beta[Tensor], action: Array) -> Tensor:
+    def log_prob(self, action: A) -> A:
         """Log-density of ``action [*B, d]``, summed over the d dimensions."""
+        check_supported(self, action, "numbers from 0 to 1")
+        return self.log_prob_inside(action)
+
+    def supports(self, action: Array) -> Array:
+        """True where every number is in [0, 1]."""
+        return ((action >= 0.0) & (action <= 1.0)).all(-1)
+
+    @on_tensors
+    def log_prob_inside(self: Beta[Tensor], action: Array) -> Tensor:
+        """:meth:`log_prob` of an action in [0, 1]."""
         x = _inside(action)
         powers = (self.alpha - 1.0) * x.log() + (self.beta - 1.0) * (-x).log1p()
         return (powers - log_beta(self.alpha, self.beta)).sum(-1)

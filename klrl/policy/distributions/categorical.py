@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import A, Array, as_mask, is_numpy, log_softmax, one_hot, pick, softmax, tensor, where
-from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, noise
+from klrl.policy.distributions.record import Gradient, OfNoise, check_floating, check_supported, noise
 from klrl.shown import array
 
 
@@ -72,7 +72,16 @@ class Categorical(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action`` (int64, ``[*B]``)."""
+        check_supported(self, action, f"integers 0 to {self.logits.shape[-1] - 1}")
+        return self.log_prob_inside(action)
+
+    def log_prob_inside(self, action: A) -> A:
+        """:meth:`log_prob` of an index."""
         return pick(self.log_probs, action)
+
+    def supports(self, action: Array) -> Array:
+        """True for the numbers from 0 to k - 1."""
+        return (action >= 0) & (action < self.logits.shape[-1])
 
     def entropy(self) -> A:
         """-sum p log p with 0 log 0 = 0."""
@@ -130,7 +139,17 @@ class Factored(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """Log-probability of ``action [*B, H]``, summed over the heads."""
-        return self.heads.log_prob(self.to_indices(action)).sum(-1)
+        check_supported(self, action, self._actions)
+        return self.log_prob_inside(action)
+
+    def log_prob_inside(self, action: A) -> A:
+        """:meth:`log_prob` of actions that each head has."""
+        return self.heads.log_prob_inside(self.to_indices(action)).sum(-1)
+
+    @property
+    @abc.abstractmethod
+    def _actions(self) -> str:
+        """Actions of the heads, in words."""
 
     def entropy(self) -> A:
         """The sum of the heads' entropies."""
@@ -200,6 +219,15 @@ class MultiCategorical(Factored[A]):
         columns, inside = like_index(place[0], x), like_index(place[2], x)
         return where(inside, x[..., columns], fill)
 
+    def supports(self, action: Array) -> Array:
+        """True where every head has the number as an index."""
+        sizes = like_index(np.array(self.nvec), action)
+        return ((action >= 0) & (action < sizes)).all(-1)
+
+    @property
+    def _actions(self) -> str:
+        return f"integers from 0 on, smaller than {list(self.nvec)}"
+
     def from_indices(self, index: A) -> A:
         """The same numbers."""
         return index
@@ -258,6 +286,14 @@ class Bernoulli(Factored[A]):
     def spread(self, tangent: Array) -> Array:
         """Treat the logits as (0, l)."""
         return _pair(0.0 * tangent, tangent)
+
+    def supports(self, action: Array) -> Array:
+        """True where every number is 0 or 1."""
+        return ((action == 0) | (action == 1)).all(-1)
+
+    @property
+    def _actions(self) -> str:
+        return "0 and 1"
 
     def from_indices(self, index: A) -> A:
         """The actions as floats."""

@@ -19,8 +19,8 @@ from klrl.policy.distributions.record import Distribution, NoClosedForm
 
 Read = Callable[[Tensor], Tensor]
 """Precision in which numbers are read."""
-MASKED = -1e7
-"""Largest log-probability that is read as a mask: the exponential of a smaller one is no float."""
+MASKED = math.log(math.ulp(0.0)) - math.log(2.0)
+"""Log-probability below which a probability is 0 in float64, too: about -745."""
 
 
 def as_record(distribution: Distribution[A] | td.Distribution, read: Read = lambda x: x) -> Distribution[A]:
@@ -30,7 +30,8 @@ def as_record(distribution: Distribution[A] | td.Distribution, read: Read = lamb
     ``Independent(Normal, n)`` makes one action of its last n dimensions (records keep log_std, so a float32 scale is
     rounded once more). A torch ``Categorical`` or ``Bernoulli`` is read by what it was built from: its logits are
     clamped when it was built from probabilities, and a zero would no longer be a zero. Logits that stand for a mask
-    (sb3-contrib's -1e8) become -inf. The object's numbers pass through ``read`` (say, to another
+    (sb3-contrib's -1e8) become -inf: those below about -745, whose probability is 0 in float64, too. The object's
+    numbers pass through ``read`` (say, to another
     precision) before any logarithm is taken of them.
 
     Raises:

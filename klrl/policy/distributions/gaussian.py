@@ -18,8 +18,10 @@ from klrl.policy.distributions.record import (
     NoClosedForm,
     OfNoise,
     check_floating,
+    check_supported,
     noise,
     on_tensors,
+    widened,
 )
 
 LOG_2PI = math.log(2 * math.pi)
@@ -111,6 +113,15 @@ class SquashedGaussian(OfNoise[A]):
 
     def log_prob(self, action: A) -> A:
         """log N(u) - sum_i log(1 - a_i^2) with u = artanh(a), for ``action [*B, d]``."""
+        check_supported(self, action, "numbers from -1 to 1")
+        return self.log_prob_inside(action)
+
+    def supports(self, action: Array) -> Array:
+        """True where every number is in [-1, 1]."""
+        return (abs(action) <= 1.0).all(-1)
+
+    def log_prob_inside(self, action: A) -> A:
+        """:meth:`log_prob` of an action in [-1, 1]."""
         a = _inside(action)
         u = _artanh(a)
         return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
@@ -203,9 +214,12 @@ class FullGaussian(Distribution[A]):
     @on_tensors
     def log_prob(self: FullGaussian[Tensor], action: Array) -> Tensor:
         """Log-density of ``action [*B, d]``."""
-        z = torch.linalg.solve_triangular(self.scale_tril, (action - self.mean).unsqueeze(-1), upper=False).squeeze(-1)
+        wide = widened(self)  # nothing solves in half precision
+        difference = (action - wide.mean).unsqueeze(-1)
+        z = torch.linalg.solve_triangular(wide.scale_tril, difference, upper=False).squeeze(-1)
         d = self.mean.shape[-1]
-        return -0.5 * (z.square().sum(-1) + d * LOG_2PI) - self._half_log_determinant()
+        log_prob = -0.5 * (z.square().sum(-1) + d * LOG_2PI) - wide._half_log_determinant()
+        return log_prob.to(self.mean.dtype)
 
     @on_tensors
     def entropy(self: FullGaussian[Tensor]) -> Tensor:

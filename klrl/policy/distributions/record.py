@@ -20,6 +20,10 @@ Gradient = tuple[Array, ...]
 """Derivative of a number per state by the fields of its record: one tensor per field, in the field's shape."""
 
 
+SHORT = {torch.float16, torch.bfloat16}
+"""Types of float in which a sum over many actions is wrong in its first digits."""
+
+
 class NoClosedForm(TypeError):
     """The quantity has no closed form; the message names the estimator to use."""
 
@@ -81,7 +85,20 @@ class Distribution(abc.ABC, Generic[A]):
 
     @abc.abstractmethod
     def log_prob(self, action: A) -> A:
-        """Log-probability (density) of one action per state, nats, ``[*B]``."""
+        """Log-probability (density) of one action per state, nats, ``[*B]``.
+
+        Raises:
+            ValueError: what is no action of the family, such as a number outside of a Beta's interval.
+        """
+
+    def log_prob_inside(self, action: A) -> A:
+        """:meth:`log_prob` of actions of the family, as samples are: nothing looks whether they are."""
+        return self.log_prob(action)
+
+    def supports(self, action: Array) -> Array:
+        """Mask of what is an action of the family, bool ``[*B]``; every vector is one unless the family says less."""
+        shape = action.shape[: len(action.shape) - len(self.event_shape)]
+        return np.ones(shape, bool) if is_numpy(action) else action.new_ones(shape, dtype=torch.bool)
 
     @abc.abstractmethod
     def entropy(self) -> A:
@@ -91,7 +108,7 @@ class Distribution(abc.ABC, Generic[A]):
         """Derivative of log p(action) by every field; by autograd unless a family knows it."""
         at: Distribution[Any] = self
         actions = tensor(action)
-        return derivative(lambda p: p.log_prob(actions), at)
+        return derivative(lambda p: p.log_prob_inside(actions), at)
 
     def entropy_gradient(self) -> Gradient:
         """Derivative of H(p) by every field; by autograd unless a family knows it."""
@@ -113,6 +130,25 @@ class OfNoise(Distribution[A]):
     def sample(self, generator: torch.Generator | None = None) -> A:
         """One action per state."""
         return self.from_noise(self.draw_noise(generator))
+
+
+def widened(record: D) -> D:
+    """Return a record of half-precision numbers in float32, any other one as it is."""
+    if tensor(record.parameters[0]).dtype not in SHORT:
+        return record
+    return record.map(lambda x: x.astype(np.float32) if is_numpy(x) else x.float())
+
+
+def check_supported(policy: Distribution[A], action: A, allowed: str) -> None:
+    """Refuse what is no action of the family.
+
+    Raises:
+        ValueError: the message shows the first of them and what is allowed.
+    """
+    supported = policy.supports(action)
+    if not supported.all():
+        first = np.asarray(tensor(action).cpu())[~np.asarray(tensor(supported).cpu())][0]
+        raise ValueError(f"action = {first.tolist()}; allowed: {allowed}")
 
 
 def on_tensors(method: Callable[Concatenate[Any, P], Tensor]) -> Callable[Concatenate[Distribution[A], P], A]:
