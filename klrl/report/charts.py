@@ -94,7 +94,7 @@ _ABOUT = {
         "critic.",
     },
 }
-_TARGETS = TARGETS | {"drift/kl_next": "drift/kl_next_target"}
+_TARGETS = {**TARGETS, "drift/kl_next": "drift/kl_next_target"}
 """Bounds by the column that they are for."""
 CHARTS = (
     *(
