@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from klrl.agents import AGENTS
+from klrl.agents import AGENTS, PPO
+from klrl.agents.export import ExportedPolicy
 from klrl.run import checkpoint, evaluate
 from klrl.scripts.benchmarks.speed import installed
+from klrl.scripts.cli.exporting import difference, some_observations
 from torture.case import Case, Outcome
 from torture.child import some_actions
-from torture.processes import Unexpected, start_child, start_klrl, start_python
+from torture.processes import Process, Unexpected, start_child, start_klrl, start_python
 
 _BUILT_IN = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "FrozenLake-v1",
              "Blackjack-v1", "Taxi-v4", "CliffWalking-v1")  # fmt: skip
@@ -52,6 +56,17 @@ from klrl.agents import PPO, PPOConfig
 PPO("local:Local-v0", PPOConfig(n_envs=2, n_steps=64), seed=0).learn(256).save(sys.argv[1])
 """
 
+# The exported file alone: neither klrl nor torch, and no environment.
+_GRAPH = """
+import sys
+import numpy as np, onnxruntime
+session, given = onnxruntime.InferenceSession(sys.argv[1]), np.load(sys.argv[2])
+np.save(sys.argv[3], session.run(["action"], {one.name: given[one.name] for one in session.get_inputs()})[0])
+assert not {"klrl", "torch", "gymnasium"} & {name.partition(".")[0] for name in sys.modules}
+"""
+_ALIKE = 1e-6
+"""Largest difference of a graph's actions, relative where they are larger than 1; of choices, of log-probabilities."""
+
 
 def cases(seed: int) -> list[Case]:
     """Environments of every kind, as far as they are installed."""
@@ -61,6 +76,7 @@ def cases(seed: int) -> list[Case]:
         *(Case("R15", f"{name} ({agent})", _case(name, agent, seed), name in ("CartPole-v1", "Pendulum-v1"))
           for i, name in enumerate(names) for agent in [("ppo", "trpo", "npg")[i % 3]]),
         Case("R15", "an environment whose module is gone", _gone, quick=True),
+        *(Case("R15", f"{name}, its graph alone", _graph(name, seed)) for name in names if installed("onnxruntime")),
     ]  # fmt: skip
 
 
@@ -78,6 +94,32 @@ def _case(env: str, name: str, seed: int) -> Callable[[Path], Outcome]:
         agent.close()
         problems = [*_predicted(scratch, saved, here), *_evaluated(scratch, saved, ours.returns, seed)]
         return Outcome(problems, trials=2)
+
+    return run
+
+
+def _graph(env: str, seed: int) -> Callable[[Path], Outcome]:
+    """Train, export, and compute the actions of 1,000 observations in a process that has nothing but the file."""
+
+    def run(scratch: Path) -> Outcome:
+        agent = PPO(env, PPO.config_class.for_env(None, n_envs=2, n_steps=64), seed=seed).learn(512)
+        agent.close()
+        written = start_klrl(["export", agent.save(scratch / "saved")], scratch).wait()
+        if written.code != 0:
+            return Outcome([f"klrl export ended with {written.code}: {written.err[-200:]}"])
+        observations, inputs = some_observations(agent, ExportedPolicy(agent).parts, 1_000)
+        given: dict[str, Any] = {**inputs}
+        np.savez(scratch / "given.npz", **given)
+        moved = shutil.move(scratch / "saved" / checkpoint.EXPORT / "policy.onnx", scratch / "alone.onnx")
+        words = ["-c", _GRAPH, moved, scratch / "given.npz", scratch / "actions.npy"]
+        # A process of its own: a fork of this one has klrl.
+        alone = Process([sys.executable, *words], scratch).wait()
+        if alone.code != 0:
+            return Outcome([f"the graph ended with {alone.code}: {alone.err[-200:]}"])
+        mine, its = agent.predict(observations, deterministic=True)[0], np.load(scratch / "actions.npy")
+        error = difference(agent, observations, {}, mine, its)
+        problems = [] if error <= _ALIKE else [f"actions differ by {error:.1e}"]
+        return Outcome(problems, 1, {"largest difference of a graph": error})
 
     return run
 
