@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         default = _defaults(name, options) if run is None else _same(name, options, Path(str(again)), run)
         if (group := help_text.asked(options)) is not None:
             help_text.show(prog, Training, default, group)
-            return
+            sys.exit(0)
     training = parse(Training, options, prog, default)
     env = partial(_environment, training, run, given(options, "env").get("env"))
     if training.resume and _is_begun(prog, training, env):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class CannotBegin(ValueError):
-    """What was asked for beside a training cannot be done; the message says why."""
+    """Refusal of something that was asked for beside a training; the message says why."""
 
 
 class Beside(Callback, abc.ABC):

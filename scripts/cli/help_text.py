@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from inspect import cleandoc, getdoc
+from itertools import pairwise
 from typing import Any
 
 import tyro
@@ -78,10 +79,10 @@ def options(cls: type, default: Any = None) -> Iterator[Option]:
 def asked(words: Sequence[str]) -> str | None:
     """Return the group whose help a command line asks for, "" for that of all, or ``None``.
 
-    >>> asked(["--env", "CartPole-v1", "--help", "networks"]), asked(["--help"]), asked(["--seed", "1"])
-    ('networks', '', None)
+    >>> asked(["--env", "CartPole-v1", "--help", "networks"]), asked(["--help"]), asked(["--seed", "1"]), asked([])
+    ('networks', '', None, None)
     """
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         if word in ("-h", "--help"):
             return "" if after.startswith("-") else after
     return None

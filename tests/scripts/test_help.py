@@ -14,7 +14,9 @@ def shown(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
     def show(*words):
-        main(["train", *words])
+        with pytest.raises(SystemExit) as stop:
+            main(["train", *words])
+        assert stop.value.code == 0
         return capsys.readouterr().out
 
     return show
