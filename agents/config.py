@@ -17,7 +17,7 @@ from klrl.policy.choices import ActionDistribution, Activation, MaskSource
 from klrl.run.presets import preset
 from klrl.schedules import During, Value
 from klrl.shown import changed
-from klrl.text import nearest
+from klrl.text import allowed, nearest
 from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
 from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, Fraction, InfoKey, Pattern, Positive, PositiveInt
@@ -157,7 +157,8 @@ class AgentConfig(RegionSettings):
         """
         known = [f.name for f in fields(cls)]
         for name in settings.keys() - set(known):
-            raise TypeError(f"{name} is no setting of {cls.__name__}{nearest(name, known)}")
+            hint = nearest(name, known) or f"; allowed: {allowed(name, known)}"
+            raise TypeError(f"{name} is no setting of {cls.__name__}{hint}")
         return super().__new__(cls)
 
     def __repr__(self) -> str:

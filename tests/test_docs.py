@@ -128,5 +128,5 @@ def test_every_page_is_in_a_table_of_contents():
     for page in PAGES:
         for toctree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
             entries = [line for line in toctree.splitlines() if line and not line.startswith(":")]
-            listed |= {page.parent / f"{entry}{'.ipynb' if entry == 'notebooks' else '.md'}" for entry in entries}
+            listed |= {file for entry in entries for file in page.parent.glob(f"{entry}.*")}
     assert {*PAGES, *(ROOT / "docs").rglob("*.ipynb")} == listed
