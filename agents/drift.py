@@ -37,7 +37,7 @@ def step_zero(behaviour: Distribution, samples: UpdateBatch, *, warn: bool = Tru
     A difference (changed statistics, a stale batch, dropout) gets a ``RuntimeWarning``, unless ``warn`` is false.
     """
     kl = mean_kl(behaviour, samples.old)
-    ratio = (samples.log_prob - behaviour.log_prob_inside(samples.actions)).exp()
+    ratio = (samples.log_prob - behaviour.log_prob_inside(samples.taken)).exp()
     error = (ratio - 1.0).abs().max().item()
     if warn and not (kl <= _START_KL and error <= _START_RATIO):
         warn_user(

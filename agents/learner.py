@@ -28,6 +28,7 @@ from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
 from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
+from klrl.policy.distributions.squashed import matching, remembering
 from klrl.policy.linearization import Linearization, Objective, expectation
 from klrl.policy.networks import Critic
 from klrl.policy.normalizer import ReturnScaler
@@ -41,6 +42,7 @@ from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
 from klrl.text import warn_user
 from klrl.trust_region import Change
+from klrl.trust_region.all import redefines
 from klrl.trust_region.scheduling import with_values
 
 C = TypeVar("C", bound=AgentConfig)
@@ -288,7 +290,10 @@ class Learner(abc.ABC, Generic[C]):
         """Settle the numbers of this update, here and nowhere else: all that computes sees plain numbers."""
         self.values = self.config.values_at(self.progress_remaining)
         scheduled = {name: self.values[name] for name in schedules.scheduled(self.config)}
-        self.region = with_values(self.region.scheduled(self.progress_remaining), scheduled)
+        region = with_values(self.region.scheduled(self.progress_remaining), scheduled)
+        if redefines(region, "at_rate") and "actor" in self.optimized:
+            region = region.at_rate(self.values["learning_rate"] / self.config.values_at(1.0)["learning_rate"])
+        self.region = region
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> UpdateBatch:
@@ -297,8 +302,11 @@ class Learner(abc.ABC, Generic[C]):
         observations = self.normalized(raw)
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
         actions = self._on_device(batch.flatten_valid(batch.actions))
+        u = matching(batch.actions, batch.before_tanh)
+        before_tanh = None if u is None else self._on_device(batch.flatten_valid(u))
         old = self.actor(observations)
-        return UpdateBatch(observations, actions, old, old.log_prob_inside(actions), *self.advantages(batch), reference)
+        log_prob = old.log_prob_inside(actions if before_tanh is None else remembering(actions, before_tanh))
+        return UpdateBatch(observations, actions, old, log_prob, *self.advantages(batch), reference, before_tanh)
 
     def _on_device(self, x: Tensor) -> Tensor:
         return ordinary(x).to(self.device)

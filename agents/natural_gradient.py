@@ -117,7 +117,7 @@ class NaturalGradient(Agent[N], abc.ABC):
         if self.config.cg_preconditioner == "none":
             return None
         diagonal = fisher_diagonal(
-            self.actor.linearize, samples.observations, samples.actions, batch_size=self.config.fisher_batch_size
+            self.actor.linearize, samples.observations, samples.taken, batch_size=self.config.fisher_batch_size
         )
         return (diagonal + self.config.cg_damping) ** _EXPONENT
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
+from klrl.policy.distributions.squashed import remembering
 from klrl.shown import of_arrays
 from klrl.trust_region import Change
 
@@ -36,6 +37,8 @@ class UpdateBatch:
 
     reference: Distribution | None = None
     """Distributions of the reference policy, if there is one."""
+    before_tanh: Tensor | None = None
+    """What squashed actions are the tanh of, if the batch knows it, ``[n, *A]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -65,11 +68,17 @@ class UpdateBatch:
             function(self.advantage),
             function(self.returns),
             None if self.reference is None else self.reference.map(function),
+            None if self.before_tanh is None else function(self.before_tanh),
         )
+
+    @property
+    def taken(self) -> Array:
+        """The actions, which remember what they are the tanh of if the batch knows it."""
+        return self.actions if self.before_tanh is None else remembering(self.actions, self.before_tanh)
 
     def change(self, new: Distribution) -> Change:
         """Return the change from the old policy to ``new`` at these observations."""
-        return Change(self.old, new, self.actions, self.log_prob, self.advantage, self.reference)
+        return Change(self.old, new, self.taken, self.log_prob, self.advantage, self.reference)
 
 
 def overflow(policy: Distribution, ent_coef: float) -> str:

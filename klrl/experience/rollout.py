@@ -13,6 +13,7 @@ from klrl.experience.batch import Batch, Episode
 from klrl.experience.infos import Infos
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
+from klrl.policy.distributions.squashed import before_tanh
 
 _ACTION, _REWARD, _OBSERVATION, _FINAL = range(4)
 """Kinds of numbers, in the order in which a step gives them."""
@@ -87,6 +88,7 @@ class Rollout:
             valid=torch.from_numpy(self.valid),
             next_observations=observations[-1].clone(),
             final_observations=torch.stack(finals) if finals else observations[0, :0].clone(),
+            before_tanh=None if before_tanh(self.actions[0]) is None else stack([*map(before_tanh, self.actions)]),
             episodes=tuple(self.episodes),
             infos=tuple(self.infos),
         )

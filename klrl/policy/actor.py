@@ -99,7 +99,7 @@ class Actor(nn.Module, Linearizable):
 
 def on_host(x: Array) -> np.ndarray:
     """Return a numpy array of the same numbers, copied from its device if necessary."""
-    return x if is_numpy(x) else x.detach().cpu().numpy()
+    return np.asarray(x) if is_numpy(x) else x.detach().cpu().numpy()
 
 
 def flat(action: np.ndarray, space: gym.Space) -> np.ndarray:

@@ -123,6 +123,10 @@ class All(TrustRegion):
         """Schedule every member."""
         return All(*(r.scheduled(progress_remaining) for r in self.regions))
 
+    def at_rate(self, share: float) -> All:
+        """Tell every member."""
+        return All(*(r.at_rate(share) for r in self.regions))
+
     def adapt(self, change: Change) -> All:
         """Adapt every member."""
         return All(*(r.adapt(change) for r in self.regions))

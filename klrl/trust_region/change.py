@@ -12,6 +12,7 @@ from torch import Tensor
 from klrl.kl import kl_divergence, kl_gradient, renyi, reverse_kl, total_variation
 from klrl.policy.arrays import Array, exp, expm1, like, tensor
 from klrl.policy.distributions import Distribution, Gradient, derivative
+from klrl.policy.distributions.squashed import on_tensors
 from klrl.shown import of_arrays
 
 
@@ -138,6 +139,6 @@ class Change:
         return value
 
     def _tensors(self, new: Distribution) -> Change:
-        data = tensor(self.action), tensor(self.log_prob), tensor(self.advantage)
+        data = on_tensors(self.action), tensor(self.log_prob), tensor(self.advantage)
         reference = None if self.reference is None else self.reference.map(tensor)
         return Change(self.old.map(tensor), new, *data, reference)

@@ -26,6 +26,11 @@ class Coefficient(abc.ABC):
     def update(self, kl: float) -> Self:
         """Return the coefficient for the next policy update, given the mean KL(old||new) of the last one."""
 
+    def at_rate(self, share: float) -> Self:
+        """Return the coefficient for an update whose step size is this share of the training's first."""
+        del share
+        return self
+
 
 @dataclass(frozen=True)
 class Fixed(Coefficient):
@@ -43,17 +48,33 @@ class Fixed(Coefficient):
 
 @dataclass(frozen=True, kw_only=True)
 class _Bounded(Coefficient):
-    """Schedule that aims at ``target_kl`` and keeps beta in [minimum, maximum], so that it can always recover."""
+    """Schedule that aims at ``target_kl`` and keeps beta in [minimum, maximum], so that it can always recover.
+
+    A KL that falls short because the learning rate has fallen is no reason for a smaller beta, which would be far too
+    small for the next training: short of its aim, a KL counts as what it would be at the training's first rate, where
+    KL grows with its square, but as no more than the aim.
+    """
 
     target_kl: Positive = 0.01
     beta: Positive = 1.0
     minimum: Positive = 1e-4
     maximum: Positive = 1e4
+    rate_share: Positive = 1.0
+    """Step size of the update over the training's first one."""
 
     def __post_init__(self) -> None:
         validate(self)
         if not self.minimum <= self.beta <= self.maximum:
             raise ValueError(f"beta = {self.beta}; allowed: a number in [{self.minimum:g}, {self.maximum:g}]")
+
+    def at_rate(self, share: float) -> Self:
+        """Remember the share, 1 where the rate has risen."""
+        return replace(self, rate_share=min(share, 1.0))
+
+    def _over_aim(self, kl: float) -> float:
+        """Return the KL, as it counts, over its aim."""
+        ratio = kl / self.target_kl
+        return min(ratio / self.rate_share**2, 1.0) if ratio < 1.0 else ratio
 
     def _times(self, factor: float) -> Self:
         return replace(self, beta=min(max(factor * self.beta, self.minimum), self.maximum))
@@ -69,9 +90,10 @@ class Adaptive(_Bounded):
 
     def update(self, kl: float) -> Self:
         """Halve, keep or double beta, within the bounds."""
-        if kl < self.target_kl / 1.5:
+        ratio = self._over_aim(kl)
+        if ratio < 1.0 / 1.5:
             return self._times(0.5)
-        if kl > self.target_kl * 1.5:
+        if ratio > 1.5:
             return self._times(2.0)
         return self
 
@@ -89,7 +111,7 @@ class Proportional(_Bounded):
 
     def update(self, kl: float) -> Self:
         """Change beta by at most a factor of 1 +- 0.2 K, within the bounds; keep it if the KL is NaN."""
-        error = kl / self.target_kl - 1.0
+        error = self._over_aim(kl) - 1.0
         if math.isnan(error):
             return self
         return self._times(1.0 + self.proportion * min(max(error, -0.2), 0.2))
@@ -113,7 +135,7 @@ class Dual(_Bounded):
 
     def update(self, kl: float) -> Self:
         """Take one step of the ascent, within the bounds; keep beta if the KL is NaN."""
-        violation = kl / self.target_kl - 1.0
+        violation = self._over_aim(kl) - 1.0
         return self if math.isnan(violation) else self._times(math.exp(self.rate * min(violation, 1.0)))
 
 

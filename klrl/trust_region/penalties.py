@@ -49,6 +49,10 @@ class KLPenalty(TrustRegion):
         del curvature
         return 1.0 / self.beta
 
+    def at_rate(self, share: float) -> Self:
+        """Tell the coefficient."""
+        return replace(self, coefficient=self.coefficient.at_rate(share))
+
     def adapt(self, change: Change) -> Self:
         """Update the coefficient by the KL of the whole update."""
         return replace(self, coefficient=self.coefficient.update(average(change.kl)))

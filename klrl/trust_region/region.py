@@ -138,6 +138,11 @@ class TrustRegion:
         del progress_remaining
         return self
 
+    def at_rate(self, share: float) -> Self:
+        """Return the region for an update whose step size, by its schedule, is this share of the training's first."""
+        del share
+        return self
+
     def adapt(self, change: Change) -> Self:
         """Return the region for the next update, given the change that this whole update made."""
         del change

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -322,3 +322,51 @@ def test_a_value_loss_without_weight_leaves_the_critic():
     before = [p.detach().clone() for p in agent.critic.parameters()]
     agent.update(random_batch(agent))
     assert same(agent.critic.parameters(), before)
+
+
+def test_a_second_training_begins_with_the_rate_that_adaptive_lr_ended_the_first_with():
+    agent = small_agent(PPO, trust_region="adaptive-lr", learning_rate=1e-3, learning_rate_schedule="linear")
+    for _ in range(2):
+        agent.learn(8 * agent.config.n_envs * agent.config.n_steps)
+    rates = [row["train/actor_learning_rate"] for row in agent.history]
+    assert len(rates) == 16
+    assert all(0.66 < after / before < 1.51 for before, after in pairwise(rates))
+    assert [row["train/learning_rate"] for row in agent.history[7:9]] == pytest.approx([1e-3 / 8, 1e-3])
+
+
+def test_the_natural_gradients_penalty_follows_the_kl_whatever_the_critics_rate():
+    agent = small_agent(TRPO, trust_region="adaptive-penalty", learning_rate_schedule="linear")
+    agent.learn(4 * agent.config.n_envs * agent.config.n_steps)
+    assert agent.region.coefficient.rate_share == 1.0
+
+
+@pytest.mark.parametrize(("agent_class", "n_envs"), [(PPO, 2), (TRPO, 2), (PPO, 64)])
+def test_a_saturated_squashed_policy_learns_from_right_ratios(agent_class, n_envs):
+    """Means of 12 before the tanh, where every action is 1 in float32; k1 and k3 of many actions are near the KL."""
+    settings = {"action_distribution": "squashed-gaussian", "normalize_observations": False}
+    agent = small_agent(agent_class, "Pendulum-v1", n_envs=n_envs, n_steps=1024 // n_envs, **settings)
+    with torch.no_grad():
+        *_, bias = agent.actor.trunk.parameters()
+        bias.fill_(12.0)
+    agent.learn(1024)
+    (row,) = agent.history
+    assert row["drift/start_ratio_error"] < 1e-3
+    assert row["drift/kl"] > 1e-5
+    spread = (2.0 * row["drift/kl"] / 1024) ** 0.5
+    assert row["drift/kl_k1"] == pytest.approx(row["drift/kl"], abs=5.0 * spread)
+    assert row["drift/kl_k3"] == pytest.approx(row["drift/kl"], rel=0.3)
+
+
+def test_a_batch_without_what_was_before_the_tanh_is_read_by_its_actions():
+    agent = small_agent(PPO, "Pendulum-v1", action_distribution="squashed-gaussian")
+    batch = agent.collector().collect(agent.act, agent.config.n_steps)
+    assert batch.before_tanh is not None
+    torch.testing.assert_close(batch.before_tanh.tanh(), batch.actions)
+    known, unknown, other = (
+        agent.prepare(b)
+        for b in (batch, replace(batch, before_tanh=None), replace(batch, before_tanh=batch.before_tanh + 1.0))
+    )
+    assert unknown.before_tanh is other.before_tanh is None
+    torch.testing.assert_close(known.log_prob, unknown.log_prob, rtol=1e-3, atol=1e-3)
+    gaussian = small_agent(PPO, "Pendulum-v1")
+    assert gaussian.collector().collect(gaussian.act, 4).before_tanh is None

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch import distributions as td
 
 from klrl.policy.distributions import (
@@ -278,3 +279,37 @@ def test_what_is_no_action_of_a_family_is_refused_in_one_line():
             one = p[1:] if p.supports(action)[1] else p[:1]
             np.testing.assert_allclose(one.log_prob(good), one.log_prob_inside(good))
     assert DiagGaussian(zeros, zeros).supports(zeros).all()
+
+
+@pytest.mark.parametrize("mean", [0.0, 9.0, -30.0])
+def test_squashed_samples_have_the_log_probability_and_score_of_the_normal_they_come_from(mean):
+    """In float32, by torch's transform in float64: that of u, less log (1 - tanh(u)^2)."""
+    n = 2000
+    for kind in (torch.from_numpy, lambda x: x):
+        old, new = (
+            SquashedGaussian(kind(np.full((n, 2), m, np.float32)), kind(np.full((n, 2), -0.7, np.float32)))
+            for m in (mean, mean + 0.1)
+        )
+        u = old.base.sample(torch.Generator().manual_seed(0))
+        action = old.sample(torch.Generator().manual_seed(0))
+        assert np.abs(np.asarray(action)).max() < 1.0
+        wide = torch.as_tensor(u).double()
+        slope = math.log(4.0) - 2.0 * wide.abs() - 2.0 * (-2.0 * wide.abs()).exp().log1p()
+        expected = td.Normal(mean, math.exp(-0.7)).log_prob(wide) - slope
+        np.testing.assert_allclose(old.log_prob(action), expected.sum(-1), rtol=1e-5, atol=1e-4)
+        ratio = np.exp(np.asarray(new.log_prob(action), np.float64) - np.asarray(old.log_prob(action)))
+        assert abs(ratio.mean() - 1.0) < 4.0 * ratio.std() / n**0.5
+        for ours, theirs in zip(old.score(action), old.base.score(u), strict=True):
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+        plain = action[: n // 2]  # an ordinary array: what it says itself
+        assert np.isfinite(np.asarray(old[: n // 2].log_prob(plain))).all()
+
+
+def test_squashed_actions_that_were_written_to_have_forgotten():
+    old = SquashedGaussian(torch.zeros(4, 1), torch.zeros(4, 1))
+    action = old.sample(torch.Generator().manual_seed(0))
+    expected = old.log_prob(-action)
+    action.neg_()
+    torch.testing.assert_close(old.log_prob(action), expected)
+    with pytest.raises(ValueError, match="read-only"):
+        old.map(Tensor.numpy).sample()[0] = 0.5

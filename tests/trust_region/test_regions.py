@@ -18,6 +18,7 @@ from klrl.trust_region import (
     All,
     Change,
     Clip,
+    Dual,
     Fixed,
     KLConstraint,
     KLMask,
@@ -25,6 +26,7 @@ from klrl.trust_region import (
     KLProjection,
     MirrorDescent,
     NextStateConstraint,
+    Proportional,
     RatioDeviation,
     RatioVariancePenalty,
     ReferenceConstraint,
@@ -497,3 +499,26 @@ def test_other_methods_of_a_region_are_its_own_affair():
         (TrustRegion,),
         {"kl_bound": lambda self: 0.0, "_penality": lambda self: 0.0, "projected": lambda self: 0.0},
     )
+
+
+def test_adaptive_lr_cancels_a_schedule_and_begins_from_the_scheduled_rate():
+    region = AdaptiveLearningRate(target_kl=0.01, scale=2.0)
+    for share in (1.0, 0.5, 0.05):  # of one training, and then of the next
+        region = All(Clip(), region).at_rate(share).regions[1]
+        assert share * region.lr_scale == pytest.approx(2.0)
+    assert region.at_rate(1.0).lr_scale == pytest.approx(2.0)
+    resumed = AdaptiveLearningRate(target_kl=0.01, scale=2.0).at_rate(0.25)  # from a checkpoint that has no share
+    assert (resumed.lr_scale, resumed.at_rate(1.0).lr_scale) == pytest.approx((2.0, 0.5))
+
+
+@pytest.mark.parametrize("schedule", [Adaptive, Proportional, Dual])
+def test_a_penalty_does_not_fall_because_the_learning_rate_has(schedule):
+    beta = schedule(target_kl=0.01, beta=1.0)
+    slow = beta.at_rate(0.1)
+    assert beta.update(0.001).beta < 1.0  # a tenth of the aim at the first rate
+    assert slow.update(0.001).beta == 1.0  # at a tenth of the rate it would be ten times the aim
+    assert slow.update(0.00004).beta < 1.0  # 0.004
+    assert slow.update(0.02).beta == beta.update(0.02).beta > 1.0
+    assert slow.at_rate(1.0) == beta == beta.at_rate(3.0)
+    assert KLPenalty(slow).at_rate(1.0) == KLPenalty(beta)
+    assert Fixed(2.0).at_rate(0.1) == Fixed(2.0)

@@ -23,6 +23,7 @@ from klrl.policy.distributions.record import (
     on_tensors,
     widened,
 )
+from klrl.policy.distributions.squashed import before_tanh, log_slope, remembering
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -85,7 +86,9 @@ class SquashedGaussian(OfNoise[A]):
     """a = tanh(u) with u ~ N(mean_i, exp(log_std_i)^2), independent; an action is a vector in (-1, 1), ``[*B, d]``.
 
     ``mean [*B, d]`` and ``log_std [*B, d]`` are those of u (Haarnoja et al. 2018, "Soft Actor-Critic", appendix C).
-    Actions that rounding puts on the border count as the nearest number inside.
+    Near the border, a in float32 no longer says what u was: samples remember it (:mod:`.squashed`), and their
+    log-probability and score are right at any mean. Other actions that rounding puts on the border count as the nearest
+    number inside.
     """
 
     mean: A
@@ -104,8 +107,9 @@ class SquashedGaussian(OfNoise[A]):
         return self.base.draw_noise(generator, steps)
 
     def from_noise(self, noise: A) -> A:
-        """The hyperbolic tangent of u."""
-        return _inside(tanh_(self.base.from_noise(noise)))
+        """The hyperbolic tangent of u, which it remembers."""
+        u = self.base.from_noise(noise)
+        return remembering(_inside(tanh_(u + 0.0)), u)
 
     def mode(self) -> A:
         """tanh(mean), the median of every dimension: the action without noise, as Soft Actor-Critic takes it."""
@@ -122,13 +126,15 @@ class SquashedGaussian(OfNoise[A]):
 
     def log_prob_inside(self, action: A) -> A:
         """:meth:`log_prob` of an action in [-1, 1]."""
+        if (u := before_tanh(action)) is not None:
+            return self.base.log_prob(u) - log_slope(u).sum(-1)
         a = _inside(action)
-        u = _artanh(a)
-        return self.base.log_prob(u) - _log((1.0 - a) * (1.0 + a)).sum(-1)
+        return self.base.log_prob(_artanh(a)) - _log((1.0 - a) * (1.0 + a)).sum(-1)
 
     def score(self, action: A) -> Gradient:
         """The record of u."""
-        return self.base.score(_artanh(_inside(action)))
+        u = before_tanh(action)
+        return self.base.score(_artanh(_inside(action)) if u is None else u)
 
     @on_tensors
     def entropy(self: SquashedGaussian[Tensor]) -> Tensor:
