@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -100,9 +99,13 @@ def validate(instance: object) -> None:
             object.__setattr__(instance, name, tuple(value))
 
 
-@lru_cache
-def hints(cls: Any) -> Mapping[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, with their restrictions."""
+    return dict(_hints(cls))
+
+
+@lru_cache
+def _hints(cls: type) -> dict[str, Any]:
     own = {field.name for field in fields(cls)}
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in own}
 
