@@ -302,7 +302,7 @@ def test_the_table_has_a_line_per_environment_and_variant(rows):
     assert "0 of 10 over 0.02 |" in lines[5]
 
 
-def test_updates_are_counted_against_the_regions_own_bound(tmp_path, rows):
+def test_updates_are_counted_against_the_regions_own_bound(tmp_path):
     words = ["--vary", "trust-region", "constraint+max-constraint", "quantile-constraint"]
     bounds = ["max_state_kl=1e-3", "quantile_kl=2e-3", "target_kl=1e-9"]
     made = compare(tmp_path / "tails", *words, settings=[*TINY, *bounds], envs=("CartPole-v1:128",), seeds=(0,))
