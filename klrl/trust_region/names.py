@@ -98,10 +98,10 @@ REGIONS: dict[str, Callable[..., TrustRegion]] = {
     "frobenius-projection": FrobeniusProjection,
     "early-stop": _early_stop,
     "constraint": _constraint,
+    "next-state-constraint": _next_state_constraint,
     "quantile-constraint": QuantileConstraint,
     "cvar-constraint": CVaRConstraint,
     "max-constraint": MaxConstraint,
-    "next-state-constraint": _next_state_constraint,
     "espo": RatioDeviation,
     **{f"{name}-penalty": _penalty(schedule) for name, schedule in SCHEDULES.items()},
     "mdpo": _mdpo,
@@ -129,13 +129,13 @@ SUMMARIES: dict[str, str] = {
     "frobenius-projection": "the same for Gaussians, in the distance of means and variances (PPO)",
     "early-stop": "ends the policy's epochs once the whole-batch KL is over the target; keeps the step that was",
     "constraint": "mean KL(old‖new) ≤ target after every update",
-    "quantile-constraint": "KL(old‖new) ≤ a bound in a share of the states, after every update",
-    "cvar-constraint": "mean KL(old‖new) of the states with the largest ≤ a bound, after every update",
-    "max-constraint": "KL(old‖new) ≤ a bound in every state of the batch, after every update",
     "next-state-constraint": (
         "the same with a target that moves so that, on the states that the new policy visits, mean KL(old‖new) ≤ a "
         "bound after all but 5 % of the updates"
     ),
+    "quantile-constraint": "KL(old‖new) ≤ a bound in a share of the states, after every update",
+    "cvar-constraint": "mean KL(old‖new) of the states with the largest ≤ a bound, after every update",
+    "max-constraint": "KL(old‖new) ≤ a bound in every state of the batch, after every update",
     "espo": "ends the policy's epochs once the batch's mean |ratio − 1| is over a bound; keeps the step that was",
     **{f"{name}-penalty": f"subtracts β KL(old‖new); {_moves(schedule)}" for name, schedule in SCHEDULES.items()},
     "mdpo": "subtracts KL(new‖old) / t, where t falls to 0 over the training; aims at no KL",
