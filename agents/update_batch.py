@@ -38,7 +38,7 @@ class UpdateBatch:
     reference: Distribution | None = None
     """Distributions of the reference policy, if there is one."""
     before_tanh: Tensor | None = None
-    """What squashed actions are the tanh of, if the batch knows it, ``[n, *A]``."""
+    """Numbers that squashed actions are the tanh of, if the batch has them, ``[n, *A]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)

@@ -60,7 +60,7 @@ class Batch:
     What cannot be sent from a worker process is in it as a text that says so.
     """
     before_tanh: Tensor | None = None
-    """What squashed actions are the tanh of, ``[T, N, *A]``: near the border, they no longer say it."""
+    """Numbers that squashed actions are the tanh of, ``[T, N, *A]``: near the border, actions no longer say which."""
 
     def __repr__(self) -> str:
         """Size of the batch, and of what."""

@@ -57,7 +57,8 @@ def jensen_shannon(p: AnyDistribution[A], q: AnyDistribution[A], base: float | N
     """1/2 KL(p||m) + 1/2 KL(q||m) with m = (p + q) / 2, in [0, log 2] whatever the supports, ``[*B]``.
 
     Its square root is a metric (Endres & Schindelin 2003, "A New Metric for Probability Distributions"). For
-    Categorical, MultiCategorical and Bernoulli; over several heads or bits it is that of the joint distribution.
+    Categorical, MultiCategorical and Bernoulli (over several heads or bits that of the joint distribution), and for
+    Beta of one dimension, by quadrature.
     """
     return in_base(measured("the Jensen-Shannon divergence", p, q, lambda f, a, b: f.jensen_shannon(a, b)), base)
 
@@ -116,7 +117,7 @@ def total_variation(p: AnyDistribution[A], q: AnyDistribution[A]) -> A:
     """1/2 int |p - q| = max_A p(A) - q(A) in [0, 1], ``[*B]``; a metric.
 
     For categorical families (of several heads or bits jointly), and for Gaussians, squashed or not, of one dimension
-    or with equal covariances in every state.
+    or with equal covariances in every state; for Beta of one dimension, by quadrature.
     """
     return measured("the total variation", p, q, lambda f, a, b: f.total_variation(a, b))
 

@@ -27,7 +27,9 @@ def kl_upper_bound(
 
     sum_ab f_ab (log f_ab / g_ab + D_ab), for any f >= 0 with row sums w and g >= 0 with column sums v: by the chain
     rule the KL between p and q with the components as further variables (section 7 of the source). Minimised over g
-    and f in turns, f_ab ~ g_ab e^{-D_ab} and g_ab ~ f_ab; a bound after every turn, with exact derivatives of it.
+    and f in turns, f_ab ~ g_ab e^{-D_ab} and g_ab ~ f_ab; a bound after every turn. The gradient is that of the bound
+    with the last shares f / w and g / v held: of another bound, which touches this one here, so that descending it is
+    sound. It is the derivative of the number itself once the turns have converged (more ``iterations``).
 
     Args:
         p: a GaussianMixture or DiagGaussian.

@@ -1,4 +1,4 @@
-"""Whether a sample mean and its standard error can be believed: few samples, heavy tails, skewness, no variation."""
+"""Doubts about a sample mean and its standard error: few samples, heavy tails, skewness, no variation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DoubtfulEstimateWarning(RuntimeWarning):
 
 
 class Doubt(NamedTuple):
-    """What there is to know about the reliability of a mean, one number per mean, ``[*B]``."""
+    """Numbers that tell of the reliability of a mean, one per mean, ``[*B]``."""
 
     independent: Tensor
     """Number of independent samples, or of what they are worth."""

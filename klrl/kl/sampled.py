@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from klrl.kl.families import AnyDistribution
+from klrl.kl.families.bregman import jensen_shannon_of
 from klrl.kl.families.roots import root
 from klrl.kl.reliability import Doubt, pareto_k, student, tail_size
 from klrl.kl.samplers import Sampler, sampler, samplers
@@ -183,18 +184,6 @@ def _kl(log_ratio: Tensor) -> Tensor:
     return value.clamp_min(0.0)
 
 
-def _jensen_shannon(log_ratio: Tensor) -> Tensor:
-    """Return the integrand by 1 + t = 2 q / (p + q), so log(1 + t) = log 2 - log(1 + e^-l); near t = 0 from 1 +- t."""
-    t = torch.tanh(0.5 * log_ratio)
-    near = t.abs() < 0.5
-    s = torch.where(near, t, 0.0)
-    zero = torch.zeros_like(t)
-    log_right, log_left = (math.log(2.0) - torch.logaddexp(zero, x) for x in (-log_ratio, log_ratio))
-    right = (1.0 + t) * torch.where(near, s.log1p(), log_right)
-    left = (1.0 - t) * torch.where(near, (-s).log1p(), log_left)
-    return torch.where(log_ratio.isinf(), math.log(2.0), (0.5 * (right + left)).clamp(0.0, math.log(2.0)))
-
-
 def _hellinger(log_ratio: Tensor) -> Tensor:
     """1 - 1 / cosh(l / 2) = 2 sinh(l / 4)^2 / cosh(l / 2)."""
     x = log_ratio.clamp(-700.0, 700.0)
@@ -205,7 +194,7 @@ _INTEGRANDS: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": _kl,
     "reverse_kl": lambda x: _kl(-x),
     "jeffreys": lambda x: _kl(x) + _kl(-x),
-    "jensen_shannon": _jensen_shannon,
+    "jensen_shannon": jensen_shannon_of,
     "total_variation": lambda x: torch.tanh(0.5 * x).abs(),
     "hellinger": _hellinger,
 }

@@ -23,7 +23,7 @@ from families import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 from torch import distributions as td
 
 from klrl.kl import (
@@ -547,3 +547,37 @@ def test_second_derivatives_of_total_variation_and_wasserstein_are_those_of_diff
         (second,) = torch.autograd.grad(second, x, create_graph=True)
     with pytest.raises(RuntimeError, match="no third derivative here; allowed: the first and the second"):
         torch.autograd.grad(second, x)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [(2.0, 3.0, 3.0, 2.0), (0.3, 0.3, 0.3, 0.4), (0.1, 0.02, 0.1, 0.04), (50.0, 2.0, 60.0, 3.0), (5.0, 5.0, 2.0, 2.0)],
+)
+def test_betas_of_one_dimension_have_exact_distances(shapes):
+    """By Simpson's rule on a fine grid of log-odds, where nothing is singular."""
+    a, b, c, d = shapes
+    u = np.linspace(-60.0 / min(a, c) - 5.0, 60.0 / min(b, d) + 5.0, 400_001)
+    left, right = np.logaddexp(0.0, -u), np.logaddexp(0.0, u)
+    p, q = (np.exp(-x * left - y * right - special.betaln(x, y)) for x, y in ((a, b), (c, d)))
+    m = 0.5 * (p + q)
+    expected = integrate.simpson(0.5 * (special.rel_entr(p, m) + special.rel_entr(q, m)), x=u)
+    pair = [Beta(*(torch.tensor([[x]], dtype=torch.float64) for x in shape)) for shape in ((a, b), (c, d))]
+    assert jensen_shannon(*pair).item() == pytest.approx(expected, rel=1e-8)
+    expected = integrate.simpson(0.5 * np.abs(p - q), x=u)
+    assert total_variation(*pair).item() == pytest.approx(expected, rel=1e-5)
+    if min(shapes) >= 1.0:
+        fields = [x.requires_grad_() for r in pair for x in r.parameters]
+        for function in (jensen_shannon, total_variation):
+            between = lambda a, b, c, d, f=function: f(Beta(a, b), Beta(c, d))  # noqa: E731
+            assert torch.autograd.gradcheck(between, fields)
+            assert torch.autograd.gradgradcheck(between, fields)
+
+
+def test_equal_betas_and_betas_of_several_dimensions():
+    x = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    for function in (jensen_shannon, total_variation):
+        value = function(Beta(x, x), Beta(x.detach(), x.detach()))
+        assert value.item() == 0.0
+        assert torch.autograd.grad(value, x)[0].item() == 0.0
+        with pytest.raises(TypeError, match="estimate_divergence"):
+            function(Beta(*2 * [torch.ones(2)]), Beta(*2 * [2.0 * torch.ones(2)]))

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from klrl.kl.families.bregman import jensen_shannon_of
 from klrl.kl.families.family import Family
+from klrl.kl.families.log_odds import nodes
 from klrl.policy.arrays import like, tensor
 from klrl.policy.distributions import Beta, Gradient
 
@@ -61,6 +63,20 @@ class BetaFamily(Family[Beta]):
         exists = (between[0] > 0.0) & (between[1] > 0.0)
         p_t = Beta(*(torch.where(exists, x, 1.0) for x in between))
         return (self.kl(p, q) - self.kl(p, p_t) / t).clamp_min(0.0).masked_fill(~exists, math.inf)
+
+    def jensen_shannon(self, p: Beta, q: Beta) -> Tensor:
+        """int m J(log q / p) with m = (p + q) / 2, by quadrature; in one dimension."""
+        if p.alpha.shape[-1] > 1:
+            return super().jensen_shannon(p, q)
+        weights, log_ratio, both = nodes(p, q)
+        return (0.5 * weights * both * jensen_shannon_of(log_ratio)).sum((-2, -1)).clamp(0.0, math.log(2.0))
+
+    def total_variation(self, p: Beta, q: Beta) -> Tensor:
+        """1/2 int |p - q| by quadrature between the points where the densities cross; in one dimension."""
+        if p.alpha.shape[-1] > 1:
+            return super().total_variation(p, q)
+        weights, log_ratio, both = nodes(p, q)
+        return (0.5 * (weights * both * torch.tanh(0.5 * log_ratio)).sum(-1).abs().sum(-1)).clamp_max(1.0)
 
     def kl_gradient(self, p: Beta, q: Beta) -> Gradient:
         """grad A(q) - grad A(p), with d A / d a = psi(a) - psi(a + b)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,15 @@ def phi_series(x: Tensor) -> Tensor:
     for n in range(8, 2, -1):
         total = 1.0 + x * total / n
     return 0.5 * x.square() * total
+
+
+def jensen_shannon_of(log_ratio: Tensor) -> Tensor:
+    """Return the integrand by 1 + t = 2 q / (p + q), so log(1 + t) = log 2 - log(1 + e^-l); near t = 0 from 1 +- t."""
+    t = torch.tanh(0.5 * log_ratio)
+    near = t.abs() < 0.5
+    s = torch.where(near, t, 0.0)
+    zero = torch.zeros_like(t)
+    log_right, log_left = (math.log(2.0) - torch.logaddexp(zero, x) for x in (-log_ratio, log_ratio))
+    right = (1.0 + t) * torch.where(near, s.log1p(), log_right)
+    left = (1.0 - t) * torch.where(near, (-s).log1p(), log_left)
+    return torch.where(log_ratio.isinf(), math.log(2.0), (0.5 * (right + left)).clamp(0.0, math.log(2.0)))
