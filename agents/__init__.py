@@ -16,6 +16,7 @@ __all__ = [
     "Preferences",
     "collect_preferences",
     "distill",
+    "export_policy",
     "fit_preferences",
     "load_agent",
 ]
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from klrl.agents.base import Agent, load_agent
     from klrl.agents.distillation import distill
     from klrl.agents.dpo import fit_preferences
+    from klrl.agents.export import export_policy
     from klrl.agents.names import *
     from klrl.agents.preferences import Preferences, collect_preferences
 else:
@@ -36,6 +38,7 @@ else:
             "Preferences": "preferences",
             "collect_preferences": "preferences",
             "distill": "distillation",
+            "export_policy": "export",
             "fit_preferences": "dpo",
             "load_agent": "base",
             **dict.fromkeys(_agents, "names"),

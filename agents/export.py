@@ -77,7 +77,7 @@ class ExportedPolicy(nn.Module):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the graph takes and returns, as plain JSON."""
+        """Inputs and spaces of the graph, as plain JSON."""
         return {
             "inputs": self.names,
             "observation_space": one_line(self._encoding.space),

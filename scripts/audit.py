@@ -27,7 +27,7 @@ class Auditing:
     """Gymnasium id, for environments of your own: module:Id-v0; by default that of a klrl agent's training. Zips name
     none."""
     network: str | None = None
-    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
+    """Function that made networks of your own, of which only the name is saved: MODULE:NAME again."""
     vecnormalize: tuple[str, ...] = ()
     """Files that VecNormalize.save wrote, one for each zip in order, separated by spaces; none for a zip whose training
     did not normalise observations."""

@@ -35,7 +35,7 @@ class Distilling:
     env: str | None = None
     """Gymnasium id; by default the environment of the teacher's training."""
     network: str | None = None
-    """What made networks of your own, the teacher's or those of a saved student, of which only the name is saved:
+    """Function that made networks of your own, the teacher's or a saved student's, of which only the name is saved:
     MODULE:NAME again. A new student has the teacher's, unless it gets other layers."""
     episodes: PositiveInt = 20
     """Number of episodes that teacher and student play at the end."""

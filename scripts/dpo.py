@@ -28,7 +28,7 @@ class Tuning:
     env: str | None = None
     """Gymnasium id; by default the environment of the training."""
     network: str | None = None
-    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
+    """Function that made networks of your own, of which only the name is saved: MODULE:NAME again."""
     episodes: PositiveInt = 20
     """Number of episodes that reference and tuned agent play at the end."""
     max_steps: PositiveInt = ENOUGH

@@ -39,7 +39,7 @@ class Evaluating:
     """Wrappers of the environment, each again as MODULE:NAME, repeated for several: nothing that is saved is imported.
     They keep their arguments, unless key=value follows."""
     network: str | None = None
-    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
+    """Function that made networks of your own, of which only the name is saved: MODULE:NAME again."""
     episodes: PositiveInt = 20
     """Number of episodes to play."""
     stochastic: tyro.conf.FlagCreatePairsOff[bool] = False

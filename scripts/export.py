@@ -33,7 +33,7 @@ class Exporting:
     output: Path | None = None
     """File; by default PATH/export/policy.onnx, or policy.pt2."""
     network: str | None = None
-    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
+    """Function that made networks of your own, of which only the name is saved: MODULE:NAME again."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -28,7 +28,7 @@ class Resuming:
     trust_region: str | None = None
     """A trust region of a class of your own, which is not saved: module:NAME of one, or of what makes one."""
     network: str | None = None
-    """What made networks of your own, of which only the name is saved: MODULE:NAME again."""
+    """Function that made networks of your own, of which only the name is saved: MODULE:NAME again."""
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -61,6 +61,8 @@ def _contradictions() -> Iterator[tuple[str, ...]]:
     yield "ppo --actor-hidden-sizes 65536 65536", "actor_hidden_sizes", "65536"
     yield "ppo --trust-region clip+spo", "trust_region", "Clip"
     yield "ppo --action-distribution beta --state-dependent-std", "state_dependent_std = True", "beta"
+    yield "ppo --network torch.nn:Linear --layer-norm", "layer_norm = True", "network = torch.nn.modules.linear:Linear"
+    yield "ppo --network nowhere:net", "network = 'nowhere:net'"
     yield "ppo --device cuda:99", "device", "cuda:99"
     yield "ppo --device cuda:256", "device", "cuda:256"  # torch would read it as cuda:0
     yield "ppo --reference nowhere", "reference = nowhere"
