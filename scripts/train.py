@@ -172,7 +172,7 @@ def _train(prog: str, name: str, training: Training, make_env: Callable[[], Name
 
 
 def _algorithm(words: list[str]) -> tuple[str, list[str]]:
-    allowed = f"{', '.join(CONFIGS)}; klrl train ALGORITHM --help [GROUP] lists the options"
+    allowed = f"{', '.join(CONFIGS)}; klrl train ALGORITHM --help lists the options"
     if not words:
         fail("klrl train", f"algorithm missing; for example: klrl train ppo --env CartPole-v1; allowed: {allowed}")
     if words[0] in ("-h", "--help"):

@@ -80,12 +80,13 @@ def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
 @pytest.mark.parametrize("agent", ["ppo", "trpo", "npg"])
 def test_every_config_field_is_a_flag_with_a_help_line(agent):
     text = klrl("train", agent, "--help").stdout
-    words = " ".join(text.replace("│", " ").split())
+    lines = [line[2:-2] for line in text.splitlines() if line.startswith("│")]
+    flags, words = (" ".join(" ".join(line[side] for line in lines).split()) for side in (slice(32), slice(32, None)))
     config = AGENTS[agent].config_class
     classes = [cls for cls in reversed(config.__mro__) if issubclass(cls, RegionSettings)]
     helps = {name: text for cls in classes for name, text in field_docstrings(cls).items()}
     for name in (field.name for field in fields(config)):
-        assert f"--{name.replace('_', '-')}" in words
+        assert f"--{name.replace('_', '-')}" in flags.replace("[no-]", "")
         assert helps[name] in words
 
 
