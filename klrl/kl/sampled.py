@@ -102,8 +102,10 @@ def estimate_divergence(
     # The sum's skewness; where one of the samples does not vary, nothing need be wrong: p may be 0 where q is.
     third = (of_p.skewness * of_p.variance.pow(1.5) + of_q.skewness * of_q.variance.pow(1.5)).nan_to_num(0.0)
     spread = (of_p.variance + of_q.variance).clamp_min(1e-300)
-    khat = torch.fmax(of_p.khat, of_q.khat)
-    _warn("estimate_divergence", value, Moments(value, spread, third / spread.pow(1.5), khat), n)
+    khat, skewness = torch.fmax(of_p.khat, of_q.khat), third / spread.pow(1.5)
+    if (most := _BOUNDS.get(divergence)) is not None:  # there is a mean, and a tail that was not seen weighs little
+        khat, skewness = torch.full_like(khat, math.nan), torch.where(stderr < 1e-3 * most, 0.0, skewness)
+    _warn("estimate_divergence", value, Moments(value, spread, skewness, khat), n)
     return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype), khat)
 
 
@@ -190,6 +192,8 @@ def _hellinger(log_ratio: Tensor) -> Tensor:
     return 2.0 * torch.sinh(0.25 * x).square() / torch.cosh(0.5 * x)
 
 
+_BOUNDS = {"jensen_shannon": math.log(2.0), "total_variation": 1.0, "hellinger": 1.0}
+"""Largest values of the divergences that have one."""
 _INTEGRANDS: dict[str, Callable[[Tensor], Tensor]] = {
     "kl": _kl,
     "reverse_kl": lambda x: _kl(-x),

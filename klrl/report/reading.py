@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from klrl.report.variants import variants
+from klrl.run.callback import NEXT_KL
 from klrl.run.csv_log import last_tenth
 from klrl.run.disk import LARGEST_CONFIG, read_regular_file
 from klrl.run.targets import TARGETS
@@ -104,6 +105,8 @@ class Run:
 
     def beyond(self, metric: str) -> np.ndarray:
         """Return truth values of "this metric is beyond its own target or bound", ``[updates]``."""
+        if metric == NEXT_KL:
+            return self.over_next
         return self.column(metric) > self.column(TARGETS[metric])
 
     @property
@@ -114,12 +117,12 @@ class Run:
     @property
     def over_next(self) -> np.ndarray:
         """Truth values of "beyond the bound for the next states", ``[updates]``."""
-        return self.column("drift/kl_next") > self.next_bound
+        return self.column(NEXT_KL) > self.next_bound
 
     @property
     def next_bound(self) -> np.ndarray:
         """Bound on the next states, or else the target, of the updates that a rollout has judged; else NaN."""
-        own, target, told = map(self.column, ("drift/kl_next_target", "drift/kl_target", "drift/kl_next"))
+        own, target, told = map(self.column, ("drift/kl_next_target", "drift/kl_target", NEXT_KL))
         return np.where(np.isnan(told), np.nan, np.where(np.isnan(own), target, own))
 
     @property
