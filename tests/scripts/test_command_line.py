@@ -176,7 +176,7 @@ def test_the_default_run_directory_names_environment_agent_and_seed(tmp_path):
         (["ppo", *SMALL, "--gama", "1"], "--gama is not an option; did you mean --gamma, --name?"),
         (
             ["pppo"],
-            f"algorithm = 'pppo'; allowed: {', '.join(AGENTS)}; klrl train ALGORITHM --help [GROUP] lists",
+            f"algorithm = 'pppo'; allowed: {', '.join(AGENTS)}; klrl train ALGORITHM --help lists",
         ),
         (["ppo", *SMALL, "0.5"], "0.5 belongs to no option; allowed: --option value"),
         (["ppo", *SMALL, "--device", "cuda:99"], "device = 'cuda:99'; allowed here: cpu"),
