@@ -70,7 +70,7 @@ def difference(
         return float("inf")
     if mine.dtype.kind == "f":
         a, b = mine.astype(np.float64), its.astype(np.float64)
-        half = Units.of(agent.action_space).half_range.reshape(agent.action_space.shape)  # type: ignore[arg-type]
+        half = Units.of(agent.action_space).half_range.reshape(mine.shape[1:])  # type: ignore[arg-type]
         return float((np.abs(a - b) / np.maximum(np.maximum(1.0, half), np.abs(a))).max())
     policy = agent.distribution(observations, *masks.values()).cpu()
     log_probs = [policy.log_prob(_as_policy(agent.action_space, x, policy.event_shape)) for x in (mine, its)]
