@@ -14,9 +14,11 @@ from klrl.agents.export import ExportedPolicy
 from klrl.agents.predictor import Predictor
 from klrl.policy.choices import MASK
 from klrl.policy.observations import Part
+from klrl.policy.units import Units
 
 CLOSE = 1e-5
-"""Largest difference of actions, relative where they are larger than 1; of choices, of their log-probabilities."""
+"""Largest difference of actions, in units of their size or half their range where larger than 1; of choices, of their
+log-probabilities."""
 _MOST = 2**26
 """Most elements of observations: fewer of them where they are large images."""
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -68,7 +70,8 @@ def difference(
         return float("inf")
     if mine.dtype.kind == "f":
         a, b = mine.astype(np.float64), its.astype(np.float64)
-        return float((np.abs(a - b) / np.maximum(1.0, np.abs(a))).max())
+        half = Units.of(agent.action_space).half_range.reshape(mine.shape[1:])  # type: ignore[arg-type]
+        return float((np.abs(a - b) / np.maximum(np.maximum(1.0, half), np.abs(a))).max())
     policy = agent.distribution(observations, *masks.values()).cpu()
     log_probs = [policy.log_prob(_as_policy(agent.action_space, x, policy.event_shape)) for x in (mine, its)]
     return float((log_probs[0] - log_probs[1]).abs().max())
