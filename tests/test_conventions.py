@@ -268,7 +268,8 @@ def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
     seen = set()
     for cls in (PPO, TRPO):
         seen |= set(cls("Pendulum-v1", seed=0).learn(1).history[-1])
-    penalised = PPO("CartPole-v1", PPOConfig(trust_region="adaptive-penalty", n_steps=32), seed=0).learn(1)
+    regions = "adaptive-penalty+next-state-constraint"
+    penalised = PPO("CartPole-v1", PPOConfig(trust_region=regions, n_steps=32), seed=0).learn(1)
     reporting = PPOConfig(trust_region="quantile-constraint+cvar-constraint+max-constraint+r2vpo", n_steps=32)
     seen |= set(PPO("CartPole-v1", reporting, seed=0).learn(1).history[-1])
     reference = str(penalised.save(tmp_path / "reference"))
