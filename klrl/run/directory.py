@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import io
 import json
@@ -9,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,16 @@ def _check_empty(path: Path, name: str = "run_dir") -> None:
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
     """Return the versions of Python, of packages that results depend on, and of ``more``, as far as installed."""
-    found = {"python": platform.python_version()}
-    for name in (*_PACKAGES, *more):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {name: version for name in (*_PACKAGES, *more) if (version := _version(name)) is not None}
+    return {"python": platform.python_version(), **found}
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """Return a package's version, if it is installed; reading it parses the package's whole description."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
 
 
 _NEVER = -1
