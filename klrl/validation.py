@@ -19,6 +19,7 @@ import math
 import re
 import sys
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -100,6 +101,11 @@ def validate(instance: object) -> None:
 
 def hints(cls: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields by name, with their restrictions."""
+    return dict(_hints(cls))
+
+
+@lru_cache
+def _hints(cls: type) -> dict[str, Any]:
     own = {field.name for field in fields(cls)}
     return {name: hint for name, hint in get_type_hints(cls, include_extras=True).items() if name in own}
 
