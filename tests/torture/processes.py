@@ -244,7 +244,7 @@ class Forks:
 
 
 class Fork(Watched):
-    """A fork of a Python that has imported klrl and done nothing else, in the program's place.
+    """A fork of a Python that has imported klrl and read its flags, and done nothing else, in the program's place.
 
     Args:
         words: what follows ``python``.

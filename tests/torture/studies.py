@@ -65,7 +65,7 @@ def _killed(
         g, output, whole = random.Random(seed), scratch / "killed", scratch / "whole"
         design = scratch / "design.toml"
         design.write_text(_DESIGN.format(last=last, steps=updates * _UPDATE))
-        ended = start_klrl(["study", design, "--output", whole], scratch).wait()
+        ended = start_klrl(["study", design, "--output", whole, "--processes", "1"], scratch).wait()
         assert ended.code == 0, f"nothing happened, and it ended with {ended.code}: {ended.err[-300:]}"
         words: list[str | Path] = ["study", design, "--output", output, "--engine", engine, "--retries", "50"]
         kills = _kill_until_its_end(start_klrl(words, scratch), output, g, every, most)

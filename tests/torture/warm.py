@@ -1,4 +1,4 @@
-"""A Python that has imported klrl, and becomes at once, by a fork, any program that would import it first.
+"""A Python that has imported klrl and read its flags, and becomes at once, by a fork, any program that does so first.
 
 ``python -m torture.warm SOCKET`` serves until its standard input ends. A connection to the socket is one process: a
 request with three descriptors goes in, the process's number and, later, how it ended come back, as lines of JSON.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import io
 import json
 import os
 import selectors
@@ -17,21 +18,39 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any, NoReturn
 
+from klrl.agents import AGENTS
+from klrl.run.directory import versions
 from klrl.scripts import main as command_line
+from klrl.scripts.benchmarks import measure
 from torture import child
 
-_PROGRAMS = {"klrl.scripts.main": command_line.command, "torture.child": child.program}
+_PROGRAMS: dict[str, Callable[[], None]] = {
+    "klrl.scripts.main": command_line.command,
+    "klrl.scripts.benchmarks.measure": measure.main,
+    "torture.child": child.program,
+}
 """Modules that ``python -m`` can run here, and what they do then."""
+_LATER = (
+    "gymnasium.envs.classic_control", "klrl.scripts.cli.resuming", "klrl.scripts.cli.studying",
+    "klrl.scripts.cli.training", "klrl.studies.study", "klrl.studies.training", "scipy.stats",
+    "torch.utils.tensorboard", "torture.known",
+)  # fmt: skip
+"""Modules that commands import once their flags are read."""
+_COMMANDS = [
+    *(["train", agent] for agent in AGENTS),
+    *([verb] for verb in ("resume", "evaluate", "compare", "study", "distill", "dpo", "torture")),
+]
+"""Commands whose flags have types that take a while to read for the first time."""
 
 
 def serve(path: str) -> None:
     """Fork for every request, until standard input ends."""
-    for verb in ("cli.resuming", "cli.training", "compare", "distill", "dpo", "evaluate", "resume", "train"):
-        import_module(f"klrl.scripts.{verb}")
+    _warm_up()
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page that has an object
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, selectors.DefaultSelector() as selector:
@@ -43,6 +62,16 @@ def serve(path: str) -> None:
         while True:
             for key, _ in selector.select():
                 key.data(selector, key.fileobj)
+
+
+def _warm_up() -> None:
+    """Do what every command would do first and what leaves no trace: imports, the reading of flags, of versions."""
+    for name in _LATER:
+        import_module(name)
+    versions()
+    for words in _COMMANDS:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+            command_line.main([*words, "--no-such-flag"])
 
 
 def _accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:
