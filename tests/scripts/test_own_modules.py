@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_command_line import klrl
 
 from klrl.scripts.cli.own_modules import find_in_this_folder
 
@@ -53,12 +54,10 @@ def test_the_installed_program_finds_environments_of_this_folder(folder):
     program = Path(sys.executable).with_name("klrl")
     small = ["--total-timesteps", "64", "--n-steps", "16", "--n-envs", "2", "--vectorization-mode", "async"]
     env = ["--env", "nobodys_module:Mine-v0"]
-    for words in (
-        ["train", "ppo", *small, "--run-dir", "run", "--eval-episodes", "1"],
-        ["resume", "run"],
-        ["evaluate", "run"],
-    ):
-        done = subprocess.run([program, *words, *env], capture_output=True, text=True, cwd=folder)
+    words = ["train", "ppo", *small, "--run-dir", "run", "--eval-episodes", "1"]
+    done = subprocess.run([program, *words, *env], capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for verb in ("resume", "evaluate"):  # whose search begins in a folder that is not this one, either
+        done = klrl(verb, "run", *env, cwd=folder)
         assert done.returncode == 0, done.stderr
-    refused = subprocess.run([program, "evaluate", "run"], capture_output=True, text=True, cwd=folder)
-    assert refused.stderr.endswith("allowed: --env MODULE:Mine-v0\n")
+    assert klrl("evaluate", "run", cwd=folder).stderr.endswith("allowed: --env MODULE:Mine-v0\n")

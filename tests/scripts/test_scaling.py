@@ -1,5 +1,7 @@
-"""klrl benchmark scaling: a tiny run as a user starts it, its figures, and what it leaves out."""
+"""klrl benchmark scaling: a tiny run of the real command, its figures, and what it leaves out."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -8,11 +10,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from forked_measurements import Forked
 from matplotlib.image import imread
-from torture.processes import Fork
-from torture.runs import succeed
 
-from klrl.scripts.benchmarks import scaling, scaling_measurements
+from klrl.scripts.benchmarks import scaling, scaling_measurements, speed
 from klrl.scripts.benchmarks.scaling_measurements import Measurements
 from klrl.scripts.benchmarks.scaling_report import summarise, table
 from klrl.scripts.benchmarks.timers import PARTS
@@ -31,10 +32,11 @@ ON_BATCHES = ["ppo", "trpo", "trpo, every 5th state", "trpo, 2,048 states at a t
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The command's output, its JSON and the folder of its files, from one real run."""
-    path = tmp_path_factory.mktemp("scaling") / "made" / "scaling.json"
-    command = ["-m", "klrl.scripts.main", "benchmark", "scaling", *TINY, "--output", str(path)]
-    said = succeed(Fork(command, path.parents[1])).out
-    return said, json.loads(path.read_text()), path.parent
+    path, said = tmp_path_factory.mktemp("scaling") / "made" / "scaling.json", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(speed, "subprocess", Forked)
+        main(["benchmark", "scaling", *TINY, "--output", str(path)])
+    return said.getvalue(), json.loads(path.read_text()), path.parent
 
 
 def test_every_point_of_every_axis_is_there(tiny):

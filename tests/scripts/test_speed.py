@@ -1,6 +1,8 @@
-"""klrl benchmark speed: a tiny run as a user starts it, and what it makes of its measurements."""
+"""klrl benchmark speed: a tiny run of the real command, and what it makes of its measurements."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import shutil
@@ -14,6 +16,7 @@ from statistics import median
 from types import ModuleType
 
 import pytest
+from forked_measurements import Forked
 from torture.processes import Fork
 from torture.runs import succeed
 
@@ -74,12 +77,13 @@ def job(library, algorithm="ppo", engine="sync", **changes):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The command's output and its JSON, from one real run of klrl and Stable-Baselines3."""
-    path = tmp_path_factory.mktemp("speed") / "made" / "speed.json"
+    path, said = tmp_path_factory.mktemp("speed") / "made" / "speed.json", io.StringIO()
     words = ["--peers", "stable-baselines3", "--engines", "sync", "--repeats", "1"]
     words += ["--timeout", "1000", "--output", str(path)]
-    command = ["-m", "klrl.scripts.main", "benchmark", "speed", *FLAGS, *USUAL, *words]
-    said = succeed(Fork(command, path.parents[1])).out
-    return said, json.loads(path.read_text())
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(speed, "subprocess", Forked)
+        main(["benchmark", "speed", *FLAGS, *USUAL, *words])
+    return said.getvalue(), json.loads(path.read_text())
 
 
 def test_every_library_is_measured_and_everything_is_kept(tiny):
@@ -147,20 +151,21 @@ def test_the_terminal_shows_both_tables(tiny):
         ("tianshou", {"ppo": ([2, 16], 2 * 4), "trpo": ([2, 64], 3)}),  # it acts with gradients switched on
     ],
 )
-def test_peers_do_the_work_their_docstrings_say(library, expected):
+def test_peers_do_the_work_their_docstrings_say(library, expected, tmp_path):
     if not speed.installed(LIBRARIES[library].package):
         pytest.skip(f"{library} is not installed")
     texts = [json.dumps(asdict(job(library, algorithm))) for algorithm in expected]
-    done = subprocess.run([sys.executable, "-c", COUNTING, *texts], capture_output=True, text=True, check=True)
+    done = succeed(Fork(["-c", COUNTING, *texts], tmp_path))
     updates = TINY.warm_up + TINY.updates
-    for line, (batches, steps) in zip(done.stdout.splitlines(), expected.values(), strict=True):
+    for line, (batches, steps) in zip(done.out.splitlines(), expected.values(), strict=True):
         counted = json.loads(line)
         assert counted["steps"] == {"Adam 0.0003 1e-05": updates * steps}
         assert counted["layers"] == [[4, 64], [64, 1], [64, 2], [64, 64]]
         assert counted["rows"] == batches
 
 
-def test_cleanrl_is_timed_by_its_printed_lines_with_flags_for_the_same_settings(tmp_path):
+def test_cleanrl_is_timed_by_its_printed_lines_with_flags_for_the_same_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "subprocess", Forked)
     file = tmp_path / "ppo.py"
     file.write_text(
         "import sys\nfor _ in range(2): print('SPS:', 1)\nopen('made', 'w')\nprint(sys.argv, file=sys.stderr)"
@@ -170,7 +175,8 @@ def test_cleanrl_is_timed_by_its_printed_lines_with_flags_for_the_same_settings(
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_failure_is_its_last_line_and_is_not_tried_again(tmp_path, capsys):
+def test_a_failure_is_its_last_line_and_is_not_tried_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "subprocess", Forked)
     file = tmp_path / "ppo.py"
     file.write_text("print('SPS: 1')")
     failing = [job("cleanrl", files=(str(file),)), job("cleanrl", env="Pendulum-v1", files=(str(file),))]
