@@ -84,21 +84,26 @@ ENVIRONMENTS = {
     "Remembering": lambda: Remembering(box(1)),
     "masks": lambda: Sampling(gym.spaces.Discrete(3), gym.spaces.Discrete(4), masks="info"),
 }
+PLACES = ["update", "minibatch", "end"]
+"""Where in an update an interrupt comes: with CartPole in all of them, with every other environment in one."""
 
 
 @every_agent
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-@pytest.mark.parametrize("where", ["update", "minibatch", "end"])
-def test_the_resumed_run_is_the_uninterrupted_one(agent_class, env, where, tmp_path):
+@pytest.mark.parametrize(
+    ("env", "places"), list(zip(ENVIRONMENTS, [PLACES, *([place] for place in PLACES)], strict=True))
+)
+def test_the_resumed_run_is_the_uninterrupted_one(agent_class, env, places, tmp_path):
     settings = {"seed": 4, "action_mask": "info" if env == "masks" else "auto", "rebuild_envs": env == "Remembering"}
     whole = small_agent(agent_class, ENVIRONMENTS[env], **settings).learn(TOTAL, run_dir=tmp_path / "whole")
-    interrupted(small_agent(agent_class, ENVIRONMENTS[env], **settings), tmp_path / "run", where, checkpoint_every=128)
     given = None if isinstance(ENVIRONMENTS[env], str) else ENVIRONMENTS[env]
-    agent = agent_class.load(tmp_path / "run", given).resume(run_dir=tmp_path / "run")
-    assert same(parameters(agent), parameters(whole))
-    assert same(slots(agent), slots(whole))
-    assert without_time(agent) == without_time(whole)
-    assert state(tmp_path / "run") == state(tmp_path / "whole")
+    for where in places:
+        run = tmp_path / where
+        interrupted(small_agent(agent_class, ENVIRONMENTS[env], **settings), run, where, checkpoint_every=128)
+        agent = agent_class.load(run, given).resume(run_dir=run)
+        assert same(parameters(agent), parameters(whole)), where
+        assert same(slots(agent), slots(whole)), where
+        assert without_time(agent) == without_time(whole), where
+        assert state(run) == state(tmp_path / "whole"), where
 
 
 @pytest.mark.parametrize("update", [1, 2, 3, 4, 5])
@@ -237,7 +242,7 @@ QUICK += ["--actor-hidden-sizes", "8", "--critic-hidden-sizes", "8", "--checkpoi
 
 
 def test_a_killed_run_is_finished_by_klrl_resume(tmp_path):
-    words = ["train", "trpo", *QUICK, "--total-timesteps", "6400"]
+    words = ["train", "trpo", *QUICK, "--total-timesteps", "3200"]
     assert klrl(*words, "--run-dir", tmp_path / "whole").returncode == 0
     process = Fork(["-m", "klrl.scripts.main", *words, "--run-dir", tmp_path / "run"], tmp_path)
     wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))) > 1)
@@ -247,19 +252,27 @@ def test_a_killed_run_is_finished_by_klrl_resume(tmp_path):
     assert "evaluation: mean return" in resumed.stdout
     assert state(tmp_path / "run") == state(tmp_path / "whole")
     again = klrl("resume", tmp_path / "run")
-    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run'}: finished, 6,400 steps\n")
+    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run'}: finished, 3,200 steps\n")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, and everything that it kept."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.raises(SystemExit):
+        main(["train", "ppo", *QUICK, "--total-timesteps", "256", "--run-dir", str(path), "--gamma", "2"])
+    main(["train", "ppo", *QUICK, "--total-timesteps", "256", "--run-dir", str(path)])
+    return path, state(path)
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(trained, tmp_path):
     """A run that was interrupted before its first checkpoint."""
-    with pytest.raises(SystemExit):
-        main(["train", "ppo", *QUICK, "--total-timesteps", "256", "--run-dir", str(tmp_path / "run"), "--gamma", "2"])
-    main(["train", "ppo", *QUICK, "--total-timesteps", "256", "--run-dir", str(tmp_path / "run")])
-    whole = state(tmp_path / "run")
-    for path in (tmp_path / "run/checkpoints").rglob("*"):
-        if path.is_file():
-            path.unlink()
+    path, whole = trained
+    shutil.copytree(path, tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints").rglob("*"):
+        if file.is_file():
+            file.unlink()
     return tmp_path / "run", whole
 
 
@@ -435,16 +448,16 @@ def test_a_run_with_new_environments_before_there_was_the_setting_goes_on_with_t
 
 
 @every_agent
-@pytest.mark.parametrize("where", ["update", "minibatch", "end"])
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_the_agent_itself_goes_on_as_if_it_had_not_been_interrupted(agent_class, where, mode, tmp_path):
+def test_the_agent_itself_goes_on_as_if_it_had_not_been_interrupted(agent_class, mode, tmp_path):
     whole = small_agent(agent_class, seed=2).learn(TOTAL)
-    agent = small_agent(agent_class, seed=2, vectorization_mode=mode)
-    interrupted(agent, tmp_path / "run", where)
-    agent.resume(run_dir=tmp_path / "run")
-    agent.close()
-    assert without_time(agent) == without_time(whole)
-    assert same(parameters(agent), parameters(whole))
+    for where in PLACES:
+        agent = small_agent(agent_class, seed=2, vectorization_mode=mode)
+        interrupted(agent, tmp_path / where, where)
+        agent.resume(run_dir=tmp_path / where)
+        agent.close()
+        assert without_time(agent) == without_time(whole), where
+        assert same(parameters(agent), parameters(whole)), where
 
 
 @every_agent
