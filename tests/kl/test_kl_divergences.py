@@ -306,25 +306,25 @@ def defined(measure, p, q):
 
 
 @every_family
-@pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_equals_are_0_apart_with_finite_gradients(family, measure, dtype, scale):
+def test_equals_are_0_apart_with_finite_gradients(family, dtype, scale):
     p = MAKE[family](20, seed=1)
     if family in (DiagGaussian, SquashedGaussian):
         p = family(p.mean, p.log_std + math.log(scale))
     elif family in (FullGaussian, Beta):
         p = family(*(scale * x for x in p.parameters))
-    p, q = (leaves(p.map(lambda x: x.to(dtype))) for _ in range(2))
-    if (value := defined(measure, p, q)) is None:
-        return
-    assert value.dtype == dtype
-    assert ((value >= 0.0) & (value <= 1e-12)).all()
-    value.sum().backward()
-    gradients = torch.cat([x.grad.flatten() for x in (*p.parameters, *q.parameters) if x.grad is not None])
-    assert gradients.isfinite().all()
-    if measure not in ("hellinger", "total_variation"):
-        assert (gradients.abs() <= 1e-6 * max(1.0, 1.0 / scale)).all()
+    for measure in MEASURES:
+        a, b = (leaves(p.map(lambda x: x.to(dtype))) for _ in range(2))
+        if (value := defined(measure, a, b)) is None:
+            continue
+        assert value.dtype == dtype, measure
+        assert ((value >= 0.0) & (value <= 1e-12)).all(), measure
+        value.sum().backward()
+        gradients = torch.cat([x.grad.flatten() for x in (*a.parameters, *b.parameters) if x.grad is not None])
+        assert gradients.isfinite().all(), measure
+        if measure not in ("hellinger", "total_variation"):
+            assert (gradients.abs() <= 1e-6 * max(1.0, 1.0 / scale)).all(), measure
 
 
 @every_family

@@ -64,12 +64,14 @@ def test_schulmans_table_by_closed_form_and_by_quadrature(kl):
 
 
 @MU
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_bias_and_deviation_are_those_schulman_derived(estimator, mu):
-    kl, found = mu**2 / 2, estimate_kl(*two_normals(mu), estimator)
-    assert found.n == 1_000_000
-    assert found.value / kl == pytest.approx(1.0 + RELATIVE_BIAS[estimator](mu), rel=1e-4)
-    assert found.stderr * found.n**0.5 / kl == pytest.approx(RELATIVE_DEVIATION[estimator](mu), rel=3e-3)
+def test_bias_and_deviation_are_those_schulman_derived(mu):
+    kl, samples = mu**2 / 2, two_normals(mu)
+    for estimator in ESTIMATORS:
+        found = estimate_kl(*samples, estimator)
+        assert found.n == 1_000_000
+        assert found.value / kl == pytest.approx(1.0 + RELATIVE_BIAS[estimator](mu), rel=1e-4), estimator
+        deviation = found.stderr * found.n**0.5 / kl
+        assert deviation == pytest.approx(RELATIVE_DEVIATION[estimator](mu), rel=3e-3), estimator
 
 
 @pytest.mark.parametrize("mu", [0.1, 1.0])
@@ -130,14 +132,17 @@ def logs(x):
         return torch.tensor(np.log(x))
 
 
-def expected_value(p, q, s, estimator, n=1, **options):
-    """E[estimate from n samples] by enumeration of all of them, drawn from s."""
-    total = 0.0
+def enumerated(p, q, s, estimator, n, **options):
+    """All estimates from n samples drawn from s, with their probabilities."""
+    log_p, log_q, log_s = logs(p), logs(q), logs(s)
     for drawn in itertools.product(np.flatnonzero(s), repeat=n):
         x = list(drawn)
-        found = estimate_kl(logs(p)[x], logs(q)[x], estimator, log_sampler=logs(s)[x], **options)
-        total += s[x].prod() * found.value
-    return total
+        yield s[x].prod(), estimate_kl(log_p[x], log_q[x], estimator, log_sampler=log_s[x], **options)
+
+
+def expected_value(p, q, s, estimator, n=1, **options):
+    """E[estimate from n samples] by enumeration of all of them, drawn from s."""
+    return sum(probability * found.value for probability, found in enumerated(p, q, s, estimator, n, **options))
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k3", "optimal"])
@@ -175,7 +180,7 @@ def test_samples_from_q_give_w_log_w_and_its_bregman_form():
 
 def test_dividing_by_the_mean_weight_has_a_bias_of_order_one_over_n():
     exact = special.rel_entr(P, Q).sum()
-    bias = [expected_value(P, Q, S, "k1", n, self_normalized=True) - exact for n in (4, 8)]
+    bias = [expected_value(P, Q, S, "k1", n, self_normalized=True) - exact for n in (3, 6)]
     assert abs(bias[1]) < 0.7 * abs(bias[0])
     # n = 1: the weight cancels, what is left is the expectation of k1 under s.
     assert expected_value(P, Q, S, "k1", 1, self_normalized=True) == pytest.approx((S * np.log(P / Q)).sum(), rel=1e-12)
@@ -195,18 +200,27 @@ def draws(s, sets, n, seed=0):
     return torch.tensor(np.random.default_rng(seed).choice(len(s), size=(sets, n), p=s))
 
 
-@pytest.mark.parametrize("self_normalized", [False, True])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "optimal"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_squared_standard_error_is_on_average_the_variance(estimator):
+    weights, found = zip(*enumerated(P, Q, S, estimator, n=4), strict=True)
+    values, errors = np.array([(e.value, e.stderr) for e in found]).T
+    variance = np.average(values**2, weights=weights) - np.average(values, weights=weights) ** 2
+    assert np.average(errors**2, weights=weights) == pytest.approx(variance, rel=1e-10)
+
+
+# Where a mean weight or an optimal control variate is estimated, too, that holds of many samples only.
+@pytest.mark.parametrize(
+    ("estimator", "self_normalized"), [("k1", True), ("k2", True), ("k3", True), ("optimal", True), ("optimal", False)]
+)
 def test_the_standard_error_is_the_spread_over_many_samples(estimator, self_normalized):
-    sets, n = 2000, 200
+    sets, n = 1500, 200
+    log_p, log_q, log_s = logs(P), logs(Q), logs(S)
     found = [
-        estimate_kl(
-            logs(P)[x], logs(Q)[x], estimator, log_sampler=logs(S)[x], self_normalized=self_normalized
-        )
+        estimate_kl(log_p[x], log_q[x], estimator, log_sampler=log_s[x], self_normalized=self_normalized)
         for x in draws(S, sets, n)
-    ]  # fmt: skip
+    ]
     spread = np.std([e.value for e in found], ddof=1)
-    # The relative standard error of a standard deviation is 1 / sqrt(2 sets) = 1.6 %; 1 / n is the estimate's own bias.
+    # The relative standard error of a standard deviation is 1 / sqrt(2 sets) = 1.8 %; 1 / n is the estimate's own bias.
     typical = math.sqrt(np.mean([e.stderr**2 for e in found]))
     assert typical == pytest.approx(spread, rel=3 / math.sqrt(2 * sets) + 3 / n)
 

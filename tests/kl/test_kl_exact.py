@@ -247,7 +247,7 @@ KL = pytest.mark.parametrize("nats", [1.2e-8, 1e-6, 1e-4, 1e-2, 1.0])
 @pytest.mark.parametrize("k", [2, 3, 10, 50])
 def test_float32_categorical_kl_is_accurate_down_to_1e_8_nats(k, scale, nats):
     rng = np.random.default_rng(k)
-    z, direction = (scale * rng.uniform(-1, 1, (20_000, k))).astype(np.float32), rng.normal(size=(20_000, k))
+    z, direction = (scale * rng.uniform(-1, 1, (4000, k))).astype(np.float32), rng.normal(size=(4000, k))
     p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)
     variance = (p * (direction - (p * direction).sum(-1, keepdims=True)) ** 2).sum(-1, keepdims=True)
     moved = (z + np.sqrt(2 * nats / variance).clip(max=10.0) * direction).astype(np.float32)  # KL ~ s^2 Var / 2
