@@ -103,16 +103,16 @@ SURROGATES = {name for name in REGIONS if type(region_from_name(name)).surrogate
 PAIRS = list(itertools.combinations(REGIONS, 2))
 
 
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not set(pair) <= SURROGATES], ids="+".join)
-def test_any_two_names_can_be_joined(pair):
-    assert region_from_name("+".join(pair)) == All(*map(region_from_name, pair))
+def test_any_two_names_can_be_joined():
+    for pair in (pair for pair in PAIRS if not set(pair) <= SURROGATES):
+        assert region_from_name("+".join(pair)) == All(*map(region_from_name, pair)), pair
 
 
-@pytest.mark.parametrize("pair", [pair for pair in PAIRS if set(pair) <= SURROGATES], ids="+".join)
-def test_two_surrogates_cannot_be_joined(pair):
-    with pytest.raises(ValueError, match="at most one region with a surrogate of its own") as error:
-        region_from_name("+".join(pair))
-    assert str(error.value).endswith(" and ".join(type(region_from_name(name)).__name__ for name in pair) + " have")
+def test_two_surrogates_cannot_be_joined():
+    for pair in (pair for pair in PAIRS if set(pair) <= SURROGATES):
+        with pytest.raises(ValueError, match="at most one region with a surrogate of its own") as error:
+            region_from_name("+".join(pair))
+        assert str(error.value).endswith(" and ".join(type(region_from_name(name)).__name__ for name in pair) + " have")
 
 
 @pytest.mark.parametrize("name", ["", "Clip", "clip+", "clip,constraint", "clip + constraint", "trust"])
