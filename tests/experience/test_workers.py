@@ -24,7 +24,7 @@ from environments import Counting, Sampling, box, encoding_of, small_agent
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from support import wait_for
-from torture.processes import Fork
+from torture.processes import Fork, Process
 
 from klrl.agents import PPO, PPOConfig
 from klrl.experience import BadStep, Collector, make_vector_env
@@ -616,22 +616,22 @@ envs.step(np.zeros(3, int))
 """
 
 
-def parent(sleep=0, loop=False, end=""):
-    program = PARENT.format(sleep=sleep, loop=loop, end=end)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", program], **pipes)
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert process.stdout.readline() == f"{workers[1]}\n"
+def parent(start, sleep=0, loop=False, end=""):
+    """The process that runs that program, and its workers' numbers, once one of them has begun its step."""
+    process = start(PARENT.format(sleep=sleep, loop=loop, end=end))
+    process.until(lambda: process.out.count("\n") == 2)
+    workers = [int(pid) for pid in process.out.split()]
+    assert workers.pop() == workers[1]
     return process, workers
 
 
 @pytest.mark.parametrize("how", [{"sleep": 10_000}, {"loop": True}], ids=["sleep", "loop"])
-def test_no_worker_survives_a_parent_that_is_killed_while_one_hangs(how):
-    process, workers = parent(**how)
+def test_no_worker_survives_a_parent_that_is_killed_while_one_hangs(how, tmp_path):
+    process, workers = parent(lambda program: Fork(["-c", program], tmp_path), **how)
     assert all(map(running, workers))
-    process.kill()
+    process.send(signal.SIGKILL)
     wait_for(lambda: not any(map(running, workers)))
-    assert process.communicate()[1] == ""
+    assert process.wait().err == ""
 
 
 STOPPED = """
@@ -654,15 +654,15 @@ envs.close()
 """
 
 
-def test_time_that_all_processes_were_stopped_is_no_hang():
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", STOPPED], start_new_session=True, **pipes) as process:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGSTOP)  # Ctrl-Z
-        time.sleep(5.0)
-        os.killpg(process.pid, signal.SIGCONT)
-        assert (process.communicate()[1], process.returncode) == ("", 0)
+def test_time_that_all_processes_were_stopped_is_no_hang(tmp_path):
+    process = Fork(["-c", STOPPED], tmp_path)
+    process.until(lambda: process.out == "ready\n")
+    time.sleep(0.2)
+    process.send(signal.SIGSTOP, everyone=True)  # Ctrl-Z
+    time.sleep(5.0)
+    process.send(signal.SIGCONT, everyone=True)
+    ended = process.wait()
+    assert (ended.err, ended.code) == ("", 0)
 
 
 class Slow(Counting):
@@ -692,9 +692,9 @@ def test_actions_that_are_played_again_may_take_longer_than_the_timeout_together
 
 
 @pytest.mark.parametrize("end", ["", "envs.x = envs; raise KeyboardInterrupt", "os._exit(1)"])
-def test_no_worker_survives_a_parent_that_ends_without_close(end):
-    process, workers = parent(end=end)
-    process.communicate()
+def test_no_worker_survives_a_parent_that_ends_without_close(end, tmp_path):
+    process, workers = parent(lambda program: Process([sys.executable, "-c", program], tmp_path), end=end)
+    process.wait()
     wait_for(lambda: not any(map(running, workers)))
 
 
