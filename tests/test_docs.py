@@ -24,14 +24,18 @@ def named(path):
     return str(path.relative_to(ROOT))
 
 
+def shortened(code):
+    """With two updates in the place of every training, and how many trainings there are."""
+    return re.subn(r"(learn\((?:total_timesteps=)?)[\d_]+", r"\g<1>2048", code)
+
+
 def examples():
-    """Every page with Python blocks; with one that trains for long it is slow."""
+    """Every page with Python blocks; those that train until an agent has learned are shortened."""
     for path in PAGES:
-        found = [(kind, code) for kind, code in PYTHON.findall(path.read_text(encoding="utf-8")) if kind != "not run"]
-        slow = any(kind == "slow" for kind, _ in found)
-        if found:
-            codes = [code for _, code in found]
-            yield pytest.param(codes, id=named(path), marks=[pytest.mark.slow] if slow else [])
+        found = PYTHON.findall(path.read_text(encoding="utf-8"))
+        codes = [shortened(code)[0] if kind == "slow" else code for kind, code in found if kind != "not run"]
+        if codes:
+            yield pytest.param(codes, id=named(path))
 
 
 @pytest.mark.parametrize("codes", list(examples()))
@@ -50,11 +54,10 @@ def test_the_example_of_readme_is_that_of_getting_started():
 
 
 def test_the_example_of_readme_runs(tmp_path, monkeypatch, capsys):
-    """With two updates in the place of every training."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     ((_, code),) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    code, n = re.subn(r"(learn\((?:total_timesteps=)?)[\d_]+", r"\g<1>2048", code)
+    code, n = shortened(code)
     assert n == 2
     with torch.random.fork_rng():
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
