@@ -8,6 +8,6 @@ from small_studies import started
 def whole(tmp_path_factory):
     """The study of that design, which nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    ended = started(folder).wait()
+    ended = started(folder, "--processes", "1").wait()
     assert ended.code == 0, ended.err
     return folder / "out"

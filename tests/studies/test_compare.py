@@ -483,15 +483,30 @@ def alive(pid):
 
 
 INTERRUPTED = "klrl compare: interrupted; finished runs are in out/runs, and the same command continues\n"
+SLOW = """
+import time
+import gymnasium as gym
+from gymnasium.envs.classic_control import CartPoleEnv
+
+
+class Slow(CartPoleEnv):
+    def step(self, action):
+        time.sleep(0.01)
+        return super().step(action)
+
+
+gym.register("Slow-v0", Slow)
+"""
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGKILL", -9)])
 def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path, number, status):
-    words = ["--vary", "gamma", "0.9", "--envs", "CartPole-v1:100000000", "MountainCar-v0:64", "--seeds", "0"]
-    command = ["-m", "klrl.scripts.main", "compare", *words, "--set", *TINY, "--output", "out"]
-    process, finished = Fork(command, tmp_path), tmp_path / "out/runs/MountainCar-v0/gamma=0.9/seed-0.json"
-    process.until(finished.exists, every=0.05)
-    run = tmp_path / "out/runs/CartPole-v1/gamma=0.9/seed-0"
+    (tmp_path / "slow.py").write_text(SLOW)
+    words = ["--vary", "gamma", "0.9", "--envs", "slow:Slow-v0:100000000", "CartPole-v1:64", "--seeds", "0"]
+    command = ["-m", "klrl.scripts.main", "compare", *words, "--set", *TINY, "try_envs=False", "--output", "out"]
+    process = Fork(command, tmp_path)
+    process.until((tmp_path / "out/runs/CartPole-v1/gamma=0.9/seed-0.json").exists, every=0.05)
+    run = tmp_path / "out/runs/slow_Slow-v0/gamma=0.9/seed-0"
     process.until((run / "metrics.csv").exists, every=0.05)
     worker = json.loads((run / "run.lock").read_text())["pid"]
     process.send(signal.Signals[number])

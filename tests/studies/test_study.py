@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from small_studies import design_file, parts, rows, started
 from support import full_disk
-from torture.processes import Fork, Process
+from torture.processes import Fork
 from torture.states import run_parts
 
 from klrl.run.options import RunOptions
@@ -393,7 +391,7 @@ main(sys.argv[2:])
 def test_an_owner_that_was_suspended_does_not_write_after_its_claim_has_expired(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "EXPIRES", 1.5)
     words = ["study", design_file(tmp_path), "--output", tmp_path / "out", "--processes", "1", "--task", "1/6"]
-    owner = Process([sys.executable, "-c", SLEEPER, "1.5", *words], tmp_path)
+    owner = Fork(["-c", SLEEPER, "1.5", *words], tmp_path)
     run = tmp_path / "out/runs/CartPole-v1/base/seed-3"
     owner.until(lambda: [*run.glob("checkpoints/*/MANIFEST.json")])
     owner.send(signal.SIGSTOP)
@@ -407,18 +405,17 @@ def test_an_owner_that_was_suspended_does_not_write_after_its_claim_has_expired(
     assert read_outcome(run)["status"] == "done"
 
 
-def test_a_claim_is_named_by_its_owner_and_ends_with_it(tmp_path):
+def test_a_claim_is_named_by_its_owner_and_ends_with_it(tmp_path, tmp_path_factory):
     run = tmp_path / "seed-0"
-    hold = "import sys, pathlib; from klrl.studies.claims import Claim\n"
-    hold += "c = Claim(pathlib.Path(sys.argv[1])); assert c.take(); print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", hold, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
-        assert owner.stdout.readline() == b"held\n"
-        claim = Claim(run)
-        assert not claim.take()
-        assert claim.owner.startswith(f"process {owner.pid} on ")
-        owner.kill()
-        owner.wait()
-        assert claim.take()
+    hold = "import sys, pathlib, time; from klrl.studies.claims import Claim\n"
+    hold += "c = Claim(pathlib.Path(sys.argv[1])); assert c.take(); print('held', flush=True); time.sleep(10_000)"
+    owner = Fork(["-c", hold, run], tmp_path_factory.mktemp("owner"))
+    owner.until(lambda: owner.out == "held\n")
+    claim = Claim(run)
+    assert not claim.take()
+    assert claim.owner.startswith(f"process {owner.pid} on ")
+    owner.kill()
+    assert claim.take()
     assert claim.taken
     assert not claim.lost
     claim.release()
