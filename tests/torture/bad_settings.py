@@ -94,7 +94,8 @@ def _contradictions() -> Iterator[tuple[str, ...]]:
 _READ_ELSEWHERE = {
     "target_kl": "clip", "clip_range": "constraint", "rollback_slope": "clip", "state_kl": "constraint",
     "state_distance": "projection", "regression_coef": "clip", "ratio_deviation": "clip", "kl_coef": "constraint",
-    "reference_coef": "clip", "reference_kl": "clip",
+    "reference_coef": "clip", "reference_kl": "clip", "quantile_kl": "cvar-constraint", "quantile_level": "constraint",
+    "cvar_kl": "quantile-constraint", "max_state_kl": "constraint", "state_tv": "dppo-kl", "ratio_variance": "clip",
 }  # fmt: skip
 """Settings of regions, each with a region that does not read it."""
 
