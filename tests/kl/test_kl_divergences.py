@@ -48,6 +48,8 @@ from klrl.policy.distributions import (
     SquashedGaussian,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the standard error cannot be trusted:RuntimeWarning")
+
 INF, LOG2 = math.inf, math.log(2.0)
 batches = pytest.mark.parametrize(("p_batch", "q_batch"), [((), ()), ((4,), (4,)), ((2, 1), (3,))])
 ORDERS = [0.1, 0.5, 0.9, 1.0, 1.1, 1.5]

@@ -22,6 +22,8 @@ from klrl.policy.distributions import (
     SquashedGaussian,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the standard error cannot be trusted:RuntimeWarning")
+
 INF, LOG2 = math.inf, math.log(2.0)
 
 

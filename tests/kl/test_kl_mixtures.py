@@ -12,6 +12,8 @@ from torch import distributions as td
 from klrl.kl import kl_divergence, kl_upper_bound, kl_variational
 from klrl.policy.distributions import Categorical, DiagGaussian, GaussianMixture, NoClosedForm
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the standard error cannot be trusted:RuntimeWarning")
+
 INF = math.inf
 either = pytest.mark.parametrize("measure", [kl_upper_bound, kl_variational])
 

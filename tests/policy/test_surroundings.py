@@ -25,6 +25,8 @@ from klrl.agents import (
 from klrl.kl import estimate_divergence, jensen_shannon, kl_divergence, renyi, reverse_kl, total_variation, wasserstein
 from klrl.policy.distributions import Beta, Categorical, DiagGaussian, SquashedGaussian
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the standard error cannot be trusted:RuntimeWarning")
+
 
 @contextlib.contextmanager
 def default_dtype(dtype):
