@@ -44,8 +44,8 @@ MOST_SAMPLES = 2**31
 MOST_WEIGHTS = 2**31
 """Largest number of weights between hidden layers: 8 GiB of float32, and Adam keeps two more numbers for each."""
 OLDER: Mapping[str, Any] = {
-    "scale_actions": False,
     "fold_reward_scale": False,
+    "scale_actions": False,
     "layer_norm": False,
     "network": None,
 }
@@ -118,7 +118,7 @@ class AgentConfig(RegionSettings):
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
     """Divide rewards by the running standard deviation of the discounted return; clip at 10."""
-    fold_reward_scale: bool = True
+    fold_reward_scale: bool = False
     """Keep the critic's values in units of the reward when that standard deviation changes, by folding the change into
     the last layer (PopArt)."""
     actor_hidden_sizes: tuple[Width, ...] = (64, 64)

@@ -16,6 +16,8 @@ from klrl.native import at_level, available
 from klrl.policy.optimizer import BETA1, BETA2
 from klrl.run import Callback, checkpoint
 
+folding = partial(small_agent, fold_reward_scale=True)
+
 SPACES = {
     "vector": box(3),
     "image": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8),
@@ -89,7 +91,7 @@ def test_values_in_units_of_the_reward_stay_across_every_change_of_scale(agent_c
 
 @every_agent
 def test_the_first_scale_changes_no_weight_and_without_folding_none_does(agent_class):
-    agent, moved = small_agent(agent_class, partial(Noise, box(2))), small_agent(agent_class, partial(Noise, box(2)))
+    agent, moved = folding(agent_class, partial(Noise, box(2))), folding(agent_class, partial(Noise, box(2)))
     before = parameters(agent)
     agent.absorb_rewards(random_batch(agent, scale=7.0))
     assert same(before, parameters(agent))
@@ -104,7 +106,7 @@ def test_the_first_scale_changes_no_weight_and_without_folding_none_does(agent_c
 
 @both
 def test_adams_moments_are_those_of_gradients_in_the_new_unit(agent_class):
-    agent, factor = small_agent(agent_class, partial(Noise, box(2)), max_grad_norm=1e9), 0.3
+    agent, factor = folding(agent_class, partial(Noise, box(2)), max_grad_norm=1e9), 0.3
     networks, critic = agent.networks, agent.critic
     x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     targets = 5.0 * torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
@@ -143,7 +145,7 @@ def test_an_agent_saved_before_there_was_the_setting_goes_on_as_it_began(agent_c
 
 @both
 def test_a_loaded_agent_folds_the_same_bits(agent_class, tmp_path):
-    agent = small_agent(agent_class, partial(Noise, box(2))).learn(128)
+    agent = folding(agent_class, partial(Noise, box(2))).learn(128)
     loaded = agent_class.load(agent.save(tmp_path / "agent"))
     for i in range(3):
         batch = random_batch(agent, seed=i, scale=3.0**i)
@@ -152,7 +154,7 @@ def test_a_loaded_agent_folds_the_same_bits(agent_class, tmp_path):
 
 
 def test_returns_that_are_all_equal_leave_the_critic_alone():
-    agent = small_agent(PPO, partial(Noise, box(2)), gamma=0.0)
+    agent = folding(PPO, partial(Noise, box(2)), gamma=0.0)
     batch = random_batch(agent)
     batch.rewards.fill_(3.0)
     agent.update(batch)
@@ -229,7 +231,7 @@ OWN = {
 def test_a_critic_of_ones_own_is_folded_where_a_linear_layer_ends_it_and_it_is_said_where_not(name):
     make, folds = OWN[name]
     torch.manual_seed(0)
-    agent = small_agent(PPO, partial(Noise, box(2)))
+    agent = folding(PPO, partial(Noise, box(2)))
     agent.critic.trunk = make()
     agent.update(random_batch(agent))
     x, before, old = torch.randn(20, 3), parameters(agent), unit(agent)
