@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from families import MAKE, mixture
 
 from klrl.kl import (
@@ -26,6 +27,8 @@ from klrl.kl import (
     wasserstein,
 )
 from klrl.policy.distributions import GaussianMixture, NoClosedForm
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*the standard error cannot be trusted:RuntimeWarning")
 
 N = 100  # samples: whether there is an estimate, not which
 
