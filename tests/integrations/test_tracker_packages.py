@@ -22,7 +22,7 @@ PAGE = Path(__file__).parents[2] / "docs/howto/stable-baselines3.md"
 PACKAGES = [name for name in ("wandb", "trackio") if importlib.util.find_spec(name)]
 needs = {
     name: pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=f"pip install 'klrl[{extra}]'")
-    for name, extra in {"wandb": "wandb", "trackio": "trackio", "moviepy": "video"}.items()
+    for name, extra in {"wandb": "wandb", "trackio": "trackio", "moviepy": "video", "onnxscript": "export"}.items()
 }
 THEN = """
 assert run.settings.sync_tensorboard
@@ -51,7 +51,7 @@ def experiment():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("packages")
     code = TRACKED + "".join(f"tracked({name!r})\n" for name in PACKAGES)
-    if "wandb" in PACKAGES and importlib.util.find_spec("moviepy"):
+    if "wandb" in PACKAGES and all(map(importlib.util.find_spec, ("moviepy", "onnxscript"))):
         code += "".join(experiment()) + THEN
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
     environment = os.environ | offline | {"TRACKIO_DIR": str(path / "kept")}
@@ -82,9 +82,10 @@ def check(sent, steps, expected):
 
 @needs["wandb"]
 @needs["moviepy"]
+@needs["onnxscript"]
 def test_the_experiment_of_a_user_of_stable_baselines3(folder):
     _, lines = experiment()
-    assert len([line for line in lines.splitlines() if line and "import" not in line]) == 10
+    assert len([line for line in lines.splitlines() if line and "import" not in line]) == 11
     told = rows(folder / "run")
     means = {int(float(row["time/total_timesteps"])): float(row["eval/mean_reward"] or "nan") for row in told}
     evaluated = {step: mean for step, mean in means.items() if mean == mean}
@@ -92,6 +93,7 @@ def test_the_experiment_of_a_user_of_stable_baselines3(folder):
     best = PPO.load(folder / "best", schedules={"learning_rate": 1e-3})
     assert best.num_timesteps == max(evaluated, key=evaluated.__getitem__)
     assert [path.name for path in (folder / "videos").iterdir()] == ["step-2048-episode-0.mp4"]
+    assert (folder / "windy.onnx").stat().st_size > 1_000
     assert [float(row["train/learning_rate"]) for row in told] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
     sent = kept_by_wandb(folder, 4)
     check(sent, [row["global_step"] for row in sent], told)
