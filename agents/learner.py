@@ -139,7 +139,7 @@ class Learner(abc.ABC, Generic[C]):
         """Reference policy, from which the region's reference terms and drift/kl_reference are measured."""
         self.drift = Drift()
         self.predecessor: Predecessor | None = None
-        """Policy before the last update, until :meth:`judge` has compared it."""
+        """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
@@ -243,7 +243,7 @@ class Learner(abc.ABC, Generic[C]):
         """Learn from one batch that the current policy collected; return metrics with the drift report.
 
         The observation statistics stay frozen until the policy's change has been measured. The batch also judges the
-        update before (:meth:`judge`), if it has not yet.
+        update before (:meth:`kl_on_next_states`), if it has not yet.
 
         Raises:
             ValueError: the batch has no valid steps, or actor and critic share parameters.
@@ -257,7 +257,7 @@ class Learner(abc.ABC, Generic[C]):
             return self._update(batch, callback)
 
     def _update(self, batch: Batch, callback: Callback) -> Metrics:
-        self.judge(batch)
+        self.kl_on_next_states(batch)
         self._schedule()
         if self.config.scale_rewards:
             self.absorb_rewards(batch)
@@ -394,7 +394,7 @@ class Learner(abc.ABC, Generic[C]):
 
     @undisturbed
     @torch.no_grad()
-    def judge(self, batch: Batch) -> float:
+    def kl_on_next_states(self, batch: Batch) -> float:
         """Return the mean KL(old||new), nats, of the last update on the states that its policy visited since.
 
         The region adapts to it. Each policy has the observation statistics of its time, so the number includes what a

@@ -106,7 +106,7 @@ class TrainingRun:
 
     def _judge(self, batch: Batch) -> None:
         """Complete the row of the last update by what the rollout tells of it."""
-        agent, kl = self._agent, self._agent.judge(batch)
+        agent, kl = self._agent, self._agent.kl_on_next_states(batch)
         if kl == kl and agent.history and agent.history[-1].get(STEP) == agent.num_timesteps:
             assert agent.last_update is not None
             agent.last_update.state["history"].keep_newest()

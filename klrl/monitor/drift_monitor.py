@@ -17,7 +17,7 @@ from klrl.kl.drift import Drift, Probe, mean_kl
 from klrl.monitor.parameters import Parameters
 from klrl.monitor.reading import Reading, Taken, array, join, read
 from klrl.monitor.states import Rows, States
-from klrl.policy.distributions import Distribution
+from klrl.policy.distributions import Categorical, Distribution, Factored
 from klrl.policy.surroundings import undisturbed
 from klrl.run.callback import NEXT_KL, STEP, Metrics
 from klrl.run.history import History
@@ -156,7 +156,8 @@ class DriftMonitor:
         if log_prob is not None:
             if fitted is None:
                 raise ValueError("log_prob is given without actions; allowed: both")
-            rounded = old.fit(array(actions).double() * _ROUNDED)
+            choices = isinstance(old.record, (Categorical, Factored))
+            rounded = fitted if choices else old.fit(array(actions).double() * _ROUNDED)
             error = self._start_error(old.log_prob(fitted), old.log_prob(rounded), log_prob)
         network = None if self.network is None else Parameters(self.network)
         self._before = _Before(states, old, fitted, error, network)

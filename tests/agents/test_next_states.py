@@ -149,12 +149,12 @@ def test_what_is_not_the_outcome_of_the_update_alone_is_not_judged(tmp_path):
 @both
 def test_judging_leaves_the_policy_as_it_was_and_happens_once(agent_class):
     agent = small_agent(agent_class)
-    assert math.isnan(agent.judge(random_batch(agent)))
+    assert math.isnan(agent.kl_on_next_states(random_batch(agent)))
     agent.update(random_batch(agent))
     before, batch = parameters(agent), random_batch(agent, seed=1)
-    assert agent.judge(batch) >= 0.0
+    assert agent.kl_on_next_states(batch) >= 0.0
     assert same(parameters(agent), before)
-    assert math.isnan(agent.judge(batch))
+    assert math.isnan(agent.kl_on_next_states(batch))
 
 
 def test_an_update_adapts_the_region_to_the_batch_without_any_training():

@@ -28,7 +28,7 @@ def test_base_is_the_first_argument_after_the_policies_or_has_a_name_only():
             base = parameters["base"]
             found[name] = base.kind is base.KEYWORD_ONLY or [*parameters].index("base") == len(policies)
             assert base.default is None
-    assert len(found) == 14
+    assert len(found) == 15
     assert all(found.values()), found
 
 

@@ -239,6 +239,14 @@ def test_log_probabilities_of_another_policy_get_one_warning():
     assert monitor.history[-1]["drift/start_ratio_error"] == pytest.approx(math.expm1(0.25), rel=1e-5)
 
 
+def test_log_probabilities_of_other_choices_get_one_warning_too():
+    logits = torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
+    actions = torch.arange(N) % 3
+    right = logits.log_softmax(-1)[torch.arange(N), actions]
+    with pytest.warns(RuntimeWarning, match=r"differ from the collector's by up to 0\.25 nats"):
+        DriftMonitor(lambda o: td.Categorical(logits=logits)).before(OBS, actions, right + 0.25)
+
+
 def test_random_numbers_of_the_training_stay_the_same():
     state = torch.get_rng_state()
     monitor = DriftMonitor(lambda o: (torch.randn(3), td.Normal(o, 1.0))[1])

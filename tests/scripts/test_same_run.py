@@ -125,7 +125,7 @@ def test_any_flag_changes_the_same_run(folder):
     one, two = run_of(folder / "first"), run_of(folder / "second")
     asked = {"trust_region": "constraint", "clip_range": None, "target_kl": 0.02, "n_steps": 16, "batch_size": 32}
     assert two["config"] == one["config"] | asked | {"scale_rewards": False}
-    assert {k for k in one if one[k] != two[k]} == {"config", "region"}
+    assert {k for k in one if one[k] != two[k]} == {"config", "region", "reward_scale"}
     line = klrl("train", "trpo", "--config", "first", cwd=folder)
     assert line.stderr == "klrl train trpo: config = first is that of a run of ppo; allowed: klrl train ppo\n"
 

@@ -140,7 +140,7 @@ def test_the_base_is_the_preset_of_one_agent_for_all(agent, other, env):
         (["n_epochs", "1", "7"], "n_epochs", [1, 7]),
         (["actor-hidden-sizes", "64", "32,16"], "actor_hidden_sizes", [[64], [32, 16]]),
         (["normalize-advantage"], "normalize_advantage", [True, False]),
-        (["activation"], "activation", ["tanh", "relu"]),
+        (["image-scale"], "image_scale", ["declared", "seen"]),
         (["target-kl", "0.005", "0.02"], "target_kl", [0.005, 0.02]),
     ],
 )
@@ -547,7 +547,7 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path,
     [
         ([], "--vary"),
         (["--vary"], "vary = (); allowed: FIELD [VALUES ...]"),
-        (["--vary", "lr", "1"], "vary = 'lr'; allowed: clip_range, "),
+        (["--vary", "lr", "1"], "vary = 'lr'; allowed: "),
         (["--vary", "gamma"], "vary = 'gamma' without values; allowed: gamma VALUES ..."),
         (["--vary", "gamma", "0.9", "high"], "gamma = 'high'; allowed: a number in [0, 1]"),
         (["--vary", "n-envs", "1.5"], "n_envs = 1.5; allowed: an integer in [1, 65536]"),

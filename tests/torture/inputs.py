@@ -32,7 +32,7 @@ from torture.processes import start_child
 from torture.runs import succeed
 
 _MARK = "an-environment-was-made"
-_SECONDS = 1.0
+_SECONDS = 10.0
 Trial = Callable[[], str | None]
 """What went wrong, if anything."""
 _IN_ONE_CASE = {"command lines": 60, "keywords": 600, "spaces": 21, "environments": 13}
