@@ -27,9 +27,8 @@ def kl_upper_bound(
 
     sum_ab f_ab (log f_ab / g_ab + D_ab), for any f >= 0 with row sums w and g >= 0 with column sums v: by the chain
     rule the KL between p and q with the components as further variables (section 7 of the source). Minimised over g
-    and f in turns, f_ab ~ g_ab e^{-D_ab} and g_ab ~ f_ab; a bound after every turn. The gradient is that of the bound
-    with the last shares f / w and g / v held: of another bound, which touches this one here, so that descending it is
-    sound. It is the derivative of the number itself once the turns have converged (more ``iterations``).
+    and f in turns, f_ab ~ g_ab e^{-D_ab} and g_ab ~ f_ab; a bound after every turn. The gradient is that of the number
+    itself, through all turns, which it keeps in memory.
 
     Args:
         p: a GaussianMixture or DiagGaussian.
@@ -108,15 +107,14 @@ def _pairwise(p: GaussianMixture, q: GaussianMixture) -> Tensor:
 
 
 def _bound(log_w: Tensor, log_v: Tensor, D: Tensor, start: Tensor, iterations: int) -> Tensor:
-    """Iterate from g ~ v e^start, without gradient: the final shares f / w and g / v make a bound for any w, v.
+    """Iterate from g ~ v e^start: the final shares f / w and g / v make a bound for any w, v.
 
     Infinite if the start gives a component of p no component of q.
     """
-    with torch.no_grad():
-        share_g = _shares(start.expand(torch.broadcast_shapes(start.shape, log_w.shape, log_v.shape)), -2)
-        for _ in range(iterations):
-            share_f = _shares(share_g + log_v - D, -1)
-            share_g = _shares(share_f + log_w, -2)
+    share_g = _shares(start.expand(torch.broadcast_shapes(start.shape, log_w.shape, log_v.shape)), -2)
+    for _ in range(iterations):
+        share_f = _shares(share_g + log_v - D, -1)
+        share_g = _shares(share_f + log_w, -2)
     f = log_w.exp() * share_f.exp()
     used = f > 0.0
     ratio = torch.where(used, log_w + share_f, 0.0) - torch.where(used, log_v + share_g, 0.0)
@@ -127,5 +125,5 @@ def _bound(log_w: Tensor, log_v: Tensor, D: Tensor, start: Tensor, iterations: i
 
 def _shares(log_x: Tensor, dim: int) -> Tensor:
     """Normalise over a dimension; a slice that is 0 stays 0."""
-    total = log_x.logsumexp(dim, keepdim=True)
-    return torch.where(total == -math.inf, -math.inf, log_x - total)
+    alive = (log_x > -math.inf).any(dim, keepdim=True)
+    return torch.where(alive, torch.where(alive, log_x, 0.0).log_softmax(dim), -math.inf)
