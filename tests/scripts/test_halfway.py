@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import gymnasium as gym
 import pytest
-import torch
 from environments import small_agent
 from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec
@@ -64,7 +63,8 @@ def test_the_same_command_goes_on_after_a_kill_and_ends_as_if_there_had_been_non
     assert re.search("^going on after ", capsys.readouterr().out, re.MULTILINE)  # perhaps after one that was cut short
     (ours, _), (theirs, _) = (checkpoint.read(tmp_path / path) for path in ("again", "whole"))
     assert ours.keys() == theirs.keys()
-    assert all(torch.equal(x, theirs[name]) for name, x in ours.items())  # networks, optimisers, streams, statistics
+    for name, x in ours.items():  # networks, optimisers, streams, statistics, rows with NaN in them
+        assert x.numpy().tobytes() == theirs[name].numpy().tobytes(), name
     again, whole = (json.loads((tmp_path / f"{path}.json").read_text()) for path in ("again", "whole"))
     for record in (again, whole):
         del record["student" if "student" in record else "tuned"]
