@@ -261,7 +261,10 @@ def test_pairs_without_a_closed_form_are_refused_in_one_line():
     ):
         with pytest.raises(NoClosedForm, match=text):
             kl_divergence(p, q)
-    with pytest.raises(NoClosedForm, match=r"^no closed form for the entropy of Poisson; allowed: .*estimate_entropy"):
-        entropy(td.Poisson(1.0))
+    for p, name in ((td.Poisson(1.0), "Poisson"), (td.Multinomial(3, torch.ones(2)), "Multinomial")):
+        with pytest.raises(
+            NoClosedForm, match=f"^no closed form for the entropy of {name}; allowed: .*estimate_entropy"
+        ):
+            entropy(p)
     with pytest.raises(ValueError, match=r"^p has 1 classes, q has 3; they must agree"):
         kl_divergence(td.Dirichlet(T(2.0)), td.Dirichlet(T(1.0, 1.0, 1.0)))

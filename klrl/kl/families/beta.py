@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.kl.families.bregman import jensen_shannon_of
+from klrl.kl.families.bregman import RULE, jensen_shannon_of
 from klrl.kl.families.family import Family
 from klrl.kl.families.log_odds import nodes
 from klrl.policy.arrays import like, tensor
 from klrl.policy.distributions import Beta, Gradient
-
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
-_T = [(float(0.5 * (x + 1.0)), float(0.5 * w)) for x, w in zip(_NODES, _WEIGHTS, strict=True)]
 
 
 class BetaFamily(Family[Beta]):
@@ -30,7 +26,7 @@ class BetaFamily(Family[Beta]):
         a, b, c, d = (x.double() for x in (*p.parameters, *q.parameters))
         near = (torch.maximum(a, c) <= 1.5 * torch.minimum(a, c)) & (torch.maximum(b, d) <= 1.5 * torch.minimum(b, d))
         u, v = (torch.where(near, x, 0.0) for x in (c - a, d - b))
-        remainder = sum(w * (1.0 - t) * _curvature(a + t * u, b + t * v, u, v) for t, w in _T)
+        remainder = sum(w * (1.0 - t) * _curvature(a + t * u, b + t * v, u, v) for t, w in RULE)
         far = [torch.where(near, x, y) for x, y in zip((a, b), (c, d), strict=True)]
         psi = torch.digamma(a + b)
         slope_a, slope_b = torch.digamma(a) - psi, torch.digamma(b) - psi

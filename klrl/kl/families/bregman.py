@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
+RULE = [(float(0.5 * (x + 1.0)), float(0.5 * w)) for x, w in zip(_NODES, _WEIGHTS, strict=True)]
+"""Nodes and weights of Gauss and Legendre's rule on [0, 1], for the remainder of a Bregman divergence."""
 SERIES = 0.1
 """Bound below which e^x - 1 - x is computed from its series."""
 

@@ -10,22 +10,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributions as td
 
-from klrl.kl.families.bregman import phi
+from klrl.kl.families.bregman import RULE, phi
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.gaussian import FullGaussianFamily
+from klrl.kl.precision import in_float64
 from klrl.policy.distributions import Categorical, FullGaussian, NoClosedForm
 from klrl.policy.distributions.from_torch import log_odds, logits_of
 
 Numbers = tuple[Tensor, ...]
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
-_RULE = [(float(0.5 * (x + 1.0)), float(0.5 * w)) for x, w in zip(_NODES, _WEIGHTS, strict=True)]
-"""Gauss and Legendre's rule on [0, 1]."""
 _NEAR = 1.2
 """Largest ratio of two arguments at which a Bregman divergence is integrated (error below 1e-12 of the value)."""
 
@@ -49,8 +46,7 @@ def kl_of_torch(p: td.Distribution, q: td.Distribution) -> Tensor | None:
     first, second = _class_of(p), _class_of(q)
     if first is None or second is None or {first, second} <= _WITH_RECORDS:
         return None
-    a, b = _READ[first](p), _READ[second](q)
-    kl = _between(first, second, a, b)
+    kl = _between(first, second, p, q)
     kl = kl.clamp_min(0.0).to(torch.promote_types(_dtype(p), _dtype(q)))
     return kl.flatten(-events) if events else kl.unsqueeze(-1)
 
@@ -59,7 +55,7 @@ def entropy_of_torch(p: td.Distribution) -> Tensor | None:
     """H(p) of an object that has no record, ``[*B]``, by torch's formula; ``None`` where the class is not known here.
 
     Raises:
-        NoClosedForm: torch has no formula for the class.
+        NoClosedForm: torch has no formula for the class, or none in float64.
     """
     if isinstance(p, td.Independent):
         inner = entropy_of_torch(p.base_dist)
@@ -68,15 +64,13 @@ def entropy_of_torch(p: td.Distribution) -> Tensor | None:
     cls = _class_of(p)
     if cls is None or cls in _WITH_RECORDS:
         return None
-    try:
-        return _made(cls, _READ[cls](p)).entropy().to(_dtype(p))
-    except NotImplementedError as error:
-        raise NoClosedForm(
-            f"no closed form for the entropy of {cls.__name__}; allowed: klrl.kl.estimate_entropy"
-        ) from error
+    if cls in _WITHOUT_ENTROPY:
+        raise NoClosedForm(f"no closed form for the entropy of {cls.__name__}; allowed: klrl.kl.estimate_entropy")
+    return in_float64(p).entropy().to(_dtype(p))
 
 
-def _between(first: type, second: type, a: Numbers, b: Numbers) -> Tensor:
+def _between(first: type, second: type, p: td.Distribution, q: td.Distribution) -> Tensor:
+    a, b = _READ[first](p), _READ[second](q)
     if {first, second} == {td.Exponential, td.Gamma}:
         a, b = (x if len(x) == 2 else (torch.ones_like(x[0]), x[0]) for x in (a, b))
         first = second = td.Gamma
@@ -85,7 +79,7 @@ def _between(first: type, second: type, a: Numbers, b: Numbers) -> Tensor:
     if (first, second) == (td.Uniform, td.ContinuousBernoulli):
         return _uniform_to_continuous_bernoulli(a, b)
     try:
-        return td.kl_divergence(_made(first, a), _made(second, b))
+        return td.kl_divergence(in_float64(p), in_float64(q))
     except NotImplementedError as error:
         raise NoClosedForm(
             f"no closed form for KL between {first.__name__} and {second.__name__}; allowed: "
@@ -140,16 +134,8 @@ _READ: dict[type, Callable[[Any], Numbers]] = {
     td.Wishart: _named("df", "scale_tril"),
 }
 _WITH_RECORDS: set[type | None] = {td.Normal, td.Beta}
-_BY_LOGITS = (td.Binomial, td.ContinuousBernoulli, td.Geometric, td.NegativeBinomial)
-
-
-def _made(cls: Any, numbers: Numbers) -> td.Distribution:
-    """Return a class's object of numbers in float64."""
-    if cls is td.Wishart:
-        return td.Wishart(numbers[0], scale_tril=numbers[1])
-    if cls in _BY_LOGITS:
-        return cls(*numbers[:-1], logits=numbers[-1])
-    return cls(*numbers)
+_WITHOUT_ENTROPY = {td.Multinomial, td.NegativeBinomial, td.Poisson}
+"""Classes without an entropy: torch computes log n! of a Multinomial in float32, and has no formula for the others."""
 
 
 # -- formulas -----------------------------------------------------------------------------------
@@ -165,7 +151,7 @@ def _bregman(f: Function, slope: Function, curvature: Function) -> Callable[[Ten
         a, b = torch.broadcast_tensors(a, b)
         near = torch.maximum(a, b) <= _NEAR * torch.minimum(a, b)
         u = torch.where(near, a - b, 0.0)
-        remainder = sum(w * (1.0 - t) * u.square() * curvature(b + t * u) for t, w in _RULE)
+        remainder = sum(w * (1.0 - t) * u.square() * curvature(b + t * u) for t, w in RULE)
         far = torch.where(near, b, a)
         return torch.where(near, remainder, f(far) - f(b) - (far - b) * slope(b))
 
@@ -197,7 +183,7 @@ def _dirichlet(p: Numbers, q: Numbers) -> Tensor:
     near = (torch.maximum(a, c) <= _NEAR * torch.minimum(a, c)).all(-1)
     u = torch.where(near.unsqueeze(-1), c - a, 0.0)
     total = torch.zeros_like(a[..., 0])
-    for t, w in _RULE:
+    for t, w in RULE:
         x = a + t * u
         curvature = (_trigamma(x) * u.square()).sum(-1) - _trigamma(x.sum(-1)) * u.sum(-1).square()
         total = total + w * (1.0 - t) * curvature
@@ -315,7 +301,7 @@ def _continuous_bernoulli(p: Numbers, q: Numbers) -> Tensor:
     h, k = torch.broadcast_tensors(0.5 * p[0], 0.5 * q[0])
     near = (h - k).abs() < 0.2
     u = torch.where(near, k - h, 0.0)
-    remainder = sum(w * (1.0 - t) * u.square() * _curvature_of_sinh(h + t * u) for t, w in _RULE)
+    remainder = sum(w * (1.0 - t) * u.square() * _curvature_of_sinh(h + t * u) for t, w in RULE)
     far = torch.where(near, h, k)
     return torch.where(near, remainder, _log_sinh(far) - _log_sinh(h) - (far - h) * _slope_of_sinh(h))
 
