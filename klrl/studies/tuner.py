@@ -119,6 +119,10 @@ class Tuner:
             for left in known:
                 if left.state != TrialState.RUNNING or (lock := self._free(left.number)) is None:
                     continue
+                left = self.study.get_trials(deepcopy=False)[left.number]
+                if left.state != TrialState.RUNNING:  # its process ended it before it let go of the lock
+                    lock.release()
+                    continue
                 trial = Trial(self.study, left._trial_id)
                 if self._keeps_dying(trial):
                     lock.release()

@@ -298,6 +298,23 @@ def test_a_trial_that_another_process_works_on_is_left_to_it(tmp_path):
     assert search.counts() == {"complete": 2}
 
 
+def test_a_trial_that_ends_while_another_process_looks_for_one_is_left_alone(tmp_path, monkeypatch):
+    search, other = (tuner(tmp_path, seeds=(100,)) for _ in range(2))
+    trial = other.study.ask()
+    free = search._free
+
+    def told_before_it_was_free(number):
+        if number == trial.number:
+            other.study.tell(trial, 1.0)
+        return free(number)
+
+    monkeypatch.setattr(search, "_free", told_before_it_was_free)
+    search.run(2)
+    assert [said.split(":")[0] for said in search.said] == ["trial 1"]
+    assert search.counts() == {"complete": 2}
+    Lock(tmp_path / "trials/0").release()  # it was let go of
+
+
 class Dies(Callback):
     """Ends its process before the first update, as running out of memory does."""
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import json
 import os
 import random
 import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from torture.case import Case, Outcome
@@ -36,6 +40,7 @@ agent = "trpo"
 """
 _UPDATE = 128
 """Steps of an update."""
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def cases(seed: int) -> list[Case]:
@@ -62,11 +67,10 @@ def _killed(
     """Kill a process that makes a run, chosen at random, every so many seconds on average, and at most so often."""
 
     def case(scratch: Path) -> Outcome:
-        g, output, whole = random.Random(seed), scratch / "killed", scratch / "whole"
-        design = scratch / "design.toml"
-        design.write_text(_DESIGN.format(last=last, steps=updates * _UPDATE))
-        ended = start_klrl(["study", design, "--output", whole, "--processes", "1"], scratch).wait()
-        assert ended.code == 0, f"nothing happened, and it ended with {ended.code}: {ended.err[-300:]}"
+        g, output = random.Random(seed), scratch / "killed"
+        with _ONE_AT_A_TIME:
+            whole = _undisturbed(last, updates)
+        design = _design(scratch, last, updates)
         words: list[str | Path] = ["study", design, "--output", output, "--engine", engine, "--retries", "50"]
         kills = _kill_until_its_end(start_klrl(words, scratch), output, g, every, most)
         runs = [run.relative_to(whole) for run in whole.glob("runs/*/*/seed-*") if run.is_dir()]
@@ -74,6 +78,24 @@ def _killed(
         return Outcome(problems, len(runs), {"kills": kills})
 
     return case
+
+
+def _design(scratch: Path, last: int, updates: int) -> Path:
+    design = scratch / "design.toml"
+    design.write_text(_DESIGN.format(last=last, steps=updates * _UPDATE))
+    return design
+
+
+@cache
+def _undisturbed(last: int, updates: int) -> Path:
+    """Run a study to which nothing happens, once for all cases that are compared with it."""
+    kept = tempfile.TemporaryDirectory(prefix="klrl-R20-")
+    atexit.register(kept.cleanup)
+    scratch = Path(kept.name)
+    words = ["study", _design(scratch, last, updates), "--output", scratch / "whole", "--processes", "1"]
+    ended = start_klrl(words, scratch).wait()
+    assert ended.code == 0, f"nothing happened, and it ended with {ended.code}: {ended.err[-300:]}"
+    return scratch / "whole"
 
 
 def _kill_until_its_end(study: Watched, output: Path, g: random.Random, every: float, most: int) -> int:
