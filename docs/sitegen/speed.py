@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from klrl.scripts.benchmarks.measure import LIBRARIES
 from klrl.scripts.benchmarks.scaling_report import table as of_points
+from klrl.scripts.benchmarks.seeds import table as of_seeds
 from klrl.scripts.benchmarks.speed_report import profile_table
 from sitegen.markdown import command, listed, table
 from sitegen.results import Row, groups, read
@@ -61,12 +62,12 @@ def speed() -> str:
     lines = [[f"{name}, {env}", *_speeds(group, usual, env, others)] for (name, env), group in _tasks(usual)]
     machine, repeats = record["machine"], max(row["repeats"] for row in usual)
     work = record["workload"]
-    of_cpu_time = ", by CPU time" if "cpu_median" in usual[0] else ""  # which older files do not have
     said = [
         command(record["command"]),
         table(head, lines),
-        f"Median steps/s of {repeats} repeats on {machine['cpu']}, {work['threads']} thread each; in brackets how "
-        f"many times as fast klrl is on the same, synchronous environments{of_cpu_time}.",
+        f"Steps per second of CPU time, which other programs on the machine change little: medians of {repeats} repeats "
+        f"on {machine['cpu']}, {work['threads']} thread each; in brackets how many times as fast klrl is on the same, "
+        "synchronous environments.",
         _memory(usual, others),
     ]
     return "\n\n".join([*said, *_variants(record["summary"])])
@@ -90,21 +91,21 @@ def _variants(rows: list[Row]) -> list[str]:
         lines.append([f"{name}, {env}", *(_variant(found.get(variant)) for variant in ("", *names))])
     return [
         table(["", "klrl", *(f"klrl, {VARIANTS[name]}" for name in names)], lines),
-        "Steps/s, in brackets steps per CPU second and the peak memory of one process.",
+        "Steps per second of CPU time, and the peak memory of one process.",
     ]
 
 
 def _variant(row: Row | None) -> str:
-    return "" if row is None else f"{row['median']:,.0f} ({row['cpu_median']:,.0f}, {row['peak_mib']:,.0f} MiB)"
+    return "" if row is None else f"{row['cpu_median']:,.0f}, {row['peak_mib']:,.0f} MiB"
 
 
 def _speeds(group: list[Row], rows: list[Row], env: str, others: dict[str, tuple[str, ...]]) -> list[str]:
-    ours = {row["engine"]: row["median"] for row in group if row["library"] == "klrl"}
-    alone = {row["engine"]: row["median"] for row in rows if not row["algorithm"] and row["env"] == env}
+    ours = {row["engine"]: row["cpu_median"] for row in group if row["library"] == "klrl"}
+    alone = {row["engine"]: row["cpu_median"] for row in rows if not row["algorithm"] and row["env"] == env}
     cells = [f"**{ours['sync']:,.0f}**", f"{ours['envpool']:,.0f}"]
     for libraries in others.values():
         other = next((row for row in group if row["library"] in libraries), None)
-        cells.append("" if other is None else f"{other['median']:,.0f} ({other['klrl_ratio']:.1f}x)")
+        cells.append("" if other is None else f"{other['cpu_median']:,.0f} ({other['klrl_ratio']:.1f}x)")
     return [*cells, f"{alone['sync']:,.0f}, {alone['envpool']:,.0f}"]
 
 
@@ -129,6 +130,12 @@ def profile() -> str:
     return "\n\n".join([profile_table(rows), "What is not equal work:", "\n".join(notes)])
 
 
+def seeds() -> str:
+    """How long many seeds take."""
+    records = [read(f"seeds-{name}.json") for name in ("million", "processes")]
+    return "\n\n".join(part for record in records for part in (command(record["command"]), of_seeds(record["rows"])))
+
+
 def scaling() -> str:
     """Cost per step along the axes."""
     record = read("scaling.json")
@@ -140,5 +147,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy-cost": accuracy_cost,
     "speed": speed,
     "speed-profile": profile,
+    "seeds": seeds,
     "scaling": scaling,
 }
