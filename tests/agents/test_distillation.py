@@ -249,9 +249,9 @@ def test_a_student_that_is_not_finite_any_more_is_named():
 SMALL = ["--n-rounds", "2", "--n-envs", "2", "--n-steps", "32", "--n-epochs", "2", "--episodes", "2"]
 
 
-@pytest.fixture
-def teacher_path(tmp_path):
-    return str(small_agent(PPO, "CartPole-v1").learn(64).save(tmp_path / "teacher"))
+@pytest.fixture(scope="module")
+def teacher_path(tmp_path_factory):
+    return str(small_agent(PPO, "CartPole-v1").learn(64).save(tmp_path_factory.mktemp("teachers") / "teacher"))
 
 
 def test_the_verb_leaves_an_agent_that_plays_and_learns_and_the_numbers(teacher_path, tmp_path, capsys):

@@ -245,7 +245,7 @@ int main(void) {
 def test_sanitizers_find_nothing_in_ragged_shapes(tmp_path):
     (tmp_path / "main.c").write_text(MAIN)
     program = tmp_path / "main"
-    flags = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", SOURCE.parent]
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-I", SOURCE.parent]
     if subprocess.run(["gcc", *flags, tmp_path / "main.c", "-lm", "-o", program], capture_output=True).returncode:
         pytest.skip("gcc has no sanitizers here, or another processor's levels")
     result = subprocess.run([program], capture_output=True, text=True)
@@ -276,7 +276,7 @@ def test_klrl_is_built_without_a_compiler(tmp_path):
 
 @needs_kernel
 def test_without_the_file_numpy_computes_and_the_variable_says_why(tmp_path):
-    shutil.copytree(ROOT / "klrl", tmp_path / "klrl", ignore=shutil.ignore_patterns("_kernel*", "__pycache__"))
+    shutil.copytree(ROOT / "klrl", tmp_path / "klrl", ignore=shutil.ignore_patterns("_kernel*"))
     program = (
         "import klrl, klrl.native; assert klrl.native.available() == ()\n"
         "print(klrl.PPO('CartPole-v1').learn(1).describe()['paths']['kernel'])\n"
