@@ -67,7 +67,7 @@ def serve(path: str) -> None:
 
 
 def _warm_up() -> None:
-    """Do what every command would do first and what leaves no trace: imports, the reading of flags, a short training."""
+    """Do what every command would do first and what leaves no trace: imports, flags, a short training."""
     for name in _LATER:
         import_module(name)
     said = io.StringIO()
