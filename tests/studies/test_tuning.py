@@ -382,7 +382,7 @@ def test_another_search_is_refused_in_the_same_output(made, capsys):
     assert line.startswith(
         f"klrl tune: output = {made} holds another search: search = ['learning_rate=0.001:0.1:log', "
     )
-    assert "total_timesteps = 1280; allowed: the same one, or a new directory" in line
+    assert f"total_timesteps = {STEPS}; allowed: the same one, or a new directory" in line
     assert line.count("\n") == 1
 
 
