@@ -22,4 +22,5 @@ def pytest_collectstart():
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000)  # seven times as rarely as by default: most of what is young is soon gone by itself
     gc.enable()
