@@ -10,13 +10,13 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-gc.disable()  # while modules are imported and tests are collected, nothing much becomes garbage
 
 
 def pytest_collectstart():
     import torch  # here, because a process that only hands out tests needs none
 
     torch.set_num_threads(1)
+    gc.disable()  # while modules are imported and tests are collected, nothing much becomes garbage
 
 
 def pytest_collection_finish():
