@@ -13,7 +13,7 @@ ENV ?= CartPole-v1
 STEPS ?= 50000
 SEED ?= 0
 
-.PHONY: help train test lint docs recipes clean
+.PHONY: help train test tests lint style types docs recipes clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,13 +21,21 @@ help:  ## show this list
 train: $(VENV)/klrl  ## train PPO on CartPole-v1 and watch its policy drift (ENV=, STEPS=, SEED= change the task)
 	$(BIN)/klrl train ppo --env $(ENV) --total-timesteps $(STEPS) --seed $(SEED)
 
+# The types take one processor for a minute; the tests begin beside them.
+test: style  ## every check: style, types, tests, doctests
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
 # Tests start many processes; each would compile klrl's files anew where Python keeps no bytecode.
-test: lint  ## every check: style, types, tests, doctests
+tests: $(VENV)/dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: $(VENV)/dev
+lint: style types
+
+style: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
 	$(BIN)/mypy
 
 docs: $(VENV)/docs  ## the documentation site in build/docs; every warning, every dead link is an error

@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import gymnasium as gym
 import pytest
@@ -135,17 +137,39 @@ ONLY_IN = {
 PEERS = {"stable_baselines3", "sb3_contrib", "sbx", "tianshou", "cleanrl"}
 
 
-def imports(path, typing=True):
-    tree = ast.parse(path.read_text())
-    if not typing:
-        tree.body = [
-            node for node in tree.body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-        ]
-    for node in ast.walk(tree):
+class Names(NamedTuple):
+    """What a file imports, also when it is run, what it calls, and the names of its calls' arguments."""
+
+    imported: set
+    imported_to_run: set
+    called: set
+    keywords: set
+
+
+@cache
+def names_in(path):
+    """The names in a file, which is parsed once."""
+    body = ast.parse(path.read_text()).body
+    typing = [node for node in body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    calls = [node for statement in body for node in ast.walk(statement) if isinstance(node, ast.Call)]
+    return Names(
+        {*imported(body)},
+        {*imported([node for node in body if node not in typing])},
+        {ast.unparse(call.func) for call in calls},
+        {keyword.arg for call in calls for keyword in call.keywords},
+    )
+
+
+def imported(statements):
+    for node in (node for statement in statements for node in ast.walk(statement)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imports(path, typing=True):
+    return names_in(path).imported if typing else names_in(path).imported_to_run
 
 
 def room(module):
@@ -224,9 +248,8 @@ def test_nothing_reads_pickles_or_runs_text_as_code():
     for path in SOURCES:
         names, exempt = {*imports(path)}, EXEMPT.get(path, set())
         assert not {name.split(".")[0] for name in names} & (UNSAFE_MODULES - exempt), path
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-        assert not {ast.unparse(call.func) for call in calls} & (UNSAFE_CALLS - exempt), path
-        assert "allow_pickle" not in {keyword.arg for call in calls for keyword in call.keywords}, path
+        assert not names_in(path).called & (UNSAFE_CALLS - exempt), path
+        assert "allow_pickle" not in names_in(path).keywords, path
         if path != ROOT / "klrl/experience/workers.py":  # Gymnasium's way to send an environment's maker to own workers
             assert "CloudpickleWrapper" not in {name.rpartition(".")[2] for name in names}, path
 
@@ -245,7 +268,6 @@ def test_foreign_files_are_read_without_what_could_execute_them():
 
 def test_the_global_random_generators_are_not_used():
     for path in SOURCES:
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
         forbidden = {
             "torch.manual_seed",
             "np.random.seed",
@@ -254,7 +276,7 @@ def test_the_global_random_generators_are_not_used():
             "torch.rand",
             "np.random.rand",
         }
-        assert not calls & forbidden, path
+        assert not names_in(path).called & forbidden, path
 
 
 def glossary():

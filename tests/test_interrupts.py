@@ -28,11 +28,9 @@ PLAIN = signal.default_int_handler
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collection():
-    """Of what an interrupt leaves, by looking at nothing older."""
+    """Of what an interrupt leaves, by looking at nothing older, here and in what follows."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -116,7 +116,7 @@ def test_a_student_that_does_not_see_the_state_covers_the_teacher_or_seeks_it(di
     assert learned.log_std.exp().item() ** 2 == pytest.approx(variance, rel=0.03)
 
 
-def with_two_peaks(peak, direction):
+def with_two_peaks(peak, direction, n_epochs):
     """Teach a student with one peak, first at ``peak``, what to do by a teacher with two; what both then do."""
 
     def env():
@@ -126,14 +126,14 @@ def with_two_peaks(peak, direction):
     teacher.actor.trunk = Fixed([-3.0, 0.0, 3.0, 0.0, -4.0, 0.0, 3.0, 0.0, -3.0])
     student.actor.trunk = OnePeak(9, peak)
     config = DistillationConfig(
-        direction=direction, n_rounds=1, n_envs=2, n_steps=4, batch_size=8, n_epochs=500, learning_rate=0.05
+        direction=direction, n_rounds=1, n_envs=2, n_steps=4, batch_size=8, n_epochs=n_epochs, learning_rate=0.05
     )
     distill(teacher, student, env, config)
     return (agent.distribution(torch.zeros(1, 1)).probs[0] for agent in (teacher, student))
 
 
 def test_one_peak_cannot_be_two_and_forward_kl_matches_moments():
-    teacher, student = with_two_peaks(0.3, "forward")
+    teacher, student = with_two_peaks(0.3, "forward", n_epochs=500)
     i = torch.linspace(-1.0, 1.0, 9)
     assert (student @ i).item() == pytest.approx((teacher @ i).item(), abs=1e-3)
     assert (student @ i.square()).item() == pytest.approx((teacher @ i.square()).item(), rel=1e-3)
@@ -142,7 +142,7 @@ def test_one_peak_cannot_be_two_and_forward_kl_matches_moments():
 
 @pytest.mark.parametrize("side", [-1, 1])
 def test_one_peak_cannot_be_two_and_reverse_kl_seeks_the_nearer_one(side):
-    _, student = with_two_peaks(0.3 * side, "reverse")
+    _, student = with_two_peaks(0.3 * side, "reverse", n_epochs=200)
     assert (student[5:] if side > 0 else student[:4]).sum() > 0.95
 
 
@@ -249,9 +249,9 @@ def test_a_student_that_is_not_finite_any_more_is_named():
 SMALL = ["--n-rounds", "2", "--n-envs", "2", "--n-steps", "32", "--n-epochs", "2", "--episodes", "2"]
 
 
-@pytest.fixture
-def teacher_path(tmp_path):
-    return str(small_agent(PPO, "CartPole-v1").learn(64).save(tmp_path / "teacher"))
+@pytest.fixture(scope="module")
+def teacher_path(tmp_path_factory):
+    return str(small_agent(PPO, "CartPole-v1").learn(64).save(tmp_path_factory.mktemp("teachers") / "teacher"))
 
 
 def test_the_verb_leaves_an_agent_that_plays_and_learns_and_the_numbers(teacher_path, tmp_path, capsys):

@@ -100,12 +100,15 @@ def train(agent_class, case, seed, target_kl, n_updates=4):
     return agent.learn(128 * n_updates, judge), judge
 
 
+ASKED = [(PPO, 0.01), (TRPO, 0.002), (TRPO, 0.02)]
+
+
 # Episodes end one way with one seed and the other way with the other: in every space, and for both agents.
-@pytest.mark.parametrize(("agent_class", "name", "seed"), [
-    (agent_class, name, 100 + (i + j) % 2) for i, name in enumerate(CASES) for j, agent_class in enumerate([PPO, TRPO])
+@pytest.mark.parametrize(("agent_class", "target_kl", "name", "seed"), [
+    (agent_class, target_kl, name, 100 + (i + j) % 2)
+    for i, name in enumerate(CASES) for j, (agent_class, target_kl) in enumerate(ASKED)
 ])  # fmt: skip
-def test_the_kl_asked_for_is_the_kl_got(agent_class, name, seed):
-    target_kl = 0.01
+def test_the_kl_asked_for_is_the_kl_got(agent_class, target_kl, name, seed):
     agent, judge = train(agent_class, CASES[name], seed, target_kl)
     assert len(agent.history) == 4
     for metrics in agent.history[1:]:
@@ -122,11 +125,5 @@ def test_the_kl_asked_for_is_the_kl_got(agent_class, name, seed):
             assert metrics["drift/kl"] == pytest.approx(metrics["train/kl_predicted"], rel=0.5)
     moved = [metrics["drift/kl"] > 0.1 * target_kl for metrics in agent.history]
     assert sum(moved) >= 3
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("target_kl", [0.002, 0.02])
-def test_trpo_uses_most_of_the_same_bound_in_every_space(name, target_kl):
-    kls = [metrics["drift/kl"] for metrics in train(TRPO, CASES[name], 102, target_kl)[0].history]
-    assert max(kls) <= target_kl
-    assert np.median(kls) > 0.5 * target_kl
+    if agent_class is TRPO:  # it uses most of the same bound in every space
+        assert np.median([metrics["drift/kl"] for metrics in agent.history]) > 0.5 * target_kl

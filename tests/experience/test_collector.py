@@ -227,7 +227,7 @@ def test_masks_stay_with_their_states_and_forbidden_actions_are_never_taken(make
     try:
         agent = masked_agent(PPO, envs, source, n_epochs=2)
         collector = agent.collector()
-        for i in range(3):
+        for i in range(2):
             batch = collector.collect(agent.act, 20)
             allowed, masks = recounted(batch, agent.encoding, actions)
             assert allowed.all()

@@ -6,14 +6,12 @@ import contextlib
 import csv
 import importlib.util
 import json
-import os
 import re
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from torture.processes import Fork
 from wandb_file import history
 
 from klrl.agents import PPO
@@ -54,10 +52,8 @@ def folder(tmp_path_factory):
     if "wandb" in PACKAGES and all(map(importlib.util.find_spec, ("moviepy", "onnxscript"))):
         code += "".join(experiment()) + THEN
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HF_HUB_OFFLINE": "1"}
-    environment = os.environ | offline | {"TRACKIO_DIR": str(path / "kept")}
-    words = [sys.executable, "-c", code]
-    done = subprocess.run(words, cwd=path, env=environment, timeout=900, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = Fork(["-c", code], path, offline | {"TRACKIO_DIR": str(path / "kept")}).wait(900.0)
+    assert done.code == 0, done.err
     return path
 
 

@@ -215,16 +215,16 @@ def test_the_squared_standard_error_is_on_average_the_variance(estimator):
     ("estimator", "self_normalized"), [("k1", True), ("k2", True), ("k3", True), ("optimal", True), ("optimal", False)]
 )
 def test_the_standard_error_is_the_spread_over_many_samples(estimator, self_normalized):
-    sets, n = 1500, 200
+    sets, n = 750, 200
     log_p, log_q, log_s = logs(P), logs(Q), logs(S)
     found = [
         estimate_kl(log_p[x], log_q[x], estimator, log_sampler=log_s[x], self_normalized=self_normalized)
         for x in draws(S, sets, n)
     ]
     spread = np.std([e.value for e in found], ddof=1)
-    # The relative standard error of a standard deviation is 1 / sqrt(2 sets) = 1.8 %; 1 / n is the estimate's own bias.
+    # The relative standard error of a standard deviation is 1 / sqrt(2 sets) = 2.6 %; 1 / n is the estimate's own bias.
     typical = math.sqrt(np.mean([e.stderr**2 for e in found]))
-    assert typical == pytest.approx(spread, rel=3 / math.sqrt(2 * sets) + 3 / n)
+    assert typical == pytest.approx(spread, rel=2.1 / math.sqrt(2 * sets) + 3 / n)
 
 
 def test_the_optimal_estimator_has_the_least_standard_error():
@@ -237,15 +237,15 @@ def test_the_cluster_standard_error_is_the_spread_over_many_clustered_samples():
     # 40 episodes of 1 ... 19 samples that share a random effect; k1 = log p - log q is the sample itself.
     rng, lengths = np.random.default_rng(0), np.arange(40) % 19 + 1
     labels = torch.tensor(np.repeat(np.arange(40) * 7 - 50, lengths))
-    sets = 2000
+    sets = 1000
     effect = rng.normal(size=(sets, 40)).repeat(lengths, axis=1)
     x = torch.tensor(2.0 + effect + 0.5 * rng.normal(size=effect.shape))
     clustered = [estimate_kl(row, torch.zeros_like(row), "k1", clusters=labels) for row in x]
-    plain = [estimate_kl(row, torch.zeros_like(row), "k1") for row in x]
+    plain = [estimate_kl(row, torch.zeros_like(row), "k1") for row in x[:100]]
     # Var(mean) = (sum lengths^2 + 0.25 sum lengths) / n^2
     n = lengths.sum()
     exact = math.sqrt((lengths**2).sum() + 0.25 * n) / n
-    assert np.std([e.value for e in clustered], ddof=1) == pytest.approx(exact, rel=3 / math.sqrt(2 * sets))
+    assert np.std([e.value for e in clustered], ddof=1) == pytest.approx(exact, rel=2.1 / math.sqrt(2 * sets))
     # With the residuals' own mean taken out, the expectation is off by a share of order 1 / 40.
     assert math.sqrt(np.mean([e.stderr**2 for e in clustered])) == pytest.approx(exact, rel=0.04)
     assert math.sqrt(np.mean([e.stderr**2 for e in plain])) < 0.4 * exact

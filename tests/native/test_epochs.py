@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from itertools import pairwise
 
 import gymnasium as gym
@@ -222,24 +222,29 @@ UPDATES = {
 }
 
 
+def updated(policy, update, level):
+    """An agent after an update, its parameters before it, and the metrics."""
+    agent_class, settings = UPDATES[update]
+    settings = {"learning_rate": 3e-3, "fold_normalizer": False} | settings
+    agent = agent_of(policy, level, agent_class, actor_hidden_sizes=(16, 8), **settings)
+    first = [flatten(network.parameters()).clone() for network in agent.networks]
+    return agent, first, agent.update(agent.collector().collect(agent.act, agent.config.n_steps))
+
+
+in_numpy = cache(partial(updated, level=None))
+
+
 @levels
 @policies
 @pytest.mark.parametrize("update", UPDATES)
 def test_updates_are_those_of_numpy(level, policy, update):
-    agent_class, settings = UPDATES[update]
-    settings = {"learning_rate": 3e-3, "fold_normalizer": False} | settings
-    agents = [agent_of(policy, at, agent_class, actor_hidden_sizes=(16, 8), **settings) for at in (level, None)]
-    first = [flatten(network.parameters()).clone() for network in agents[0].networks]
-    metrics = []
-    for agent in agents:
-        batch = agent.collector().collect(agent.act, agent.config.n_steps)
-        metrics.append(agent.update(batch))
-        assert agent.streams.minibatches.get_state().equal(agents[0].streams.minibatches.get_state())
-    assert_same_way(*agents, first)
+    (agent, first, metrics), (other, _, expected) = updated(policy, update, level), in_numpy(policy, update)
+    assert agent.streams.minibatches.get_state().equal(other.streams.minibatches.get_state())
+    assert_same_way(agent, other, first)
     for name in ("train/policy_gradient_loss", "train/value_loss", "train/clip_fraction", "drift/kl"):
-        if name in metrics[0]:
-            assert metrics[0][name] == pytest.approx(metrics[1][name], rel=1e-3, abs=1e-5)
-    assert metrics[0]["train/stop_reason"] == metrics[1]["train/stop_reason"]
+        if name in metrics:
+            assert metrics[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5)
+    assert metrics["train/stop_reason"] == expected["train/stop_reason"]
 
 
 @levels

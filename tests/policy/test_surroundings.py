@@ -1,7 +1,8 @@
 """What a program has set in torch and numpy for its own purposes: klrl computes the same numbers as without."""
 
 import contextlib
-from functools import partial
+from functools import cache, partial
+from tempfile import TemporaryDirectory
 
 import gymnasium as gym
 import numpy as np
@@ -50,8 +51,8 @@ SETTINGS = {
 every_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
 IMAGE = gym.spaces.Box(0, 255, (9, 9, 3), np.uint8)
 AGENTS = {
-    "beta": partial(small_agent, PPO, partial(Noise, box(2)), action_distribution="beta", batch_size=16),
-    "image": partial(small_agent, PPO, partial(Sampling, IMAGE), learning_rate=1e-2),
+    "beta": partial(small_agent, PPO, partial(Noise, box(2)), action_distribution="beta", batch_size=16, n_epochs=2),
+    "image": partial(small_agent, PPO, partial(Sampling, IMAGE), learning_rate=1e-2, n_epochs=2),
     "squashed": partial(small_agent, TRPO, partial(Noise, box(2)), action_distribution="squashed-gaussian"),
     "several": partial(small_agent, NPG, partial(Sampling, gym.spaces.Discrete(3), gym.spaces.MultiDiscrete([2, 3]))),
 }
@@ -81,10 +82,17 @@ def a_life(make, path):
     return agent, loaded.learn(64)
 
 
+@cache
+def plain_life(make):
+    """The numbers where the program has set nothing."""
+    with TemporaryDirectory() as folder:
+        return [numbers(agent) for agent in a_life(make, folder)]
+
+
 @pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
 @every_setting
 def test_the_numbers_do_not_depend_on_what_the_program_has_set(make, setting, tmp_path):
-    plain = [numbers(agent) for agent in a_life(make, tmp_path / "plain")]
+    plain = plain_life(make)
     with setting():
         before = state_of_the_program()
         agents = a_life(make, tmp_path / "other")
@@ -94,39 +102,44 @@ def test_the_numbers_do_not_depend_on_what_the_program_has_set(make, setting, tm
     assert {x.dtype for x in agents[1].actor.parameters()} == {torch.float32}
 
 
+def own(n):  # no MLP: derivatives by autograd
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, n))
+
+
+@cache
+def learned(agent_class, during):
+    torch.manual_seed(0)
+    nets = own(2), own(1)
+    with during():
+        agent = small_agent(agent_class, normalize_observations=False)
+        agent.actor.trunk, agent.critic.trunk = nets
+        batch = random_batch(agent) if during is not SETTINGS["meta device"] else None
+    agent.update(batch or random_batch(agent))
+    return numbers(agent)
+
+
 @every_agent
 @every_setting
 def test_a_batch_and_an_agent_that_were_made_within_it_are_learned_from_outside(agent_class, setting):
-    def own(n):  # no MLP: derivatives by autograd
-        return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.SiLU(), torch.nn.Linear(8, n))
-
-    def learned(during):
-        torch.manual_seed(0)
-        nets = own(2), own(1)
-        with during():
-            agent = small_agent(agent_class, normalize_observations=False)
-            agent.actor.trunk, agent.critic.trunk = nets
-            batch = random_batch(agent) if during is not SETTINGS["meta device"] else None
-        agent.update(batch or random_batch(agent))
-        return numbers(agent)
-
     if setting is SETTINGS["bfloat16"] or setting is SETTINGS["float64"]:
         pytest.skip("the batch made here by hand is of the default type")
-    assert learned(setting) == learned(contextlib.nullcontext)
+    assert learned(agent_class, setting) == learned(agent_class, contextlib.nullcontext)
+
+
+@cache
+def taught(during):
+    make = partial(small_agent, PPO)
+    with during():
+        teacher, student = make(), make(seed=1)
+        distill(teacher, student, "CartPole-v1", DistillationConfig(n_rounds=1, n_envs=2, n_steps=16))
+        pairs = collect_preferences(teacher, "CartPole-v1", PreferencesConfig(n_pairs=8, segment_length=8))
+        policy = make(seed=1)
+        fit_preferences(policy, teacher, pairs, DPOConfig(n_epochs=1))
+    return numbers(student), numbers(policy)
 
 
 @every_setting
 def test_distillation_and_preferences_do_not_depend_on_it(setting):
-    def taught(during):
-        make = partial(small_agent, PPO)
-        with during():
-            teacher, student = make(), make(seed=1)
-            distill(teacher, student, "CartPole-v1", DistillationConfig(n_rounds=1, n_envs=2, n_steps=16))
-            pairs = collect_preferences(teacher, "CartPole-v1", PreferencesConfig(n_pairs=8, segment_length=8))
-            policy = make(seed=1)
-            fit_preferences(policy, teacher, pairs, DPOConfig(n_epochs=1))
-        return numbers(student), numbers(policy)
-
     assert taught(setting) == taught(contextlib.nullcontext)
 
 
@@ -156,7 +169,7 @@ def test_a_divergence_does_not_depend_on_it(family, as_numpy, setting):
         found.append(p.sample(torch.Generator().manual_seed(0)))
         if not as_numpy:
             samples = torch.Generator().manual_seed(0)
-            found.append(estimate_divergence(p, q, "jensen_shannon", n=2000, generator=samples).value)
+            found.append(estimate_divergence(p, q, "jensen_shannon", n=100, generator=samples).value)
         return [np.asarray(x) for x in found]
 
     plain = measured()

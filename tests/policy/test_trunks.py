@@ -102,6 +102,11 @@ def test_leading_dimensions_are_batch_dimensions():
 
 
 # Agents.
+def quick(agent_class):
+    """Settings with one pass over a batch: convolutions take their time."""
+    return {"n_epochs": 1} if agent_class is PPO else {"n_critic_updates": 1}
+
+
 def seen(agent):
     """What goes into the first convolutions of actor and critic from now on."""
     inputs = []
@@ -115,8 +120,7 @@ def seen(agent):
 @pytest.mark.parametrize("space", [HWC, MIXED], ids=["image", "Dict"])
 def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, space):
     env = partial(Sampling, space, masks=None)
-    settings = {"n_epochs": 1} if agent_class is PPO else {"n_critic_updates": 1}
-    agent = small_agent(agent_class, env, normalize_observations=normalize, **settings)
+    agent = small_agent(agent_class, env, normalize_observations=normalize, **quick(agent_class))
     inputs = seen(agent)
     agent.learn(128)
     values = torch.cat([x.flatten() for x in inputs])
@@ -133,7 +137,7 @@ def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_
 
 @every_agent
 def test_a_batch_of_images_is_bytes_and_has_no_statistics(agent_class):
-    agent = small_agent(agent_class, partial(Sampling, HWC))
+    agent = small_agent(agent_class, partial(Sampling, HWC), **quick(agent_class))
     batch = agent.collector().collect(agent.act, 32)
     for x in (batch.observations, batch.next_observations, batch.final_observations):
         assert x.dtype == torch.uint8
@@ -144,7 +148,7 @@ def test_a_batch_of_images_is_bytes_and_has_no_statistics(agent_class):
 
 
 def test_beside_pixels_and_choices_only_the_numbers_are_normalised():
-    agent = small_agent(PPO, partial(Sampling, MIXED)).learn(128)
+    agent = small_agent(PPO, partial(Sampling, MIXED), **quick(PPO)).learn(128)
     (x,) = (agent.training_envs.collector.collect(agent.act, 32).observations.flatten(0, 1),)
     z, n = agent.normalizer(x), math.prod(HWC.shape)
     torch.testing.assert_close(z[:, :n], x[:, :n] / 255.0)
@@ -164,7 +168,7 @@ def own(space, n_outputs):
 def test_networks_of_ones_own_train(agent_class):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        agent = small_agent(agent_class, partial(Sampling, CHW, Discrete(3)))
+        agent = small_agent(agent_class, partial(Sampling, CHW, Discrete(3)), **quick(agent_class))
         agent.actor.trunk, agent.critic.trunk = own(CHW, 3), own(CHW, 1)
         for network in agent.networks:
             network.trunk(torch.zeros(1, math.prod(CHW.shape)))  # makes the lazy layer
@@ -179,7 +183,8 @@ def test_networks_of_ones_own_train(agent_class):
 
 @every_agent
 def test_images_with_masks_train(agent_class):
-    agent = small_agent(agent_class, partial(Sampling, HWC, Discrete(3), masks="info"), action_mask="info").learn(128)
+    env = partial(Sampling, HWC, Discrete(3), masks="info")
+    agent = small_agent(agent_class, env, action_mask="info", **quick(agent_class)).learn(128)
     assert agent.encoding.images
     assert agent.history[-1]["drift/kl"] > 0.0
     assert MultiBinary(3).contains(agent.drift.probe.observations[0, -3:].numpy().astype(np.int8))

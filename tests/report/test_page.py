@@ -1,11 +1,10 @@
 """The file: whole, escaped, written in one step; what is wrong with the input is one line."""
 
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
 from made_runs import described, rows, write_run
+from test_command_line import klrl
 
 from klrl.report import write
 from klrl.scripts.main import main
@@ -85,8 +84,7 @@ def test_runs_without_an_update_make_a_report_without_charts(tmp_path):
 def test_the_command_writes_the_file_and_names_what_is_damaged(tmp_path):
     path = write_run(tmp_path / "run", rows(3), described())
     (path / "metrics.csv").write_text((path / "metrics.csv").read_text() + "1,2\n")
-    command = [sys.executable, "-m", "klrl", "report", path, "-o", tmp_path / "report.html"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = klrl("report", path, "-o", tmp_path / "report.html")
     assert (done.returncode, done.stdout) == (0, f"written: {tmp_path / 'report.html'}, 1 run\n")
     assert done.stderr.startswith(f"{path}: metrics.csv, line 5, is not as klrl writes it: 2 cells under ")
     assert f"klrl report {path} -o {tmp_path / 'report.html'}" in (tmp_path / "report.html").read_text()

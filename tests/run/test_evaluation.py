@@ -114,8 +114,8 @@ MASKED_ACTIONS = [gym.spaces.Discrete(4, start=-1), gym.spaces.MultiDiscrete([2,
 def test_only_allowed_actions_are_evaluated(actions, source, deterministic):
     env = partial(Sampling, OBSERVATIONS, actions, masks=source)
     agent = small_agent(PPO, env, action_mask="info" if source == "info" else "auto")
-    result = evaluate(agent, env(length=500), n_episodes=2, deterministic=deterministic)
-    assert result.lengths == (500,) * 2  # the environment ends the test at a forbidden action
+    result = evaluate(agent, env(length=100), n_episodes=2, deterministic=deterministic)
+    assert result.lengths == (100,) * 2  # the environment ends the test at a forbidden action
 
 
 def test_an_environment_without_masks_is_refused_where_the_agent_was_trained_with_them():

@@ -350,7 +350,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_its_status(number, status, 
 
 @pytest.mark.parametrize(("number", "status"), [*ENDING, (signal.SIGUSR1, 0)], ids=lambda x: getattr(x, "name", x))
 def test_a_signal_as_soon_as_the_directory_is_there_is_heard(number, status, tmp_path):
-    process = Fork(["-m", "klrl.scripts.main", "train", "ppo", *SMALL, "--run-dir", "run"], tmp_path)
+    endless = ["--total-timesteps", "100000000"] if status else []  # however late the signal comes
+    process = Fork(["-m", "klrl.scripts.main", "train", "ppo", *SMALL, *endless, "--run-dir", "run"], tmp_path)
     process.until((tmp_path / "run").exists, every=0.0)
     process.send(number)
     ended = process.wait()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from environments import SMALL, Broken, Counting, Noise, Sampling, box, small_agent
 from gymnasium.envs.registration import EnvSpec
-from support import Nowhere, every_agent, parameters, same, slots, wait_for, without_time
+from support import Nowhere, every_agent, parameters, same, slots, without_time
 from test_command_line import klrl
 from test_reproducibility import Remembering, Unseeded
 from test_run_directory import Curriculum, NowAndThen
@@ -242,17 +242,17 @@ QUICK += ["--actor-hidden-sizes", "8", "--critic-hidden-sizes", "8", "--checkpoi
 
 
 def test_a_killed_run_is_finished_by_klrl_resume(tmp_path):
-    words = ["train", "trpo", *QUICK, "--total-timesteps", "3200"]
+    words = ["train", "trpo", *QUICK, "--total-timesteps", "1600"]
     assert klrl(*words, "--run-dir", tmp_path / "whole").returncode == 0
-    process = Fork(["-m", "klrl.scripts.main", *words, "--run-dir", tmp_path / "run"], tmp_path)
-    wait_for(lambda: len(list(tmp_path.glob("run/checkpoints/*/MANIFEST.json"))) > 1)
-    assert process.kill().code == -signal.SIGKILL
+    dying = ["-m", "torture.child", "die-saving", "30"]  # while it writes one of six checkpoints
+    assert Fork([*dying, *words, "--run-dir", tmp_path / "run"], tmp_path).wait().code == -signal.SIGKILL
+    assert len([*tmp_path.glob("run/checkpoints/0*/MANIFEST.json")]) > 1
     resumed = klrl("resume", tmp_path / "run")
     assert resumed.returncode == 0, resumed.stderr
     assert "evaluation: mean return" in resumed.stdout
     assert state(tmp_path / "run") == state(tmp_path / "whole")
     again = klrl("resume", tmp_path / "run")
-    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run'}: finished, 3,200 steps\n")
+    assert (again.returncode, again.stdout) == (0, f"{tmp_path / 'run'}: finished, 1,600 steps\n")
 
 
 @pytest.fixture(scope="module")

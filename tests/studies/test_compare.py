@@ -529,7 +529,8 @@ def test_an_interrupted_comparison_leaves_finished_runs_and_no_process(tmp_path,
     process = Fork(command, tmp_path)
     process.until((tmp_path / "out/runs/CartPole-v1/gamma=0.9/seed-0.json").exists, every=0.05)
     run = tmp_path / "out/runs/slow_Slow-v0/gamma=0.9/seed-0"
-    process.until((run / "metrics.csv").exists, every=0.05)
+    table = run / "metrics.csv"  # the update of a row may not be over while it is the last one
+    process.until(lambda: table.exists() and table.read_text().count("\n") > 2, every=0.05)
     worker = json.loads((run / "run.lock").read_text())["pid"]
     process.send(signal.Signals[number])
     ended = process.wait()

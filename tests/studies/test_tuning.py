@@ -25,7 +25,7 @@ from klrl.studies.tuning_results import best_trials, write_results
 
 TINY = ["n_envs=2", "n_steps=32", "batch_size=32", "actor_hidden_sizes=8", "critic_hidden_sizes=8"]
 SEARCH = ["learning_rate=1e-3:1e-1:log", "n_epochs=1,2"]
-STEPS = 1280
+STEPS = 640
 WORDS = [
     "tune", "ppo", "--env", "CartPole-v1", "--search", *SEARCH, "--set", *TINY, "--seeds", "100", "101",
     "--total-timesteps", str(STEPS), "--checkpoint-every", "128",
@@ -233,13 +233,25 @@ def test_settings_that_do_not_fit_each_other_fail_a_trial_and_not_the_search(tmp
 # -- what is kept ---------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:path = :RuntimeWarning")  # the checkpoint that was being written
+# It kills itself with its second checkpoint of that run: whoever watched it could come too late.
+KILLED = """
+import os, signal, sys
+from klrl.run.directory import RunDirectory
+from klrl.scripts.main import main
+save = RunDirectory.save
+def save_and_die(self, *then):
+    save(self, *then)
+    if self.path.match(sys.argv[1]) and len([*self.path.glob("checkpoints/0*")]) > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+RunDirectory.save = save_and_die
+main(sys.argv[2:])
+"""
+
+
 def test_a_search_that_was_killed_goes_on_and_is_the_same(made, tmp_path, capsys):
-    process = Fork(["-m", "klrl.scripts.main", *WORDS, "--trials", "2", "--output", "search"], tmp_path)
-    checkpoints = tmp_path / "search/trials/1/seed-101/checkpoints"
-    process.until(lambda: checkpoints.is_dir() and len([*checkpoints.glob("0*")]) > 1)
-    assert process.kill().code == -signal.SIGKILL
-    assert not (tmp_path / "search/trials/1/seed-101.json").exists(), "it was over already"
+    killed = Fork(["-c", KILLED, "trials/1/seed-101", *WORDS, "--trials", "2", "--output", "search"], tmp_path).wait()
+    assert killed.code == -signal.SIGKILL
+    assert not (tmp_path / "search/trials/1/seed-101.json").exists()
     before = (tmp_path / "search/trials/1/seed-100.json").stat().st_mtime_ns
     main([*WORDS, "--trials", "2", "--output", str(tmp_path / "search")])
     said = capsys.readouterr().out
@@ -270,14 +282,29 @@ def test_a_signal_ends_the_search_with_a_checkpoint(tmp_path):
     Lock(run.parent).release()  # the trial is free
 
 
+# No process trains before there are two trials: one that started late would find all of them done.
+TOGETHER = """
+import sys, time
+from klrl.scripts.main import main
+from klrl.studies.tuner import Tuner
+finish = Tuner._finish
+def together(self, turn, callbacks):
+    while len([*(self.output / "trials").iterdir()]) < 2:
+        time.sleep(0.02)
+    return finish(self, turn, callbacks)
+Tuner._finish = together
+main(sys.argv[1:])
+"""
+
+
 def test_two_processes_share_a_search(tmp_path):
     words = [*WORDS, "--trials", "6", "--output", "search"]
-    words[words.index("--total-timesteps") + 1] = "512"
-    processes = [Fork(["-m", "klrl.scripts.main", *words], tmp_path) for _ in range(2)]
+    words[words.index("--total-timesteps") + 1] = "128"
+    processes = [Fork(["-c", TOGETHER, *words], tmp_path) for _ in range(2)]
     ended = [process.wait() for process in processes]
     assert [e.code for e in ended] == [0, 0], [e.err for e in ended]
     done = [{line.split()[1] for line in e.out.splitlines() if line.startswith("trial")} for e in ended]
-    assert all(done), "one of them did everything"
+    assert all(done)
     assert not done[0] & done[1]
     assert done[0] | done[1] == {f"{n}:" for n in range(6)}
     trials = rows(tmp_path / "search/trials.csv")
@@ -355,7 +382,7 @@ def test_another_search_is_refused_in_the_same_output(made, capsys):
     assert line.startswith(
         f"klrl tune: output = {made} holds another search: search = ['learning_rate=0.001:0.1:log', "
     )
-    assert "total_timesteps = 1280; allowed: the same one, or a new directory" in line
+    assert f"total_timesteps = {STEPS}; allowed: the same one, or a new directory" in line
     assert line.count("\n") == 1
 
 

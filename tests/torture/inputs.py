@@ -1,17 +1,20 @@
 """R9 and R10: bad settings, spaces and environments.
 
 A bad setting is refused in one line before any environment is made. Spaces and environments either train one
-iteration or are refused in one line that says what is supported. Every trial is a process of its own, forked once
-everything is imported.
+iteration or are refused in one line that says what is supported. Every one of these trials is a process of its own,
+forked once everything is imported; command lines are refused one after the other in one process, as words are read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -74,18 +77,14 @@ def _case(kind: str, first: int, count: int) -> Callable[[Path], Outcome]:
 
 
 def attempt(kind: str, first: str, count: str) -> None:
-    """Make some trials; one line of JSON: what went wrong, and the most seconds that one's process computed."""
+    """Make some trials; one line of JSON: what went wrong, and the most seconds that one of them computed."""
     gym.logger.min_level = gym.logger.ERROR
-    problems, before, slowest = [], _of_children(), 0.0
+    problems, slowest = [], 0.0
     for trial in trials(kind)[int(first) : int(first) + int(count)]:
+        began = time.process_time()
         problems.append(trial())
-        slowest, before = max(slowest, _of_children() - before), _of_children()
+        slowest = max(slowest, time.process_time() - began)
     print(json.dumps({"problems": [problem for problem in problems if problem], "slowest": slowest}))
-
-
-def _of_children() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
 
 
 @dataclass(frozen=True)
@@ -112,13 +111,7 @@ def refuse_keyword(cls: type[AgentConfig], name: str, value: Any) -> str | None:
 def refuse_setting(case: BadSetting) -> str | None:
     """What went wrong where ``klrl train`` should have refused; ``None`` if it did."""
     with tempfile.TemporaryDirectory() as folder:
-
-        def call() -> None:
-            os.chdir(folder)
-            gym.register(ENV, _marked)  # type: ignore[arg-type]
-            train.main(case.argv)
-
-        outcome = in_child(call)
+        outcome = _said(case.argv, folder)
         made, written = (Path(folder) / _MARK).exists(), list(Path(folder).iterdir())
     line = outcome.stderr
     silent = [text for text in case.mentions if not any(_squeezed(x) in _squeezed(line) for x in text.split("|"))]
@@ -134,6 +127,26 @@ def refuse_setting(case: BadSetting) -> str | None:
     }
     found = [text for text, so in wrong.items() if so]
     return f"klrl train {case.name}: {', '.join(found)}: {line[:600]}" if found else None
+
+
+def _said(argv: list[str], folder: str) -> Status:
+    """What ``klrl train`` does in a folder, in this process."""
+    paths, began, status = [*sys.path], time.process_time(), 0
+    with contextlib.chdir(folder), contextlib.redirect_stderr(io.StringIO()) as err, warnings.catch_warnings():
+        warnings.simplefilter("default")
+        with contextlib.redirect_stdout(io.StringIO()):
+            gym.register(ENV, _marked)  # type: ignore[arg-type]
+            try:
+                train.main(argv)
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else 70
+            except Exception:
+                traceback.print_exc()
+                status = 70
+            finally:
+                gym.registry.pop(ENV)
+                sys.path[:] = paths
+    return Status(status, err.getvalue(), time.process_time() - began)
 
 
 def _squeezed(text: str) -> str:

@@ -301,7 +301,7 @@ def _connected() -> socket.socket:
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             with owned([]):  # it serves the cases that follow, too
                 server = Process([sys.executable, "-m", "torture.warm", folder / "socket"], folder)
-            server.until(lambda: server.out == "ready\n")
+            server.until(lambda: server.out == "ready\n", every=0.02)
             atexit.register(server.kill)
             os.environ[SOCKET] = str(folder / "socket")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

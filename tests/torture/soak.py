@@ -36,7 +36,7 @@ def _soak(mode: str, seconds: float) -> Callable[[Path], Outcome]:
         run_dir, shared = scratch / "run", _shared_memory()
         run = Run("ppo", "CartPole-v1", mode, updates=10**7, every=20)
         process = run.start(scratch, run_dir)
-        process.until(lambda: written(run_dir) > _WARM_UP, 300.0)
+        process.until(lambda: written(run_dir) > _WARM_UP, 300.0, every=0.05)
         began, first = time.monotonic(), written(run_dir)
         memory, files = [_kib(process)], {_files(process)}
         while process.running and (time.monotonic() < began + seconds or written(run_dir) < first + _SHORT):

@@ -92,7 +92,14 @@ def _undisturbed(last: int, updates: int) -> Path:
     kept = tempfile.TemporaryDirectory(prefix="klrl-R20-")
     atexit.register(kept.cleanup)
     scratch = Path(kept.name)
-    words = ["study", _design(scratch, last, updates), "--output", scratch / "whole", "--processes", "1"]
+    words: list[str | Path] = [
+        "study",
+        _design(scratch, last, updates),
+        "--output",
+        scratch / "whole",
+        "--processes",
+        "1",
+    ]
     ended = start_klrl(words, scratch).wait()
     assert ended.code == 0, f"nothing happened, and it ended with {ended.code}: {ended.err[-300:]}"
     return scratch / "whole"

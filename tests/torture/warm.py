@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +25,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from klrl.agents import AGENTS
-from klrl.run.directory import versions
 from klrl.scripts import main as command_line
 from klrl.scripts.benchmarks import measure
 from torture import child
@@ -46,6 +46,8 @@ _COMMANDS = [
     *([verb] for verb in ("resume", "evaluate", "compare", "study", "distill", "dpo", "torture")),
 ]
 """Commands whose flags have types that take a while to read for the first time."""
+_SHORT = ["--env", "CartPole-v1", "--total-timesteps", "64", "--n-envs", "2", "--n-steps", "32", "--eval-episodes", "1"]
+"""Of a training that uses for the first time what every training uses."""
 
 
 def serve(path: str) -> None:
@@ -65,13 +67,17 @@ def serve(path: str) -> None:
 
 
 def _warm_up() -> None:
-    """Do what every command would do first and what leaves no trace: imports, the reading of flags, of versions."""
+    """Do what every command would do first and what leaves no trace: imports, flags, a short training."""
     for name in _LATER:
         import_module(name)
-    versions()
+    said = io.StringIO()
     for words in _COMMANDS:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
             command_line.main([*words, "--no-such-flag"])
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
+        command_line.main(["train", "ppo", *_SHORT, "--run-dir", f"{folder}/run"])
+        command_line.main(["evaluate", f"{folder}/run", "--episodes", "1"])
+        command_line.main(["resume", f"{folder}/run"])
 
 
 def _accept(selector: selectors.BaseSelector, listener: socket.socket) -> None:

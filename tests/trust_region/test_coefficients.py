@@ -69,7 +69,7 @@ def categorical(target, scale):
     A, old = scale * rng.normal(size=6), rng.dirichlet(np.ones(6))
 
     def bisect(falling, low, high):
-        for _ in range(200):
+        for _ in range(60):  # halvings: the last is far below what rounding leaves
             middle = 0.5 * (low + high)
             low, high = (middle, high) if falling(middle) > 0.0 else (low, middle)
         return 0.5 * (low + high)

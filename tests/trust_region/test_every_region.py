@@ -24,7 +24,7 @@ FAST = {"learning_rate": 1e-2, "learning_rate_schedule": "constant", "n_epochs":
 def test_training_goes_on_after_loading_with_the_same_numbers(name, tmp_path):
     env = "Pendulum-v1" if name in GAUSSIAN_ONLY else "CartPole-v1"
     saved = {"reference": str(small_agent(PPO, env).save(tmp_path / "reference"))} if name in NEEDS_REFERENCE else {}
-    agent = small_agent(PPO, env, seed=3, trust_region=name, **FAST, **saved).learn(256)
+    agent = small_agent(PPO, env, seed=3, trust_region=name, **FAST, **saved).learn(192)
     for metrics in agent.history[:-1]:  # the last one waits for a rollout
         assert all(
             np.isfinite(x) for key, x in metrics.items() if not isinstance(x, str) and not key.startswith("rollout/")

@@ -196,7 +196,7 @@ FIELD = '''    reference_kl: Limit | None = None
 
 def grown(folder, field):
     """A copy of the package with another region."""
-    shutil.copytree(Path(klrl.__file__).parent, folder / "klrl", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(klrl.__file__).parent, folder / "klrl")
     bounds, names = (folder / f"klrl/trust_region/{name}.py" for name in ("bounds", "names"))
     bounds.write_text(bounds.read_text() + REGION)
     text = names.read_text().replace("\nREGIONS: dict[str, Callable[..., TrustRegion]] = {\n", NAME)
