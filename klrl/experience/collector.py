@@ -17,14 +17,13 @@ from klrl.experience.environments import diverged, is_seeded, spawn_env_seeds
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.rollout import NonFinite, Rollout, not_finite
 from klrl.experience.steps import BadStep
-from klrl.experience.tape import MOST, Tape
+from klrl.experience.tape import MOST, Tape, warn_of_length
 from klrl.experience.vector import Vector, as_numpy
 from klrl.policy.arrays import Array
 from klrl.policy.choices import MASK
 from klrl.policy.distributions import Distribution
 from klrl.policy.observations import Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
-from klrl.text import warn_user
 
 Acted = tuple[Array, np.ndarray, Distribution]
 """The policy's actions, the environment's actions, and the distributions."""
@@ -81,6 +80,8 @@ class Collector:
         self._seeded = is_seeded(envs)
         self.restarts = 0
         """Number of times a worker process was restarted and its episode lost."""
+        self.executed: list[np.ndarray] = []
+        """The environment's actions of the last rollout, ``[N, *A]`` each."""
         observation, infos = self._vector.reset(cursor)
         if (lost := self._lose(infos)) is not None:
             self._episodes += lost
@@ -100,12 +101,15 @@ class Collector:
             return None
         return EnvCursor(
             env_seeds=self._env_seeds,
-            episodes=self._episodes.copy(),
-            lengths=self._lengths.copy(),
-            returns=self._returns.copy(),
+            **self.counters,
             actions=(self._tape.actions,) if len(self._tape.actions) else (),
             observation=torch.from_numpy(self._observation),
         )
+
+    @property
+    def counters(self) -> dict[str, np.ndarray]:
+        """Fields ``episodes``, ``lengths`` and ``returns`` of the cursor."""
+        return {"episodes": self._episodes.copy(), "lengths": self._lengths.copy(), "returns": self._returns.copy()}
 
     def _first(self, observation: Any, infos: Infos) -> np.ndarray:
         """Return the observations that environments were reset to, or have come back to."""
@@ -153,6 +157,7 @@ class Collector:
             if (error := rollout.non_finite(self.encoding.locate)) is not None:
                 self._observation = first
                 raise error from None
+        self.executed = rollout.executed
         self._remember(rollout.executed)
         batch = rollout.batch()
         self._observation = batch.next_observations.numpy()
@@ -222,11 +227,7 @@ class Collector:
         self._tape = Tape()
         if not self._told:
             self._told = True
-            text = (
-                f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
-                "longer kept; a training resumed from here begins new episodes, and differs from an uninterrupted one"
-            )
-            warn_user(text)
+            warn_of_length(self._lengths)
 
     def _ended(self, ended: np.ndarray, infos: Infos, info_keys: Sequence[str]) -> list[Episode]:
         """Return the episodes that ended in the step just counted, and begin to count the next ones."""
