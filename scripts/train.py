@@ -136,9 +136,7 @@ def _other_flags(training: Training, run: Mapping[str, Any], make_env: Callable[
     return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 
 
-def _resume(
-    prog: str, training: Training, region: str | None, network: str | None, world: World | None
-) -> None:
+def _resume(prog: str, training: Training, region: str | None, network: str | None, world: World | None) -> None:
     """Go on as ``klrl resume`` does; what a file may not name, code of one's own, the flags have."""
     from klrl.run import Signals
     from klrl.scripts.cli.resuming import resume
@@ -154,9 +152,7 @@ def _resume(
         resume(prog, args, signals, world)
 
 
-def _train(
-    prog: str, name: str, training: Training, make_env: Callable[[], Named], world: World | None = None
-) -> None:
+def _train(prog: str, name: str, training: Training, make_env: Callable[[], Named], world: World | None = None) -> None:
     import torch
 
     from klrl.agents import AGENTS

@@ -99,6 +99,4 @@ class Split:
                 self._told = True
                 warn_of_length(numbers["lengths"])
         actions = (self._tape.actions,) if len(self._tape.actions) else ()
-        self.cursor = EnvCursor(
-            env_seeds=self._seeds, **numbers, actions=actions, observation=whole.next_observations
-        )
+        self.cursor = EnvCursor(env_seeds=self._seeds, **numbers, actions=actions, observation=whole.next_observations)

@@ -30,6 +30,16 @@ _JOINING = timedelta(minutes=10)
 class RankFailed(RuntimeError):
     """The training ended because of another process of it; the message says which, and of what."""
 
+    seen_here = False
+    """True if this process has found that out, and nobody else says so."""
+
+    @classmethod
+    def found(cls, line: str) -> RankFailed:
+        """Return the error of a process that has found it out."""
+        error = cls(line)
+        error.seen_here = True
+        return error
+
 
 class Link:
     """One process's link to the others of a training under torchrun.
@@ -90,7 +100,9 @@ class Link:
             from klrl.run.signals import Interrupted
 
             raise Interrupted(failure["signal"])
-        raise RankFailed(f"rank {failure['rank']}: {failure['line']}" if failure["rank"] >= 0 else failure["line"])
+        if failure["rank"] < 0:
+            raise RankFailed.found(failure["line"])
+        raise RankFailed(f"rank {failure['rank']}: {failure['line']}")
 
     def fail(self, line: str, number: int | None = None) -> bool:
         """Tell all processes that this one has failed; return True if it is the first.
@@ -116,8 +128,13 @@ class Link:
             if self._last.get(rank, (None, 0.0))[0] != beat:
                 self._last[rank] = beat, now
             elif now - self._last[rank][1] > self.timeout:
-                self.fail(line := f"rank {rank} has given no sign of life for {self.timeout:g} s")
-                raise RankFailed(line)
+                self._lose(f"rank {rank} has given no sign of life for {self.timeout:g} s")
+
+    def _lose(self, line: str) -> None:
+        """Tell the others that a process is lost, and raise; or raise what somebody has told before."""
+        if self.fail(line):
+            raise RankFailed.found(line)
+        self.check()
 
     # -- meetings -------------------------------------------------------------------------------
 
@@ -140,7 +157,7 @@ class Link:
                 self._store.delete_key(f"{k - 1}/{self.rank}")
         except dist.DistError as error:
             self.check()
-            raise RankFailed(_gone(error)["line"]) from error
+            raise RankFailed.found(_gone(error)["line"]) from error
         return answers
 
     def _wait(self, key: str) -> None:
@@ -209,9 +226,8 @@ class Link:
             send(self._group)
         except RuntimeError as error:
             self.check()
-            text = f"another rank was lost while tensors were sent ({str(error).splitlines()[0]})"
-            self.fail(text)
-            raise RankFailed(text) from error
+            self._lose(f"another rank was lost while tensors were sent ({str(error).splitlines()[0]})")
+            raise
 
     def _made(self) -> Any:
         timeout = timedelta(seconds=self.timeout)

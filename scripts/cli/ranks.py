@@ -30,8 +30,8 @@ def together(prog: str) -> Iterator[World]:
     try:
         yield world
     except RankFailed as error:
-        if world.rank == 0:
-            fail(prog, error, status=1)
+        if world.rank == 0 or error.seen_here:
+            fail(named(prog, world), error, status=1)
         sys.exit(1)
     except SystemExit as error:
         if error.code:
@@ -69,7 +69,11 @@ def follow(
         signals.check()
     except Interrupted as signal:
         sys.exit(128 + signal.number)
-    except (RankFailed, Diverged):  # rank 0 says it
+    except RankFailed as error:
+        if error.seen_here:
+            fail(prog, error, status=1)
+        sys.exit(1)  # rank 0 says it
+    except Diverged:
         sys.exit(1)
     except (FloatingPointError, OSError) as error:
         if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
