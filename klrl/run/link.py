@@ -6,6 +6,7 @@ The store is the key-value server at MASTER_ADDR:MASTER_PORT. Nothing but JSON a
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import threading
@@ -61,6 +62,8 @@ class Link:
             self._beat(0)
         except dist.DistError as error:
             raise RankFailed(f"the store at MASTER_ADDR:MASTER_PORT cannot be reached: {error}") from error
+        if torch.cuda.is_available():  # "cuda" is then another GPU for every rank of a machine
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
         self._meetings = 0
         self._group: Any = None
         self._failure: dict[str, Any] | None = None
@@ -173,18 +176,14 @@ class Link:
     def wait_for(self, rank: int, key: str, seconds: float) -> None:
         """Wait until a process has set a key of its own (:meth:`mark`), or until the time is over."""
         end = time.monotonic() + seconds
-        try:
+        with contextlib.suppress(dist.DistError):  # the store is gone, and whoever had it
             while not self._store.check([f"{key}/{rank}"]) and time.monotonic() < end:
                 time.sleep(_MOST_SLEEP)
-        except dist.DistError:  # the store is gone, and whoever had it
-            pass
 
     def mark(self, key: str) -> None:
         """Set a key of this process's own."""
-        try:
+        with contextlib.suppress(dist.DistError):
             self._store.set(f"{key}/{self.rank}", "")
-        except dist.DistError:
-            pass
 
     # -- tensors --------------------------------------------------------------------------------
 

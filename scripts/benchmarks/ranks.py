@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
             for n in args.ranks:
                 row = {"pause": pause, "ranks": n, **_measured(args, pause, n)}
                 rows.append(row)
-                console.print(f"{pause:g} ms, {n} ranks: {row['step'] + row['wait'] + row['gather'] + row['update']:.3f} s")
+                console.print(
+                    f"{pause:g} ms, {n} ranks: {row['step'] + row['wait'] + row['gather'] + row['update']:.3f} s"
+                )
     facts = {"env": args.env, "n_envs": args.n_envs, "n_steps": args.n_steps, "cores": os.cpu_count()}
     save(" ".join([PROG, *words]), [facts | row for row in rows], args.output)
     console.print(f"written: {args.output} ({', '.join(f'{k} {v}' for k, v in versions().items())})")

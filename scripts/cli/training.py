@@ -20,8 +20,8 @@ from klrl.run import Callback, KLBudget, StopAtReturn
 from klrl.run.beside import CannotBegin
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
-from klrl.run.options import RunOptions
 from klrl.run.link import RankFailed
+from klrl.run.options import RunOptions
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
 from klrl.run.world import Diverged

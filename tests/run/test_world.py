@@ -2,15 +2,16 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import ranks
+from torture.ranks import HOW, Failure, start_ranks, try_once
+from torture.states import rows
 
-from klrl.run import World
+from klrl.scripts import main as command
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -32,6 +33,23 @@ def on_ranks(n, folder, *words):
     ended = torchrun(n, HERE / "ranks.py", folder, *words)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return [json.loads((folder / f"rank-{r}.json").read_text()) for r in range(n)]
+
+
+TRAIN = (
+    *("train", "ppo", "--env", "torture.ranked:Failing-v0", "--preset", "none", "--n-envs", "4", "--n-steps", "32"),
+    *(
+        "--batch-size",
+        "32",
+        "--n-epochs",
+        "2",
+        "--total-timesteps",
+        "1024",
+        "--eval-episodes",
+        "0",
+        "--try-envs",
+        "False",
+    ),
+)
 
 
 def as_json(x):
@@ -65,3 +83,53 @@ def test_two_ranks_take_the_bits_of_one_process(tmp_path):
     for word in both:
         assert as_json(ranks.resumed(word, tmp_path / "saved")) == alone[word], word
     assert found[0]["diverged:ppo-discrete-sync"]["outcome"] == alone["ppo-discrete-sync"]
+
+
+def test_torchrun_starts_a_failed_training_again_which_goes_on_exactly(tmp_path):
+    """The installed command: a NaN on rank 1 ends both ranks, and they finish what was saved then."""
+    kwargs = ["--env-kwargs", "how=nan", "rank=1", "at=300", f"marker={tmp_path / 'marker'}"]
+    words = [*TRAIN, *kwargs, "--checkpoint-every", "1024", "--run-dir"]
+    ended = torchrun(2, "-m", "klrl", *words, tmp_path / "two", cwd=tmp_path, restarts=1)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    line = "reward of environment "
+    assert f"klrl train ppo: rank 1: {line}" in ended.stderr
+    assert f"klrl train ppo: rank 0: rank 1: {line}" in ended.stderr
+    assert f"; klrl resume {tmp_path / 'two'} continues it" in ended.stderr
+    assert f"resuming {tmp_path / 'two'}: 512 of 1,024 steps" in ended.stdout
+    command.main([*words, str(tmp_path / "one")])  # the marker is there: nothing fails
+    for name in ("metrics.csv", "episodes.csv"):
+        assert rows(tmp_path / "two" / name) == rows(tmp_path / "one" / name), name
+
+
+def test_a_killed_rank_is_noticed_and_the_rest_is_kept(tmp_path):
+    """Without torchrun, which would see it sooner; then one process goes on."""
+    assert try_once(Failure("kill", 2, 1, 500), tmp_path)[0] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
+def test_every_failure(how, tmp_path):
+    assert try_once(Failure(how, 2, 1, 700), tmp_path)[0] is None
+
+
+def test_bad_input_is_refused_by_all_ranks(tmp_path):
+    words = ["train", "ppo", "--env", "CartPole-v1", "--n-envs", "1", "--run-dir", tmp_path / "run"]
+    ended = [process.wait() for process in start_ranks(2, words, tmp_path)]
+    assert {end.code for end in ended} <= {1, 2}
+    assert any("n_envs = 1 on 2 ranks; allowed: at least one environment on every rank" in end.err for end in ended)
+    ended = [process.wait() for process in start_ranks(2, ["study", "x.toml"], tmp_path)]
+    assert [end.err for end in ended] == ["klrl: verb = 'study' on 2 ranks; allowed: train, resume\n"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [1, 4])
+def test_any_number_of_ranks_takes_the_same_bits(n, tmp_path):
+    """Every agent in every space and engine; and what 4 ranks save, others resume."""
+    words = [f"{a}-{s}-{m}-n8" for a in ranks.AGENTS for s in (*ranks.SPACES, "beta") for m in ("sync", "async")]
+    alone = {word: as_json(ranks.trained(word, tmp_path / "alone")) for word in words}
+    found = on_ranks(n, tmp_path, *(f"{verb}:{word}" for verb in ("trained", "resumed") for word in words))
+    for word in words:
+        if "beta" in word:  # every environment's actions have a seed of their own there
+            continue
+        assert {json.dumps(one[f"trained:{word}"]) for one in found} == {json.dumps(alone[word])}, word
+        assert {json.dumps(one[f"resumed:{word}"]) for one in found} == {json.dumps(alone[word])}, word

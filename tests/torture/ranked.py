@@ -39,7 +39,9 @@ class Walk(gym.Env):
     def _seen(self):
         x = self.x.astype(np.float32)
         if self.observed == "images":
-            return np.clip(128 + 60 * np.outer(np.repeat(x, 12), np.repeat(x, 12)), 0, 255).astype(np.uint8)[..., None], {}
+            return np.clip(128 + 60 * np.outer(np.repeat(x, 12), np.repeat(x, 12)), 0, 255).astype(np.uint8)[
+                ..., None
+            ], {}
         if self.observed == "dict":
             return {"position": x, "phase": self.t % 4}, {}
         mask = np.ones(4, np.int8)
@@ -48,7 +50,7 @@ class Walk(gym.Env):
 
 
 class Failing(Walk):
-    """Does something once, ``how``, on one rank, in the ``at``-th step there; ``marker`` is a file that then is there."""
+    """Does something once, ``how``, on one rank, in the ``at``-th step there; then the file ``marker`` is there."""
 
     def __init__(self, how="raise", rank=1, at=200, marker="", pause=0.0):
         super().__init__()

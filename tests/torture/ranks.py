@@ -51,7 +51,7 @@ class Failure:
         kwargs = ["--env-kwargs", f"how={self.how}", f"rank={self.rank}", f"at={self.at}"]
         env = ["--env", "torture.ranked:Failing-v0", *kwargs, f"marker={scratch / 'marker'}"]
         steps = ["--total-timesteps", f"{2 * _UPDATES * STEPS}", "--rank-timeout", f"{_TIMEOUT:g}"]
-        more = ["--n-envs", "4", "--try-envs", "False", "--eval-episodes", "0"]
+        more = ["--n-envs", "4", "--no-try-envs", "--eval-episodes", "0"]
         return ["train", "ppo", *env, *SMALL, *more, *steps, "--run-dir", scratch / name]
 
 
@@ -71,6 +71,8 @@ def _trials(seed: str, how: str, trials: int) -> Callable[[Path], Outcome]:
             failure = Failure.random(how, randomly)
             problem, seconds = try_once(failure, folder)
             slowest = max(slowest, seconds)
+            if problem is None and seconds > _SECONDS[how]:
+                problem = f"the end took {seconds:.1f} s"
             if problem is not None:
                 problems.append(f"{failure}: {problem}")
         return Outcome(problems, trials, {"largest seconds to the end": slowest})
@@ -91,8 +93,6 @@ def try_once(failure: Failure, scratch: Path) -> tuple[str | None, float]:
         processes[failure.rank].send(signal.SIGKILL)
     one = processes[failure.rank].wait(120.0)
     problem = _wrong(failure, ended, one) or _resumed(failure, scratch)
-    if problem is None and seconds > _SECONDS[failure.how]:
-        problem = f"the end took {seconds:.1f} s"
     return problem, seconds
 
 
