@@ -140,7 +140,17 @@ def ranks() -> str:
     """One training on one and more ranks."""
     record = read("ranks.json")
     rows = speedups(record["rows"])
-    head = ["a step takes", "ranks", "steps/s", "times one rank", "bound", "gathering", "of the rollout", "start", "memory"]
+    head = [
+        "a step takes",
+        "ranks",
+        "steps/s",
+        "times one rank",
+        "bound",
+        "gathering",
+        "of the rollout",
+        "start",
+        "memory",
+    ]
     lines = [
         [
             f"{row['pause']:g} ms more", str(row["ranks"]), f"{row['fps']:,.0f}", f"{row['speedup']:.2f}",
@@ -152,9 +162,9 @@ def ranks() -> str:
     one = rows[0]
     sent = max(row["bytes"] for row in rows) / (one["n_envs"] * one["n_steps"])
     text = (
-        f"PPO on {one['env']}, {one['n_envs']} environments x {one['n_steps']} steps, on a machine with {one['cores']} cores that "
-        "did other things, too; medians over updates. The bound is Amdahl's, by the shares measured on one rank; memory is "
-        f"the most that rank 0 had. A step of an environment is {sent:.0f} bytes that are gathered."
+        f"PPO on {one['env']}, {one['n_envs']} environments x {one['n_steps']} steps, on a machine with {one['cores']} "
+        "cores that did other things, too; medians over updates. The bound is Amdahl's, by the shares measured on one "
+        f"rank; memory is the most that rank 0 had. A step of an environment is {sent:.0f} bytes that are gathered."
     )
     return "\n\n".join([command(record["command"]), text, table(head, lines)])
 

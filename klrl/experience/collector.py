@@ -53,6 +53,7 @@ class Collector:
         begin: seeds for new episodes, or a cursor at which to continue.
         encoding: encoding of their observations.
         total_timesteps: steps taken before.
+        first_number: number of the first environment, for messages.
 
     Raises:
         BadStep: the first observation cannot be used.
@@ -67,7 +68,9 @@ class Collector:
         begin: np.random.SeedSequence | EnvCursor,
         encoding: Encoding,
         total_timesteps: int = 0,
+        first_number: int = 0,
     ) -> None:
+        self._at = first_number
         cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(spawn_env_seeds(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
         self._vector = Vector(envs)
@@ -116,7 +119,7 @@ class Collector:
         encoded = self._encoded(observation, infos, self._nowhere)
         for i, *inside in not_finite(encoded):
             error = NonFinite.at(
-                f"observation of environment {i}{self.encoding.locate(tuple(inside))}",
+                f"observation of environment {self._at + i}{self.encoding.locate(tuple(inside))}",
                 encoded[i, *inside], self._lengths[i], self._episodes[i], self.total_timesteps,
             )  # fmt: skip
             error.transition = {"next_observation": encoded, "environment": np.array(i)}
@@ -129,7 +132,7 @@ class Collector:
         for i, (one, other, lost) in enumerate(each):
             if lost or one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
-                raise ReplayMismatch(f"environment {i} did not come back to where it was, {where}")
+                raise ReplayMismatch(f"environment {self._at + i} did not come back to where it was, {where}")
 
     @undisturbed
     def collect(self, act: Act | OnArrays, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:
@@ -148,7 +151,7 @@ class Collector:
             NonFinite: an action, a reward or an observation is NaN or infinite.
         """
         first = self._observation
-        rollout = Rollout(first, n_steps, self.total_timesteps)
+        rollout = Rollout(first, n_steps, self.total_timesteps, self._at)
         on_arrays = act if isinstance(act, OnArrays) else _on_tensors(act)
         try:
             for t in range(n_steps):
@@ -233,7 +236,7 @@ class Collector:
         """Return the episodes that ended in the step just counted, and begin to count the next ones."""
         done = []
         for i in np.flatnonzero(ended).tolist():
-            where = f"environment {i} at the end of its episode {self._episodes[i]}"
+            where = f"environment {self._at + i} at the end of its episode {self._episodes[i]}"
             said = numbers(infos[i], info_keys, where) if info_keys else {}
             done.append(Episode(self.total_timesteps, float(self._returns[i]), int(self._lengths[i]), i, said))
         self._returns[ended] = 0.0
@@ -269,7 +272,7 @@ class Collector:
             self.encoding.allowed(encoded)[over] = 1.0
             for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
                 raise BadStep(
-                    f"{MASK} of environment {i} allows no action after {self.total_timesteps} steps; "
+                    f"{MASK} of environment {self._at + i} allows no action after {self.total_timesteps} steps; "
                     "allowed: at least one action in every state"
                 )
         return encoded
@@ -286,14 +289,14 @@ class Collector:
         known = np.array([mask is not None for mask in masks])
         for i in np.flatnonzero(~known & ~ended):
             raise BadStep(
-                f"info of environment {i} has no {MASK!r} after {self.total_timesteps} steps; "
+                f"info of environment {self._at + i} has no {MASK!r} after {self.total_timesteps} steps; "
                 "allowed: one at every reset and step, or action_mask = 'none'"
             )
         n = self.encoding.n_mask
         flat = [flat_mask(masks[i]) if known[i] else np.ones(n) for i in range(len(ended))]
         for index, mask in enumerate(flat):
             if len(mask) != n:
-                raise BadStep(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
+                raise BadStep(f"{MASK} of environment {self._at + index} has {len(mask)} elements; allowed: {n}")
         return np.stack(flat)
 
 

@@ -43,6 +43,8 @@ class Split:
     def __init__(self, n: int, processes: Processes) -> None:
         self.n, self._processes = n, processes
         self._rows = processes.share(n)
+        self.first = self._rows.start
+        """Number of this process's first environment."""
         self.restarts = 0
         """Number of times a worker process was restarted, over all environments."""
         self._seeds = np.zeros(0, dtype=np.int64)

@@ -76,7 +76,8 @@ class TrainingEnvs:
             self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
         elif not known:
             start = EnvCursor.beginning(spawn_env_seeds(seeds, self.split.n))
-            self.collector = Collector(self.envs, self.split.begin(start, self.envs), encoding, total_timesteps)
+            cursor = self.split.begin(start, self.envs)
+            self.collector = Collector(self.envs, cursor, encoding, total_timesteps, self.split.first)
         self._leave()
         return known
 
@@ -86,7 +87,7 @@ class TrainingEnvs:
         split, n = self.split, envs.num_envs if self.split is None else self.split.n
         if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != n:
             return None
-        found: Collector | None = None
+        found, first = None, 0 if split is None else split.first
         problem: object = "episodes of these environments cannot be played again"
         if not self._cursor.reachable:
             problem = f"the actions of an episode of {self._cursor.lengths.max():,} steps were not kept"
@@ -94,7 +95,7 @@ class TrainingEnvs:
             cursor = self._cursor if split is None else split.begin(self._cursor, envs)
             problem = "environments of another process did not come back to where they were"
             try:
-                found = Collector(envs, cursor, encoding, total_timesteps)
+                found = Collector(envs, cursor, encoding, total_timesteps, first)
             except ReplayMismatch as error:
                 problem = error
         failed = found is None if split is None else split.fails(found is None)

@@ -106,7 +106,7 @@ class Callback:
     """
 
     first_rank_only: bool = False
-    """Whether, of several ranks (:class:`klrl.run.World`), only the first one calls it: what writes, shows or plays."""
+    """True if, of several ranks (:class:`klrl.run.World`), only the first one calls it: what writes, shows or plays."""
 
     def on_training_start(self, agent: LearningAgent, total_timesteps: int) -> bool | None:
         """Called before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``.

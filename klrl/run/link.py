@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -149,6 +150,8 @@ class Link:
             KeyboardInterrupt: somebody was ended by a signal.
         """
         self.check()
+        if self._failure is not None and self._failure["rank"] == self.rank:
+            raise RankFailed.found(f"rank {self.rank} has failed before ({self._failure['line']})")
         k, self._meetings = self._meetings, self._meetings + 1
         try:
             self._store.set(f"{k}/{self.rank}", json.dumps(words))
@@ -173,11 +176,11 @@ class Link:
                 self._give_up_the_dead()
             time.sleep(min(_MOST_SLEEP, 1e-4 + 0.05 * (now - began)))
 
-    def wait_for(self, rank: int, key: str, seconds: float) -> None:
-        """Wait until a process has set a key of its own (:meth:`mark`), or until the time is over."""
-        end = time.monotonic() + seconds
+    def wait_for(self, ranks: Iterable[int], key: str, seconds: float) -> None:
+        """Wait until these processes have set a key of their own (:meth:`mark`), or until the time is over."""
+        keys, end = [f"{key}/{rank}" for rank in ranks], time.monotonic() + seconds
         with contextlib.suppress(dist.DistError):  # the store is gone, and whoever had it
-            while not self._store.check([f"{key}/{rank}"]) and time.monotonic() < end:
+            while not self._store.check(keys) and time.monotonic() < end:
                 time.sleep(_MOST_SLEEP)
 
     def mark(self, key: str) -> None:

@@ -187,11 +187,11 @@ class World:
         others = [rank for rank, (mine, _) in enumerate(said) if mine != said[0][0]]
         if others and self.on_divergence == "stop":
             versions = {said[rank][1] for rank in [0, *others]}
-            why = "other processors" if len(versions) == 1 else f"other versions: {'; '.join(sorted(versions))}"
+            why = "same versions" if len(versions) == 1 else f"other versions: {'; '.join(sorted(versions))}"
             which = "rank" if len(others) == 1 else "ranks"
             raise Diverged(
                 f"{which} {', '.join(map(str, others))} of {self.size}: parameters {when} are not those of rank 0 "
-                f"({why}); allowed: machines of one kind, or on_divergence = 'broadcast'"
+                f"({why}); allowed: machines of one kind, nothing random on one alone, or on_divergence = 'broadcast'"
             )
         return others
 
@@ -223,12 +223,10 @@ class World:
         if (link := self._link) is None or self.size == 1:
             return
         link.mark("left")
-        if self.rank > 0:
-            if error is not None:
-                link.wait_for(0, "left", _SAVING)
-        else:
-            for rank in range(1, self.size):
-                link.wait_for(rank, "left", _LEAVING)
+        if self.rank == 0:
+            link.wait_for(range(1, self.size), "left", _LEAVING)
+        elif error is not None:
+            link.wait_for([0], "left", _SAVING)
 
 
 def _versions() -> str:

@@ -95,6 +95,23 @@ def stopped(word):
     return agent.n_updates
 
 
+def apart(word):
+    """Train while ranks differ after the first update; return what ends it."""
+    cls, env, config = case(word)
+    rank = World.current().rank
+
+    class Nudge(Callback):
+        def on_epoch_end(self, agent, epoch):
+            agent.streams.minibatches.manual_seed(rank)
+
+    agent = cls(env, config, seed=3)
+    try:
+        agent.learn(3 * config.n_envs * config.n_steps, Nudge())
+    except RuntimeError as error:
+        return [agent.n_updates, type(error).__name__, str(error)]
+    return None
+
+
 def diverged(word):
     """Train while ranks differ after the first update, and go on from rank 0's parameters."""
     cls, env, config = case(word)
@@ -134,7 +151,7 @@ def main(folder, *words):
         elif verb == "resumed":
             found[word] = resumed(what, folder / "alone")
         else:
-            found[word] = {"stopped": stopped, "diverged": diverged}[verb](what)
+            found[word] = {"stopped": stopped, "diverged": diverged, "apart": apart}[verb](what)
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(found))
 
 
