@@ -11,7 +11,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -58,7 +59,8 @@ class Link:
         """Seconds without a sign of life after which a process counts as dead."""
         try:
             store, self.rank, self.size = next(iter(dist.rendezvous("env://", timeout=_JOINING)))
-            self._store = dist.PrefixStore("klrl", store)
+            all_attempts = dist.PrefixStore("klrl", store)
+            self._store = dist.PrefixStore(_attempt(all_attempts, self.rank, self.size), all_attempts)
             self._beats = self._store.clone()
             self._beat(0)
         except dist.DistError as error:
@@ -251,6 +253,37 @@ class Link:
         self._watch.join(5.0)
         if self._is_own and self._failure is None:
             dist.destroy_process_group()
+
+
+def _attempt(store: Any, rank: int, size: int) -> str:
+    """Return a name on which the ranks that were started together agree: torchrun may keep its store for the next ones.
+
+    Raises:
+        RankFailed: not all ranks came in time.
+    """
+    me, end = uuid.uuid4().hex, time.monotonic() + _JOINING.total_seconds()
+
+    def until(arrived: Callable[[], bool]) -> None:
+        while not arrived():
+            if time.monotonic() > end:
+                raise RankFailed(f"rank {rank} of {size} was alone for {_JOINING.total_seconds():g} s")
+            time.sleep(_MOST_SLEEP)
+
+    if rank > 0:
+        store.set(f"hello/{rank}", me)
+        until(lambda: store.check([f"answer/{me}"]))
+        name = str(store.get(f"answer/{me}").decode())
+        store.set(f"{name}/here/{rank}", "")
+        return name
+
+    def all_here() -> bool:
+        missing = [r for r in range(1, size) if not store.check([f"{me}/here/{r}"])]
+        for r in (r for r in missing if store.check([f"hello/{r}"])):  # it may be a greeting to who was here before
+            store.set(f"answer/{store.get(f'hello/{r}').decode()}", me)
+        return not missing
+
+    until(all_here)
+    return me
 
 
 def _gone(error: Exception) -> dict[str, Any]:
