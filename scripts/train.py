@@ -99,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     from klrl.scripts.cli.ranks import together
 
     with together(prog) as world:
-        again = training.resume or (training.run_dir is not None and is_restarted())
-        if again and world.said_by_first(lambda: _is_begun(prog, training, env)):
+        goes_on = training.resume or (training.run_dir is not None and is_restarted())
+        if goes_on and world.said_by_first(lambda: _is_begun(prog, training, env)):
             resume(world)
         else:
             _train(prog, name, training, env, world)

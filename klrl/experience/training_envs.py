@@ -74,7 +74,7 @@ class TrainingEnvs:
         known = self.collector is not None
         if not known and self.split is None:
             self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
-        elif not known:
+        elif not known and self.split is not None:
             start = EnvCursor.beginning(spawn_env_seeds(seeds, self.split.n))
             cursor = self.split.begin(start, self.envs)
             self.collector = Collector(self.envs, cursor, encoding, total_timesteps, self.split.first)

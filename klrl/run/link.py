@@ -18,10 +18,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
+dist: Any = torch.distributed  # whose names its type information leaves out
 _BEAT = 0.5
 """Seconds between signs of life."""
 _MOST_SLEEP = 0.02

@@ -43,7 +43,8 @@ class World:
 
     def __init__(self, link: Link | None = None) -> None:
         self._link = link
-        self.rank, self.size = (0, 1) if link is None else (link.rank, link.size)
+        self.rank: int = 0 if link is None else link.rank
+        self.size: int = 1 if link is None else link.size
         self.on_divergence: OnDivergence = "stop"
         """End the training when ranks have different parameters, or go on from rank 0's."""
 
