@@ -20,7 +20,7 @@ _COUNTERS = ("episodes", "lengths", "returns")
 
 
 class Processes(Protocol):
-    """What a split needs of the processes that share it (:class:`klrl.run.World`)."""
+    """Protocol of the processes that share environments (:class:`klrl.run.World`)."""
 
     def share(self, n: int) -> slice:
         """Return which of n environments are this process's."""

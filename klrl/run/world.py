@@ -35,7 +35,7 @@ class Diverged(RuntimeError):
 
 
 class World:
-    """This process among all of a training: rank ``rank`` of ``size``; every method is the identity for one alone.
+    """View of one process, rank ``rank`` of ``size``, of a training; every method is the identity for one alone.
 
     Args:
         link: the link to the others.
