@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
 def _measured(args: Ranks, pause: float, n: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="klrl-ranks-") as folder:
         output = Path(folder) / "row.json"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{n}", "--master-port", "0"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{n}"]
         what = [output, time.time(), args.env, pause / 1e3, args.n_envs, args.n_steps, args.updates]
         command = [*torchrun, "-m", "klrl.scripts.benchmarks.ranks_run", *map(str, what)]
         ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

@@ -24,7 +24,15 @@ PAIR = [
 
 
 def torchrun(n, *words, cwd=HERE, restarts=0):
-    command = [BIN / "torchrun", "--nproc-per-node", str(n), "--max-restarts", str(restarts), *map(str, words)]
+    command = [
+        BIN / "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        str(n),
+        "--max-restarts",
+        str(restarts),
+        *map(str, words),
+    ]
     return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
 
 
