@@ -111,14 +111,15 @@ class Link:
             raise RankFailed.found(failure["line"])
         raise RankFailed(f"rank {failure['rank']}: {failure['line']}")
 
-    def fail(self, line: str, number: int | None = None) -> bool:
+    def fail(self, line: str, number: int | None = None, lost: int | None = None) -> bool:
         """Tell all processes that this one has failed; return True if it is the first.
 
         Args:
             line: what happened.
             number: the signal that ended it, if one did.
+            lost: the rank without which it cannot go on, if that is why.
         """
-        mine = {"rank": self.rank, "line": line, "signal": number}
+        mine = {"rank": self.rank, "line": line, "signal": number, "lost": lost}
         if self._failure is None:
             try:
                 self._failure = json.loads(self._store.compare_set("failed", "", json.dumps(mine)))
@@ -135,11 +136,11 @@ class Link:
             if self._last.get(rank, (None, 0.0))[0] != beat:
                 self._last[rank] = beat, now
             elif now - self._last[rank][1] > self.timeout:
-                self._lose(f"rank {rank} has given no sign of life for {self.timeout:g} s")
+                self._lose(f"rank {rank} has given no sign of life for {self.timeout:g} s", rank)
 
-    def _lose(self, line: str) -> None:
+    def _lose(self, line: str, rank: int | None = None) -> None:
         """Tell the others that a process is lost, and raise; or raise what somebody has told before."""
-        if self.fail(line):
+        if self.fail(line, lost=rank):
             raise RankFailed.found(line)
         self.check()
 
@@ -180,10 +181,11 @@ class Link:
             time.sleep(min(_MOST_SLEEP, 1e-4 + 0.05 * (now - began)))
 
     def wait_for(self, ranks: Iterable[int], key: str, seconds: float) -> None:
-        """Wait until these processes have set a key of their own (:meth:`mark`), or until the time is over."""
-        keys, end = [f"{key}/{rank}" for rank in ranks], time.monotonic() + seconds
+        """Wait until these processes, but for a lost one, have set their own key (:meth:`mark`), or for so long."""
+        lost = None if self._failure is None else self._failure["lost"]
+        keys, end = [f"{key}/{rank}" for rank in ranks if rank != lost], time.monotonic() + seconds
         with contextlib.suppress(dist.DistError):  # the store is gone, and whoever had it
-            while not self._store.check(keys) and time.monotonic() < end:
+            while keys and not self._store.check(keys) and time.monotonic() < end:
                 time.sleep(_MOST_SLEEP)
 
     def mark(self, key: str) -> None:
@@ -289,7 +291,12 @@ def _attempt(store: Any, rank: int, size: int) -> str:
 
 def _gone(error: Exception) -> dict[str, Any]:
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return {"rank": -1, "line": f"the store of all ranks is gone, and whoever had it ({said})", "signal": None}
+    return {
+        "rank": -1,
+        "line": f"the store of all ranks is gone, and whoever had it ({said})",
+        "signal": None,
+        "lost": 0,
+    }
 
 
 def _as_bytes(tensors: Tensors) -> Tensor:
