@@ -21,6 +21,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from klrl.run.answering import Answering
+
 Tensors = dict[str, Tensor]
 dist: Any = torch.distributed  # whose names its type information leaves out
 _BEAT = 0.5
@@ -29,6 +31,17 @@ _MOST_SLEEP = 0.02
 """Most seconds between two looks for the others."""
 _JOINING = timedelta(minutes=10)
 """Most time between the starts of two processes."""
+
+
+class _Silent(RuntimeError):
+    """The store has not answered."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"no answer for {seconds:g} s")
+
+
+_GONE = (dist.DistError, _Silent)
+"""Errors of a store that is out of reach."""
 
 
 class RankFailed(RuntimeError):
@@ -61,13 +74,14 @@ class Link:
         try:
             store, self.rank, self.size = next(iter(dist.rendezvous("env://", timeout=_JOINING)))
             all_attempts = dist.PrefixStore("klrl", store)
-            self._store = dist.PrefixStore(_attempt(all_attempts, self.rank, self.size), all_attempts)
-            self._beats = self._store.clone()
+            self._own = dist.PrefixStore(_attempt(all_attempts, self.rank, self.size), all_attempts)
+            self._beats = self._own.clone()
             self._beat(0)
-        except dist.DistError as error:
+        except _GONE as error:
             raise RankFailed(f"the store at MASTER_ADDR:MASTER_PORT cannot be reached: {error}") from error
         if torch.cuda.is_available():  # "cuda" is then another GPU for every rank of a machine
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)) % torch.cuda.device_count())
+        self._answering = Answering(self._own, _Silent)
         self._meetings = 0
         self._group: Any = None
         self._failure: dict[str, Any] | None = None
@@ -77,6 +91,10 @@ class Link:
         self._watch.start()
         self._owner = os.getpid()
         atexit.register(self.close)
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the store, whose machine may be gone without a word."""
+        return self._answering.call(self.timeout, name, *arguments)
 
     # -- signs of life --------------------------------------------------------------------------
 
@@ -90,7 +108,7 @@ class Link:
                 self._beat(n := n + 1)
                 if self._failure is None and self._beats.check(["failed"]):
                     self._failure = json.loads(self._beats.get("failed"))
-            except dist.DistError as error:
+            except _GONE as error:
                 self._failure = self._failure or _gone(error)
                 return
 
@@ -122,8 +140,8 @@ class Link:
         mine = {"rank": self.rank, "line": line, "signal": number, "lost": lost}
         if self._failure is None:
             try:
-                self._failure = json.loads(self._store.compare_set("failed", "", json.dumps(mine)))
-            except dist.DistError:
+                self._failure = json.loads(self._ask("compare_set", "failed", "", json.dumps(mine)))
+            except _GONE:
                 self._failure = mine
         return bool(self._failure["rank"] == self.rank)
 
@@ -132,7 +150,7 @@ class Link:
         now = time.monotonic()
         for rank in range(self.size):
             key = f"beat/{rank}"
-            beat = self._store.get(key) if self._store.check([key]) else b""
+            beat = self._ask("get", key) if self._ask("check", [key]) else b""
             if self._last.get(rank, (None, 0.0))[0] != beat:
                 self._last[rank] = beat, now
             elif now - self._last[rank][1] > self.timeout:
@@ -158,21 +176,21 @@ class Link:
             raise RankFailed.found(f"rank {self.rank} has failed before ({self._failure['line']})")
         k, self._meetings = self._meetings, self._meetings + 1
         try:
-            self._store.set(f"{k}/{self.rank}", json.dumps(words))
-            if self._store.add(f"{k}/come", 1) == self.size:
-                self._store.set(f"{k}/all", "")
+            self._ask("set", f"{k}/{self.rank}", json.dumps(words))
+            if self._ask("add", f"{k}/come", 1) == self.size:
+                self._ask("set", f"{k}/all", "")
             self._wait(f"{k}/all")
-            answers = [json.loads(x) for x in self._store.multi_get([f"{k}/{r}" for r in range(self.size)])]
+            answers = [json.loads(x) for x in self._ask("multi_get", [f"{k}/{r}" for r in range(self.size)])]
             if k > 0:  # whoever is here has read what was said before
-                self._store.delete_key(f"{k - 1}/{self.rank}")
-        except dist.DistError as error:
+                self._ask("delete_key", f"{k - 1}/{self.rank}")
+        except _GONE as error:
             self.check()
             raise RankFailed.found(_gone(error)["line"]) from error
         return answers
 
     def _wait(self, key: str) -> None:
         began = looked = time.monotonic()
-        while not self._store.check([key]):
+        while not self._ask("check", [key]):
             self.check()
             now = time.monotonic()
             if now - looked > 1.0:
@@ -184,14 +202,14 @@ class Link:
         """Wait until these processes, but for a lost one, have set their own key (:meth:`mark`), or for so long."""
         lost = None if self._failure is None else self._failure["lost"]
         keys, end = [f"{key}/{rank}" for rank in ranks if rank != lost], time.monotonic() + seconds
-        with contextlib.suppress(dist.DistError):  # the store is gone, and whoever had it
-            while keys and not self._store.check(keys) and time.monotonic() < end:
+        with contextlib.suppress(_GONE):  # the store is gone, and whoever had it
+            while keys and not self._ask("check", keys) and time.monotonic() < end:
                 time.sleep(_MOST_SLEEP)
 
     def mark(self, key: str) -> None:
         """Set a key of this process's own."""
-        with contextlib.suppress(dist.DistError):
-            self._store.set(f"{key}/{self.rank}", "")
+        with contextlib.suppress(_GONE):
+            self._ask("set", f"{key}/{self.rank}", "")
 
     # -- tensors --------------------------------------------------------------------------------
 
@@ -240,7 +258,7 @@ class Link:
         timeout = timedelta(seconds=self.timeout)
         if dist.is_initialized():  # by the program around
             return dist.new_group(backend="gloo", timeout=timeout)
-        store = dist.PrefixStore("gloo", self._store)
+        store = dist.PrefixStore("gloo", self._own)
         dist.init_process_group("gloo", store=store, rank=self.rank, world_size=self.size, timeout=timeout)
         self._is_own = True
         return dist.group.WORLD
