@@ -202,13 +202,13 @@ class Link:
         """Wait until these processes, but for a lost one, have set their own key (:meth:`mark`), or for so long."""
         lost = None if self._failure is None else self._failure["lost"]
         keys, end = [f"{key}/{rank}" for rank in ranks if rank != lost], time.monotonic() + seconds
-        with contextlib.suppress(_GONE):  # the store is gone, and whoever had it
+        with contextlib.suppress(*_GONE):  # the store is gone, and whoever had it
             while keys and not self._ask("check", keys) and time.monotonic() < end:
                 time.sleep(_MOST_SLEEP)
 
     def mark(self, key: str) -> None:
         """Set a key of this process's own."""
-        with contextlib.suppress(_GONE):
+        with contextlib.suppress(*_GONE):
             self._ask("set", f"{key}/{self.rank}", "")
 
     # -- tensors --------------------------------------------------------------------------------
