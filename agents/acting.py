@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,15 @@ def acting(agent: Learner[Any]) -> Act | OnArrays:
 
     It is ``agent.act`` itself where the agent or its actor is not one of klrl's own, or numpy is not faster.
     """
-    kernel, n = acting_kernel(agent), agent.config.n_envs
+    kernel, n, share = acting_kernel(agent), agent.config.n_envs, agent.sampler.share
     if not _is_klrls(agent) or (kernel is None and not acts_in_numpy(n, agent.networks.numpy_rows)):
         return agent.act
     actor: Any = agent.actor
-    outputs: Callable[[np.ndarray], np.ndarray] = actor.trunk.outputs_in_numpy()
-    if kernel is not None:
+    if share is not None:
+        n = len(share)
+    whole: Callable[[np.ndarray], np.ndarray] = actor.trunk.outputs_in_numpy()
+    outputs = whole if share is None else partial(share.in_blocks, whole)
+    if kernel is not None:  # it rounds every row by itself
         outputs = kernel.outputs(actor.trunk.layers.network, n)
     policy, normalizer, encoding, sampler = actor.policy_of_rollout(n), agent.normalizer, agent.encoding, agent.sampler
 

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from klrl.agents import saving, shown
 from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
-from klrl.agents.making import make_envs, try_env
+from klrl.agents.making import make_envs, number_of_envs, split_of, try_env
 from klrl.agents.misuse import check_arguments, check_config, explain_attribute, explained
 from klrl.agents.own_networks import Network, shared_with
 from klrl.agents.paths import paths_of, reward_scale_of
@@ -84,7 +84,7 @@ class Agent(Predictor[C], abc.ABC):
         found = try_env(env, config) if trial else None
         envs = make_envs(env, config)
         try:
-            config = config.with_envs(envs.num_envs)
+            config = config.with_envs(number_of_envs(envs, config))
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
             if reference is not None:
                 self._refer_to(reference)
@@ -92,7 +92,8 @@ class Agent(Predictor[C], abc.ABC):
             if number_of(env) is None:  # a user's own environments stay open
                 envs.close()
             raise
-        self.begin(TrainingEnvs(env, envs, trial=found), env_id(env) if applied else None)
+        training_envs = TrainingEnvs(env, envs, trial=found, split=split_of(config))
+        self.begin(training_envs, env_id(env) if applied else None)
 
     def begin(self, training_envs: TrainingEnvs, preset: str | None) -> None:
         """Start untrained on these environments.
@@ -268,12 +269,12 @@ class Agent(Predictor[C], abc.ABC):
         envs = make_envs(env, config)
         try:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
-            self.config = config.with_envs(envs.num_envs)
+            self.config = config.with_envs(number_of_envs(envs, config))
         except ValueError:
             if number_of(env) is None:
                 envs.close()
             raise
-        self.training_envs = TrainingEnvs(env, envs, cursor, trial)
+        self.training_envs = TrainingEnvs(env, envs, cursor, trial, split_of(self.config))
 
     def close(self) -> None:
         """Close the environments; worker processes end.

@@ -229,10 +229,14 @@ class Learner(abc.ABC, Generic[C]):
         They are arrays where numpy is faster, else tensors in the CPU's memory.
         """
         with np.errstate(all="ignore"):
-            if acts_in_numpy(len(observations), self.networks.numpy_rows):
-                policy = self.actor(self.normalizer(observations.numpy()))
-            else:
+            share = self.sampler.share
+            if acts_in_numpy(len(observations) if share is None else share.total, self.networks.numpy_rows):
+                x = self.normalizer(observations.numpy())
+                policy = self.actor(x) if share is None else share.in_blocks(self.actor, x)
+            elif share is None:
                 policy = self.distribution(observations).cpu()
+            else:
+                policy = share.in_blocks(self.distribution, observations).cpu()
             actions = self.sampler(policy)
         return actions, self.actor.to_environment(actions), policy
 

@@ -34,6 +34,7 @@ from klrl.run.history import Block, History
 from klrl.schedules import Value, schedulable
 from klrl.text import plain
 from klrl.trust_region import TrustRegion, region_from_json, region_to_json, with_region
+from klrl.trust_region.codec import own_class
 from klrl.validation import Bounds, Fraction, NonNegativeInt, validate
 
 if TYPE_CHECKING:
@@ -198,6 +199,22 @@ def _predecessor(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -
     check_tensor("predecessor.parameters", saved["parameters"], now.dtype, now.shape)
     before = normalizer(agent.encoding, saved, state["predecessor_count"])
     return Predecessor(saved["parameters"].to(now.device), before, now.detach().clone())
+
+
+def essence(agent: Learner[Any]) -> Iterator[Tensor]:
+    """Yield what has to be the same wherever the same updates are taken: parameters, statistics and generators."""
+    for network in agent.networks:
+        yield from network.parameters()
+    for known in (agent.normalizer.moments, agent.return_scaler.moments):
+        yield from (known.mean, known.variance)
+    yield from agent.streams.state().values()
+
+
+def become(agent: Learner[Any], tensors: Tensors, state: dict[str, Any]) -> None:
+    """Take over the state of an agent with the same spaces and config; a region of one's own class stays."""
+    restore(agent, tensors, state)
+    if own_class(state["region"]) is None:
+        agent.region = region_from_json(state["region"])
 
 
 def snapshot(agent: Agent[Any]) -> Snapshot:

@@ -19,10 +19,14 @@ from klrl.experience.batch import warn_of_absent
 from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
 from klrl.run.callback import NEXT_KL, STEP, Callback, Metrics, info_metric
+from klrl.run.world import World
 from klrl.text import warn_user
 
 if TYPE_CHECKING:
     from klrl.agents.base import Agent
+
+RANKS = "train/ranks_differing"
+"""Metric of a training on several ranks that goes on when these differ."""
 
 
 class TrainingRun:
@@ -38,28 +42,32 @@ class TrainingRun:
     def __init__(self, agent: Agent[Any], training: Training, callback: Callback, turn: Turn) -> None:
         self._agent, self._training, self._callback, self._turn = agent, training, callback, turn
         self._first, self._started = agent.num_timesteps, time.monotonic()
+        self._world = World.current()
 
     def finish(self) -> None:
         """Run whole updates until the last step, or until a callback stops.
 
         If an exception ends it, Ctrl-C included, the agent returns to its state after the last complete update.
         """
-        agent, callback, turn = self._agent, self._callback, self._turn
+        agent, callback, turn, world = self._agent, self._callback, self._turn, self._world
+        failed: BaseException | None = None
         if agent.num_timesteps == 0 and agent.actor.caution:
             warn_user(agent.actor.caution)
         try:
             agent.collector()
             agent.training = self._training
             agent.networks.repack()
+            agent.sampler.share = world.acting_share(agent.config.n_envs)
+            self._agree()
             agent.last_update = agent.snapshot()
-            goes_on = callback.on_training_start(agent, self._training.last) is not False
+            goes_on = not world.any(callback.on_training_start(agent, self._training.last) is False)
             while goes_on and agent.num_timesteps < self._training.last:
                 turn.whole = False
                 agent.progress_remaining = self._training.remaining(agent.num_timesteps)
                 batch = self._rollout()
                 self._judge(batch)
                 callback.on_update_start(agent, batch)
-                metrics = agent.update(batch, callback)
+                metrics = agent.update(batch, callback) | self._agree()
                 if batch.episodes and not agent.episodes:
                     warn_of_absent(agent.config.info_keys, batch)
                 agent.episodes.extend(batch.episodes)
@@ -67,8 +75,10 @@ class TrainingRun:
                 agent.history.append(metrics)
                 turn.whole = True
                 agent.last_update = agent.snapshot()
-                goes_on = callback.on_update_end(agent, batch, metrics) is not False
+                goes_on = not world.any(callback.on_update_end(agent, batch, metrics) is False)
         except BaseException as error:
+            failed = error
+            world.fail(error)
             try:
                 self._take_back()
             except Exception as problem:  # the first error is the one to report
@@ -82,8 +92,25 @@ class TrainingRun:
             raise
         finally:
             turn.last = True
+            agent.sampler.share = None
             with held():  # a signal ends no callback before it has closed its files
                 callback.on_training_end(agent)
+                world.leave(failed)
+
+    def _agree(self) -> Metrics:
+        """Compare parameters, statistics and generators on all ranks, and return what is to be logged of it.
+
+        Raises:
+            Diverged: they differ, and are not to be rank 0's from now on.
+        """
+        agent, world = self._agent, self._world
+        when = f"after update {agent.n_updates} at {agent.num_timesteps} steps"
+        others = world.differing(saving.essence(agent), when)
+        if others:
+            tensors, state = world.saved_by_first(lambda: saving.dump(agent))
+            if world.rank > 0:
+                saving.become(agent, tensors, state)
+        return {RANKS: float(len(others))} if world.size > 1 and world.on_divergence == "broadcast" else {}
 
     def _rollout(self) -> Batch:
         """Collect the next batch, from where the last one left the environments.
@@ -96,7 +123,8 @@ class TrainingRun:
         agent.collector()
         try:
             with agent.sampler.ahead(agent.config.n_steps):
-                return agent.training_envs.collect(acting(agent), agent.config.n_steps, agent.config.info_keys)
+                act = self._world.watched(acting(agent))
+                return agent.training_envs.collect(act, agent.config.n_steps, agent.config.info_keys)
         except NonFinite as error:
             seen = error.transition
             if "action" in seen and not np.isfinite(seen["action"]).all():
@@ -136,5 +164,5 @@ class TrainingRun:
             said = [e.info[key] for e in episodes if key in e.info]
             metrics[info_metric(key)] = float(np.mean(said)) if said else float("nan")
         if agent.config.on_worker_failure == "restart":
-            metrics["rollout/worker_restarts"] = float(agent.collector().restarts)
+            metrics["rollout/worker_restarts"] = float(agent.training_envs.restarts)
         return metrics

@@ -16,6 +16,7 @@ WHAT = {
     "asked": "the KL asked for and the KL measured, in action spaces of every kind and size",
     "critic": "critics that keep their values, or do not, when the scale of rewards changes",
     "finetune": "a saved policy adapted to a changed task: how much KL to it preserves of the old one",
+    "ranks": "one training on one and more ranks under torchrun: steps/s, the bound, the cost of gathering",
     "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }
 

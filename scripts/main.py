@@ -7,6 +7,7 @@ from importlib import import_module
 
 import klrl
 from klrl.output import as_program
+from klrl.run.torchrun import ranks
 
 VERBS = {
     "train": "train an agent on a Gymnasium environment and log how far its policy moves",
@@ -27,6 +28,8 @@ VERBS = {
     "import-sb3": "make a klrl agent of a policy that Stable-Baselines3 saved",
     "torture": "run the protocol of reliability: kill, damage and deceive klrl (in a checkout)",
 }
+_ON_RANKS = ("train", "resume")
+"""Verbs that several processes under torchrun do together."""
 
 
 def usage() -> str:
@@ -50,6 +53,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(0)
     if words[0] not in VERBS:
         print(f"klrl: verb = {words[0]!r}; allowed: {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    if ranks() > 1 and words[0] not in _ON_RANKS and "--help" not in words:
+        print(f"klrl: verb = {words[0]!r} on {ranks()} ranks; allowed: {', '.join(_ON_RANKS)}", file=sys.stderr)
         sys.exit(2)
     try:
         import_module(f"klrl.scripts.{words[0].replace('-', '_')}").main(words[1:])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from klrl.output import as_program
+from klrl.run.torchrun import is_rank
 from klrl.scripts.cli.command_line import parse
 from klrl.scripts.cli.env_words import Wrappers
 
@@ -38,8 +40,14 @@ def main(argv: list[str] | None = None) -> None:
     from klrl.run import Signals
     from klrl.scripts.cli.resuming import resume
 
-    with Signals() as signals:  # nothing to save until the training continues
-        resume(prog, args, signals)
+    with ExitStack() as stack:
+        world = None
+        if is_rank():
+            from klrl.scripts.cli.ranks import together
+
+            world = stack.enter_context(together(prog))
+        signals = stack.enter_context(Signals())  # nothing to save until the training continues
+        resume(prog, args, signals, world)
 
 
 if __name__ == "__main__":

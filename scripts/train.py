@@ -20,6 +20,7 @@ from klrl.agents.settings import CONFIGS
 from klrl.output import as_program
 from klrl.run.options import RunOptions
 from klrl.run.presets import preset
+from klrl.run.torchrun import is_rank, is_restarted
 from klrl.schedules import functions_in
 from klrl.scripts.cli import help_text, run_config
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker, parse
@@ -33,6 +34,7 @@ from klrl.validation import Bounds, NonNegativeInt
 
 if TYPE_CHECKING:
     from klrl.experience.wrapped import Named
+    from klrl.run import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +88,22 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(0)
     training = parse(Training, options, prog, default)
     env = partial(_environment, training, run, given(options, "env").get("env"))
-    if training.resume and _is_begun(prog, training, env):
-        own = given(options, "trust_region", "network")
-        _resume(prog, training, own.get("trust_region"), own.get("network"))
-    else:
-        _train(prog, name, training, env)
+    own = given(options, "trust_region", "network")
+    resume = partial(_resume, prog, training, own.get("trust_region"), own.get("network"))
+    if not is_rank():
+        if training.resume and _is_begun(prog, training, env):
+            resume(None)
+        else:
+            _train(prog, name, training, env)
+        return
+    from klrl.scripts.cli.ranks import together
+
+    with together(prog) as world:
+        goes_on = training.resume or (training.run_dir is not None and is_restarted())
+        if goes_on and world.said_by_first(lambda: _is_begun(prog, training, env)):
+            resume(world)
+        else:
+            _train(prog, name, training, env, world)
 
 
 def _is_begun(prog: str, training: Training, make_env: Callable[[], Named]) -> bool:
@@ -123,7 +136,7 @@ def _other_flags(training: Training, run: Mapping[str, Any], make_env: Callable[
     return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 
 
-def _resume(prog: str, training: Training, region: str | None, network: str | None) -> None:
+def _resume(prog: str, training: Training, region: str | None, network: str | None, world: World | None) -> None:
     """Go on as ``klrl resume`` does; what a file may not name, code of one's own, the flags have."""
     from klrl.run import Signals
     from klrl.scripts.cli.resuming import resume
@@ -136,21 +149,26 @@ def _resume(prog: str, training: Training, region: str | None, network: str | No
         path=training.run_dir, env=own_env, wrapper=training.wrapper, trust_region=own_region, network=network
     )
     with Signals() as signals:
-        resume(prog, args, signals)
+        resume(prog, args, signals, world)
 
 
-def _train(prog: str, name: str, training: Training, make_env: Callable[[], Named]) -> None:
+def _train(prog: str, name: str, training: Training, make_env: Callable[[], Named], world: World | None = None) -> None:
     import torch
 
     from klrl.agents import AGENTS
-    from klrl.run import Signals
+    from klrl.run import Signals, World
     from klrl.run.directory import check_new
+    from klrl.scripts.cli.ranks import follow, named
     from klrl.scripts.cli.training import run_training, tracking
 
     torch.set_num_threads(training.run.torch_threads)
+    world = World() if world is None else world
+    world.settle(rank_timeout=training.run.rank_timeout, on_divergence=training.run.on_divergence)
+    prog = named(prog, world)
     with bad_input(prog), failed_worker(prog):
-        if training.run_dir is not None:
+        if training.run_dir is not None and world.rank == 0:
             check_new(training.run_dir)
+        world.any(False)
         env = make_env()
         training.run.videos(env, Path()), tracking(training.run, Path())  # what these need is installed
         agent = AGENTS[name](env, training.agent, seed=training.seed, trial=True)
@@ -160,14 +178,18 @@ def _train(prog: str, name: str, training: Training, make_env: Callable[[], Name
             "start_from": None if training.start_from is None else str(training.start_from.resolve()),
             "name": training.name,
         }
-        run_dir = training.run_dir or _new_directory(training, name)
-        keep = training.run.directory(run_dir, notes)
+        if world.rank == 0:
+            run_dir = training.run_dir or _new_directory(training, name)
+            keep = training.run.directory(run_dir, notes)
     known = {} if training.preset == "none" else preset(name, training.env)
     held = [f"{k} = {v}" for k, v in known.items() if getattr(training.agent, k) == v]
     if known:
         agent.preset = training.env
     learn = partial(agent.learn, training.total_timesteps)
     with Signals() as signals:
+        if world.rank > 0:
+            follow(prog, agent, learn, training.run, signals)
+            return
         run_training(prog, agent, learn, env, keep, training.run, signals, preset=held)
 
 

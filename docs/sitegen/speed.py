@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from klrl.scripts.benchmarks.measure import LIBRARIES
+from klrl.scripts.benchmarks.ranks import speedups
 from klrl.scripts.benchmarks.scaling_report import table as of_points
 from klrl.scripts.benchmarks.seeds import table as of_seeds
 from klrl.scripts.benchmarks.speed_report import profile_table
@@ -142,6 +143,39 @@ def scaling() -> str:
     return f"{command(record['command'])}\n\n{of_points(record['summary'])}"
 
 
+def ranks() -> str:
+    """One training on one and more ranks."""
+    record = read("ranks.json")
+    rows = speedups(record["rows"])
+    head = [
+        "a step takes",
+        "ranks",
+        "steps/s",
+        "times one rank",
+        "bound",
+        "gathering",
+        "of the rollout",
+        "start",
+        "memory",
+    ]
+    lines = [
+        [
+            f"{row['pause']:g} ms more", str(row["ranks"]), f"{row['fps']:,.0f}", f"{row['speedup']:.2f}",
+            f"{row['bound']:.2f}", f"{1e3 * row['gather']:.0f} ms", f"{100 * row['share']:.1f} %",
+            f"{row['start']:.0f} s", f"{row['kib'] / 1024:.0f} MiB",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    one = rows[0]
+    sent = max(row["bytes"] for row in rows) / (one["n_envs"] * one["n_steps"])
+    text = (
+        f"PPO on {one['env']}, {one['n_envs']} environments x {one['n_steps']} steps, on a machine with {one['cores']} "
+        "cores that did other things, too; medians over updates. The bound is Amdahl's, by the shares measured on one "
+        f"rank; memory is the most that rank 0 had. A step of an environment is {sent:.0f} bytes that are gathered."
+    )
+    return "\n\n".join([command(record["command"]), text, table(head, lines)])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "accuracy-cost": accuracy_cost,
@@ -149,4 +183,5 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed-profile": profile,
     "seeds": seeds,
     "scaling": scaling,
+    "ranks": ranks,
 }

@@ -17,14 +17,13 @@ from klrl.experience.environments import diverged, is_seeded, spawn_env_seeds
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.rollout import NonFinite, Rollout, not_finite
 from klrl.experience.steps import BadStep
-from klrl.experience.tape import MOST, Tape
+from klrl.experience.tape import MOST, Tape, warn_of_length
 from klrl.experience.vector import Vector, as_numpy
 from klrl.policy.arrays import Array
 from klrl.policy.choices import MASK
 from klrl.policy.distributions import Distribution
 from klrl.policy.observations import Encoding, flat_mask
 from klrl.policy.surroundings import undisturbed
-from klrl.text import warn_user
 
 Acted = tuple[Array, np.ndarray, Distribution]
 """The policy's actions, the environment's actions, and the distributions."""
@@ -54,6 +53,7 @@ class Collector:
         begin: seeds for new episodes, or a cursor at which to continue.
         encoding: encoding of their observations.
         total_timesteps: steps taken before.
+        first_number: number of the first environment, for messages.
 
     Raises:
         BadStep: the first observation cannot be used.
@@ -68,7 +68,9 @@ class Collector:
         begin: np.random.SeedSequence | EnvCursor,
         encoding: Encoding,
         total_timesteps: int = 0,
+        first_number: int = 0,
     ) -> None:
+        self._at = first_number
         cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(spawn_env_seeds(begin, envs.num_envs))
         self.envs, self.encoding = envs, encoding
         self._vector = Vector(envs)
@@ -81,6 +83,8 @@ class Collector:
         self._seeded = is_seeded(envs)
         self.restarts = 0
         """Number of times a worker process was restarted and its episode lost."""
+        self.executed: list[np.ndarray] = []
+        """The environment's actions of the last rollout, ``[N, *A]`` each."""
         observation, infos = self._vector.reset(cursor)
         if (lost := self._lose(infos)) is not None:
             self._episodes += lost
@@ -100,19 +104,22 @@ class Collector:
             return None
         return EnvCursor(
             env_seeds=self._env_seeds,
-            episodes=self._episodes.copy(),
-            lengths=self._lengths.copy(),
-            returns=self._returns.copy(),
+            **self.counters,
             actions=(self._tape.actions,) if len(self._tape.actions) else (),
             observation=torch.from_numpy(self._observation),
         )
+
+    @property
+    def counters(self) -> dict[str, np.ndarray]:
+        """Fields ``episodes``, ``lengths`` and ``returns`` of the cursor."""
+        return {"episodes": self._episodes.copy(), "lengths": self._lengths.copy(), "returns": self._returns.copy()}
 
     def _first(self, observation: Any, infos: Infos) -> np.ndarray:
         """Return the observations that environments were reset to, or have come back to."""
         encoded = self._encoded(observation, infos, self._nowhere)
         for i, *inside in not_finite(encoded):
             error = NonFinite.at(
-                f"observation of environment {i}{self.encoding.locate(tuple(inside))}",
+                f"observation of environment {self._at + i}{self.encoding.locate(tuple(inside))}",
                 encoded[i, *inside], self._lengths[i], self._episodes[i], self.total_timesteps,
             )  # fmt: skip
             error.transition = {"next_observation": encoded, "environment": np.array(i)}
@@ -125,7 +132,7 @@ class Collector:
         for i, (one, other, lost) in enumerate(each):
             if lost or one.tobytes() != other.tobytes():
                 where = f"{self._lengths[i]} steps into its episode {self._episodes[i]}"
-                raise ReplayMismatch(f"environment {i} did not come back to where it was, {where}")
+                raise ReplayMismatch(f"environment {self._at + i} did not come back to where it was, {where}")
 
     @undisturbed
     def collect(self, act: Act | OnArrays, n_steps: int, info_keys: Sequence[str] = ()) -> Batch:
@@ -144,7 +151,7 @@ class Collector:
             NonFinite: an action, a reward or an observation is NaN or infinite.
         """
         first = self._observation
-        rollout = Rollout(first, n_steps, self.total_timesteps)
+        rollout = Rollout(first, n_steps, self.total_timesteps, self._at)
         on_arrays = act if isinstance(act, OnArrays) else _on_tensors(act)
         try:
             for t in range(n_steps):
@@ -153,6 +160,7 @@ class Collector:
             if (error := rollout.non_finite(self.encoding.locate)) is not None:
                 self._observation = first
                 raise error from None
+        self.executed = rollout.executed
         self._remember(rollout.executed)
         batch = rollout.batch()
         self._observation = batch.next_observations.numpy()
@@ -222,17 +230,13 @@ class Collector:
         self._tape = Tape()
         if not self._told:
             self._told = True
-            text = (
-                f"an episode of environment {self._lengths.argmax()} is {longest:,} steps long: its actions are no "
-                "longer kept; a training resumed from here begins new episodes, and differs from an uninterrupted one"
-            )
-            warn_user(text)
+            warn_of_length(self._lengths)
 
     def _ended(self, ended: np.ndarray, infos: Infos, info_keys: Sequence[str]) -> list[Episode]:
         """Return the episodes that ended in the step just counted, and begin to count the next ones."""
         done = []
         for i in np.flatnonzero(ended).tolist():
-            where = f"environment {i} at the end of its episode {self._episodes[i]}"
+            where = f"environment {self._at + i} at the end of its episode {self._episodes[i]}"
             said = numbers(infos[i], info_keys, where) if info_keys else {}
             done.append(Episode(self.total_timesteps, float(self._returns[i]), int(self._lengths[i]), i, said))
         self._returns[ended] = 0.0
@@ -268,7 +272,7 @@ class Collector:
             self.encoding.allowed(encoded)[over] = 1.0
             for i in np.flatnonzero(self.encoding.forbids_everything(encoded)):
                 raise BadStep(
-                    f"{MASK} of environment {i} allows no action after {self.total_timesteps} steps; "
+                    f"{MASK} of environment {self._at + i} allows no action after {self.total_timesteps} steps; "
                     "allowed: at least one action in every state"
                 )
         return encoded
@@ -285,14 +289,14 @@ class Collector:
         known = np.array([mask is not None for mask in masks])
         for i in np.flatnonzero(~known & ~ended):
             raise BadStep(
-                f"info of environment {i} has no {MASK!r} after {self.total_timesteps} steps; "
+                f"info of environment {self._at + i} has no {MASK!r} after {self.total_timesteps} steps; "
                 "allowed: one at every reset and step, or action_mask = 'none'"
             )
         n = self.encoding.n_mask
         flat = [flat_mask(masks[i]) if known[i] else np.ones(n) for i in range(len(ended))]
         for index, mask in enumerate(flat):
             if len(mask) != n:
-                raise BadStep(f"{MASK} of environment {index} has {len(mask)} elements; allowed: {n}")
+                raise BadStep(f"{MASK} of environment {self._at + index} has {len(mask)} elements; allowed: {n}")
         return np.stack(flat)
 
 

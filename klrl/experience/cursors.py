@@ -41,6 +41,12 @@ class EnvCursor:
         """True if all actions that lead here are known: those of very long episodes are dropped."""
         return sum(map(len, self.actions)) >= self.lengths.max()
 
+    def rows(self, rows: slice) -> EnvCursor:
+        """Return the cursor of some of the environments."""
+        numbers = {name: getattr(self, name)[rows] for name in ("env_seeds", "episodes", "lengths", "returns")}
+        here = None if self.observation is None else self.observation[rows]
+        return EnvCursor(**numbers, actions=tuple(x[:, rows] for x in self.actions), observation=here)
+
     def episode_cursors(self) -> list[EpisodeCursor]:
         """Return one cursor per environment."""
         actions = np.concatenate(self.actions) if self.actions else np.zeros((0, len(self.lengths)))

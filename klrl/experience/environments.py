@@ -45,6 +45,7 @@ def make_vector_env(
     *,
     rebuild_envs: bool = False,
     seed_every_episode: bool = True,
+    first: int = 0,
 ) -> VectorEnv:
     """Make a vector environment of ``n_envs`` copies of ``env``.
 
@@ -55,6 +56,7 @@ def make_vector_env(
     becomes a vector of one. A function is called ``n_envs`` times; for processes once more before, in this one, to see
     the spaces. Processes have ``worker_timeout`` seconds for every answer; one that fails ends them all or is made
     anew, as ``on_worker_failure`` says. Environments are kept, unless ``rebuild_envs`` gives every episode a new one.
+    In messages they are numbered from ``first`` on.
 
     Raises:
         ValueError: an unknown id, a missing package, spaces that no network fits, autoreset switched off, too many
@@ -79,7 +81,7 @@ def make_vector_env(
         raise ValueError(f"vectorization_mode = {vectorization_mode!r}; allowed: {allowed}")
     one = _first(env, make)
     n = number_of(env) or n_envs
-    seeded = _Seeded(make, (one.observation_space, one.action_space), seed_every_episode, rebuild_envs)
+    seeded = _Seeded(make, (one.observation_space, one.action_space), seed_every_episode, rebuild_envs, first)
     if vectorization_mode == "sync":
         return _in_this_process(one, seeded, n, kept=one is env)
     if one is not env:  # else workers have copies of it
@@ -137,15 +139,16 @@ class _Seeded:
     spaces: tuple[gym.Space, gym.Space]
     every: bool
     rebuild: bool
+    first: int
 
     def __call__(self, i: int, ready: Sequence[gym.Env] = ()) -> SeededEpisodes:
         """Make one of them, around an environment that is ``ready``, if there is one."""
         left = [*ready]
 
         def make() -> gym.Env:
-            return CheckedSteps(left.pop if left else self.make, i, self.spaces)
+            return CheckedSteps(left.pop if left else self.make, self.first + i, self.spaces)
 
-        return SeededEpisodes(make, i, every=self.every, rebuild=self.rebuild)
+        return SeededEpisodes(make, self.first + i, every=self.every, rebuild=self.rebuild)
 
 
 def _in_this_process(one: gym.Env, seeded: _Seeded, n: int, kept: bool) -> SyncVectorEnv:

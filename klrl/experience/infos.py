@@ -91,6 +91,39 @@ class Separate(Infos):
         return unpickled(info, i) if isinstance(info, bytes) else info
 
 
+class Elsewhere(Infos):
+    """Infos of some of N environments; those of the others are in other processes, and empty here.
+
+    Args:
+        own: infos of this process's environments.
+        at: number of the first of them.
+        n: N.
+    """
+
+    def __init__(self, own: Infos, at: int, n: int) -> None:
+        super().__init__(n)
+        self._own, self._at = own, at
+
+    def gathered(self, key: str) -> list[Any]:
+        """Return every environment's value."""
+        after = self._n - self._at - len(self._own)
+        return [*[None] * self._at, *self._own.gathered(key), *[None] * after]
+
+    def final_observation(self, i: int) -> Any:
+        """Return the last observation of an episode."""
+        return self._own.final_observation(i - self._at) if self._is_own(i) else None
+
+    def restarted(self) -> dict[int, int]:
+        """Return the environments whose workers were restarted."""
+        return {self._at + i: episode for i, episode in self._own.restarted().items()}
+
+    def _said(self, i: int) -> dict[str, Any]:
+        return self._own[i - self._at] if self._is_own(i) else {}
+
+    def _is_own(self, i: int) -> bool:
+        return 0 <= i - self._at < len(self._own)
+
+
 class Stacked(Infos):
     """Infos as Gymnasium's arrays: ``infos[key][i]`` counts where ``infos["_" + key][i]``, if present, is true.
 

@@ -45,9 +45,10 @@ class Rollout:
         first: the observations before the first step, ``[N, *O]``.
         n_steps: T.
         total_timesteps: steps counted before.
+        first_number: number of the first environment, for messages.
     """
 
-    def __init__(self, first: np.ndarray, n_steps: int, total_timesteps: int) -> None:
+    def __init__(self, first: np.ndarray, n_steps: int, total_timesteps: int, first_number: int = 0) -> None:
         shape = (n_steps, len(first))
         self.observations = np.zeros((n_steps + 1, *first.shape), first.dtype)
         """Observations before every step and after the last, ``[T + 1, N, *O]``."""
@@ -64,7 +65,7 @@ class Rollout:
         self.finals: dict[tuple[int, int], Tensor] = {}
         """The last observations of truncated episodes, by step and environment."""
         self.episodes: list[Episode] = []
-        self._total_timesteps = total_timesteps
+        self._total_timesteps, self._at = total_timesteps, first_number
 
     def cut(self, t: int, lost: np.ndarray) -> None:
         """End the episodes that a step ``t`` has lost with the step before, in the last state that was seen."""
@@ -120,7 +121,7 @@ class Rollout:
         where = locate(tuple(inside)) if kind >= _OBSERVATION else element(inside)
         begun = bool(kind == _OBSERVATION and self.begun[t, i])
         error = NonFinite.at(
-            f"{_NAMES[kind]} of environment {i}{where}",
+            f"{_NAMES[kind]} of environment {self._at + i}{where}",
             values[(0 if kind == _FINAL else i, *inside)],
             0 if begun else self.length[t, i] + 1,
             self.episode[t, i] + begun,

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from klrl.text import warn_user
+
 MOST = 2**26
 """Largest size in bytes of the current episodes' actions: they are in memory and in every checkpoint."""
+
+
+def warn_of_length(lengths: np.ndarray) -> None:
+    """Warn that the actions of the current episodes are no longer kept, given their lengths."""
+    warn_user(
+        f"an episode of environment {lengths.argmax()} is {lengths.max():,} steps long: its actions are no "
+        "longer kept; a training resumed from here begins new episodes, and differs from an uninterrupted one"
+    )
 
 
 class Tape:

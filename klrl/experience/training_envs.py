@@ -11,9 +11,10 @@ from gymnasium.vector import VectorEnv
 from klrl.experience.batch import Batch
 from klrl.experience.collector import Act, Collector, OnArrays, ReplayMismatch
 from klrl.experience.cursors import EnvCursor
-from klrl.experience.environments import EnvLike, is_seeded
+from klrl.experience.environments import EnvLike, is_seeded, spawn_env_seeds
 from klrl.experience.footprints import Footprints
 from klrl.experience.reproducibility import EnvTrial
+from klrl.experience.split import Split
 from klrl.policy.observations import Encoding
 from klrl.text import warn_user
 
@@ -26,6 +27,7 @@ class TrainingEnvs:
         envs: the vector environment, if it has been made.
         cursor: position of other copies of them, at which these continue.
         trial: findings about one of them, if one has been tried.
+        split: the environments of all processes, if ``envs`` are this process's share of them.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class TrainingEnvs:
         envs: VectorEnv | None = None,
         cursor: EnvCursor | None = None,
         trial: EnvTrial | None = None,
+        split: Split | None = None,
     ) -> None:
-        self.env, self.envs, self.trial = env, envs, trial
+        self.env, self.envs, self.trial, self.split = env, envs, trial, split
         self.collector: Collector | None = None
         self._cursor = cursor
         self._footprints: Footprints | None = None
@@ -43,7 +46,16 @@ class TrainingEnvs:
     @property
     def cursor(self) -> EnvCursor | None:
         """Cursor at which the environments are, or at which they are to continue."""
-        return self._cursor if self.collector is None else self.collector.cursor
+        if self.collector is None:
+            return self._cursor
+        return self.collector.cursor if self.split is None else self.split.cursor
+
+    @property
+    def restarts(self) -> int:
+        """Number of times a worker process was restarted and its episode lost."""
+        if self.split is not None:
+            return self.split.restarts
+        return 0 if self.collector is None else self.collector.restarts
 
     def begin(
         self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
@@ -60,24 +72,35 @@ class TrainingEnvs:
         self._footprints = Footprints(self.env) if isinstance(self.env, gym.Env) else None
         self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt)
         known = self.collector is not None
-        if not known:
+        if not known and self.split is None:
             self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
+        elif not known and self.split is not None:
+            start = EnvCursor.beginning(spawn_env_seeds(seeds, self.split.n))
+            cursor = self.split.begin(start, self.envs)
+            self.collector = Collector(self.envs, cursor, encoding, total_timesteps, self.split.first)
         self._leave()
         return known
 
     def _where_they_were(
         self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
     ) -> Collector | None:
-        if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != envs.num_envs:
+        split, n = self.split, envs.num_envs if self.split is None else self.split.n
+        if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != n:
             return None
+        found, first = None, 0 if split is None else split.first
         problem: object = "episodes of these environments cannot be played again"
         if not self._cursor.reachable:
             problem = f"the actions of an episode of {self._cursor.lengths.max():,} steps were not kept"
         elif self.trial is None or self.trial.playable(rebuilt):
+            cursor = self._cursor if split is None else split.begin(self._cursor, envs)
+            problem = "environments of another process did not come back to where they were"
             try:
-                return Collector(envs, self._cursor, encoding, total_timesteps)
+                found = Collector(envs, cursor, encoding, total_timesteps, first)
             except ReplayMismatch as error:
                 problem = error
+        failed = found is None if split is None else split.fails(found is None)
+        if not failed:
+            return found
         text = f"{problem}: new episodes begin, and training differs from an uninterrupted one; "
         text += "what environments kept over resets, and what callbacks set in them, begins anew"
         warn_user(text)
@@ -87,6 +110,8 @@ class TrainingEnvs:
         """Collect the next rollout."""
         assert self.collector is not None
         batch = self.collector.collect(act, n_steps, info_keys)
+        if self.split is not None:
+            batch = self.split.joined(batch, self.collector)
         self._leave()
         return batch
 

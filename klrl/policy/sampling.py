@@ -9,6 +9,7 @@ import torch
 
 from klrl.policy.arrays import Array
 from klrl.policy.distributions import Distribution, OfNoise
+from klrl.policy.share import Share, joined
 
 _MOST = 2**20
 """Most random numbers that are drawn ahead."""
@@ -23,6 +24,8 @@ class Sampler:
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
+        self.share: Share | None = None
+        """Rows of a whole for which this process acts: noise is drawn for all of them, by every process the same."""
         self._steps = 0
         self._batch_shape: torch.Size | None = None
         self._noise: Iterator[Array] = iter(())
@@ -43,11 +46,23 @@ class Sampler:
                 self._batch_shape, self._noise = policy.batch_shape, self._draw(policy)
             if policy.batch_shape == self._batch_shape and (noise := next(self._noise, None)) is not None:
                 return policy.from_noise(noise)
-        return policy.sample(self._generator)
+        return policy.sample(self._generator) if self.share is None else self._shared(policy, self.share)
+
+    def _shared(self, policy: Distribution, share: Share) -> Array:
+        """Return actions for the share's rows; where no noise can be drawn for all, every row has a seed of its own."""
+        if isinstance(policy, OfNoise):
+            whole = policy.map(share.of_whole)
+            return policy.from_noise(whole.draw_noise(self._generator)[share.rows])
+        seeds = torch.randint(2**62, (share.total,), generator=self._generator, device="cpu")[share.rows].tolist()
+        each = (policy[i : i + 1].sample(torch.Generator().manual_seed(seed)) for i, seed in enumerate(seeds))
+        return joined([*each])
 
     def _draw(self, policy: OfNoise) -> Iterator[Array]:
         """Yield the noise of one step after the other."""
+        share = slice(None)
+        if self.share is not None:
+            policy, share = policy.map(self.share.of_whole), self.share.rows
         size = max(1, sum(x.numel() if isinstance(x, torch.Tensor) else x.size for x in policy.parameters))
         most = max(1, _MOST // size)
         for begin in range(0, self._steps, most):
-            yield from policy.draw_noise(self._generator, (min(most, self._steps - begin),))
+            yield from policy.draw_noise(self._generator, (min(most, self._steps - begin),))[:, share]

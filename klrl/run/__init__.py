@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from klrl.run.progress import Progress
     from klrl.run.signals import Interrupted, Signals
     from klrl.run.video import VideoCallback
+    from klrl.run.world import World
 
 __all__ = [
     "Callback",
@@ -31,6 +32,7 @@ __all__ = [
     "Signals",
     "StopAtReturn",
     "VideoCallback",
+    "World",
     "evaluate",
 ]
 __getattr__, __dir__ = exports(
@@ -50,6 +52,7 @@ __getattr__, __dir__ = exports(
         "Signals": "signals",
         "StopAtReturn": "eval_callback",
         "VideoCallback": "video",
+        "World": "world",
         "evaluate": "evaluation",
     },
 )

@@ -44,6 +44,8 @@ class Beside(Callback, abc.ABC):
         ValueError: an environment that cannot be one.
     """
 
+    first_rank_only = True
+
     def __init__(self, env: EnvLike, every: int) -> None:
         if isinstance(env, VectorEnv):
             kind = type(env).__name__

@@ -105,6 +105,9 @@ class Callback:
     A method whose name begins with ``on_`` or ``_on_`` and is none of these gets a warning: training never calls it.
     """
 
+    first_rank_only: bool = False
+    """True if, of several ranks (:class:`klrl.run.World`), only the first one calls it: what writes, shows or plays."""
+
     def on_training_start(self, agent: LearningAgent, total_timesteps: int) -> bool | None:
         """Called before the first rollout; training ends once ``agent.num_timesteps`` reaches ``total_timesteps``.
 
@@ -137,6 +140,8 @@ class Callback:
 
 class Recorder(Callback):
     """Base of callbacks that record updates: they run after all others, and also if one of those failed."""
+
+    first_rank_only = True
 
 
 class CallerContext(Callback):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from klrl.run.callback import Callback, CallerContext, Metrics, Recorder
 from klrl.run.hooks import check_callback, ends, name_lookalikes
 from klrl.run.metrics import settle
+from klrl.run.world import World
 from klrl.text import warn_user
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ def make_callbacks(
     """
     given = [callback] if callback is None or not isinstance(callback, Sequence) else callback
     told = CallbackList([c for c in given if c is not None])
+    if World.current().rank > 0:
+        told.callbacks = tuple(one for one in told.callbacks if not one.first_rank_only)
+        return told
     for one in told.callbacks:
         name_lookalikes(one)
     if run_dir is not None:

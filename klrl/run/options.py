@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from klrl.run import EvalCallback, Evaluation, KLBudget, RunDirectory, StopAtReturn, VideoCallback
 
 TrackerName = Literal["wandb", "trackio"]
+OnDivergence = Literal["stop", "broadcast"]
 VIDEOS = "videos"
 """Folder of a run directory with the videos of its training."""
 LONGEST_VIDEO = 1_000
@@ -67,6 +68,11 @@ class RunOptions:
     """Project there, by default that of the variable WANDB_PROJECT or TRACKIO_PROJECT, else klrl."""
     torch_threads: Annotated[int, Bounds(1, 1024)] = 1
     """Number of torch's threads; small networks are fastest with one."""
+    rank_timeout: Positive = 120.0
+    """Under torchrun: seconds without a sign of life after which a rank counts as dead, and the others end."""
+    on_divergence: OnDivergence = "stop"
+    """Under torchrun: when ranks compute other parameters from the same batch, end the training (stop) or go on from
+    those of rank 0, which train/ranks_differing counts (broadcast)."""
 
     def __post_init__(self) -> None:
         validate(self)

@@ -26,6 +26,7 @@ def saved_or_new(
     env: Named,
     region: TrustRegion | None,
     network: Any = None,
+    read: Callable[[Path], tuple[dict[str, Any], dict[str, Any]]] = checkpoint.read,
 ) -> tuple[Agent[Any], Learn]:
     """Return the agent of a run as saved, or as it began if nothing was saved; and the function that trains it.
 
@@ -36,13 +37,14 @@ def saved_or_new(
         env: environment to go on in.
         region: a trust region of one's own, which is not saved.
         network: what made networks of one's own, which is not saved.
+        read: reads the newest good checkpoint.
 
     Raises:
         ValueError: what is saved is damaged, or cannot be used here.
         OSError: a file cannot be read now.
     """
     try:
-        saved = checkpoint.read(path)
+        saved = read(path)
     except FileNotFoundError:
         agent = new()
         return agent, lambda callbacks: agent.learn(total_timesteps, callbacks)

@@ -10,11 +10,14 @@ import torch
 from klrl.agents import AGENTS, Agent, AgentConfig
 from klrl.agents.own_networks import of_flag
 from klrl.experience.wrapped import Named
+from klrl.run import checkpoint
 from klrl.run.directory import only_leftovers
 from klrl.run.signals import Signals
+from klrl.run.world import World
 from klrl.scripts.cli import run_config
 from klrl.scripts.cli.command_line import bad_input, failed_worker
 from klrl.scripts.cli.environments import environment
+from klrl.scripts.cli.ranks import follow, named
 from klrl.scripts.cli.saved_agents import compare_paths, compare_versions
 from klrl.scripts.cli.training import run_training
 from klrl.studies.opening import Learn, saved_or_new, why_finished
@@ -25,28 +28,39 @@ if TYPE_CHECKING:
     from klrl.scripts.resume import Resuming
 
 
-def resume(prog: str, args: Resuming, signals: Signals) -> None:
+def resume(prog: str, args: Resuming, signals: Signals, world: World | None = None) -> None:
     """Train to the end from the newest good checkpoint of the run directory.
 
     Args:
         prog: name of the command, for messages.
         args: the run directory, and what of the run is not saved.
         signals: handlers, installed.
+        world: all ranks of the training, of which the first one has the files.
     """
-    path = args.path
+    path, world = args.path, World() if world is None else world
+    prog = named(prog, world)
     with bad_input(prog), failed_worker(prog):
-        run = _read(path)
+        run = world.said_by_first(lambda: _read(path))
         region = run_config.saved_region(path, run, args.trust_region)
         network = of_flag(path, run["config"], args.network)
         options, config = run_config.settings(path / "config.json", run, region, network=network)
         torch.set_num_threads(options.torch_threads)
-        keep = options.directory(path, resume=True)
-        keep.claim()
+        world.settle(rank_timeout=options.rank_timeout, on_divergence=options.on_divergence)
         env = environment(run["env"], args.env, args.wrapper)
-        agent, learn = _agent(path, run, config, env, region)
-        keep.check_run(agent)
-        owed = any(one.owes(agent) for one in (*options.evaluation(env), *options.videos(env, path)))
-    reason = None if owed else why_finished(agent, options.budgets(), options.goal())
+        if world.rank == 0:
+            keep = options.directory(path, resume=True)
+            keep.claim()
+        agent, learn = _agent(path, run, config, env, region, world)
+        owed = False
+        if world.rank == 0:
+            keep.check_run(agent)
+            owed = any(one.owes(agent) for one in (*options.evaluation(env), *options.videos(env, path)))
+    reason = None if world.any(owed) else why_finished(agent, options.budgets(), options.goal())
+    reason = world.said_by_first(lambda: reason)
+    if world.rank > 0:
+        if reason is None:
+            follow(prog, agent, learn, options, signals)
+        return
     if reason is not None:
         keep.release()
         print(printable(f"{path}: finished, {reason}"))
@@ -80,7 +94,7 @@ def _allowed(path: Path) -> str:
 
 
 def _agent(
-    path: Path, run: dict[str, Any], config: AgentConfig, env: Named, region: TrustRegion | None
+    path: Path, run: dict[str, Any], config: AgentConfig, env: Named, region: TrustRegion | None, world: World
 ) -> tuple[Agent[Any], Learn]:
     """Return the agent as saved, or as it began if nothing was saved; and the function that trains it."""
 
@@ -91,4 +105,7 @@ def _agent(
         agent.preset = run.get("preset")
         return agent
 
-    return saved_or_new(path, new, run["total_timesteps"], env, region, config.network)
+    def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        return world.saved_by_first(lambda: checkpoint.read(path))
+
+    return saved_or_new(path, new, run["total_timesteps"], env, region, config.network, read)

@@ -20,9 +20,11 @@ from klrl.run import Callback, KLBudget, StopAtReturn
 from klrl.run.beside import CannotBegin
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
+from klrl.run.link import RankFailed
 from klrl.run.options import RunOptions
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
+from klrl.run.world import Diverged
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker
 from klrl.scripts.cli.terminal import PlainConsole
 
@@ -113,6 +115,8 @@ def run_training(
         what = f"checkpoint {keep.saved}" if keep.saved else "nothing to keep before the first update was done"
         aside.print(f"stopped by {signal}: {what}{_goes_on(agent, keep)}")
         sys.exit(128 + signal.number)
+    except (RankFailed, Diverged) as error:
+        fail(prog, f"{error}{_goes_on(agent, keep)}", status=1)
     except (FloatingPointError, OSError) as error:
         if getattr(error, "__notes__", None):  # from an environment: its traceback says more than a line
             raise

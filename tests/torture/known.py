@@ -19,6 +19,7 @@ from torture import (
     nest,
     numbers,
     places,
+    ranks,
     saving,
     soak,
     studies,
@@ -43,6 +44,7 @@ MODULES: tuple[Callable[[int], list[Case]], ...] = (
     clocks.cases,
     places.cases,
     studies.cases,
+    ranks.cases,
 )
 """Each makes the cases of some points of the protocol, from the seed of everything that is random in them."""
 

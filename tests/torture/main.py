@@ -38,6 +38,7 @@ POINTS = {
     "R17": "clocks that jump",
     "R19": "directories of every kind, and what becomes of them",
     "R20": "studies whose processes are killed again and again, compared with those to which nothing happens",
+    "R22": "trainings on several ranks, one of which fails in every way, compared with one to which nothing happens",
 }
 
 
