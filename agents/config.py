@@ -114,6 +114,10 @@ class AgentConfig(RegionSettings):
     """Gradients longer than this are scaled down to it."""
     normalize_advantage: bool = True
     """Give the batch's advantages mean 0 and standard deviation 1."""
+    drift_states: PositiveInt | None = None
+    """States on which metrics that need a pass of the network of their own are measured: drift/kl_next, and with
+    statistics to learn drift/kl_normalizer and drift/kl_total (by default all, of images 512). drift/kl and whatever a
+    region judges are of all."""
     normalize_observations: bool = True
     """Subtract the running mean of observations and divide by their standard deviation; clip at 10."""
     image_scale: Literal["declared", "seen"] = "declared"
@@ -140,7 +144,7 @@ class AgentConfig(RegionSettings):
     torch.nn.Module, for the policy and for the critic. Only the name is saved, and loading asks for it again."""
     shared_encoder: bool | None = None
     """Let the critic read the policy's encoder, an image's convolutions or a vector's hidden layers, which the trust
-    region judges, keeps and takes back with the policy; by default with images only."""
+    region judges, keeps and takes back with the policy; by default with images only (--no-shared-encoder: never)."""
     log_std_init: Annotated[float, Bounds(-20.0, 20.0)] = 0.0
     """First log standard deviation of Gaussian policies."""
     action_distribution: ActionDistribution = "gaussian"
@@ -153,10 +157,6 @@ class AgentConfig(RegionSettings):
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: the entry "action_mask" of a Dict observation if there is one
     (auto), info["action_mask"] of every reset and step (info), or no masks (none)."""
-    drift_states: PositiveInt | None = None
-    """States on which metrics that need a pass of the network of their own are measured: drift/kl_next, and with
-    statistics to learn drift/kl_normalizer and drift/kl_total (by default all, of images 512). drift/kl and whatever a
-    region judges are of all."""
     device: Device = "cpu"
     """Device of networks and updates: cpu, cuda, cuda:1, ..., mps (untried), or the first of these GPUs that there is,
     else cpu (auto); for networks as small as these, cpu."""
