@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ def in_pieces(function: Callable[[Tensor], T], observations: Tensor) -> T:
     return found[0] if len(found) == 1 else joined(found)
 
 
-def joined(pieces: list[T]) -> T:
+def joined(pieces: Sequence[T]) -> T:
     """Put tensors, or records of one family, one after the other."""
     first = pieces[0]
     if isinstance(first, Tensor):
