@@ -170,7 +170,7 @@ def test_an_absurd_value_loss_cannot_move_the_policy_unmeasured(agent_class, reg
     assert max(kls) <= TARGET
     if region == "constraint" and agent_class is PPO:
         assert any(row["train/backtrack_scale"] < 1.0 for row in agent.history)
-        assert max(measured(Absurd, "none", kind, 0, **large)[1]) > 10.0 * TARGET
+        assert max(measured(Absurd, "none", kind, 0, **large)[1]) > TARGET  # unless the region holds it
 
 
 class Steps(Callback):
