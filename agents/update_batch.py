@@ -40,7 +40,7 @@ class UpdateBatch:
     before_tanh: Tensor | None = None
     """Numbers that squashed actions are the tanh of, if the batch has them, ``[n, *A]``."""
     encoded: Tensor | None = None
-    """What the encoder that critic and policy share says at these states, while it stands still, ``[n, k]``."""
+    """Outputs of the encoder that critic and policy share, at these states, while it stands still, ``[n, k]``."""
     values: Tensor | None = None
     """The critic's values before the update, where they are known, ``[n]``."""
 
