@@ -1,4 +1,4 @@
-"""Evaluation of whole batches of images in pieces: in one, pixels in float32 and activations take many times the bytes."""
+"""Evaluation of whole batches of images in pieces: in one, float32 pixels and activations take many times the bytes."""
 
 from __future__ import annotations
 
