@@ -84,6 +84,9 @@ def copy_networks(source: Learner[Any], target: Learner[Any]) -> None:
         mine, its = getattr(target.config, name), getattr(source.config, name)
         if mine != its:
             raise ValueError(f"{name} = {its!r} of the other agent's networks; allowed: the agent's, {mine!r}")
+    shared, its = target.shares_encoder, source.shares_encoder
+    if shared != its:
+        raise ValueError(f"shared_encoder = {its} of the other agent's networks; allowed: the agent's, {shared}")
     for own, other in zip(target.networks, source.networks, strict=True):
         own.load_state_dict(other.state_dict())
     target.untrained = False

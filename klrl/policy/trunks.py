@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.policy.choices import Activation
+from klrl.policy.encoder import Encoder
 from klrl.policy.mlp import mlp, orthogonal
 from klrl.policy.observations import Encoding, Part
 from klrl.policy.own_network import Factory, own_network
@@ -46,7 +47,12 @@ def make_trunk(
 def least_parameters(encoding: Encoding, hidden: Sequence[int], n_outputs: int) -> int:
     """Return a lower bound on the number of parameters of :func:`make_trunk`, without making any."""
     n_inputs = sum(_n_features(part) for part in encoding.parts)
-    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise([n_inputs, *hidden, n_outputs]))
+    return least_of_layers([n_inputs, *hidden, n_outputs])
+
+
+def least_of_layers(sizes: Sequence[int]) -> int:
+    """Return the number of weights and biases of fully connected layers."""
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(sizes))
 
 
 def _n_features(part: Part) -> int:
@@ -61,7 +67,7 @@ def _n_features(part: Part) -> int:
     return math.prod(rows) * _CHANNELS[-1]
 
 
-class ImageTrunk(nn.Module):
+class ImageTrunk(nn.Module, Encoder):
     """Three convolutions (3 x 3, stride 2) per image, then fully connected layers on them and all other features."""
 
     def __init__(
@@ -84,6 +90,20 @@ class ImageTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
         return self.layers(self._features(x))
+
+    @property
+    def n_encoded(self) -> int:
+        """Number of features that the layers are given."""
+        first: Any = self.layers[0]
+        return int(first.in_features)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return what the convolutions say, and all other features."""
+        return self._features(x)
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Apply the layers."""
+        return self.layers(encoded)
 
     def _features(self, x: Tensor) -> Tensor:
         columns = [x[:, others] for others in self.others]

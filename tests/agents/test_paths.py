@@ -141,11 +141,12 @@ def test_all_paths_take_the_same_gradient_step(env, seed):
 
 
 # The other actors.
-def moved_in(case, dtype=torch.float64, seed=0, **settings):
-    """As :func:`moved`, in any space, with masks where there are some."""
+def moved_in(case, dtype=torch.float64, seed=0, **given):
+    """As :func:`moved`, in any space, with masks where there are some; networks are separate on all paths."""
     observations, actions, masks, options = case
     env = partial(Sampling, observations, actions, masks=masks)
-    settings = {"trust_region": REGIONS["clip and penalty"], "n_epochs": 1, "batch_size": 64} | options | settings
+    settings = {"trust_region": REGIONS["clip and penalty"], "n_epochs": 1, "batch_size": 64, "shared_encoder": False}
+    settings |= options | given
     agent = small_agent(Recorder, env, seed=seed, **settings)
     g = torch.Generator().manual_seed(seed)
     collector = agent.collector()

@@ -108,19 +108,21 @@ def quick(agent_class):
 
 
 def seen(agent):
-    """What goes into the first convolutions of actor and critic from now on."""
+    """What goes into the first convolutions from now on, those that actor and critic share."""
     inputs = []
-    for network in agent.networks:
+    for network in [agent.actor] if agent.networks.share_encoder else agent.networks:
         network.trunk.convolutions[0][0].register_forward_pre_hook(lambda _, x: inputs.append(x[0].detach().clone()))
     return inputs
 
 
 @every_agent
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("normalize", "shared"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("space", [HWC, MIXED], ids=["image", "Dict"])
-def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, space):
+def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, shared, space):
     env = partial(Sampling, space, masks=None)
-    agent = small_agent(agent_class, env, normalize_observations=normalize, **quick(agent_class))
+    agent = small_agent(
+        agent_class, env, normalize_observations=normalize, shared_encoder=shared, **quick(agent_class)
+    )
     inputs = seen(agent)
     agent.learn(128)
     values = torch.cat([x.flatten() for x in inputs])
