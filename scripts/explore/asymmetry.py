@@ -88,6 +88,7 @@ def _pairs(forward: Tensor, backward: Tensor) -> tuple[Block, ...]:
             level(1.0, (1e-5, 10.0), "directions equal", None),
         ),
         log_x=True, log=True, x_range=(1e-5, 10.0), y_range=(0.1, 10.0),
+        y_at=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
     )  # fmt: skip
     return (
         "How much do the directions differ? That depends on how far P and Q are apart:",

@@ -51,6 +51,9 @@ class Chart:
     y_range: tuple[float, float] | None = None
     ticks: tuple[str, ...] = ()
     """Names of the places 0, 1, 2, ... of the x axis."""
+    x_at: tuple[float, ...] = ()
+    y_at: tuple[float, ...] = ()
+    """Numbers that stand at the axes, where not the usual ones."""
     height: int = 300
 
 

@@ -80,7 +80,7 @@ def _text() -> str:
 
 def _formulas(negative: float) -> tuple[Formula | str, ...]:
     return (
-        Formula("k1 = −log r      k2 = (log r)² / 2      k3 = r − 1 − log r"),
+        Formula("k1 = −log r,   k2 = (log r)² / 2,   k3 = r − 1 − log r"),
         f"""
         k1 has the right mean but is noisy: {100 * negative:.0f} % of its samples are negative here, though no KL is.
         k2 is calmer and *biased*: its mean is another number, and more samples do not help. k3 is k1 plus r − 1, whose
@@ -91,7 +91,7 @@ def _formulas(negative: float) -> tuple[Formula | str, ...]:
 
 
 def _sizes(by_size: Table, one: dict[SampleEstimator, Tensor]) -> Demo:
-    kl, start, edges = SHIFT**2 / 2.0, 2, torch.linspace(-0.06, 0.31, 75, dtype=torch.float64)
+    kl, start, edges = SHIFT**2 / 2.0, 2, torch.linspace(-0.06, 0.31, 38, dtype=torch.float64)
     shapes: list[Series] = []
     for i, name in enumerate(PLAIN):
         frames = [{"x": edges, "y": heights(by_size[name][n] * kl, edges)} for n in range(len(SIZES))]
@@ -100,8 +100,8 @@ def _sizes(by_size: Table, one: dict[SampleEstimator, Tensor]) -> Demo:
     charts = (
         Chart(
             f"{REPEATS} estimates, each from so many samples", "estimate, nats", f"how many of {REPEATS}",
-            (*shapes, line("the true KL", [kl, kl], [0, REPEATS], None, 2)),
-            x_range=(-0.06, 0.31), y_range=(0.0, 0.5 * REPEATS),
+            (*shapes, line("the true KL", [kl, kl], [0, REPEATS / 5], None, 2)),
+            x_range=(-0.06, 0.31),
         ),
         Chart(
             "Values of single samples", "value of one sample, nats", "share per bar",
@@ -112,7 +112,7 @@ def _sizes(by_size: Table, one: dict[SampleEstimator, Tensor]) -> Demo:
         Chart(
             "Spread of the estimates", "number of samples", "standard deviation, % of the KL",
             tuple(line(name, SIZES, 100 * by_size[name].std(-1), COLOURS[name], i) for i, name in enumerate(PLAIN)),
-            log_x=True, log=True,
+            log_x=True, log=True, x_at=SIZES, y_at=(3, 10, 30, 100),
         ),
     )  # fmt: skip
     says = tuple(
@@ -143,7 +143,7 @@ def _dimensions(by_dimension: Table) -> Demo:
             for part in (line(name, DIMENSIONS, 100 * x.std(-1), COLOURS[name], i),
                          points("", DIMENSIONS, 100 * x.std(-1), COLOURS[name], size=6))
         ),
-        log_x=True, log=True, ticks=(),
+        log_x=True, log=True, x_at=DIMENSIONS, y_at=(5, 7, 10, 15, 20, 30),
     )  # fmt: skip
     see = """The KL grows with the dimensions, and the curves of k1 and k3 cross at about 0.6 nats. Where the closed form is
         known none of this is needed: klrl's agents report that."""

@@ -32,7 +32,7 @@ const field = name => ({field: name});
 const GLYPHS = {
   line: (figure, look, more) => figure.line(field("x"), field("y"), {...look, line_width: more.width ?? 2}),
   points: (figure, look, more) => figure.scatter(field("x"), field("y"), {
-    ...look, line_dash: [], marker: more.marker ?? "circle", size: more.size ?? 8, fill_alpha: more.alpha ?? 1, line_alpha: more.alpha ?? 1,
+    ...look, marker: more.marker ?? "circle", size: more.size ?? 8, fill_alpha: more.alpha ?? 1, line_alpha: more.alpha ?? 1,
   }),
   bars: (figure, look, more) => figure.vbar(field("x"), more.width ?? 0.8, field("high"), field("low"), {
     ...look, fill_alpha: more.alpha ?? 0.75, line_color: null, hatch_pattern: more.hatch ?? "blank", hatch_color: style("--ink"), hatch_alpha: 0.3, hatch_scale: 7,
@@ -52,7 +52,9 @@ const GLYPHS = {
 
 function addSeries(figure, chart, demo, series) {
   const ink = inkOf(series), more = series.more ?? {}, columns = source(columnsOf(demo, series));
-  const look = {source: columns, line_color: ink, line_dash: DASHES[series.dash], ...(["line", "joined", "contours"].includes(series.kind) ? {} : {fill_color: ink})};
+  const stroke = series.kind === "line" ? {line_dash: DASHES[series.dash]} : {line_dash: {value: DASHES[series.dash]}};
+  const look = {source: columns, line_color: ink};
+  if (["line", "joined", "contours"].includes(series.kind)) Object.assign(look, stroke); else look.fill_color = ink;
   const renderer = GLYPHS[series.kind](figure, look, more);
   demo.drawn.push({series, columns});
   if (!series.name || !["line", "points", "bars"].includes(series.kind)) return;
@@ -68,13 +70,16 @@ function add(plot) {
   const demo = demos.find(one => one.holder.contains(plot.holder)), chart = demo.spec.charts[Number(plot.holder.dataset.chart)];
   const between = ends => new Bokeh.Range1d({start: ends[0], end: ends[1]});
   const figure = plot.figure = figureOf(chart, {
-    log: chart.log, height: chart.height, x_axis_type: chart.log_x ? "log" : "linear",
+    log: chart.log, height: chart.height, counts: !chart.log_x && chart.x_range?.[1] > 1000, x_axis_type: chart.log_x ? "log" : "linear",
     ...(chart.x_range ? {x_range: between(chart.x_range)} : {}), ...(chart.y_range ? {y_range: between(chart.y_range)} : {}),
   });
-  if (chart.ticks.length) {
-    figure.below[0].ticker = new Bokeh.FixedTicker({ticks: chart.ticks.map((_, i) => i)});
-    figure.below[0].major_label_overrides = new Map(chart.ticks.map((name, i) => [i, name]));
-  }
+  const label = (axis, places, names) => {
+    axis.ticker = new Bokeh.FixedTicker({ticks: places});
+    axis.major_label_overrides = new Map(places.map((at, i) => [at, names[i]]));
+  };
+  if (chart.ticks.length) label(figure.below[0], chart.ticks.map((_, i) => i), chart.ticks);
+  for (const [axis, places] of [[figure.below[0], chart.x_at], [figure.left[0], chart.y_at]])
+    if (places.length) label(axis, places, places.map(String));
   demo.drawn = demo.drawn.filter(one => !chart.series.includes(one.series));
   for (const series of chart.series) addSeries(figure, chart, demo, series);
   plot.reading = () => reading(demo, chart);

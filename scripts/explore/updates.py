@@ -117,7 +117,7 @@ def _story() -> tuple[Block, ...]:
 def _probabilities() -> Table:
     low, high = regions.coin_within(OLD, DELTA)
     rows = [
-        (f"{p:g}", f"{a:.4g}", f"{b:.4g}", f"{a / p:.2f} to {b / p:.2f}")
+        (f"{p:g}", f"{a:.2g}" if a < 1e-3 else f"{a:.4f}", f"{b:.4f}", f"{a / p:.2f} to {b / p:.2f}")
         for p, a, b in zip(OLD.tolist(), low.tolist(), high.tolist(), strict=True)
     ]
     return Table(
@@ -146,11 +146,11 @@ def _gaussians() -> tuple[Block, ...]:
             series("line", "½ δᵀ F δ = δ", GREEN, 2, live="ellipse", x=[], y=[], width=1.5),
             series("points", "new", None, live="here", x=[], y=[], size=9),
         ),
-        x_range=(-0.8, 0.8), y_range=(0.6, 1.6),
+        x_range=(-0.5, 0.5), y_range=(0.7, 1.4),
     )  # fmt: skip
     sliders = (
-        Slider("mean", "mean of the new policy", -0.8, 0.8, 0.01, 0.1),
-        Slider("std", "standard deviation of the new policy", 0.6, 1.6, 0.01, 1.05),
+        Slider("mean", "mean of the new policy", -0.5, 0.5, 0.01, 0.1),
+        Slider("std", "its standard deviation", 0.7, 1.4, 0.01, 1.05),
         _delta(),
     )
     see = f"""At δ = {DELTA:g} the mean may move by {math.sqrt(2.0 * DELTA):.3f} standard deviations, or the standard deviation
@@ -159,7 +159,7 @@ def _gaussians() -> tuple[Block, ...]:
     return (
         f"""
         Where a choice was open, a step of {DELTA:g} nats is small: 0.5 becomes 0.57 at most. But a rare action may become
-        several times as probable. For a Gaussian, move the new policy about and watch the region:
+        several times as probable, or vanish. For a Gaussian, move the new policy about and watch the region:
         """,
         Demo((shape, region), see, sliders, live="gaussians", given={"deltas": DELTAS}),
     )
@@ -222,7 +222,7 @@ def _gradients() -> tuple[Block, ...]:
             level(DELTA, (float(STDS[0]), float(STDS[-1])), "natural gradient, δ", GREEN, 0),
             series("points", "old policy", None, live="here", x=[], y=[], size=9),
         ),
-        log_x=True, log=True, height=340,
+        log_x=True, log=True, height=340, x_at=(0.1, 0.2, 0.5, 1.0, 2.0, 3.0),
     )  # fmt: skip
     slider = Slider("s", "standard deviation of the old policy", 0, len(STDS) - 1, 1, 20,
                     tuple(f"{x:.2f}" for x in STDS.tolist()))  # fmt: skip
@@ -270,7 +270,7 @@ def _drift(trained: list[dict[str, Any]]) -> tuple[Block, ...]:
         Demo(charts, "KL is exact and a mean over the batch\'s states; ratios are of the actions that were taken."),
         f"""
         TRPO's updates lie between {shown(min(trpo["drift/kl"]))} and {shown(max(trpo["drift/kl"]))} nats, under their
-        bound. PPO's go from {shown(small)} to {shown(large)}: the clip lets the policy move much or little. Its largest
+        bound. PPO's go from {small:.5f} to {large:.4f}: the clip lets the policy move much or little. Its largest
         ratio was {max(ppo["drift/ratio_max"]):.2f}, far beyond {1.0 + EPSILON:g}: no wall, as was said.
 
         And small steps go far. The KLs of PPO's {len(ppo["drift/kl"])} updates add up to {math.fsum(ppo["drift/kl"]):.2f}
