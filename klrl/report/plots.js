@@ -39,7 +39,7 @@ function figureOf(spec, {log = false, counts = false, ...more} = {}) {
   const figure = Bokeh.Plotting.figure({
     height: 280, sizing_mode: "stretch_width", tools: "pan,box_zoom,wheel_zoom,reset,save",
     x_axis_label: spec.x, y_axis_label: spec.unit, y_axis_type: log ? "log" : "linear",
-    background_fill_color: null, border_fill_color: null, outline_line_color: null, toolbar_location: "above", toolbar_inner: true,
+    background_fill_color: null, border_fill_color: style("--paper"), outline_line_color: null, toolbar_location: "above", toolbar_inner: true,
     ...more,
   });
   figure.toolbar.logo = null;

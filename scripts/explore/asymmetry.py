@@ -82,20 +82,21 @@ def _coin() -> tuple[Block, ...]:
 def _pairs(forward: Tensor, backward: Tensor) -> tuple[Block, ...]:
     size, ratio = 0.5 * (forward + backward)[:DRAWN], (forward / backward)[:DRAWN]
     chart = Chart(
-        f"{DRAWN} random pairs of distributions over three outcomes", "mean of the two directions, nats", "KL(P‖Q) / KL(Q‖P)",
+        f"{DRAWN} random pairs of distributions over three outcomes",
+        "mean of the two directions, nats", "KL(P‖Q) / KL(Q‖P)",
         (
             points("a pair", size, ratio, BLUE, size=5, alpha=0.55),
             level(1.0, (1e-5, 10.0), "directions equal", None),
         ),
-        log_x=True, log=True, x_range=(1e-5, 10.0), y_range=(0.1, 10.0),
-        y_at=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0),
+        log_x=True, log=True, x_range=(1e-5, 10.0), y_range=(0.25, 4.0),
+        y_at=(0.25, 0.5, 1.0, 2.0, 4.0),
     )  # fmt: skip
     return (
         "How much do the directions differ? That depends on how far P and Q are apart:",
         Demo(
             (chart,),
-            """Close to each other (left) the directions agree; from about 0.01 nats on they part, and beyond one nat one
-            may be several times the other, either way round.""",
+            """Close to each other (left) the directions agree; from about 0.01 nats on they part, and near one nat one
+            is often twice the other, either way round.""",
         ),
     )
 
@@ -103,9 +104,9 @@ def _pairs(forward: Tensor, backward: Tensor) -> tuple[Block, ...]:
 def _triangle(direct: float, first: float, second: float) -> str:
     a, b, c = DETOUR
     return f"""
-        Nor does the *triangle inequality* hold, by which a detour is never shorter. From a coin of {a:g} to one of {c:g}
-        the KL is {shown(direct)} nats; by way of {b:g} it is {shown(first)} + {shown(second)} = {shown(first + second)}.
-        Many small steps add up to less KL than one large one; chapter 9 comes back to this.
+        Nor does the *triangle inequality* hold, by which a detour is never shorter. From a coin of {a:g} to one of
+        {c:g} the KL is {shown(direct)} nats; by way of {b:g} it is {shown(first)} + {shown(second)} =
+        {shown(first + second)}. Many small steps add up to less KL than one large one; chapter 9 comes back to this.
 
         So always say which direction: `kl_divergence(p, q)` of klrl is KL(p‖q), data from p and code for q.
     """

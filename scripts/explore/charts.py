@@ -132,7 +132,9 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def series(kind: Kind, name: str, colour: int | None = None, dash: int = 0, *, live: str = "", **columns: Any) -> Series:
+def series(
+    kind: Kind, name: str, colour: int | None = None, dash: int = 0, *, live: str = "", **columns: Any
+) -> Series:
     """Make a series; columns are x, y and what else its kind has, all other words are settings of the script."""
     known = ("x", "y", "low", "high", "xs", "ys", "words")
     data = {key: plain(value) for key, value in columns.items() if key in known}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from itertools import product
+
 import torch
 from torch import Tensor
 
@@ -67,9 +68,11 @@ def section(rng: torch.Generator) -> Section:
 def _story(H: float, H_pq: float, kl: float) -> tuple[Block, ...]:
     code_p, code_q = huffman(P), huffman(Q)
     table = Table(
-        "A robot's commands: how often each is sent (P), how often somebody believes it is sent (Q), and a code for each",
+        "A robot's commands: how often each is sent (P), how often somebody believes so (Q), and a code for each",
         ("command", "P", "Q", "word of the code for P", "word of the code for Q"),
-        tuple((name, _part(a), _part(b), u, v) for name, a, b, u, v in zip(COMMANDS, P, Q, code_p, code_q, strict=True)),
+        tuple(
+            (name, _part(a), _part(b), u, v) for name, a, b, u, v in zip(COMMANDS, P, Q, code_p, code_q, strict=True)
+        ),
     )
     return (
         """
@@ -79,8 +82,8 @@ def _story(H: float, H_pq: float, kl: float) -> tuple[Block, ...]:
         """,
         table,
         f"""
-        With the code for P a command costs {shown(H)} bits on average. This is the *entropy* H(P), and no code for P does
-        better. Somebody who believes in Q builds the code for Q. The commands still come from P, and now they cost
+        With the code for P a command costs {shown(H)} bits on average. This is the *entropy* H(P), and no code for P
+        does better. Somebody who believes in Q builds the code for Q. The commands still come from P, and now they cost
         {shown(H_pq)} bits: the *cross-entropy* H(P, Q).
 
         The difference, {shown(kl)} bits per command, is the price of the wrong belief. It is the *Kullback-Leibler

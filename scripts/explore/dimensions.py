@@ -7,13 +7,28 @@ from torch import Tensor
 
 from klrl.kl import effective_sample_size, fisher_product, kl_divergence, kl_per_dimension, reverse_kl
 from klrl.policy.distributions import Categorical, DiagGaussian
-from klrl.scripts.explore.charts import BLUE, GREEN, GREY, ORANGE, Chart, Demo, Formula, Slider, bars, level, points, series, words
-from klrl.scripts.explore.contents import Section, identity, number, shown
+from klrl.scripts.explore.charts import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Chart,
+    Demo,
+    Formula,
+    Slider,
+    bars,
+    level,
+    points,
+    series,
+    words,
+)
+from klrl.scripts.explore.contents import Section, identity, number
 
 DIMENSIONS = {1: "Pendulum", 6: "HalfCheetah", 17: "Humanoid"}
 TARGET = 0.01
 STEPS = torch.logspace(-3.0, 0.0, 31, dtype=torch.float64)
 ACTIONS, STATES, LINES = 6, 64, 16
+
 
 def section(rng: torch.Generator) -> Section:
     """Show the same change in every dimension, and small changes of a policy at many states."""
@@ -47,8 +62,8 @@ def _sum_text(kl: Tensor, share: Tensor) -> str:
     return f"""
         A robot's action has several dimensions, one per joint. If they are drawn independently, the KL of the whole
         action is the *sum* of theirs. Some libraries report the mean over dimensions instead. Let every dimension move
-        by {TARGET:g} nats: the mean says {TARGET:g} in every task, but the policy of a {max(DIMENSIONS)}-dimensional action
-        has moved by {shown(kl[-1])} nats.
+        by {TARGET:g} nats: the mean says {TARGET:g} in every task, but the policy of a {max(DIMENSIONS)}-dimensional
+        action has moved by {float(kl[-1]):.2f} nats.
 
         What that means shows in data. Samples of the old policy can stand for samples of the new one, if each is
         weighted by the ratio of its probabilities; the more uneven the weights, the fewer samples they are worth (the
@@ -86,8 +101,8 @@ def _bars(kl: Tensor, mean: Tensor, share: Tensor) -> Demo:
 def _near_text() -> tuple[str, Formula, str]:
     return (
         """
-        The second fact is about small steps. A policy has parameters θ, and an update adds a small change δ to them. Near
-        its minimum every smooth function looks like a parabola, so the KL does, too:
+        The second fact is about small steps. A policy has parameters θ, and an update adds a small change δ to them.
+        Near its minimum every smooth function looks like a parabola, so the KL does, too:
         """,
         Formula("KL(θ‖θ + δ) ≈ ½ δᵀ F δ ≈ KL(θ + δ‖θ)"),
         """
@@ -122,8 +137,8 @@ def _pairs(forward: Tensor, reverse: Tensor, quadratic: Tensor) -> Demo:
         for i in range(len(STEPS))
     )
     slider = Slider("size", "size of the change δ", 0, len(STEPS) - 1, 1, start, sizes)
-    see = """The two directions at one state are joined. Where they differ from the parabola, the reverse KL does so about
-        twice as far, and to the same side: its term of third order is twice that of the other."""
+    see = """The two directions at one state are joined. Where they differ from the parabola, the reverse KL does so
+        about twice as far, and to the same side: its term of third order is twice that of the other."""
     return Demo((chart,), see, (slider,), says=says)
 
 

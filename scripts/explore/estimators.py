@@ -73,8 +73,8 @@ def section(rng: torch.Generator) -> Section:
 def _text() -> str:
     return """
         Often there is no formula, only samples x from p and the log-probabilities that p and q give them. As KL(p‖q) is
-        a mean over p, it can be estimated by a mean over samples. With the ratio r = q(x)/p(x), three values of a sample
-        are in use; their names are those of John Schulman, who compared them:
+        a mean over p, it can be estimated by a mean over samples. With the ratio r = q(x)/p(x), three values of a
+        sample are in use; their names are those of John Schulman, who compared them:
     """
 
 
@@ -122,8 +122,9 @@ def _sizes(by_size: Table, one: dict[SampleEstimator, Tensor]) -> Demo:
     )  # fmt: skip
     slider = Slider("n", "samples per estimate", 0, len(SIZES) - 1, 1, start, tuple(f"{n:,}" for n in SIZES))
     see = f"""All become narrower with the root of the number of samples: a hundred times as many for a tenth of the
-        spread. k2 gathers around a place {100 * SHIFT**2 / 4:.2f} % too high. The closer p and q, the greater the lead of
-        k3: at 0.01 nats, the size of a policy's update, k1 needs a hundred times as many samples for the same spread."""
+        spread. k2 gathers around a place {100 * SHIFT**2 / 4:.2f} % too high. The closer p and q, the greater the lead
+        of k3: at 0.01 nats, the size of a policy's update, k1 needs a hundred times as many samples for the same
+        spread."""
     return Demo(charts, see, (slider,), says=says)
 
 
@@ -145,8 +146,8 @@ def _dimensions(by_dimension: Table) -> Demo:
         ),
         log_x=True, log=True, x_at=DIMENSIONS, y_at=(5, 7, 10, 15, 20, 30),
     )  # fmt: skip
-    see = """The KL grows with the dimensions, and the curves of k1 and k3 cross at about 0.6 nats. Where the closed form is
-        known none of this is needed: klrl's agents report that."""
+    see = """The KL grows with the dimensions, and the curves of k1 and k3 cross at about 0.6 nats. Where the closed
+        form is known none of this is needed: klrl's agents report that."""
     return Demo((chart,), see)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from klrl.scripts.explore.charts import (
     words,
 )
 from klrl.scripts.explore.contents import Section, identity, number, shown
+from klrl.scripts.explore.search import least
 
 Direction = Literal["forward", "reverse"]
 WEIGHTS, MEANS, STDS = (0.6, 0.4), (-2.0, 2.5), (0.6, 0.7)
@@ -51,12 +53,12 @@ def section(rng: torch.Generator) -> Section:
     del rng
     mean, std = moments()
     forward = fit("forward", 0.0, 1.0)
-    left, right = (fit("reverse", m, s) for m, s in zip(MEANS, STDS, strict=True))
-    broad = fit("reverse", mean, std)
     identities = (
         identity("mean of the forward fit = mean of p", forward.mean, mean, "", 1e-6),
         identity("standard deviation of the forward fit = that of p", forward.std, std, "", 1e-6),
     )
+    left, right = (fit("reverse", m, s) for m, s in zip(MEANS, STDS, strict=True))
+    broad = fit("reverse", mean, std)
     named = {"forward fit": forward, "reverse fit, left mode": left, "reverse fit, right mode": right,
              "reverse fit, spanning both": broad}  # fmt: skip
     numbers = tuple(
@@ -102,9 +104,9 @@ def _demo(named: dict[str, Fit]) -> Demo:
         Slider("std", "standard deviation of q", 0.3, 4.0, 0.01, 1.0),
     )
     given = {"grid": GRID.tolist(), "log_p": density().clamp_min(-1e4).tolist()}
-    see = """Maps of the KL for every mean and standard deviation of q: lines of equal KL in nats, like heights on a hiking
-        map. The black point is your q, marks are minima. The third minimum of the reverse KL lies in a shallow bowl
-        between the two deep ones."""
+    see = """Maps of the KL for every mean and standard deviation of q: lines of equal KL in nats, like heights on a
+        hiking map. The black point is your q, marks are minima. The third minimum of the reverse KL lies in a shallow
+        bowl between the two deep ones."""
     return Demo((shape, *maps), see, sliders, buttons, live="fits", given=given)
 
 
@@ -115,10 +117,10 @@ def _inside() -> Tensor:
 def _outcome(forward: Fit, left: Fit, right: Fit, broad: Fit) -> str:
     best = min(left, right, key=lambda f: f.kl)
     return f"""
-        Minimising the *forward* KL(p‖q) forbids q to miss anything that p does: q gets the mean and the spread of p as a
-        whole, mean {shown(forward.mean)} and standard deviation {shown(forward.std)}, and is high in the valley where p
-        has almost nothing ("mean-seeking"). Minimising the *reverse* KL(q‖p) forbids q to do anything that p does not:
-        q sits on one mode ("mode-seeking"), mean {shown(best.mean)} and standard deviation {shown(best.std)}.
+        Minimising the *forward* KL(p‖q) forbids q to miss anything that p does: q gets the mean and the spread of p as
+        a whole, mean {shown(forward.mean)} and standard deviation {shown(forward.std)}, and is high in the valley
+        where p has almost nothing ("mean-seeking"). Minimising the *reverse* KL(q‖p) forbids q to do anything that p
+        does not: q sits on one mode ("mode-seeking"), mean {shown(best.mean)} and standard deviation {shown(best.std)}.
 
         The forward KL has one minimum. The reverse KL has one on each mode ({shown(left.kl)} nats on the left one,
         {shown(right.kl)} on the right one) and here a third that spans both ({shown(broad.kl)}, the worst): where the
@@ -148,21 +150,10 @@ def density() -> Tensor:
 
 
 def fit(direction: Direction, mean: float, std: float) -> Fit:
-    """Minimise the KL over mean and log standard deviation, from a start, by L-BFGS."""
-    x = torch.tensor([mean, std], dtype=torch.float64)
-    x[1].log_()
-    x.requires_grad_()
-    search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14,
-                               line_search_fn="strong_wolfe")  # fmt: skip
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        value = divergence(direction, x[0], x[1])
-        value.backward()
-        return value
-
-    search.step(loss)
-    return Fit(x[0].item(), x[1].exp().item(), loss().item())
+    """Minimise the KL over mean and log standard deviation, from a start."""
+    start = torch.tensor([mean, math.log(std)], dtype=torch.float64)
+    x = least(lambda x: divergence(direction, x[0], x[1]), start)
+    return Fit(x[0].item(), x[1].exp().item(), float(divergence(direction, x[0], x[1])))
 
 
 LEVELS = {
@@ -186,8 +177,15 @@ def _landscape(direction: Direction, title: str, fits: list[Fit], colour: int) -
         name = "" if i else "equal KL"
         levels.append(series("contours", name, GREEN, xs=xs, ys=ys, width=1.8 if 1.3 < height < 1.4 else 1.1))
     marks = points("minimum", [x.mean for x in fits], [x.std for x in fits], colour, size=11, marker="diamond")
-    text = words([x.mean for x in fits], [x.std for x in fits], [f"{x.kl:.3f}" for x in fits], right=8, down=-12, align="left")
+    text = words(
+        [x.mean for x in fits], [x.std for x in fits], [f"{x.kl:.3f}" for x in fits], right=8, down=-12, align="left"
+    )
     here = series("points", "your q", None, live="here", x=[], y=[], size=9)
     return Chart(
-        title, "mean of q", "standard deviation of q", (*levels, marks, here, text), x_range=(-4.5, 4.5), y_range=(0.3, 4.0)
+        title,
+        "mean of q",
+        "standard deviation of q",
+        (*levels, marks, here, text),
+        x_range=(-4.5, 4.5),
+        y_range=(0.3, 4.0),
     )

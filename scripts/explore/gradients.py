@@ -50,15 +50,17 @@ def section(rng: torch.Generator) -> Section:
     )  # fmt: skip
     blocks = (*_text(len(rows), right), _verdicts(rows), _descent(curves))
     title = "For experts: which loss has the right gradient"
-    return Section("gradients", title, "For experts: losses", blocks, numbers, _identities(rows, policies, curves["k1"]))
+    return Section(
+        "gradients", title, "For experts: losses", blocks, numbers, _identities(rows, policies, curves["k1"])
+    )
 
 
 def _text(judged: int, right: int) -> tuple[str, ...]:
     return (
         """
         This chapter is for those who write losses, for instance with a KL to a reference policy in the fine-tuning of a
-        language model. All others can stop here. In short: as a loss take `w*k3`, or klrl's `kl_loss`, which takes it for
-        you.
+        language model. All others can stop here. In short: as a loss take `w*k3`, or klrl's `kl_loss`, which takes it
+        for you.
 
         The *policy* is what moves. The *reference* is what it is compared with and stays. Samples come from the policy
         itself or from an old one, and w is the probability of a sample now over what it was when drawn. k1, k2 and k3
@@ -66,13 +68,13 @@ def _text(judged: int, right: int) -> tuple[str, ...]:
 
         A good estimate need not be a good loss. Minimising a KL needs the gradient of its mean, and where samples come
         from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples from
-        the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With samples from
-        the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
+        the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With samples
+        from the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
         """,
         f"""
-        Of the {judged} combinations that klrl's `estimator_gradient` judges, {right} are right. Each was enumerated here
-        over all {ACTIONS} actions: the expected gradient of the loss against the gradient of the exact KL. `w*k3` is right
-        everywhere; `kl_loss` warns of every wrong one.
+        Of the {judged} combinations that klrl's `estimator_gradient` judges, {right} are right. Each was enumerated
+        here over all {ACTIONS} actions: the expected gradient of the loss against the gradient of the exact KL. `w*k3`
+        is right everywhere; `kl_loss` warns of every wrong one.
         """,
     )
 
@@ -85,8 +87,8 @@ def _verdicts(rows: list[Row]) -> Table:
         return "–" if row is None else "right" if row.verdict.right else f"wrong by {100 * row.error:.0f} %"
 
     return Table(
-        "Expected gradient against that of the exact KL: relative error. in_reward: the estimator as a reward of the policy "
-        "gradient; sg(w): w as a constant; –: repeats another row, or makes no sense",
+        "Expected gradient against that of the exact KL: relative error. in_reward: the estimator as a reward of the "
+        "policy gradient; sg(w): w as a constant; –: repeats another row, or makes no sense",
         ("loss", *(f"{target.replace('||', '‖')}, samples from {sampler}" for sampler, target in columns)),
         tuple((loss, *(cell(found.get((loss, *column))) for column in columns)) for loss in get_args(Loss)),
     )
@@ -100,8 +102,8 @@ def _descent(curves: dict[Loss, Tensor]) -> Demo:
               for loss, curve in curves.items()),
         log=True, x_range=(0.0, 60.0), y_range=(1e-6, 5.0),
     )  # fmt: skip
-    see = """k1 does not move; w*k3 and k2 go down the same way. k3 goes down the other KL: here to the same end, as this
-        policy can become the reference; a smaller one would end elsewhere, as in chapter 3."""
+    see = """k1 does not move; w*k3 and k2 go down the same way. k3 goes down the other KL: here to the same end, as
+        this policy can become the reference; a smaller one would end elsewhere, as in chapter 3."""
     return Demo((chart,), see)
 
 

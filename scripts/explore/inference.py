@@ -7,14 +7,30 @@ from torch import Tensor
 
 from klrl.kl import entropy, kl_divergence, mutual_information
 from klrl.policy.distributions import Beta, Categorical
-from klrl.scripts.explore.charts import BLUE, GREY, ORANGE, Block, Chart, Demo, Formula, Slider, Table, area, level, line, points
+from klrl.scripts.explore.charts import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Block,
+    Chart,
+    Demo,
+    Formula,
+    Slider,
+    Table,
+    area,
+    level,
+    line,
+    points,
+)
 from klrl.scripts.explore.contents import Identity, Section, identity, number, shown
+from klrl.scripts.explore.search import least
 
 CAUSES = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 LIKELIHOOD = torch.tensor([0.05, 0.2, 0.7, 0.4], dtype=torch.float64)
 BLEND = torch.linspace(0.0, 1.0, 41, dtype=torch.float64)
 PRIOR, HEADS, TAILS = (2.0, 2.0), 7, 3
 POLICY = torch.tensor([[0.85, 0.1, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8], [0.34, 0.33, 0.33]], dtype=torch.float64)
+
 
 def section(rng: torch.Generator) -> Section:
     """Show each on a few numbers, with both sides of its identity computed independently."""
@@ -71,8 +87,8 @@ def _bound(bound: Tensor, gap: Tensor) -> tuple[Block, ...]:
 
 def _update_text(gain: float) -> str:
     return f"""
-        After {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) = {shown(gain)} nats of
-        information. The posterior is also the belief of least *free energy*, the expected −log likelihood plus
+        After {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) = {shown(gain)}
+        nats of information. The posterior is also the belief of least *free energy*, the expected −log likelihood plus
         KL(q‖prior): moving a belief costs KL, explaining the data pays for it.
     """
 
@@ -91,7 +107,9 @@ def _update() -> Demo:
         x_range=(0.0, 1.0), y_range=(0.0, 3.5),
     )  # fmt: skip
     gain = shown(expected_gain()[0])
-    return Demo((chart,), f"One more toss, before it falls, can be expected to bring a believer in the prior {gain} nats.")
+    return Demo(
+        (chart,), f"One more toss, before it falls, can be expected to bring a believer in the prior {gain} nats."
+    )
 
 
 def _information(policy: Categorical) -> tuple[Block, ...]:
@@ -109,10 +127,10 @@ def _information(policy: Categorical) -> tuple[Block, ...]:
     )
     return (
         f"""
-        A *policy* gives every action a probability in every state. How much does its action say about the state? That is
-        their *mutual information*: the mean KL from the policy at each state to its average over the states, here
-        {shown(float(mutual_information(policy)))} nats. 0 would mean that the policy ignores the state. The undecided last
-        row adds little.
+        A *policy* gives every action a probability in every state. How much does its action say about the state? That
+        is their *mutual information*: the mean KL from the policy at each state to its average over the states, here
+        {shown(float(mutual_information(policy)))} nats. 0 would mean that the policy ignores the state. The undecided
+        last row adds little.
         """,
         table,
     )
@@ -175,19 +193,9 @@ def free_energy(q: Beta) -> Tensor:
 
 
 def least_free_energy() -> Beta:
-    """Minimise over both parameters, by L-BFGS from the prior."""
-    x = torch.tensor(PRIOR, dtype=torch.float64).log().requires_grad_()
-    search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
-                               line_search_fn="strong_wolfe")  # fmt: skip
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        value = free_energy(Beta(x[:1].exp(), x[1:].exp()))
-        value.backward()
-        return value
-
-    search.step(loss)
-    a, b = x.detach().exp().tolist()
+    """Minimise over both parameters, from the prior."""
+    start = torch.tensor(PRIOR, dtype=torch.float64).log()
+    a, b = least(lambda x: free_energy(Beta(x[:1].exp(), x[1:].exp())), start).exp().tolist()
     return beta(a, b)
 
 

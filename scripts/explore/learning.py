@@ -12,6 +12,7 @@ from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
 from klrl.scripts.explore.charts import BLUE, GREEN, GREY, ORANGE, Block, Chart, Demo, bars, line, points, series, words
 from klrl.scripts.explore.contents import Identity, Section, identity, number, shown
+from klrl.scripts.explore.search import least
 
 DRAWS, TRIALS, TRUTH = 40, 3, 0.35
 HEADS = torch.arange(TRIALS + 1, dtype=torch.float64)
@@ -57,8 +58,8 @@ def section(rng: torch.Generator) -> Section:
 def _likelihood_text(best: float) -> str:
     return f"""
         *Maximum likelihood* chooses the model under which the data are most probable. The mean of −log likelihood over
-        the data is the cross-entropy of the observed frequencies with the model: their entropy, plus KL(data‖model). The
-        entropy does not depend on the model. So the likeliest model is the one with the least KL: of {DRAWS} times
+        the data is the cross-entropy of the observed frequencies with the model: their entropy, plus KL(data‖model).
+        The entropy does not depend on the model. So the likeliest model is the one with the least KL: of {DRAWS} times
         {TRIALS} tosses of a coin it is {shown(best)} heads, the observed mean.
     """
 
@@ -146,7 +147,7 @@ def teacher() -> Categorical:
 
 
 def distilled(direction: str) -> Student:
-    """Return the student with one bump, logits -(a - m)^2 e^s, of least KL, by L-BFGS from the best of some starts."""
+    """Return the student with one bump, logits -(a - m)^2 e^s, of least KL, from the best of some starts."""
 
     def policy(x: Tensor) -> Categorical:
         return Categorical(-((ACTIONS - x[..., :1]) ** 2) * x[..., 1:].exp())
@@ -156,18 +157,8 @@ def distilled(direction: str) -> Student:
         return kl_divergence(*pair) if direction == "forward" else kl_divergence(*pair[::-1])
 
     starts = torch.cartesian_prod(torch.arange(2.0, 19.0), torch.linspace(-4.0, -1.0, 7)).double()
-    x = starts[divergence(starts).argmin()].clone().requires_grad_()
-    search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
-                               line_search_fn="strong_wolfe")  # fmt: skip
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        value = divergence(x)
-        value.backward()
-        return value
-
-    search.step(loss)
-    return Student(policy(x.detach()).probs, float(divergence(x.detach())))
+    x = least(divergence, starts[divergence(starts).argmin()])
+    return Student(policy(x).probs, float(divergence(x)))
 
 
 def _likelihood(found: Categorical, best: float) -> Demo:

@@ -77,9 +77,7 @@ def natural_gradient(std: Tensor) -> Gradient:
     """Return F^-1 times it; the Fisher matrix F is diagonal here."""
     old, ones = gaussian(0.0, std), torch.ones_like(std).unsqueeze(-1)
     diagonal = fisher_product(old, (ones, ones))
-    return Gradient(
-        *(g / torch.as_tensor(f).squeeze(-1) for g, f in zip(plain_gradient(std), diagonal, strict=True))
-    )
+    return Gradient(*(g / torch.as_tensor(f).squeeze(-1) for g, f in zip(plain_gradient(std), diagonal, strict=True)))
 
 
 def moved(std: Tensor, way: Gradient, size: Tensor | float) -> DiagGaussian:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+
 import torch
 
 from klrl.kl import estimate_divergence, jensen_shannon, kl_divergence, wasserstein
@@ -17,6 +18,7 @@ WAYS = torch.linspace(0.0, 2.0, 41, dtype=torch.float64)
 SAMPLES = 10_000
 START = 6
 """Shift at which the slider begins."""
+
 
 def section(rng: torch.Generator) -> Section:
     """Show blocks of equally likely actions, and narrow normals, moved apart."""
@@ -52,8 +54,8 @@ def _text() -> str:
     return f"""
         Where Q gives probability 0 to something that P does, the code for Q has no word for it and KL(P‖Q) is
         infinite. Take {WIDE} equally likely actions of {CELLS} and move them along: a shift of one already makes the KL
-        infinite, in both directions, and it stays so however far apart the two are. Policies meet this where actions are
-        masked.
+        infinite, in both directions, and it stays so however far apart the two are. Policies meet this where actions
+        are masked.
     """
 
 
@@ -97,19 +99,20 @@ def _demo() -> Demo:
         for i in range(len(SHIFTS))
     )
     slider = Slider("shift", "shift of Q", 0, len(SHIFTS) - 1, 1, START, tuple(map(str, SHIFTS.tolist())))
-    see = f"""Two divergences stay finite. *Jensen-Shannon*, the mean of KL(P‖M) and KL(Q‖M) to the middle M = (P + Q)/2,
-        rises to log 2 = {shown(math.log(2.0))} and then says no more than "disjoint". The *Wasserstein distance*, how far
-        probability has to be carried, goes on growing with the way."""
+    see = f"""Two divergences stay finite. *Jensen-Shannon*, the mean of KL(P‖M) and KL(Q‖M) to the middle M = (P +
+        Q)/2, rises to log 2 = {shown(math.log(2.0))} and then says no more than "disjoint". The *Wasserstein
+        distance*, how far probability has to be carried, goes on growing with the way."""
     return Demo(charts, see, (slider,), says=says)
 
 
 def _normal_text(apart: float) -> str:
     return f"""
-        Gaussians deny nothing, but narrow ones that are moved apart come close to it: at a distance of {WAYS[-1]:g},
-        with standard deviations of {STD:g}, their KL is {shown(apart)} nats. Jensen-Shannon saturates here, too, and the
-        Wasserstein distance is the distance of the means itself.
+        Other ways out are to give Q a little of everything (`support="smooth"` in klrl), or to be told:
+        `support="raise"`.
 
-        Other ways out are to give Q a little of everything (`support="smooth"` in klrl), or to be told: `support="raise"`.
+        Gaussians deny nothing, but narrow ones that are moved apart come close to it: at a distance of {WAYS[-1]:g},
+        with standard deviations of {STD:g}, their KL is {apart:.6g} nats. Jensen-Shannon saturates here, too, and the
+        Wasserstein distance is the distance of the means itself.
     """
 
 

@@ -88,14 +88,15 @@ def _identities(trained: list[dict[str, Any]]) -> tuple[Identity, ...]:
     return (
         identity(f"largest probability within {DELTA:g} nats of 0.5 = 1/2 + 1/2 √(1 − exp(−2 · {DELTA:g}))",
                  regions.coin_within(half, DELTA)[1], 0.5 + 0.5 * math.sqrt(-math.expm1(-2.0 * DELTA)), ""),
-        identity(f"KL of a Gaussian\'s mean moved by √(2 · {DELTA:g}) standard deviations = {DELTA:g}",
+        identity(f"KL of a Gaussian's mean moved by √(2 · {DELTA:g}) standard deviations = {DELTA:g}",
                  kl_divergence(old, regions.gaussian(step, 1.0)), DELTA, "nats"),
         identity("KL at the edge of the clip, old probability 0.5 = −1/2 log(1 − ε²)",
                  edge, -0.5 * math.log1p(-(EPSILON**2)), "nats"),
         identity("gain of a tiny natural step over √(2 δ gᵀ F⁻¹ g) = 1", natural / slope, 1.0, "", 1e-3),
         identity("gain of a tiny natural step over the best of 3,600 directions = 1",
                  natural / regions.best_gain(1.0, tiny), 1.0, "", 1e-3),
-        identity("what the largest of TRPO\'s updates exceeds its bound by = nothing", max(over, 0.0), 0.0, "nats", 0.0),
+        identity("what the largest of TRPO's updates exceeds its bound by = nothing",
+                 max(over, 0.0), 0.0, "nats", 0.0),
     )  # fmt: skip
 
 
@@ -103,13 +104,14 @@ def _story() -> tuple[Block, ...]:
     return (
         """
         A reinforcement learner has a *policy* π: at every state it gives each action a probability, or an action with
-        several joints a Gaussian. It acts for a while, and then judges every action that it took by its *advantage*: how
-        much better it turned out than what was to be expected. An *update* changes the policy so that actions of positive
-        advantage become more probable.
+        several joints a Gaussian. It acts for a while, and then judges every action that it took by its *advantage*:
+        how much better it turned out than what was to be expected. An *update* changes the policy so that actions of
+        positive advantage become more probable.
 
         All this was measured with the *old* policy. A *new* one that is far from it visits other states and does other
         things, about which the data say little. So the change is limited: KL(old‖new), averaged over states, is kept
-        near a small number δ. The set of policies within δ is a *trust region*. A usual δ is 0.01 nats. How much is that?
+        near a small number δ. The set of policies within δ is a *trust region*. A usual δ is 0.01 nats. How much is
+        that?
         """,
     )
 
@@ -153,13 +155,13 @@ def _gaussians() -> tuple[Block, ...]:
         Slider("std", "its standard deviation", 0.7, 1.4, 0.01, 1.05),
         _delta(),
     )
-    see = f"""At δ = {DELTA:g} the mean may move by {math.sqrt(2.0 * DELTA):.3f} standard deviations, or the standard deviation
-        may become {narrow:.3f} to {wide:.3f} of the old one: two curves that one can hardly tell apart. For small δ the two
-        directions of KL and the parabola of chapter 8 draw the same region; raise δ and they part."""
+    see = f"""At δ = {DELTA:g} the mean may move by {math.sqrt(2.0 * DELTA):.3f} standard deviations, or the standard
+        deviation may become {narrow:.3f} to {wide:.3f} of the old one: two curves that one can hardly tell apart. For
+        small δ the two directions of KL and the parabola of chapter 8 draw the same region; raise δ and they part."""
     return (
         f"""
-        Where a choice was open, a step of {DELTA:g} nats is small: 0.5 becomes 0.57 at most. But a rare action may become
-        several times as probable, or vanish. For a Gaussian, move the new policy about and watch the region:
+        Where a choice was open, a step of {DELTA:g} nats is small: 0.5 becomes 0.57 at most. But a rare action may
+        become several times as probable, or vanish. For a Gaussian, move the new policy about and watch the region:
         """,
         Demo((shape, region), see, sliders, live="gaussians", given={"deltas": DELTAS}),
     )
@@ -188,18 +190,19 @@ def _clip() -> tuple[Block, ...]:
         log=True, x_range=(0.0, 1.0), y_range=(1e-5, 2.0), height=340,
     )  # fmt: skip
     sliders = (_delta(), Slider("epsilon", "ε of the clip", 0.05, 0.4, 0.01, EPSILON))
-    see = """The clip is a cone: it hardly lets a rare action become less rare, whatever that costs. The region of the KL is
-        wide in the middle, where changes are hard to notice, and narrow towards certainty."""
+    see = """The clip is a cone: it hardly lets a rare action become less rare, whatever that costs. The region of the
+        KL is wide in the middle, where changes are hard to notice, and narrow towards certainty."""
     return (
         """
-        TRPO keeps such a region as a constraint. PPO usually does not measure the KL: it looks at the *ratio* of the new to
-        the old probability of each action that was taken, and *clips* it. With A the advantage, each sample counts
+        TRPO keeps such a region as a constraint. PPO usually does not measure the KL: it looks at the *ratio* of the
+        new to the old probability of each action that was taken, and *clips* it. With A the advantage, each sample
+        counts
         """,
         Formula("min( ratio · A,  clip(ratio, 1 − ε, 1 + ε) · A )"),
         """
-        so that nothing is won by raising a good action beyond the ratio 1 + ε, or by lowering a bad one below 1 − ε. That
-        is another region, and no wall either: a sample outside merely stops pushing, while others, which share the same
-        network, may push it on.
+        so that nothing is won by raising a good action beyond the ratio 1 + ε, or by lowering a bad one below 1 − ε.
+        That is another region, and no wall either: a sample outside merely stops pushing, while others, which share
+        the same network, may push it on.
         """,
         Demo((allowed, edge), see, sliders, live="probabilities", given={"deltas": DELTAS}),
     )
@@ -227,14 +230,16 @@ def _gradients() -> tuple[Block, ...]:
     slider = Slider("s", "standard deviation of the old policy", 0, len(STDS) - 1, 1, 20,
                     tuple(f"{x:.2f}" for x in STDS.tolist()))  # fmt: skip
     given = {"stds": STDS.tolist(), "sizes": STDS.tolist(), "goal": regions.GOAL, "rate": RATE, "delta": DELTA}
-    see = """A narrow policy takes a plain step of its mean as a leap, a wide one that of its spread: the same learning rate
-        spends from hundredths of a nat to more than one. The natural gradient spends what it is given, and gains most."""
+    see = """A narrow policy takes a plain step of its mean as a leap, a wide one that of its spread: the same learning
+        rate spends from hundredths of a nat to more than one. The natural gradient spends what it is given, and gains
+        most."""
     return (
         f"""
         In which direction should the step go? The *gradient* g of the expected advantage says how much each parameter
-        helps, but a learning rate then treats all parameters alike, though some change the policy much more than others.
-        The *natural gradient* F⁻¹g divides by what a change costs in KL, and is the best direction within a small trust
-        region; TRPO follows it. Here an action a of a Gaussian policy with mean 0 is rewarded by −(a − {regions.GOAL:g})²:
+        helps, but a learning rate then treats all parameters alike, though some change the policy much more than
+        others. The *natural gradient* F⁻¹g divides by what a change costs in KL, and is the best direction within a
+        small trust region; TRPO follows it. Here an action a of a Gaussian policy with mean 0 is rewarded by −(a −
+        {regions.GOAL:g})²:
         """,
         Demo((steps, cost), see, (slider,), live="gradients", given=given),
     )
@@ -263,19 +268,20 @@ def _drift(trained: list[dict[str, Any]]) -> tuple[Block, ...]:
     small, large = min(ppo["drift/kl"]), max(ppo["drift/kl"])
     return (
         f"""
-        So much for theory. Here are two trainings on CartPole-v1 (a pole is balanced on a cart, by pushing left or right;
-        500 is the best return), with klrl's PPO and TRPO, {training.STEPS:,} steps, seed {training.SEED}. Nobody computed
-        them for this page: they were trained once, by `{training.COMMAND}`, and their metrics kept.
+        So much for theory. Here are two trainings on CartPole-v1 (a pole is balanced on a cart, by pushing left or
+        right; 500 is the best return), with klrl's PPO and TRPO, {training.STEPS:,} steps, seed {training.SEED}.
+        Nobody computed them for this page: they were trained once, by `{training.COMMAND}`, and their metrics kept.
         """,
-        Demo(charts, "KL is exact and a mean over the batch\'s states; ratios are of the actions that were taken."),
+        Demo(charts, "KL is exact and a mean over the batch's states; ratios are of the actions that were taken."),
         f"""
         TRPO's updates lie between {shown(min(trpo["drift/kl"]))} and {shown(max(trpo["drift/kl"]))} nats, under their
         bound. PPO's go from {small:.5f} to {large:.4f}: the clip lets the policy move much or little. Its largest
         ratio was {max(ppo["drift/ratio_max"]):.2f}, far beyond {1.0 + EPSILON:g}: no wall, as was said.
 
-        And small steps go far. The KLs of PPO's {len(ppo["drift/kl"])} updates add up to {math.fsum(ppo["drift/kl"]):.2f}
-        nats, but from the first policy to the last it is {ppo["drift/kl_initial"][-1]:.1f}: chapter 2's broken triangle
-        inequality. Lengths that add up are √(2 KL). That is why klrl logs, after every update, what was asked for, what
-        was done, and how far it is from where it started.
+        And small steps go far. The KLs of PPO's {len(ppo["drift/kl"])} updates add up to
+        {math.fsum(ppo["drift/kl"]):.2f} nats, but from the first policy to the last it is
+        {ppo["drift/kl_initial"][-1]:.1f}: chapter 2's broken triangle inequality. Lengths that add up are √(2 KL).
+        That is why klrl logs, after every update, what was asked for, what was done, and how far it is from where it
+        started.
         """,
     )
