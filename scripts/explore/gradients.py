@@ -16,7 +16,7 @@ from klrl.scripts.explore.contents import BrokenIdentity, Identity, Section, ide
 
 ACTIONS = 5
 DESCENT: tuple[Loss, ...] = ("w*k3", "k1", "k2", "k3")
-STEPS, RATE = 100, 1.0
+STEPS, RATE = 60, 1.0
 
 
 class Policies(NamedTuple):
@@ -100,7 +100,7 @@ def _descent(curves: dict[Loss, Tensor]) -> Demo:
         "Descent with samples from the policy", "gradient step", "KL(policy‖reference), nats",
         tuple(line(loss, range(STEPS + 1), curve.clamp_min(1e-7), looks[loss][0], looks[loss][1], width=looks[loss][2])
               for loss, curve in curves.items()),
-        log=True, x_range=(0.0, 60.0), y_range=(1e-6, 5.0),
+        log=True, x_range=(0.0, STEPS), y_range=(1e-6, 5.0),
     )  # fmt: skip
     see = """k1 does not move; w*k3 and k2 go down the same way. k3 goes down the other KL: here to the same end, as
         this policy can become the reference; a smaller one would end elsewhere, as in chapter 3."""
