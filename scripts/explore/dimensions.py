@@ -39,16 +39,16 @@ def section(rng: torch.Generator) -> Section:
     identities = (
         *(identity(f"d = {d}: KL of the whole action = {d} times that of one dimension", kl[i], d * TARGET, "nats")
           for i, d in enumerate(DIMENSIONS)),
-        identity(f"KL(θ‖θ + δ) / (1/2 δ'F δ) = 1 at δ of size {STEPS[0]:g}, worst of {STATES} states",
+        identity(f"KL(θ‖θ + Δ) / (1/2 Δ'F Δ) = 1 at Δ of size {STEPS[0]:g}, worst of {STATES} states",
                  1.0 + worst, 1.0, "", 10 * float(STEPS[0])),
-        identity("deviation of the reverse KL from 1/2 δ'F δ = twice that of the forward KL, there",
+        identity("deviation of the reverse KL from 1/2 Δ'F Δ = twice that of the forward KL, there",
                  (reverse[0] - quadratic[0]).abs().sum() / (forward[0] - quadratic[0]).abs().sum(), 2.0, "", 0.01),
     )  # fmt: skip
     numbers = (
         *(number(f"d = {d}: KL, summed", kl[i], "nats") for i, d in enumerate(DIMENSIONS)),
         *(number(f"d = {d}: mean over dimensions", mean[i], "nats") for i, d in enumerate(DIMENSIONS)),
         *(number(f"d = {d}: effective sample size over sample size", share[i], "1") for i, d in enumerate(DIMENSIONS)),
-        *(number(f"relative error of 1/2 δ'F δ at size {STEPS[i]:.3g}, mean over states",
+        *(number(f"relative error of 1/2 Δ'F Δ at size {STEPS[i]:.3g}, mean over states",
                  (forward[i] / quadratic[i] - 1.0).abs().mean(), "1") for i in (0, len(STEPS) // 2)),
     )  # fmt: skip
     blocks = (
@@ -101,10 +101,10 @@ def _bars(kl: Tensor, mean: Tensor, share: Tensor) -> Demo:
 def _near_text() -> tuple[str, Formula, str]:
     return (
         """
-        The second fact is about small steps. A policy has parameters θ, and an update adds a small change δ to them.
+        The second fact is about small steps. A policy has parameters θ, and an update adds a small change Δ to them.
         Near its minimum every smooth function looks like a parabola, so the KL does, too:
         """,
-        Formula("KL(θ‖θ + δ) ≈ ½ δᵀ F δ ≈ KL(θ + δ‖θ)"),
+        Formula("KL(θ‖θ + Δ) ≈ ½ Δᵀ F Δ ≈ KL(θ + Δ‖θ)"),
         """
         F is the *Fisher matrix*: it says how much each direction of change costs. Up close the two directions of KL are
         one. TRPO and the natural gradient (next chapter) measure their steps by it. How small is small enough?
@@ -120,23 +120,23 @@ def _pairs(forward: Tensor, reverse: Tensor, quadratic: Tensor) -> Demo:
         series("joined", "one state", GREY, x=place, low=there[start], high=back[start]).moved(
             {"low": there[i], "high": back[i]} for i in range(len(STEPS))
         ),
-        points("KL(θ‖θ + δ)", place, there[start], BLUE).moved({"y": there[i]} for i in range(len(STEPS))),
-        points("KL(θ + δ‖θ)", place, back[start], ORANGE, marker="square").moved(
+        points("KL(θ‖θ + Δ)", place, there[start], BLUE).moved({"y": there[i]} for i in range(len(STEPS))),
+        points("KL(θ + Δ‖θ)", place, back[start], ORANGE, marker="square").moved(
             {"y": back[i]} for i in range(len(STEPS))
         ),
     )
     chart = Chart(
-        f"A policy of {ACTIONS} actions at {LINES} states", "state, in order", "KL / (½ δᵀ F δ)",
-        (level(1.0, (0.4, LINES + 0.6), "½ δᵀ F δ", None, 2), *pairs),
+        f"A policy of {ACTIONS} actions at {LINES} states", "state, in order", "KL / (½ Δᵀ F Δ)",
+        (level(1.0, (0.4, LINES + 0.6), "½ Δᵀ F Δ", None, 2), *pairs),
         x_range=(0.4, LINES + 0.6), y_range=(0.4, 1.8),
     )  # fmt: skip
     sizes = tuple(f"{x:.2g}" for x in STEPS.tolist())
     says = tuple(
-        f"KL(θ‖θ + δ) between {float(forward[i, :LINES].min()):.2g} and {float(forward[i, :LINES].max()):.2g} nats; "
+        f"KL(θ‖θ + Δ) between {float(forward[i, :LINES].min()):.2g} and {float(forward[i, :LINES].max()):.2g} nats; "
         f"the parabola is wrong by {100 * float((there[i] - 1.0).abs().mean()):.2g} % on average"
         for i in range(len(STEPS))
     )
-    slider = Slider("size", "size of the change δ", 0, len(STEPS) - 1, 1, start, sizes)
+    slider = Slider("size", "size of the change Δ", 0, len(STEPS) - 1, 1, start, sizes)
     see = """The two directions at one state are joined. Where they differ from the parabola, the reverse KL does so
         about twice as far, and to the same side: its term of third order is twice that of the other."""
     return Demo((chart,), see, (slider,), says=says)
@@ -154,7 +154,7 @@ def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def second_order(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return KL(θ‖θ + δ), KL(θ + δ‖θ) and 1/2 δ'F δ for δ = size * tangent, ``[sizes, states]``."""
+    """Return KL(θ‖θ + Δ), KL(θ + Δ‖θ) and 1/2 Δ'F Δ for Δ = size * tangent, ``[sizes, states]``."""
     old = Categorical(logits.expand(len(STEPS), -1, -1))
     change = STEPS[:, None, None] * tangent
     new = Categorical(old.logits + change)

@@ -74,9 +74,10 @@ def section(rng: torch.Generator) -> Section:
 def _text() -> tuple[Block, ...]:
     return (
         """
-        For densities the sum over outcomes becomes an integral, and all else stays. Let p have two *modes* (bumps), and
-        let q be one Gaussian with a mean and a standard deviation of your choice: it cannot be right everywhere. What
-        is the best q? That depends on the direction of KL that you minimise. Try to make each of the two small:
+        From here on p and q are whole distributions. For densities the sum over outcomes becomes an integral, and all
+        else stays. Let p have two *modes* (bumps), and let q be one Gaussian with a mean and a standard deviation of
+        your choice: it cannot be right everywhere. What is the best q? That depends on the direction of KL that you
+        minimise. Try to make each of the two small:
         """,
     )
 

@@ -40,7 +40,7 @@ def coin_within(p: Tensor, delta: float) -> tuple[Tensor, Tensor]:
 
 def gaussian(mean: Tensor | float, std: Tensor | float) -> DiagGaussian:
     """Return Gaussians of one dimension, ``[*B]``."""
-    m, s = torch.broadcast_tensors(torch.as_tensor(mean).double(), torch.as_tensor(std).double())
+    m, s = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=torch.float64) for x in (mean, std)))
     return DiagGaussian(m.unsqueeze(-1), s.log().unsqueeze(-1))
 
 

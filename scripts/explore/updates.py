@@ -145,7 +145,7 @@ def _gaussians() -> tuple[Block, ...]:
         (
             series("line", "KL(old‖new) = δ", BLUE, live="forward", x=[], y=[], width=2.5),
             series("line", "KL(new‖old) = δ", ORANGE, 1, live="reverse", x=[], y=[]),
-            series("line", "½ δᵀ F δ = δ", GREEN, 2, live="ellipse", x=[], y=[], width=1.5),
+            series("line", "½ Δᵀ F Δ = δ", GREEN, 2, live="ellipse", x=[], y=[], width=1.5),
             series("points", "new", None, live="here", x=[], y=[], size=9),
         ),
         x_range=(-0.5, 0.5), y_range=(0.7, 1.4),
@@ -194,9 +194,9 @@ def _clip() -> tuple[Block, ...]:
         KL is wide in the middle, where changes are hard to notice, and narrow towards certainty."""
     return (
         """
-        TRPO keeps such a region as a constraint. PPO usually does not measure the KL: it looks at the *ratio* of the
-        new to the old probability of each action that was taken, and *clips* it. With A the advantage, each sample
-        counts
+        TRPO (trust region policy optimisation) keeps to such a region. PPO (proximal policy optimisation) usually does
+        not measure the KL: it looks at the *ratio* of the new to the old probability of each action that was taken,
+        and *clips* it. With A the advantage and ε a small number, often 0.2, each sample counts
         """,
         Formula("min( ratio · A,  clip(ratio, 1 − ε, 1 + ε) · A )"),
         """
@@ -266,11 +266,13 @@ def _drift(trained: list[dict[str, Any]]) -> tuple[Block, ...]:
     )  # fmt: skip
     (ppo, trpo) = (row["metrics"] for row in trained)
     small, large = min(ppo["drift/kl"]), max(ppo["drift/kl"])
+    every = [int(metrics["time/total_timesteps"][0]) for metrics in (ppo, trpo)]
     return (
         f"""
-        So much for theory. Here are two trainings on CartPole-v1 (a pole is balanced on a cart, by pushing left or
-        right; 500 is the best return), with klrl's PPO and TRPO, {training.STEPS:,} steps, seed {training.SEED}.
-        Nobody computed them for this page: they were trained once, by `{training.COMMAND}`, and their metrics kept.
+        So much for theory. Here are two trainings on CartPole-v1 (a pole is balanced on a cart by pushing left or
+        right; 500 is the best return): {training.STEPS:,} steps with klrl's PPO, which updates every {every[0]:,}
+        steps, and with its TRPO, every {every[1]:,}. They were trained once, by `{training.COMMAND}` with seed
+        {training.SEED}, and their metrics kept; all else on this page is computed when it is written.
         """,
         Demo(charts, "KL is exact and a mean over the batch's states; ratios are of the actions that were taken."),
         f"""

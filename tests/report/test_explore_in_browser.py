@@ -108,7 +108,8 @@ def test_gaussians_are_those_of_klrl(page):
 def test_fits_are_those_of_klrl(page, mean, std):
     found = page.evaluate(
         """([mean, std]) => {
-            const {grid, log_p} = JSON.parse(document.getElementById("data").textContent).demos.find(x => x.live === "fits").given;
+            const {demos} = JSON.parse(document.getElementById("data").textContent);
+            const {grid, log_p} = demos.find(x => x.live === "fits").given;
             const log_q = logGaussian(grid, mean, std);
             return [klCells(log_p, log_q), klCells(log_q, log_p)];
         }""",
