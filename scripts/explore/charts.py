@@ -1,4 +1,4 @@
-"""What stands in a section of the page: charts, controls that move them, tables; plain data for the page's script."""
+"""Charts, controls that move them, and tables of a chapter, as plain data for the page's script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bound on KL leaves free: probabilities, Gaussians, and the steps of two gradients, all by klrl.kl."""
+"""Policies within a bound on KL: probabilities, Gaussians, and the steps of two gradients, all by klrl.kl."""
 
 from __future__ import annotations
 

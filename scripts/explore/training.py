@@ -10,7 +10,7 @@ from typing import Any
 
 ENV, STEPS, SEED, TARGET = "CartPole-v1", 50_000, 0, 0.01
 FILE = "results/explore-drift.json"
-"""Where their metrics are kept, in the folder of the scripts."""
+"""File of their metrics, in the folder of the scripts."""
 COMMAND = "python -m klrl.scripts.explore.training"
 KEPT = ("drift/kl", "drift/kl_max", "drift/kl_initial", "drift/path_length", "drift/ratio_max", "rollout/ep_rew_mean")
 """Metrics of every update that are kept, with five digits."""
