@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class Series:
     frames: tuple[dict[str, list[Any]], ...] = ()
     live: str = ""
 
-    def moved(self, frames: Iterable[dict[str, Values]]) -> Series:
+    def moved(self, frames: Iterable[Mapping[str, Values]]) -> Series:
         """Return the series with columns for every place of a slider."""
         return replace(self, frames=tuple({k: plain(v) for k, v in frame.items()} for frame in frames))
 

@@ -6,6 +6,7 @@ import math
 from functools import cache
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -173,8 +174,8 @@ def _landscape(direction: Direction, title: str, fits: list[Fit], colour: int) -
     lines = contour_generator(means.numpy(), stds.numpy(), values.numpy())
     levels: list[Series] = []
     for i, height in enumerate(LEVELS[direction]):
-        found = lines.lines(height)
-        xs, ys = ([[float(f"{v:.3g}") for v in part[:, c]] for part in found] for c in (0, 1))  # type: ignore[index]
+        found = [np.asarray(part) for part in lines.lines(height)]
+        xs, ys = ([[float(f"{v:.3g}") for v in part[:, c]] for part in found] for c in (0, 1))
         name = "" if i else "equal KL"
         levels.append(series("contours", name, GREEN, xs=xs, ys=ys, width=1.8 if 1.3 < height < 1.4 else 1.1))
     marks = points("minimum", [x.mean for x in fits], [x.std for x in fits], colour, size=11, marker="diamond")

@@ -11,7 +11,7 @@ from torch import Tensor
 from klrl.kl import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_divergence, kl_loss
 from klrl.kl.estimator_gradients import Loss, Sampler, Target
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore.charts import BLUE, GREEN, ORANGE, PURPLE, Chart, Demo, Table, line
+from klrl.scripts.explore.charts import BLUE, GREEN, ORANGE, PURPLE, Block, Chart, Demo, Table, line
 from klrl.scripts.explore.contents import BrokenIdentity, Identity, Section, identity, number
 
 ACTIONS = 5
@@ -48,7 +48,7 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"KL(policy‖reference) after {STEPS} steps down the loss {loss}", curve[-1], "nats")
           for loss, curve in curves.items()),
     )  # fmt: skip
-    blocks = (*_text(len(rows), right), _verdicts(rows), _descent(curves))
+    blocks: tuple[Block, ...] = (*_text(len(rows), right), _verdicts(rows), _descent(curves))
     title = "For experts: which loss has the right gradient"
     return Section(
         "gradients", title, "For experts: losses", blocks, numbers, _identities(rows, policies, curves["k1"])

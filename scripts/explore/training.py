@@ -28,7 +28,7 @@ def trained(steps: int = STEPS) -> list[dict[str, Any]]:
     from klrl.agents import PPO, TRPO, TRPOConfig
 
     torch.set_num_threads(1)
-    agents = {
+    agents: dict[str, Any] = {
         "PPO, clip 0.2": PPO(ENV, seed=SEED),
         f"TRPO, KL at most {TARGET:g}": TRPO(ENV, TRPOConfig(target_kl=TARGET), seed=SEED),
     }
