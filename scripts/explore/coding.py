@@ -104,7 +104,7 @@ def _measured(own: float, foreign: float, H: float, kl: float) -> tuple[Block, .
         (
             bars("H(P)", (0, 1), (0.0, 0.0), (H, H), BLUE),
             bars("KL(P‖Q)", (1,), (H,), (H + kl,), ORANGE, hatch="right_diagonal_line"),
-            points("the message", (0, 1), (own, foreign), marker="x", size=14),
+            points("the message", (0, 1), (own, foreign), marker="x", size=14, width=2.5),
             words((0, 1, 1), (H / 2, H / 2, H + kl / 2), (f"{H:.3f}", f"{H:.3f}", f"{kl:.3f}")),
         ),
         x_range=(-0.7, 1.7), y_range=(0.0, 3.0), ticks=("code for P", "code for Q"),

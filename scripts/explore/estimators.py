@@ -29,7 +29,7 @@ SHIFT = 0.5
 SIZES = (10, 30, 100, 300, 1000, 3000)
 DIMENSIONS = (1, 2, 4, 8, 16)
 REPEATS = 200
-OPTIMAL = 25
+OPTIMAL = 100
 """Repeats of the estimator that computes more."""
 FEW = 300
 """Number of samples per estimate where the dimension varies."""

@@ -32,7 +32,7 @@ const field = name => ({field: name});
 const GLYPHS = {
   line: (figure, look, more) => figure.line(field("x"), field("y"), {...look, line_width: more.width ?? 2}),
   points: (figure, look, more) => figure.scatter(field("x"), field("y"), {
-    ...look, marker: more.marker ?? "circle", size: more.size ?? 8, fill_alpha: more.alpha ?? 1, line_alpha: more.alpha ?? 1,
+    ...look, marker: more.marker ?? "circle", size: more.size ?? 8, fill_alpha: more.alpha ?? 1, line_alpha: more.alpha ?? 1, line_width: more.width ?? 1,
   }),
   bars: (figure, look, more) => figure.vbar(field("x"), more.width ?? 0.8, field("high"), field("low"), {
     ...look, fill_alpha: more.alpha ?? 0.75, line_color: null, hatch_pattern: more.hatch ?? "blank", hatch_color: style("--ink"), hatch_alpha: 0.3, hatch_scale: 7,
@@ -79,7 +79,7 @@ function add(plot) {
   };
   if (chart.ticks.length) label(figure.below[0], chart.ticks.map((_, i) => i), chart.ticks);
   for (const [axis, places] of [[figure.below[0], chart.x_at], [figure.left[0], chart.y_at]])
-    if (places.length) label(axis, places, places.map(String));
+    if (places.length) label(axis, places, places.map(at => at.toLocaleString("en")));
   demo.drawn = demo.drawn.filter(one => !chart.series.includes(one.series));
   for (const series of chart.series) addSeries(figure, chart, demo, series);
   plot.reading = () => reading(demo, chart);
@@ -106,7 +106,7 @@ function legends() {
       const named = spec.charts[Number(figure.dataset.chart)].series.filter(one => one.name);
       figure.querySelector(".legend").replaceChildren(...named.map(one => {
         const item = document.createElement("li");
-        item.innerHTML = swatchOf(kinds[one.kind] ?? "line", inkOf(one), DASHES[one.dash]);
+        item.innerHTML = swatchOf(one.more?.marker === "x" ? "mark" : kinds[one.kind] ?? "line", inkOf(one), DASHES[one.dash]);
         item.append(one.name);
         return item;
       }));

@@ -230,9 +230,10 @@ def _gradients() -> tuple[Block, ...]:
     slider = Slider("s", "standard deviation of the old policy", 0, len(STDS) - 1, 1, 20,
                     tuple(f"{x:.2f}" for x in STDS.tolist()))  # fmt: skip
     given = {"stds": STDS.tolist(), "sizes": STDS.tolist(), "goal": regions.GOAL, "rate": RATE, "delta": DELTA}
-    see = """A narrow policy takes a plain step of its mean as a leap, a wide one that of its spread: the same learning
-        rate spends from hundredths of a nat to more than one. The natural gradient spends what it is given, and gains
-        most."""
+    costs = regions.kl_of_step(STDS, regions.plain_gradient(STDS), RATE)
+    see = f"""A narrow policy takes a plain step of its mean as a leap, a wide one that of its spread: the same learning
+        rate spends from {float(costs.min()):.2f} to {float(costs.max()):.2f} nats. The natural gradient spends what it
+        is given, and gains most."""
     return (
         f"""
         In which direction should the step go? The *gradient* g of the expected advantage says how much each parameter
@@ -255,14 +256,15 @@ def _drift(trained: list[dict[str, Any]]) -> tuple[Block, ...]:
         )
 
     steps = "environment steps"
-    ends = (0.0, float(training.STEPS))
+    ends = (0.0, 1.05 * training.STEPS)
+    wide: dict[str, Any] = {"x_range": ends, "x_at": (0.0, 20_000.0, 40_000.0)}
     bound = level(training.TARGET, ends, f"{training.TARGET:g} nats", None, 2)
     charts = (
-        Chart("KL(old‖new) of every update", steps, "nats", (*curves("drift/kl"), bound), log=True, x_range=ends),
-        Chart("KL(first‖new): how far it has come", steps, "nats", curves("drift/kl_initial"), x_range=ends),
+        Chart("KL(old‖new) of every update", steps, "nats", (*curves("drift/kl"), bound), log=True, **wide),
+        Chart("KL(first‖new): how far it has come", steps, "nats", curves("drift/kl_initial"), **wide),
         Chart("Largest ratio in an update", steps, "new / old probability",
-              (*curves("drift/ratio_max"), level(1.0 + EPSILON, ends, f"{1.0 + EPSILON:g}", PURPLE, 2)), x_range=ends),
-        Chart("What it learned", steps, "mean return", curves("rollout/ep_rew_mean"), x_range=ends),
+              (*curves("drift/ratio_max"), level(1.0 + EPSILON, ends, f"{1.0 + EPSILON:g}", PURPLE, 2)), **wide),
+        Chart("What it learned", steps, "mean return", curves("rollout/ep_rew_mean"), **wide),
     )  # fmt: skip
     (ppo, trpo) = (row["metrics"] for row in trained)
     small, large = min(ppo["drift/kl"]), max(ppo["drift/kl"])

@@ -66,6 +66,7 @@ def made(tmp_path_factory):
     explore = sections.explore
     with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sections, "explore", lambda seed: kept.extend(explore(seed)) or kept)
+        patch.setattr(estimators, "OPTIMAL", 10)
         main(["explore-kl", "-o", str(output), "--seed", str(SEED)])
     return printed.getvalue(), output.read_text(encoding="utf-8"), kept
 
