@@ -191,7 +191,8 @@ def _clip() -> tuple[Block, ...]:
     )  # fmt: skip
     sliders = (_delta(), Slider("epsilon", "ε of the clip", 0.05, 0.4, 0.01, EPSILON))
     see = """The clip is a cone: it hardly lets a rare action become less rare, whatever that costs. The region of the
-        KL is wide in the middle, where changes are hard to notice, and narrow towards certainty."""
+        KL is wide in the middle, where changes are hard to notice, and narrow towards certainty. Where the old
+        probability is above 1/(1 + ε) the clip even allows certainty, an infinite KL."""
     return (
         """
         TRPO (trust region policy optimisation) keeps to such a region. PPO (proximal policy optimisation) usually does
@@ -276,11 +277,17 @@ def _drift(trained: list[dict[str, Any]]) -> tuple[Block, ...]:
         steps, and with its TRPO, every {every[1]:,}. They were trained once, by `{training.COMMAND}` with seed
         {training.SEED}, and their metrics kept; all else on this page is computed when it is written.
         """,
-        Demo(charts, "KL is exact and a mean over the batch's states; ratios are of the actions that were taken."),
+        Demo(
+            charts,
+            """KL(old‖new) is exact and a mean over the batch's states, KL(first‖new) one over 256 states of the first
+            batch; ratios are of the actions that were taken.""",
+        ),
         f"""
         TRPO's updates lie between {shown(min(trpo["drift/kl"]))} and {shown(max(trpo["drift/kl"]))} nats, under their
         bound. PPO's go from {small:.5f} to {large:.4f}: the clip lets the policy move much or little. Its largest
-        ratio was {max(ppo["drift/ratio_max"]):.2f}, far beyond {1.0 + EPSILON:g}: no wall, as was said.
+        ratio was {max(ppo["drift/ratio_max"]):.2f}, far beyond {1.0 + EPSILON:g}: no wall, as was said. Nor does
+        TRPO's bound hold single ratios: it is a bound on the mean over states, and the largest ratio was
+        {max(trpo["drift/ratio_max"]):.2f}.
 
         And small steps go far. The KLs of PPO's {len(ppo["drift/kl"])} updates add up to
         {math.fsum(ppo["drift/kl"]):.2f} nats, but from the first policy to the last it is
