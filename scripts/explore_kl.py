@@ -1,15 +1,18 @@
-"""Make the KL divergence visible: figures, numbers and checked identities, ``klrl explore-kl``."""
+"""Make the KL divergence visible: one HTML page with charts to move and checked identities, ``klrl explore-kl``."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from klrl.output import as_program
-from klrl.scripts.benchmarks.speed import installed
 from klrl.scripts.cli.command_line import bad_input, fail, parse
-from klrl.scripts.cli.terminal import PlainConsole
+from klrl.text import printable
 from klrl.validation import NonNegativeInt
 
 PROG = "klrl explore-kl"
@@ -17,40 +20,45 @@ PROG = "klrl explore-kl"
 
 @dataclass(frozen=True, kw_only=True)
 class ExploreKL:
-    """Show what the KL divergence is: numbered figures, a text that leads through them, a table of all numbers.
+    """Show what the KL divergence is, on one HTML page that needs no network: text, charts that move, all numbers.
 
-    Everything is computed by klrl.kl, and what the theory calls equal is checked. Takes some seconds (extra plots).
+    From bits and coins to policy updates, for readers who are new to KL or to PPO. Everything is computed by klrl.kl,
+    and what the theory calls equal is checked. Takes some seconds (extra report).
     """
 
-    output: Path = Path("explore-kl")
-    """New or empty folder for README.md, numbers.csv and the figures."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("explore-kl.html")
+    """The file; an older one is replaced."""
     seed: NonNegativeInt = 0
     """Seed of all random numbers."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl explore-kl``."""
-    args = parse(ExploreKL, sys.argv[1:] if argv is None else argv, PROG)
-    import torch
-
-    from klrl.run.directory import check_new
-    from klrl.scripts.explore.report import BrokenIdentity, report, write
-    from klrl.scripts.explore.sections import LEAD, explore
+    words = sys.argv[1:] if argv is None else argv
+    args = parse(ExploreKL, words, PROG)
+    from klrl.report.page import check_extra
+    from klrl.studies.results import claim, write
 
     with bad_input(PROG):
-        if not installed("matplotlib"):
-            raise ValueError("the figures need matplotlib: pip install 'klrl[plots]'")
-        check_new(args.output, "output").mkdir(parents=True, exist_ok=True)
+        if args.output.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"output = {args.output}; allowed: a name that ends in .html")
+        check_extra()
+        claim(args.output)
+    import torch
+
+    from klrl.scripts.explore.contents import BrokenIdentity
+    from klrl.scripts.explore.page import page
+    from klrl.scripts.explore.sections import LEAD, explore
+
     torch.set_num_threads(1)
     try:
         sections = explore(args.seed)
     except BrokenIdentity as error:
         fail(PROG, error, status=1)
-    text = report(sections, LEAD)
-    write(sections, text, args.output)
-    console = PlainConsole()
-    console.print(text)
-    console.print(f"written: {args.output}/README.md, numbers.csv and the figures")
+    write(args.output, page(sections, LEAD, f"{PROG} {shlex.join(words)}".strip()))
+    checked = sum(len(section.identities) for section in sections)
+    print(printable(f"checked: {checked} equalities in {len(sections)} chapters hold"))
+    print(printable(f"written: {args.output}; open it in a browser, no network needed"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ VERBS = {
     "dpo": "tune a trained agent by preferences (DPO), and show what it costs in KL",
     "doctor": "check whether an environment meets klrl's assumptions: spaces, finite numbers, repeatable episodes",
     "benchmark": "reproduce the tables of results: learning curves, measured KL, steps/s",
-    "explore-kl": "show what the KL divergence is: figures, numbers, checked identities",
+    "explore-kl": "show what the KL divergence is: one HTML page with charts to move",
     "study": "train variants on environments and seeds, so that nothing is lost; a table, a report",
     "compare": "train variants that differ in one thing: trust regions, agents, any setting",
     "tune": "search over settings with Optuna, for return, KL, or both",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sitegen import blocks, cli
+from sitegen import blocks, cli, sphinx_parts
 
 import klrl
 import klrl.policy.distributions
@@ -121,6 +121,10 @@ def test_every_package_with_public_names_has_a_page_of_its_api():
 
 def test_readme_is_a_door():
     assert (ROOT / "README.md").stat().st_size <= 10_240
+
+
+def test_the_page_that_is_none_of_sphinx_has_a_link():
+    assert f'<a href="{sphinx_parts.EXPLORED}">' in (ROOT / "docs/explore-kl.md").read_text(encoding="utf-8")
 
 
 def test_every_page_is_in_a_table_of_contents():

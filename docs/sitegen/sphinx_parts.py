@@ -129,6 +129,20 @@ def nothing_remote(app: Sphinx, error: Exception | None) -> None:
             logger.warning("%s loads %s", page.name, tag)
 
 
+EXPLORED = "_static/explore-kl.html"
+"""Where the site has the page of ``klrl explore-kl``, which is none of Sphinx's."""
+
+
+def explored(app: Sphinx, error: Exception | None) -> None:
+    """Write that page."""
+    if error is not None or app.builder.format != "html":
+        return
+    from klrl.scripts.explore.page import page
+    from klrl.scripts.explore.sections import LEAD, explore
+
+    (Path(app.outdir) / EXPLORED).write_text(page(explore(0), LEAD), encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_display, None))
@@ -136,5 +150,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("autodoc-process-signature", read_signature)
     app.connect("missing-reference", existing_name)
+    app.connect("build-finished", explored)
     app.connect("build-finished", nothing_remote)
     return {"version": "1", "parallel_read_safe": True}

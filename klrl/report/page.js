@@ -1,24 +1,14 @@
 "use strict";
-// Draws the charts of a report with BokehJS: each when it comes near the screen, again when the colours change.
+// What is in the charts of a report: curves of runs by variant, their targets, audits; and the switches beside them.
 (async () => {
 const data = JSON.parse(document.getElementById("data").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const touch = matchMedia("(pointer: coarse)");
-// Okabe and Ito's colours, and lighter ones of the same order on a dark page; dashes tell them apart in grey print.
-const COLOURS = {
-  light: ["#0072B2", "#D55E00", "#009E73", "#AA4499", "#9A6700", "#2A9DD6", "#555555"],
-  dark: ["#56B4E9", "#FF8A4C", "#2EC79B", "#E79BC4", "#F0C24B", "#9AD7FF", "#BBBBBB"],
-};
-const DASHES = [[], [8, 4], [3, 3], [10, 3, 3, 3], [14, 4], [10, 3, 3, 3, 3, 3], [5, 8]];
-const colour = v => COLOURS[dark.matches ? "dark" : "light"][v % 7];
-const dash = v => DASHES[(v + Math.floor(v / 7)) % DASHES.length];
-const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 const state = {
   envs: new Set(data.envs.keys()), variants: new Set(data.variants.keys()),
   mode: document.querySelector("[name=mode]:checked")?.value, log: false,
 };
-const plots = new Map();  // element -> what is drawn there
+
+const svg = (kind, v) => swatchOf(kind, v === null ? style("--ink") : colour(v), kind === "target" ? [2, 3] : dash(v ?? 0));
 
 async function decoded() {
   const text = atob(document.getElementById("numbers").textContent), bytes = new Uint8Array(text.length);
@@ -32,13 +22,6 @@ async function decoded() {
 }
 const arrays = await decoded();
 const numbers = i => arrays[i];
-
-function svg(kind, v) {
-  const ink = v === null ? style("--ink") : colour(v), dashes = kind === "target" ? [2, 3] : dash(v ?? 0);
-  const line = `<line x1="0" y1="6" x2="26" y2="6" stroke="${ink}" stroke-width="2.5" stroke-dasharray="${dashes}"/>`;
-  const cross = `<path d="M9 2l8 8M17 2l-8 8" stroke="${ink}" stroke-width="2"/>`;
-  return `<svg width="26" height="12" aria-hidden="true">${kind === "mark" ? cross : line}</svg>`;
-}
 
 function legends() {
   for (const box of document.querySelectorAll("[data-variant]"))
@@ -66,31 +49,11 @@ function tooltip(chart, more) {
   return [["variant", "@name"], ...more(y), [chart.x, "$snap_x" + x]];
 }
 
-function figureOf(chart) {
-  const P = Bokeh.Plotting, log = state.log && chart.log;
-  const figure = P.figure({
-    height: 280, sizing_mode: "stretch_width", tools: "pan,box_zoom,wheel_zoom,reset,save",
-    x_axis_label: chart.x, y_axis_label: chart.unit, y_axis_type: log ? "log" : "linear",
-    y_range: new Bokeh.DataRange1d({only_visible: true, ...(chart.log && !log ? {start: 0} : {})}),
-    background_fill_color: null, border_fill_color: null, outline_line_color: null, toolbar_location: "above", toolbar_inner: true,
-  });
-  figure.toolbar.logo = null;
-  figure.toolbar.autohide = true;
-  figure.toolbar.active_drag = touch.matches ? null : figure.toolbar.tools.find(tool => tool.type === "BoxZoomTool");
-  for (const axis of [...figure.below, ...figure.left]) {
-    axis.axis_line_color = axis.major_tick_line_color = style("--line");
-    axis.minor_tick_line_color = null;
-    axis.axis_label_text_color = axis.major_label_text_color = style("--soft");
-    axis.axis_label_text_font_style = "normal";
-    axis.axis_label_text_font_size = axis.major_label_text_font_size = "12px";
-  }
-  figure.below[0].ticker.desired_num_ticks = 5;
-  if (!chart.x.startsWith("KL")) figure.below[0].formatter = new Bokeh.NumeralTickFormatter({format: "0,0"});
-  for (const grid of figure.center) grid.grid_line_color = style("--line");
-  return figure;
+function chartOf(chart) {
+  const log = state.log && chart.log;
+  const y_range = new Bokeh.DataRange1d({only_visible: true, ...(chart.log && !log ? {start: 0} : {})});
+  return figureOf(chart, {log, counts: !chart.x.startsWith("KL"), y_range});
 }
-
-const source = columns => new Bokeh.ColumnDataSource({data: columns});
 
 function addRuns(figure, chart, curves, v, layers) {
   const runs = curves.runs.filter(run => run[0] === v);
@@ -177,7 +140,7 @@ function addTargets(figure, chart, curves, layers) {
 
 function addCurves(plot) {
   const {chart: key, env} = plot.holder.dataset, chart = data.charts[key], curves = data.curves[key][Number(env)];
-  const figure = plot.figure = figureOf(chart);
+  const figure = plot.figure = chartOf(chart);
   const add = state.mode === "means" ? addMean : addRuns;
   for (const v of data.variants.keys()) add(figure, chart, curves, v, plot.layers);
   addTargets(figure, chart, curves, plot.layers);
@@ -187,40 +150,16 @@ function addCurves(plot) {
 
 function addAudit(plot) {
   const [audit, chart, place] = plot.holder.dataset.audit.split(" "), spec = data.audits[audit][chart][place];
-  const figure = plot.figure = figureOf(spec);
+  const figure = plot.figure = chartOf(spec);
   drawMeans(figure, spec, state.log && spec.log, {colour, dash, ink: style("--ink"), source});
   plot.reading = () => meansAt(spec);
   return figure;
-}
-
-async function draw(element) {
-  const holder = element.closest("figure"), plot = {layers: [], holder, dirty: false, near: true, cursor: null};
-  plots.set(element, plot);
-  const figure = holder.dataset.audit ? addAudit(plot) : addCurves(plot);
-  plot.span = new Bokeh.Span({dimension: "height", line_color: style("--ink"), line_width: 1, visible: false});
-  figure.add_layout(plot.span);
-  show(plot);
-  element.replaceChildren();
-  plot.view = await Bokeh.Plotting.show(figure, element);
-  element.dataset.drawn = "yes";
 }
 
 function show(plot) {
   for (const {renderer, v, of} of plot.layers)
     renderer.visible = of ? [...of].some(one => state.variants.has(one)) : state.variants.has(v);
   plot.dirty = false;
-}
-
-function redraw() {
-  for (const [element, plot] of [...plots]) {
-    plot.view?.remove();
-    plots.delete(element);
-    delete element.dataset.drawn;
-    element.replaceChildren();
-    watcher.unobserve(element);
-    watcher.observe(element);
-  }
-  legends();
 }
 
 function refresh() {
@@ -230,60 +169,12 @@ function refresh() {
   legends();
 }
 
-const watcher = new IntersectionObserver(entries => {
-  for (const {target, isIntersecting} of entries) {
-    const plot = plots.get(target);
-    if (plot) {
-      plot.near = isIntersecting;
-      if (isIntersecting && plot.dirty) show(plot);
-    } else if (isIntersecting) draw(target);
-  }
-}, {rootMargin: "300px"});
-
-// Without a mouse: arrows read the curves, plus and minus zoom, 0 shows everything.
-function short(x) { return Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "–"; }
-
-function nearest(x, at) {
-  let best = 0;
-  for (let i = 1; i < x.length; i++) if (Math.abs(x[i] - at) < Math.abs(x[best] - at)) best = i;
-  return best;
-}
-
 function curvesAt(chart, curves) {
   const means = curves.means.filter(mean => state.variants.has(mean[0]));
   const word = (mean, at) => `${data.variants[mean[0]]}: ${short(numbers(mean[2])[nearest(numbers(mean[1]), at)])}`;
   const said = at => `${chart.x} ${short(at)}; ${means.map(mean => word(mean, at)).join("; ")}`;
   return {x: means.length ? numbers(means[0][1]) : [], said};
 }
-
-function read(plot, step) {
-  const {x, said} = plot.reading();
-  if (!x.length) return;
-  plot.cursor = plot.cursor === null ? 0 : Math.min(x.length - 1, Math.max(0, plot.cursor + step));
-  const at = x[plot.cursor];
-  plot.span.location = at;
-  plot.span.visible = true;
-  plot.holder.querySelector("output").textContent = said(at);
-}
-
-function zoom(plot, factor) {
-  const range = plot.figure.x_range, middle = plot.cursor === null ? (range.start + range.end) / 2 : plot.span.location;
-  range.setv({start: middle - (middle - range.start) * factor, end: middle + (range.end - middle) * factor});
-}
-
-addEventListener("keydown", event => {
-  const plot = event.target.matches?.(".plot") ? plots.get(event.target) : undefined;
-  if (!plot || event.ctrlKey || event.metaKey || event.altKey) return;
-  const stride = event.shiftKey ? 10 : 1;
-  const keys = {
-    ArrowRight: () => read(plot, stride), ArrowLeft: () => read(plot, -stride),
-    "+": () => zoom(plot, 0.7), "=": () => zoom(plot, 0.7), "-": () => zoom(plot, 1 / 0.7),
-    0: () => plot.view.reset(),
-  };
-  if (!(event.key in keys)) return;
-  event.preventDefault();
-  keys[event.key]();
-});
 
 addEventListener("change", ({target}) => {
   const chosen = (set, i) => target.checked ? set.add(i) : set.delete(i);
@@ -302,8 +193,6 @@ document.getElementById("print").addEventListener("click", async () => {
 });
 
 if (innerWidth < 800) document.getElementById("controls").open = false;
-dark.addEventListener("change", redraw);
-refresh();
-for (const element of document.querySelectorAll(".plot")) watcher.observe(element);
-document.documentElement.dataset.ready = "yes";
+const add = plot => plot.holder.dataset.audit ? addAudit(plot) : addCurves(plot);
+startPlots({add, show, legends});
 })();

@@ -84,7 +84,7 @@ def page(
     charts, compared = charts_of(runs), [section(audit) for audit in audits]
     data, numbers = payload(runs, charts)
     data["audits"] = [[chart["plots"] for chart in audit["charts"]] for audit in compared]
-    drawn = [*(["means.js"] if compared else []), "page.js"] if charts or compared else []
+    drawn = ["plots.js", *(["means.js"] if compared else []), "page.js"] if charts or compared else []
     env = Environment(loader=PackageLoader("klrl.report", ""), autoescape=True, trim_blocks=False)
     table = env.get_template("table.html").module.table  # type: ignore[attr-defined]
     here = files("klrl.report")
@@ -94,7 +94,7 @@ def page(
         lead=_lead(runs, audits),
         version=klrl.__version__,
         style=(here / "page.css").read_text(encoding="utf-8"),
-        scripts=[*_library(), *((here / name).read_text(encoding="utf-8") for name in drawn)] if drawn else [],
+        scripts=[*library(), *((here / name).read_text(encoding="utf-8") for name in drawn)] if drawn else [],
         data=safe_json(data),
         numbers=numbers,
         drawn=drawn,
@@ -112,8 +112,8 @@ def page(
     )
 
 
-def _library() -> list[str]:
-    """Return BokehJS with its plotting interface."""
+def library() -> list[str]:
+    """Return BokehJS with its plotting interface, as scripts of a page."""
     from bokeh.resources import Resources
 
     return Resources(mode="inline", components=["bokeh", "bokeh-api"], log_level="error").js_raw

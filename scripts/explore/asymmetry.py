@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from klrl.kl import kl_divergence, reverse_kl
 from klrl.policy.distributions import Categorical
+from klrl.scripts.explore.charts import BLUE, ORANGE, Block, Chart, Demo, Slider, level, points, series
 from klrl.scripts.explore.coding import P, Q, categorical
-from klrl.scripts.explore.report import Picture, Section, identity, number, shown
-from klrl.scripts.explore.style import BLACK, BLUE, GREY, ORANGE, finish, note
+from klrl.scripts.explore.contents import Section, identity, number, shown
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-PAIRS = 3000
+PAIRS, DRAWN = 3000, 700
+"""Random pairs, and how many of them are drawn."""
 COIN = 0.3
 SURE = (0.999, 0.001)
-SEE = f"""left, both curves touch 0 at Q = P, stay above it, and part from each other; towards 0 and 1 only
-    KL(P‖Q) grows without bound. Right, {PAIRS:,} random pairs over three outcomes: small values lie near the
-    diagonal (close to each other, the two directions agree), large ones leave it to both
-    sides."""
+DETOUR = (0.5, 0.25, 0.1)
+"""Coins that break the triangle inequality."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -33,35 +26,96 @@ def section(rng: torch.Generator) -> Section:
     forward, backward = random_pairs(rng)
     surprised, careful = float(kl_divergence(fair, sure)), float(kl_divergence(sure, fair))
     least = min(float(forward.min()), float(backward.min()))
+    direct, first, second = detour()
     identities = (
         identity("KL(P‖P) = 0", kl_divergence(p, p), 0.0, "nats", 0.0),
         identity("what the least KL of the random pairs lacks to 0 = nothing", min(least, 0.0), 0.0, "nats", 0.0),
     )
     numbers = (
-        number("KL(P‖Q), commands of section 1", kl_divergence(p, q), "nats"),
-        number("KL(Q‖P), commands of section 1", reverse_kl(p, q), "nats"),
+        number("KL(P‖Q), commands of chapter 1", kl_divergence(p, q), "nats"),
+        number("KL(Q‖P), commands of chapter 1", reverse_kl(p, q), "nats"),
         number("KL(fair‖nearly sure)", surprised, "nats"),
         number("KL(nearly sure‖fair)", careful, "nats"),
         number(f"least KL of {2 * PAIRS:,} between random pairs", least, "nats"),
         number("largest KL(P‖Q) / KL(Q‖P) of the random pairs", (forward / backward).max(), "1"),
+        number("KL from the coin 0.5 to the coin 0.1", direct, "nats"),
+        number("KL from the coin 0.5 to 0.25, plus that from 0.25 to 0.1", first + second, "nats"),
     )
-    return Section(
-        "Never negative, zero only if equal, and not symmetric", _idea(surprised, careful), numbers, identities,
-        (Picture("02-asymmetry.png", "KL is 0 only at Q = P, and its two directions differ", SEE,
-                 (11.5, 5.0), lambda figure: _draw(figure, forward, backward)),),
+    blocks = (*_text(surprised, careful), *_coin(), *_pairs(forward, backward), _triangle(direct, first, second))
+    title = "Never negative, zero only if equal, and not symmetric"
+    return Section("asymmetry", title, "Not a distance", blocks, numbers, identities)
+
+
+def _text(surprised: float, careful: float) -> tuple[Block, ...]:
+    return (
+        f"""
+        KL(P‖Q) is 0 if P = Q and positive otherwise, as no code beats the right one (*Gibbs' inequality*). But it is no
+        distance: its two directions differ.
+
+        Believing that heads is nearly sure ({SURE[0]:g}) while the coin is fair costs {shown(surprised)} nats per toss:
+        tails, held almost impossible, comes half of the time. Believing in a fair coin while heads is nearly sure costs
+        {shown(careful)}: tails, expected half of the time, hardly ever comes.
+        """,
+    )
+
+
+def _coin() -> tuple[Block, ...]:
+    chart = Chart(
+        "Two coins, both directions", "q, the probability of heads under Q", "nats",
+        (
+            series("line", "KL(P‖Q)", BLUE, live="forward", x=[], y=[]),
+            series("line", "KL(Q‖P)", ORANGE, 1, live="reverse", x=[], y=[]),
+            series("points", "", None, live="here", x=[], y=[]),
+            series("points", "Q = P", None, live="same", x=[], y=[], marker="diamond", size=12),
+        ),
+        x_range=(0.0, 1.0), y_range=(-0.05, 2.5),
     )  # fmt: skip
+    sliders = (
+        Slider("p", "p, heads under P", 0.02, 0.98, 0.01, COIN),
+        Slider("q", "q, heads under Q", 0.02, 0.98, 0.01, 0.9),
+    )
+    see = """Both curves touch 0 at q = p and part from each other. Towards q = 0 and q = 1 only KL(P‖Q) grows without
+        bound: there Q denies something that P does."""
+    return (Demo((chart,), see, sliders, live="directions"),)
 
 
-def _idea(surprised: float, careful: float) -> str:
+def _pairs(forward: Tensor, backward: Tensor) -> tuple[Block, ...]:
+    size, ratio = 0.5 * (forward + backward)[:DRAWN], (forward / backward)[:DRAWN]
+    chart = Chart(
+        f"{DRAWN} random pairs of distributions over three outcomes",
+        "mean of the two directions, nats", "KL(P‖Q) / KL(Q‖P)",
+        (
+            points("a pair", size, ratio, BLUE, size=5, alpha=0.55),
+            level(1.0, (1e-5, 10.0), "directions equal", None),
+        ),
+        log_x=True, log=True, x_range=(1e-5, 10.0), y_range=(0.25, 4.0),
+        y_at=(0.25, 0.5, 1.0, 2.0, 4.0),
+    )  # fmt: skip
+    return (
+        "How much do the directions differ? That depends on how far P and Q are apart:",
+        Demo(
+            (chart,),
+            """Close to each other (left) the directions agree; from about 0.01 nats on they part, and near one nat one
+            is often twice the other, either way round.""",
+        ),
+    )
+
+
+def _triangle(direct: float, first: float, second: float) -> str:
+    a, b, c = DETOUR
     return f"""
-        KL(P‖Q) is 0 if P = Q and positive otherwise: no code beats the right one. But it is no distance, as its two
-        directions differ. Believing that heads is nearly sure ({SURE[0]:g}) while the coin is fair costs
-        {shown(surprised)} nats per toss: tails, held almost impossible, comes half of the time. Believing in a fair
-        coin while heads is nearly sure costs {shown(careful)}: tails, expected half of the time, hardly ever comes.
+        Nor does the *triangle inequality* hold, by which a detour is never shorter. From a coin of {a:g} to one of
+        {c:g} the KL is {shown(direct)} nats; by way of {b:g} it is {shown(first)} + {shown(second)} =
+        {shown(first + second)}. Many small steps add up to less KL than one large one; chapter 9 comes back to this.
 
-        So always say which one: klrl's kl_divergence(p, q) is KL(p‖q), data from p and code for q. On policies
-        klrl bounds and reports KL(old‖new).
+        So always say which direction: `kl_divergence(p, q)` of klrl is KL(p‖q), data from p and code for q.
     """
+
+
+def detour() -> tuple[float, float, float]:
+    """Return KL from the first coin of DETOUR to the last, from the first to the second, from that to the last."""
+    a, b, c = (categorical((x, 1.0 - x)) for x in DETOUR)
+    return float(kl_divergence(a, c)), float(kl_divergence(a, b)), float(kl_divergence(b, c))
 
 
 def random_pairs(rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -71,32 +125,3 @@ def random_pairs(rng: torch.Generator) -> tuple[Tensor, Tensor]:
     size = torch.empty(PAIRS, 1, dtype=torch.float64).uniform_(-5.0, 0.7, generator=rng).exp()
     p, q = Categorical(middle - size * change), Categorical(middle + size * change)
     return kl_divergence(p, q), reverse_kl(p, q)
-
-
-def _draw(figure: Figure, forward: Tensor, backward: Tensor) -> None:
-    left, right = figure.subplots(1, 2)
-    _draw_coin(left)
-    _draw_pairs(right, forward, backward)
-
-
-def _draw_coin(ax: Axes) -> None:
-    heads = torch.linspace(0.002, 0.998, 499, dtype=torch.float64)
-    q = Categorical(torch.stack([heads, 1.0 - heads], -1).log())
-    p = categorical((COIN, 1.0 - COIN))
-    ax.plot(heads, kl_divergence(p, q), color=BLUE, label="KL(P‖Q)")
-    ax.plot(heads, reverse_kl(p, q), color=ORANGE, label="KL(Q‖P)")
-    ax.plot([COIN], [0.0], "o", color=BLACK)
-    note(ax, "Q = P: both are 0", COIN, 0.0, xytext=(0.36, 0.55), arrowprops={"arrowstyle": "->", "color": GREY})
-    ax.set_ylim(-0.06, 2.5)
-    finish(ax, f"Coins: P shows heads with probability {COIN:g}", "probability of heads under Q", "nats",
-           legend="upper center")  # fmt: skip
-
-
-def _draw_pairs(ax: Axes, forward: Tensor, backward: Tensor) -> None:
-    ax.loglog(forward, backward, ".", color=BLUE, markersize=3, alpha=0.5)
-    ends = [1e-6, 20.0]
-    ax.plot(ends, ends, color=GREY, linewidth=1)
-    note(ax, "KL(P‖Q) = KL(Q‖P)", 1.2e-4, 4e-5, GREY)
-    ax.set_xlim(*ends)
-    ax.set_ylim(*ends)
-    finish(ax, f"{PAIRS:,} random pairs P, Q over three outcomes", "KL(P‖Q), nats", "KL(Q‖P), nats")

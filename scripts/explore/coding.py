@@ -5,19 +5,30 @@ from __future__ import annotations
 import heapq
 import math
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore.report import BITS_PER_NAT, Picture, Section, identity, number, shown
-from klrl.scripts.explore.style import BLACK, BLUE, GREY, ORANGE, finish, note
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from klrl.scripts.explore.charts import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Block,
+    Chart,
+    Demo,
+    Formula,
+    Slider,
+    Table,
+    bars,
+    level,
+    line,
+    points,
+    series,
+    words,
+)
+from klrl.scripts.explore.contents import BITS_PER_NAT, Section, identity, number, shown
 
 COMMANDS = ("forward", "left", "right", "back", "stop")
 P = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16)
@@ -25,10 +36,6 @@ Q = (1 / 16, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 COIN_P, COIN_Q = (0.7, 0.3), (0.4, 0.6)
 MESSAGE = 10_000
 BLOCKS = range(1, 11)
-SEE = """the words of both codes; the bars on the right are the ideal lengths, the crosses the measured message.
-    Where probabilities are no powers of 1/2, a word has a whole number of bits and some are wasted; coding n
-    symbols at a time (lower panel: a biased coin, Shannon's code) wastes less than 1/n bit per symbol, so the cost
-    goes down towards the cross-entropy itself."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -54,30 +61,106 @@ def section(rng: torch.Generator) -> Section:
         number("measured length, code for P", own, "bits"),
         number("measured length, code for Q", foreign, "bits"),
     )
-    return Section(
-        "KL is a price in bits", _idea(H, H_pq, kl, own, foreign), numbers, identities,
-        (Picture("01-coding-cost.png", "KL(P‖Q): extra bits of coding P with the code made for Q", SEE,
-                 (11.5, 8.2), lambda figure: _draw(figure, own, foreign)),),
+    blocks = (*_story(H, H_pq, kl), *_measured(own, foreign, H, kl), *_coin(), *_blocks())
+    return Section("coding", "KL is a price in bits", "A price in bits", blocks, numbers, identities)
+
+
+def _story(H: float, H_pq: float, kl: float) -> tuple[Block, ...]:
+    code_p, code_q = huffman(P), huffman(Q)
+    table = Table(
+        "A robot's commands: how often each is sent (P), how often somebody believes so (Q), and a code for each",
+        ("command", "P", "Q", "word of the code for P", "word of the code for Q"),
+        tuple(
+            (name, _part(a), _part(b), u, v) for name, a, b, u, v in zip(COMMANDS, P, Q, code_p, code_q, strict=True)
+        ),
+    )
+    return (
+        """
+        A robot is sent one of five commands at a time. P is the distribution that they come from: half of them are
+        "forward". To send them with few bits, frequent commands get short words, such as those of Huffman's code. No
+        word begins another, so that a row of words can be read without gaps.
+        """,
+        table,
+        f"""
+        With the code for P a command costs {shown(H)} bits on average. This is the *entropy* H(P), and no code for P
+        does better. Somebody who believes in Q builds the code for Q. The commands still come from P, and now they cost
+        {shown(H_pq)} bits: the *cross-entropy* H(P, Q).
+
+        The difference, {shown(kl)} bits per command, is the price of the wrong belief. It is the *Kullback-Leibler
+        divergence* of Q from P, also called *relative entropy*:
+        """,
+        Formula("KL(P‖Q) = H(P, Q) − H(P) = Σ P(x) log( P(x) / Q(x) )"),
+        f"""
+        The sum runs over all outcomes x, here the commands. The first distribution is where data come from, the second
+        what is believed. Logarithms to base 2 give bits, natural ones *nats*; a nat is {shown(BITS_PER_NAT)} bits. From
+        the next chapter on everything is in nats, and log is the natural logarithm.
+        """,
+    )
+
+
+def _measured(own: float, foreign: float, H: float, kl: float) -> tuple[Block, ...]:
+    chart = Chart(
+        f"{MESSAGE:,} commands from P, really encoded", "", "bits per command",
+        (
+            bars("H(P)", (0, 1), (0.0, 0.0), (H, H), BLUE),
+            bars("KL(P‖Q)", (1,), (H,), (H + kl,), ORANGE, hatch="right_diagonal_line"),
+            points("the message", (0, 1), (own, foreign), marker="x", size=14, width=2.5),
+            words((0, 1, 1), (H / 2, H / 2, H + kl / 2), (f"{H:.3f}", f"{H:.3f}", f"{kl:.3f}")),
+        ),
+        x_range=(-0.7, 1.7), y_range=(0.0, 3.0), ticks=("code for P", "code for Q"),
     )  # fmt: skip
+    see = f"Bars are the formulas, crosses the measured message: {shown(own)} and {shown(foreign)} bits per command."
+    return (Demo((chart,), see),)
 
 
-def _idea(H: float, H_pq: float, kl: float, own: float, foreign: float) -> str:
-    return f"""
-        A robot is sent one of five commands at a time, with probabilities P = ({_listed(P)}). A good
-        code gives frequent commands short words: with Huffman's code for P a command costs {shown(H)} bits on average,
-        the entropy H(P), and no code does better. Who believes in Q = ({_listed(Q)}) makes the code
-        for Q; the commands still come from P, and now cost {shown(H_pq)} bits, the cross-entropy H(P, Q). The
-        difference, {shown(kl)} bits per command, is the price of the wrong belief: the Kullback-Leibler divergence
-        KL(P‖Q), the sum of P log(P/Q).
+def _coin() -> tuple[Block, ...]:
+    chart = Chart(
+        "What a toss costs by the belief q", "q, the believed probability of heads", "bits per toss",
+        (
+            series("line", "H(P, Q), the cost", ORANGE, live="cost", x=[], y=[]),
+            series("line", "H(P), the least cost", BLUE, 1, live="entropy", x=[], y=[]),
+            series("joined", "KL(P‖Q)", None, live="gap", x=[], low=[], high=[]),
+            series("points", "", None, live="here", x=[], y=[]),
+        ),
+        x_range=(0.0, 1.0), y_range=(0.0, 3.0),
+    )  # fmt: skip
+    sliders = (
+        Slider("p", "p, how often the coin really shows heads", 0.02, 0.98, 0.01, COIN_P[0]),
+        Slider("q", "q, what the code believes", 0.02, 0.98, 0.01, COIN_Q[0]),
+    )
+    see = """The cost touches its least value at q = p alone. Being wrong by a little costs little; believing that
+        something is almost impossible, and being wrong, costs most."""
+    return ("The same with a coin, P = (p, 1 − p), that you can bend:", Demo((chart,), see, sliders, live="code"))
 
-        A message of {MESSAGE:,} commands, really encoded, took {shown(own)} bits per command with the code for P and
-        {shown(foreign)} with the code for Q. With natural logarithms the unit is the nat, {shown(BITS_PER_NAT)} bits;
-        from here on everything is in nats unless bits are named.
-    """
+
+def _blocks() -> tuple[Block, ...]:
+    p, q = categorical(COIN_P), categorical(COIN_Q)
+    lengths = [block_lengths(n) for n in BLOCKS]
+    low, high, ends = float(entropy(p, 2)), float(cross_entropy(p, q, 2)), (1, BLOCKS[-1])
+    chart = Chart(
+        f"p = {COIN_P[0]:g}, q = {COIN_Q[0]:g}: longer words waste less", "tosses per word, n", "bits per toss",
+        (
+            line("Shannon's code for Q", BLOCKS, [x[1] for x in lengths], ORANGE),
+            level(high, ends, f"H(P, Q) = {high:.3f}", ORANGE),
+            line("Shannon's code for P", BLOCKS, [x[0] for x in lengths], BLUE),
+            level(low, ends, f"H(P) = {low:.3f}", BLUE),
+            series("joined", "", GREY, x=[8], low=[low], high=[high]),
+            words((8.2,), ((low + high) / 2,), (f"KL(P‖Q) = {high - low:.3f}",), align="left"),
+        ),
+        x_range=(0.5, 10.5), y_range=(0.8, 2.05),
+    )  # fmt: skip
+    return (
+        """
+        A word has a whole number of bits, and a toss of this coin is worth less than one. Coding n tosses with one word
+        wastes less than 1/n bit per toss, so the cost comes down to the entropy, or to the cross-entropy with the code
+        for Q. The gap between the two stays.
+        """,
+        Demo((chart,), "Every message of n tosses is counted, with its probability; words have ⌈−log₂⌉ of it bits."),
+    )
 
 
-def _listed(values: tuple[float, ...]) -> str:
-    return ", ".join(f"1/{1 / x:.0f}" for x in values)
+def _part(value: float) -> str:
+    return f"1/{1 / value:.0f}"
 
 
 def prob(values: tuple[float, ...]) -> Tensor:
@@ -141,54 +224,3 @@ def block_lengths(n: int) -> tuple[float, float]:
         total_p += p * math.ceil(-math.log2(p))
         total_q += p * math.ceil(-math.log2(q))
     return total_p / n, total_q / n
-
-
-def _draw(figure: Figure, own: float, foreign: float) -> None:
-    axes = figure.subplot_mosaic([["p", "bits"], ["blocks", "blocks"]], width_ratios=(1.5, 1.0))
-    _draw_words(axes["p"])
-    _draw_bits(axes["bits"], own, foreign)
-    _draw_blocks(axes["blocks"])
-
-
-def _draw_words(ax: Axes) -> None:
-    for shift, values, colour, name in ((-0.2, P, BLUE, "P"), (0.2, Q, ORANGE, "Q")):
-        places = [i + shift for i in range(len(values))]
-        ax.bar(places, values, 0.38, color=colour, label=f"{name}, with the words of the code for {name}")
-        for x, y, word in zip(places, values, huffman(values), strict=True):
-            note(ax, word, x, y, colour, ha="center", va="bottom", family="monospace")
-    ax.set_xticks(range(len(COMMANDS)), COMMANDS)
-    ax.set_ylim(0.0, 0.58)
-    finish(ax, "Two beliefs and their codes", "command", "probability", legend="upper right")
-
-
-def _draw_bits(ax: Axes, own: float, foreign: float) -> None:
-    p, q = categorical(P), categorical(Q)
-    H, kl = float(entropy(p, 2)), float(kl_divergence(p, q, 2))
-    ax.bar([0, 1], [H, H], 0.8, color=BLUE)
-    ax.bar([1], [kl], 0.8, bottom=[H], color=ORANGE)
-    ax.plot([0, 1], [own, foreign], "x", color=BLACK, markersize=11, markeredgewidth=2, label="measured message")
-    for x in (0, 1):
-        note(ax, f"H(P) = {shown(H)}", x, H / 2, "white", ha="center", va="center")
-    note(ax, f"KL(P‖Q) = {shown(kl)}", 1, H + kl / 2, "white", ha="center", va="center")
-    ax.set_xticks([0, 1], ["code for P", "code for Q"])
-    ax.set_xlim(-0.6, 1.6)
-    ax.set_ylim(0.0, 3.6)
-    finish(ax, "Cost of commands that come from P", "", "bits per command", legend="upper left")
-
-
-def _draw_blocks(ax: Axes) -> None:
-    p, q = categorical(COIN_P), categorical(COIN_Q)
-    lengths = [block_lengths(n) for n in BLOCKS]
-    for column, limit, colour, name in ((1, cross_entropy(p, q, 2), ORANGE, "Q"), (0, entropy(p, 2), BLUE, "P")):
-        ax.plot(BLOCKS, [x[column] for x in lengths], "o-", color=colour, label=f"Shannon's code for {name}")
-        ax.axhline(float(limit), color=colour, linestyle="--", linewidth=1)
-        text = f"H(P, Q) = {float(limit):.3f}" if column else f"H(P) = {float(limit):.3f}"
-        note(ax, text, BLOCKS[-1] + 0.15, float(limit) - 0.015, colour, va="top")
-    low, high = float(entropy(p, 2)), float(cross_entropy(p, q, 2))
-    ax.annotate("", (7.5, low), (7.5, high), arrowprops={"arrowstyle": "<->", "color": GREY})
-    note(ax, f"KL(P‖Q) = {high - low:.3f}", 7.58, low + 0.72 * (high - low), GREY, ha="left", va="center")
-    ax.set_xlim(0.7, 11.4)
-    ax.set_ylim(0.8, 2.0)
-    ax.set_xticks(list(BLOCKS))
-    title = f"A coin, P = {COIN_P[0]:g} heads, Q = {COIN_Q[0]:g} heads: longer blocks waste less"
-    finish(ax, title, "tosses per word, n", "bits per toss", legend="upper right")

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from klrl.kl import effective_sample_size, fisher_product, kl_divergence, kl_per_dimension, reverse_kl
 from klrl.policy.distributions import Categorical, DiagGaussian
-from klrl.scripts.explore.report import Picture, Section, identity, number, shown
-from klrl.scripts.explore.style import BLACK, BLUE, GREEN, ORANGE, finish, note
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from klrl.scripts.explore.charts import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    Chart,
+    Demo,
+    Formula,
+    Slider,
+    bars,
+    level,
+    points,
+    series,
+    words,
+)
+from klrl.scripts.explore.contents import Section, identity, number
 
 DIMENSIONS = {1: "Pendulum", 6: "HalfCheetah", 17: "Humanoid"}
 TARGET = 0.01
 STEPS = torch.logspace(-3.0, 0.0, 31, dtype=torch.float64)
-ACTIONS, STATES, LINES = 6, 64, 10
-SEE = """left, the summed KL grows with the number of dimensions while the mean over them stays put; middle, the
-    worth of old samples falls with the sum. Right, KL over the quadratic form, at states of a softmax policy
-    whose logits are moved by ever larger changes: 1 in both directions for small changes; larger ones leave it,
-    the reverse KL about twice as far, as its third-order term is twice that of the other."""
+ACTIONS, STATES, LINES = 6, 64, 16
 
 
 def section(rng: torch.Generator) -> Section:
@@ -36,37 +39,107 @@ def section(rng: torch.Generator) -> Section:
     identities = (
         *(identity(f"d = {d}: KL of the whole action = {d} times that of one dimension", kl[i], d * TARGET, "nats")
           for i, d in enumerate(DIMENSIONS)),
-        identity(f"KL(θ‖θ + δ) / (1/2 δ'F δ) = 1 at δ of size {STEPS[0]:g}, worst of {STATES} states",
+        identity(f"KL(θ‖θ + Δ) / (1/2 Δ'F Δ) = 1 at Δ of size {STEPS[0]:g}, worst of {STATES} states",
                  1.0 + worst, 1.0, "", 10 * float(STEPS[0])),
-        identity("deviation of the reverse KL from 1/2 δ'F δ = twice that of the forward KL, there",
+        identity("deviation of the reverse KL from 1/2 Δ'F Δ = twice that of the forward KL, there",
                  (reverse[0] - quadratic[0]).abs().sum() / (forward[0] - quadratic[0]).abs().sum(), 2.0, "", 0.01),
     )  # fmt: skip
     numbers = (
         *(number(f"d = {d}: KL, summed", kl[i], "nats") for i, d in enumerate(DIMENSIONS)),
         *(number(f"d = {d}: mean over dimensions", mean[i], "nats") for i, d in enumerate(DIMENSIONS)),
         *(number(f"d = {d}: effective sample size over sample size", share[i], "1") for i, d in enumerate(DIMENSIONS)),
-        *(number(f"relative error of 1/2 δ'F δ at size {STEPS[i]:.3g}, mean over states",
+        *(number(f"relative error of 1/2 Δ'F Δ at size {STEPS[i]:.3g}, mean over states",
                  (forward[i] / quadratic[i] - 1.0).abs().mean(), "1") for i in (0, len(STEPS) // 2)),
     )  # fmt: skip
-    return Section(
-        "A policy's KL is summed over action dimensions, and quadratic up close", _idea(kl, share), numbers, identities,
-        (Picture("09-dimensions.png", "What a mean over action dimensions hides; what a small change costs", SEE,
-                 (13.0, 4.8), partial(_draw, curves=(forward, reverse, quadratic))),),
+    blocks = (
+        _sum_text(kl, share), _bars(kl, mean, share), *_near_text(), _pairs(forward, reverse, quadratic),
     )  # fmt: skip
+    title = "A policy's KL is summed over action dimensions, and quadratic up close"
+    return Section("dimensions", title, "Dimensions and small steps", blocks, numbers, identities)
 
 
-def _idea(kl: Tensor, share: Tensor) -> str:
+def _sum_text(kl: Tensor, share: Tensor) -> str:
     return f"""
-        The KL of independent action dimensions is the sum of theirs. A mean over dimensions divides it by their
-        number d, and a bound on the mean admits d times the change: where every dimension moves by a KL of {TARGET:g},
-        the mean says {TARGET:g} in every task, but the policy of a {max(DIMENSIONS)}-dimensional action has moved by
-        {shown(float(kl[-1]))} nats, and samples of the old policy are worth {100 * float(share[-1]):.0f} % of their
-        number for the new one (with one dimension {100 * float(share[0]):.0f} %). So
-        klrl's target_kl bounds the sum.
+        A robot's action has several dimensions, one per joint. If they are drawn independently, the KL of the whole
+        action is the *sum* of theirs. Some libraries report the mean over dimensions instead. Let every dimension move
+        by {TARGET:g} nats: the mean says {TARGET:g} in every task, but the policy of a {max(DIMENSIONS)}-dimensional
+        action has moved by {float(kl[-1]):.2f} nats.
 
-        Close to each other, both directions of KL are one quadratic form: for a change δ of the parameters,
-        KL ≈ 1/2 δ'F δ with the Fisher matrix F, state by state. That is how TRPO measures its step.
+        What that means shows in data. Samples of the old policy can stand for samples of the new one, if each is
+        weighted by the ratio of its probabilities; the more uneven the weights, the fewer samples they are worth (the
+        *effective sample size*). Here they are worth {100 * float(share[-1]):.0f} % of their number, with one dimension
+        {100 * float(share[0]):.0f} %. So klrl's `target_kl` bounds the sum.
     """
+
+
+def _bars(kl: Tensor, mean: Tensor, share: Tensor) -> Demo:
+    place, zero = torch.arange(len(kl)).double(), torch.zeros(len(kl))
+    ticks = tuple(f"{d} ({name})" for d, name in DIMENSIONS.items())
+    charts = (
+        Chart(
+            f"Every dimension moves by {TARGET:g} nats", "dimensions", "KL(old‖new), nats",
+            (
+                bars("sum", place - 0.2, zero, kl, BLUE, width=0.36),
+                bars("mean", place + 0.2, zero, mean, ORANGE, width=0.36, hatch="right_diagonal_line"),
+                words(place - 0.2, kl, [f"{x:.2f}" for x in kl.tolist()], down=-9),
+                words(place + 0.2, mean, [f"{x:.2f}" for x in mean.tolist()], down=-9),
+            ),
+            x_range=(-0.6, 2.6), y_range=(0.0, 0.2), ticks=ticks,
+        ),
+        Chart(
+            "What old samples are worth", "dimensions", "effective sample size, %",
+            (
+                bars("effective sample size", place, zero, 100 * share, GREEN, width=0.6),
+                words(place, 100 * share, [f"{100 * x:.0f} %" for x in share.tolist()], down=-9),
+            ),
+            x_range=(-0.6, 2.6), y_range=(0.0, 112.0), ticks=ticks,
+        ),
+    )  # fmt: skip
+    return Demo(charts, "The sum grows with the dimensions, and the samples lose by it; the mean hides both.")
+
+
+def _near_text() -> tuple[str, Formula, str]:
+    return (
+        """
+        The second fact is about small steps. A policy has parameters θ, and an update adds a small change Δ to them.
+        Near its minimum every smooth function looks like a parabola, so the KL does, too:
+        """,
+        Formula("KL(θ‖θ + Δ) ≈ ½ Δᵀ F Δ ≈ KL(θ + Δ‖θ)"),
+        """
+        F is the *Fisher matrix*: it says how much each direction of change costs. Up close the two directions of KL are
+        one. TRPO and the natural gradient (next chapter) measure their steps by it. How small is small enough?
+        """,
+    )
+
+
+def _pairs(forward: Tensor, reverse: Tensor, quadratic: Tensor) -> Demo:
+    order = (forward[-1] / quadratic[-1])[:LINES].argsort()
+    there, back = ((x / quadratic)[:, :LINES][:, order] for x in (forward, reverse))
+    place, start = torch.arange(1, LINES + 1), len(STEPS) - 5
+    pairs = (
+        series("joined", "one state", GREY, x=place, low=there[start], high=back[start]).moved(
+            {"low": there[i], "high": back[i]} for i in range(len(STEPS))
+        ),
+        points("KL(θ‖θ + Δ)", place, there[start], BLUE).moved({"y": there[i]} for i in range(len(STEPS))),
+        points("KL(θ + Δ‖θ)", place, back[start], ORANGE, marker="square").moved(
+            {"y": back[i]} for i in range(len(STEPS))
+        ),
+    )
+    chart = Chart(
+        f"A policy of {ACTIONS} actions at {LINES} states", "state, in order", "KL / (½ Δᵀ F Δ)",
+        (level(1.0, (0.4, LINES + 0.6), "½ Δᵀ F Δ", None, 2), *pairs),
+        x_range=(0.4, LINES + 0.6), y_range=(0.4, 1.8),
+    )  # fmt: skip
+    sizes = tuple(f"{x:.2g}" for x in STEPS.tolist())
+    says = tuple(
+        f"KL(θ‖θ + Δ) between {float(forward[i, :LINES].min()):.2g} and {float(forward[i, :LINES].max()):.2g} nats; "
+        f"the parabola is wrong by {100 * float((there[i] - 1.0).abs().mean()):.2g} % on average"
+        for i in range(len(STEPS))
+    )
+    slider = Slider("size", "size of the change Δ", 0, len(STEPS) - 1, 1, start, sizes)
+    see = """The two directions at one state are joined. Where they differ from the parabola, the reverse KL does so
+        about twice as far, and to the same side: its term of third order is twice that of the other."""
+    return Demo((chart,), see, (slider,), says=says)
 
 
 def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
@@ -81,48 +154,9 @@ def by_dimension() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def second_order(logits: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return KL(θ‖θ + δ), KL(θ + δ‖θ) and 1/2 δ'F δ for δ = size * tangent, ``[sizes, states]``."""
+    """Return KL(θ‖θ + Δ), KL(θ + Δ‖θ) and 1/2 Δ'F Δ for Δ = size * tangent, ``[sizes, states]``."""
     old = Categorical(logits.expand(len(STEPS), -1, -1))
     change = STEPS[:, None, None] * tangent
     new = Categorical(old.logits + change)
     (product,) = fisher_product(old, (change,))
     return kl_divergence(old, new), reverse_kl(old, new), 0.5 * (change * torch.as_tensor(product)).sum(-1)
-
-
-def _draw(figure: Figure, curves: tuple[Tensor, Tensor, Tensor]) -> None:
-    left, middle, right = figure.subplots(1, 3)
-    kl, mean, share = by_dimension()
-    _draw_bars(left, kl, mean)
-    _draw_share(middle, share)
-    _draw_order(right, *(x[:, :LINES] for x in curves))
-
-
-def _draw_bars(ax: Axes, kl: Tensor, mean: Tensor) -> None:
-    bars = ((-0.2, kl, BLUE, "sum over dimensions"), (0.2, mean, ORANGE, "mean over dimensions"))
-    for shift, values, colour, label in bars:
-        places = [i + shift for i in range(len(values))]
-        ax.bar(places, values.tolist(), 0.38, color=colour, label=label)
-        for x, y in zip(places, values.tolist(), strict=True):
-            note(ax, f"{y:.2f}", x, y, colour, ha="center", va="bottom")
-    ax.set_xticks(range(len(kl)), [f"d = {d}\n({name})" for d, name in DIMENSIONS.items()])
-    finish(ax, f"Every dimension moves by {TARGET:g} nats", "", "KL(old‖new), nats", legend="upper left")
-
-
-def _draw_share(ax: Axes, share: Tensor) -> None:
-    ax.bar(range(len(share)), (100 * share).tolist(), 0.6, color=GREEN)
-    for x, y in enumerate((100 * share).tolist()):
-        note(ax, f"{y:.0f} %", x, y, GREEN, ha="center", va="bottom")
-    ax.set_xticks(range(len(share)), [f"d = {d}" for d in DIMENSIONS])
-    ax.set_ylim(0.0, 112.0)
-    finish(ax, "What old samples are worth for the new policy", "number of action dimensions",
-           "effective sample size, % of the sample")  # fmt: skip
-
-
-def _draw_order(ax: Axes, forward: Tensor, reverse: Tensor, quadratic: Tensor) -> None:
-    for values, colour, label in ((forward, BLUE, "KL(θ‖θ + δ)"), (reverse, ORANGE, "KL(θ + δ‖θ)")):
-        lines = ax.semilogx(STEPS, values / quadratic, color=colour, linewidth=1.2, alpha=0.6)
-        lines[0].set_label(label)
-    ax.axhline(1.0, color=BLACK, linewidth=1)
-    note(ax, "1/2 δ'F δ", float(STEPS[0]), 1.03)
-    title = f"Softmax policy, a line per state ({LINES} of {STATES})"
-    finish(ax, title, "size of the change δ of the logits", "KL / (1/2 δ'F δ)", legend="lower left")

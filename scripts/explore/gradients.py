@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,16 +11,12 @@ from torch import Tensor
 from klrl.kl import BiasedGradientWarning, GradientVerdict, estimator_gradient, kl_divergence, kl_loss
 from klrl.kl.estimator_gradients import Loss, Sampler, Target
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore.report import BrokenIdentity, Identity, Picture, Section, identity, number
-from klrl.scripts.explore.style import BLUE, GREEN, GREY, ORANGE, PURPLE, finish, note
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from klrl.scripts.explore.charts import BLUE, GREEN, ORANGE, PURPLE, Block, Chart, Demo, Table, line
+from klrl.scripts.explore.contents import BrokenIdentity, Identity, Section, identity, number
 
 ACTIONS = 5
 DESCENT: tuple[Loss, ...] = ("w*k3", "k1", "k2", "k3")
-STEPS, RATE = 100, 1.0
+STEPS, RATE = 60, 1.0
 
 
 class Policies(NamedTuple):
@@ -39,14 +34,6 @@ class Row(NamedTuple):
     error: float
 
 
-SEE = f"""left, every loss (rows) for every sampler and KL (columns): green is right, the number is the relative
-    error of the expected gradient, empty cells repeat another row or make no sense.
-    w is the probability of a sample under the first policy of the KL over that under the sampler, sg(w) the same
-    as a constant, in_reward the estimator as a reward of the policy gradient. Right, {STEPS} gradient steps
-    on KL(policy‖reference) with expected gradients: k1 does not move, w*k3 and k2 go down the same way, k3
-    goes another way (down the other KL: here to the same end, as this policy can become the reference)."""
-
-
 def section(rng: torch.Generator) -> Section:
     """Show the table, checked row by row, and the effect of a wrong row."""
     policies = Policies(*torch.empty(3, ACTIONS, dtype=torch.float64).normal_(generator=rng))
@@ -61,29 +48,63 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"KL(policy‖reference) after {STEPS} steps down the loss {loss}", curve[-1], "nats")
           for loss, curve in curves.items()),
     )  # fmt: skip
+    blocks: tuple[Block, ...] = (*_text(len(rows), right), _verdicts(rows), _descent(curves))
+    title = "For experts: which loss has the right gradient"
     return Section(
-        "Which loss has the right gradient",
-        _idea(len(rows), right), numbers, _identities(rows, policies, curves["k1"]),
-        (Picture("06-gradients.png", "An estimator as a loss: right value, right gradient?", SEE, (13.0, 6.4),
-                 partial(_draw, rows=rows, curves=curves)),),
+        "gradients", title, "For experts: losses", blocks, numbers, _identities(rows, policies, curves["k1"])
+    )
+
+
+def _text(judged: int, right: int) -> tuple[str, ...]:
+    return (
+        """
+        This chapter is for those who write losses, for instance with a KL to a reference policy in the fine-tuning of a
+        language model. All others can stop here. In short: as a loss take `w*k3`, or klrl's `kl_loss`, which takes it
+        for you.
+
+        The *policy* is what moves. The *reference* is what it is compared with and stays. Samples come from the policy
+        itself or from an old one, and w is the probability of a sample now over what it was when drawn. k1, k2 and k3
+        are those of chapter 5.
+
+        A good estimate need not be a good loss. Minimising a KL needs the gradient of its mean, and where samples come
+        from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples from
+        the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With samples
+        from the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
+        """,
+        f"""
+        Of the {judged} combinations that klrl's `estimator_gradient` judges, {right} are right. Each was enumerated
+        here over all {ACTIONS} actions: the expected gradient of the loss against the gradient of the exact KL. `w*k3`
+        is right everywhere; `kl_loss` warns of every wrong one.
+        """,
+    )
+
+
+def _verdicts(rows: list[Row]) -> Table:
+    columns = list(dict.fromkeys((row.verdict.sampler, row.verdict.target) for row in rows))
+    found = {(x.verdict.estimator, x.verdict.sampler, x.verdict.target): x for x in rows}
+
+    def cell(row: Row | None) -> str:
+        return "–" if row is None else "right" if row.verdict.right else f"wrong by {100 * row.error:.0f} %"
+
+    return Table(
+        "Expected gradient against that of the exact KL: relative error. in_reward: the estimator as a reward of the "
+        "policy gradient; sg(w): w as a constant; –: repeats another row, or makes no sense",
+        ("loss", *(f"{target.replace('||', '‖')}, samples from {sampler}" for sampler, target in columns)),
+        tuple((loss, *(cell(found.get((loss, *column))) for column in columns)) for loss in get_args(Loss)),
+    )
+
+
+def _descent(curves: dict[Loss, Tensor]) -> Demo:
+    looks = {"w*k3": (GREEN, 0, 6.0), "k1": (BLUE, 0, 2.0), "k2": (ORANGE, 1, 2.0), "k3": (PURPLE, 2, 2.0)}
+    chart = Chart(
+        "Descent with samples from the policy", "gradient step", "KL(policy‖reference), nats",
+        tuple(line(loss, range(STEPS + 1), curve.clamp_min(1e-7), looks[loss][0], looks[loss][1], width=looks[loss][2])
+              for loss, curve in curves.items()),
+        log=True, x_range=(0.0, STEPS), y_range=(1e-6, 5.0),
     )  # fmt: skip
-
-
-def _idea(judged: int, right: int) -> str:
-    return f"""
-        In short: as a loss take w*k3, or klrl's kl_loss, which takes it for you. The policy is what moves; the
-        reference is what it is compared with and stays; samples come from the policy itself or from an old one, and
-        w is the probability of a sample now over what it was when drawn.
-
-        A good estimate need not be a good loss: minimising a KL needs the gradient of its mean, and where samples come
-        from the policy itself, the gradient also has to count how the policy changes what is sampled. With samples
-        from the policy, k1 as a loss has the expected gradient 0, and k3 that of the other direction of KL. With
-        samples from the old policy and KL(old‖policy), the bound of trust regions, k1 and k3 are right and k2 is wrong.
-
-        Of the {judged} combinations that klrl's estimator_gradient judges, {right} are right. Each was enumerated
-        here over all {ACTIONS} actions: expected gradient of the loss against the gradient of the exact KL. "w*k3" is
-        right everywhere; klrl's kl_loss warns of every wrong one.
-    """
+    see = """k1 does not move; w*k3 and k2 go down the same way. k3 goes down the other KL: here to the same end, as
+        this policy can become the reference; a smaller one would end elsewhere, as in chapter 3."""
+    return Demo((chart,), see)
 
 
 def _identities(rows: list[Row], policies: Policies, curve: Tensor) -> tuple[Identity, ...]:
@@ -166,40 +187,3 @@ def descent(loss: Loss, policies: Policies) -> Tensor:
         gradient = expected_gradient(loss, "policy", target, policies)
         policies = policies._replace(policy=policies.policy - RATE * gradient)
     return torch.stack(values)
-
-
-def _draw(figure: Figure, rows: list[Row], curves: dict[Loss, Tensor]) -> None:
-    left, right = figure.subplots(1, 2, width_ratios=(1.9, 1.0))
-    _draw_table(left, rows)
-    styles = {"w*k3": (GREEN, "-", 5), "k1": (BLUE, "-", 1.5), "k2": (ORANGE, "--", 1.5), "k3": (PURPLE, "-", 1.5)}
-    for loss, curve in curves.items():
-        colour, style, width = styles[loss]
-        right.semilogy(curve, style, color=colour, linewidth=width, alpha=0.5 if width > 2 else 1.0, label=loss)
-    right.set_ylim(bottom=1e-6)
-    title = "Descent on KL(policy‖reference),\nsamples from the policy"
-    finish(right, title, "gradient step", "KL(policy‖reference), nats", legend="lower left")  # fmt: skip
-
-
-def _draw_table(ax: Axes, rows: list[Row]) -> None:
-    columns = list(dict.fromkeys((row.verdict.sampler, row.verdict.target) for row in rows))
-    losses = get_args(Loss)
-    for row in rows:
-        x, y = columns.index((row.verdict.sampler, row.verdict.target)), losses.index(row.verdict.estimator)
-        ax.fill_between(
-            [x - 0.48, x + 0.48], y - 0.46, y + 0.46, color=GREEN if row.verdict.right else ORANGE, alpha=0.35
-        )
-        words = "right" if row.verdict.right else f"wrong, {100 * row.error:.0f} %"
-        note(ax, words, x, y, ha="center", va="center")
-    heads = [f"samples: {sampler}\n{target.replace('||', '‖')}" for sampler, target in columns]
-    ax.set_xticks(range(len(columns)), heads, fontsize=8)
-    ax.set_yticks(range(len(losses)), [f"{loss}" for loss in losses], family="monospace")
-    ax.set_ylim(len(losses) - 0.4, -0.6)
-    ax.set_xlim(-0.55, len(columns) - 0.45)
-    finish(
-        ax,
-        "Expected gradient against that of the exact KL, relative error",
-        "who was sampled, which KL is to fall",
-        "loss",
-    )
-    ax.grid(False)
-    ax.tick_params(length=0, colors=GREY, labelcolor="black")

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from klrl.kl import entropy, kl_divergence, mutual_information
 from klrl.policy.distributions import Beta, Categorical
-from klrl.scripts.explore.report import Identity, Picture, Section, identity, number, shown
-from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, finish, note
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from klrl.scripts.explore.charts import (
+    BLUE,
+    GREY,
+    ORANGE,
+    Block,
+    Chart,
+    Demo,
+    Formula,
+    Slider,
+    Table,
+    area,
+    level,
+    line,
+    points,
+)
+from klrl.scripts.explore.contents import Identity, Section, identity, number, shown
+from klrl.scripts.explore.search import least
 
 CAUSES = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 LIKELIHOOD = torch.tensor([0.05, 0.2, 0.7, 0.4], dtype=torch.float64)
 BLEND = torch.linspace(0.0, 1.0, 41, dtype=torch.float64)
 PRIOR, HEADS, TAILS = (2.0, 2.0), 7, 3
 POLICY = torch.tensor([[0.85, 0.1, 0.05], [0.1, 0.8, 0.1], [0.05, 0.15, 0.8], [0.34, 0.33, 0.33]], dtype=torch.float64)
-SEE = """left, the guess goes from prior to posterior: the bound rises by what the KL falls, the sum stays. Middle,
-    the belief before and after the tosses. Right, the policy at four states and its average; the KL of each row
-    to the average stands beside it, the mean of these is the mutual information (the undecided last row adds
-    little)."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -43,30 +47,93 @@ def section(rng: torch.Generator) -> Section:
         number("expected gain of the next toss", expected_gain()[0], "nats"),
         number("mutual information of state and action", mutual_information(policy), "nats"),
     )
-    return Section(
-        "Inference and information are KLs, too",
-        _idea(float(gain), float(mutual_information(policy))), numbers, _identities(),
-        (Picture("08-inference.png", "ELBO, Bayesian update and mutual information as KL", SEE, (14.0, 4.9),
-                 partial(_draw, bound=bound, gap=gap)),),
+    blocks = (*_bound(bound, gap), _update_text(float(gain)), _update(), *_information(policy))
+    title = "Inference and information are KLs, too"
+    return Section("inference", title, "Inference and information", blocks, numbers, _identities())
+
+
+def _bound(bound: Tensor, gap: Tensor) -> tuple[Block, ...]:
+    evidence, n = float(bound[0] + gap[0]), len(BLEND)
+    low, at = float(bound.min()) - 0.06, points("your guess", BLEND[:1], bound[:1])
+    chart = Chart(
+        "A guess q of the hidden cause", "q: from prior (0) to posterior (1)", "nats",
+        (
+            level(evidence, (0.0, 1.0), "log evidence", None, 0),
+            area("KL(q‖posterior)", BLEND, bound, bound + gap, ORANGE),
+            line("ELBO", BLEND, bound, BLUE),
+            at.moved({"x": BLEND[i : i + 1], "y": bound[i : i + 1]} for i in range(n)),
+        ),
+        x_range=(0.0, 1.0), y_range=(low, evidence + 0.06),
+    )  # fmt: skip
+    says = tuple(
+        f"ELBO {shown(b)} + KL(q‖posterior) {shown(g)} = {shown(evidence)} nats, the log evidence"
+        for b, g in zip(bound.tolist(), gap.tolist(), strict=True)
+    )
+    slider = Slider("blend", "q, from prior to posterior", 0, n - 1, 1, 0, tuple(f"{x:.3g}" for x in BLEND.tolist()))
+    return (
+        """
+        Something was seen, and one of several hidden causes z made it. Before, z had the probabilities of the *prior*;
+        given what was seen it has those of the *posterior*, by Bayes' rule. *Variational inference* makes a guess q of
+        the posterior and improves it by a bound that needs no posterior:
+        """,
+        Formula("ELBO(q) = E_q[ log p(seen, z) − log q(z) ] = log p(seen) − KL(q‖posterior)"),
+        """
+        E_q is the mean over z from q, and log p(seen) is the *log evidence*. As that is fixed, raising the bound lowers
+        the KL, and nothing is lost only at the posterior itself. The loss of a variational autoencoder is −ELBO.
+        """,
+        Demo((chart,), "The bound rises by what the KL falls; the sum stays.", (slider,), says=says),
     )  # fmt: skip
 
 
-def _idea(gain: float, information: float) -> str:
+def _update_text(gain: float) -> str:
     return f"""
-        Variational inference: something was seen, and one of several hidden causes z made it. For any guess q of the
-        cause, a bound, the ELBO
-        E_q[log p(seen, z) - log q(z)], lies below the log evidence log p(seen) by exactly KL(q‖posterior). So raising
-        the bound lowers that KL, and nothing is lost only at the posterior itself.
-
-        Bayes: after {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) =
-        {shown(gain)} nats. The posterior is also the belief of least free energy, the expected
-        -log likelihood plus KL(q‖prior): moving a belief costs KL, explaining the data pays for it. The gain to expect
-        from one more toss, before it falls, is the mutual information of coin and toss.
-
-        Mutual information: how much a policy's action says about its state is the mean KL from the policy at each state
-        to its average over states, here {shown(information)} nats; 0 would mean that the
-        policy ignores the state.
+        After {HEADS} heads and {TAILS} tails, a belief about a coin has gained KL(posterior‖prior) = {shown(gain)}
+        nats of information. The posterior is also the belief of least *free energy*, the expected −log likelihood plus
+        KL(q‖prior): moving a belief costs KL, explaining the data pays for it.
     """
+
+
+def _update() -> Demo:
+    x = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
+    prior, posterior = (
+        torch.as_tensor(belief.map(lambda y: y.expand(len(x), 1)).log_prob(x[:, None])).exp() for belief in beliefs()
+    )
+    chart = Chart(
+        "A belief about a coin", "probability of heads", "probability density",
+        (
+            line("prior", x, prior, GREY, 1),
+            line(f"after {HEADS} heads and {TAILS} tails", x, posterior, BLUE),
+        ),
+        x_range=(0.0, 1.0), y_range=(0.0, 3.5),
+    )  # fmt: skip
+    gain = shown(expected_gain()[0])
+    return Demo(
+        (chart,), f"One more toss, before it falls, can be expected to bring a believer in the prior {gain} nats."
+    )
+
+
+def _information(policy: Categorical) -> tuple[Block, ...]:
+    mean = POLICY.mean(0)
+    each = kl_divergence(policy, Categorical(mean.log().expand(len(POLICY), -1)))
+    rows = [
+        (f"state {i + 1}", *(f"{x:.2f}" for x in row), f"{kl:.3f}")
+        for i, (row, kl) in enumerate(zip(POLICY.tolist(), each.tolist(), strict=True))
+    ]
+    rows.append(("average", *(f"{x:.2f}" for x in mean.tolist()), f"mean: {float(each.mean()):.3f}"))
+    table = Table(
+        "A policy at four states: probability of each action, and KL from the row to the average row, in nats",
+        ("", "left", "stay", "right", "KL(row‖average)"),
+        tuple(rows),
+    )
+    return (
+        f"""
+        A *policy* gives every action a probability in every state. How much does its action say about the state? That
+        is their *mutual information*: the mean KL from the policy at each state to its average over the states, here
+        {shown(float(mutual_information(policy)))} nats. 0 would mean that the policy ignores the state. The undecided
+        last row adds little.
+        """,
+        table,
+    )
 
 
 def _identities() -> tuple[Identity, ...]:
@@ -126,19 +193,9 @@ def free_energy(q: Beta) -> Tensor:
 
 
 def least_free_energy() -> Beta:
-    """Minimise over both parameters, by L-BFGS from the prior."""
-    x = torch.tensor(PRIOR, dtype=torch.float64).log().requires_grad_()
-    search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
-                               line_search_fn="strong_wolfe")  # fmt: skip
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        value = free_energy(Beta(x[:1].exp(), x[1:].exp()))
-        value.backward()
-        return value
-
-    search.step(loss)
-    a, b = x.detach().exp().tolist()
+    """Minimise over both parameters, from the prior."""
+    start = torch.tensor(PRIOR, dtype=torch.float64).log()
+    a, b = least(lambda x: free_energy(Beta(x[:1].exp(), x[1:].exp())), start).exp().tolist()
     return beta(a, b)
 
 
@@ -153,47 +210,3 @@ def expected_gain() -> tuple[Tensor, Tensor]:
     given = entropy(Categorical(torch.stack([x, 1 - x], -1).log()))
     blind = entropy(Categorical(torch.tensor([heads, 1 - heads], dtype=torch.float64).log()))
     return gain, blind - (weight * given).sum()
-
-
-def _draw(figure: Figure, bound: Tensor, gap: Tensor) -> None:
-    left, middle, right = figure.subplots(1, 3)
-    left.plot(BLEND, bound, color=BLUE)
-    left.plot(BLEND, bound + gap, color=BLACK)
-    left.fill_between(BLEND, bound, bound + gap, color=ORANGE, alpha=0.35)
-    note(left, "log evidence", 0.55, float(bound[-1]) + 0.01, va="bottom")
-    note(left, "KL(q‖posterior)", 0.03, float(bound[-1]) - 0.07, ORANGE)
-    note(left, "ELBO", 0.43, float(bound[16]) - 0.03, BLUE, va="top")
-    left.set_ylim(float(bound.min()) - 0.08, float(bound[-1]) + 0.08)
-    finish(left, "A guess q of the hidden cause", "q: from prior (0) to posterior (1)", "nats")
-    _draw_update(middle)
-    _draw_policy(right)
-
-
-def _draw_update(ax: Axes) -> None:
-    x = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
-    prior, posterior = beliefs()
-    for belief, colour, name in ((prior, GREY, "prior"), (posterior, BLUE, f"after {HEADS} heads, {TAILS} tails")):
-        wide = belief.map(lambda y: y.expand(len(x), 1))
-        ax.plot(x, torch.as_tensor(wide.log_prob(x[:, None])).exp(), color=colour, label=name)
-    gain = float(kl_divergence(posterior, prior))
-    note(ax, f"KL(posterior‖prior)\n= {gain:.3f} nats", 0.03, 2.5)
-    ax.set_ylim(0.0, 3.9)
-    finish(ax, "A belief about a coin", "probability of heads", "probability density", legend="upper left")
-
-
-def _draw_policy(ax: Axes) -> None:
-    policy, mean = Categorical(POLICY.log()), Categorical(POLICY.mean(0).log())
-    rows = torch.cat([POLICY, POLICY.mean(0, keepdim=True)])
-    ax.imshow(rows.tolist(), cmap="Greens", vmin=0.0, vmax=1.0, aspect="auto")
-    for i, row in enumerate(rows.tolist()):
-        for j, value in enumerate(row):
-            note(ax, f"{value:.2f}", j, i, "white" if value > 0.6 else BLACK, ha="center", va="center")
-    each = kl_divergence(policy, mean.map(lambda x: x.expand(len(POLICY), -1)))
-    for i, value in enumerate([*each.tolist()]):
-        note(ax, f"KL = {value:.3f}", 2.6, i, GREEN, va="center", annotation_clip=False)
-    note(ax, f"mean KL\n= {float(each.mean()):.3f}", 2.6, len(POLICY), BLACK, va="center", annotation_clip=False)
-    ax.set_yticks(range(len(rows)), [*(f"state {i + 1}" for i in range(len(POLICY))), "average"])
-    ax.set_xticks(range(3), ["left", "stay", "right"])
-    ax.axhline(len(POLICY) - 0.5, color=BLACK, linewidth=2)
-    finish(ax, "Probability of each action, KL in nats", "action", "")
-    ax.grid(False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +10,9 @@ from torch.nn import functional
 
 from klrl.kl import cross_entropy, entropy, kl_divergence
 from klrl.policy.distributions import Categorical
-from klrl.scripts.explore.report import Identity, Picture, Section, identity, number, shown
-from klrl.scripts.explore.style import BLACK, BLUE, GREEN, GREY, ORANGE, bars, finish, note
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from klrl.scripts.explore.charts import BLUE, GREEN, GREY, ORANGE, Block, Chart, Demo, bars, line, points, series, words
+from klrl.scripts.explore.contents import Identity, Section, identity, number, shown
+from klrl.scripts.explore.search import least
 
 DRAWS, TRIALS, TRUTH = 40, 3, 0.35
 HEADS = torch.arange(TRIALS + 1, dtype=torch.float64)
@@ -35,11 +31,6 @@ class Student(NamedTuple):
     kl: float
 
 
-SEE = """left, two curves a constant apart, with one minimum. Middle, the loss of three pictures: for hard labels
-    all of it is KL; a soft label's own entropy cannot be learned away. Right, the teacher's two bumps, and the
-    students that each direction of KL gives."""
-
-
 def section(rng: torch.Generator) -> Section:
     """Show each on small data, with both sides of its identity computed independently."""
     data = tosses(rng)
@@ -56,25 +47,37 @@ def section(rng: torch.Generator) -> Section:
         *(number(f"{name} student: its KL", x.kl, "nats") for name, x in students.items()),
         *(number(f"{name} student: share of actions rare for the teacher", x, "1") for name, x in wasted.items()),
     )  # fmt: skip
-    return Section(
-        "Learning from data lowers a KL", _idea(best, wasted), numbers, _identities(data, best, students["forward"]),
-        (Picture("07-learning.png", "Maximum likelihood, cross-entropy and distillation as KL", SEE, (14.0, 4.9),
-                 partial(_draw, found=found, best=best, students=students)),),
+    blocks: tuple[Block, ...] = (
+        _likelihood_text(best), _likelihood(found, best), _loss_text(), _losses(), _teacher_text(wasted),
+        _distillation(students),
     )  # fmt: skip
+    identities = _identities(data, best, students["forward"])
+    return Section("learning", "Learning from data lowers a KL", "Learning", blocks, numbers, identities)
 
 
-def _idea(best: float, wasted: dict[str, float]) -> str:
+def _likelihood_text(best: float) -> str:
     return f"""
-        Maximum likelihood: the mean of -log likelihood over data is the cross-entropy of the observed frequencies
-        with the model, their entropy plus KL(data‖model). The entropy does not depend on the model, so the likeliest
-        model is the one with the least KL: of {DRAWS} times {TRIALS} tosses of a coin it is {shown(best)} heads,
-        the observed mean.
+        *Maximum likelihood* chooses the model under which the data are most probable. The mean of −log likelihood over
+        the data is the cross-entropy of the observed frequencies with the model: their entropy, plus KL(data‖model).
+        The entropy does not depend on the model. So the likeliest model is the one with the least KL: of {DRAWS} times
+        {TRIALS} tosses of a coin it is {shown(best)} heads, the observed mean.
+    """
 
-        Classification: the cross-entropy loss is KL(label‖prediction) plus the label's entropy, which is 0 for hard
-        labels. Distillation: a student too small to copy its teacher's two habits averages them with
-        KL(teacher‖student), doing what the teacher almost never does (under {100 * RARE:g} % each)
-        {100 * wasted["forward"]:.0f} % of the time; with KL(student‖teacher) it takes one habit, and does so
-        {100 * wasted["reverse"]:.1f} % of the time.
+
+def _loss_text() -> str:
+    return """
+        The loss of classification, named cross-entropy for this reason, is KL(label‖prediction) plus the label's
+        entropy. A hard label ("this is a cat") has none, so all of the loss can be learned away. A soft label, which
+        gives several classes a probability, keeps its own.
+    """
+
+
+def _teacher_text(wasted: dict[str, float]) -> str:
+    return f"""
+        *Distillation* teaches a student to do what a teacher does. A student too small to copy its teacher's two habits
+        shows chapter 3 again. With KL(teacher‖student) it averages them, and does what the teacher almost never does
+        (under {100 * RARE:g} % each) {100 * wasted["forward"]:.0f} % of the time. With KL(student‖teacher) it takes one
+        habit, and does so {100 * wasted["reverse"]:.1f} % of the time.
     """
 
 
@@ -144,7 +147,7 @@ def teacher() -> Categorical:
 
 
 def distilled(direction: str) -> Student:
-    """Return the student with one bump, logits -(a - m)^2 e^s, of least KL, by L-BFGS from the best of some starts."""
+    """Return the student with one bump, logits -(a - m)^2 e^s, of least KL, from the best of some starts."""
 
     def policy(x: Tensor) -> Categorical:
         return Categorical(-((ACTIONS - x[..., :1]) ** 2) * x[..., 1:].exp())
@@ -154,58 +157,55 @@ def distilled(direction: str) -> Student:
         return kl_divergence(*pair) if direction == "forward" else kl_divergence(*pair[::-1])
 
     starts = torch.cartesian_prod(torch.arange(2.0, 19.0), torch.linspace(-4.0, -1.0, 7)).double()
-    x = starts[divergence(starts).argmin()].clone().requires_grad_()
-    search = torch.optim.LBFGS([x], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15,
-                               line_search_fn="strong_wolfe")  # fmt: skip
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        value = divergence(x)
-        value.backward()
-        return value
-
-    search.step(loss)
-    return Student(policy(x.detach()).probs, float(divergence(x.detach())))
+    x = least(divergence, starts[divergence(starts).argmin()])
+    return Student(policy(x).probs, float(divergence(x)))
 
 
-def _draw(figure: Figure, found: Categorical, best: float, students: dict[str, Student]) -> None:
-    left, middle, right = figure.subplots(1, 3)
-    _draw_likelihood(left, found, best)
-    _draw_losses(middle)
-    bars(right, ACTIONS, teacher().probs, 0.9, color=GREY, alpha=0.45, label="teacher")
-    for name, colour, label in (
-        ("forward", BLUE, "least KL(teacher‖student)"),
-        ("reverse", ORANGE, "least KL(student‖teacher)"),
-    ):
-        right.plot(ACTIONS, students[name].probs, "o-", color=colour, markersize=4, label=label)
-    right.set_ylim(0.0, 0.42)
-    finish(right, "Distillation into one bump", "action", "probability", legend="upper right")
-
-
-def _draw_likelihood(ax: Axes, found: Categorical, best: float) -> None:
-    heads = torch.linspace(0.1, 0.7, 121, dtype=torch.float64)
+def _likelihood(found: Categorical, best: float) -> Demo:
+    heads = torch.linspace(0.1, 0.7, 61, dtype=torch.float64)
     kl = kl_divergence(found.map(lambda x: x.expand(len(heads), -1)), model(heads))
-    nll = kl + float(entropy(found))
-    ax.plot(heads, nll, color=ORANGE, label="mean -log likelihood")
-    ax.plot(heads, kl, color=BLUE, label="KL(data‖model)")
-    ax.set_ylim(-0.08, 1.22 * float(nll.max()))
-    ax.axvline(best, color=BLACK, linestyle="--", linewidth=1)
-    note(ax, f"both least at {best:.3f}", best + 0.01, 0.65)
-    ax.annotate("", (0.12, float(kl[4])), (0.12, float(nll[4])), arrowprops={"arrowstyle": "<->", "color": GREY})
-    note(ax, f"H(data) = {float(entropy(found)):.3f}", 0.13, float(kl[4] + nll[4]) / 2, GREY, va="center")
-    finish(ax, f"{DRAWS} times {TRIALS} tosses", "the model's probability of heads", "nats per observation",
-           legend="upper right")  # fmt: skip
+    nll, least = kl + entropy(found), float(kl_divergence(found, model(torch.tensor(best, dtype=torch.float64))))
+    chart = Chart(
+        f"{DRAWS} times {TRIALS} tosses", "the model's probability of heads", "nats per observation",
+        (
+            line("mean −log likelihood", heads, nll, ORANGE, 1),
+            line("KL(data‖model)", heads, kl, BLUE),
+            points("least", [best, best], [least, least + float(entropy(found))]),
+            series("joined", "H(data)", GREY, x=[0.12], low=[kl[2].item()], high=[nll[2].item()]),
+        ),
+        x_range=(0.1, 0.7), y_range=(0.0, 1.05 * float(nll.max())),
+    )  # fmt: skip
+    return Demo((chart,), f"Two curves a constant apart, {shown(entropy(found))} nats, with one minimum.")
 
 
-def _draw_losses(ax: Axes) -> None:
+def _losses() -> Demo:
     one_hot, predicted, soft = pictures()
-    places = torch.arange(len(LABELS))
-    bars(ax, places - 0.2, kl_divergence(one_hot, predicted), 0.36, color=BLUE, label="KL(label‖prediction)")
-    bars(ax, places + 0.2, kl_divergence(soft, predicted), 0.36, color=BLUE)
-    bars(ax, places + 0.2, entropy(soft), 0.36, bottom=kl_divergence(soft, predicted), color=GREEN, label="H(label)")
-    for labels, shift, text in ((one_hot, -0.2, "hard"), (soft, 0.2, "soft")):
-        for x, y in zip((places + shift).tolist(), cross_entropy(labels, predicted).tolist(), strict=True):
-            note(ax, text, x, y, GREY, ha="center", va="bottom")
-    ax.set_xticks(places, [f"picture of a {CLASSES[i]}" for i in LABELS.tolist()], fontsize=9)
-    ax.set_ylim(0.0, 2.1)
-    finish(ax, "Cross-entropy loss = H + KL", "", "nats", legend="upper left")
+    places = torch.arange(len(LABELS)).double()
+    hard_kl, soft_kl = kl_divergence(one_hot, predicted), kl_divergence(soft, predicted)
+    totals = torch.cat([hard_kl, soft_kl + entropy(soft)])
+    chart = Chart(
+        "Cross-entropy loss of three pictures", "", "nats",
+        (
+            bars("KL(label‖prediction)", torch.cat([places - 0.2, places + 0.2]), torch.zeros(6),
+                 torch.cat([hard_kl, soft_kl]), BLUE, width=0.36),
+            bars("H(label)", places + 0.2, soft_kl, soft_kl + entropy(soft), GREEN, width=0.36,
+                 hatch="right_diagonal_line"),
+            words(torch.cat([places - 0.2, places + 0.2]), totals, ["hard"] * 3 + ["soft"] * 3, down=-9),
+        ),
+        x_range=(-0.6, 2.6), y_range=(0.0, 1.15 * float(totals.max())),
+        ticks=tuple(f"a {CLASSES[i]}" for i in LABELS.tolist()),
+    )  # fmt: skip
+    return Demo((chart,), "Bars beside each other: the same picture with a hard and with a soft label.")
+
+
+def _distillation(students: dict[str, Student]) -> Demo:
+    chart = Chart(
+        "A teacher with two habits, students with one bump", "action", "probability",
+        (
+            bars("teacher", ACTIONS, torch.zeros(len(ACTIONS)), teacher().probs, GREY, alpha=0.45),
+            line("least KL(teacher‖student)", ACTIONS, students["forward"].probs, BLUE),
+            line("least KL(student‖teacher)", ACTIONS, students["reverse"].probs, ORANGE, 1),
+        ),
+        x_range=(-0.7, 20.7), y_range=(0.0, 0.33),
+    )  # fmt: skip
+    return Demo((chart,), "Each direction of the KL gives a student of its own.")

@@ -1,4 +1,4 @@
-"""Sections of ``klrl explore-kl``, in their order."""
+"""Chapters of ``klrl explore-kl``, in their order."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from klrl.scripts.explore import (
     inference,
     learning,
     supports,
+    updates,
 )
-from klrl.scripts.explore.report import Section
+from klrl.scripts.explore.contents import Section
 
 SECTIONS: tuple[Callable[[torch.Generator], Section], ...] = (
     coding.section,
@@ -25,20 +26,24 @@ SECTIONS: tuple[Callable[[torch.Generator], Section], ...] = (
     fits.section,
     supports.section,
     estimators.section,
-    gradients.section,
     learning.section,
     inference.section,
     dimensions.section,
+    updates.section,
+    gradients.section,
 )
 LEAD = """
-    What the Kullback-Leibler divergence is, how it behaves, how it is estimated, and where it hides: every number is
-    computed by klrl.kl when this command runs, and every identity is checked. The figures lie beside this text, all
-    numbers in full precision in numbers.csv.
+    What the Kullback-Leibler divergence is, how it behaves, how it is estimated, where it hides, and what it does in
+    the updates of PPO and TRPO. Probability and logarithms are all that is needed; chapters build on each other, and
+    the last one is for experts. Move the controls: the charts follow.
+
+    Every number was computed by `klrl.kl` when this page was written or, where you move something, by a few lines of
+    script that klrl's tests compare with it. What the theory calls equal was checked; the list is at the end.
 """
 
 
 def explore(seed: int) -> list[Section]:
-    """Compute every section; each has random numbers of its own.
+    """Compute every chapter; each has random numbers of its own.
 
     Raises:
         BrokenIdentity: an identity does not hold.

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from klrl.kl import estimate_divergence, jensen_shannon, kl_divergence, wasserstein
 from klrl.policy.distributions import Categorical, DiagGaussian
-from klrl.scripts.explore.report import Picture, Section, identity, number, shown
-from klrl.scripts.explore.style import BLUE, GREEN, GREY, ORANGE, bars, finish, note
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from klrl.scripts.explore.charts import BLUE, GREEN, ORANGE, Chart, Demo, Slider, bars, level, line, points
+from klrl.scripts.explore.contents import Section, identity, number, shown
 
 CELLS, WIDE = 30, 10
 SHIFTS = torch.arange(CELLS - WIDE + 1)
 STD = 0.1
-WAYS = torch.linspace(0.0, 2.0, 81, dtype=torch.float64)
-SAMPLES = 20_000
-SEE = """above left, the two blocks at one shift; above right, the KL jumps to infinity at the first shift (arrows),
-    Jensen-Shannon rises and saturates, the Wasserstein distance (right-hand scale) is a straight line. Below, the
-    same for normals: a parabola, a saturating curve, a line."""
+WAYS = torch.linspace(0.0, 2.0, 41, dtype=torch.float64)
+SAMPLES = 10_000
+START = 6
+"""Shift at which the slider begins."""
 
 
 def section(rng: torch.Generator) -> Section:
@@ -52,24 +45,89 @@ def section(rng: torch.Generator) -> Section:
         number(f"KL of the normals at distance {WAYS[-1]:g}", normal_kl[-1], "nats"),
         number(f"Jensen-Shannon of the normals at distance {WAYS[-1]:g}, from samples", sampled.value[-1], "nats"),
     )
-    return Section(
-        "Nothing in common: infinite KL, and what stays finite", _idea(float(normal_kl[-1])), numbers, identities,
-        (Picture("04-disjoint-supports.png", "Moving two distributions apart", SEE, (11.5, 8.2),
-                 lambda figure: _draw(figure, sampled.value)),),
-    )  # fmt: skip
+    found = (_text(), _demo(), _normal_text(float(normal_kl[-1])), _normals(sampled.value))
+    title = "Nothing in common: infinite KL, and what stays finite"
+    return Section("supports", title, "Nothing in common", found, numbers, identities)
 
 
-def _idea(apart: float) -> str:
+def _text() -> str:
     return f"""
         Where Q gives probability 0 to something that P does, the code for Q has no word for it and KL(P‖Q) is
         infinite. Take {WIDE} equally likely actions of {CELLS} and move them along: a shift of one already makes the KL
-        infinite, in both directions, and it stays so however far apart the two are. Masked actions do this to policies.
-
-        Two divergences stay finite. Jensen-Shannon, the mean KL to the mixture (P + Q)/2, rises to
-        log 2 = {shown(math.log(2.0))} and then says no more than "disjoint". The Wasserstein distance, how far
-        probability has to be carried, goes on growing with the way. Narrow normals behave alike, only that their KL is
-        huge instead of infinite: {shown(apart)} nats at a distance of {WAYS[-1]:g}.
+        infinite, in both directions, and it stays so however far apart the two are. Policies meet this where actions
+        are masked.
     """
+
+
+def _demo() -> Demo:
+    p, q = blocks()
+    js, way, cell = jensen_shannon(p, q), wasserstein(p, q), torch.arange(CELLS)
+    zero = torch.zeros(CELLS)
+    moving = bars("Q", cell, zero, q.probs[START], ORANGE, alpha=0.5, hatch="right_diagonal_line")
+    at_js, at_way = points("", [START], [js[START]], size=10), points("", [START], [way[START]], size=10)
+    charts = (
+        Chart(
+            f"{WIDE} equally likely actions of {CELLS}", "action", "probability",
+            (
+                bars("P", cell, zero, p.probs[0], BLUE, alpha=0.6),
+                moving.moved({"high": q.probs[i]} for i in range(len(SHIFTS))),
+            ),
+            x_range=(-1.0, CELLS), y_range=(0.0, 0.13),
+        ),
+        Chart(
+            "Jensen-Shannon", "shift in actions", "nats",
+            (
+                line("Jensen-Shannon", SHIFTS, js, GREEN),
+                level(math.log(2.0), (0, len(SHIFTS) - 1), "log 2", None, 2),
+                at_js.moved({"x": [i], "y": js[i : i + 1]} for i in range(len(SHIFTS))),
+            ),
+            x_range=(-0.5, len(SHIFTS) - 0.5), y_range=(0.0, 0.8),
+        ),
+        Chart(
+            "Wasserstein distance", "shift in actions", "actions",
+            (
+                line("Wasserstein", SHIFTS, way, ORANGE),
+                at_way.moved({"x": [i], "y": way[i : i + 1]} for i in range(len(SHIFTS))),
+            ),
+            x_range=(-0.5, len(SHIFTS) - 0.5), y_range=(0.0, float(way[-1]) + 1.0),
+        ),
+    )  # fmt: skip
+    kl = kl_divergence(p, q)
+    says = tuple(
+        f"KL(P‖Q) = {shown(kl[i])}{' nats' if kl[i].isfinite() else ''}; Jensen-Shannon = {shown(js[i])} nats; "
+        f"Wasserstein distance = {shown(round(float(way[i]), 9))} actions"
+        for i in range(len(SHIFTS))
+    )
+    slider = Slider("shift", "shift of Q", 0, len(SHIFTS) - 1, 1, START, tuple(map(str, SHIFTS.tolist())))
+    see = f"""Two divergences stay finite. *Jensen-Shannon*, the mean of KL(P‖M) and KL(Q‖M) to the middle M = (P +
+        Q)/2, rises to log 2 = {shown(math.log(2.0))} and then says no more than "disjoint". The *Wasserstein
+        distance*, how far probability has to be carried, goes on growing with the way."""
+    return Demo(charts, see, (slider,), says=says)
+
+
+def _normal_text(apart: float) -> str:
+    return f"""
+        Other ways out are to give Q a little of everything (`support="smooth"` in klrl), or to be told:
+        `support="raise"`.
+
+        Gaussians deny nothing, but narrow ones that are moved apart come close to it: at a distance of {WAYS[-1]:g},
+        with standard deviations of {STD:g}, their KL is {apart:.6g} nats. Jensen-Shannon saturates here, too, and the
+        Wasserstein distance is the distance of the means itself.
+    """
+
+
+def _normals(sampled: torch.Tensor) -> Demo:
+    narrow, moved = normals()
+    kl = kl_divergence(narrow, moved)
+    chart = Chart(
+        f"Gaussians of standard deviation {STD:g}, moved apart", "distance of the means", "nats",
+        (
+            line("KL(P‖Q)", WAYS[1:], kl[1:], BLUE),
+            line("Jensen-Shannon, from samples", WAYS[1:], sampled[1:], GREEN, 1),
+        ),
+        log=True, x_range=(0.0, float(WAYS[-1])),
+    )  # fmt: skip
+    return Demo((chart,), "Each step of the logarithmic axis is a factor of ten.")
 
 
 def blocks() -> tuple[Categorical, Categorical]:
@@ -84,44 +142,3 @@ def normals() -> tuple[DiagGaussian, DiagGaussian]:
     """Return N(0, STD^2) and, for every distance, the same moved by it."""
     log_std = torch.full((len(WAYS), 1), math.log(STD), dtype=torch.float64)
     return DiagGaussian(torch.zeros_like(log_std), log_std), DiagGaussian(WAYS[:, None], log_std)
-
-
-def _draw(figure: Figure, sampled: Tensor) -> None:
-    (picture, discrete), (bottom, continuous) = figure.subplots(2, 2)
-    p, q = blocks()
-    _draw_blocks(picture, p, q)
-    infinite = kl_divergence(p, q).isinf()
-    _draw_finite(discrete, SHIFTS, jensen_shannon(p, q), wasserstein(p, q), "cells")
-    for shift in SHIFTS[infinite][::2].tolist():
-        note(discrete, "", shift, 0.83, xytext=(shift, 0.75), arrowprops={"arrowstyle": "->", "color": BLUE})
-    discrete.plot(SHIFTS[~infinite], kl_divergence(p, q)[~infinite], "o", color=BLUE)
-    note(discrete, "KL is infinite for every shift > 0", 1.0, 0.86, BLUE)
-    discrete.set_xticks(range(0, len(SHIFTS), 5))
-    finish(discrete, "Blocks", "shift in cells", "nats")
-    narrow, moved = normals()
-    bottom.plot(WAYS, kl_divergence(narrow, moved), color=BLUE)
-    finish(bottom, f"Normals of standard deviation {STD:g}: KL", "distance of the means", "KL(P‖Q), nats")
-    _draw_finite(continuous, WAYS, sampled, wasserstein(narrow, moved), "units of the action")
-    finish(continuous, "Normals: what stays small", "distance of the means", "nats")
-
-
-def _draw_blocks(ax: Axes, p: Categorical, q: Categorical) -> None:
-    shift = 6
-    bars(ax, torch.arange(CELLS), p.probs[0], 0.9, color=BLUE, alpha=0.55, label="P")
-    bars(ax, torch.arange(CELLS), q.probs[shift], 0.9, color=ORANGE, alpha=0.55, label=f"Q at shift {shift}")
-    ax.set_ylim(0.0, 0.13)
-    finish(ax, f"{WIDE} equally likely actions, the others masked", "action", "probability", legend="upper right")
-
-
-def _draw_finite(ax: Axes, x: Tensor, js: Tensor, way: Tensor, unit: str) -> None:
-    """Draw Jensen-Shannon on the left-hand scale, Wasserstein on the right-hand one."""
-    ax.plot(x, js, color=GREEN)
-    ax.axhline(math.log(2.0), color=GREY, linestyle="--", linewidth=1)
-    note(ax, "log 2", float(x[-1]), math.log(2.0) - 0.01, GREY, ha="right", va="top")
-    note(ax, "Jensen-Shannon", float(x[-1]) * 0.51, 0.63, GREEN)
-    ax.set_ylim(-0.03, 0.93)
-    right = ax.twinx()
-    right.plot(x, way, color=ORANGE)
-    right.set_ylabel(f"Wasserstein distance, {unit}", color=ORANGE)
-    right.set_ylim(-0.03 * float(way[-1]) / 0.8, 0.93 * float(way[-1]) / 0.8)
-    right.tick_params(axis="y", colors=ORANGE)

@@ -1,7 +1,6 @@
 """klrl explore-kl: one real run, its numbers against SciPy, and identities that must not survive a broken KL."""
 
 import contextlib
-import csv
 import importlib.util
 import io
 import math
@@ -9,15 +8,15 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from scipy import integrate, optimize, special, stats
 from scipy.spatial.distance import jensenshannon
 
-from klrl.scripts import explore_kl
+from klrl.report import page as report_page
 from klrl.scripts.explore import (
     asymmetry,
     coding,
@@ -27,71 +26,102 @@ from klrl.scripts.explore import (
     gradients,
     inference,
     learning,
+    regions,
+    sections,
     supports,
+    training,
+    updates,
 )
-from klrl.scripts.explore.report import BrokenIdentity, Identity, rows, shown, write
+from klrl.scripts.explore.charts import Demo
+from klrl.scripts.explore.contents import BrokenIdentity, Identity, shown
+from klrl.scripts.explore.page import paragraphs
 from klrl.scripts.main import main
 
 SEED = 3
-FIGURES = [
-    "01-coding-cost.png",
-    "02-asymmetry.png",
-    "03-forward-reverse.png",
-    "04-disjoint-supports.png",
-    "05-estimators.png",
-    "06-gradients.png",
-    "07-learning.png",
-    "08-inference.png",
-    "09-dimensions.png",
-]
+CHAPTERS = 10
+
+
+class Page(HTMLParser):
+    """Tags, addresses and text of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.links, self.ids, self.text = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] not in ("script", "style"):
+            self.text.append(data)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What the command printed, and the folder that it filled."""
-    folder, printed = tmp_path_factory.mktemp("explore") / "new" / "folder", io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        main(["explore-kl", "--output", str(folder), "--seed", str(SEED)])
-    return printed.getvalue(), folder
+    """What the command printed, its page, and the chapters that it computed."""
+    output, printed, kept = tmp_path_factory.mktemp("explore") / "kl.html", io.StringIO(), []
+    explore = sections.explore
+    with contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sections, "explore", lambda seed: kept.extend(explore(seed)) or kept)
+        patch.setattr(estimators, "OPTIMAL", 10)
+        main(["explore-kl", "-o", str(output), "--seed", str(SEED)])
+    return printed.getvalue(), output.read_text(encoding="utf-8"), kept
 
 
 @pytest.fixture(scope="module")
 def value(made):
     """A number of the table by its name."""
-    return {row["quantity"]: float(row["value"]) for row in table(made[1])}.__getitem__
-
-
-def table(folder):
-    with (folder / "numbers.csv").open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return {x.name: x.value for section in made[2] for x in section.numbers}.__getitem__
 
 
 def generator(section):
     return torch.Generator().manual_seed(1000 * SEED + section - 1)
 
 
-def test_all_figures_are_there_with_something_in_them_and_the_text_names_them(made):
-    text, folder = made[0], made[1]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FIGURES, "README.md", "numbers.csv"])
-    for name in FIGURES:
-        image = imread(folder / name)
-        assert min(image.shape[:2]) > 450
-        assert 0.01 < (image[..., :3].min(-1) < 0.7).mean() < 0.6  # ink on paper
-        assert f"]({name})" in text
-        assert f"\n{name}: " in text
+def test_the_page_is_whole_and_asks_no_network(made):
+    page = Page(made[1])
+    assert [link for link in page.links if not link.startswith("#")] == []
+    assert {link[1:] for link in page.links} <= {*page.ids}
+    assert len(page.ids) == len({*page.ids})
+    assert "default-src 'none'" in made[1]
+    assert len(made[1].encode()) < 1.8e6
+    demos = [block for section in made[2] for block in section.blocks if isinstance(block, Demo)]
+    assert made[1].count('class="plot"') == sum(len(demo.charts) for demo in demos) > 20
+    assert sum(len(demo.sliders) for demo in demos) >= 12
 
 
-def test_the_text_is_printed_and_written_with_every_number_and_identity(made):
-    printed, folder = made
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    assert text in printed
-    assert max(len(line) for line in text.split("## All numbers")[0].splitlines() if line[:1] not in "-![") <= 100
-    assert re.findall(r"^## (\d)", text, flags=re.MULTILINE) == list("123456789")
-    assert {row["section"] for row in table(folder)} == set("123456789")
-    for row in table(folder):
-        assert shown(float(row["value"])) in text
-        assert row["quantity"].removesuffix(", left").removesuffix(", right") in text
-    assert text.count(": left ") == sum(row["quantity"].endswith(", left") for row in table(folder)) >= 25
+def test_every_number_and_every_identity_is_on_the_page(made):
+    text = " ".join(Page(made[1]).text)
+    titles = re.findall(r"<h2>(\d+)\. ", made[1])
+    assert titles == [str(i) for i in range(1, CHAPTERS + 1)]
+    checked = [x for section in made[2] for x in section.identities]
+    for section in made[2]:
+        assert section.numbers
+        assert section.identities
+        assert section.title in text
+        for number in section.numbers:
+            assert number.name in text
+            assert shown(number.value) in text
+    assert [x for x in checked if str(x) not in text] == []
+    assert len(checked) >= 35
+
+
+def test_the_terminal_is_told_in_two_lines(made):
+    first, second = made[0].splitlines()
+    count = sum(len(section.identities) for section in made[2])
+    assert first == f"checked: {count} equalities in {CHAPTERS} chapters hold"
+    assert second.startswith("written: ")
+    assert second.endswith("kl.html; open it in a browser, no network needed")
+
+
+def test_text_is_text():
+    assert paragraphs("a < b & *c*\n\n`<i>` w*k3*x") == [
+        "a &lt; b &amp; <em>c</em>",
+        "<code>&lt;i&gt;</code> w*k3*x",
+    ]
 
 
 def test_coding_cost(value):
@@ -150,16 +180,16 @@ def test_estimators(value):
 
 
 def test_gradients(value):
-    policy, reference, _ = torch.empty(3, 5, dtype=torch.float64).normal_(generator=generator(6)).softmax(-1).numpy()
+    policy, reference, _ = torch.empty(3, 5, dtype=torch.float64).normal_(generator=generator(10)).softmax(-1).numpy()
     start = stats.entropy(policy, reference)
-    assert value("KL(policy‖reference) after 100 steps down the loss k1") == pytest.approx(start, rel=1e-9)
-    assert value("KL(policy‖reference) after 100 steps down the loss w*k3") < 0.01 * start
+    assert value("KL(policy‖reference) after 60 steps down the loss k1") == pytest.approx(start, rel=1e-9)
+    assert value("KL(policy‖reference) after 60 steps down the loss w*k3") < 0.01 * start
     assert value("combinations that are right") == 16  # as counted in the tables of test_kl_estimator_gradients.py
 
 
 def test_learning(value):
     n = learning.TRIALS
-    heads = learning.tosses(generator(7)).numpy()
+    heads = learning.tosses(generator(6)).numpy()
     least = optimize.minimize_scalar(
         lambda x: -stats.binom.logpmf(heads, n, x).mean(), bounds=(0.01, 0.99), method="bounded"
     )
@@ -193,6 +223,47 @@ def test_dimensions(value):
         assert share == pytest.approx(math.exp(-2.0 * d * dimensions.TARGET), rel=1e-9)
 
 
+def test_updates(value):
+    def kl(p, q):
+        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+    for p in (0.5, 0.9, 0.1, 0.01, 0.001):
+        low, high = (value(f"probability {p:g} within 0.01 nats, {name}") for name in ("least", "largest"))
+        assert low == pytest.approx(optimize.brentq(lambda q, p=p: kl(p, q) - 0.01, 1e-12, p), rel=1e-6)
+        assert high == pytest.approx(optimize.brentq(lambda q, p=p: kl(p, q) - 0.01, p, 1 - 1e-9), rel=1e-9)
+    assert value("probability 0.5 within 0.01 nats, largest") == pytest.approx(0.57, abs=5e-4)
+    for name in ("least", "largest"):
+        s = value(f"standard deviation within 0.01 nats, {name}, over the old one")
+        assert math.log(s) + 0.5 / s**2 - 0.5 == pytest.approx(0.01, rel=1e-9)
+    gains = [value(f"gain of the {name} gradient at 0.01 nats, standard deviation 1") for name in ("natural", "plain")]
+    for gain, way in zip(gains, ((4.0, -1.0), (4.0, -2.0)), strict=True):  # F^-1 g and g, by hand
+        size = optimize.brentq(lambda x, w=way: x * w[1] + 0.5 * (1 + (x * w[0]) ** 2) * math.exp(-2 * x * w[1])
+                               - 0.5 - 0.01, 1e-6, 0.2)  # fmt: skip
+        assert gain == pytest.approx(5 - (2 - size * way[0]) ** 2 - math.exp(2 * size * way[1]), rel=1e-9)
+    assert gains[0] > gains[1]
+
+
+def test_the_kept_trainings_are_as_the_page_says(made, value):
+    kept = training.kept()
+    assert kept["command"] == training.COMMAND
+    ppo, trpo = (row["metrics"] for row in kept["rows"])
+    assert max(trpo["drift/kl"]) <= training.TARGET < max(ppo["drift/kl"])
+    assert value("PPO, clip 0.2: KL(first‖last)") > 10 * value("PPO, clip 0.2: sum of the updates' KL")
+    assert value("PPO, clip 0.2: largest ratio") > 1.0 + updates.EPSILON
+    for row in kept["rows"]:
+        assert len({len(column) for column in row["metrics"].values()}) == 1
+        # a length is the sum of mean roots, at most the root of the mean
+        assert row["metrics"]["drift/path_length"][-1] <= sum((2 * x) ** 0.5 for x in row["metrics"]["drift/kl"]) + 1e-3
+
+
+def test_a_training_is_kept_as_it_is_made():
+    rows = training.trained(256)
+    assert [row["trained"] for row in rows] == [row["trained"] for row in training.kept()["rows"]]
+    for new, old in zip(rows, training.kept()["rows"], strict=True):
+        assert new["metrics"].keys() == old["metrics"].keys()
+        assert all(len(column) == 1 and math.isfinite(column[0]) for column in new["metrics"].values())
+
+
 def swapped(p, q, *more, **settings):
     return kl(q, p, *more, **settings)
 
@@ -216,6 +287,7 @@ BROKEN = [
     (learning, swapped),
     (inference, swapped),
     (dimensions, scaled),
+    (regions, scaled),
 ]
 
 
@@ -224,8 +296,9 @@ def test_a_wrong_kl_breaks_an_identity_of_every_section(module, wrong, monkeypat
     monkeypatch.setattr(module, "kl_divergence", wrong)
     if module is estimators:
         monkeypatch.setattr(module, "REPEATS", 2)
+        monkeypatch.setattr(module, "OPTIMAL", 2)
     with pytest.raises(BrokenIdentity):
-        module.section(generator(1))
+        (updates if module is regions else module).section(generator(1))
 
 
 def test_an_identity_that_fails_names_both_sides_and_nan_is_no_agreement():
@@ -244,7 +317,7 @@ def test_a_wrong_verdict_on_a_gradient_is_found(monkeypatch):
     estimator_gradient = gradients.estimator_gradient
     monkeypatch.setattr(gradients, "estimator_gradient", forgiving)
     with pytest.raises(BrokenIdentity, match="k1 on samples from policy"):
-        gradients.section(generator(6))
+        gradients.section(generator(10))
 
 
 def refused(capsys, *words):
@@ -257,44 +330,40 @@ def refused(capsys, *words):
 
 def test_a_broken_identity_ends_the_command_with_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(coding, "kl_divergence", swapped)
-    status, line = refused(capsys, "--output", tmp_path / "new")
+    status, line = refused(capsys, "--output", tmp_path / "new.html")
     assert status == 1
     assert line.startswith("klrl explore-kl: cross-entropy -sum P log2 Q = H(P) + KL(P‖Q): left ")
-    assert not list((tmp_path / "new").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_used_folder_a_bad_seed_and_missing_matplotlib_are_refused_in_one_line(monkeypatch, capsys, tmp_path):
-    (tmp_path / "precious.txt").write_text("mine")
+def test_a_bad_file_a_bad_seed_and_a_missing_extra_are_refused_in_one_line(monkeypatch, capsys, tmp_path):
     status, line = refused(capsys, "--output", tmp_path)
     assert status == 2
-    assert line == f"klrl explore-kl: output = {tmp_path} is not empty; allowed: a new or empty directory"
-    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+    assert line == f"klrl explore-kl: output = {tmp_path}; allowed: a name that ends in .html"
+    line = refused(capsys, "--output", tmp_path / "no" / "kl.html")[1]
+    assert line.startswith(f"klrl explore-kl: output = {tmp_path / 'no' / 'kl.html'}: no directory ")
     assert refused(capsys, "--seed", -1)[1].startswith("klrl explore-kl: seed = -1; allowed: ")
-    monkeypatch.setattr(explore_kl, "installed", lambda package: package != "matplotlib")
-    status, line = refused(capsys, "--output", tmp_path / "new")
-    assert (status, line) == (2, "klrl explore-kl: the figures need matplotlib: pip install 'klrl[plots]'")
-    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(report_page, "has_extra", lambda: False)
+    status, line = refused(capsys, "--output", tmp_path / "new.html")
+    assert (status, line) == (2, "klrl explore-kl: the report needs bokeh: pip install 'klrl[report]'")
+    assert not list(tmp_path.iterdir())
 
 
-def test_nothing_but_the_seed_decides(made, monkeypatch, tmp_path):
-    folder = made[1]
-    again = coding.section(generator(1))
-    write([again], "", tmp_path)
-    assert (tmp_path / FIGURES[0]).read_bytes() == (folder / FIGURES[0]).read_bytes()
-    other = coding.section(torch.Generator().manual_seed(0))
-    mine = [list(row.values()) for row in table(folder) if row["section"] == "1"]
-    assert rows([again]) == mine != rows([other])
+def test_nothing_but_the_seed_decides(made, monkeypatch):
+    again, other = coding.section(generator(1)), coding.section(torch.Generator().manual_seed(0))
+    assert again == made[2][0] != other
     monkeypatch.setattr(estimators, "REPEATS", 2)
-    assert rows([estimators.section(generator(5))]) == rows([estimators.section(generator(5))])
+    monkeypatch.setattr(estimators, "OPTIMAL", 2)
+    assert estimators.section(generator(5)) == estimators.section(generator(5))
 
 
-def test_the_help_needs_no_matplotlib():
+def test_the_help_needs_no_plot_library():
     program = (
         "import sys; from klrl.scripts.main import main\n"
         "try: main(['explore-kl', '--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
-        "assert 'matplotlib' not in sys.modules"
+        "assert not {'bokeh', 'torch'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "usage: klrl explore-kl" in done.stdout
-    assert importlib.util.find_spec("matplotlib")
+    assert importlib.util.find_spec("bokeh")
