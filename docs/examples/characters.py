@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 ADJECTIVES = ["old", "quiet", "small", "warm", "grey", "bold", "early", "eager", "open", "idle"]
 NOUNS = ["owl", "boat", "river", "stone", "aunt", "lamp", "idea", "oboe", "cloud", "piano", "horse", "canoe"]
-VERBS = ["sees", "follows", "hears", "avoids", "paints", "owes", "carries", "amuses"]
-PLACES = ["at night", "by the sea", "in june", "on the hill", "near ohio", "again"]
+VERBS = ["sees", "follows", "hears", "avoids", "paints", "owes", "carries", "guides"]
 CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz"
-END, LONGEST = 0, 48
+END, LONGEST = 0, 32
 VOWELS = torch.tensor([c in "aeiou" for c in CHARACTERS])
 LETTERS = torch.tensor([c.isalpha() for c in CHARACTERS])
 
@@ -29,7 +28,7 @@ def sentences(n: int, generator: torch.Generator) -> Tensor:
     found = torch.full((n, LONGEST), END)
     for row in found:
         noun = [f"{one(ADJECTIVES)} {one(NOUNS)}", one(NOUNS)][int(torch.randint(2, (), generator=generator))]
-        text = f"the {noun} {one(VERBS)} the {one(NOUNS)} {one(PLACES)}"
+        text = f"the {noun} {one(VERBS)} a {one(NOUNS)}"
         row[: len(text)] = torch.tensor([CHARACTERS.index(c) for c in text])
     return found
 
@@ -65,7 +64,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Logits of every token given those before it."""
 
-    def __init__(self, width: int = 48, heads: int = 4, blocks: int = 2) -> None:
+    def __init__(self, width: int = 32, heads: int = 4, blocks: int = 2) -> None:
         super().__init__()
         self.token, self.position = nn.Embedding(len(CHARACTERS), width), nn.Embedding(LONGEST, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)), nn.LayerNorm(width))
@@ -92,13 +91,13 @@ def sample(model: Transformer, n: int, generator: torch.Generator) -> Tensor:
     return tokens
 
 
-def pretrained(seed: int, steps: int = 400, batch: int = 64) -> tuple[Transformer, float]:
+def pretrained(seed: int, steps: int = 400, batch: int = 32) -> tuple[Transformer, float]:
     """Train a model on sentences of the grammar; return it and the mean loss of the last 50 steps, nats per token."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Transformer()
     generator = torch.Generator().manual_seed(seed)
-    corpus = sentences(4_000, generator)
+    corpus = sentences(2_000, generator)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
     losses = []

@@ -112,9 +112,9 @@ def main(words: list[str] | None = None) -> None:
     """Pre-train, tune with the KL in every place, write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    for name, value in {"seed": 0, "pretraining": 400, "updates": 60, "batch": 64, "judged": 2048}.items():
+    for name, value in {"seed": 0, "pretraining": 400, "updates": 40, "batch": 64, "judged": 512}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    for name, number in {"target-kl": 4.0, "beta": 0.05, "learning-rate": 1e-3}.items():
+    for name, number in {"target-kl": 4.0, "beta": 0.05, "learning-rate": 2e-3}.items():
         parser.add_argument(f"--{name}", type=float, default=number)
     words = sys.argv[1:] if words is None else words
     args = parser.parse_args(words)

@@ -142,7 +142,7 @@ def sequence_kl_loss(
     Both in expectation over sequences, so the loss of a batch is ``losses.sum(-1).mean()``. A token's loss is its exact
     KL times the ratio policy / sampler of the tokens before it, whose gradient is the second part of the module's
     formula. The ratio is 1 for the policy's own sequences. Only ``policy`` is differentiated (``reference``, too, if it
-    asks for a gradient), once, in the memory of :func:`klrl.kl.token_kl`.
+    asks for a gradient), in the memory of :func:`klrl.kl.token_kl`.
 
     Args:
         policy: logits ``[B, T, V]`` with their graph.

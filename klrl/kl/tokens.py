@@ -8,12 +8,11 @@ of their size. Logits in half precision are computed with in float32, chunk by c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from klrl.kl.families.categorical import categorical_kl, categorical_kl_gradients
 from klrl.policy.arrays import Array, as_mask, tensor
@@ -33,10 +32,11 @@ class PerToken(NamedTuple):
 
 
 def token_kl(p: Array, q: Array, mask: Array | None = None) -> Tensor:
-    r"""KL(p||q) over the whole vocabulary at every position, nats, ``[*B]``; exact and differentiable once.
+    r"""KL(p||q) over the whole vocabulary at every position, nats, ``[*B]``; exact and differentiable.
 
     Values and gradients are those of :func:`klrl.kl.kl_divergence` of two Categoricals (infinite where q misses p's
-    support), in memory for 2**20 logits and, backward, for the gradient.
+    support), in memory for some 2**18 logits and, backward, for the gradient (second derivatives are autograd's, in the
+    memory that it takes).
 
     Args:
         p: logits ``[*B, V]``, ``[B, T, V]`` for sequences; they need no normalisation, -inf is probability zero.
@@ -58,7 +58,7 @@ def token_kl(p: Array, q: Array, mask: Array | None = None) -> Tensor:
 
 
 def token_log_probs(logits: Array, tokens: Array, mask: Array | None = None) -> Tensor:
-    """log p(token) at every position, nats, ``[*B]``; differentiable once, in the memory of :func:`token_kl`.
+    """log p(token) at every position, nats, ``[*B]``; differentiable, in the memory of :func:`token_kl`.
 
     Args:
         logits: ``[*B, V]``; those at position t belong to the token at position t: shift them before.
@@ -138,25 +138,43 @@ class _PerToken(torch.autograd.Function):
         return kl, log_prob
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_kl: Tensor, by_log_prob: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         p, q, tokens, counted, kl = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_recorded(p, q, tokens, counted, (by_kl, by_log_prob), ctx.needs_input_grad), None, None
         by_p, by_q = (torch.zeros_like(x) if n else None for x, n in zip((p, q), ctx.needs_input_grad, strict=False))
         for at in _chunks(counted, p.shape[-1]):
             policy = Categorical(_widened(p[at]))
             slope = torch.zeros_like(policy.logits)
             if q is not None:
                 first, second = categorical_kl_gradients(policy, Categorical(_widened(q[at])), kl[at])
-                slope = first * by_kl[at].unsqueeze(-1)
+                slope = (first * by_kl[at].unsqueeze(-1)).to(slope.dtype)
                 if by_q is not None:
                     by_q[at] = (second * by_kl[at].unsqueeze(-1)).to(by_q.dtype)
             if tokens is not None and by_p is not None:
-                weight = by_log_prob[at].unsqueeze(-1)
-                slope = torch.addcmul(slope, policy.probs, weight, value=-1.0)
-                slope = slope.scatter_add(-1, tokens[at].long().unsqueeze(-1), weight.to(slope.dtype))
+                weight = by_log_prob[at].unsqueeze(-1).to(slope.dtype)
+                slope.addcmul_(policy.probs, weight, value=-1.0)
+                slope.scatter_add_(-1, tokens[at].long().unsqueeze(-1), weight)
             if by_p is not None:
                 by_p[at] = slope.to(by_p.dtype)
         return by_p, by_q, None, None
+
+
+def _recorded(
+    p: Tensor, q: Tensor | None, tokens: Tensor | None, counted: Tensor, by: tuple[Tensor, ...], needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients with a graph of their own, for second derivatives: all positions at once, by autograd."""
+    policy, values, weights = Categorical(_widened(p[counted])), [], []
+    if q is not None:
+        values.append(categorical_kl(policy, Categorical(_widened(q[counted]))))
+        weights.append(by[0][counted])
+    if tokens is not None:
+        values.append(policy.log_probs.gather(-1, tokens[counted].long().unsqueeze(-1)).squeeze(-1))
+        weights.append(by[1][counted])
+    total = torch.stack([(x * weight).sum() for x, weight in zip(values, weights, strict=True)]).sum()
+    wanted = [x for x, n in zip((p, q), needed, strict=False) if n and x is not None]
+    found = iter(torch.autograd.grad(total, wanted, create_graph=True, materialize_grads=True))
+    return next(found) if needed[0] else None, next(found) if needed[1] else None
 
 
 def _chunks(counted: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
