@@ -1,7 +1,7 @@
 """Sequence KL against enumeration: ``python docs/examples/measurements.py --output scripts/results/sequences.json``.
 
-Variances, the coverage of 95 % intervals and the gradients of losses, on policies whose every sequence is enumerated; and
-the peak memory of a minibatch of 64 x 128 tokens over 32,000 words.
+Variances, the coverage of 95 % intervals and the gradients of losses, on policies whose every sequence is enumerated;
+and the peak memory of a minibatch of 64 x 128 tokens over 32,000 words.
 """
 
 from __future__ import annotations
