@@ -87,7 +87,10 @@ def sequence_kl(
     SequenceEstimate(0.431523 ± 0, n=64, per_token=float32[64, 3])
     """
     with torch.no_grad():
-        if isinstance(p, (Tensor, np.ndarray)) or isinstance(q, (Tensor, np.ndarray)):
+        if isinstance(p, (Tensor, np.ndarray)) is not isinstance(q, (Tensor, np.ndarray)):
+            kinds = f"p is a {type(p).__name__}, q a {type(q).__name__}"
+            raise ValueError(f"{kinds}; allowed: logits of both, or distributions of both")
+        if isinstance(p, (Tensor, np.ndarray)):
             counted = _checked_mask(mask, tensor(p).shape[:-1], tensor(p).device)
             terms = token_kl(tensor(p), tensor(q), counted)
         else:
@@ -180,6 +183,9 @@ def _step_kl(p: AnyDistribution[Any], q: AnyDistribution[Any], mask: Array | Non
     except NoClosedForm:  # a family of torch's without a record, or the message of why there is none
         kl = tensor(kl_divergence(p, q))
         return torch.where(counted.to(kl.device), kl, 0.0), counted
+    if pair.p.batch_shape != pair.q.batch_shape:
+        shapes = f"p has batch shape {list(pair.p.batch_shape)}, q {list(pair.q.batch_shape)}"
+        raise ValueError(f"{shapes}; allowed: one shape, [B, T]")
     kl = tensor(kl_divergence(*(x.map(tensor)[counted] for x in (pair.p, pair.q))))
     return kl.new_zeros(counted.shape).masked_scatter(counted.to(kl.device), kl).to(pair.dtype), counted
 

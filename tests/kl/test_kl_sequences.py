@@ -317,6 +317,8 @@ LOG = torch.zeros(4, 3)
         (lambda: sequence_kl(LOGITS, LOGITS, TOKENS + 2), r"mask = 2 at a place; allowed: bool, or 0 and 1"),
         (lambda: sequence_kl(LOGITS, LOGITS, TOKENS), r"no position that counts in sequence 0; allowed: at least"),
         (lambda: sequence_kl(LOGITS, LOGITS, clusters=TOKENS), r"clusters have .* \[4, 3\]; allowed: integers, "),
+        (lambda: sequence_kl(LOGITS, Categorical(LOGITS)), r"p is a Tensor, q a Categorical; allowed: logits of"),
+        (lambda: sequence_kl(Categorical(LOGITS), Categorical(LOGITS[:1])), r"p has batch shape .*; allowed: one"),
         (lambda: sequence_kl(LOGITS * math.nan, LOGITS), r"no distribution at 12 positions; allowed: numbers < inf"),
         (lambda: sequence_kl(TOKENS[..., None], LOGITS), r"p has logits of type torch.int64; allowed: floating"),
         (lambda: estimate_sequence_kl(LOG, LOG[:2]), r"log_p has shape \[4, 3\], log_q \[2, 3\]; allowed: one shape"),
