@@ -23,7 +23,7 @@ def main() -> None:
     updates = range(len(history))
     plt.rcParams.update({"svg.hashsalt": "klrl", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.7), layout="constrained")
-    for name, colour, shift in (("k1", "#9aa5b1", 0.0), ("k3", "#c2410c", 0.25)):
+    for name, colour, shift in (("k1", "#555555", -0.2), ("k3", "#c2410c", 0.2)):
         values, errors = zip(*(row[name] for row in history), strict=True)
         at = [i + shift for i in updates]
         left.errorbar(at, values, [2.0 * x for x in errors], fmt=".", ms=4, lw=0.8, color=colour, label=name)

@@ -171,9 +171,9 @@ def _recorded(
     if tokens is not None:
         values.append(policy.log_probs.gather(-1, tokens[counted].long().unsqueeze(-1)).squeeze(-1))
         weights.append(by[1][counted])
-    total = torch.stack([(x * weight).sum() for x, weight in zip(values, weights, strict=True)]).sum()
     wanted = [x for x, n in zip((p, q), needed, strict=False) if n and x is not None]
-    found = iter(torch.autograd.grad(total, wanted, create_graph=True, materialize_grads=True))
+    # As grad_outputs, the weights are not differentiated here, though they may depend on the KL themselves.
+    found = iter(torch.autograd.grad(values, wanted, weights, create_graph=True, materialize_grads=True))
     return next(found) if needed[0] else None, next(found) if needed[1] else None
 
 
