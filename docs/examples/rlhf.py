@@ -72,7 +72,7 @@ def kl_of(policy: Tensor, reference: Tensor, tokens: Tensor) -> dict[str, list[f
     mask = until_end(tokens)
     logs = token_log_probs(policy, tokens, mask), token_log_probs(reference, tokens, mask)
     found = {"exact": of(sequence_kl(policy, reference, mask))}
-    return found | {k: of(estimate_sequence_kl(*logs, mask, k)) for k in ("k1", "k3")}  # type: ignore[arg-type]
+    return found | {k: of(estimate_sequence_kl(*logs, mask, k)) for k in ("k1", "k3")}
 
 
 def tuned(start: Transformer, place: str, args: argparse.Namespace) -> tuple[Transformer, list[dict]]:

@@ -109,7 +109,7 @@ def estimate_sequence_kl(
     """Estimate KL(p||q) between sequences drawn from p by k1, k2 or k3 of every token, added up; without gradients.
 
     k1 and k3 are unbiased (given the prefix, each term has the step's KL as its mean), k2 is not.
-    :mod:`klrl.kl.estimators` defines them. :func:`sequence_kl`, from logits, has less noise as a rule.
+    :func:`klrl.kl.estimate_kl` has their definition. :func:`sequence_kl`, from logits, has less noise as a rule.
 
     Args:
         log_p: log p(y_t|y_<t) of the tokens, ``[B, T]``, finite where the mask is set.
