@@ -15,7 +15,7 @@ DOCS = Path(__file__).resolve().parents[1]
 if str(DOCS) not in sys.path:  # when run as a program
     sys.path.insert(0, str(DOCS))
 
-from sitegen import asked_peers, cli, diagrams, lists, recipes, results, sb3_defaults, speed  # noqa: E402
+from sitegen import asked_peers, cli, diagrams, lists, recipes, results, sb3_defaults, sequences, speed  # noqa: E402
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **results.BLOCKS,
@@ -24,6 +24,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **lists.BLOCKS,
     **recipes.BLOCKS,
     **sb3_defaults.BLOCKS,
+    **sequences.BLOCKS,
 }
 WHILE_BUILDING: dict[str, Callable[[], str]] = {"cli": cli.reference}
 DRAWN = {**diagrams.DIAGRAMS, **asked_peers.DIAGRAMS}

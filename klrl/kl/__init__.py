@@ -22,6 +22,8 @@ from klrl.kl.information import estimate_mutual_information, mutual_information
 from klrl.kl.mixtures import kl_upper_bound, kl_variational
 from klrl.kl.reliability import DoubtfulEstimateWarning
 from klrl.kl.sampled import StateEstimate, estimate_divergence, estimate_entropy
+from klrl.kl.sequences import SequenceEstimate, estimate_sequence_kl, sequence_kl, sequence_kl_loss
+from klrl.kl.tokens import token_kl, token_log_probs
 from klrl.kl.transport import wasserstein
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "DoubtfulEstimateWarning",
     "Estimate",
     "GradientVerdict",
+    "SequenceEstimate",
     "StateEstimate",
     "cross_entropy",
     "drift_report",
@@ -37,6 +40,7 @@ __all__ = [
     "estimate_entropy",
     "estimate_kl",
     "estimate_mutual_information",
+    "estimate_sequence_kl",
     "estimator_gradient",
     "fisher_product",
     "geometric_mixture",
@@ -51,7 +55,11 @@ __all__ = [
     "kl_variational",
     "mutual_information",
     "reverse_kl",
+    "sequence_kl",
+    "sequence_kl_loss",
     "tempered",
+    "token_kl",
+    "token_log_probs",
     "wasserstein",
 ]
 __all__ += divergences.__all__

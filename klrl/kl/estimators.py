@@ -131,7 +131,9 @@ def estimate_kl(
     weights = log_weight.exp() if self_normalized else None
     found = mean_estimate(values, weights, labels)
     used = [log_weight, *([q - s] if estimator in ("k3", "optimal") else [])]
-    found = replace(found, ess=min(map(_effective, used)), khat=max(map(_khat, [values, *(x.exp() for x in used)])))
+    found = replace(
+        found, ess=min(map(_effective, used)), khat=max(map(tail_index, [values, *(x.exp() for x in used)]))
+    )
     if math.isfinite(found.value):
         averaged = [_residuals(values, found.value, weights, labels)]
         if estimator == "optimal":  # its coefficient is fitted to the ratios
@@ -145,8 +147,8 @@ def _effective(log_weight: Tensor) -> float:
     return (2.0 * log_weight.logsumexp(0) - (2.0 * log_weight).logsumexp(0)).exp().item()
 
 
-def _khat(x: Tensor) -> float:
-    """Return the tail index of the distances from the mean; -inf without a tail."""
+def tail_index(x: Tensor) -> float:
+    """Return the Pareto k-hat of the distances from the mean; -inf without a tail."""
     if x.min() == x.max():
         return -math.inf
     distances = (x - x.mean()).abs()

@@ -102,8 +102,9 @@ class Adaptive(_Bounded):
 class Proportional(_Bounded):
     """Changes beta in proportion to how far the KL missed its aim: beta (1 + K clip(KL / target_kl - 1, -0.2, 0.2)).
 
-    Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences"), section 2.2. Their K is 0.1; an agent
-    makes fewer and larger updates, so here it is 1: beta changes by at most a fifth per update.
+    Ziegler et al. 2019 ("Fine-Tuning Language Models from Human Preferences"), section 2.2. Their K is 0.1, in
+    their code, as in TRL's, sequences of a batch / horizon; an agent makes fewer and larger updates, so here it is 1:
+    beta changes by at most a fifth per update.
     """
 
     proportion: Fraction = 1.0

@@ -40,6 +40,22 @@ def test_a_proportional_coefficient_changes_by_the_relative_error_of_the_kl(kl, 
     assert coefficient.update(kl).beta == pytest.approx(2.0 * (1.0 + proportion * error))
 
 
+def published(beta, target, horizon, kls, n_sequences):
+    """The controller of the code that Ziegler et al. 2019 published, and TRL after it, in numpy."""
+    for kl in kls:
+        beta *= 1.0 + np.clip(kl / target - 1.0, -0.2, 0.2) * n_sequences / horizon
+        yield beta
+
+
+@pytest.mark.parametrize(("n_sequences", "horizon"), [(64, 10_000), (512, 10_000), (1, 10)])
+def test_a_proportional_coefficient_has_the_numbers_of_the_published_controller(n_sequences, horizon):
+    kls = np.random.default_rng(0).gamma(2.0, 3.0, 500)
+    coefficient = Proportional(target_kl=6.0, beta=0.2, proportion=n_sequences / horizon)
+    for kl, beta in zip(kls, published(0.2, 6.0, horizon, kls, n_sequences), strict=True):
+        coefficient = coefficient.update(kl)
+        assert coefficient.beta == pytest.approx(beta, rel=1e-12)
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 @pytest.mark.parametrize(("kl", "error"), [(0.0, -1.0), (0.015, -0.5), (0.03, 0.0), (0.045, 0.5)])
 def test_a_dual_coefficient_ascends_log_beta_by_the_violation_in_units_of_the_target(kl, error, rate):

@@ -140,15 +140,42 @@ def _mean_of_logits(p: L, q: L, share: Tensor) -> L:
 def categorical_kl(p: Categorical, q: Categorical) -> Tensor:
     r"""sum_i p_i phi(x_i) with x = log q - log p; where p_i = 0 the term is q_i, where only q_i = 0 infinity.
 
+    x is that of :func:`_log_ratio`.
+    """
+    possible_p, possible_q = p.logits != -math.inf, q.logits != -math.inf
+    both = possible_p & possible_q
+    prob_p, prob_q = p.probs, q.probs
+    x = _log_ratio(p, q, prob_p, possible_p, possible_q)
+
+    small = x.abs() < SERIES
+    series = prob_p * phi_series(torch.where(small, x, 0.0))
+    direct = (prob_q - prob_p) - prob_p * x.masked_fill(small, 0.0)
+    kl = torch.where(both, torch.where(small, series, direct), prob_q - prob_p).sum(-1).clamp_min(0.0)
+    return kl.masked_fill((possible_p > possible_q).any(-1), math.inf)
+
+
+def categorical_kl_gradients(p: Categorical, q: Categorical, kl: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives of a KL, whose value ``[*B]`` is known, by both policies' logits: p_i (-x_i - KL) and q_i - p_i.
+
+    0 where the KL is infinite. x is that of :func:`_log_ratio`.
+    """
+    possible_p, possible_q = p.logits != -math.inf, q.logits != -math.inf
+    prob_p = p.probs
+    x = _log_ratio(p, q, prob_p, possible_p, possible_q)
+    finite = kl.isfinite().unsqueeze(-1)
+    by_p = torch.where(finite & possible_p & possible_q, -prob_p * (x + kl.unsqueeze(-1)), 0.0)
+    return by_p, torch.where(finite, _difference(p, q), 0.0)
+
+
+def _log_ratio(p: Categorical, q: Categorical, prob_p: Tensor, possible_p: Tensor, possible_q: Tensor) -> Tensor:
+    r"""x_i = log q_i - log p_i where both are possible, elsewhere any finite number; ``prob_p`` is p's probabilities.
+
     From logit differences d = z_q - z_p, centred so that sum_i p_i d_i = 0, follows
     x_i = d_i - log(1 + sum_j p_j (e^{d_j} - 1)): free of the rounding of two log_softmax, and by Jensen's
     inequality the logarithm's argument is >= 1. Where e^d overflows or the supports differ, x is the plain
     difference of log-probabilities; it is large there and loses nothing.
     """
-    possible_p, possible_q = p.logits != -math.inf, q.logits != -math.inf
     both = possible_p & possible_q
-    prob_p, prob_q = p.probs, q.probs
-
     # Masked before and after: an infinity multiplied by zero must not reach the value or the gradient.
     d = torch.where(both, q.logits - p.logits, 0.0)
     d = d - (prob_p * d).sum(-1, keepdim=True).detach()
@@ -158,12 +185,7 @@ def categorical_kl(p: Categorical, q: Categorical) -> Tensor:
     if not (exact.is_cpu and exact.all()):  # a GPU would be waited for
         log_p, log_q = (torch.where(both, x.map(Tensor.double).log_probs, 0.0) for x in (p, q))
         x = torch.where(exact, x, (log_q - log_p).to(d.dtype))
-
-    small = x.abs() < SERIES
-    series = prob_p * phi_series(torch.where(small, x, 0.0))
-    direct = (prob_q - prob_p) - prob_p * x.masked_fill(small, 0.0)
-    kl = torch.where(both, torch.where(small, series, direct), prob_q - prob_p).sum(-1).clamp_min(0.0)
-    return kl.masked_fill((possible_p > possible_q).any(-1), math.inf)
+    return x
 
 
 def categorical_renyi(p: Categorical, q: Categorical, alpha: float) -> Tensor:

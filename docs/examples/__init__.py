@@ -1,0 +1,1 @@
+"""Programs that the pages show, and what they measure."""
