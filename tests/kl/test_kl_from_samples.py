@@ -100,7 +100,7 @@ def test_the_mean_of_the_bound_is_below_the_kl_and_that_of_its_logarithm_is_not(
     def logarithm(critic, y):
         return p @ critic - np.log(np.exp(critic[y][1::2]).mean())
 
-    for critic in (best, 0.5 * best, np.array([-0.4, 0.6]), best + 7.0):
+    for critic in (best, np.array([-0.4, 0.6]), best + 7.0):
         assert mean(critic, ours) == pytest.approx(mean(critic, by_hand), rel=1e-12)
         assert mean(critic, ours) < kl
     assert mean(best, logarithm) > kl
@@ -127,7 +127,7 @@ def test_samples_show_no_more_than_the_logarithm_of_their_number():
     with pytest.warns(DoubtfulEstimateWarning, match=r"value = .* they can show at most log 500 = 6.21 nats"):
         donsker_varadhan(*shifted(1_000, 1, 40.0), lambda z: 20.0 * (z[:, 0] < 20.0))
     with pytest.warns(DoubtfulEstimateWarning, match=r"Pareto k-hat|skewness"):  # the best critic needs tails, too
-        donsker_varadhan(*shifted(1_000, 1, 4.0), lambda z: 8.0 - 4.0 * z[:, 0])
+        donsker_varadhan(*shifted(1_000, 1, 3.0), lambda z: 4.5 - 3.0 * z[:, 0])
 
 
 def test_what_cannot_be_samples_is_refused_in_one_line():
