@@ -39,8 +39,8 @@ def accuracy() -> str:
         [
             command(record["command"]),
             f"Largest relative error over {pairs[-1]:,} random pairs of float32 distributions; right is torch's "
-            f"formula in float64. From Exponential on, over {pairs[-1] // SHARE:,} pairs, right is the textbook's in 40 "
-            "digits, and a cell is empty where torch has no formula, or hardly a pair of float32 has such a KL:",
+            f"formula in float64. From Exponential on, over {pairs[-1] // SHARE:,} pairs, right is the textbook's in "
+            "40 digits; a cell is empty where torch has no formula, or hardly a pair of float32 has such a KL:",
             table(head, lines),
         ]
     )
