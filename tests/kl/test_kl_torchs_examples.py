@@ -141,3 +141,13 @@ def test_where_torch_forgets_a_border_the_kl_is_right():
         assert kl_divergence(p, td.Poisson(rate)).item() == pytest.approx(expected, rel=1e-13)
     assert kl_divergence(td.Bernoulli(fifth), td.Poisson(zero)).item() == math.inf
     assert kl_divergence(td.Bernoulli(zero), td.Poisson(zero)).item() == 0.0
+
+
+def test_wisharts_of_a_batch_have_the_kl_of_each():
+    """Torch's generic formula adds the terms of the degrees of freedom up over a batch; one by one it is right."""
+    df = torch.tensor([[5.0, 3.5, 6.0], [4.0, 4.5, 2.5]], dtype=torch.float64)
+    scale = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = scale.tril(-1) + torch.diag_embed(scale.diagonal(dim1=-2, dim2=-1).exp())
+    each = [td.kl_divergence(*(td.Wishart(df[j, i], scale_tril=scale[j, i]) for j in (0, 1))) for i in range(3)]
+    found = kl_divergence(*(td.Wishart(df[j], scale_tril=scale[j]) for j in (0, 1)))
+    torch.testing.assert_close(found, torch.stack(each).detach(), rtol=1e-10, atol=0.0)
