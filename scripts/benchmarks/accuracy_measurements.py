@@ -115,6 +115,10 @@ def _without_the_masked(p: Categorical) -> td.Distribution:
     return td.Categorical(logits=p.logits[:, [0, *range(2, D)]], validate_args=UNCHECKED)
 
 
+def _without_record(name: str, family: OfTorch) -> Case:
+    return Case(name, family.n, lambda x: Numbers(family.numbers(x)), lambda p: family.made(*p.values), of_torch=family)
+
+
 CASES = (
     Case("Categorical(6)", D, lambda x: Categorical(2.0 * x), lambda p: td.Categorical(None, p.logits, UNCHECKED)),
     Case("masked Categorical(6)", D, _masked, _without_the_masked),
@@ -129,8 +133,7 @@ CASES = (
          lambda p: td.MultivariateNormal(p.mean, scale_tril=p.scale_tril, validate_args=UNCHECKED)),
     Case("Beta(6)", 2 * D, lambda x: Beta(x[:, :D].exp(), x[:, D:].exp()),
          lambda p: td.Independent(td.Beta(p.alpha, p.beta, UNCHECKED), 1, UNCHECKED)),
-    *(Case(name, f.n, lambda x, f=f: Numbers(f.numbers(x)), lambda p, f=f: f.made(*p.values), of_torch=f)
-      for name, f in FAMILIES.items()),
+    *(_without_record(*item) for item in FAMILIES.items()),
 )  # fmt: skip
 
 

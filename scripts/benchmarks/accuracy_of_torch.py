@@ -39,7 +39,7 @@ class OfTorch:
     direction: Callable[[Tensor], Tensor] = field(default=lambda x: x)
     """Directions in which q's support has all of p's."""
     held: Callable[[Tensor], Tensor] = field(default=lambda x: x)
-    """What torch's object keeps of its numbers, in their precision."""
+    """Numbers that torch's object keeps, in the precision of those that it is given."""
 
     def truth(self, p: Numbers, q: Numbers) -> Tensor:
         """KL of every pair, rounded to float64; NaN where a search for a level ended at no numbers."""
