@@ -9,20 +9,23 @@ import torch
 from klrl.scripts.benchmarks import accuracy, accuracy_measurements
 from klrl.scripts.benchmarks.accuracy_measurements import CASES
 
+LEVELS = accuracy_measurements.LEVELS[::2]
 WITH_RECORDS = {case.name for case in CASES if case.of_torch is None}
 
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     path = tmp_path_factory.mktemp("accuracy") / "accuracy.json"
-    accuracy.main(["--pairs", "100", "--repeats", "1", "--output", str(path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accuracy_measurements, "LEVELS", LEVELS)
+        accuracy.main(["--pairs", "100", "--repeats", "1", "--output", str(path)])
     return json.loads(path.read_text())
 
 
 def test_every_family_is_within_one_part_in_a_thousand_at_every_level(record):
     cells = {(row["family"], row["kl"]) for row in record["rows"]}
     for case in CASES:  # of a Uniform in float32 none is as near as 1e-8, and few pairs are of some as far as 100
-        levels = accuracy_measurements.LEVELS[0 if case.of_torch is None else 4 : None if case.of_torch is None else 9]
+        levels = LEVELS if case.of_torch is None else LEVELS[2:5]
         assert cells >= {(case.name, level) for level in levels}
     assert all(row["klrl"] <= 1e-3 and row["negative"]["klrl"] == 0 for row in record["rows"])
     assert all(row["pairs"] > 50 for row in record["rows"] if row["family"] in WITH_RECORDS)
@@ -47,7 +50,7 @@ def test_steps_lead_to_the_level_of_kl_that_is_asked_for(case, level):
     kl = case.truth(p, q)
     torch.testing.assert_close(kl, torch.full_like(kl, level), rtol=1e-2, atol=0.0)
     if case.of_torch is not None:  # whose KL by klrl is an integral (tests/kl/test_kl_of_torch.py)
-        torch.testing.assert_close(case.kl(p, q), kl, rtol=1e-7 if level < 1.0 else 1e-11, atol=0.0)
+        torch.testing.assert_close(case.kl(p, q), kl, rtol=1e-7 if level < 1.0 else 1e-9, atol=0.0)
 
 
 def test_the_costs_are_of_the_same_kl(record):
