@@ -14,7 +14,8 @@ from klrl.scripts.main import VERBS
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / ".github/CONTRIBUTING.md", *PAGES]
-PYTHON = re.compile(r"(?:<!-- (not run|slow) -->\n)?```python\n(.*?)```", re.DOTALL)
+PYTHON = re.compile(r"(?:<!-- (not run|slow) -->\n)?```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
+NUMBER = re.compile(r"-?\d+\.?\d*")
 DOORS = ("README.md", "docs/getting-started.md")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```", re.DOTALL)
@@ -30,33 +31,45 @@ def shortened(code):
 
 
 def examples():
-    """Every page with Python blocks; those that train until an agent has learned are shortened."""
+    """Every page with Python blocks, and what they print; those that train until an agent has learned are shortened."""
     for path in PAGES:
         found = PYTHON.findall(path.read_text(encoding="utf-8"))
-        codes = [shortened(code)[0] if kind == "slow" else code for kind, code in found if kind != "not run"]
+        codes = [
+            (shortened(code)[0] if kind == "slow" else code, out) for kind, code, out in found if kind != "not run"
+        ]
         if codes:
             yield pytest.param(codes, id=named(path))
 
 
+def assert_printed(found, expected):
+    """The same words, and the same numbers up to one in their last place, in which versions of torch may differ."""
+    assert NUMBER.sub("#", found) == NUMBER.sub("#", expected)
+    for a, b in zip(NUMBER.findall(found), NUMBER.findall(expected), strict=True):
+        assert abs(float(a) - float(b)) <= 1.01 * 10.0 ** -len(b.partition(".")[2]) * ("." in b), expected
+
+
 @pytest.mark.parametrize("codes", list(examples()))
-def test_the_examples_of_a_page_run(codes, tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run_and_print_what_stands_below(codes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     with torch.random.fork_rng():
-        for code in codes:
+        for code, printed in codes:
+            capsys.readouterr()
             exec(compile(code, "page", "exec"), {"__name__": "page"})
+            if printed:
+                assert_printed(capsys.readouterr().out, printed)
     torch.set_num_threads(threads)
 
 
 def test_the_example_of_readme_is_that_of_getting_started():
-    (_, short), (_, long) = (PYTHON.findall((ROOT / name).read_text(encoding="utf-8"))[0] for name in DOORS)
+    (_, short, _), (_, long, _) = (PYTHON.findall((ROOT / name).read_text(encoding="utf-8"))[0] for name in DOORS)
     assert set(short.splitlines()) <= set(long.splitlines())
 
 
 def test_the_example_of_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
-    ((_, code),) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    ((_, code, _),) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
     code, n = shortened(code)
     assert n == 2
     with torch.random.fork_rng():

@@ -17,6 +17,7 @@ from klrl.kl.exact import (
     reverse_kl,
 )
 from klrl.kl.executed import kl_executed
+from klrl.kl.from_samples import donsker_varadhan, knn_kl
 from klrl.kl.geometric import geometric_mixture, tempered
 from klrl.kl.information import estimate_mutual_information, mutual_information
 from klrl.kl.mixtures import kl_upper_bound, kl_variational
@@ -34,6 +35,7 @@ __all__ = [
     "SequenceEstimate",
     "StateEstimate",
     "cross_entropy",
+    "donsker_varadhan",
     "drift_report",
     "entropy",
     "estimate_divergence",
@@ -53,6 +55,7 @@ __all__ = [
     "kl_per_dimension",
     "kl_upper_bound",
     "kl_variational",
+    "knn_kl",
     "mutual_information",
     "reverse_kl",
     "sequence_kl",

@@ -17,7 +17,8 @@ from klrl.validation import PositiveInt
 class Accuracy:
     """Worst relative error of float32 KL over random pairs, klrl's beside torch's formula; cost on 2048 x 6 Gaussians.
 
-    The truth is torch's formula in float64, on the same float32 numbers.
+    The truth is torch's formula in float64, on the same float32 numbers; of families that only torch has, the
+    textbook's to 40 digits, over a tenth of the pairs.
     """
 
     pairs: PositiveInt = 2_000
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         claim(args.output)
     generator = torch.Generator().manual_seed(0)
-    rows = [errors(case, level, args.pairs, generator) for case in CASES for level in LEVELS]
+    found = (errors(case, level, args.pairs, generator) for case in CASES for level in LEVELS)
+    rows = [row for row in found if row is not None]
     times = cost(args.repeats)
     record = {
         "command": " ".join(["klrl benchmark accuracy", *words]),

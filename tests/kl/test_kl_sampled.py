@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from families import MAKE, every_family, integrals, mixture, normal, seeded
-from scipy import stats
+from scipy import special, stats
 from torch import distributions as td
 
 import klrl.kl.sampled
 from klrl.kl import StateEstimate, entropy, estimate_divergence, estimate_entropy, kl_divergence
+from klrl.kl.samplers import sampler
 from klrl.policy.distributions import Bernoulli, Beta, Categorical, DiagGaussian, GaussianMixture, SquashedGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore::klrl.kl.DoubtfulEstimateWarning")  # few samples suffice here
@@ -291,3 +292,22 @@ def test_parameters_of_torch_objects_are_read_in_float64():
         )
         torch.testing.assert_close(found.value.double(), expected.value, rtol=1e-6, atol=0.0)
         assert (found.value.dtype, short[0].sample().dtype) == (torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize("kappa", [1.5, 1e5])
+def test_von_mises_is_sampled_in_float64(kappa):
+    """KL = log I0(b)/I0(a) + A(a) (a - b cos(shift)), A = I1/I0: no closed form of klrl's."""
+    shift, other = 0.5 / kappa**0.5, 0.75 * kappa
+    p, q = (td.VonMises(torch.tensor(m), torch.tensor(k)) for m, k in ((0.0, kappa), (shift, other)))
+    assert p.loc.dtype == torch.float32
+    draws = sampler(p).sample(10, seeded(0))
+    assert draws.dtype == sampler(p).log_prob(draws).dtype == torch.float64
+    assert not torch.equal(draws, draws.float().double())
+    b, m = q.concentration.double().item(), q.loc.double().item()
+    normalisers = np.log(special.i0e(b) / special.i0e(kappa)) + b - kappa
+    exact = normalisers + special.i1e(kappa) / special.i0e(kappa) * (kappa - b * np.cos(m))
+    estimate = estimate_divergence(p, q, "kl", 20_000, seeded(1))
+    within_three_standard_errors(estimate, exact)
+    assert estimate.value.dtype == torch.float32
+    with pytest.raises(TypeError, match=r"VonMises has no record; .*estimate_divergence"):
+        kl_divergence(p, q)

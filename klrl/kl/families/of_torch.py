@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributions as td
+from torch.nn.functional import softplus
 
 from klrl.kl.families.bregman import RULE, phi
 from klrl.kl.families.categorical import categorical_kl
@@ -44,7 +45,7 @@ def kl_of_torch(p: td.Distribution, q: td.Distribution) -> Tensor | None:
         events += p.reinterpreted_batch_ndims
         p, q = p.base_dist, q.base_dist
     first, second = _class_of(p), _class_of(q)
-    if first is None or second is None or {first, second} <= _WITH_RECORDS:
+    if first is None or second is None or (first is second and first in _WITH_RECORDS):
         return None
     kl = _between(first, second, p, q)
     kl = kl.clamp_min(0.0).to(torch.promote_types(_dtype(p), _dtype(q)))
@@ -76,10 +77,11 @@ def _between(first: type, second: type, p: td.Distribution, q: td.Distribution) 
         first = second = td.Gamma
     if first is second:
         return _KL[first](a, b)
-    if (first, second) == (td.Uniform, td.ContinuousBernoulli):
-        return _uniform_to_continuous_bernoulli(a, b)
+    if (own := _BETWEEN.get((first, second))) is not None:
+        return own(a, b)
+    shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # which torch does not do for all of its pairs
     try:
-        return td.kl_divergence(in_float64(p), in_float64(q))
+        return td.kl_divergence(in_float64(p).expand(shape), in_float64(q).expand(shape))
     except NotImplementedError as error:
         raise NoClosedForm(
             f"no closed form for KL between {first.__name__} and {second.__name__}; allowed: "
@@ -110,6 +112,7 @@ def _trials(x: Any) -> Numbers:
 
 
 _READ: dict[type, Callable[[Any], Numbers]] = {
+    td.Bernoulli: lambda x: (log_odds(x, Tensor.double),),
     td.Beta: _named("concentration1", "concentration0"),
     td.Binomial: _trials,
     td.Cauchy: _named("loc", "scale"),
@@ -133,7 +136,7 @@ _READ: dict[type, Callable[[Any], Numbers]] = {
     td.Weibull: _named("scale", "concentration"),
     td.Wishart: _named("df", "scale_tril"),
 }
-_WITH_RECORDS: set[type | None] = {td.Normal, td.Beta}
+_WITH_RECORDS: set[type | None] = {td.Bernoulli, td.Beta, td.Normal}
 _WITHOUT_ENTROPY = {td.Multinomial, td.NegativeBinomial, td.Poisson}
 """Classes without an entropy: torch computes log n! of a Multinomial in float32, and has no formula for the others."""
 
@@ -262,6 +265,19 @@ def _success(p: Tensor, q: Tensor) -> Tensor:
     return categorical_kl(*(Categorical(torch.stack([x, torch.zeros_like(x)], -1)) for x in (p, q)))
 
 
+def _bernoulli_to_poisson(p: Numbers, q: Numbers) -> Tensor:
+    """l - s log l - H(s) with the probability s of success; infinite where l = 0 < s."""
+    s, t, rate = p[0].sigmoid(), (-p[0]).sigmoid(), q[0]
+    return rate - torch.xlogy(s, rate) + torch.xlogy(s, s) + torch.xlogy(t, t)
+
+
+def _poisson_to_trials(p: Numbers, q: Numbers) -> Tensor:
+    """Infinite; -n log(1 - s) of no success in n trials where l = 0, which torch forgets."""
+    n = q[0] if len(q) == 2 else torch.ones_like(q[0])
+    none = torch.where(n > 0.0, n * softplus(q[-1]), 0.0)
+    return torch.where(p[0] > 0.0, math.inf, none)
+
+
 def _geometric(p: Numbers, q: Numbers) -> Tensor:
     """KL of one trial times the expected number of trials, 1 / (probability of success)."""
     return _success(p[0], q[0]) / p[0].sigmoid()
@@ -383,3 +399,10 @@ _KL: dict[type, Callable[[Numbers, Numbers], Tensor]] = {
     td.Weibull: _weibull,
     td.Wishart: _wishart,
 }
+_BETWEEN: dict[tuple[type, type], Callable[[Numbers, Numbers], Tensor]] = {
+    (td.Bernoulli, td.Poisson): _bernoulli_to_poisson,
+    (td.Poisson, td.Bernoulli): _poisson_to_trials,
+    (td.Poisson, td.Binomial): _poisson_to_trials,
+    (td.Uniform, td.ContinuousBernoulli): _uniform_to_continuous_bernoulli,
+}
+"""Formulas between two classes where torch's are wrong at a border, or need numbers that it clamps."""
