@@ -13,7 +13,7 @@ from klrl import schedules
 from klrl.agents.own_networks import NetworkArgument, check_layers, network_of_word, refuse_word
 from klrl.experience.engines import VectorizationMode
 from klrl.experience.workers import OnFailure
-from klrl.policy.choices import ActionDistribution, Activation, MaskSource
+from klrl.policy.choices import ActionDistribution, Activation, FrameStacks, ImageNetwork, MaskSource
 from klrl.run.presets import preset
 from klrl.schedules import During, Value
 from klrl.shown import changed
@@ -48,6 +48,8 @@ OLDER: Mapping[str, Any] = {
     "scale_actions": False,
     "layer_norm": False,
     "network": None,
+    "image_network": "small",
+    "frame_stacks": "numbers",
 }
 """Values that hold in files saved before there was the setting."""
 MOST_PROCESSES = 1024
@@ -114,6 +116,9 @@ class AgentConfig(RegionSettings):
     image_scale: Literal["declared", "seen"] = "declared"
     """Divide the elements of uint8 images by their space's bound (declared), or by the largest in the first batch
     (seen), for images such as MiniGrid's that stay far below it."""
+    frame_stacks: FrameStacks = "channels"
+    """What uint8 observations of four dimensions are: a stack of images, whose frames become channels of one, or
+    numbers."""
     fold_normalizer: bool = True
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
@@ -130,6 +135,10 @@ class AgentConfig(RegionSettings):
     relu come by autograd, which is slower."""
     layer_norm: bool = False
     """Normalise the sums of every hidden layer over its units, before the activation; derivatives come by autograd."""
+    image_network: ImageNetwork = "small"
+    """Network from an image to the hidden layers' features: three small convolutions (small), those of DQN's Nature
+    paper with a layer of 512 (nature: 36 x 36 or more), or IMPALA's residual ones with a layer of 256 (impala).
+    layer_norm reaches the layer of 512 or 256, too."""
     network: NetworkArgument = None
     """Networks of your own in place of these layers: MODULE:NAME of a function of (n_inputs, n_outputs) that returns a
     torch.nn.Module, for the policy and for the critic. Only the name is saved, and loading asks for it again."""
