@@ -96,6 +96,11 @@ class AgentConfig(RegionSettings):
     info_keys: tuple[InfoKey, ...] = ()
     """Keys of numbers in info, separated by spaces; values in the last step of an episode are averaged over the last
     100 episodes, as rollout/success_rate (is_success) or rollout/info/KEY."""
+    sign_of_rewards: bool = False
+    """Tell the learner only the sign of each reward, as is usual for Atari; logged returns are of the rewards."""
+    life_is_episode: bool = False
+    """Let the loss of a life (lives in info) be terminal for the learner, as is usual for Atari; the game goes on, and
+    logged episodes are whole games."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95

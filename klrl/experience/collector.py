@@ -18,6 +18,7 @@ from klrl.experience.infos import Infos, numbers
 from klrl.experience.rollout import NonFinite, Rollout, not_finite
 from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape
+from klrl.experience.told import Told
 from klrl.experience.vector import Vector, as_numpy
 from klrl.policy.arrays import Array
 from klrl.policy.choices import MASK
@@ -54,6 +55,7 @@ class Collector:
         begin: seeds for new episodes, or a cursor at which to continue.
         encoding: encoding of their observations.
         total_timesteps: steps taken before.
+        told: what batches say of rewards and lives.
 
     Raises:
         BadStep: the first observation cannot be used.
@@ -68,9 +70,10 @@ class Collector:
         begin: np.random.SeedSequence | EnvCursor,
         encoding: Encoding,
         total_timesteps: int = 0,
+        told: Told = Told(),  # noqa: B008
     ) -> None:
         cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(spawn_env_seeds(begin, envs.num_envs))
-        self.envs, self.encoding = envs, encoding
+        self.envs, self.encoding, self._told_of = envs, encoding, told
         self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
         self._env_seeds, self._episodes, self._lengths = cursor.env_seeds, cursor.episodes.copy(), cursor.lengths.copy()
@@ -85,6 +88,7 @@ class Collector:
         if (lost := self._lose(infos)) is not None:
             self._episodes += lost
         self._observation = self._first(observation, infos)
+        self._lives = told.lives(infos, total_timesteps)
         if cursor.observation is not None:
             self._check_arrival(cursor.observation)
 
@@ -154,7 +158,7 @@ class Collector:
                 self._observation = first
                 raise error from None
         self._remember(rollout.executed)
-        batch = rollout.batch()
+        batch = rollout.batch(self._told_of)
         self._observation = batch.next_observations.numpy()
         return batch
 
@@ -187,6 +191,10 @@ class Collector:
         any_ended = np.count_nonzero(ended) > 0
         if any_ended:
             self._find_finals(t, rollout, infos)
+        lives = self._told_of.lives(infos, self.total_timesteps)
+        if lives is not None and self._lives is not None:
+            np.copyto(rollout.life_lost[t], (lives < self._lives) & valid & ~over)
+        self._lives = lives
         if lost is not None:
             self._episodes += lost
         self.total_timesteps += int(np.count_nonzero(valid))

@@ -14,6 +14,7 @@ from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import EnvLike, is_seeded
 from klrl.experience.footprints import Footprints
 from klrl.experience.reproducibility import EnvTrial
+from klrl.experience.told import Told
 from klrl.policy.observations import Encoding
 from klrl.text import warn_user
 
@@ -46,7 +47,12 @@ class TrainingEnvs:
         return self._cursor if self.collector is None else self.collector.cursor
 
     def begin(
-        self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
+        self,
+        encoding: Encoding,
+        seeds: np.random.SeedSequence,
+        total_timesteps: int,
+        rebuilt: bool = False,
+        told: Told = Told(),  # noqa: B008
     ) -> bool:
         """Make the collector: at the environments' cursor (True), or at new episodes from these seeds (False).
 
@@ -55,18 +61,19 @@ class TrainingEnvs:
             seeds: seeds for new episodes.
             total_timesteps: steps taken before.
             rebuilt: whether every episode has an environment of its own.
+            told: what batches say of rewards and lives.
         """
         assert self.envs is not None
         self._footprints = Footprints(self.env) if isinstance(self.env, gym.Env) else None
-        self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt)
+        self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt, told)
         known = self.collector is not None
         if not known:
-            self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
+            self.collector = Collector(self.envs, seeds, encoding, total_timesteps, told)
         self._leave()
         return known
 
     def _where_they_were(
-        self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
+        self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool, told: Told
     ) -> Collector | None:
         if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != envs.num_envs:
             return None
@@ -75,7 +82,7 @@ class TrainingEnvs:
             problem = f"the actions of an episode of {self._cursor.lengths.max():,} steps were not kept"
         elif self.trial is None or self.trial.playable(rebuilt):
             try:
-                return Collector(envs, self._cursor, encoding, total_timesteps)
+                return Collector(envs, self._cursor, encoding, total_timesteps, told)
             except ReplayMismatch as error:
                 problem = error
         text = f"{problem}: new episodes begin, and training differs from an uninterrupted one; "
