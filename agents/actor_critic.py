@@ -20,6 +20,7 @@ from klrl.policy.networks import Critic, check_one_mode
 from klrl.policy.normalizer_folding import output_layer, rescale
 from klrl.policy.optimizer import Adam
 from klrl.policy.paths import rows_for_numpy
+from klrl.policy.shared_encoder import SharedCritic
 from klrl.text import warn_user
 
 
@@ -64,6 +65,9 @@ class ActorCritic:
         return {"actor": self.actor, "critic": self.critic}
 
     def _pack(self) -> None:
+        if isinstance(self.critic, SharedCritic):
+            self.critic.read(self.actor)
+            self.critic.check()
         check_separate(actor=self.actor, critic=self.critic)  # the critic's fit would move the policy, unmeasured
         self._packed = {network: pack(network) for network in self}
         self.actor_parameters = self._packed[self.actor]
@@ -103,6 +107,11 @@ class ActorCritic:
     def is_packed(self) -> bool:
         """True if the parameters of each network are still views of the vector that is moved."""
         return all(network in self._packed and is_packed(network, self._packed[network]) for network in self)
+
+    @property
+    def share_encoder(self) -> bool:
+        """True if the critic is a head on the policy's encoder."""
+        return isinstance(self.critic, SharedCritic) and self.critic.shares
 
     def set_learning_rate(self, rate: float, *, actor_factor: float) -> None:
         """Set Adam's step size, and the factor of the actor's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
@@ -21,6 +21,9 @@ from klrl.text import allowed, nearest
 from klrl.trust_region import REGIONS, RegionSettings, TrustRegion, region_from_json, region_to_json, with_region
 from klrl.trust_region.names import region_of_word
 from klrl.validation import Bounds, Fraction, InfoKey, Pattern, Positive, PositiveInt
+
+if TYPE_CHECKING:
+    from klrl.policy.observations import Encoding
 
 RegionArgument = Annotated[
     str | TrustRegion,
@@ -50,6 +53,7 @@ OLDER: Mapping[str, Any] = {
     "network": None,
     "image_network": "small",
     "frame_stacks": "numbers",
+    "shared_encoder": False,
 }
 """Values that hold in files saved before there was the setting."""
 MOST_PROCESSES = 1024
@@ -147,6 +151,9 @@ class AgentConfig(RegionSettings):
     network: NetworkArgument = None
     """Networks of your own in place of these layers: MODULE:NAME of a function of (n_inputs, n_outputs) that returns a
     torch.nn.Module, for the policy and for the critic. Only the name is saved, and loading asks for it again."""
+    shared_encoder: bool | None = None
+    """Let the critic read the policy's encoder, an image's convolutions or a vector's hidden layers, which the trust
+    region judges, keeps and takes back with the policy; by default with images only."""
     log_std_init: Annotated[float, Bounds(-20.0, 20.0)] = 0.0
     """First log standard deviation of Gaussian policies."""
     action_distribution: ActionDistribution = "gaussian"
@@ -196,6 +203,20 @@ class AgentConfig(RegionSettings):
             )
         if self.region.reads_reference and self.reference is None:
             raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")
+
+    def for_encoding(self, encoding: Encoding) -> Self:
+        """Return the settings for observations: where there are images, whether the encoder is shared is decided.
+
+        Raises:
+            ValueError: nothing to share.
+        """
+        if self.shared_encoder is None and encoding.images and self.network is None:
+            return replace(self, shared_encoder=True)
+        if self.shared_encoder and not encoding.images and not self.actor_hidden_sizes:
+            raise ValueError(
+                "shared_encoder = True with actor_hidden_sizes = () and no images; allowed: with layers to share"
+            )
+        return self
 
     def _check_sizes(self) -> None:
         samples = self.n_envs * self.n_steps

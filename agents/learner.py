@@ -36,6 +36,7 @@ from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.sampling import Sampler
+from klrl.policy.shared_encoder import SharedCritic
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.renamed import adopt, attribute, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
@@ -113,6 +114,7 @@ class Learner(abc.ABC, Generic[C]):
             "image_network": config.image_network, "generator": self.streams.networks,
         }  # fmt: skip
         self.device = usable(config.device)
+        self.config = config = config.for_encoding(self.encoding)
         actor = make_actor(
             self.encoding,
             action_space,
@@ -125,7 +127,7 @@ class Learner(abc.ABC, Generic[C]):
         ).to(self.device)
         anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
         self.region.check(actor(anything))
-        critic = Critic(self.encoding, config.critic_hidden_sizes, **style).to(self.device)
+        critic = self._make_critic(actor, style).to(self.device)
         self.networks = ActorCritic(
             actor,
             critic,
@@ -145,6 +147,13 @@ class Learner(abc.ABC, Generic[C]):
         self.progress_remaining = 1.0
         self.untrained = True
         """True until the agent learns, or takes over another's networks or statistics."""
+
+    def _make_critic(self, actor: Actor, style: dict[str, Any]) -> Critic:
+        hidden = self.config.critic_hidden_sizes
+        if not self.config.shared_encoder:
+            return Critic(self.encoding, hidden, **style)
+        del style["network"], style["image_network"]
+        return SharedCritic(actor, self.encoding, hidden, **style)
 
     @property
     def actor(self) -> Actor:
@@ -364,9 +373,19 @@ class Learner(abc.ABC, Generic[C]):
 
     def value_loss(self, samples: UpdateBatch) -> Objective:
         """Return E[(V(s) - V_target)^2]."""
-        critic = self.critic.linearize(samples.observations)
+        if samples.encoded is not None and isinstance(self.critic, SharedCritic):
+            critic = self.critic.linearize_head(samples.encoded)
+        else:
+            critic = self.critic.linearize(samples.observations)
         error = critic.output - samples.returns
         return expectation(error * error, critic, (2.0 * error,))
+
+    @torch.no_grad()
+    def for_critic(self, samples: UpdateBatch) -> UpdateBatch:
+        """Return samples for a critic that is fitted while the policy stands still: a shared encoder speaks once."""
+        if not isinstance(self.critic, SharedCritic) or not self.critic.shares:
+            return samples
+        return replace(samples, encoded=self.critic.inputs(samples.observations))
 
     def entropy(self, policy: Linearization[Distribution]) -> Objective:
         """Return E[H(pi(.|s))]."""

@@ -128,9 +128,12 @@ class NaturalGradient(Agent[N], abc.ABC):
         return line_search(self.networks.actor_parameters, step.vector, objection, **search)
 
     def fit_critic(self, samples: UpdateBatch, callback: Callback) -> float:
-        """Fit the critic in passes of minibatch steps on the value loss; return the mean loss."""
+        """Fit the critic in passes of minibatch steps on the value loss; return the mean loss.
+
+        With a shared encoder it is a head that is fitted, on what the encoder of the new policy says.
+        """
         losses: list[Any] = []
-        epochs = Epochs(self, samples, callback)
+        epochs = Epochs(self, self.for_critic(samples), callback)
         for epoch in range(self.config.n_critic_updates):
             losses += epochs.steps(self._critic_step, Terms(value=1.0))["train/value_loss"]
             callback.on_epoch_end(self, epoch)

@@ -51,6 +51,9 @@ def check_layers(config: Any) -> None:
     """
     if config.network is None:
         return
+    if config.shared_encoder:
+        said = f"shared_encoder = True with network = {function_name(config.network)}, of which no part is an encoder"
+        raise ValueError(f"{said}; allowed: False")
     for f in (f for f in fields(config) if f.name in _OF_LAYERS and getattr(config, f.name) != f.default):
         said = f"{f.name} = {getattr(config, f.name)!r} with network = {function_name(config.network)}"
         raise ValueError(f"{said}, which has layers of its own; allowed: {f.default!r}")

@@ -33,7 +33,7 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
 
     - acting: the distributions that actions are drawn from in rollouts.
     - policy, critic: their outputs and derivatives while they learn; a policy that moves by the natural gradient does
-      so on the whole batch.
+      so on the whole batch. With a shared encoder they come by one pass of autograd where both losses move it.
     - surrogate: the derivatives of the region's surrogate and penalty, of log-probabilities and of the entropy.
     - optimizer: Adam's arithmetic.
     - whole batch: values, and the policies whose KL is measured.
@@ -55,6 +55,8 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
         paths["whole batch"] = kernel_in_words(networks.kernel)
         if agent.actor not in networks.optimized and is_written_out(agent.actor):
             paths["policy"] = f"{paths['whole batch']}, derivatives written out"
+    if networks.share_encoder:
+        paths |= _of_shared(agent, paths["policy"], minibatches)
     if (kernel := acting_kernel(agent)) is not None:
         paths["acting"] = kernel_in_words(kernel)
     if (kernel := kernel_of(agent)) is not None:
@@ -74,12 +76,23 @@ def reward_scale_of(agent: Learner[Any]) -> str:
     return "folded into the critic's last layer"
 
 
+def _of_shared(agent: Learner[Any], policy: str, minibatches: bool) -> dict[str, str]:
+    """Describe policy and critic where the critic is a head on the policy's encoder."""
+    head = in_words(minibatches, agent.critic, agent.device)
+    if agent.actor not in agent.networks.optimized:
+        return {"policy": policy, "critic": f"{head}, on what the policy's encoder says"}
+    outside = "numpy around " if minibatches else ""
+    words = f"{outside}torch{'' if agent.device.type == 'cpu' else f' on {agent.device}'}, derivatives by autograd"
+    return dict.fromkeys(("policy", "critic"), f"{words}, in one pass through the encoder that they share")
+
+
 def _whole_in_kernel(agent: Learner[Any]) -> bool:
-    """Tell whether the kernel evaluates actor and critic on a whole batch."""
+    """Tell whether the kernel evaluates actor and critic on a whole batch; a critic on an encoder is torch's."""
     rows = agent.config.n_envs * agent.config.n_steps
     x = torch.empty(1, agent.encoding.n_features, dtype=torch.float32, device=agent.device).expand(rows, -1)
+    networks = [agent.actor] if agent.networks.share_encoder else [*agent.networks]
     with torch.no_grad():
-        return all(isinstance(network.trunk, MLP) and network.trunk.in_kernel(x) for network in agent.networks)
+        return all(isinstance(network.trunk, MLP) and network.trunk.in_kernel(x) for network in networks)
 
 
 def _by_autograd(agent: Learner[Any]) -> str:

@@ -17,6 +17,7 @@ from klrl.agents.settings import PPOConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch
 from klrl.policy.arrays import Array, share
+from klrl.policy.shared_encoder import together
 from klrl.run.callback import Callback
 from klrl.trust_region import Change, Clip
 from klrl.trust_region.all import redefines
@@ -63,9 +64,17 @@ class PPO(Agent[PPOConfig]):
                 losses[name] += values
             if outcome.moving:
                 outcome, policy_epochs = self._stay_inside(samples, start), policy_epochs + 1
+                if not outcome.moving and self.networks.share_encoder:
+                    samples = self.for_critic(samples)
+                    epochs = Epochs(self, samples, callback)
             callback.on_epoch_end(self, epoch)
+        fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
         if redefines(self.region, "project"):
-            outcome = self._settle(samples, first, outcome)
+            settled = self._settle(samples, first, outcome)
+            outcome, fitted = settled, fitted and settled is outcome
+        if self.networks.share_encoder and not fitted:  # the encoder went back after the critic's last pass
+            epochs, terms = Epochs(self, self.for_critic(samples), callback), Terms(self.config.vf_coef)
+            losses["train/value_loss"] += epochs.steps(self._critic_step, terms)["train/value_loss"]
         means = {name: mean_of(values) for name, values in losses.items()}
         bonus = self.ent_coef * samples.old.entropy().mean().item() if self.ent_coef > 0.0 else 0.0
         loss = means["train/policy_gradient_loss"] + self.config.vf_coef * means["train/value_loss"] - bonus
@@ -85,9 +94,9 @@ class PPO(Agent[PPOConfig]):
 
     def _step(self, minibatch: UpdateBatch) -> dict[str, Array]:
         """Ascend L(theta) = E[surrogate - penalty] - vf_coef E[(V - V_target)^2] + ent_coef E[H] (PPO eq. 9)."""
-        policy = self.actor.linearize(minibatch.observations)
-        change = minibatch.change(policy.output)
-        objective, value_loss = self.objective(policy, change), self.value_loss(minibatch)
+        with together(self.actor, self.critic, minibatch.observations) as policy:
+            change = minibatch.change(policy.output)
+            objective, value_loss = self.objective(policy, change), self.value_loss(minibatch)
         loss = self.config.vf_coef * value_loss - objective
         if self.ent_coef > 0.0:
             loss -= self.ent_coef * self.entropy(policy)

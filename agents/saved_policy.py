@@ -19,7 +19,7 @@ from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
 from klrl.policy.observations import Encoding
 from klrl.policy.spaces import below, space_from
-from klrl.policy.trunks import least_parameters
+from klrl.policy.trunks import least_of_head, least_parameters
 from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
@@ -107,7 +107,11 @@ def check_backed(
     for network in networks if saved_name(config) is None else ():
         hidden = config[f"{network}_hidden_sizes"]
         n_outputs = gym.spaces.flatdim(action_space) if network == "actor" else 1
-        least = least_parameters(encoding, hidden, n_outputs, known["image_network"])
+        if network == "critic" and config.get("shared_encoder"):
+            width = None if encoding.images else config["actor_hidden_sizes"][-1]
+            least = least_of_head(encoding, hidden, n_outputs, known["image_network"], width)
+        else:
+            least = least_parameters(encoding, hidden, n_outputs, known["image_network"])
         saved = sum(x.numel() for x in below(f"{network}.", tensors).values())
         if least > saved:
             raise ValueError(

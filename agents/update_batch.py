@@ -39,6 +39,8 @@ class UpdateBatch:
     """Distributions of the reference policy, if there is one."""
     before_tanh: Tensor | None = None
     """Numbers that squashed actions are the tanh of, if the batch has them, ``[n, *A]``."""
+    encoded: Tensor | None = None
+    """What the encoder that critic and policy share says at these states, while it stands still, ``[n, k]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -69,6 +71,7 @@ class UpdateBatch:
             function(self.returns),
             None if self.reference is None else self.reference.map(function),
             None if self.before_tanh is None else function(self.before_tanh),
+            None if self.encoded is None else function(self.encoded),
         )
 
     @property

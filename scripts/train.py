@@ -276,7 +276,7 @@ def inherited(path: str, network: str | None = None) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"start_from = {path}: {str(error).partition(': ')[2]}") from error
     config["network"] = of_flag(path, config, network)
-    names = (*NETWORKS, "scale_actions", "normalize_observations", "scale_rewards")
+    names = (*NETWORKS, "shared_encoder", "scale_actions", "normalize_observations", "scale_rewards")
     return {name: tuple(v) if isinstance(v := config[name], list) else v for name in names}
 
 

@@ -8,7 +8,7 @@ the vector ``[P]`` of all the network's parameters, in the order of ``network.pa
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from operator import add
@@ -53,7 +53,6 @@ class ByAutograd(Linearization[T]):
         self.network = network
         self._x = x
         self._parameters = list(network.parameters())
-        self._free = [p for p in self._parameters if p.requires_grad]
         with torch.enable_grad():
             output = network(tensor(x))
         self._graph = output.parameters if isinstance(output, Distribution) else (output,)
@@ -75,15 +74,67 @@ class ByAutograd(Linearization[T]):
         return tuple(like(x, self._x) for x in moved)
 
     def _backward(self, u: Any, **options: bool) -> Tensor:
-        moving = [(y, g) for y, g in zip(self._graph, u, strict=True) if y.requires_grad]  # a constant has no graph
-        found: Any = [torch.zeros_like(p) for p in self._free]
-        if moving:
-            outputs, cotangents = zip(*moving, strict=True)
-            found = torch.autograd.grad(
-                outputs, self._free, cotangents, retain_graph=True, materialize_grads=True, allow_unused=True, **options
-            )
-        parts = dict(zip(map(id, self._free), found, strict=True))
-        return flatten(parts.get(id(p), torch.zeros_like(p)) for p in self._parameters)  # 0 where p is frozen
+        return flatten(_backward(self._graph, u, self._parameters, **options))
+
+
+def _backward(graph: Sequence[Tensor], u: Any, parameters: Sequence[Tensor], **options: bool) -> list[Tensor]:
+    """Return J' u by autograd, a tensor for every parameter; 0 for those that are frozen."""
+    free = [p for p in parameters if p.requires_grad]
+    moving = [(y, g) for y, g in zip(graph, u, strict=True) if y.requires_grad]  # a constant has no graph
+    found: Any = [torch.zeros_like(p) for p in free]
+    if moving:
+        outputs, cotangents = zip(*moving, strict=True)
+        found = torch.autograd.grad(
+            outputs, free, cotangents, retain_graph=True, materialize_grads=True, allow_unused=True, **options
+        )
+    parts = dict(zip(map(id, free), found, strict=True))
+    return [parts.get(id(p), torch.zeros_like(p)) for p in parameters]
+
+
+class Joint:
+    """Two networks in one pass by autograd, of which the second reads what the first one's encoder says.
+
+    Args:
+        owner: the network that the encoder belongs to.
+        reader: the other one, whose parameters are its own.
+        x: inputs ``[n, ...]`` of both.
+        graphs: their outputs with the graph, of the owner and of the reader.
+    """
+
+    def __init__(self, owner: nn.Module, reader: nn.Module, x: Array, graphs: tuple[Any, Tensor]) -> None:
+        self._owner, self._x = owner, x
+        self._parameters = {network: list(network.parameters()) for network in (owner, reader)}
+        self.of_owner: InJoint[Any] = InJoint(self, owner, x, graphs[0])
+        self.of_reader: InJoint[Array] = InJoint(self, reader, x, graphs[1])
+
+    def pull_back(self, cotangents: Mapping[InJoint[Any], Arrays]) -> dict[nn.Module, Array]:
+        """Return the gradients by both networks' parameters, ``[P]``, in one pass backwards.
+
+        The owner is moved by the outputs of either, the reader by its own alone.
+        """
+        graph = [y for at in cotangents for y in at.graph]
+        u = [tensor(g) for given in cotangents.values() for g in given]
+        networks = [n for n in self._parameters if n is self._owner or any(at.network is n for at in cotangents)]
+        found = iter(_backward(graph, u, [p for n in networks for p in self._parameters[n]]))
+        return {n: like(flatten(next(found) for _ in self._parameters[n]).detach(), self._x) for n in networks}
+
+
+class InJoint(Linearization[T]):
+    """One network of a :class:`Joint`, whose gradient :class:`Objective` takes together with the other's."""
+
+    def __init__(self, joint: Joint, network: nn.Module, x: Array, output: Any) -> None:
+        self.joint, self.network, self._x = joint, network, x
+        self.graph: Sequence[Tensor] = output.parameters if isinstance(output, Distribution) else (output,)
+        cut = [like(y.detach(), x) for y in self.graph]
+        self.output = cast("T", output.with_parameters(*cut) if isinstance(output, Distribution) else cut[0])
+
+    def pieces(self, *cotangent: Array) -> list[Array]:
+        """Return J' u by the network's own parameters."""
+        return [self.joint.pull_back({self: cotangent})[self.network]]
+
+    def push_forward(self, tangent: Array) -> Arrays:
+        """Return J v for a tangent of the network's own parameters."""
+        return ByAutograd[Any](self.network, self._x).push_forward(tangent)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +169,21 @@ class Objective:
             u = tuple([factor * x for x in u])
             cotangents[at] = tuple(map(add, cotangents[at], u)) if at in cotangents else u
         gradients: dict[nn.Module, Tensor] = {}
-        for at, u in cotangents.items():
-            g = at.pull_back(*u)
-            gradients[at.network] = gradients[at.network] + g if at.network in gradients else g
+        for network, g in _pulled_back(cotangents):
+            gradients[network] = gradients[network] + g if network in gradients else g
         return gradients
+
+
+def _pulled_back(cotangents: Mapping[Linearization[Any], Arrays]) -> Iterator[tuple[nn.Module, Array]]:
+    """Yield networks and gradients by their parameters; those of a :class:`Joint` come by one pass."""
+    joint: dict[Joint, dict[InJoint[Any], Arrays]] = {}
+    for at, u in cotangents.items():
+        if isinstance(at, InJoint):
+            joint.setdefault(at.joint, {})[at] = u
+        else:
+            yield at.network, at.pull_back(*u)
+    for both, parts in joint.items():
+        yield from both.pull_back(parts).items()
 
 
 def expectation(values: Tensor, at: Linearization[Any], gradient: Arrays) -> Objective:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch.nn.functional import relu6
 from klrl.native import Kernel, Network
 from klrl.policy.arrays import Array, is_numpy, positive, relu_, split, tanh_, tensor
 from klrl.policy.choices import Activation
+from klrl.policy.encoder import Encoder
 from klrl.policy.linearization import Arrays, ByAutograd, Linearization, one_vector
 from klrl.policy.paths import Linearizable, evaluates_in_kernel, has_formulas
 
@@ -43,8 +44,8 @@ _ACTIVATIONS: Mapping[Activation, type[nn.Module]] = {
 _FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 
 
-class MLP(nn.Sequential, Linearizable):
-    """Linear layers and activations in turn, as :func:`mlp` makes them."""
+class MLP(nn.Sequential, Linearizable, Encoder):
+    """Linear layers and activations in turn, as :func:`mlp` makes them; all but the last layer can be shared."""
 
     kernel: Kernel | None = None
     """The kernel, for whole batches of tensors without a graph, if there is one to use; copies have none."""
@@ -74,6 +75,22 @@ class MLP(nn.Sequential, Linearizable):
     def written_out(self) -> bool:
         """True where the layers are known, none is frozen, and their parameters are all there are, each once."""
         return self.layers.written_out
+
+    @property
+    def n_encoded(self) -> int:
+        """Width of the last hidden layer."""
+        last: Any = self[-1]
+        return int(last.in_features)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the last hidden layer's outputs."""
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Apply the last layer."""
+        return cast("Tensor", self[-1](encoded))
 
     def outputs_in_numpy(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return the function from inputs to outputs, for as long as the layers stay the same ones, and explicit."""

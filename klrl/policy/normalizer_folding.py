@@ -19,13 +19,19 @@ from klrl.policy.mlp import MLP
 from klrl.policy.networks import Critic, features
 from klrl.policy.normalizer import Normalizer
 from klrl.policy.observations import Encoding
+from klrl.policy.shared_encoder import SharedCritic
 
 _IN_TURN = (MLP, nn.Sequential)
 """Classes that call their modules in turn, the first one with the features."""
 
 
 def first_layer(network: nn.Module) -> nn.Linear | None:
-    """Return the layer that normalised features enter; ``None`` if it is unknown (images, a module of one's own)."""
+    """Return the layer that normalised features enter; ``None`` if it is unknown (images, a module of one's own).
+
+    A critic on the policy's encoder has none: what its head is given keeps its meaning where the policy does.
+    """
+    if isinstance(network, SharedCritic) and network.shares:
+        return None
     trunk = layer = network._modules.get("trunk")
     while isinstance(layer, nn.Sequential) and type(layer) in _IN_TURN and len(layer) and not _is_hooked(layer):
         layer = layer[0]

@@ -17,7 +17,8 @@ kernel   Adam's steps on minibatches: an MLP in the CPU's       --
          gradient and Fisher products of TRPO and NPG), one
          thread or few multiplications
 numpy    an :class:`~klrl.policy.mlp.MLP` in the CPU's memory,  any other network (images, Beta, a trunk of one's own,
-         on minibatches: the default                            frozen parameters): torch inside, arrays outside
+         on minibatches: the default                            frozen parameters; a policy and values that move the
+                                                                encoder they share): torch inside, arrays outside
 torch    the same where there is no kernel, on a large batch    any other network there
          or minibatch, on a GPU
 =======  =====================================================  =======================================================

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from klrl.policy.choices import Activation, ImageNetwork
+from klrl.policy.encoder import Encoder
 from klrl.policy.image_networks import Layout, make_image_network, n_dense, n_encoded
 from klrl.policy.mlp import mlp
 from klrl.policy.observations import Encoding
@@ -50,14 +51,31 @@ def least_parameters(
     Raises:
         ValueError: an unknown network for images.
     """
-    layouts = [Layout(part.shape) for part in encoding.images]
-    n_inputs = sum(n_encoded(image_network, layout) for layout in layouts)
-    n_inputs += sum(part.columns.stop - part.columns.start for part in encoding.parts if not part.is_image)
-    layers = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise([n_inputs, *hidden, n_outputs]))
-    return layers + sum(n_dense(image_network, layout) for layout in layouts)
+    dense = sum(n_dense(image_network, Layout(part.shape)) for part in encoding.images)
+    return dense + least_of_head(encoding, hidden, n_outputs, image_network)
 
 
-class ImageTrunk(nn.Module):
+def least_of_head(
+    encoding: Encoding,
+    hidden: Sequence[int],
+    n_outputs: int,
+    image_network: ImageNetwork = "small",
+    n_inputs: int | None = None,
+) -> int:
+    """Return the number of weights and biases of the fully connected layers alone, which encoders of images precede.
+
+    ``n_inputs`` is the number of their inputs, if these are not an encoder's of images.
+
+    Raises:
+        ValueError: an unknown network for images.
+    """
+    if n_inputs is None:
+        n_inputs = sum(n_encoded(image_network, Layout(part.shape)) for part in encoding.images)
+        n_inputs += sum(part.columns.stop - part.columns.start for part in encoding.parts if not part.is_image)
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise([n_inputs, *hidden, n_outputs]))
+
+
+class ImageTrunk(nn.Module, Encoder):
     """A network of convolutions per image, then fully connected layers on their features and all others."""
 
     def __init__(
@@ -84,6 +102,20 @@ class ImageTrunk(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
         return self.layers(self._features(x))
+
+    @property
+    def n_encoded(self) -> int:
+        """Number of features that the layers are given."""
+        first: Any = self.layers[0]
+        return int(first.in_features)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return what the convolutions say, and all other features."""
+        return self._features(x)
+
+    def decode(self, encoded: Tensor) -> Tensor:
+        """Apply the layers."""
+        return self.layers(encoded)
 
     def _features(self, x: Tensor) -> Tensor:
         features = [x[:, others] for others in self.others]

@@ -19,7 +19,7 @@ import tyro
 
 from klrl.experience import WorkerFailed
 from klrl.run.disk import DiskFull
-from klrl.scripts.cli.flags import has_empty_value, objection, with_whole_numbers
+from klrl.scripts.cli.flags import has_empty_value, objection, with_decisions, with_whole_numbers
 from klrl.scripts.cli.own_modules import find_in_this_folder
 from klrl.text import plain, printable
 from klrl.validation import validate
@@ -99,7 +99,7 @@ def parse(cls: type[T], argv: list[str], prog: str, default: T | None = None) ->
     find_in_this_folder(argv)
     if has_empty_value(argv) and (empty := objection(cls, argv, default)) is not None:
         fail(prog, empty)
-    argv = with_whole_numbers(cls, argv, default)
+    argv = with_decisions(cls, with_whole_numbers(cls, argv, default), default)
     messages = io.StringIO()
     try:
         with contextlib.redirect_stderr(messages), warnings.catch_warnings():

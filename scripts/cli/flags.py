@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from decimal import Decimal
+from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -120,7 +121,7 @@ def _plain(hint: Any) -> Any:
 def _flags(types: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield every spelling of a flag, and its field."""
     for name, hint in types.items():
-        for prefix in ("--", "--no-") if _plain(hint) is bool else ("--",):
+        for prefix in ("--", "--no-") if _plain(hint) is bool or _is_undecided(hint) else ("--",):
             yield prefix + name.replace("_", "-"), name
             yield prefix.replace("no-", "no_") + name, name
 
@@ -137,8 +138,28 @@ def _given(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
     yield from found
 
 
+def _is_undecided(hint: Any) -> bool:
+    """Tell whether a flag says yes or no, and the environment decides where it is not given."""
+    return {*get_args(_plain(hint))} == {bool, type(None)}
+
+
+def with_decisions(cls: type, argv: list[str], default: object = None) -> list[str]:
+    """Return the words with True or False after flags that may be undecided: tyro knows no such pair of flags."""
+    undecided = [name.replace("_", "-") for name, hint in _types(cls, default) if _is_undecided(hint)]
+    words: list[str] = []
+    for word, after in pairwise([*argv, "--"]):
+        flag = word.replace("_", "-")
+        if flag.removeprefix("--no-") in undecided and flag.startswith("--no-"):
+            words += [f"--{flag.removeprefix('--no-')}", "False"]
+        elif flag.removeprefix("--") in undecided and after.startswith("--"):
+            words += [word, "True"]
+        else:
+            words.append(word)
+    return words
+
+
 def _problem(name: str, hint: Any, values: list[str]) -> str | None:
-    if _plain(hint) is bool:
+    if _plain(hint) is bool or (_is_undecided(hint) and (not values or values[0] not in ("True", "False", "None"))):
         flag = name.replace("_", "-")
         return f"{name} = {values[0]!r}; allowed: --{flag} or --no-{flag}, and no value" if values else None
     several = get_origin(_plain(hint)) is tuple
