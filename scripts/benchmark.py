@@ -10,6 +10,7 @@ from klrl.output import as_program
 WHAT = {
     "learning": "train every task with its preset: returns, measured KL, steps/s",
     "speed": "steps/s and peak memory at equal work, next to other libraries; where klrl's time goes",
+    "atari": "games on the same actions by Gymnasium, ale-py's vector and EnvPool (extras atari, envpool)",
     "accuracy": "float32 errors of every family's KL next to torch's formulas, and the cost of a KL",
     "spaces": "PPO and TRPO in every action space: returns, KL asked for and measured",
     "asked": "the KL asked for and the KL measured, in action spaces of every kind and size",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from klrl.scripts.benchmarks import atari, images
 from klrl.scripts.benchmarks.measure import LIBRARIES
 from klrl.scripts.benchmarks.scaling_report import table as of_points
 from klrl.scripts.benchmarks.speed_report import profile_table
@@ -120,6 +121,23 @@ def _memory(rows: list[Row], others: dict[str, tuple[str, ...]]) -> str:
     return f"Peak memory: {listed(said)}."
 
 
+def of_images() -> str:
+    """Steps per CPU second and memory on images."""
+    record = read("speed-images.json")
+    work, machine = record["workload"], record["machine"]
+    said = (
+        f"Median of {record['summary'][0]['repeats']} repeats on {machine['cpu']}, {work['threads']} thread, "
+        f"{work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches of {work['batch_size']}."
+    )
+    return "\n\n".join([command(record["command"]), images.table(record["summary"]), said])
+
+
+def of_games() -> str:
+    """Games by three engines."""
+    record = read("atari.json")
+    return f"{command(record['command'])}\n\n{atari.table(record['rows'])}"
+
+
 def profile() -> str:
     """Where klrl's own time goes."""
     record = read("speed.json")
@@ -139,6 +157,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "accuracy-cost": accuracy_cost,
     "speed": speed,
+    "atari": of_games,
+    "speed-images": of_images,
     "speed-profile": profile,
     "scaling": scaling,
 }

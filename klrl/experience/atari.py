@@ -18,7 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 NAMESPACE, MODULE = "ALE", "ale_py"
 _KEY, _STANDARD, _NONE = "preprocessing", "standard", "none"
@@ -100,10 +100,23 @@ def ale_vector(spec: EnvSpec, num_envs: int) -> VectorEnv:
     noop_max, frameskip, kwargs = _settings(spec)
     own = {"noop_max": noop_max, "frameskip": frameskip, "stack_num": _STACK}
     off = {"reward_clipping": False, "use_fire_reset": False, "num_threads": min(num_envs, _cores())}
+    before = dict(VectorEnv.metadata)
     try:
-        return gym.make_vec(spec.id, num_envs, "vector_entry_point", **{**kwargs, **own, **off})
+        envs = gym.make_vec(spec.id, num_envs, "vector_entry_point", **{**kwargs, **own, **off})
     except TypeError as error:
         raise ValueError(f"env = {spec.id!r}, vectorization_mode = 'vector_entry_point': {error}") from error
+    envs.metadata = dict(envs.metadata)
+    VectorEnv.metadata.clear()  # ale-py writes its mode into the dict of all classes of vectors
+    VectorEnv.metadata.update(before)
+    return _SmallerSeeds(envs)
+
+
+class _SmallerSeeds(VectorWrapper):
+    """Passes seeds of 32 bits on as those of 31 that ale-py takes."""
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all games; they have consecutive seeds."""
+        return self.env.reset(seed=None if seed is None else int(seed) % (2**31 - self.num_envs), options=options)
 
 
 def envpool_settings(spec: EnvSpec) -> dict[str, Any]:
