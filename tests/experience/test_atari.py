@@ -1,6 +1,7 @@
 """Games of the Arcade Learning Environment: three engines on the same actions, what learners are told, and resuming."""
 
 import copy
+from contextlib import closing
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +19,7 @@ from klrl.experience.environments import describe, described
 from klrl.experience.steps import BadStep
 from klrl.experience.told import Told
 from klrl.policy.observations import Encoding
-from klrl.run import evaluate
+from klrl.run import Callback, evaluate
 from klrl.run.presets import preset
 
 
@@ -144,7 +145,7 @@ def test_an_environment_without_lives_is_refused_where_they_count():
 def test_evaluations_are_of_whole_games_and_rewards():
     agent = PPO(Lives, PPOConfig(n_envs=1, n_steps=16, batch_size=16, sign_of_rewards=True, life_is_episode=True))
     result = evaluate(agent, Lives(), 2, seed=0)
-    assert result.returns == [17.0, 17.0]
+    assert list(result.returns) == [17.0, 17.0]
 
 
 # Names and files.
@@ -154,9 +155,9 @@ def test_a_run_keeps_the_preprocessing_and_older_ones_have_none():
     assert described(data).kwargs == data["kwargs"]
     older = copy.deepcopy(data)
     del older["kwargs"]["preprocessing"]
-    with make_vector_env(described(older), 1) as envs:
+    with closing(make_vector_env(described(older), 1)) as envs:
         assert envs.single_observation_space.shape == (210, 160, 3)
-    with make_vector_env(game("Pong", preprocessing="none"), 1) as envs:
+    with closing(make_vector_env(game("Pong", preprocessing="none"), 1)) as envs:
         assert envs.single_observation_space.shape == (210, 160, 3)
 
 
@@ -189,15 +190,16 @@ SMALL |= {"critic_hidden_sizes": (), "sign_of_rewards": True, "life_is_episode":
 def test_a_saved_training_on_a_game_goes_on_to_the_bit(tmp_path):
     config = PPOConfig(**SMALL, n_epochs=1)
     whole = PPO("ALE/Breakout-v5", config, seed=1).learn(32)
-    PPO("ALE/Breakout-v5", config, seed=1).learn(32, callback=_stop_after_one).save(tmp_path / "half")
+    PPO("ALE/Breakout-v5", config, seed=1).learn(32, callback=StopAfterOne()).save(tmp_path / "half")
     again = PPO.load(tmp_path / "half").resume()
     assert again.num_timesteps == whole.num_timesteps == 32
     for p, q in zip(whole.actor.parameters(), again.actor.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
-def _stop_after_one(agent, batch, metrics):
-    return agent.num_timesteps < 16
+class StopAfterOne(Callback):
+    def on_update_end(self, agent, batch, metrics):
+        return agent.n_updates < 1
 
 
 @pytest.mark.slow
