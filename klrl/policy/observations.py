@@ -9,6 +9,7 @@ more digits than float32: they are needed until the mean is subtracted.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -322,20 +323,27 @@ def flat_mask(mask: Any) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
 
 
-def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
+def _leaves(
+    space: gym.Space, keys: tuple[str | int, ...] = (), others: Sequence[str | int] = ()
+) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
     """Yield the spaces without parts in a space, with their keys."""
     if isinstance(space, _KEYED):
         items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+        beside = list(space.spaces) if isinstance(space, gym.spaces.Dict) else []
         for key, inner in items:
-            yield from _leaves(inner, (*keys, key))
+            yield from _leaves(inner, (*keys, key), [k for k in beside if not keys and k != key])
         return
     discrete = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
     if not (discrete or holds_numbers(space, "fiub")):
         where = "".join(f"[{key!r}]" for key in keys)
+        hint = "a gymnasium.ObservationWrapper can make one of them"
+        if isinstance(space, gym.spaces.Text) and others:
+            hint = (
+                f"without the text: --wrapper gymnasium.wrappers:FilterObservation 'filter_keys={json.dumps(others)}'"
+            )
         raise ValueError(
             f"observation space{where} {one_line(space)} is not supported; allowed: non-empty Box of numbers, "
-            "Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these "
-            "(a gymnasium.ObservationWrapper can make one of them)"
+            f"Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these ({hint})"
         )
     yield keys, space
 
