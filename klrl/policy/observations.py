@@ -331,7 +331,7 @@ def _leaves(
         items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
         beside = list(space.spaces) if isinstance(space, gym.spaces.Dict) else []
         for key, inner in items:
-            yield from _leaves(inner, (*keys, key), [k for k in beside if not keys and k != key])
+            yield from _leaves(inner, (*keys, key), [k for k in beside if isinstance(k, str) and not keys and k != key])
         return
     discrete = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
     if not (discrete or holds_numbers(space, "fiub")):
