@@ -54,6 +54,7 @@ OLDER: Mapping[str, Any] = {
     "image_network": "small",
     "frame_stacks": "numbers",
     "shared_encoder": False,
+    "drift_states": None,
 }
 """Values that hold in files saved before there was the setting."""
 MOST_PROCESSES = 1024
@@ -166,6 +167,10 @@ class AgentConfig(RegionSettings):
     action_mask: MaskSource = "auto"
     """Masks of Discrete and MultiDiscrete actions: the entry "action_mask" of a Dict observation if there is one
     (auto), info["action_mask"] of every reset and step (info), or no masks (none)."""
+    drift_states: PositiveInt | None = None
+    """States on which metrics that need a pass of the network of their own are measured: drift/kl_next, and with
+    statistics to learn drift/kl_normalizer and drift/kl_total (by default all, of images 512). drift/kl and whatever a
+    region judges are of all."""
     device: Device = "cpu"
     """Device of networks and updates: cpu, cuda, cuda:1, ..., mps (untried), or the first of these GPUs that there is,
     else cpu (auto); for networks as small as these, cpu."""

@@ -215,7 +215,7 @@ def _network(network: Any, state: AdamState) -> Network:
 def _samples(agent: Learner[Any], samples: UpdateBatch, *, policy: bool) -> Samples:
     n, encoding = len(samples), agent.encoding
     width = encoding.n_features + encoding.n_mask
-    floats = {"observations": (samples.observations, width), "returns": (samples.returns, 1)}
+    floats = {"observations": (agent.inputs(samples.observations), width), "returns": (samples.returns, 1)}
     choices = None
     if policy:
         k = samples.old.parameters[0].shape[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import sub
 from typing import Any, ClassVar, Generic, TypeVar
@@ -21,8 +21,9 @@ from klrl.agents.drift import step_zero, update_report
 from klrl.agents.predecessor import Predecessor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import UpdateBatch, overflow
+from klrl.agents.whole_batch import ROWS, in_pieces, joined
 from klrl.experience import Batch, gae
-from klrl.kl.drift import Drift, Probe, mean_kl
+from klrl.kl.drift import Drift, Probe, mean_kl, rows_evenly
 from klrl.policy.actor import Actor
 from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
@@ -36,7 +37,7 @@ from klrl.policy.normalizer_folding import fold
 from klrl.policy.observations import Encoding
 from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.sampling import Sampler
-from klrl.policy.shared_encoder import SharedCritic
+from klrl.policy.shared_encoder import SharedCritic, evaluate_both
 from klrl.policy.surroundings import ordinary, undisturbed
 from klrl.renamed import adopt, attribute, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
@@ -49,6 +50,8 @@ from klrl.trust_region.scheduling import with_values
 C = TypeVar("C", bound=AgentConfig)
 RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": "prepare"}
 """Methods that had another name: old -> new."""
+_STATES = 512
+"""Images that metrics with a pass of their own are measured on by default, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,8 @@ class Learner(abc.ABC, Generic[C]):
         self.reference: SavedPolicy | None = None
         """Reference policy, from which the region's reference terms and drift/kl_reference are measured."""
         self.drift = Drift()
+        self._last_change: tuple[Distribution, Tensor, Distribution] | None = None
+        """Old policy, parameters and new policy of what :meth:`change` measured last."""
         self.predecessor: Predecessor | None = None
         """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
         self.num_timesteps = 0
@@ -285,10 +290,11 @@ class Learner(abc.ABC, Generic[C]):
             self.networks.check_finite(self._when)
             metrics |= improvement.checked(self._when)
         except FloatingPointError as error:
-            if why := overflow(self.actor(samples.observations), self.ent_coef):
+            if why := overflow(self.change(samples).new, self.ent_coef):
                 raise FloatingPointError(f"{error}: {why}") from error
             raise
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
+        self._last_change = None
         self.predecessor = Predecessor(*before, self.networks.actor_parameters.clone())
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
@@ -308,26 +314,59 @@ class Learner(abc.ABC, Generic[C]):
     def prepare(self, batch: Batch) -> UpdateBatch:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
         raw = batch.flatten_valid(batch.observations)
-        observations = self.normalized(raw)
+        observations = self._on_device(raw) if raw.dtype == torch.uint8 else self.normalized(raw)
         reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
         actions = self._on_device(batch.flatten_valid(batch.actions))
         u = matching(batch.actions, batch.before_tanh)
         before_tanh = None if u is None else self._on_device(batch.flatten_valid(u))
-        old = self.actor(observations)
+        if not self.encoding.images:
+            old, values, estimates = self.actor(observations), None, self.advantages(batch)
+        else:
+            old, values = self._policy_and_values(batch)
+            estimates = self.advantages(batch, values.cpu())
+            old, values = old[batch.valid.flatten()], batch.flatten_valid(values)
         log_prob = old.log_prob_inside(actions if before_tanh is None else remembering(actions, before_tanh))
-        return UpdateBatch(observations, actions, old, log_prob, *self.advantages(batch), reference, before_tanh)
+        return UpdateBatch(observations, actions, old, log_prob, *estimates, reference, before_tanh, values=values)
+
+    def _policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
+        """Return the policy ``[T * N]`` and values ``[T, N]`` at all steps of a batch, in one pass over its images."""
+        found = [
+            evaluate_both(self.actor, self.critic, self.normalized(x))
+            for x in batch.observations.flatten(0, 1).split(ROWS)
+        ]
+        policies, values = zip(*found, strict=True)
+        return joined(policies), torch.cat(values).reshape(batch.valid.shape)
+
+    def inputs(self, observations: Array) -> Array:
+        """Return what networks are given for the observations of an update's samples: images are scaled only here."""
+        return self.normalizer(observations) if observations.itemsize == 1 else observations
+
+    def _policy_at(self, observations: Tensor) -> Distribution:
+        """Return the policy at the observations of samples, ``[n, *O]``; images are taken in pieces."""
+        if not self.encoding.images:
+            return self.actor(observations)
+        return in_pieces(lambda x: self.actor(self.inputs(x)), observations)
 
     def _on_device(self, x: Tensor) -> Tensor:
         return ordinary(x).to(self.device)
 
     @torch.no_grad()
-    def advantages(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return advantages (normalised if so configured) and the critic's targets of the valid steps, ``[n]`` each."""
+    def advantages(self, batch: Batch, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return advantages (normalised if so configured) and the critic's targets of the valid steps, ``[n]`` each.
+
+        Args:
+            batch: the rollout.
+            values: the critic's ``[T, N]``, if they are known, in the CPU's memory.
+        """
 
         def value(observations: Tensor) -> Tensor:
-            return self.critic(self.normalized(observations)).cpu()
+            if not self.encoding.images:
+                return self.critic(self.normalized(observations)).cpu()
+            states = observations.flatten(0, -1 - len(self.encoding.shape))
+            values = in_pieces(lambda x: self.critic(self.normalized(x)).cpu(), states)
+            return values.reshape(observations.shape[: -len(self.encoding.shape)])
 
-        values = value(batch.observations)
+        values = value(batch.observations) if values is None else values
         next_values = batch.next_values(values, value)
         rewards = self.return_scaler(batch.rewards) if self.config.scale_rewards else batch.rewards
         advantage = gae(
@@ -346,8 +385,16 @@ class Learner(abc.ABC, Generic[C]):
 
     @torch.no_grad()
     def change(self, samples: UpdateBatch) -> Change:
-        """Return the change from the old policy to the current one on these samples."""
-        return samples.change(self.actor(samples.observations))
+        """Return the change from the old policy to the current one on these samples.
+
+        On images it is kept until the policy moves, since what judges an update and what reports it ask for the same.
+        """
+        if not self.encoding.images:
+            return samples.change(self.actor(samples.observations))
+        theta, last = self.networks.actor_parameters, self._last_change
+        if last is None or last[0] is not samples.old or not torch.equal(last[1], theta):
+            last = self._last_change = samples.old, theta.clone(), self._policy_at(samples.observations)
+        return samples.change(last[2])
 
     def minibatches(
         self, samples: UpdateBatch, batch_size: int | None = None, order: Tensor | None = None
@@ -356,9 +403,20 @@ class Learner(abc.ABC, Generic[C]):
         batch_size = batch_size or self.config.batch_size
         if order is None:
             order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
-        shuffled = samples[self._on_device(order)]
+        order = self._on_device(order)
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
+        if self.encoding.images:
+            return self._minibatches_of_images(samples, order.split(batch_size), arrays=arrays)
+        shuffled = samples[order]
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
+
+    def _minibatches_of_images(
+        self, samples: UpdateBatch, parts: Sequence[Tensor], *, arrays: bool
+    ) -> Iterator[UpdateBatch]:
+        """Yield minibatches, each copied and scaled when it is needed."""
+        for rows in parts:
+            minibatch = samples[rows].numpy() if arrays else samples[rows]
+            yield replace(minibatch, observations=self.inputs(minibatch.observations))
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""
@@ -383,9 +441,14 @@ class Learner(abc.ABC, Generic[C]):
     @torch.no_grad()
     def for_critic(self, samples: UpdateBatch) -> UpdateBatch:
         """Return samples for a critic that is fitted while the policy stands still: a shared encoder speaks once."""
-        if not isinstance(self.critic, SharedCritic) or not self.critic.shares:
+        critic, observations = self.critic, samples.observations
+        if not isinstance(critic, SharedCritic) or not critic.shares:
             return samples
-        return replace(samples, encoded=self.critic.inputs(samples.observations))
+        if not self.encoding.images:
+            return replace(samples, encoded=critic.inputs(observations))
+        encoded = in_pieces(lambda x: critic.inputs(self.inputs(x)), observations)
+        known = type(self).value_loss is Learner.value_loss and "value_loss" not in vars(self)
+        return replace(samples, encoded=encoded, observations=observations[:, :0] if known else observations)
 
     def entropy(self, policy: Linearization[Distribution]) -> Objective:
         """Return E[H(pi(.|s))]."""
@@ -426,18 +489,30 @@ class Learner(abc.ABC, Generic[C]):
         last, self.predecessor = self.predecessor, None
         if last is None or batch.n_samples == 0 or not last.leads_to(self.networks.actor_parameters):
             return math.nan
-        observations = self._on_device(last.normalizer(batch.flatten_valid(batch.observations)))
+        every = redefines(self.region, "adapt_to_next")
+        rows = slice(None) if every else self._measured_rows(batch.n_samples)
+        observations = batch.flatten_valid(batch.observations)[rows]
         with numpy_as_torch(), self.networks.actor_at(last.parameters) as actor:
-            old = actor(observations)
-        kl = mean_kl(old, batch.flatten_valid(batch.behaviour).map(self._on_device))
+
+            def policy(x: Tensor) -> Distribution:
+                return actor(self._on_device(last.normalizer(x)))
+
+            old = in_pieces(policy, observations) if self.encoding.images else policy(observations)
+        kl = mean_kl(old, batch.flatten_valid(batch.behaviour)[rows].map(self._on_device))
         self.region = self.region.adapt_to_next(kl)
         return kl
 
     def _explained_variance(self, samples: UpdateBatch) -> float:
         """Return 1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN if the target is constant."""
-        residual = samples.returns - self.critic(samples.observations)
+        values = self.critic(samples.observations) if samples.values is None else samples.values
+        residual = samples.returns - values
         total = samples.returns.var(correction=0)
         return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
+
+    def _measured_rows(self, n: int) -> Tensor | slice:
+        """Return the rows of n states for metrics with a pass of their own: all, or some evenly over the batch."""
+        most = self.config.drift_states or (_STATES if self.encoding.images else n)
+        return slice(None) if n <= most else rows_evenly(n, most)
 
     def _measure(self, batch: Batch, samples: UpdateBatch, *, absorb: bool) -> Metrics:
         """Return the drift report; then, and only then, adapt the region and update the observation statistics."""
@@ -450,11 +525,13 @@ class Learner(abc.ABC, Generic[C]):
             self.drift.probe = Probe.choose(observations, change.old.cpu())
         metrics |= self.drift.since_first(self.distribution)
         metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
+        if isinstance(rows := self._measured_rows(len(observations)), Tensor):
+            metrics["drift/states"] = float(len(rows))
         if absorb:
             self.absorb(observations)
-            after = self.distribution(observations)
-            metrics["drift/kl_normalizer"] = mean_kl(change.new, after)
-            metrics["drift/kl_total"] = mean_kl(change.old, after)
+            after = self.distribution(observations[rows])
+            metrics["drift/kl_normalizer"] = mean_kl(change.new[rows], after)
+            metrics["drift/kl_total"] = mean_kl(change.old[rows], after)
         self.region = self.region.adapt(change)
         return metrics
 

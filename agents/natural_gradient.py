@@ -17,6 +17,7 @@ from klrl.agents.epochs import Epochs, Terms
 from klrl.agents.settings import NaturalGradientConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch
+from klrl.policy.linearization import Linearization
 from klrl.run.callback import Callback, Metrics
 from klrl.trust_region import (
     ConjugateGradient,
@@ -77,11 +78,15 @@ class NaturalGradient(Agent[N], abc.ABC):
         """Return L(theta) and its gradient at the old policy, ``fisher_batch_size`` samples at a time."""
         value, g = 0.0, torch.zeros_like(self.networks.actor_parameters)
         for part in samples.split(self.config.fisher_batch_size or len(samples)):
-            policy = self.actor.linearize(part.observations)
+            policy = self._linearize(part.observations)
             objective = len(part) / len(samples) * self.objective(policy, part.change(policy.output))
             value += objective.value.item()
             g += objective.gradients()[self.actor]
         return value, g
+
+    def _linearize(self, observations: Tensor) -> Linearization[Any]:
+        """Return the policy at observations of samples, and its derivative."""
+        return self.actor.linearize(self.inputs(observations))
 
     def by_environment(self, batch: Batch, samples: UpdateBatch) -> UpdateBatch:
         """Put one environment's samples after the other's, so that every n-th of them comes from all environments."""
@@ -93,7 +98,7 @@ class NaturalGradient(Agent[N], abc.ABC):
     def natural_step(self, samples: UpdateBatch, g: Tensor) -> NaturalStep:
         """Solve (F + lambda) x = g, with F over every ``sub_sampling_factor``-th sample; give x the region's length."""
         config, seen = self.config, samples[:: self.config.sub_sampling_factor]
-        F = FisherVectorProduct(self.actor.linearize, seen.observations, config.cg_damping, config.fisher_batch_size)
+        F = FisherVectorProduct(self._linearize, seen.observations, config.cg_damping, config.fisher_batch_size)
         cg = conjugate_gradient(
             F,
             g,
@@ -117,7 +122,7 @@ class NaturalGradient(Agent[N], abc.ABC):
         if self.config.cg_preconditioner == "none":
             return None
         diagonal = fisher_diagonal(
-            self.actor.linearize, samples.observations, samples.taken, batch_size=self.config.fisher_batch_size
+            self._linearize, samples.observations, samples.taken, batch_size=self.config.fisher_batch_size
         )
         return (diagonal + self.config.cg_damping) ** _EXPONENT
 

@@ -57,7 +57,7 @@ class PPO(Agent[PPOConfig]):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
-                epochs = Epochs(self, samples, callback)
+                epochs = Epochs(self, samples if outcome.moving else self.for_critic(samples), callback)
             start = self.networks.actor_state() if self.region.on_exit == "backtrack" else first
             terms = Terms(self.config.vf_coef, outcome.moving, self.ent_coef if outcome.moving else 0.0)
             for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
@@ -65,8 +65,7 @@ class PPO(Agent[PPOConfig]):
             if outcome.moving:
                 outcome, policy_epochs = self._stay_inside(samples, start), policy_epochs + 1
                 if not outcome.moving and self.networks.share_encoder:
-                    samples = self.for_critic(samples)
-                    epochs = Epochs(self, samples, callback)
+                    epochs = Epochs(self, self.for_critic(samples), callback)
             callback.on_epoch_end(self, epoch)
         fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
         if redefines(self.region, "project"):

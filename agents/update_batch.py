@@ -25,7 +25,7 @@ class UpdateBatch:
     """Valid steps of a batch, prepared for an update; ``n`` rows."""
 
     observations: Tensor
-    """Normalised observations, ``[n, *O]``."""
+    """Normalised observations, ``[n, *O]``; of a whole batch of images the bytes, which minibatches have scaled."""
     actions: Tensor
     old: Distribution
     """Distributions of the policy before the update; never overwritten during it."""
@@ -41,6 +41,8 @@ class UpdateBatch:
     """Numbers that squashed actions are the tanh of, if the batch has them, ``[n, *A]``."""
     encoded: Tensor | None = None
     """What the encoder that critic and policy share says at these states, while it stands still, ``[n, k]``."""
+    values: Tensor | None = None
+    """The critic's values before the update, where they are known, ``[n]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -70,8 +72,7 @@ class UpdateBatch:
             function(self.advantage),
             function(self.returns),
             None if self.reference is None else self.reference.map(function),
-            None if self.before_tanh is None else function(self.before_tanh),
-            None if self.encoded is None else function(self.encoded),
+            *(None if x is None else function(x) for x in (self.before_tanh, self.encoded, self.values)),
         )
 
     @property

@@ -270,7 +270,9 @@ def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
         seen |= set(cls("Pendulum-v1", seed=0).learn(1).history[-1])
     regions = "adaptive-penalty+next-state-constraint"
     penalised = PPO("CartPole-v1", PPOConfig(trust_region=regions, n_steps=32), seed=0).learn(1)
-    reporting = PPOConfig(trust_region="quantile-constraint+cvar-constraint+max-constraint+r2vpo", n_steps=32)
+    reporting = PPOConfig(
+        trust_region="quantile-constraint+cvar-constraint+max-constraint+r2vpo", n_steps=32, drift_states=16
+    )
     seen |= set(PPO("CartPole-v1", reporting, seed=0).learn(1).history[-1])
     reference = str(penalised.save(tmp_path / "reference"))
     referring = PPO("CartPole-v1", PPOConfig(reference=reference, n_steps=32), seed=0).learn(1)

@@ -91,7 +91,12 @@ class Probe:
 
 def probe_rows(n: int) -> Tensor:
     """Return the rows of up to 256 of n states, evenly over the batch."""
-    return torch.linspace(0, n - 1, min(_PROBES, n), dtype=torch.float32, device="cpu").long()
+    return rows_evenly(n, _PROBES)
+
+
+def rows_evenly(n: int, most: int) -> Tensor:
+    """Return up to so many of n rows, evenly over them."""
+    return torch.linspace(0, n - 1, min(most, n), dtype=torch.float32, device="cpu").long()
 
 
 class Drift:

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from klrl.policy.actor import Actor
 from klrl.policy.arrays import Array, like, tensor
+from klrl.policy.distributions import Distribution
 from klrl.policy.encoder import Encoder
 from klrl.policy.linearization import Joint, Linearization
 from klrl.policy.mlp import MLP, mlp
@@ -125,6 +126,17 @@ def together(actor: Actor, critic: Critic, observation: Array) -> Iterator[Linea
         yield joint.of_owner
     finally:
         del vars(critic)["_together"]
+
+
+@torch.no_grad()
+def evaluate_both(actor: Actor, critic: Critic, observation: Tensor) -> tuple[Distribution, Tensor]:
+    """Return policy and values at ``[n, *O]``; an encoder that they share is asked once."""
+    if not isinstance(critic, SharedCritic) or not critic.shares:
+        return actor(observation), critic(observation)
+    encoded = critic.inputs(observation)
+    trunk: Any = critic._encoder
+    policy = actor.policy(trunk.decode(encoded), actor.allowed(observation))
+    return policy, evaluate(critic.trunk, encoded).squeeze(-1)
 
 
 def _evaluating(trunk: Any) -> Any:

@@ -20,6 +20,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "drift/kl_reverse": ("Reverse KL", "KL, nats"),
     "drift/kl_next": ("On the next states", "KL, nats"),
     "drift/kl_total": ("With the change of statistics", "KL, nats"),
+    "drift/states": ("States measured once more", "states"),
     "drift/states_over_target": ("States over the target", "share of states"),
     "drift/kl_initial": ("From the first policy", "KL, nats"),
     "drift/kl_sum": ("KL spent", "KL, nats"),
