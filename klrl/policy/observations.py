@@ -337,10 +337,8 @@ def _leaves(
     if not (discrete or holds_numbers(space, "fiub")):
         where = "".join(f"[{key!r}]" for key in keys)
         hint = "a gymnasium.ObservationWrapper can make one of them"
-        if isinstance(space, gym.spaces.Text) and others:
-            hint = (
-                f"without the text: --wrapper gymnasium.wrappers:FilterObservation 'filter_keys={json.dumps(others)}'"
-            )
+        if not isinstance(space, gym.spaces.Box) and others:
+            hint += f"; without it: --wrapper gymnasium.wrappers:FilterObservation 'filter_keys={json.dumps(others)}'"
         raise ValueError(
             f"observation space{where} {one_line(space)} is not supported; allowed: non-empty Box of numbers, "
             f"Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these ({hint})"

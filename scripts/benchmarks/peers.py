@@ -87,7 +87,7 @@ def _learn_from_images(cls: Any, job: Job, clock: Clock) -> None:
     from klrl.scripts.benchmarks import images
 
     w = job.workload
-    envs: Any = make_vec_env(images.RANDOM, w.n_envs, seed=job.seed) if job.env == images.RANDOM else None
+    envs: Any = make_vec_env(images.RandomImages, w.n_envs, seed=job.seed) if job.env == images.RANDOM else None
     if envs is None:
         import ale_py
 

@@ -11,7 +11,9 @@ from klrl.scripts.benchmarks.measure import measure
 from klrl.scripts.benchmarks.speed import IMAGES, main, report
 from klrl.scripts.benchmarks.workload import Job, Workload
 
-TINY = Workload(updates=1, warm_up=1, n_envs=2, n_steps=8, batch_size=8, n_epochs=1, hidden_sizes=())
+TINY = Workload(
+    updates=1, warm_up=1, n_envs=2, n_steps=8, batch_size=8, critic_batch_size=8, n_epochs=1, hidden_sizes=()
+)
 
 
 def test_every_job_has_the_same_work_and_its_own_sharing():
