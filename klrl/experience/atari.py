@@ -11,7 +11,7 @@ The keyword argument ``preprocessing`` says so among those of an ``EnvSpec``, wh
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import os
 import sys
 from typing import Any
@@ -82,8 +82,11 @@ def preprocessed(spec: EnvSpec) -> gym.Env:
 
     Raises:
         ValueError: a setting that the preprocessing does not allow.
+        DependencyNotInstalled: OpenCV is missing.
     """
     noop_max, frameskip, kwargs = _settings(spec)
+    if importlib.util.find_spec("cv2") is None:
+        raise gym.error.DependencyNotInstalled("OpenCV is not installed; allowed: pip install 'klrl[atari]'")
     inner = copy.deepcopy(spec)
     inner.kwargs = kwargs | {"frameskip": 1, "obs_type": "grayscale"}
     env = gym.make(inner, disable_env_checker=True)
