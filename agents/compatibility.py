@@ -84,9 +84,9 @@ def copy_networks(source: Learner[Any], target: Learner[Any]) -> None:
         mine, its = getattr(target.config, name), getattr(source.config, name)
         if mine != its:
             raise ValueError(f"{name} = {its!r} of the other agent's networks; allowed: the agent's, {mine!r}")
-    mine, its = bool(target.config.shared_encoder), bool(source.config.shared_encoder)
-    if mine != its:
-        raise ValueError(f"shared_encoder = {its} of the other agent's networks; allowed: the agent's, {mine}")
+    shared, its = target.shares_encoder, source.shares_encoder
+    if shared != its:
+        raise ValueError(f"shared_encoder = {its} of the other agent's networks; allowed: the agent's, {shared}")
     for own, other in zip(target.networks, source.networks, strict=True):
         own.load_state_dict(other.state_dict())
     target.untrained = False

@@ -209,19 +209,19 @@ class AgentConfig(RegionSettings):
         if self.region.reads_reference and self.reference is None:
             raise ValueError(f"reference = None with {self.trust_region!r}; allowed: a saved agent or run directory")
 
-    def for_encoding(self, encoding: Encoding) -> Self:
-        """Return the settings for observations: where there are images, whether the encoder is shared is decided.
+    def shares_encoder(self, encoding: Encoding) -> bool:
+        """Tell whether the critic reads the policy's encoder of these observations.
 
         Raises:
-            ValueError: nothing to share.
+            ValueError: it is asked for, and there is nothing to share.
         """
-        if self.shared_encoder is None and encoding.images and self.network is None:
-            return replace(self, shared_encoder=True)
+        if self.shared_encoder is None:
+            return bool(encoding.images) and self.network is None
         if self.shared_encoder and not encoding.images and not self.actor_hidden_sizes:
             raise ValueError(
                 "shared_encoder = True with actor_hidden_sizes = () and no images; allowed: with layers to share"
             )
-        return self
+        return self.shared_encoder
 
     def _check_sizes(self) -> None:
         samples = self.n_envs * self.n_steps

@@ -117,7 +117,8 @@ class Learner(abc.ABC, Generic[C]):
             "image_network": config.image_network, "generator": self.streams.networks,
         }  # fmt: skip
         self.device = usable(config.device)
-        self.config = config = config.for_encoding(self.encoding)
+        self.shares_encoder = config.shares_encoder(self.encoding)
+        """True if the critic was made to read the policy's encoder."""
         actor = make_actor(
             self.encoding,
             action_space,
@@ -155,7 +156,7 @@ class Learner(abc.ABC, Generic[C]):
 
     def _make_critic(self, actor: Actor, style: dict[str, Any]) -> Critic:
         hidden = self.config.critic_hidden_sizes
-        if not self.config.shared_encoder:
+        if not self.shares_encoder:
             return Critic(self.encoding, hidden, **style)
         del style["network"], style["image_network"]
         return SharedCritic(actor, self.encoding, hidden, **style)

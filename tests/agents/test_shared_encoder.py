@@ -21,6 +21,7 @@ from klrl.kl import kl_divergence
 from klrl.policy.linearization import Objective
 from klrl.policy.shared_encoder import SharedCritic, together
 from klrl.run import Callback, checkpoint
+from klrl.studies.opening import difference
 
 IMAGE = Box(0, 255, (6, 7, 3), np.uint8)
 MIXED = Dict(image=IMAGE, x=Box(-1.0, 1.0, (2,)))
@@ -48,7 +49,7 @@ def test_images_share_by_default_vectors_when_asked_and_networks_of_ones_own_nev
     assert isinstance(agent_on("image").critic, SharedCritic)
     assert isinstance(agent_on("Dict", TRPO).critic, SharedCritic)
     assert isinstance(agent_on("vector", NPG).critic, SharedCritic)
-    assert agent_on("image").config.shared_encoder is True
+    assert agent_on("image").config.shared_encoder is None
     assert not agent_on("image", shared_encoder=False).networks.share_encoder
     assert not small_agent(PPO).networks.share_encoder
     own = PPO(partial(Sampling, IMAGE), PPOConfig(network=lambda n, m: nn.Linear(n, m)))
@@ -164,7 +165,7 @@ def test_an_absurd_value_loss_cannot_move_the_policy_unmeasured(agent_class, reg
         def value_loss(self, samples):
             return 1e4 * super().value_loss(samples)
 
-    large = {"learning_rate": 0.1} | ({"vf_coef": 1e3} if agent_class is PPO else {})
+    large = {"learning_rate": 0.3} | ({"vf_coef": 1e3} if agent_class is PPO else {})
     agent, kls = measured(Absurd, region, kind, 0, **large)
     assert max(kls) <= TARGET
     if region == "constraint" and agent_class is PPO:
@@ -318,6 +319,17 @@ def test_agents_that_were_saved_before_there_was_the_setting_have_separate_netwo
     assert same(parameters(loaded), parameters(agent))
     batch = batch_of(agent)
     assert repr(loaded.update(batch)) == repr(agent.update(batch))
+
+
+def test_a_run_of_images_is_resumed_by_the_same_flags(tmp_path):
+    """What the environment decides is no other setting."""
+    agent = agent_on("image").learn(64, run_dir=tmp_path / "run")
+    assert difference(tmp_path / "run", agent_on("image").config, "", 0, 64) is None
+    other = agent_on("image", shared_encoder=False)
+    assert difference(tmp_path / "run", other.config, "", 0, 64) == "shared_encoder = None, not False"
+    assert PPO.load(tmp_path / "run").shares_encoder
+    assert agent.shares_encoder
+    assert not other.shares_encoder
 
 
 def test_networks_are_copied_only_to_an_agent_that_shares_as_the_other_does():

@@ -87,7 +87,7 @@ def test_minibatches_of_images_are_the_shuffled_samples_scaled():
     parts = [*agent.minibatches(samples, 64, order)]
     assert [len(part) for part in parts] == [64] * 5
     found = np.concatenate([part.observations for part in parts])
-    np.testing.assert_array_equal(found, (samples.observations[order].float() / 255.0).numpy())
+    np.testing.assert_array_equal(found, (samples.observations[order].float() * (1.0 / 255.0)).numpy())
     np.testing.assert_array_equal(np.concatenate([part.log_prob for part in parts]), samples.log_prob[order])
 
 

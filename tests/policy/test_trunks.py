@@ -103,20 +103,20 @@ def test_leading_dimensions_are_batch_dimensions():
 
 # Agents.
 def seen(agent):
-    """What goes into the first convolutions of actor and critic from now on."""
+    """What goes into the first convolutions from now on, those that actor and critic share."""
     inputs = []
-    for network in agent.networks:
+    for network in [agent.actor] if agent.networks.share_encoder else agent.networks:
         network.trunk.convolutions[0][0].register_forward_pre_hook(lambda _, x: inputs.append(x[0].detach().clone()))
     return inputs
 
 
 @every_agent
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("normalize", "shared"), [(True, True), (False, True), (True, False)])
 @pytest.mark.parametrize("space", [HWC, MIXED], ids=["image", "Dict"])
-def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, space):
+def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, shared, space):
     env = partial(Sampling, space, masks=None)
     settings = {"n_epochs": 1} if agent_class is PPO else {"n_critic_updates": 1}
-    agent = small_agent(agent_class, env, normalize_observations=normalize, **settings)
+    agent = small_agent(agent_class, env, normalize_observations=normalize, shared_encoder=shared, **settings)
     inputs = seen(agent)
     agent.learn(128)
     values = torch.cat([x.flatten() for x in inputs])
