@@ -52,7 +52,7 @@ def compare(game: str, mode: str, steps: int, seed: int) -> dict[str, Any]:
     ours, theirs = make_vector_env(spec, 1), make_vector_env(spec, 1, mode)  # type: ignore[arg-type]
     rng = np.random.default_rng(seed)
     actions = rng.integers(0, ours.single_action_space.n, steps)  # type: ignore[attr-defined]
-    one, other = ours.reset(seed=[seed])[0], theirs.reset(seed=seed)[0]
+    one, other = ours.reset(seed=seed)[0], theirs.reset(seed=seed)[0]
     pixels, largest, equal = [_differing(one, other)], 0, 0
     returns, seconds = [0.0, 0.0], [0.0, 0.0]
     first: dict[str, int | None] = {"pixels": None, "reward": None, "lives": None, "end": None}
@@ -78,7 +78,8 @@ def compare(game: str, mode: str, steps: int, seed: int) -> dict[str, Any]:
                 first[name] = t
         if any(ended):
             break
-    ours.close(), theirs.close()
+    ours.close()
+    theirs.close()
     return {
         "game": game, "engine": mode, "no_ops": NO_OPS[mode], "steps": t + 1, "equal_images": equal,
         "images": len(pixels) - 1, "mean_share_of_pixels": float(np.mean(pixels)), "largest_difference": largest,

@@ -21,7 +21,7 @@ ROWS = {
 }
 """What is compared, by environment and variant."""
 WORK = Workload(updates=6, n_steps=32, n_epochs=2, hidden_sizes=())
-_NETWORK = {"image_network": "nature", "scale_rewards": False}
+_NETWORK: dict[str, Any] = {"image_network": "nature", "scale_rewards": False}
 
 
 class RandomImages(gym.Env):
@@ -45,7 +45,7 @@ class RandomImages(gym.Env):
         return self._images[self._t % 64], float(action == 0), self._t == 100, False, {}
 
 
-gym.register(RANDOM, RandomImages)
+gym.register(RANDOM, "klrl.scripts.benchmarks.images:RandomImages")
 
 
 def jobs(work: Workload, peers: bool, games: bool) -> list[Job]:
@@ -58,9 +58,9 @@ def jobs(work: Workload, peers: bool, games: bool) -> list[Job]:
     """
     found = []
     for env, variant in (row for row in ROWS if games or row[0] == RANDOM):
-        kind = {"algorithm": "ppo", "env": env, "seed": 0, "workload": work, "variant": variant}
+        kind: dict[str, Any] = {"algorithm": "ppo", "env": env, "seed": 0, "workload": work, "variant": variant}
         engine = "envpool" if env == PONG else "sync"
-        settings = _NETWORK | {"shared_encoder": variant == SHARED}
+        settings: dict[str, Any] = _NETWORK | {"shared_encoder": variant == SHARED}
         settings |= {"sign_of_rewards": True, "life_is_episode": True} if env == PONG else {}
         found.append(Job(library="klrl", engine=engine, settings=settings, **kind))
         if peers:
