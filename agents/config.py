@@ -127,7 +127,7 @@ class AgentConfig(RegionSettings):
     """Divide the elements of uint8 images by their space's bound (declared), or by the largest in the first batch
     (seen), for images such as MiniGrid's that stay far below it."""
     frame_stacks: FrameStacks = "channels"
-    """What uint8 observations of four dimensions are: a stack of images, whose frames become channels of one, or
+    """Take uint8 observations of four dimensions as a stack of images, whose frames become channels of one, or as
     numbers."""
     fold_normalizer: bool = True
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""

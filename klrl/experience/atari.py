@@ -37,7 +37,7 @@ def spec_of(env: str | EnvSpec) -> EnvSpec:
     if not isinstance(env, str):
         return env
     module, _, name = env.rpartition(":")
-    register(name)
+    register_game(name)
     if module:
         importlib.import_module(module)
     spec = copy.deepcopy(gym.spec(name))
@@ -46,7 +46,7 @@ def spec_of(env: str | EnvSpec) -> EnvSpec:
     return spec
 
 
-def register(name: str) -> None:
+def register_game(name: str) -> None:
     """Import ale-py if this is the id of a game.
 
     Raises:
@@ -68,7 +68,7 @@ def is_preprocessed(spec: EnvSpec) -> bool:
     return bool(spec.namespace == NAMESPACE and said == _STANDARD)
 
 
-def plain(spec: EnvSpec) -> EnvSpec:
+def without_preprocessing(spec: EnvSpec) -> EnvSpec:
     """Return a spec without the word about its preprocessing, as Gymnasium takes it."""
     if spec.namespace != NAMESPACE or _KEY not in spec.kwargs:
         return spec

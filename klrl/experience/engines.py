@@ -20,7 +20,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from klrl.experience import atari
+from klrl.experience.atari import ale_vector, envpool_settings, is_preprocessed, spec_of
 
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
 NO_LIMIT = 2**31 - 1
@@ -40,7 +40,7 @@ def plain_spec(env: object, mode: str) -> EnvSpec:
     Raises:
         ValueError: ``env`` is neither.
     """
-    spec = atari.spec_of(env) if isinstance(env, str) else env
+    spec = spec_of(env) if isinstance(env, str) else env
     if not isinstance(spec, EnvSpec) or spec.additional_wrappers:
         what = f"EnvSpec {spec.id} with wrappers" if isinstance(spec, EnvSpec) else f"{env!r}"
         raise ValueError(
@@ -119,8 +119,8 @@ def from_entry_point(spec: EnvSpec, num_envs: int, observation_space: gym.Space,
     Raises:
         ValueError: there is no such entry point, it does not take a setting, or it has other spaces.
     """
-    if atari.is_preprocessed(spec):
-        return _with_spaces(atari.ale_vector(spec, num_envs), spec, observation_space, action_space)
+    if is_preprocessed(spec):
+        return _with_spaces(ale_vector(spec, num_envs), spec, observation_space, action_space)
     if spec.vector_entry_point is None:
         have = [s.id for s in gym.registry.values() if s.vector_entry_point is not None]
         raise ValueError(f"env = {spec.id!r} has no vector_entry_point; {_hint(spec.id, have)}")
@@ -154,8 +154,8 @@ def _import_envpool() -> ModuleType:
 
 def _settings(spec: EnvSpec, envpool: ModuleType) -> dict[str, Any]:
     """Translate an ``EnvSpec``'s changes of the registered environment into EnvPool's settings; nothing is dropped."""
-    if atari.is_preprocessed(spec):
-        settings = atari.envpool_settings(spec)
+    if is_preprocessed(spec):
+        settings = envpool_settings(spec)
         _check_types(spec, settings, envpool)
         return settings
     known = [name for name in envpool.list_all_envs() if name in gym.registry]

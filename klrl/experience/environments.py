@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from klrl.experience import atari
+from klrl.experience.atari import register_game, spec_of
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.engines import EnvPoolVectorEnv, VectorizationMode, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
@@ -189,7 +189,7 @@ def check_id(env: str) -> None:
     """
     module, _, name = env.rpartition(":")
     try:
-        atari.register(name)
+        register_game(name)
         if module:
             import_module(module)
         gym.spec(name)
@@ -215,7 +215,7 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
     if isinstance(env, Wrapped):
         inner, wrappers = describe(env.spec), [{"name": one.name, "kwargs": one.kwargs} for one in env.wrappers]
         return None if inner is None or not _is_plain(wrappers) else inner | {"wrappers": wrappers}
-    spec = atari.spec_of(env) if isinstance(env, str) else env
+    spec = spec_of(env) if isinstance(env, str) else env
     limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
     if isinstance(env, gym.Env):
         spec, limit = env.spec, time_limit(env)
@@ -266,7 +266,7 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     if not named or not (limit is None or (type(limit) is int and limit >= 1)):
         raise ValueError(f"env = {data}; allowed: an id, keyword arguments and a number of steps >= 1 or null")
     with contextlib.suppress(ModuleNotFoundError):
-        atari.register(data["id"])
+        register_game(data["id"])
     if data["id"] not in gym.registry or data.get("wrappers"):
         return None
     spec = copy.deepcopy(gym.spec(data["id"]))

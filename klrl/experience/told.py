@@ -1,4 +1,4 @@
-"""What a learner is told of an environment's rewards and endings, where that is not all: as in the papers on Atari."""
+"""Rewards and endings as a learner is told of them, where that is not all that happened: as in papers on Atari."""
 
 from __future__ import annotations
 

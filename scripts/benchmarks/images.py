@@ -1,4 +1,4 @@
-"""Learning from images at equal work, for ``klrl benchmark speed --images``: environments, jobs and their table."""
+"""Learning from images at equal work, for ``klrl benchmark speed --images``: jobs and their table."""
 
 from __future__ import annotations
 
@@ -6,46 +6,18 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-
+from klrl.scripts.benchmarks.random_images import PONG, RANDOM, SEPARATE, SHARED
 from klrl.scripts.benchmarks.speed_report import markdown
 from klrl.scripts.benchmarks.workload import Job, Workload
 
-RANDOM, PONG = "klrl/RandomImages-v0", "ALE/Pong-v5"
-SEPARATE, SHARED = "separate", "shared"
 ROWS = {
     (RANDOM, SEPARATE): "random images, two networks",
     (RANDOM, SHARED): "random images, one shared network",
     (PONG, SHARED): "Pong, shared network: klrl on EnvPool, Stable-Baselines3 on Gymnasium",
 }
-"""What is compared, by environment and variant."""
+"""Comparisons, by environment and variant."""
 WORK = Workload(updates=6, n_steps=32, n_epochs=2, hidden_sizes=())
 _NETWORK: dict[str, Any] = {"image_network": "nature", "scale_rewards": False}
-
-
-class RandomImages(gym.Env):
-    """Random images of the size of Atari's stacks, drawn before; episodes of 100 steps."""
-
-    observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    action_space = gym.spaces.Discrete(6)
-
-    def __init__(self) -> None:
-        self._images = np.random.default_rng(0).integers(0, 256, (64, 4, 84, 84), np.uint8)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
-        super().reset(seed=seed)
-        self._t = 0
-        return self._images[0], {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Return the next image; the reward depends on the action alone."""
-        self._t += 1
-        return self._images[self._t % 64], float(action == 0), self._t == 100, False, {}
-
-
-gym.register(RANDOM, "klrl.scripts.benchmarks.images:RandomImages")
 
 
 def jobs(work: Workload, peers: bool, games: bool) -> list[Job]:

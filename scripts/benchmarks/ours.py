@@ -25,7 +25,7 @@ def make_agent(job: Job, env: Any) -> Any:
     """Make the agent of the job on ``env``."""
     from klrl.agents import PPO, TRPO, PPOConfig, TRPOConfig
     from klrl.experience.atari import spec_of
-    from klrl.scripts.benchmarks import images
+    from klrl.scripts.benchmarks.random_images import PONG
 
     w = job.workload
     same = ("n_envs", "n_steps", "gamma", "gae_lambda", "learning_rate", "max_grad_norm")
@@ -39,7 +39,7 @@ def make_agent(job: Job, env: Any) -> Any:
         "critic_hidden_sizes": w.hidden_sizes,
         **job.settings,
     }
-    if env == images.PONG:  # as Stable-Baselines3's, without actions that stick
+    if env == PONG:  # as Stable-Baselines3's, without actions that stick
         env = spec_of(env)
         env.kwargs["repeat_action_probability"] = 0.0
     if job.algorithm == "ppo":

@@ -84,16 +84,16 @@ def _learn_from_images(cls: Any, job: Job, clock: Clock) -> None:
     from stable_baselines3.common.env_util import make_atari_env, make_vec_env
     from stable_baselines3.common.vec_env import VecFrameStack
 
-    from klrl.scripts.benchmarks import images
+    from klrl.scripts.benchmarks.random_images import RANDOM, SHARED, RandomImages
 
     w = job.workload
-    envs: Any = make_vec_env(images.RandomImages, w.n_envs, seed=job.seed) if job.env == images.RANDOM else None
+    envs: Any = make_vec_env(RandomImages, w.n_envs, seed=job.seed) if job.env == RANDOM else None
     if envs is None:
         import ale_py
 
         gym.register_envs(ale_py)
         envs = VecFrameStack(make_atari_env("PongNoFrameskip-v4", w.n_envs, seed=job.seed), 4)
-    policy = {"share_features_extractor": job.variant == images.SHARED, "optimizer_kwargs": {"eps": 1e-5}}
+    policy = {"share_features_extractor": job.variant == SHARED, "optimizer_kwargs": {"eps": 1e-5}}
     agent = cls(
         "CnnPolicy", envs, n_steps=w.n_steps, batch_size=w.batch_size, n_epochs=w.n_epochs, gamma=w.gamma,
         gae_lambda=w.gae_lambda, learning_rate=w.learning_rate, clip_range=w.clip_range, vf_coef=w.vf_coef,

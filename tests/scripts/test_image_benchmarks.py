@@ -8,6 +8,7 @@ import pytest
 from klrl.scripts.benchmarks import images
 from klrl.scripts.benchmarks.atari import compare, table
 from klrl.scripts.benchmarks.measure import measure
+from klrl.scripts.benchmarks.random_images import PONG, RANDOM, RandomImages
 from klrl.scripts.benchmarks.speed import IMAGES, main, report
 from klrl.scripts.benchmarks.workload import Job, Workload
 
@@ -19,9 +20,9 @@ TINY = Workload(
 def test_every_job_has_the_same_work_and_its_own_sharing():
     jobs = images.jobs(TINY, peers=True, games=True)
     assert {(job.library, job.env, job.variant, job.engine) for job in jobs} == {
-        ("klrl", images.RANDOM, "separate", "sync"), ("stable-baselines3", images.RANDOM, "separate", "sync"),
-        ("klrl", images.RANDOM, "shared", "sync"), ("stable-baselines3", images.RANDOM, "shared", "sync"),
-        ("klrl", images.PONG, "shared", "envpool"), ("stable-baselines3", images.PONG, "shared", "sync"),
+        ("klrl", RANDOM, "separate", "sync"), ("stable-baselines3", RANDOM, "separate", "sync"),
+        ("klrl", RANDOM, "shared", "sync"), ("stable-baselines3", RANDOM, "shared", "sync"),
+        ("klrl", PONG, "shared", "envpool"), ("stable-baselines3", PONG, "shared", "sync"),
     }  # fmt: skip
     assert {job.workload for job in jobs} == {TINY}
     ours = [job.settings for job in jobs if job.library == "klrl"]
@@ -55,7 +56,7 @@ def test_networks_are_the_same_in_both_libraries(library, variant, monkeypatch):
         assert counts[-1] == encoder * (2 if variant == "separate" else 1) + heads
 
 
-def row(library, variant, speed, peak, env=images.RANDOM):
+def row(library, variant, speed, peak, env=RANDOM):
     speeds = {"steps_per_second": speed / 2, "steps_per_cpu_second": speed, "peak_mib": peak}
     return {"library": library, "variant": variant, "env": env} | speeds
 
@@ -78,7 +79,7 @@ def test_its_defaults_are_those_of_the_table_and_quick_is_another_thing(capsys):
 
 
 def test_random_images_are_an_environment_of_atari_s_size():
-    env = images.RandomImages()
+    env = RandomImages()
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     answers = [env.step(np.int64(t % 2)) for t in range(100)]
