@@ -125,8 +125,9 @@ def of_images() -> str:
     """Steps per CPU second and memory on images."""
     record = read("speed-images.json")
     work, machine = record["workload"], record["machine"]
+    repeats = record["summary"][0]["repeats"]
     said = (
-        f"Median of {record['summary'][0]['repeats']} repeats on {machine['cpu']}, {work['threads']} thread, "
+        f"{'One measurement each' if repeats == 1 else f'Median of {repeats} repeats'} on {machine['cpu']}, {work['threads']} thread, "
         f"{work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches of {work['batch_size']}."
     )
     return "\n\n".join([command(record["command"]), images.table(record["summary"]), said])
