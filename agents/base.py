@@ -29,6 +29,7 @@ from klrl.experience import Collector, EnvLike, Episode
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import describe, env_id, number_of
 from klrl.experience.reproducibility import EnvTrial, Repeatable
+from klrl.experience.told import Told
 from klrl.experience.training_envs import TrainingEnvs
 from klrl.policy.device import usable
 from klrl.policy.surroundings import undisturbed
@@ -199,7 +200,9 @@ class Agent(Predictor[C], abc.ABC):
         self._make_envs()
         if self.training_envs.collector is None:
             seeds = environment_seeds(self.seed, self.num_timesteps)
-            if not self.training_envs.begin(self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs):
+            told = Told(self.config.sign_of_rewards, self.config.life_is_episode)
+            where = self.encoding, seeds, self.num_timesteps, self.config.rebuild_envs
+            if not self.training_envs.begin(*where, told):
                 self.return_scaler = self.return_scaler.restarted(self.config.n_envs)
         assert self.training_envs.collector is not None
         return self.training_envs.collector

@@ -13,7 +13,7 @@ from klrl import schedules
 from klrl.agents.own_networks import NetworkArgument, check_layers, network_of_word, refuse_word
 from klrl.experience.engines import VectorizationMode
 from klrl.experience.workers import OnFailure
-from klrl.policy.choices import ActionDistribution, Activation, MaskSource
+from klrl.policy.choices import ActionDistribution, Activation, FrameStacks, ImageNetwork, MaskSource
 from klrl.run.presets import preset
 from klrl.schedules import During, Value
 from klrl.shown import changed
@@ -51,6 +51,8 @@ OLDER: Mapping[str, Any] = {
     "scale_actions": False,
     "layer_norm": False,
     "network": None,
+    "image_network": "small",
+    "frame_stacks": "numbers",
     "shared_encoder": False,
     "drift_states": None,
 }
@@ -99,6 +101,11 @@ class AgentConfig(RegionSettings):
     info_keys: tuple[InfoKey, ...] = ()
     """Keys of numbers in info, separated by spaces; values in the last step of an episode are averaged over the last
     100 episodes, as rollout/success_rate (is_success) or rollout/info/KEY."""
+    sign_of_rewards: bool = False
+    """Tell the learner only the sign of each reward, as is usual for Atari; logged returns are of the rewards."""
+    life_is_episode: bool = False
+    """Let the loss of a life (lives in info) be terminal for the learner, as is usual for Atari; the game goes on, and
+    logged episodes are whole games."""
     gamma: Fraction = 0.99
     """Discount factor."""
     gae_lambda: Fraction = 0.95
@@ -123,6 +130,9 @@ class AgentConfig(RegionSettings):
     image_scale: Literal["declared", "seen"] = "declared"
     """Divide the elements of uint8 images by their space's bound (declared), or by the largest in the first batch
     (seen), for images such as MiniGrid's that stay far below it."""
+    frame_stacks: FrameStacks = "channels"
+    """Take uint8 observations of four dimensions as a stack of images, whose frames become channels of one, or as
+    numbers."""
     fold_normalizer: bool = True
     """Keep the policy's function when observation statistics change, by folding the change into the first layer."""
     scale_rewards: bool = True
@@ -139,6 +149,10 @@ class AgentConfig(RegionSettings):
     relu come by autograd, which is slower."""
     layer_norm: bool = False
     """Normalise the sums of every hidden layer over its units, before the activation; derivatives come by autograd."""
+    image_network: ImageNetwork = "small"
+    """Network from an image to the hidden layers' features: three small convolutions (small), those of DQN's Nature
+    paper with a layer of 512 (nature: 36 x 36 or more), or IMPALA's residual ones with a layer of 256 (impala).
+    layer_norm reaches the layer of 512 or 256, too."""
     network: NetworkArgument = None
     """Networks of your own in place of these layers: MODULE:NAME of a function of (n_inputs, n_outputs) that returns a
     torch.nn.Module, for the policy and for the critic. Only the name is saved, and loading asks for it again."""

@@ -32,9 +32,9 @@ from klrl.text import warn_user
 
 _INHERITED = (
     "gamma", "gae_lambda", "normalize_observations", "image_scale", "fold_normalizer", "scale_rewards",
-    "fold_reward_scale", "actor_hidden_sizes", "critic_hidden_sizes", "activation", "layer_norm", "network",
-    "shared_encoder", "log_std_init", "action_distribution", "state_dependent_std", "scale_actions", "action_mask",
-    "device",
+    "fold_reward_scale", "actor_hidden_sizes", "critic_hidden_sizes", "activation", "layer_norm", "image_network",
+    "network", "shared_encoder", "log_std_init", "action_distribution", "state_dependent_std", "scale_actions",
+    "action_mask", "frame_stacks", "device",
 )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ class Learner(abc.ABC, Generic[C]):
     @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
         self.observation_space, self.action_space = observation_space, action_space
-        self.encoding = Encoding(observation_space, action_space, config.action_mask)
+        self.encoding = Encoding(observation_space, action_space, config.action_mask, config.frame_stacks)
         self.config, self.seed = config, seed
         self.region = config.region
         self.values = config.values_at(1.0)
@@ -114,7 +114,7 @@ class Learner(abc.ABC, Generic[C]):
         """Draws the actions of :meth:`act`."""
         style: dict[str, Any] = {
             "activation": config.activation, "layer_norm": config.layer_norm, "network": config.network,
-            "generator": self.streams.networks,
+            "image_network": config.image_network, "generator": self.streams.networks,
         }  # fmt: skip
         self.device = usable(config.device)
         self.shares_encoder = config.shares_encoder(self.encoding)
@@ -158,7 +158,7 @@ class Learner(abc.ABC, Generic[C]):
         hidden = self.config.critic_hidden_sizes
         if not self.shares_encoder:
             return Critic(self.encoding, hidden, **style)
-        del style["network"]
+        del style["network"], style["image_network"]
         return SharedCritic(actor, self.encoding, hidden, **style)
 
     @property

@@ -24,7 +24,7 @@ NetworkArgument = Annotated[
         str_from_instance=lambda x: ["None" if x is None else function_name(x)],
     ),
 ]
-_OF_LAYERS = ("actor_hidden_sizes", "critic_hidden_sizes", "activation", "layer_norm")
+_OF_LAYERS = ("actor_hidden_sizes", "critic_hidden_sizes", "activation", "layer_norm", "image_network")
 """Settings of klrl's layers, which a network of one's own does not read."""
 
 

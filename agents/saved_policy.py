@@ -19,15 +19,16 @@ from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
 from klrl.policy.observations import Encoding
 from klrl.policy.spaces import below, space_from
-from klrl.policy.trunks import least_of_layers, least_parameters
+from klrl.policy.trunks import least_of_head, least_parameters
 from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
 SETTINGS = (
-    "actor_hidden_sizes", "activation", "layer_norm", "network", "log_std_init", "action_distribution",
-    "state_dependent_std", "scale_actions", "action_mask",
+    "actor_hidden_sizes", "activation", "layer_norm", "image_network", "network", "log_std_init", "action_distribution",
+    "state_dependent_std", "scale_actions", "action_mask", "frame_stacks",
 )  # fmt: skip
 """Settings that an agent's policy depends on."""
+_NOT_THE_ACTORS = ("actor_hidden_sizes", "action_mask", "frame_stacks")
 _TENSORS = ("actor.", "normalizer.", "observation_space.", "action_space.")
 _STATE = ("observation_space", "action_space", "normalizer_count")
 
@@ -50,7 +51,7 @@ class SavedPolicy:
         self.state: dict[str, Any] = {name: state[name] for name in _STATE} | {"config": config}
         self.observation_space, self.action_space = (load_space(name, tensors, state) for name in _STATE[:2])
         self.encoding = check_backed(self.observation_space, self.action_space, config, tensors, ("actor",))
-        kind = {name: config[name] for name in SETTINGS if name not in ("actor_hidden_sizes", "action_mask")}
+        kind = {name: config[name] for name in SETTINGS if name not in _NOT_THE_ACTORS}
         kind["network"] = given_again(config, network)
         generator = torch.Generator()
         self.actor = make_actor(
@@ -98,17 +99,19 @@ def check_backed(
     Raises:
         ValueError: they are larger.
     """
-    encoding = Encoding(observation_space, action_space, config["action_mask"])
+    known = {**OLDER, **config}
+    encoding = Encoding(observation_space, action_space, config["action_mask"], known["frame_stacks"])
     if tuple(tensors["normalizer.mean"].shape) != encoding.shape:
         have = tuple(tensors["normalizer.mean"].shape)
         raise ValueError(f"observations have shape {encoding.shape}; allowed: {have}, as normalizer.mean")
     for network in networks if saved_name(config) is None else ():
         hidden = config[f"{network}_hidden_sizes"]
         n_outputs = gym.spaces.flatdim(action_space) if network == "actor" else 1
-        if network == "critic" and config.get("shared_encoder") and not encoding.images:
-            least = least_of_layers([config["actor_hidden_sizes"][-1], *hidden, n_outputs])
+        if network == "critic" and config.get("shared_encoder"):
+            width = None if encoding.images else config["actor_hidden_sizes"][-1]
+            least = least_of_head(encoding, hidden, n_outputs, known["image_network"], width)
         else:
-            least = least_parameters(encoding, hidden, n_outputs)
+            least = least_parameters(encoding, hidden, n_outputs, known["image_network"])
         saved = sum(x.numel() for x in below(f"{network}.", tensors).values())
         if least > saved:
             raise ValueError(

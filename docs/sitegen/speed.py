@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from klrl.scripts.benchmarks import atari, images
 from klrl.scripts.benchmarks.accuracy_measurements import SHARE
 from klrl.scripts.benchmarks.measure import LIBRARIES
 from klrl.scripts.benchmarks.ranks import speedups
@@ -124,6 +125,24 @@ def _memory(rows: list[Row], others: dict[str, tuple[str, ...]]) -> str:
     return f"Peak memory: {listed(said)}."
 
 
+def of_images() -> str:
+    """Steps per CPU second and memory on images."""
+    record = read("speed-images.json")
+    work, machine = record["workload"], record["machine"]
+    repeats = record["summary"][0]["repeats"]
+    said = (
+        f"{'One measurement each' if repeats == 1 else f'Median of {repeats} repeats'} on {machine['cpu']}, {work['threads']} thread, "
+        f"{work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches of {work['batch_size']}."
+    )
+    return "\n\n".join([command(record["command"]), images.table(record["summary"]), said])
+
+
+def of_games() -> str:
+    """Games by three engines."""
+    record = read("atari.json")
+    return f"{command(record['command'])}\n\n{atari.table(record['rows'])}"
+
+
 def profile() -> str:
     """Where klrl's own time goes."""
     record = read("speed.json")
@@ -182,6 +201,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "accuracy-cost": accuracy_cost,
     "speed": speed,
+    "atari": of_games,
+    "speed-images": of_images,
     "speed-profile": profile,
     "seeds": seeds,
     "scaling": scaling,

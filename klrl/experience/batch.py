@@ -35,7 +35,10 @@ class Episode:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Batch:
-    """T steps of N environments, time-major ``[T, N, ...]``; observations and rewards as the environment gave them."""
+    """T steps of N environments, time-major ``[T, N, ...]``; observations and rewards as the environment gave them.
+
+    With the settings ``sign_of_rewards`` and ``life_is_episode`` rewards are signs, and the loss of a life is terminal.
+    """
 
     observations: Tensor
     """Observations given to the policy, before normalisation, ``[T, N, *O]``."""

@@ -18,6 +18,7 @@ from klrl.experience.infos import Infos, numbers
 from klrl.experience.rollout import NonFinite, Rollout, not_finite
 from klrl.experience.steps import BadStep
 from klrl.experience.tape import MOST, Tape, warn_of_length
+from klrl.experience.told import Told
 from klrl.experience.vector import Vector, as_numpy
 from klrl.policy.arrays import Array
 from klrl.policy.choices import MASK
@@ -54,6 +55,7 @@ class Collector:
         encoding: encoding of their observations.
         total_timesteps: steps taken before.
         first_number: number of the first environment, for messages.
+        told: what batches say of rewards and lives.
 
     Raises:
         BadStep: the first observation cannot be used.
@@ -69,10 +71,11 @@ class Collector:
         encoding: Encoding,
         total_timesteps: int = 0,
         first_number: int = 0,
+        told: Told = Told(),  # noqa: B008
     ) -> None:
         self._at = first_number
         cursor = begin if isinstance(begin, EnvCursor) else EnvCursor.beginning(spawn_env_seeds(begin, envs.num_envs))
-        self.envs, self.encoding = envs, encoding
+        self.envs, self.encoding, self._told_of = envs, encoding, told
         self._vector = Vector(envs)
         self.total_timesteps = total_timesteps
         self._env_seeds, self._episodes, self._lengths = cursor.env_seeds, cursor.episodes.copy(), cursor.lengths.copy()
@@ -89,6 +92,7 @@ class Collector:
         if (lost := self._lose(infos)) is not None:
             self._episodes += lost
         self._observation = self._first(observation, infos)
+        self._lives = told.lives(infos, total_timesteps)
         if cursor.observation is not None:
             self._check_arrival(cursor.observation)
 
@@ -162,7 +166,7 @@ class Collector:
                 raise error from None
         self.executed = rollout.executed
         self._remember(rollout.executed)
-        batch = rollout.batch()
+        batch = rollout.batch(self._told_of)
         self._observation = batch.next_observations.numpy()
         return batch
 
@@ -195,6 +199,10 @@ class Collector:
         any_ended = np.count_nonzero(ended) > 0
         if any_ended:
             self._find_finals(t, rollout, infos)
+        lives = self._told_of.lives(infos, self.total_timesteps)
+        if lives is not None and self._lives is not None:
+            np.copyto(rollout.life_lost[t], (lives < self._lives) & valid & ~over)
+        self._lives = lives
         if lost is not None:
             self._episodes += lost
         self.total_timesteps += int(np.count_nonzero(valid))

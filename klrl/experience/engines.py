@@ -20,6 +20,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from klrl.experience.atari import ale_vector, envpool_settings, is_preprocessed, spec_of
+
 VectorizationMode = Literal["sync", "async", "vector_entry_point", "envpool"]
 NO_LIMIT = 2**31 - 1
 """``max_episode_steps`` for an engine that wants an int32 where Gymnasium has None."""
@@ -38,7 +40,7 @@ def plain_spec(env: object, mode: str) -> EnvSpec:
     Raises:
         ValueError: ``env`` is neither.
     """
-    spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
+    spec = spec_of(env) if isinstance(env, str) else env
     if not isinstance(spec, EnvSpec) or spec.additional_wrappers:
         what = f"EnvSpec {spec.id} with wrappers" if isinstance(spec, EnvSpec) else f"{env!r}"
         raise ValueError(
@@ -117,6 +119,8 @@ def from_entry_point(spec: EnvSpec, num_envs: int, observation_space: gym.Space,
     Raises:
         ValueError: there is no such entry point, it does not take a setting, or it has other spaces.
     """
+    if is_preprocessed(spec):
+        return _with_spaces(ale_vector(spec, num_envs), spec, observation_space, action_space)
     if spec.vector_entry_point is None:
         have = [s.id for s in gym.registry.values() if s.vector_entry_point is not None]
         raise ValueError(f"env = {spec.id!r} has no vector_entry_point; {_hint(spec.id, have)}")
@@ -128,6 +132,11 @@ def from_entry_point(spec: EnvSpec, num_envs: int, observation_space: gym.Space,
         envs = gym.make_vec(spec, num_envs, "vector_entry_point", **settings)
     except (gym.error.Error, ImportError, TypeError) as error:
         raise ValueError(f"env = {spec.id!r}, vectorization_mode = 'vector_entry_point': {error}") from error
+    return _with_spaces(envs, spec, observation_space, action_space)
+
+
+def _with_spaces(envs: VectorEnv, spec: EnvSpec, observation_space: gym.Space, action_space: gym.Space) -> VectorEnv:
+    """Return a vector environment that has Gymnasium's spaces."""
     ours, theirs = (observation_space, action_space), (envs.single_observation_space, envs.single_action_space)
     if ours != theirs:
         envs.close()
@@ -145,6 +154,10 @@ def _import_envpool() -> ModuleType:
 
 def _settings(spec: EnvSpec, envpool: ModuleType) -> dict[str, Any]:
     """Translate an ``EnvSpec``'s changes of the registered environment into EnvPool's settings; nothing is dropped."""
+    if is_preprocessed(spec):
+        settings = envpool_settings(spec)
+        _check_types(spec, settings, envpool)
+        return settings
     known = [name for name in envpool.list_all_envs() if name in gym.registry]
     if spec.id not in known:
         raise ValueError(f"env = {spec.id!r} is not one of EnvPool's environments; {_hint(spec.id, known)}")
@@ -159,11 +172,26 @@ def _settings(spec: EnvSpec, envpool: ModuleType) -> dict[str, Any]:
             value = spec.kwargs.get(k)
             raise ValueError(f"env = {spec.id!r}: {k} = {value!r}; allowed with EnvPool: {', '.join(takes) or 'none'}")
     settings = changed | {"max_episode_steps": spec.max_episode_steps or NO_LIMIT}
-    try:
-        envpool.make_spec(spec.id, **settings)
-    except TypeError as error:
-        raise ValueError(f"env = {spec.id!r}: {settings}; allowed with EnvPool: the types of {takes}") from error
+    _check_types(spec, {"task_id": spec.id, **settings}, envpool)
     return settings
+
+
+def _check_types(spec: EnvSpec, settings: dict[str, Any], envpool: ModuleType) -> None:
+    """Refuse settings of a type, or a game, that EnvPool does not have."""
+    task = settings["task_id"]
+    if task not in envpool.list_all_envs():
+        raise ValueError(
+            f"env = {spec.id!r} is not one of EnvPool's environments; {_hint(task, envpool.list_all_envs())}"
+        )
+    takes = {k: v for k, v in sorted(envpool.make_spec(task).config._asdict().items()) if k not in _RESERVED}
+    if unknown := settings.keys() - takes.keys() - _RESERVED - {"task_id"}:
+        name = min(unknown)
+        raise ValueError(f"env = {spec.id!r}: {name} = {settings[name]!r}; allowed with EnvPool: {', '.join(takes)}")
+    try:
+        envpool.make_spec(**settings)
+    except TypeError as error:
+        said = {k: v for k, v in settings.items() if k != "task_id"}
+        raise ValueError(f"env = {spec.id!r}: {said}; allowed with EnvPool: the types of {takes}") from error
 
 
 def _seeds(seed: int | Sequence[int] | None, n: int) -> list[int]:

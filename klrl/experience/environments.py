@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
+from klrl.experience.atari import register_game, spec_of
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.engines import EnvPoolVectorEnv, VectorizationMode, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
@@ -190,6 +192,7 @@ def check_id(env: str) -> None:
     """
     module, _, name = env.rpartition(":")
     try:
+        register_game(name)
         if module:
             import_module(module)
         gym.spec(name)
@@ -215,7 +218,7 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
     if isinstance(env, Wrapped):
         inner, wrappers = describe(env.spec), [{"name": one.name, "kwargs": one.kwargs} for one in env.wrappers]
         return None if inner is None or not _is_plain(wrappers) else inner | {"wrappers": wrappers}
-    spec = gym.spec(env.rpartition(":")[2]) if isinstance(env, str) else env
+    spec = spec_of(env) if isinstance(env, str) else env
     limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
     if isinstance(env, gym.Env):
         spec, limit = env.spec, time_limit(env)
@@ -265,6 +268,8 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     named = isinstance(data.get("id"), str) and isinstance(data.get("kwargs"), dict)
     if not named or not (limit is None or (type(limit) is int and limit >= 1)):
         raise ValueError(f"env = {data}; allowed: an id, keyword arguments and a number of steps >= 1 or null")
+    with contextlib.suppress(ModuleNotFoundError):
+        register_game(data["id"])
     if data["id"] not in gym.registry or data.get("wrappers"):
         return None
     spec = copy.deepcopy(gym.spec(data["id"]))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from klrl.experience.batch import Batch, Episode
 from klrl.experience.infos import Infos
+from klrl.experience.told import Told
 from klrl.policy.arrays import Array, stack
 from klrl.policy.distributions import Distribution, stack_records
 from klrl.policy.distributions.squashed import before_tanh
@@ -55,6 +56,7 @@ class Rollout:
         self.observations[0] = first
         self.rewards = np.zeros(shape)
         self.terminated, self.truncated, self.valid, self.begun = (np.zeros(shape, dtype=bool) for _ in range(4))
+        self.life_lost = np.zeros(shape, dtype=bool)
         """``begun`` is true where the observation after a step is of the episode after the one that is counted."""
         self.episode, self.length = (np.zeros(shape, dtype=np.int64) for _ in range(2))
         """Number and length of the current episodes, before a step is counted."""
@@ -75,7 +77,7 @@ class Rollout:
             for i in np.flatnonzero(going_on).tolist():
                 self.finals[t - 1, i] = torch.from_numpy(self.observations[t, i])
 
-    def batch(self) -> Batch:
+    def batch(self, told: Told) -> Batch:
         """Return everything as tensors; what the next rollout begins with has memory of its own."""
         observations = torch.from_numpy(self.observations)
         finals = [self.finals[where] for where in sorted(self.finals)]
@@ -83,8 +85,8 @@ class Rollout:
             observations=observations[:-1],
             actions=stack(self.actions),
             behaviour=stack_records(self.behaviour),
-            rewards=torch.from_numpy(_in_float32(self.rewards)),
-            terminated=torch.from_numpy(self.terminated),
+            rewards=torch.from_numpy(_in_float32(told.rewards(self.rewards))),
+            terminated=torch.from_numpy(self.terminated | self.life_lost),
             truncated=torch.from_numpy(self.truncated),
             valid=torch.from_numpy(self.valid),
             next_observations=observations[-1].clone(),

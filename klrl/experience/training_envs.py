@@ -15,6 +15,7 @@ from klrl.experience.environments import EnvLike, is_seeded, spawn_env_seeds
 from klrl.experience.footprints import Footprints
 from klrl.experience.reproducibility import EnvTrial
 from klrl.experience.split import Split
+from klrl.experience.told import Told
 from klrl.policy.observations import Encoding
 from klrl.text import warn_user
 
@@ -58,7 +59,12 @@ class TrainingEnvs:
         return 0 if self.collector is None else self.collector.restarts
 
     def begin(
-        self, encoding: Encoding, seeds: np.random.SeedSequence, total_timesteps: int, rebuilt: bool = False
+        self,
+        encoding: Encoding,
+        seeds: np.random.SeedSequence,
+        total_timesteps: int,
+        rebuilt: bool = False,
+        told: Told = Told(),  # noqa: B008
     ) -> bool:
         """Make the collector: at the environments' cursor (True), or at new episodes from these seeds (False).
 
@@ -67,22 +73,23 @@ class TrainingEnvs:
             seeds: seeds for new episodes.
             total_timesteps: steps taken before.
             rebuilt: whether every episode has an environment of its own.
+            told: what batches say of rewards and lives.
         """
         assert self.envs is not None
         self._footprints = Footprints(self.env) if isinstance(self.env, gym.Env) else None
-        self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt)
+        self.collector = self._where_they_were(self.envs, encoding, total_timesteps, rebuilt, told)
         known = self.collector is not None
         if not known and self.split is None:
-            self.collector = Collector(self.envs, seeds, encoding, total_timesteps)
+            self.collector = Collector(self.envs, seeds, encoding, total_timesteps, told=told)
         elif not known and self.split is not None:
             start = EnvCursor.beginning(spawn_env_seeds(seeds, self.split.n))
             cursor = self.split.begin(start, self.envs)
-            self.collector = Collector(self.envs, cursor, encoding, total_timesteps, self.split.first)
+            self.collector = Collector(self.envs, cursor, encoding, total_timesteps, self.split.first, told)
         self._leave()
         return known
 
     def _where_they_were(
-        self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool
+        self, envs: VectorEnv, encoding: Encoding, total_timesteps: int, rebuilt: bool, told: Told
     ) -> Collector | None:
         split, n = self.split, envs.num_envs if self.split is None else self.split.n
         if self._cursor is None or not is_seeded(envs) or len(self._cursor.lengths) != n:
@@ -95,7 +102,7 @@ class TrainingEnvs:
             cursor = self._cursor if split is None else split.begin(self._cursor, envs)
             problem = "environments of another process did not come back to where they were"
             try:
-                found = Collector(envs, cursor, encoding, total_timesteps, first)
+                found = Collector(envs, cursor, encoding, total_timesteps, first, told)
             except ReplayMismatch as error:
                 problem = error
         failed = found is None if split is None else split.fails(found is None)

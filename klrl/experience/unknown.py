@@ -6,12 +6,12 @@ import gymnasium as gym
 
 from klrl.text import nearest, one_line
 
-_EXTRAS = {"ale_py": "atari", "ALE": "atari"}
-"""Packages, and namespaces of ids, that one of klrl's extras installs."""
+_EXTRAS = {"ale_py": "atari", "minigrid": "pixels", "highway_env": "pixels"}
+"""Packages that one of klrl's extras installs."""
 _PARTS = ("box2d", "mujoco")
 """Extras of klrl and of Gymnasium whose names are the same."""
-_MODULES = {"ALE": "ale_py"}
-"""Modules that register a namespace."""
+_MODULES = {"MiniGrid": "minigrid", "BabyAI": "minigrid"}
+"""Modules that register ids, by their first word."""
 
 
 def why_not_installed(error: Exception) -> str:
@@ -33,10 +33,10 @@ def why_unknown(module: str, name: str, error: Exception) -> str:
         return f"{one_line(error)}; allowed: MODULE:ID with a module that can be imported"
     if isinstance(error, gym.error.NamespaceNotFound):
         said = f"nobody has registered {space} here"
-        if (known := _MODULES.get(space)) is not None and known != module:
-            return f"{said}; allowed: {known}:{name} (pip install 'klrl[{_EXTRAS[space]}]')"
         return f"{said}{nearest(name, gym.registry) or f'; allowed: MODULE:{name} with the module that registers it'}"
     hint = nearest(name, gym.registry) or "; allowed: a registered Gymnasium id"
+    if (known := _MODULES.get(name.partition("-")[0])) is not None and known != module:
+        return f"nobody has registered it here; allowed: {known}:{name} (pip install 'klrl[{_EXTRAS[known]}]')"
     if isinstance(error, gym.error.NameNotFound):
         return f"unknown{hint}"
     return f"unknown version{hint}" if isinstance(error, gym.error.VersionNotFound) else f"{one_line(error)}{hint}"

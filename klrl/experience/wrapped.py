@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from klrl.experience.atari import is_preprocessed, preprocessed, spec_of, without_preprocessing
 from klrl.experience.unknown import why_not_installed
 from klrl.own import named
 from klrl.text import plain
@@ -23,7 +24,12 @@ def made(env: str | EnvSpec) -> gym.Env:
         DependencyNotInstalled: a package is missing; one line says which of klrl's extras has it.
     """
     try:
-        return gym.make(env, disable_env_checker=True)  # CheckedSteps says in one line what is wrong
+        spec = spec_of(env)
+        if is_preprocessed(spec):
+            return preprocessed(spec)
+        return gym.make(
+            without_preprocessing(spec), disable_env_checker=True
+        )  # CheckedSteps says in one line what is wrong
     except gym.error.DependencyNotInstalled as error:
         raise gym.error.DependencyNotInstalled(why_not_installed(error)) from error
 

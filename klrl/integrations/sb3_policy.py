@@ -188,7 +188,7 @@ def rebuilt(model: Model) -> SB3Policy:
     _check_spaces(model)
     masked = _POLICIES[model.policy_class]
     try:
-        encoding = Encoding(model.observation_space, model.action_space, "info" if masked else "none")
+        encoding = Encoding(model.observation_space, model.action_space, "info" if masked else "none", "numbers")
     except ValueError as error:
         raise ValueError(f"path = {model.path}: {error}") from error
     actor, critic = (

@@ -53,7 +53,7 @@ class TrustedPolicy:
         space = self.model.observation_space
         if observation_space is not None and _channels_first(observation_space) == space:
             space = observation_space  # the library transposes images itself
-        self.encoding = Encoding(space, self.model.action_space, "info" if self.masked else "none")
+        self.encoding = Encoding(space, self.model.action_space, "info" if self.masked else "none", "numbers")
         self.statistics = statistics
         self._raw = _Decoded(self.encoding)
 

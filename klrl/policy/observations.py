@@ -2,12 +2,14 @@
 
 A ``Box`` keeps its shape (a ``uint8`` image its type, too). Anything else becomes a vector of its parts, one after the
 other: numbers unchanged, a ``Discrete`` as one-hot vector, bits as 0 and 1. An action mask, whatever its source, is at
-the end of the vector, so that it stays with the state through batches, minibatches and measurements. Numbers are
-float32, or float64 if a ``Box`` has more digits than float32: they are needed until the mean is subtracted.
+the end of the vector, so that it stays with the state through batches, minibatches and measurements. Images beside
+nothing but choices, bits, bytes and masks stay ``uint8`` there. Other numbers are float32, or float64 if a ``Box`` has
+more digits than float32: they are needed until the mean is subtracted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from klrl.policy.arrays import Array
-from klrl.policy.choices import MASK, MaskSource
+from klrl.policy.choices import MASK, FrameStacks, MaskSource
 from klrl.policy.normalizer import RESOLUTION, Normalizer
 from klrl.text import one_line
 
@@ -40,6 +42,7 @@ class Part:
     """Keys on the way to it through Dicts and Tuples."""
     space: gym.Space
     columns: slice
+    frame_stacks: FrameStacks = "channels"
 
     @property
     def name(self) -> str:
@@ -48,8 +51,14 @@ class Part:
 
     @cached_property
     def is_image(self) -> bool:
-        """True for two or three dimensions of uint8."""
-        return isinstance(self.space, gym.spaces.Box) and self.space.dtype == np.uint8 and len(self.shape) in (2, 3)
+        """True for two or three dimensions of uint8, and four of a stack of images."""
+        dimensions = (2, 3) if self.frame_stacks == "numbers" else (2, 3, 4)
+        return isinstance(self.space, gym.spaces.Box) and self.space.dtype == np.uint8 and len(self.shape) in dimensions
+
+    @property
+    def fits_bytes(self) -> bool:
+        """True if all values that the space has, as columns, are integers from 0 to 255."""
+        return not isinstance(self.space, gym.spaces.Box) or self.space.dtype in (np.uint8, np.bool_)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -89,9 +98,18 @@ class Part:
         if x.dtype.kind not in "fiub":
             kind = type(observation).__name__
             raise ValueError(f"observation{self.name} is a {kind}; allowed: numbers, as in {one_line(self.space)}")
-        if self.is_image and x.dtype != np.uint8:
-            self._check(x, (x >= 0) & (x <= 255) & (x == np.floor(x)))
+        if self.is_image:
+            self.check_bytes(x)
         return x
+
+    def check_bytes(self, x: np.ndarray) -> None:
+        """Refuse values of a space that fits bytes, but for choices, which :meth:`encode` refuses, that do not.
+
+        Raises:
+            ValueError: naming the first one.
+        """
+        if self.choices is None and x.dtype not in (np.uint8, np.bool_):
+            self._check(x, (x >= 0) & (x <= 255) & (x == np.floor(x)))
 
     def _check(self, x: np.ndarray, good: np.ndarray) -> None:
         if not good.all():
@@ -123,12 +141,19 @@ class Encoding:
         action_space: the action space, which masks must fit.
         action_mask: source of masks: an entry ``action_mask`` of a Dict observation ("auto"), the environment's
             ``info`` ("info"), or nowhere ("none").
+        frame_stacks: what four dimensions of uint8 are: an image whose frames are channels ("channels"), or numbers.
 
     Raises:
         ValueError: the message names the space and the supported ones.
     """
 
-    def __init__(self, space: gym.Space, action_space: gym.Space, action_mask: MaskSource = "auto") -> None:
+    def __init__(
+        self,
+        space: gym.Space,
+        action_space: gym.Space,
+        action_mask: MaskSource = "auto",
+        frame_stacks: FrameStacks = "channels",
+    ) -> None:
         self.space = space
         leaves = dict(_leaves(space))
         n_actions = n_choices(action_space)
@@ -138,7 +163,7 @@ class Encoding:
         mask = _mask(space, action_space) if action_mask == "auto" else None
         if mask is not None:
             del leaves[(MASK,)]
-        self.parts = _arranged(leaves)
+        self.parts = _arranged(leaves, frame_stacks)
         if not self.parts:
             what = one_line(space)
             raise ValueError(f"observation space {what} is empty; allowed: one with at least one element")
@@ -156,10 +181,10 @@ class Encoding:
         self._choices = _choices(action_space) if self.n_mask else np.zeros(0, int)
         self._keeps_shape = isinstance(space, gym.spaces.Box) and self.n_mask == 0
         self.shape = self.parts[0].shape if self._keeps_shape else (self.n_features + self.n_mask,)
-        is_image = self._keeps_shape and self.parts[0].is_image
+        self._is_bytes = bool(self.images) and all(part.fits_bytes for part in self.parts)
         boxes = [part.space for part in self.parts if isinstance(part.space, gym.spaces.Box)]
         self._is_long = not all(np.can_cast(space.dtype, np.float32) for space in boxes)
-        self.dtype = np.dtype(np.uint8 if is_image else np.float64 if self._is_long else np.float32)
+        self.dtype = np.dtype(np.uint8 if self._is_bytes else np.float64 if self._is_long else np.float32)
 
     def __repr__(self) -> str:
         """Conversion of observations of a space to arrays."""
@@ -234,6 +259,9 @@ class Encoding:
     def _concatenated(self, observation: Any, masks: Any) -> np.ndarray:
         parts = self.parts if self.mask_part is None else [*self.parts, self.mask_part]
         values = [(part, part.read(observation)) for part in parts]
+        if self._is_bytes:
+            for part, x in values[: len(self.parts)]:
+                part.check_bytes(x)
         batch = self._batch(*values[0])
         for part, x in values[1:]:
             if self._batch(part, x) != batch:
@@ -241,7 +269,9 @@ class Encoding:
         columns = [part.encode(x) for part, x in values]
         if self.mask_in_info:
             columns.append(np.ones((*batch, self.n_mask)) if masks is None else self._checked_masks(masks, batch))
-        return np.concatenate(columns, axis=-1, dtype=self.dtype)
+        if self._is_bytes and self.n_mask:
+            columns[-1] = columns[-1] > 0.5
+        return np.concatenate(columns, axis=-1, dtype=self.dtype, casting="unsafe" if self._is_bytes else "same_kind")
 
     def _batch(self, part: Part, x: np.ndarray) -> tuple[int, ...]:
         n = x.ndim - len(part.shape)
@@ -293,28 +323,33 @@ def flat_mask(mask: Any) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in mask]) if isinstance(mask, (tuple, list)) else np.ravel(mask)
 
 
-def _leaves(space: gym.Space, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
+def _leaves(
+    space: gym.Space, keys: tuple[str | int, ...] = (), others: Sequence[str | int] = ()
+) -> Iterator[tuple[tuple[str | int, ...], gym.Space]]:
     """Yield the spaces without parts in a space, with their keys."""
     if isinstance(space, _KEYED):
         items = space.spaces.items() if isinstance(space, gym.spaces.Dict) else enumerate(space.spaces)
+        beside = list(space.spaces) if isinstance(space, gym.spaces.Dict) else []
         for key, inner in items:
-            yield from _leaves(inner, (*keys, key))
+            yield from _leaves(inner, (*keys, key), [k for k in beside if isinstance(k, str) and not keys and k != key])
         return
     discrete = isinstance(space, (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary))
     if not (discrete or holds_numbers(space, "fiub")):
         where = "".join(f"[{key!r}]" for key in keys)
+        hint = "a gymnasium.ObservationWrapper can make one of them"
+        if not isinstance(space, gym.spaces.Box) and others:
+            hint += f"; without it: --wrapper gymnasium.wrappers:FilterObservation 'filter_keys={json.dumps(others)}'"
         raise ValueError(
             f"observation space{where} {one_line(space)} is not supported; allowed: non-empty Box of numbers, "
-            "Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these "
-            "(a gymnasium.ObservationWrapper can make one of them)"
+            f"Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these ({hint})"
         )
     yield keys, space
 
 
-def _arranged(leaves: dict[tuple[str | int, ...], gym.Space]) -> list[Part]:
+def _arranged(leaves: dict[tuple[str | int, ...], gym.Space], frame_stacks: FrameStacks) -> list[Part]:
     parts, start = [], 0
     for keys, space in leaves.items():
-        parts.append(Part(keys, space, slice(start, start + _width(space))))
+        parts.append(Part(keys, space, slice(start, start + _width(space)), frame_stacks))
         start = parts[-1].columns.stop
     return parts
 

@@ -24,6 +24,12 @@ _MUJOCO_NATURAL_GRADIENT: Settings = {
     "n_envs": 2, "n_steps": 1024, "batch_size": 128, "n_critic_updates": 20, "log_std_init": -0.5,
 }  # fmt: skip
 
+_ATARI: Settings = {
+    "image_network": "nature", "actor_hidden_sizes": (), "critic_hidden_sizes": (), "sign_of_rewards": True,
+    "life_is_episode": True, "scale_rewards": False,
+}  # fmt: skip
+_MINIGRID: Settings = {"image_scale": "seen"}
+
 _PPO: dict[str, Settings] = {
     "CartPole": {
         "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 20, "learning_rate": 1e-3,
@@ -42,6 +48,11 @@ _PPO: dict[str, Settings] = {
     "BipedalWalker": {"n_envs": 32, "n_steps": 2048, "gamma": 0.999, "clip_range": 0.18},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_PPO),
     "Swimmer": {**_MUJOCO_PPO, "gamma": 0.9999},
+    "ALE": {
+        **_ATARI, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4,
+        "clip_range": 0.1, "ent_coef": 0.01,
+    },
+    "MiniGrid": {**_MINIGRID, "n_envs": 8, "n_steps": 128, "batch_size": 256, "ent_coef": 0.01},
 }  # fmt: skip
 
 _NATURAL_GRADIENT: dict[str, Settings] = {
@@ -58,14 +69,26 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_NATURAL_GRADIENT),
     "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, "gamma": 0.9999},
+    "ALE": {
+        **_ATARI, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_critic_updates": 4, "learning_rate": 2.5e-4,
+        "cg_max_steps": 10, "fisher_batch_size": 256,
+    },
+    "MiniGrid": {**_MINIGRID, "n_envs": 8, "n_steps": 128, "n_critic_updates": 10},
 }  # fmt: skip
 
+FAMILIES = ("ALE", "MiniGrid")
+"""Names among the presets that are not of single environments."""
 PRESETS: dict[str, dict[str, Settings]] = {"ppo": _PPO, "trpo": _NATURAL_GRADIENT, "npg": _NATURAL_GRADIENT}
 
 
 def preset(algorithm: str, env_id: str | None) -> Settings:
-    """Return the settings for an environment id such as ``"Hopper-v5"``; empty if none are known."""
+    """Return the settings for an environment id such as ``"Hopper-v5"``; empty if none are known.
+
+    Those of a family of environments have the name of their namespace, as ALE, or of the first word, as MiniGrid.
+    """
     if env_id is None:
         return {}
-    name = env_id.rpartition("-v")[0]
-    return PRESETS.get(algorithm, {}).get(name, {})
+    name = env_id.rpartition(":")[2].rpartition("-v")[0]
+    known = PRESETS.get(algorithm, {})
+    family = name.partition("/")[0] if "/" in name else name.partition("-")[0]
+    return known.get(name) or known.get(family if family in FAMILIES else "", {})

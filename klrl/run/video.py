@@ -18,6 +18,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import RecordVideo
 
+from klrl.experience.atari import spec_of
 from klrl.experience.environments import EnvLike, check_id
 from klrl.experience.wrapped import Wrapped, Wrapping
 from klrl.run.beside import Beside, CannotBegin, described, unchanged_generators
@@ -165,7 +166,7 @@ def rendered(env: str | EnvSpec | Callable[[], gym.Env]) -> Callable[[], gym.Env
     """
     if isinstance(env, str):
         check_id(env)
-        env = gym.spec(env.rpartition(":")[2])
+        env = spec_of(env)
     if isinstance(env, EnvSpec):
         return partial(_with_pictures, env, ())
     if isinstance(env, Wrapped):

@@ -24,6 +24,8 @@ def train(agent: Any, clock: Clock, update_ended: Callable[[], None] = lambda: N
 def make_agent(job: Job, env: Any) -> Any:
     """Make the agent of the job on ``env``."""
     from klrl.agents import PPO, TRPO, PPOConfig, TRPOConfig
+    from klrl.experience.atari import spec_of
+    from klrl.scripts.benchmarks.random_images import PONG
 
     w = job.workload
     same = ("n_envs", "n_steps", "gamma", "gae_lambda", "learning_rate", "max_grad_norm")
@@ -37,6 +39,9 @@ def make_agent(job: Job, env: Any) -> Any:
         "critic_hidden_sizes": w.hidden_sizes,
         **job.settings,
     }
+    if env == PONG:  # as Stable-Baselines3's, without actions that stick
+        env = spec_of(env)
+        env.kwargs["repeat_action_probability"] = 0.0
     if job.algorithm == "ppo":
         shared |= {"batch_size": w.batch_size, "n_epochs": w.n_epochs}
         return PPO(env, PPOConfig(clip_range=w.clip_range, vf_coef=w.vf_coef, **shared), seed=job.seed)

@@ -29,6 +29,9 @@ def stable_baselines3(job: Job, clock: Clock) -> None:
     from torch import nn
 
     w = job.workload
+    if job.variant:
+        _learn_from_images(PPO, job, clock)
+        return
     settings = {"n_epochs": w.n_epochs, "batch_size": w.batch_size, "clip_range": w.clip_range, "ent_coef": 0.0}
     _learn(PPO, job, clock, nn.Tanh, vf_coef=w.vf_coef, max_grad_norm=w.max_grad_norm, **settings)
 
@@ -62,9 +65,47 @@ def sb3_contrib(job: Job, clock: Clock) -> None:
 
 def _learn(cls: Any, job: Job, clock: Clock, activation: Any, **settings: Any) -> None:
     """Train one of these algorithms; ``clock`` is called at the start of each rollout, that is after each update."""
-    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
+
+    w = job.workload
+    hidden = list(w.hidden_sizes)
+    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation, "optimizer_kwargs": {"eps": 1e-5}}
+    shared = {"n_steps": w.n_steps, "gamma": w.gamma, "gae_lambda": w.gae_lambda, "learning_rate": w.learning_rate}
+    envs: Any = make_vec_env(job.env, w.n_envs, seed=job.seed)
+    envs = VecNormalize(envs, gamma=w.gamma) if w.normalize else envs
+    agent = cls("MlpPolicy", envs, policy_kwargs=policy, seed=job.seed, device="cpu", **shared, **settings)
+    agent.learn(w.total_timesteps, _marks(clock))
+    clock()
+
+
+def _learn_from_images(cls: Any, job: Job, clock: Clock) -> None:
+    """Train PPO with its NatureCNN, shared as by default or not; Pong in its wrappers, and in a stack of 4."""
+    from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    from klrl.scripts.benchmarks.random_images import RANDOM, SHARED, RandomImages
+
+    w = job.workload
+    envs: Any = make_vec_env(RandomImages, w.n_envs, seed=job.seed) if job.env == RANDOM else None
+    if envs is None:
+        import ale_py
+
+        gym.register_envs(ale_py)
+        envs = VecFrameStack(make_atari_env("PongNoFrameskip-v4", w.n_envs, seed=job.seed), 4)
+    policy = {"share_features_extractor": job.variant == SHARED, "optimizer_kwargs": {"eps": 1e-5}}
+    agent = cls(
+        "CnnPolicy", envs, n_steps=w.n_steps, batch_size=w.batch_size, n_epochs=w.n_epochs, gamma=w.gamma,
+        gae_lambda=w.gae_lambda, learning_rate=w.learning_rate, clip_range=w.clip_range, vf_coef=w.vf_coef,
+        max_grad_norm=w.max_grad_norm, ent_coef=0.0, policy_kwargs=policy, seed=job.seed, device="cpu",
+    )  # fmt: skip
+    agent.learn(w.total_timesteps, _marks(clock))
+    clock()
+
+
+def _marks(clock: Clock) -> Any:
+    """Return a callback that calls ``clock`` at the start of each rollout, that is after each update."""
+    from stable_baselines3.common.callbacks import BaseCallback
 
     class Marks(BaseCallback):
         def _on_rollout_start(self) -> None:
@@ -74,15 +115,7 @@ def _learn(cls: Any, job: Job, clock: Clock, activation: Any, **settings: Any) -
         def _on_step(self) -> bool:
             return True
 
-    w = job.workload
-    hidden = list(w.hidden_sizes)
-    policy = {"net_arch": {"pi": hidden, "vf": hidden}, "activation_fn": activation, "optimizer_kwargs": {"eps": 1e-5}}
-    shared = {"n_steps": w.n_steps, "gamma": w.gamma, "gae_lambda": w.gae_lambda, "learning_rate": w.learning_rate}
-    envs: Any = make_vec_env(job.env, w.n_envs, seed=job.seed)
-    envs = VecNormalize(envs, gamma=w.gamma) if w.normalize else envs
-    agent = cls("MlpPolicy", envs, policy_kwargs=policy, seed=job.seed, device="cpu", **shared, **settings)
-    agent.learn(w.total_timesteps, Marks())
-    clock()
+    return Marks()
 
 
 def cleanrl(job: Job, clock: Clock) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tyro
 
 from klrl.output import as_program
-from klrl.scripts.benchmarks import speed_history
+from klrl.scripts.benchmarks import images, speed_history
 from klrl.scripts.benchmarks.measure import BOUND, LIBRARIES, rates
 from klrl.scripts.benchmarks.speed_report import machine, profile_table, summarise, table
 from klrl.scripts.benchmarks.speed_variants import VARIANTS
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Peer = Literal["stable-baselines3", "sb3-contrib", "sbx", "cleanrl", "tianshou"]
 KEY = ("library", "engine", "algorithm", "env", "variant")
-PEER_PACKAGES = ("stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "tianshou")
+PEER_PACKAGES = ("stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "tianshou", "opencv-python-headless")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -68,6 +68,10 @@ class Speed:
     """Report where klrl's own time goes, too, from one more run each."""
     output: Path = Path("speed.json")
     """File for the measurements (JSON)."""
+    images: bool = False
+    """Measure PPO on images instead, next to Stable-Baselines3 alone: random ones with two networks and with a shared
+    one, and Pong (extras atari, envpool). The flags' defaults are other ones then; envs, algorithms, engines and
+    variants are not read."""
     quick: bool = False
     """Measure only klrl and, if installed, Stable-Baselines3 and sb3-contrib, with fewer updates; write no JSON, but a
     line with the ratios at the end of scripts/results/speed-history.csv (outside a checkout, of ./speed-history.csv).
@@ -75,6 +79,8 @@ class Speed:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.images and self.quick:
+            raise ValueError("images = True with quick = True; allowed: one of the two")
         for path in (path for path in self.cleanrl if not path.is_file()):
             raise ValueError(f"cleanrl = {path}; allowed: CleanRL's ppo.py and ppo_continuous_action.py")
 
@@ -91,6 +97,13 @@ QUICK = Speed(
 """Defaults with ``--quick``: two minutes on one core."""
 
 
+IMAGES = Speed(
+    peers=("stable-baselines3",), repeats=3, workload=images.WORK, profile=False, output=Path("speed-images.json"),
+    images=True,
+)  # fmt: skip
+"""Defaults with ``--images``."""
+
+
 def plan(args: Speed, console: PlainConsole) -> list[Job]:
     """Return the jobs of one repeat, with a line about everything that is skipped.
 
@@ -99,6 +112,8 @@ def plan(args: Speed, console: PlainConsole) -> list[Job]:
     """
     from klrl.experience.environments import check_id
 
+    if args.images:
+        return _of_images(args, console)
     for env in args.envs:
         check_id(env)
     absent = {name: why for name in (BOUND, "klrl", *args.peers) if (why := missing(name, args))}
@@ -116,6 +131,16 @@ def plan(args: Speed, console: PlainConsole) -> list[Job]:
         if name not in absent and algorithm in LIBRARIES[name].algorithms and engine in LIBRARIES[name].engines
     ]
     return [*usual, *_varied(usual, args, console)]
+
+
+def _of_images(args: Speed, console: PlainConsole) -> list[Job]:
+    """Return the jobs on images, with a line about what is skipped."""
+    peers, games = "stable-baselines3" in args.peers and installed("stable_baselines3"), installed("envpool")
+    games = games and installed("ale_py") and installed("cv2")
+    for there, what in ((peers, "stable-baselines3"), (games, "Pong, which needs the extras atari and envpool")):
+        if not there:
+            console.print(f"{what}: not installed; skipped")
+    return images.jobs(args.workload, peers, games)
 
 
 def _varied(usual: Sequence[Job], args: Speed, console: PlainConsole) -> Iterator[Job]:
@@ -211,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark speed``."""
     words = sys.argv[1:] if argv is None else argv
     prog = "klrl benchmark speed"
-    args = parse(Speed, words, prog, QUICK if "--quick" in words else None)
+    args = parse(Speed, words, prog, QUICK if "--quick" in words else IMAGES if "--images" in words else None)
     from klrl.run.directory import versions
     from klrl.studies.work import Work
 
@@ -260,13 +285,15 @@ def _measured(args: Speed, jobs: Sequence[Job], work: Work, console: PlainConsol
         "workload": asdict(args.workload),
         "measurements": measurements.rows,
         "failed": [dict(zip(KEY, key, strict=True)) | {"error": error} for key, error in measurements.failed.items()],
-        "summary": summarise(timed),
+        "summary": images.summarise(timed) if args.images else summarise(timed),
     }
     return json.dumps(record, indent=1) + "\n"
 
 
 def report(record: dict[str, Any]) -> str:
     """Return the tables, and what is not equal work."""
+    if "what" in record["summary"][0]:
+        return f"\n{images.table(record['summary'])}"
     names = dict.fromkeys(row["library"] for row in record["summary"])
     notes = [f"{name}: {LIBRARIES[name].differs}" for name in names if LIBRARIES[name].differs]
     parts = ["", table(record["summary"]), *notes]

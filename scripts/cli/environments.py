@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from klrl.experience.atari import spec_of
 from klrl.experience.environments import check_id, described
 from klrl.experience.wrapped import Named, Wrapped, Wrapping
 from klrl.scripts.cli.env_words import keywords
@@ -48,7 +49,7 @@ def with_kwargs(env: Named, kwargs: Sequence[str]) -> EnvSpec | Wrapped:
     """Return an environment with keyword arguments over its own."""
     wrappers = env.wrappers if isinstance(env, Wrapped) else ()
     inner = env.spec if isinstance(env, Wrapped) else env
-    spec = copy.deepcopy(gym.spec(inner.rpartition(":")[2]) if isinstance(inner, str) else inner)
+    spec = copy.deepcopy(spec_of(inner))
     spec.kwargs = {**spec.kwargs, **keywords(kwargs)}
     return _inside(spec, wrappers)
 

@@ -1,5 +1,7 @@
 """Everything that can be an environment, and what is refused."""
 
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -73,10 +75,7 @@ def test_the_id_is_that_of_the_registry_where_there_is_one(env, id):
     [
         ("CartPoll-v1", "env = 'CartPoll-v1': unknown; did you mean CartPole-v1"),
         ("CartPole-v7", "env = 'CartPole-v7': unknown version; did you mean CartPole-v"),
-        (
-            "ALE/Nothing-v5",
-            r"nobody has registered ALE here; allowed: ale_py:ALE/Nothing-v5 \(pip install 'klrl\[atari\]'\)",
-        ),
+        ("MiniGrid-Nothing-v0", r"allowed: minigrid:MiniGrid-Nothing-v0 \(pip install 'klrl\[pixels\]'\)"),
         ("qqqq/A-v0", "nobody has registered qqqq here; allowed: MODULE:qqqq/A-v0 with the module that registers it"),
         ("needing_another:A-v0", "No module named 'nobody_has_this', which needing_another needs; allowed: a module"),
         ("qqqqqqqqqqq-v0", "env = 'qqqqqqqqqqq-v0': unknown; allowed: a registered Gymnasium id"),
@@ -90,6 +89,12 @@ def test_what_is_no_environment_is_refused_in_one_line(env, message, tmp_path, m
     with pytest.raises(ValueError, match=message) as error:
         PPO(env)
     assert "\n" not in str(error.value)
+
+
+def test_a_game_without_ale_py_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ValueError, match=r"env = 'ALE/Nothing-v5': .*ale_py.*; allowed: pip install 'klrl\[atari\]'$"):
+        PPO("ALE/Nothing-v5")
 
 
 def test_autoreset_switched_off_is_refused():

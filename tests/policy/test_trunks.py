@@ -120,9 +120,7 @@ def seen(agent):
 @pytest.mark.parametrize("space", [HWC, MIXED], ids=["image", "Dict"])
 def test_pixels_are_scaled_to_one_exactly_once_in_training_and_prediction(agent_class, normalize, shared, space):
     env = partial(Sampling, space, masks=None)
-    agent = small_agent(
-        agent_class, env, normalize_observations=normalize, shared_encoder=shared, **quick(agent_class)
-    )
+    agent = small_agent(agent_class, env, normalize_observations=normalize, shared_encoder=shared, **quick(agent_class))
     inputs = seen(agent)
     agent.learn(128)
     values = torch.cat([x.flatten() for x in inputs])
