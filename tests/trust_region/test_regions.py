@@ -307,6 +307,11 @@ def test_forward_the_kl_is_that_from_the_reference_to_the_new_policy():
     assert ReferenceForwardConstraint(inside).violation(referred(c, reference)) == pytest.approx(to_new.mean() - inside)
     found = ReferenceForwardConstraint(beyond).violation(referred(c, reference))
     assert found == pytest.approx(to_new.mean() - to_old.mean())
+    for bound, force in ((inside, inside), (beyond, to_old.mean())):
+        report = ReferenceForwardConstraint(bound).report(referred(c, reference))
+        assert report == {"drift/kl_reference_forward_bound": pytest.approx(force)}
+    (force,) = ReferenceConstraint(100.0).report(referred(c, reference)).items()
+    assert force == ("drift/kl_reference_bound", 100.0)
     assert ReferenceForwardConstraint().on_exit == "backtrack"
     never = Categorical(torch.tensor([0.0, -math.inf, 0.0, 0.0], dtype=torch.float64).expand(N, 4))
     gone = dataclasses.replace(referred(c, reference), new=never)
