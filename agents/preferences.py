@@ -20,8 +20,6 @@ from klrl.policy.distributions.squashed import matching, remembering
 from klrl.run.seeding import segment_seeds
 from klrl.shown import of_arrays
 
-_ARRAYS = ("observations", "actions", "valid", "before_tanh")
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Preferences:
@@ -87,7 +85,8 @@ class Preferences:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
         """Apply a function to every array."""
-        return Preferences(*(x if x is None else function(x) for x in map(self.__dict__.get, _ARRAYS)))
+        u = None if self.before_tanh is None else function(self.before_tanh)
+        return Preferences(function(self.observations), function(self.actions), function(self.valid), u)
 
     def taken(self, device: torch.device) -> Tensor:
         """Return the actions of the ``m`` steps that were taken, ``[m, *A]``, on a device.
@@ -154,17 +153,18 @@ def play_segments(agent: Agent[Any], envs: VectorEnv, n: int, length: int, seed:
         for side in played:
             collector = Collector(envs, segment_seeds(seed, i), agent.encoding)
             side.append(Segments.of(collector.collect(agent.act, length)))
-    names = ("observations", "actions", "valid", "returns", "before_tanh")
-    return [
-        Segments(**{name: _joined(lambda x: torch.cat(x)[:n], [getattr(s, name) for s in side]) for name in names})
-        for side in played
-    ]
+    return [_first(n, side) for side in played]
 
 
-def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[Tensor | None]) -> Tensor | None:
-    """Join what all parts have; ``None`` if one has nothing."""
-    there = [x for x in parts if x is not None]
-    return join(there) if len(there) == len(parts) else None
+def _first(n: int, parts: list[Segments]) -> Segments:
+    """Return the first ``n`` of all segments."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])[:n]
+
+    known = all(part.before_tanh is not None for part in parts)
+    observations, actions, valid, returns = map(joined, ("observations", "actions", "valid", "returns"))
+    return Segments(observations, actions, valid, returns, joined("before_tanh") if known else None)
 
 
 def collect_preferences(
@@ -190,9 +190,13 @@ def collect_preferences(
     if not torch.equal(a.observations[:, 0], b.observations[:, 0]):
         raise ValueError("env starts elsewhere after a reset with the same seed; allowed: starts that the seed decides")
     kept, first = _label(a.returns - b.returns, config, seed)
-    pairs = Preferences(
-        *(_joined(lambda x: torch.stack(x, 1), [getattr(side, name) for side in (a, b)]) for name in _ARRAYS)
-    )
+
+    def both(name: str) -> Tensor:
+        return torch.stack([getattr(a, name), getattr(b, name)], 1)
+
+    known = a.before_tanh is not None and b.before_tanh is not None
+    u = both("before_tanh") if known else None
+    pairs = Preferences(both("observations"), both("actions"), both("valid"), u)
     order = torch.stack([~first, first], 1).long()  # 0 is a, 1 is b
     return pairs.map(lambda x: x[torch.arange(len(x), device="cpu")[:, None], order][kept])
 
