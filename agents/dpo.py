@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from klrl.agents.base import Agent
 from klrl.agents.compatibility import check_comparable
-from klrl.agents.preferences import Preferences, check_actions, play_segments
+from klrl.agents.preferences import Preferences, check_actions, of_steps, play_segments
 from klrl.agents.settings import DPOConfig
 from klrl.agents.supervised import ActorDescent, checked, closed_after, environments
 from klrl.experience import EnvLike
@@ -88,6 +88,7 @@ class Compared:
     valid: Tensor
     log_reference: Tensor
     """log ref(a|s), 0 for steps that were not taken, ``[n, 2, T]``."""
+    before_tanh: Tensor | None = None
 
     @classmethod
     @undisturbed
@@ -99,29 +100,36 @@ class Compared:
         """
         check_actions("the reference", reference, preferences)
         valid, where = preferences.valid, policy.device
-        actions = preferences.actions[valid].to(reference.device)
+        actions, u = preferences.taken(reference.device), preferences.before_tanh
         log_prob = reference.distribution(preferences.observations[valid]).log_prob_inside(actions).to(where)
         if not log_prob.isfinite().all():
             count = int((~log_prob.isfinite()).sum())
             raise ValueError(f"the reference never takes {count} of {len(log_prob)} actions; allowed: actions it takes")
         valid = valid.to(where)
         log_reference = torch.zeros_like(valid, dtype=log_prob.dtype).masked_scatter(valid, log_prob)
-        return cls(policy.normalized(preferences.observations), preferences.actions.to(where), valid, log_reference)
+        observations, u = policy.normalized(preferences.observations), None if u is None else u.to(where)
+        return cls(observations, preferences.actions.to(where), valid, log_reference, u)
 
     def __len__(self) -> int:
         return len(self.valid)
 
     def __getitem__(self, pairs: Tensor) -> Compared:
-        return Compared(self.observations[pairs], self.actions[pairs], self.valid[pairs], self.log_reference[pairs])
+        u = None if self.before_tanh is None else self.before_tanh[pairs]
+        return Compared(self.observations[pairs], self.actions[pairs], self.valid[pairs], self.log_reference[pairs], u)
 
     @property
     def states(self) -> Tensor:
         """Observations of the steps that were taken, ``[m, *O]``."""
         return self.observations[self.valid]
 
+    @property
+    def taken(self) -> Tensor:
+        """Actions of these steps, ``[m, *A]``."""
+        return of_steps(self.actions, self.before_tanh, self.valid)
+
     def log_ratio(self, policy: Distribution) -> Tensor:
         """Return log pi(tau)/ref(tau) of every segment, ``[n, 2]``, given the policy at the states."""
-        return (self.in_place(policy.log_prob_inside(self.actions[self.valid])) - self.log_reference).sum(-1)
+        return (self.in_place(policy.log_prob_inside(self.taken)) - self.log_reference).sum(-1)
 
     def in_place(self, steps: Tensor) -> Tensor:
         """Scatter numbers of the steps that were taken, ``[m] -> [n, 2, T]``; 0 elsewhere."""
@@ -133,7 +141,7 @@ class Compared:
         margin = beta * (h[:, 0] - h[:, 1])
         slope = -beta * (-margin).sigmoid()  # d loss / d h_w; that by h_l is its negative
         by_step = torch.stack([slope, -slope], 1).unsqueeze(-1).expand(self.valid.shape)[self.valid]
-        score = policy.output.score(self.actions[self.valid])
+        score = policy.output.score(self.taken)
         gradient = tuple(by_step.unsqueeze(-1) * g for g in score)
         return Objective(softplus(-margin).mean(), ((policy, 1.0 / len(self), gradient),))
 

@@ -52,7 +52,7 @@ class PPO(Agent[PPOConfig]):
         """Take epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, policy_epochs, first = _Outcome(), 0, self.networks.actor_state()
-        epochs = Epochs(self, samples, callback)
+        epochs, rate = Epochs(self, samples, callback), self.networks.optimizer.learning_rate * self.region.lr_scale
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
@@ -66,6 +66,8 @@ class PPO(Agent[PPOConfig]):
                 outcome, policy_epochs = self._stay_inside(samples, start), policy_epochs + 1
                 if not outcome.moving and self.networks.share_encoder:
                     epochs = Epochs(self, self.for_critic(samples), callback)
+            if outcome.moving and epoch + 1 < self.config.n_epochs:
+                self._adapt(samples, (epoch + 1) / self.config.n_epochs)
             callback.on_epoch_end(self, epoch)
         fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
         if redefines(self.region, "project"):
@@ -82,7 +84,7 @@ class PPO(Agent[PPOConfig]):
             stop_reason=outcome.reason,
             metrics={
                 **means,
-                "train/actor_learning_rate": self.networks.optimizer.learning_rate * self.region.lr_scale,
+                "train/actor_learning_rate": rate,
                 "train/loss": loss,
                 "train/ent_coef": self.ent_coef,
                 "train/n_updates": float((self.n_updates + 1) * self.config.n_epochs),
@@ -137,6 +139,12 @@ class PPO(Agent[PPOConfig]):
             self.networks.put_back_moments(first)
         reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
+
+    def _adapt(self, samples: UpdateBatch, share: float) -> None:
+        """Let the region adapt to the share of the update that is done."""
+        if redefines(self.region, "adapt_within"):
+            self.region = self.region.adapt_within(self.change(samples), share)
+            self.anneal()
 
     def _go_back(
         self, start: ActorState, inside: Callable[[], bool], *, shrinking_factor: float, max_iter: int

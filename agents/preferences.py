@@ -16,10 +16,9 @@ from klrl.agents.settings import PreferencesConfig
 from klrl.agents.supervised import closed_after, environments
 from klrl.experience import Batch, Collector, EnvLike
 from klrl.policy.arrays import as_mask, tensor
+from klrl.policy.distributions.squashed import matching, remembering
 from klrl.run.seeding import segment_seeds
 from klrl.shown import of_arrays
-
-_ARRAYS = ("observations", "actions", "valid")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +31,8 @@ class Preferences:
     """Actions of the policy (see :meth:`~klrl.agents.learner.Learner.distribution`), ``[n, 2, T, *A]``."""
     valid: Tensor
     """Mask of the steps that were taken; false after the end of an episode, bool (or 0 and 1) ``[n, 2, T]``."""
+    before_tanh: Tensor | None = None
+    """Numbers that squashed actions are the tanh of, if they are known, ``[n, 2, T, *A]``."""
 
     def __repr__(self) -> str:
         return of_arrays(self)
@@ -47,9 +48,13 @@ class Preferences:
             )
         if not self.valid.any(-1).all():
             raise ValueError("valid has a segment without steps; allowed: at least one step in each")
+        if (u := self.before_tanh) is not None and (
+            u.shape != self.actions.shape or matching(self.actions[self.valid], u[self.valid]) is None
+        ):
+            raise ValueError("before_tanh is not what actions are the tanh of; allowed: the same shape, tanh = actions")
 
     @classmethod
-    def of(cls, agent: Agent[Any], observations: Any, actions: Any, valid: Any = None) -> Self:
+    def of(cls, agent: Agent[Any], observations: Any, actions: Any, valid: Any = None, before_tanh: Any = None) -> Self:
         """Build preferences from your own data, for policies like the agent's; one action is a segment of one step.
 
         Args:
@@ -58,6 +63,8 @@ class Preferences:
             actions: the policy's, ``[n, 2, T, *A]``; for a Gaussian, actions that an environment executed are converted
                 by ``agent.from_environment(executed)``.
             valid: mask of the steps that were taken, bool or 0 and 1, ``[n, 2, T]``; by default all.
+            before_tanh: numbers that squashed actions are the tanh of, if you have them, ``[n, 2, T, *A]``; float32
+                actions of 1 have forgotten them.
 
         Raises:
             ValueError: shapes that do not go together, actions that the policy cannot take, a mask of other numbers.
@@ -65,7 +72,8 @@ class Preferences:
         taken = tensor(np.asarray(actions))
         taken = taken.float() if taken.is_floating_point() else taken.long()
         encoded = torch.from_numpy(agent.encoding(observations))
-        pairs = cls(encoded, taken, torch.ones(taken.shape[:3], dtype=torch.bool) if valid is None else valid)
+        mask = torch.ones(taken.shape[:3], dtype=torch.bool) if valid is None else valid
+        pairs = cls(encoded, taken, mask, None if before_tanh is None else tensor(np.asarray(before_tanh)).float())
         check_actions("the agent", agent, pairs)
         return pairs
 
@@ -77,7 +85,21 @@ class Preferences:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Preferences:
         """Apply a function to every array."""
-        return Preferences(function(self.observations), function(self.actions), function(self.valid))
+        u = None if self.before_tanh is None else function(self.before_tanh)
+        return Preferences(function(self.observations), function(self.actions), function(self.valid), u)
+
+    def taken(self, device: torch.device) -> Tensor:
+        """Return the actions of the ``m`` steps that were taken, ``[m, *A]``, on a device.
+
+        They remember what they are the tanh of, if that is known.
+        """
+        return of_steps(self.actions.to(device), self.before_tanh, self.valid)
+
+
+def of_steps(actions: Tensor, before_tanh: Tensor | None, valid: Tensor) -> Tensor:
+    """Return the actions of valid steps, which remember what they are the tanh of, if that is known."""
+    valid = valid.to(actions.device)
+    return actions[valid] if before_tanh is None else remembering(actions[valid], before_tanh.to(actions.device)[valid])
 
 
 def check_actions(who: str, agent: Agent[Any], preferences: Preferences) -> None:
@@ -109,6 +131,8 @@ class Segments:
     valid: Tensor
     returns: Tensor
     """Undiscounted returns, ``[n]``."""
+    before_tanh: Tensor | None = None
+    """Numbers that squashed actions are the tanh of, if they are known, ``[n, T, *A]``."""
 
     @classmethod
     def of(cls, batch: Batch) -> Segments:
@@ -116,7 +140,10 @@ class Segments:
         before = batch.ended.cumsum(0) - batch.ended.long()
         valid = batch.valid & (before == 0)
         observations, actions, valid = (x.transpose(0, 1) for x in (batch.observations, batch.actions, valid))
-        return cls(observations, actions, valid, (batch.rewards * valid.T).sum(0))
+        u = matching(batch.actions, batch.before_tanh)
+        return cls(
+            observations, actions, valid, (batch.rewards * valid.T).sum(0), None if u is None else u.transpose(0, 1)
+        )
 
 
 def play_segments(agent: Agent[Any], envs: VectorEnv, n: int, length: int, seed: int, sides: int = 1) -> list[Segments]:
@@ -126,10 +153,18 @@ def play_segments(agent: Agent[Any], envs: VectorEnv, n: int, length: int, seed:
         for side in played:
             collector = Collector(envs, segment_seeds(seed, i), agent.encoding)
             side.append(Segments.of(collector.collect(agent.act, length)))
-    return [
-        Segments(*(torch.cat([getattr(s, name) for s in side])[:n] for name in (*_ARRAYS, "returns")))
-        for side in played
-    ]
+    return [_first(n, side) for side in played]
+
+
+def _first(n: int, parts: list[Segments]) -> Segments:
+    """Return the first ``n`` of all segments."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])[:n]
+
+    known = all(part.before_tanh is not None for part in parts)
+    observations, actions, valid, returns = map(joined, ("observations", "actions", "valid", "returns"))
+    return Segments(observations, actions, valid, returns, joined("before_tanh") if known else None)
 
 
 def collect_preferences(
@@ -155,7 +190,13 @@ def collect_preferences(
     if not torch.equal(a.observations[:, 0], b.observations[:, 0]):
         raise ValueError("env starts elsewhere after a reset with the same seed; allowed: starts that the seed decides")
     kept, first = _label(a.returns - b.returns, config, seed)
-    pairs = Preferences(*(torch.stack([getattr(a, name), getattr(b, name)], 1) for name in _ARRAYS))
+
+    def both(name: str) -> Tensor:
+        return torch.stack([getattr(a, name), getattr(b, name)], 1)
+
+    known = a.before_tanh is not None and b.before_tanh is not None
+    u = both("before_tanh") if known else None
+    pairs = Preferences(both("observations"), both("actions"), both("valid"), u)
     order = torch.stack([~first, first], 1).long()  # 0 is a, 1 is b
     return pairs.map(lambda x: x[torch.arange(len(x), device="cpu")[:, None], order][kept])
 

@@ -298,7 +298,8 @@ def test_the_glossary_lists_every_metric_once_and_no_other(tmp_path):
     )
     seen |= set(PPO("CartPole-v1", reporting, seed=0).learn(1).history[-1])
     reference = str(penalised.save(tmp_path / "reference"))
-    referring = PPO("CartPole-v1", PPOConfig(reference=reference, n_steps=32), seed=0).learn(1)
+    bounded = "reference-constraint+reference-forward-constraint"
+    referring = PPO("CartPole-v1", PPOConfig(trust_region=bounded, reference=reference, n_steps=32), seed=0).learn(1)
     mending = PPOConfig(vectorization_mode="async", on_worker_failure="restart", n_steps=32, info_keys=("is_success",))
     restarting = PPO("CartPole-v1", mending, seed=0).learn(1)
     restarting.close()

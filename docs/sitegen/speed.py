@@ -69,9 +69,9 @@ def speed() -> str:
     said = [
         command(record["command"]),
         table(head, lines),
-        f"Steps per second of CPU time, which other programs on the machine change little: medians of {repeats} repeats "
-        f"on {machine['cpu']}, {work['threads']} thread each; in brackets how many times as fast klrl is on the same, "
-        "synchronous environments.",
+        "Steps per second of CPU time, which other programs on the machine change little: medians of "
+        f"{repeats} repeats on {machine['cpu']}, {work['threads']} thread each; in brackets how many times as fast klrl "
+        "is on the same, synchronous environments.",
         _memory(usual, others),
     ]
     return "\n\n".join([*said, *_variants(record["summary"])])
@@ -131,8 +131,9 @@ def of_images() -> str:
     work, machine = record["workload"], record["machine"]
     repeats = record["summary"][0]["repeats"]
     said = (
-        f"{'One measurement each' if repeats == 1 else f'Median of {repeats} repeats'} on {machine['cpu']}, {work['threads']} thread, "
-        f"{work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches of {work['batch_size']}."
+        f"{'One measurement each' if repeats == 1 else f'Median of {repeats} repeats'} on {machine['cpu']}, "
+        f"{work['threads']} thread, {work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches "
+        f"of {work['batch_size']}."
     )
     return "\n\n".join([command(record["command"]), images.table(record["summary"]), said])
 

@@ -116,9 +116,26 @@ def estimate_kl(
     _check_name(estimator, get_args(Estimator))
     log_p, log_q = tensor(log_p), tensor(log_q)
     p, q, s = _checked(log_p, log_q, log_p if log_sampler is None else tensor(log_sampler))
-    labels = torch.arange(p.numel(), device=p.device)
-    if clusters is not None:
-        labels = _labels(tensor(clusters), log_p)
+    labels = torch.arange(p.numel(), device=p.device) if clusters is None else _labels(tensor(clusters), log_p)
+    values = _values(estimator, p, q, s, labels % 2 == 0)
+    found, residuals = _mean(values, (p - s).exp() if self_normalized else None, labels)
+    used = [p - s, *([q - s] if estimator in ("k3", "optimal") else [])]
+    found = replace(
+        found, ess=min(map(_effective, used)), khat=max(map(tail_index, [values, *(x.exp() for x in used)]))
+    )
+    if math.isfinite(found.value):
+        averaged = [residuals]
+        if estimator == "optimal":  # its coefficient is fitted to the ratios
+            averaged.append((q - s - (q - s).max()).exp())
+        doubt = _doubt(found, values, averaged, same=not ((p != q) & p.isfinite() & q.isfinite()).any())
+        if not self_normalized:  # p and q may then lack a factor
+            doubt = doubt._replace(deficit=torch.tensor(max(_deficit(x.exp(), labels) for x in used)))
+        doubt.warn("estimate_kl", found.n)
+    return found
+
+
+def _values(estimator: Estimator, p: Tensor, q: Tensor, s: Tensor, first: Tensor) -> Tensor:
+    """Return what is averaged, ``[n]``; for "optimal" with a coefficient of each half, ``first`` and the rest."""
     # Bounds on what is added up: 0 where p = 0 (but for the q/s below), infinity where only q = 0.
     inside = (p > -math.inf) & (q > -math.inf)
     log_ratio, log_weight = torch.where(inside, q - p, 0.0), p - s
@@ -127,19 +144,8 @@ def estimate_kl(
         values = torch.where(p > -math.inf, values, (q - s).exp())
     values = values.masked_fill((p > -math.inf) & (q == -math.inf), math.inf)
     if estimator == "optimal" and values.isfinite().all():
-        values = _with_control(values, q - s, log_weight, labels % 2 == 0)
-    weights = log_weight.exp() if self_normalized else None
-    found = mean_estimate(values, weights, labels)
-    used = [log_weight, *([q - s] if estimator in ("k3", "optimal") else [])]
-    found = replace(
-        found, ess=min(map(_effective, used)), khat=max(map(tail_index, [values, *(x.exp() for x in used)]))
-    )
-    if math.isfinite(found.value):
-        averaged = [_residuals(values, found.value, weights, labels)]
-        if estimator == "optimal":  # its coefficient is fitted to the ratios
-            averaged.append((q - s - (q - s).max()).exp())
-        _doubt(found, values, averaged, same=bool((log_ratio == 0.0).all())).warn("estimate_kl", found.n)
-    return found
+        values = _with_control(values, q - s, log_weight, first)
+    return values
 
 
 def _effective(log_weight: Tensor) -> float:
@@ -161,6 +167,14 @@ def _doubt(found: Estimate, values: Tensor, averaged: list[Tensor], *, same: boo
     skewed = torch.zeros(()) if constant else torch.stack([skewness(x).abs() for x in averaged]).max()
     independent = torch.tensor(min(float(len(averaged[0])), found.ess))
     return Doubt(independent, skewed, torch.tensor(found.khat), constant & (not same))
+
+
+def _deficit(weights: Tensor, labels: Tensor) -> float:
+    """Return by how many standard errors the mean of weights, whose expectation is 1, falls short of it."""
+    found = mean_estimate(weights, clusters=labels) if weights.sum() > 0.0 else Estimate(0.0, 0.0, len(weights))
+    if found.stderr > 1e-12 * found.value or math.isnan(found.stderr):
+        return (1.0 - found.value) / found.stderr if math.isfinite(found.stderr) else 0.0
+    return math.inf if found.value < 1.0 - 1e-9 else 0.0
 
 
 def kl_samples(log_ratio: Tensor, estimator: SampleEstimator) -> Tensor:
@@ -187,26 +201,24 @@ def mean_estimate(values: Tensor, weights: Tensor | None = None, clusters: Tenso
     ``clusters``: labels 0 ... G - 1, ``[n]``. With residuals e_i = (value_i - mean * weight_i) / mean weight and
     E_g their sum over cluster g, stderr^2 = G / (G - 1) sum_g E_g^2 / n^2; for G = n this is the textbook s^2 / n.
     """
+    return _mean(values, weights, clusters)[0]
+
+
+def _mean(values: Tensor, weights: Tensor | None, clusters: Tensor | None) -> tuple[Estimate, Tensor]:
+    """Return that estimate and the residuals E_g, ``[G]``."""
     n = values.numel()
     weights = torch.ones_like(values) if weights is None else weights
     if not weights.sum() > 0.0:
         raise ValueError("the sum of the weights p/s is 0; allowed: at least one sample that p can draw")
     mean = values.sum() / weights.sum()
     if mean.isinf():
-        return Estimate(mean.item(), math.inf, n)
-    residuals = _residuals(values, mean, weights, clusters)
+        return Estimate(mean.item(), math.inf, n), values.new_zeros(0)
+    residuals = (values - mean * weights) / weights.mean()
+    if clusters is not None:
+        residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add(0, clusters, residuals)
     groups = residuals.numel()
     stderr = (groups / (groups - 1)) ** 0.5 * residuals.norm().item() / n if groups > 1 else math.nan
-    return Estimate(mean.item(), stderr, n, groups)
-
-
-def _residuals(values: Tensor, mean: Tensor | float, weights: Tensor | None, clusters: Tensor | None) -> Tensor:
-    """Return (value - mean weight) / mean weight of every sample, or their sums over clusters."""
-    weights = torch.ones_like(values) if weights is None else weights
-    residuals = (values - mean * weights) / weights.mean()
-    if clusters is None:
-        return residuals
-    return residuals.new_zeros(int(clusters.max()) + 1).index_add(0, clusters, residuals)
+    return Estimate(mean.item(), stderr, n, groups), residuals
 
 
 def _with_control(k1: Tensor, log_other_weight: Tensor, log_weight: Tensor, first: Tensor) -> Tensor:

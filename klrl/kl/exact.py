@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from klrl.kl.families import AnyDistribution, before_a_bijection, family_of, matched
+from klrl.kl.families import AnyDistribution, before_bijections, family_of, matched
 from klrl.kl.families.gaussian import GaussianFamily
 from klrl.kl.families.of_torch import entropy_of_torch, kl_of_torch
 from klrl.kl.units import in_base
@@ -102,11 +102,10 @@ def kl_per_dimension(
     Categorical and a FullGaussian have none, d = 1. ``base`` and ``support`` as in :func:`kl_divergence`.
     """
     check_support(support, get_args(Support))
-    if isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
-        p, q = before_a_bijection(p, q)
-        if (kl := kl_of_torch(p, q)) is not None:
-            return in_base(_without_record(kl, support), base)
-    pair = matched(p, q)
+    p, q = before_bijections(p, q)
+    if isinstance(p, td.Distribution) and isinstance(q, td.Distribution) and (kl := kl_of_torch(p, q)) is not None:
+        return in_base(_without_record(kl, support), base)
+    pair = matched(p, q, invariant=False)
     if is_numpy(pair.p.parameters[0]) or is_numpy(pair.q.parameters[0]):
         return as_both(kl_per_dimension(pair.p.map(tensor), pair.q.map(tensor), base, support=support), pair.p, pair.q)
     family = pair.family

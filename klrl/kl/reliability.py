@@ -12,6 +12,8 @@ from klrl.text import warn_user
 
 FEWEST = 30
 """Independent samples (clusters, effective samples) below which an interval is doubtful."""
+LARGEST_DEFICIT = 2.0
+"""Standard errors by which a mean may be below its known expectation; by chance it is so in one case of 44."""
 _CHUNK = 2**20
 
 
@@ -30,6 +32,8 @@ class Doubt(NamedTuple):
     """Tail index by :func:`pareto_k`."""
     constant: Tensor
     """True where all samples have one value, other than the 0 of equal distributions."""
+    deficit: Tensor = torch.zeros(())
+    """Standard errors by which weights or ratios, whose expectation is 1, have a smaller mean."""
 
     def reasons(self, n: int) -> list[str]:
         """Describe what is doubtful, ``n`` being the number of samples.
@@ -50,7 +54,12 @@ class Doubt(NamedTuple):
             found.append(f"skewness {worst:.3g}, which asks for {25.0 * worst * worst:.0f} independent samples")
         if self.constant.any():
             found.append("all samples have one value: what is rare was not seen")
-        states = few | heavy | skewed | self.constant
+        short = self.deficit > LARGEST_DEFICIT
+        if short.any():
+            worst = self.deficit.max().item()
+            by = "without spread below" if worst == math.inf else f"{worst:.2g} standard errors below"
+            found.append(f"weights or ratios have a mean {by} 1, their expectation: samples miss where they are large")
+        states = few | heavy | skewed | self.constant | short
         if found and states.numel() > 1:
             found.append(f"in {int(states.sum())} of {states.numel()} states")
         return found

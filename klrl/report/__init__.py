@@ -13,8 +13,8 @@ from klrl.lazy import exports
 
 if TYPE_CHECKING:
     from klrl.report.page import write
-    from klrl.report.reading import Run, read_runs
+    from klrl.report.reading import LoggedRun, read_runs
 
-__all__ = ["Run", "read_runs", "write"]
-__getattr__, __dir__ = exports(__name__, {"Run": "reading", "read_runs": "reading", "write": "page"})
+__all__ = ["LoggedRun", "read_runs", "write"]
+__getattr__, __dir__ = exports(__name__, {"LoggedRun": "reading", "read_runs": "reading", "write": "page"})
 """Names that take their time to import: numpy, statistics."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from klrl.report.reading import Run
+from klrl.report.reading import LoggedRun
 from klrl.run.targets import TARGETS
 from klrl.run.titles import title, unit
 
@@ -118,11 +118,11 @@ CHARTS = (
 """Charts in their order."""
 
 
-def charts_of(runs: Sequence[Run]) -> list[Chart]:
+def charts_of(runs: Sequence[LoggedRun]) -> list[Chart]:
     """Return the charts for which at least one run has a number."""
     return [chart for chart in CHARTS if any(_has(run, chart) for run in runs)]
 
 
-def _has(run: Run, chart: Chart) -> bool:
+def _has(run: LoggedRun, chart: Chart) -> bool:
     needed = [chart.column, *(["drift/kl"] if chart.x == "spent" else [])]
     return all((run.column(name) == run.column(name)).any() for name in needed)

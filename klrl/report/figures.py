@@ -11,13 +11,13 @@ from klrl.report.charts import Chart
 from klrl.report.curves import average
 from klrl.report.intervals import FEWEST
 from klrl.report.payload import axis, distinct, points
-from klrl.report.reading import Run
+from klrl.report.reading import LoggedRun
 from klrl.run.figures import METRICS, Curve, Panel, check_metrics, figure
 from klrl.run.targets import TARGETS
 from klrl.run.titles import title, unit
 
 
-def figure_of_runs(runs: Sequence[Run], metrics: Sequence[str] = (), *, seeds: bool = False) -> Figure:
+def figure_of_runs(runs: Sequence[LoggedRun], metrics: Sequence[str] = (), *, seeds: bool = False) -> Figure:
     """Draw metrics of runs.
 
     Args:
@@ -39,7 +39,7 @@ def figure_of_runs(runs: Sequence[Run], metrics: Sequence[str] = (), *, seeds: b
     return figure(rows)
 
 
-def _panel(metric: str, env: str, runs: Sequence[Run], names: Sequence[str], seeds: bool) -> Panel:
+def _panel(metric: str, env: str, runs: Sequence[LoggedRun], names: Sequence[str], seeds: bool) -> Panel:
     chart = Chart(column=metric, section="", about="", target=TARGETS.get(metric))
     panel = Panel(f"{title(metric)}, {env}", axis(chart, runs), unit(metric))
     for style, name in enumerate(names):

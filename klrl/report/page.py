@@ -15,7 +15,7 @@ from klrl.report.charts import SECTIONS, Chart, charts_of
 from klrl.report.comparisons import DIVERGENCES, POLICIES, section
 from klrl.report.intervals import FEWEST, over_seeds
 from klrl.report.payload import payload, points, safe_json
-from klrl.report.reading import Run, read_runs
+from klrl.report.reading import LoggedRun, read_runs
 from klrl.run.directory import versions
 from klrl.studies.results import claim
 from klrl.studies.results import write as write_file
@@ -23,7 +23,7 @@ from klrl.studies.results import write as write_file
 _NUMBERS = ("environment", "variant", "seeds", "last value, mean over seeds", "smallest", "largest")
 
 
-def write(paths: Sequence[str | Path], output: str | Path, command: str = "klrl.report.write") -> list[Run]:
+def write(paths: Sequence[str | Path], output: str | Path, command: str = "klrl.report.write") -> list[LoggedRun]:
     """Write a report of runs, studies and audits as one HTML file, and return the runs in it.
 
     Args:
@@ -76,7 +76,7 @@ def check_extra() -> None:
 
 
 def page(
-    runs: Sequence[Run], audits: Sequence[SavedAudit] = (), title: str = "Report", command: str = "klrl.report"
+    runs: Sequence[LoggedRun], audits: Sequence[SavedAudit] = (), title: str = "Report", command: str = "klrl.report"
 ) -> str:
     """Return the report as HTML; all text of the runs and audits is escaped."""
     from jinja2 import Environment, PackageLoader
@@ -119,7 +119,7 @@ def library() -> list[str]:
     return Resources(mode="inline", components=["bokeh", "bokeh-api"], log_level="error").js_raw
 
 
-def _lead(runs: Sequence[Run], audits: Sequence[SavedAudit]) -> str:
+def _lead(runs: Sequence[LoggedRun], audits: Sequence[SavedAudit]) -> str:
     return "; ".join([*([_lead_of(runs)] if runs else []), *([_count(audits, "audit")] if audits else [])])
 
 
@@ -127,7 +127,7 @@ def _count(things: Sequence[Any], name: str) -> str:
     return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
-def _lead_of(runs: Sequence[Run]) -> str:
+def _lead_of(runs: Sequence[LoggedRun]) -> str:
     done = sum(run.status == "done" for run in runs)
     updates = sum(run.updates for run in runs)
     trained = [run for run in runs if run.status != "log"]
@@ -136,7 +136,7 @@ def _lead_of(runs: Sequence[Run]) -> str:
     return f"{_count(runs, 'run')}{finished}; {updates:,} update{'s' * (updates != 1)}"
 
 
-def _overview(runs: Sequence[Run]) -> dict[str, Any]:
+def _overview(runs: Sequence[LoggedRun]) -> dict[str, Any]:
     """Return what the overview and the failures show."""
     groups = summary.groups(runs)
     return {
@@ -161,13 +161,13 @@ def _command(group: summary.Group) -> dict[str, Any]:
     }
 
 
-def _row(run: Run) -> list[str]:
+def _row(run: LoggedRun) -> list[str]:
     steps = f"{run.steps[-1]:,.0f}" if run.updates and run.counts_steps else "–"
     times = {0: "", 1: "once"}.get(run.resumed, f"{run.resumed} times")
     return [run.name, run.status, f"{run.updates:,}", steps, times, str(run.directory)]
 
 
-def _sections(charts: Sequence[Chart], runs: Sequence[Run], envs: Sequence[str]) -> Iterable[dict[str, Any]]:
+def _sections(charts: Sequence[Chart], runs: Sequence[LoggedRun], envs: Sequence[str]) -> Iterable[dict[str, Any]]:
     """Yield the sections that have charts."""
     groups = summary.groups(runs)
     for key, title in SECTIONS.items():

@@ -12,7 +12,7 @@ import numpy as np
 
 from klrl.report.charts import Chart
 from klrl.report.curves import average, peaks, thinned
-from klrl.report.reading import Run
+from klrl.report.reading import LoggedRun
 
 _MOST = 900_000
 """Numbers in all curves together: with them, a page stays below 6 MB."""
@@ -46,7 +46,7 @@ class Arrays:
         return base64.b64encode(gzip.compress(b"".join(self._numbers), mtime=0)).decode("ascii")
 
 
-def payload(runs: Sequence[Run], charts: Sequence[Chart]) -> tuple[dict[str, Any], str]:
+def payload(runs: Sequence[LoggedRun], charts: Sequence[Chart]) -> tuple[dict[str, Any], str]:
     """Return everything that the page's script draws: what it is, as plain JSON, and the numbers, coded."""
     envs, names = distinct(run.env for run in runs), distinct(run.variant for run in runs)
     arrays = Arrays()
@@ -83,14 +83,14 @@ def safe_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _seeds(runs: Sequence[Run]) -> Mapping[tuple[str, str], list[int]]:
+def _seeds(runs: Sequence[LoggedRun]) -> Mapping[tuple[str, str], list[int]]:
     groups: dict[tuple[str, str], list[int]] = {}
     for i, run in enumerate(runs):
         groups.setdefault((run.env, run.variant), []).append(i)
     return groups
 
 
-def axis(chart: Chart, runs: Sequence[Run]) -> str:
+def axis(chart: Chart, runs: Sequence[LoggedRun]) -> str:
     """Return what stands at the x axis of a chart."""
     if chart.x == "spent":
         return "KL spent, nats"
@@ -98,7 +98,7 @@ def axis(chart: Chart, runs: Sequence[Run]) -> str:
     return "environment steps" if all(logged) else "updates" if not any(logged) else "environment steps, or updates"
 
 
-def points(run: Run, chart: Chart) -> tuple[np.ndarray, np.ndarray]:
+def points(run: LoggedRun, chart: Chart) -> tuple[np.ndarray, np.ndarray]:
     """Return x and y of a run in a chart, where there is a number, ``[points]`` each."""
     y = run.column(chart.column)
     if chart.x == "steps":
@@ -110,7 +110,7 @@ def points(run: Run, chart: Chart) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curves(
-    chart: Chart, runs: Sequence[Run], names: Sequence[str], arrays: Arrays, most: int
+    chart: Chart, runs: Sequence[LoggedRun], names: Sequence[str], arrays: Arrays, most: int
 ) -> dict[str, list[list[Any]]]:
     """Return a chart's curves on one environment: of every run, and the average of every variant."""
     found: dict[str, list[list[Any]]] = {"runs": [], "means": [], "marks": [], "targets": []}
@@ -133,7 +133,7 @@ def _add_target(
     chart: Chart,
     target: str,
     number: int,
-    runs: Sequence[Run],
+    runs: Sequence[LoggedRun],
     found: dict[str, list[list[Any]]],
     arrays: Arrays,
     most: int,
@@ -152,5 +152,5 @@ def _add_target(
             found["marks"].append([number, _seed(run), arrays(x[kept], exact=True), arrays(y[kept])])
 
 
-def _seed(run: Run) -> str:
+def _seed(run: LoggedRun) -> str:
     return "" if run.seed is None else str(run.seed)

@@ -39,7 +39,7 @@ _OF_A_RUN = {"config.json", "metrics.csv", "non-finite.npz"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class LoggedRun:
     """One run directory, or the log of a drift monitor.
 
     ``status`` is "done" (also where a budget of KL or a return was to end it), "running" (another process writes
@@ -132,7 +132,7 @@ class Run:
         return np.cumsum(np.nan_to_num(self.column("drift/kl"))) if logged is None else logged
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+def read_runs(paths: Iterable[str | Path]) -> list[LoggedRun]:
     """Read run directories, and those anywhere below other folders, such as a study's; each once.
 
     Variants have the names of the study, or of what differs between the runs' settings.
@@ -141,7 +141,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
         ValueError: a path has no run in it.
         OSError: a path cannot be read.
     """
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, LoggedRun] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             what = "is a file" if path.exists() else "is not there"
@@ -211,7 +211,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdecimal() else (-1, word) for word in re.split(r"(\d+)", name)]
 
 
-def read_run(place: Place) -> Run:
+def read_run(place: Place) -> LoggedRun:
     """Read one run directory; what is damaged, or not written yet, is left out and noted."""
     directory, notes = place.directory, list[str]()
     config = _config(directory, notes)
@@ -219,7 +219,7 @@ def read_run(place: Place) -> Run:
     env = config.get("env")
     env = env.get("id") if isinstance(env, dict) else env
     seed = config.get("seed")
-    run = Run(
+    run = LoggedRun(
         directory=directory,
         env=place.env or (env if isinstance(env, str) and env else "environment without a name"),
         variant=place.variant,
@@ -321,7 +321,7 @@ class _Columns:
         return {name: table[:, i] for i, name in enumerate(self._names) if name and i not in self._text}
 
 
-def _status(run: Run) -> tuple[str, str]:
+def _status(run: LoggedRun) -> tuple[str, str]:
     """Return the status of a run by its files, and why it ended early, if they tell."""
     last = run.config.get("total_timesteps")
     if _owned(run.directory / "run.lock"):
@@ -338,7 +338,7 @@ def _status(run: Run) -> tuple[str, str]:
     return "done", ""
 
 
-def _reached(run: Run) -> bool:
+def _reached(run: LoggedRun) -> bool:
     """Tell whether a training was to end where it did: its budget of KL was spent, or its return reached."""
     _, goal, total, length, initial, over = (run.config.get(name) for name in ENDING)
     returns = "eval/mean_reward" if run.config.get("eval_every") else "rollout/ep_rew_mean"
@@ -375,7 +375,7 @@ def _last_tenth(directory: Path, steps: np.ndarray) -> float:
     return float(np.mean(returns)) if returns else math.nan
 
 
-def _named(runs: Sequence[Run]) -> list[Run]:
+def _named(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
     """Return the runs with names for their variants; runs that would be told apart by nothing have their folder's."""
     names = variants([(run.env, run.config) for run in runs])
     runs = [

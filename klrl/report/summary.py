@@ -13,7 +13,7 @@ import numpy as np
 
 from klrl.report.intervals import FEWEST, Interval, over_seeds
 from klrl.report.payload import distinct
-from klrl.report.reading import ENDING, Run
+from klrl.report.reading import ENDING, LoggedRun
 from klrl.report.variants import differing, settings_of, shown
 
 
@@ -23,15 +23,15 @@ class Group:
 
     env: str
     variant: str
-    runs: tuple[Run, ...]
+    runs: tuple[LoggedRun, ...]
 
     @property
-    def measured(self) -> tuple[Run, ...]:
+    def measured(self) -> tuple[LoggedRun, ...]:
         """Runs with at least one update."""
         return tuple(run for run in self.runs if run.updates)
 
 
-def groups(runs: Sequence[Run]) -> list[Group]:
+def groups(runs: Sequence[LoggedRun]) -> list[Group]:
     """Return the runs by environment and variant, in the order in which these appear."""
     pairs = [(env, variant) for env in distinct(r.env for r in runs) for variant in distinct(r.variant for r in runs)]
     found = [Group(*pair, tuple(run for run in runs if (run.env, run.variant) == pair)) for pair in pairs]
@@ -74,7 +74,7 @@ def _share_over(over: Sequence[np.ndarray], judged: Sequence[np.ndarray]) -> str
     return f"{beyond / n:.0%}\n{beyond:,} of {n:,}" if n else ""
 
 
-def _last_evaluation(run: Run) -> float:
+def _last_evaluation(run: LoggedRun) -> float:
     """Return the mean return of a study's evaluation after the training, or else of the last one during it."""
     return _last(run.column("eval/mean_reward")) if math.isnan(run.final_return) else run.final_return
 
@@ -94,11 +94,11 @@ def number(x: float, form: str) -> str:
     return form.format(x) if math.isfinite(x) else "–" if math.isnan(x) else "∞"
 
 
-def _final_return(run: Run) -> float:
+def _final_return(run: LoggedRun) -> float:
     return run.last_tenth if math.isfinite(run.last_tenth) else _last(run.column("rollout/ep_rew_mean"))
 
 
-def _has_kl(run: Run) -> bool:
+def _has_kl(run: LoggedRun) -> bool:
     return bool(np.isfinite(run.column("drift/kl")).any())
 
 
@@ -157,7 +157,7 @@ def stop_reasons(found: Sequence[Group]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def failures(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
+def failures(runs: Sequence[LoggedRun]) -> list[tuple[str, str, str, str]]:
     """Return name, status, reason and directory of every run that is not whole, or could not be read whole."""
     rows = []
     for run in runs:
@@ -167,7 +167,7 @@ def failures(runs: Sequence[Run]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
+def versions(runs: Sequence[LoggedRun]) -> list[tuple[str, str]]:
     """Return the versions of Python and packages, all of them where runs differ."""
     found: dict[str, dict[str, None]] = {}
     for run in runs:

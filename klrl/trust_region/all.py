@@ -127,6 +127,10 @@ class All(TrustRegion):
         """Tell every member."""
         return All(*(r.at_rate(share) for r in self.regions))
 
+    def adapt_within(self, change: Change, share: float) -> All:
+        """Adapt every member."""
+        return All(*(r.adapt_within(change, share) for r in self.regions))
+
     def adapt(self, change: Change) -> All:
         """Adapt every member."""
         return All(*(r.adapt(change) for r in self.regions))

@@ -134,7 +134,14 @@ class ReferenceConstraint(TrustRegion):
 
     def violation(self, change: Change) -> float:
         """Return mean KL(new||reference) - max(reference_kl, mean KL(old||reference)), nats."""
-        return average(change.kl_reference) - max(self.reference_kl, average(change.kl_reference_before))
+        return average(change.kl_reference) - self._allowed(change)
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return the bound in force: beyond ``reference_kl``, the KL that the policy had before the update."""
+        return {"drift/kl_reference_bound": self._allowed(change)}
+
+    def _allowed(self, change: Change) -> float:
+        return max(self.reference_kl, average(change.kl_reference_before))
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,14 @@ class ReferenceForwardConstraint(TrustRegion):
 
     def violation(self, change: Change) -> float:
         """Return mean KL(reference||new) - max(reference_forward_kl, mean KL(reference||old)), nats."""
-        allowed = max(self.reference_forward_kl, average(change.kl_reference_forward_before))
-        return average(change.kl_reference_forward) - allowed
+        return average(change.kl_reference_forward) - self._allowed(change)
+
+    def report(self, change: Change) -> dict[str, float]:
+        """Return the bound in force: beyond ``reference_forward_kl``, the KL that the policy had before the update."""
+        return {"drift/kl_reference_forward_bound": self._allowed(change)}
+
+    def _allowed(self, change: Change) -> float:
+        return max(self.reference_forward_kl, average(change.kl_reference_forward_before))
 
 
 @dataclass(frozen=True)

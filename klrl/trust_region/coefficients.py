@@ -51,8 +51,9 @@ class _Bounded(Coefficient):
     """Schedule that aims at ``target_kl`` and keeps beta in [minimum, maximum], so that it can always recover.
 
     A KL that falls short because the learning rate has fallen is no reason for a smaller beta, which would be far too
-    small for the next training: short of its aim, a KL counts as what it would be at the training's first rate, where
-    KL grows with its square, but as no more than the aim.
+    small for the next training: short of its aim, a KL counts as what it would be at the training's first rate, but as
+    no more than the aim. KL grows with the rate's square where nothing else stops the policy, and not at all where the
+    penalty does: here it counts as if it grew with the rate.
     """
 
     target_kl: Positive = 0.01
@@ -74,7 +75,7 @@ class _Bounded(Coefficient):
     def _over_aim(self, kl: float) -> float:
         """Return the KL, as it counts, over its aim."""
         ratio = kl / self.target_kl
-        return min(ratio / self.rate_share**2, 1.0) if ratio < 1.0 else ratio
+        return min(ratio / self.rate_share, 1.0) if ratio < 1.0 else ratio
 
     def _times(self, factor: float) -> Self:
         return replace(self, beta=min(max(factor * self.beta, self.minimum), self.maximum))

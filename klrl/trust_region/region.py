@@ -1,6 +1,7 @@
 """Interface of all trust regions, which limit one policy update, and the region that limits nothing.
 
-Immutable; ``adapt`` returns the region of the next update. A new region overrides the hooks it needs and nothing else;
+Immutable; ``adapt`` returns the region of the next update, ``adapt_within`` that of the rest of one. A new region
+overrides the hooks it needs and nothing else;
 :data:`klrl.trust_region.names.REGIONS` gives it a name on the command line.
 """
 
@@ -141,6 +142,11 @@ class TrustRegion:
     def at_rate(self, share: float) -> Self:
         """Return the region for an update whose step size, by its schedule, is this share of the training's first."""
         del share
+        return self
+
+    def adapt_within(self, change: Change, share: float) -> Self:
+        """Return the region for the rest of an update of which a share, in (0, 1), has made the change so far (PPO)."""
+        del change, share
         return self
 
     def adapt(self, change: Change) -> Self:

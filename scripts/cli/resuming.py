@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from klrl.run import checkpoint
 from klrl.run.directory import only_leftovers
 from klrl.run.signals import Signals
 from klrl.run.world import World
+from klrl.schedules import functions_in
 from klrl.scripts.cli import run_config
 from klrl.scripts.cli.command_line import bad_input, failed_worker
 from klrl.scripts.cli.environments import environment
@@ -21,7 +23,7 @@ from klrl.scripts.cli.ranks import follow, named
 from klrl.scripts.cli.saved_agents import compare_paths, compare_versions
 from klrl.scripts.cli.training import run_training
 from klrl.studies.opening import Learn, saved_or_new, why_finished
-from klrl.text import printable
+from klrl.text import plain, printable
 from klrl.trust_region import TrustRegion
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def resume(prog: str, args: Resuming, signals: Signals, world: World | None = No
     prog = named(prog, world)
     with bad_input(prog), failed_worker(prog):
         run = world.said_by_first(lambda: _read(path))
+        _refuse_schedules(path, run["config"])
         region = run_config.saved_region(path, run, args.trust_region)
         network = of_flag(path, run["config"], args.network)
         options, config = run_config.settings(path / "config.json", run, region, network=network)
@@ -83,6 +86,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"path = {path}: no config.json there, so there is no run to resume; {_allowed(path)}")
     return run_config.read(file)
+
+
+def _refuse_schedules(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a run with settings that functions schedule: no flag gives one again."""
+    named = {name: function for name, function in functions_in(config).items() if name != "network"}
+    if named:
+        what = plain(", ".join(f"{name} = {function}" for name, function in named.items()), 200)
+        again = ", ".join(f"{name!r}: ..." for name in named)
+        allowed = f"in Python, klrl.agents.load_agent({str(path)!r}, env, schedules={{{again}}}).learn(...)"
+        raise ValueError(f"{what}: functions are not saved; allowed: {allowed}")
 
 
 def _allowed(path: Path) -> str:

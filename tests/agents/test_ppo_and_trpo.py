@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, product
 
+import numpy as np
 import pytest
 import torch
 from environments import Noise, box, random_batch, small_agent
@@ -196,10 +197,19 @@ def test_adaptive_lr_scales_the_first_step_of_the_actor_and_not_that_of_the_crit
     assert scaled[2]["train/actor_learning_rate"] == rate * scale
 
 
-def test_adaptive_lr_changes_once_per_update():
-    agent = small_agent(PPO, trust_region="adaptive-lr", n_epochs=5, learning_rate=1e-6)
-    scales = [agent.update(random_batch(agent))["train/actor_learning_rate"] / 1e-6 for _ in range(3)]
-    assert scales == pytest.approx([1.0, 1.5, 2.25])
+def test_adaptive_lr_changes_after_every_epoch_and_an_update_begins_near_the_last_ones_rate():
+    agent = small_agent(PPO, trust_region="adaptive-lr", n_epochs=4, learning_rate=1e-6)
+    rates = []
+
+    class Rates(Callback):
+        def on_minibatch_end(self, agent, metrics):
+            rates.append(agent.networks.optimizer.learning_rate * agent.region.lr_scale / 1e-6)
+
+    for k in range(3):  # a KL far below its aim
+        metrics = agent.update(random_batch(agent), Rates())
+        epochs = np.reshape(rates[-len(rates) // (k + 1) :], (4, -1))
+        assert epochs == pytest.approx(np.broadcast_to(1.5 ** (k + np.arange(4.0)), epochs.T.shape).T)
+        assert metrics["train/actor_learning_rate"] == pytest.approx(1e-6 * 1.5**k)
 
 
 @dataclass(frozen=True)

@@ -85,3 +85,46 @@ def test_a_mask_of_0_and_1_is_one_of_bools_and_other_numbers_are_refused():
         np.testing.assert_array_equal(pairs.valid, mask == 1)
     with pytest.raises(ValueError, match="valid = 2 at a place; allowed: bool, or 0 and 1"):
         Preferences.of(agent, np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3), int), 2 * mask)
+
+
+def saturated_preferences(mean):
+    """Pairs of a squashed policy with this mean before the tanh: from 9 on, its float32 actions are 1."""
+    agent = small_agent(PPO, "Pendulum-v1", action_distribution="squashed-gaussian")
+    with torch.no_grad():
+        *_, bias = agent.actor.trunk.parameters()
+        bias.fill_(mean)
+    return agent, collect_preferences(agent, "Pendulum-v1", PreferencesConfig(n_pairs=50, segment_length=3, n_envs=5))
+
+
+def test_preferences_of_a_squashed_policy_remember_what_their_actions_are_the_tanh_of():
+    """Their log-probability is that of u, less log(1 - tanh(u)^2) = 2 (log 2 - |u| - log(1 + e^-2|u|))."""
+    agent, data = saturated_preferences(12.0)
+    u = data.before_tanh.double()
+    assert data.actions.min() > 1.0 - 1e-6
+    torch.testing.assert_close(u.tanh(), data.actions.double(), atol=1e-6, rtol=0.0)
+    policy = agent.distribution(data.observations[data.valid])
+    base, u = policy.base, u[data.valid]
+    slope = 2.0 * (np.log(2.0) - u.abs() - (-2.0 * u.abs()).exp().log1p())
+    expected = torch.distributions.Normal(base.mean.double(), base.log_std.double().exp()).log_prob(u) - slope
+    found = policy.log_prob_inside(data.taken(agent.device))
+    torch.testing.assert_close(found.double(), expected.sum(-1), rtol=1e-4, atol=1e-4)
+    some = data[torch.tensor([3, 4])]
+    assert same(some.before_tanh, data.before_tanh[3:5])
+    own = Preferences.of(agent, data.observations, data.actions, data.valid, data.before_tanh.numpy())
+    assert same(own.before_tanh, data.before_tanh)
+
+
+def test_preferences_without_what_was_before_the_tanh_are_read_by_their_actions():
+    agent, data = saturated_preferences(0.5)
+    unknown = Preferences(data.observations, data.actions, data.valid)
+    policy = agent.distribution(data.observations[data.valid])
+    by_action, by_u = (policy.log_prob_inside(x.taken(agent.device)) for x in (unknown, data))
+    assert same(by_action, policy.log_prob(data.actions[data.valid]))
+    torch.testing.assert_close(by_action, by_u, rtol=1e-3, atol=1e-3)
+    assert unknown.map(lambda x: x).before_tanh is None
+    for wrong in (data.before_tanh + 0.1, data.before_tanh[..., 0]):
+        with pytest.raises(ValueError, match="before_tanh is not what actions are the tanh of; allowed: "):
+            Preferences(data.observations, data.actions, data.valid, wrong)
+    gaussian = small_agent(PPO, "Pendulum-v1")
+    settings = PreferencesConfig(n_pairs=5, segment_length=2, n_envs=5)
+    assert collect_preferences(gaussian, "Pendulum-v1", settings).before_tanh is None

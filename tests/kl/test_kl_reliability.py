@@ -94,6 +94,24 @@ def test_estimates_that_miss_too_often_are_warned_of():
         assert missed < 0.15  # 6 of 40 have a probability of 1 % at 5 %
 
 
+def test_ratios_whose_mean_is_too_small_have_missed_a_part_of_q():
+    """Without its largest samples, N(0, 1) says of N(0, 1.5) that it has less than the mass 1."""
+    p, q = normal(0.0, 1.0), normal(0.0, 1.5)
+    x = p.icdf((torch.arange(1000).double() + 0.5) / 1000.0)
+    for cut, said in ((4.0, False), (2.5, True)):
+        inside = x[x.abs() < cut]
+        z = (1.0 - stats.norm(0, 1.5).pdf(inside) / stats.norm(0, 1).pdf(inside)).mean()
+        z /= stats.sem(stats.norm(0, 1.5).pdf(inside) / stats.norm(0, 1).pdf(inside))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            estimate_kl(p.log_prob(inside), q.log_prob(inside), "optimal")
+        text = f"mean {z:.2g} standard errors below 1, their expectation"
+        assert any(text in str(w.message) for w in found) == said == (z > 2.0)
+    unseen = torch.zeros(200)  # p is certain of what q gives 0.9
+    with pytest.warns(DoubtfulEstimateWarning, match="have a mean without spread below 1, their expectation"):
+        estimate_kl(unseen, unseen + math.log(0.9), "k3")
+
+
 def test_equal_distributions_are_not_doubted():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,6 +307,11 @@ def test_forward_the_kl_is_that_from_the_reference_to_the_new_policy():
     assert ReferenceForwardConstraint(inside).violation(referred(c, reference)) == pytest.approx(to_new.mean() - inside)
     found = ReferenceForwardConstraint(beyond).violation(referred(c, reference))
     assert found == pytest.approx(to_new.mean() - to_old.mean())
+    for bound, force in ((inside, inside), (beyond, to_old.mean())):
+        report = ReferenceForwardConstraint(bound).report(referred(c, reference))
+        assert report == {"drift/kl_reference_forward_bound": pytest.approx(force)}
+    (force,) = ReferenceConstraint(100.0).report(referred(c, reference)).items()
+    assert force == ("drift/kl_reference_bound", 100.0)
     assert ReferenceForwardConstraint().on_exit == "backtrack"
     never = Categorical(torch.tensor([0.0, -math.inf, 0.0, 0.0], dtype=torch.float64).expand(N, 4))
     gone = dataclasses.replace(referred(c, reference), new=never)
@@ -334,6 +340,41 @@ def test_the_learning_rate_falls_where_the_kl_is_over_twice_its_aim_and_rises_un
     assert region.adapt(c).lr_scale == pytest.approx(expected)
     assert (region.lr_scale, region.target_kl, region.on_exit) == (0.9, target, None)
     assert torch.equal(region.surrogate(c), TrustRegion().surrogate(c))
+
+
+def test_within_an_update_the_kl_counts_as_what_the_whole_would_reach_at_the_same_pace():
+    c, scaled = change(0.3), AdaptiveLearningRate(scale=2.0)
+    kl = numpy_kl(c)[0].mean()
+    for aim, share, expected in (
+        (0.6 * kl, 1.0, 1.0),
+        (0.6 * kl, 0.9, 1 / 1.5),
+        (4.1 * kl, 1.0, 1.5),
+        (4.1 * kl, 0.5, 1),
+    ):
+        region = dataclasses.replace(scaled, target_kl=aim).adapt_within(c, share)
+        assert (region.scale, region.lr_scale) == pytest.approx((2.0, 2.0 * expected)), (aim, share)
+        assert region.adapt(c).pace == 1.0
+    slow = dataclasses.replace(scaled, target_kl=kl / 100.0)
+    for _ in range(20):
+        slow = slow.adapt_within(c, 0.5)
+    assert slow.lr_scale == pytest.approx(0.01)
+    assert slow.adapt(c).lr_scale == pytest.approx(2.0 / 1.5)
+
+
+@pytest.mark.parametrize(("epochs", "near"), [(1, False), (10, True)])
+def test_a_rate_that_is_adapted_on_the_way_holds_its_aim_where_the_same_rate_goes_near_and_far(epochs, near):
+    """A policy that moves in a straight line: its distance is rate x time x a factor of each update."""
+    rng, region, found = np.random.default_rng(0), All(Clip(), AdaptiveLearningRate(target_kl=0.01, scale=0.1)), []
+    for speed in rng.lognormal(0.0, 0.6, size=300):
+        distance = 0.0
+        for epoch in range(1, epochs + 1):
+            distance += region.lr_scale * speed / epochs
+            moved = SimpleNamespace(kl=torch.tensor([distance**2]))
+            region = region.adapt_within(moved, epoch / epochs) if epoch < epochs else region.adapt(moved)
+        found.append(distance**2 / 0.01)
+    off = np.abs(np.log(found[20:]))
+    assert (np.quantile(off, 0.9) < math.log(2.0)) == near
+    assert np.median(found[20:]) == pytest.approx(1.0, rel=0.5)
 
 
 @pytest.mark.parametrize(("step", "bound"), [(0.01, 10.0), (3.0, 0.01)])
@@ -516,8 +557,8 @@ def test_a_penalty_does_not_fall_because_the_learning_rate_has(schedule):
     beta = schedule(target_kl=0.01, beta=1.0)
     slow = beta.at_rate(0.1)
     assert beta.update(0.001).beta < 1.0  # a tenth of the aim at the first rate
-    assert slow.update(0.001).beta == 1.0  # at a tenth of the rate it would be ten times the aim
-    assert slow.update(0.00004).beta < 1.0  # 0.004
+    assert slow.update(0.001).beta == 1.0  # at the first rate it would be the aim
+    assert slow.update(0.0004).beta < 1.0  # 0.004
     assert slow.update(0.02).beta == beta.update(0.02).beta > 1.0
     assert slow.at_rate(1.0) == beta == beta.at_rate(3.0)
     assert KLPenalty(slow).at_rate(1.0) == KLPenalty(beta)

@@ -69,8 +69,8 @@ def matched(p: AnyDistribution[Any], q: AnyDistribution[Any], what: str = "KL", 
         NoClosedForm: different families, or a family without closed forms.
         ValueError: different numbers of actions or action dimensions.
     """
-    if invariant and isinstance(p, td.Distribution) and isinstance(q, td.Distribution):
-        p, q = before_a_bijection(p, q)
+    if invariant:
+        p, q = before_bijections(p, q)
     (a, dtype), (b, other) = read(p), read(q)
     if {type(a), type(b)} == {DiagGaussian, FullGaussian}:
         a, b = _full(a), _full(b)
@@ -113,10 +113,10 @@ def read(x: AnyDistribution[Any]) -> tuple[Distribution, torch.dtype]:
     return as_record(x, in_float64), torch.float32 if dtypes[0] in SHORT else dtypes[0]
 
 
-def before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distribution, td.Distribution]:
-    """Return the bases of p and q if both were mapped in the same way, else p and q."""
+def before_bijections(p: AnyDistribution[Any], q: AnyDistribution[Any]) -> tuple[Any, Any]:
+    """Return the bases of p and q if both are torch's and were mapped in the same way, else p and q."""
     if isinstance(p, td.Independent) and isinstance(q, td.Independent):
-        first, second = before_a_bijection(p.base_dist, q.base_dist)
+        first, second = before_bijections(p.base_dist, q.base_dist)
         if first is p.base_dist:
             return p, q
         return td.Independent(first, p.reinterpreted_batch_ndims), td.Independent(second, q.reinterpreted_batch_ndims)
@@ -126,7 +126,7 @@ def before_a_bijection(p: td.Distribution, q: td.Distribution) -> tuple[td.Distr
         same = p.transforms == q.transforms and all(are_bijections(x.transforms, x.base_dist.support) for x in (p, q))
     except RuntimeError:  # settings of shapes that do not broadcast
         same = False
-    return (p.base_dist, q.base_dist) if same else (p, q)
+    return before_bijections(p.base_dist, q.base_dist) if same else (p, q)
 
 
 def _full(x: Any) -> FullGaussian:
