@@ -126,8 +126,9 @@ def of_images() -> str:
     record = read("speed-images.json")
     work, machine = record["workload"], record["machine"]
     repeats = record["summary"][0]["repeats"]
+    often = "One measurement each" if repeats == 1 else f"Median of {repeats} repeats"
     said = (
-        f"{'One measurement each' if repeats == 1 else f'Median of {repeats} repeats'} on {machine['cpu']}, {work['threads']} thread, "
+        f"{often} on {machine['cpu']}, {work['threads']} thread, "
         f"{work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches of {work['batch_size']}."
     )
     return "\n\n".join([command(record["command"]), images.table(record["summary"]), said])
