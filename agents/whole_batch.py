@@ -27,4 +27,4 @@ def joined(pieces: Sequence[T]) -> T:
     if isinstance(first, Tensor):
         return torch.cat(pieces)
     fields = zip(*(piece.parameters for piece in pieces), strict=True)
-    return first.with_parameters(*map(torch.cat, fields))
+    return first.with_parameters(*(torch.cat(field) for field in fields))

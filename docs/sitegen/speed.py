@@ -9,7 +9,6 @@ from klrl.scripts.benchmarks.accuracy_measurements import SHARE
 from klrl.scripts.benchmarks.measure import LIBRARIES
 from klrl.scripts.benchmarks.ranks import speedups
 from klrl.scripts.benchmarks.scaling_report import table as of_points
-from klrl.scripts.benchmarks.seeds import table as of_seeds
 from klrl.scripts.benchmarks.speed_report import profile_table
 from sitegen.markdown import command, listed, table
 from sitegen.results import Row, groups, read
@@ -70,8 +69,8 @@ def speed() -> str:
         command(record["command"]),
         table(head, lines),
         "Steps per second of CPU time, which other programs on the machine change little: medians of "
-        f"{repeats} repeats on {machine['cpu']}, {work['threads']} thread each; in brackets how many times as fast klrl "
-        "is on the same, synchronous environments.",
+        f"{repeats} repeats on {machine['cpu']}, {work['threads']} thread each; in brackets how many times as fast "
+        "klrl is on the same, synchronous environments.",
         _memory(usual, others),
     ]
     return "\n\n".join([*said, *_variants(record["summary"])])
@@ -130,10 +129,10 @@ def of_images() -> str:
     record = read("speed-images.json")
     work, machine = record["workload"], record["machine"]
     repeats = record["summary"][0]["repeats"]
+    often = "One measurement each" if repeats == 1 else f"Median of {repeats} repeats"
     said = (
-        f"{'One measurement each' if repeats == 1 else f'Median of {repeats} repeats'} on {machine['cpu']}, "
-        f"{work['threads']} thread, {work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches "
-        f"of {work['batch_size']}."
+        f"{often} on {machine['cpu']}, {work['threads']} thread, "
+        f"{work['n_envs']} x {work['n_steps']} steps, {work['n_epochs']} epochs, minibatches of {work['batch_size']}."
     )
     return "\n\n".join([command(record["command"]), images.table(record["summary"]), said])
 
@@ -151,12 +150,6 @@ def profile() -> str:
     measured = {name: LIBRARIES[name] for name in LIBRARIES if name in {row["library"] for row in record["summary"]}}
     notes = [f"- {name}: {library.differs}" for name, library in measured.items() if library.differs]
     return "\n\n".join([profile_table(rows), "What is not equal work:", "\n".join(notes)])
-
-
-def seeds() -> str:
-    """How long many seeds take."""
-    records = [read(f"seeds-{name}.json") for name in ("million", "processes")]
-    return "\n\n".join(part for record in records for part in (command(record["command"]), of_seeds(record["rows"])))
 
 
 def scaling() -> str:
@@ -205,7 +198,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "atari": of_games,
     "speed-images": of_images,
     "speed-profile": profile,
-    "seeds": seeds,
     "scaling": scaling,
     "ranks": ranks,
 }

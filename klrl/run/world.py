@@ -244,7 +244,7 @@ _owner = 0
 def _join() -> None:
     global _world, _owner
     _owner = os.getpid()
-    if _world is not None or not is_rank():  # a forked child is no rank
+    if not is_rank() or (_world is not None and _world.is_distributed):  # what a rank has forked is no rank
         _world = World()
         return
     from klrl.run.link import Link
