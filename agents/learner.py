@@ -344,7 +344,8 @@ class Learner(abc.ABC, Generic[C]):
 
     def inputs(self, observations: Array) -> Array:
         """Return what networks are given for the observations of an update's samples: images are scaled only here."""
-        return self.normalizer(observations) if observations.itemsize == 1 else observations
+        pixels = observations.itemsize == 1 and 0 not in observations.shape  # empty where only the critic's head learns
+        return self.normalizer(observations) if pixels else observations
 
     def _policy_at(self, observations: Tensor) -> Distribution:
         """Return the policy at the observations of samples, ``[n, *O]``; images are taken in pieces."""

@@ -107,7 +107,8 @@ def check_backed(
     for network in networks if saved_name(config) is None else ():
         hidden = config[f"{network}_hidden_sizes"]
         n_outputs = gym.spaces.flatdim(action_space) if network == "actor" else 1
-        if network == "critic" and config.get("shared_encoder"):
+        shared = known["shared_encoder"]
+        if network == "critic" and (bool(encoding.images) if shared is None else shared):
             width = None if encoding.images else config["actor_hidden_sizes"][-1]
             least = least_of_head(encoding, hidden, n_outputs, known["image_network"], width)
         else:

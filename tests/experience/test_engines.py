@@ -247,7 +247,7 @@ WRAPPED = gym.wrappers.TimeAwareObservation(gym.make("CartPole-v1")).spec
         ("envpool", changed("HalfCheetah-v5", kwargs={"xml_file": "half_cheetah.xml"}), "xml_file = 'half_.*; allowed"),
         ("envpool", changed("HalfCheetah-v5", kwargs={"frame_skip": 2.5}), "'frame_skip': 2.5.*; allowed .*_skip': 5"),
         ("envpool", changed("CartPole-v1", entry_point=Counting), "entry_point = <class .*; allowed: 'gymnasium"),
-        ("vector_entry_point", "Acrobot-v1", "'Acrobot-v1' has no vector_entry_point; allowed: .*CartPole-v1"),
+        ("vector_entry_point", "Acrobot-v1", "'Acrobot-v1' has no vector_entry_point; allowed: "),
         ("vector_entry_point", Counting, "'vector_entry_point' and env = <class .*; allowed"),
         ("vector_entry_point", WRAPPED, "'vector_entry_point' and env = EnvSpec CartPole-v1 with wrappers; allowed"),
         ("vector_entry_point", changed("CartPole-v1", kwargs={"gravity": 1}), "unexpected keyword argument 'gravity'"),

@@ -1,7 +1,5 @@
 """Environments whose observations are images, each trained with one command."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -10,8 +8,20 @@ from klrl.scripts.main import main
 
 pytest.importorskip("minigrid", reason="pip install 'klrl[pixels]'")
 SMALL = ["--total-timesteps", "256", "--n-envs", "2", "--n-steps", "64", "--batch-size", "64", "--eval-episodes", "0"]
-HIGHWAY = {"type": "GrayscaleObservation", "observation_shape": [64, 64], "stack_size": 4, "scaling": 1.75}
-HIGHWAY |= {"weights": [0.3, 0.59, 0.11]}
+ROADS = """
+import gymnasium as gym
+import highway_env
+
+CAMERA = {"type": "GrayscaleObservation", "observation_shape": (64, 64), "stack_size": 4, "scaling": 1.75}
+CAMERA |= {"weights": [0.3, 0.59, 0.11]}
+
+
+def camera(**kwargs):
+    return gym.make("highway-fast-v0", config={"observation": CAMERA}, **kwargs)
+
+
+gym.register("roads/Camera-v0", camera)
+"""
 
 
 def trained(words, folder):
@@ -52,10 +62,7 @@ def test_a_text_among_observations_is_refused_with_what_leaves_it_out(capsys):
     ("words", "shape"),
     [
         (["--env", "CarRacing-v3", "--env-kwargs", "continuous=true"], (96, 96, 3)),
-        (
-            ["--env", "highway_env:highway-fast-v0", "--env-kwargs", f"config={json.dumps({'observation': HIGHWAY})}"],
-            (4, 64, 64),
-        ),
+        (["--env", "roads:roads/Camera-v0"], (4, 64, 64)),
     ],
     ids=["CarRacing", "highway-env"],
 )
@@ -63,6 +70,8 @@ def test_cameras_train(words, shape, tmp_path, monkeypatch):
     pytest.importorskip("Box2D")
     pytest.importorskip("highway_env")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    (tmp_path / "roads.py").write_text(ROADS)
+    monkeypatch.syspath_prepend(tmp_path)
     agent = trained(["ppo", *words, "--image-network", "nature"], tmp_path)
     assert agent.observation_space.shape == shape
     assert agent.encoding.dtype == np.uint8
