@@ -72,7 +72,7 @@ def test_cameras_train(words, shape, tmp_path, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     (tmp_path / "roads.py").write_text(ROADS)
     monkeypatch.syspath_prepend(tmp_path)
-    agent = trained(["ppo", *words, "--image-network", "nature"], tmp_path)
+    agent = trained(["ppo", *words, "--image-network", "nature", "--no-try-envs"], tmp_path)
     assert agent.observation_space.shape == shape
     assert agent.encoding.dtype == np.uint8
     assert all(row["drift/kl"] > 0.0 for row in agent.history)
