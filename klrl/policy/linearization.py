@@ -81,14 +81,14 @@ def _backward(graph: Sequence[Tensor], u: Any, parameters: Sequence[Tensor], **o
     """Return J' u by autograd, a tensor for every parameter; 0 for those that are frozen."""
     free = [p for p in parameters if p.requires_grad]
     moving = [(y, g) for y, g in zip(graph, u, strict=True) if y.requires_grad]  # a constant has no graph
-    found: Any = [torch.zeros_like(p) for p in free]
+    found: Any = []
     if moving:
         outputs, cotangents = zip(*moving, strict=True)
         found = torch.autograd.grad(
             outputs, free, cotangents, retain_graph=True, materialize_grads=True, allow_unused=True, **options
         )
-    parts = dict(zip(map(id, free), found, strict=True))
-    return [parts.get(id(p), torch.zeros_like(p)) for p in parameters]
+    parts = dict(zip(map(id, free), found, strict=bool(moving)))
+    return [parts[id(p)] if id(p) in parts else torch.zeros_like(p) for p in parameters]
 
 
 class Joint:
