@@ -317,7 +317,7 @@ class Learner(abc.ABC, Generic[C]):
             metrics = step_zero(behaviour, samples, warn=False)
         self.untrained = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
-        before = self.networks.actor_parameters.clone(), self.normalizer
+        before = self._copy_of_parameters(), self.normalizer
         try:
             metrics["train/learning_rate"] = self.anneal()
             improvement = Improvement.of(self.improve(batch, samples, callback))
@@ -334,6 +334,11 @@ class Learner(abc.ABC, Generic[C]):
         self.n_updates += 1
         metrics.setdefault("train/n_updates", float(self.n_updates))
         return metrics
+
+    def _copy_of_parameters(self) -> Tensor:
+        """Return the policy's parameters, in the copy that :meth:`change` has if it is of these."""
+        theta, last = self.networks.actor_parameters, self._last_change
+        return last[1] if last is not None and torch.equal(last[1], theta) else theta.clone()
 
     def _where_compared(self, behaviour: Distribution, samples: UpdateBatch) -> tuple[Distribution, UpdateBatch]:
         """Return what has acted and what is updated where they are compared: on few images if these are the same."""

@@ -25,6 +25,6 @@ def joined(pieces: Sequence[T]) -> T:
     """Put tensors, or records of one family, one after the other."""
     first = pieces[0]
     if isinstance(first, Tensor):
-        return torch.cat(pieces)
+        return torch.cat([*pieces])
     fields = zip(*(piece.parameters for piece in pieces), strict=True)
     return first.with_parameters(*map(torch.cat, fields))
