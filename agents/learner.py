@@ -475,7 +475,8 @@ class Learner(abc.ABC, Generic[C]):
         """Yield minibatches, each copied and scaled when it is needed."""
         for rows in parts:
             minibatch = samples[rows].numpy() if arrays else samples[rows]
-            yield replace(minibatch, observations=self.inputs(minibatch.observations))
+            x = minibatch.observations  # of no columns for a critic that is given what an encoder says
+            yield replace(minibatch, observations=self.inputs(x)) if x.shape[-1] else minibatch
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""
