@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,6 +25,6 @@ def joined(pieces: Sequence[T]) -> T:
     """Put tensors, or records of one family, one after the other."""
     first = pieces[0]
     if isinstance(first, Tensor):
-        return torch.cat([*pieces])
+        return torch.cat(cast("list[Tensor]", [*pieces]))
     fields = zip(*(piece.parameters for piece in pieces), strict=True)
     return first.with_parameters(*map(torch.cat, fields))
