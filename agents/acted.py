@@ -1,4 +1,4 @@
-"""What acting in a rollout computed, of images: the update on that rollout need not compute it again."""
+"""Results of acting in a rollout, on images: the update on that rollout need not compute them again."""
 
 from __future__ import annotations
 

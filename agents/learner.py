@@ -155,7 +155,7 @@ class Learner(abc.ABC, Generic[C]):
         self.predecessor: Predecessor | None = None
         """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
         self.acted: Acted | None = None
-        """What acting has computed of images in the rollout that is next to learn from."""
+        """Results of acting on images, in the rollout that is next to learn from."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
