@@ -123,8 +123,8 @@ class AgentConfig(RegionSettings):
     """Give the batch's advantages mean 0 and standard deviation 1."""
     drift_states: PositiveInt | None = None
     """States on which metrics that need a pass of the network of their own are measured: drift/kl_next, and with
-    statistics to learn drift/kl_normalizer and drift/kl_total (by default all, of images 512). drift/kl and whatever a
-    region judges are of all."""
+    statistics to learn drift/kl_normalizer and drift/kl_total (by default all; of images 64, as drift/kl_initial).
+    drift/kl and whatever a region judges are of all."""
     normalize_observations: bool = True
     """Subtract the running mean of observations and divide by their standard deviation; clip at 10."""
     image_scale: Literal["declared", "seen"] = "declared"

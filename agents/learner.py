@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from klrl import schedules
+from klrl.agents.acted import Acted
 from klrl.agents.actor_critic import ActorCritic
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import step_zero, update_report
@@ -23,7 +24,7 @@ from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import UpdateBatch, overflow
 from klrl.agents.whole_batch import ROWS, in_pieces, joined
 from klrl.experience import Batch, gae
-from klrl.kl.drift import Drift, Probe, mean_kl, rows_evenly
+from klrl.kl.drift import PROBES, Drift, Probe, mean_kl, rows_evenly
 from klrl.policy.actor import Actor
 from klrl.policy.actors import make_actor
 from klrl.policy.arrays import Array, numpy_as_torch
@@ -39,6 +40,7 @@ from klrl.policy.paths import acts_in_numpy, learns_in_numpy
 from klrl.policy.sampling import Sampler
 from klrl.policy.shared_encoder import SharedCritic, evaluate_both
 from klrl.policy.surroundings import ordinary, undisturbed
+from klrl.policy.trunks import ImageTrunk
 from klrl.renamed import adopt, attribute, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
 from klrl.run.seeding import Streams
@@ -50,8 +52,10 @@ from klrl.trust_region.scheduling import with_values
 C = TypeVar("C", bound=AgentConfig)
 RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": "prepare"}
 """Methods that had another name: old -> new."""
-_STATES = 512
+_STATES = 64
 """Images that metrics with a pass of their own are measured on by default, at most."""
+_CHECKED = 16
+"""Images where the policy that has acted is compared with the one to be updated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +150,12 @@ class Learner(abc.ABC, Generic[C]):
         self.drift = Drift()
         self._last_change: tuple[Distribution, Tensor, Distribution] | None = None
         """Old policy, parameters and new policy of what :meth:`change` measured last."""
+        self._taken_over: Distribution | None = None
+        """Old policy of an update that acting has computed."""
         self.predecessor: Predecessor | None = None
         """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
+        self.acted: Acted | None = None
+        """Results of acting on images, in the rollout that is next to learn from."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
@@ -248,12 +256,33 @@ class Learner(abc.ABC, Generic[C]):
             if acts_in_numpy(len(observations) if share is None else share.total, self.networks.numpy_rows):
                 x = self.normalizer(observations.numpy())
                 policy = self.actor(x) if share is None else share.in_blocks(self.actor, x)
+            elif self.acted is not None and self.networks.share_encoder:
+                found = self._both(observations) if share is None else share.in_blocks(self._both, observations)
+                policy = found[0].cpu()
+                self.acted.add(found[1].cpu())
             elif share is None:
                 policy = self.distribution(observations).cpu()
             else:
                 policy = share.in_blocks(self.distribution, observations).cpu()
             actions = self.sampler(policy)
         return actions, self.actor.to_environment(actions), policy
+
+    def _both(self, observations: Tensor) -> tuple[Distribution, Tensor]:
+        """Return policy and values at raw observations."""
+        return evaluate_both(self.actor, self.critic, self.normalized(observations))
+
+    def begin_to_act(self) -> Acted | None:
+        """Keep what acting in the next rollout computes, and return what keeps it.
+
+        ``None`` where an update computes it anew: where there are no images, and where acting or its networks are not
+        klrl's own.
+        """
+        self.acted, last = None, self.predecessor
+        if self.encoding.images and is_klrls(self):
+            known = last is not None and last.leads_to(self.networks.actor_parameters)
+            theta = last.successor if last is not None and known else None
+            self.acted = Acted(self.networks, self.normalizer, theta)
+        return self.acted
 
     # -- updating -------------------------------------------------------------------------------
 
@@ -281,14 +310,14 @@ class Learner(abc.ABC, Generic[C]):
         if self.config.scale_rewards:
             self.absorb_rewards(batch)
         samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
-        metrics = step_zero(behaviour, samples)
+        metrics = step_zero(*self._where_compared(behaviour, samples))
         begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # an untrained policy starts with normalised inputs; later changes of statistics must not move it
             samples = self.prepare(batch)
             metrics = step_zero(behaviour, samples, warn=False)
         self.untrained = False
         metrics["train/explained_variance"] = self._explained_variance(samples)
-        before = self.networks.actor_parameters.clone(), self.normalizer
+        before = self._copy_of_parameters(), self.normalizer
         try:
             metrics["train/learning_rate"] = self.anneal()
             improvement = Improvement.of(self.improve(batch, samples, callback))
@@ -299,12 +328,26 @@ class Learner(abc.ABC, Generic[C]):
                 raise FloatingPointError(f"{error}: {why}") from error
             raise
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
-        self._last_change = None
+        self._last_change = self._taken_over = self.acted = None
         self.predecessor = Predecessor(*before, self.networks.actor_parameters.clone())
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
         metrics.setdefault("train/n_updates", float(self.n_updates))
         return metrics
+
+    def _copy_of_parameters(self) -> Tensor:
+        """Return the policy's parameters, in the copy that :meth:`change` has if it is of these."""
+        theta, last = self.networks.actor_parameters, self._last_change
+        return last[1] if last is not None and torch.equal(last[1], theta) else theta.clone()
+
+    def _where_compared(self, behaviour: Distribution, samples: UpdateBatch) -> tuple[Distribution, UpdateBatch]:
+        """Return what has acted and what is updated where they are compared: on few images if these are the same."""
+        if self._taken_over is not samples.old:
+            return behaviour, samples
+        rows = rows_evenly(len(samples), _CHECKED)
+        some = samples[rows]
+        old = self._policy_at(some.observations)
+        return behaviour[rows], replace(some, old=old, log_prob=old.log_prob_inside(some.taken))
 
     def _schedule(self) -> None:
         """Settle the numbers of this update, here and nowhere else: all that computes sees plain numbers."""
@@ -327,9 +370,12 @@ class Learner(abc.ABC, Generic[C]):
         if not self.encoding.images:
             old, values, estimates = self.actor(observations), None, self.advantages(batch)
         else:
-            old, values = self._policy_and_values(batch)
+            acted = self.acted is not None and self.acted.holds(batch, self.networks, self.normalizer)
+            old, values = self._acted_policy_and_values(batch) if acted else self._policy_and_values(batch)
             estimates = self.advantages(batch, values.cpu())
             old, values = old[batch.valid.flatten()], batch.flatten_valid(values)
+            self._taken_over = old if acted else None
+            self._last_change = old, self.networks.actor_parameters.clone(), old
         log_prob = old.log_prob_inside(actions if before_tanh is None else remembering(actions, before_tanh))
         return UpdateBatch(observations, actions, old, log_prob, *estimates, reference, before_tanh, values=values)
 
@@ -341,6 +387,14 @@ class Learner(abc.ABC, Generic[C]):
         ]
         policies, values = zip(*found, strict=True)
         return joined(policies), torch.cat(values).reshape(batch.valid.shape)
+
+    def _acted_policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
+        """Return the same where acting has computed the policy, and the values of a critic that reads its encoder."""
+        policy = batch.behaviour.map(lambda x: self._on_device(x.flatten(0, 1)))
+        if self.networks.share_encoder and batch.values is not None:
+            return policy, self._on_device(batch.values)
+        values = in_pieces(lambda x: self.critic(self.normalized(x)), batch.observations.flatten(0, 1))
+        return policy, values.reshape(batch.valid.shape)
 
     def inputs(self, observations: Array) -> Array:
         """Return what networks are given for the observations of an update's samples: images are scaled only here."""
@@ -422,7 +476,8 @@ class Learner(abc.ABC, Generic[C]):
         """Yield minibatches, each copied and scaled when it is needed."""
         for rows in parts:
             minibatch = samples[rows].numpy() if arrays else samples[rows]
-            yield replace(minibatch, observations=self.inputs(minibatch.observations))
+            x = minibatch.observations  # of no columns for a critic that is given what an encoder says
+            yield replace(minibatch, observations=self.inputs(x)) if x.shape[-1] else minibatch
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""
@@ -517,8 +572,11 @@ class Learner(abc.ABC, Generic[C]):
 
     def _measured_rows(self, n: int) -> Tensor | slice:
         """Return the rows of n states for metrics with a pass of their own: all, or some evenly over the batch."""
-        most = self.config.drift_states or (_STATES if self.encoding.images else n)
+        most = self._most(n)
         return slice(None) if n <= most else rows_evenly(n, most)
+
+    def _most(self, n: int) -> int:
+        return self.config.drift_states or (_STATES if self.encoding.images else n)
 
     def _measure(self, batch: Batch, samples: UpdateBatch, *, absorb: bool) -> Metrics:
         """Return the drift report; then, and only then, adapt the region and update the observation statistics."""
@@ -528,7 +586,8 @@ class Learner(abc.ABC, Generic[C]):
         metrics = update_report(self.drift, change, self.region)
         observations = batch.flatten_valid(batch.observations)
         if self.drift.probe is None:
-            self.drift.probe = Probe.choose(observations, change.old.cpu())
+            most = min(PROBES, self._most(PROBES)) if self.encoding.images else PROBES
+            self.drift.probe = Probe.choose(observations, change.old.cpu(), most)
         metrics |= self.drift.since_first(self.distribution)
         metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
         if isinstance(rows := self._measured_rows(len(observations)), Tensor):
@@ -572,6 +631,19 @@ class Learner(abc.ABC, Generic[C]):
         if self.config.fold_reward_scale and old.moments.count > 0 and old.scale > 0.0 < self.return_scaler.scale:
             first = self.normalized(batch.flatten_valid(batch.observations)[:1])
             self.networks.rescale_values(self.return_scaler.scale / old.scale, first)
+
+
+def is_klrls(agent: Learner[Any]) -> bool:
+    """Tell whether acting does nothing but ask the policy, whose network for images is klrl's own."""
+    own = [agent.actor, agent.actor.trunk]
+    return (
+        (type(agent).act, type(agent).distribution) == (Learner.act, Learner.distribution)
+        and not vars(agent).keys() & {"act", "distribution"}
+        and type(agent.actor).forward is Actor.forward
+        and type(agent.actor).__module__.startswith("klrl.")
+        and type(agent.actor.trunk) is ImageTrunk
+        and not any("forward" in vars(network) for network in own)
+    )
 
 
 keep_old_names(Learner, RENAMED)

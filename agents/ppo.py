@@ -51,14 +51,17 @@ class PPO(Agent[PPOConfig]):
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
         """Take epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
         losses: dict[str, list[Array]] = defaultdict(list)
-        outcome, policy_epochs, first = _Outcome(), 0, self.networks.actor_state()
+        outcome, policy_epochs = _Outcome(), 0
+        goes_back = self.region.on_exit == "backtrack" or redefines(self.region, "project")
+        start = first = self.networks.actor_state() if goes_back else None
         epochs, rate = Epochs(self, samples, callback), self.networks.optimizer.learning_rate * self.region.lr_scale
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
                 epochs = Epochs(self, samples if outcome.moving else self.for_critic(samples), callback)
-            start = self.networks.actor_state() if self.region.on_exit == "backtrack" else first
+            if epoch > 0 and self.region.on_exit == "backtrack":
+                start = self.networks.actor_state()
             terms = Terms(self.config.vf_coef, outcome.moving, self.ent_coef if outcome.moving else 0.0)
             for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
                 losses[name] += values
@@ -70,7 +73,7 @@ class PPO(Agent[PPOConfig]):
                 self._adapt(samples, (epoch + 1) / self.config.n_epochs)
             callback.on_epoch_end(self, epoch)
         fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
-        if redefines(self.region, "project"):
+        if first is not None and redefines(self.region, "project"):
             settled = self._settle(samples, first, outcome)
             outcome, fitted = settled, fitted and settled is outcome
         if self.networks.share_encoder and not fitted:  # the encoder went back after the critic's last pass
@@ -118,11 +121,11 @@ class PPO(Agent[PPOConfig]):
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _stay_inside(self, samples: UpdateBatch, start: ActorState) -> _Outcome:
+    def _stay_inside(self, samples: UpdateBatch, start: ActorState | None) -> _Outcome:
         """Check the policy on the whole batch after an epoch that began at ``start``; stop or backtrack if outside."""
         if self.region.on_exit is None or self._inside(samples):
             return _Outcome()
-        if self.region.on_exit == "stop":
+        if self.region.on_exit == "stop" or start is None:
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         scale = self._go_back(start, lambda: self._inside(samples), shrinking_factor=0.5, max_iter=10)
         # Adam's moments belong to steps that were taken back; the next update must not go on with them.

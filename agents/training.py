@@ -16,6 +16,7 @@ from klrl.agents.turns import Turn
 from klrl.agents.update_batch import overflow
 from klrl.experience import Batch
 from klrl.experience.batch import warn_of_absent
+from klrl.experience.collector import Act, OnArrays
 from klrl.experience.rollout import NonFinite
 from klrl.interrupts import held
 from klrl.run.callback import NEXT_KL, STEP, Callback, Metrics, info_metric
@@ -124,13 +125,22 @@ class TrainingRun:
         try:
             with agent.sampler.ahead(agent.config.n_steps):
                 act = self._world.watched(acting(agent))
-                return agent.training_envs.collect(act, agent.config.n_steps, agent.config.info_keys)
+                return self._collected(act)
         except NonFinite as error:
             seen = error.transition
             if "action" in seen and not np.isfinite(seen["action"]).all():
                 policy = agent.distribution(torch.from_numpy(seen["observation"]))
                 error.args = (": ".join(filter(None, [str(error), overflow(policy, agent.ent_coef)])),)
             raise
+
+    def _collected(self, act: Act | OnArrays) -> Batch:
+        agent = self._agent
+        settings = agent.config.n_steps, agent.config.info_keys
+        if (acted := agent.begin_to_act()) is None:
+            return agent.training_envs.collect(act, *settings)
+        batch = agent.training_envs.collect(act, *settings, acted.values)
+        acted.collected(batch)
+        return batch
 
     def _judge(self, batch: Batch) -> None:
         """Complete the row of the last update by what the rollout tells of it."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from klrl.policy.distributions import Distribution
 
 T = TypeVar("T", Tensor, Distribution[Any])
-ROWS = 256
+ROWS = 64
 """States in a piece: enough for the arithmetic to be all that costs."""
 
 

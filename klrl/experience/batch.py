@@ -64,6 +64,8 @@ class Batch:
     """
     before_tanh: Tensor | None = None
     """Numbers that squashed actions are the tanh of, ``[T, N, *A]``: near the border, actions no longer say which."""
+    values: Tensor | None = None
+    """The critic's values, in units of the scaled return, if acting has computed them beside the policy, ``[T, N]``."""
 
     def __repr__(self) -> str:
         """Size of the batch, and of what."""

@@ -16,6 +16,8 @@ from klrl.experience.infos import Elsewhere, Infos
 Tensors = dict[str, Tensor]
 _ACROSS = ("observations", "actions", "rewards", "terminated", "truncated", "valid")
 """Fields ``[T, N, ...]``."""
+_OPTIONAL = ("values", "before_tanh")
+"""The same of some batches only."""
 _EPISODES = "episodes"
 
 
@@ -30,8 +32,7 @@ def dismantled(batch: Batch, begin: int) -> Tensors:
     ends = [[int(np.searchsorted(steps, e.total_timesteps - begin)), *_words(e)] for e in batch.episodes]
     tensors = {name: getattr(batch, name) for name in (*_ACROSS, "next_observations", "final_observations")}
     tensors |= {f"behaviour.{i}": x for i, x in enumerate(batch.behaviour.parameters)}
-    if batch.before_tanh is not None:
-        tensors["before_tanh"] = batch.before_tanh
+    tensors |= {name: x for name in _OPTIONAL if (x := getattr(batch, name)) is not None}
     return {name: torch.as_tensor(x) for name, x in tensors.items()} | {_EPISODES: as_tensor(ends)}
 
 
@@ -48,7 +49,7 @@ def joined(own: Batch, at: int, parts: Sequence[Tensors], begin: int) -> Batch:
     def across(name: str) -> Tensor:
         return torch.cat([part[name] for part in parts], 1)
 
-    whole: dict[str, Any] = {name: across(name) for name in _ACROSS}
+    whole: dict[str, Any] = {name: across(name) for name in (*_ACROSS, *_OPTIONAL) if name in parts[0]}
     behaviour = own.behaviour.with_parameters(*(across(f"behaviour.{i}") for i in range(len(own.behaviour.parameters))))
     steps = begin + whole["valid"].sum(1).cumsum(0)
     n = whole["rewards"].shape[1]
@@ -57,7 +58,6 @@ def joined(own: Batch, at: int, parts: Sequence[Tensors], begin: int) -> Batch:
         behaviour=behaviour,
         next_observations=torch.cat([part["next_observations"] for part in parts]),
         final_observations=_finals(parts),
-        before_tanh=across("before_tanh") if "before_tanh" in parts[0] else None,
         episodes=tuple(_episodes(parts, steps.tolist())),
         infos=tuple(_all(infos, at, n) for infos in own.infos),
     )

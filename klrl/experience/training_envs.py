@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from klrl.experience.batch import Batch
 from klrl.experience.collector import Act, Collector, OnArrays, ReplayMismatch
@@ -113,10 +115,24 @@ class TrainingEnvs:
         warn_user(text)
         return None
 
-    def collect(self, act: Act | OnArrays, n_steps: int, info_keys: Sequence[str]) -> Batch:
-        """Collect the next rollout."""
+    def collect(
+        self,
+        act: Act | OnArrays,
+        n_steps: int,
+        info_keys: Sequence[str],
+        values: Callable[[Batch], Tensor | None] = lambda batch: None,
+    ) -> Batch:
+        """Collect the next rollout.
+
+        Args:
+            act: as for :meth:`Collector.collect`.
+            n_steps: T.
+            info_keys: as for :meth:`Collector.collect`.
+            values: given this process's batch, returns the values ``[T, N]`` that acting computed, if it did.
+        """
         assert self.collector is not None
         batch = self.collector.collect(act, n_steps, info_keys)
+        batch = batch if (found := values(batch)) is None else replace(batch, values=found)
         if self.split is not None:
             batch = self.split.joined(batch, self.collector)
         self._leave()

@@ -71,7 +71,7 @@ def drift_report(
     return report
 
 
-_PROBES = 256
+PROBES = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +83,15 @@ class Probe:
     first: Distribution
 
     @classmethod
-    def choose(cls, observations: Tensor, policy: Distribution) -> Probe:
-        """Choose up to 256 of these states."""
-        rows = probe_rows(len(observations))
+    def choose(cls, observations: Tensor, policy: Distribution, most: int = PROBES) -> Probe:
+        """Choose up to so many of these states, evenly over them."""
+        rows = rows_evenly(len(observations), most)
         return cls(observations[rows], policy[rows])
 
 
 def probe_rows(n: int) -> Tensor:
     """Return the rows of up to 256 of n states, evenly over the batch."""
-    return rows_evenly(n, _PROBES)
+    return rows_evenly(n, PROBES)
 
 
 def rows_evenly(n: int, most: int) -> Tensor:

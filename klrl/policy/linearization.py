@@ -81,31 +81,30 @@ def _backward(graph: Sequence[Tensor], u: Any, parameters: Sequence[Tensor], **o
     """Return J' u by autograd, a tensor for every parameter; 0 for those that are frozen."""
     free = [p for p in parameters if p.requires_grad]
     moving = [(y, g) for y, g in zip(graph, u, strict=True) if y.requires_grad]  # a constant has no graph
-    found: Any = [torch.zeros_like(p) for p in free]
+    found: Any = []
     if moving:
         outputs, cotangents = zip(*moving, strict=True)
         found = torch.autograd.grad(
             outputs, free, cotangents, retain_graph=True, materialize_grads=True, allow_unused=True, **options
         )
-    parts = dict(zip(map(id, free), found, strict=True))
-    return [parts.get(id(p), torch.zeros_like(p)) for p in parameters]
+    parts = dict(zip(map(id, free), found, strict=bool(moving)))
+    return [parts[id(p)] if id(p) in parts else torch.zeros_like(p) for p in parameters]
 
 
 class Joint:
     """Two networks in one pass by autograd, of which the second reads what the first one's encoder says.
 
+    It knows its two linearizations by their networks alone: in a circle of references the graph would stay in memory.
+
     Args:
         owner: the network that the encoder belongs to.
         reader: the other one, whose parameters are its own.
         x: inputs ``[n, ...]`` of both.
-        graphs: their outputs with the graph, of the owner and of the reader.
     """
 
-    def __init__(self, owner: nn.Module, reader: nn.Module, x: Array, graphs: tuple[Any, Tensor]) -> None:
+    def __init__(self, owner: nn.Module, reader: nn.Module, x: Array) -> None:
         self._owner, self._x = owner, x
         self._parameters = {network: list(network.parameters()) for network in (owner, reader)}
-        self.of_owner: InJoint[Any] = InJoint(self, owner, x, graphs[0])
-        self.of_reader: InJoint[Array] = InJoint(self, reader, x, graphs[1])
 
     def pull_back(self, cotangents: Mapping[InJoint[Any], Arrays]) -> dict[nn.Module, Array]:
         """Return the gradients by both networks' parameters, ``[P]``, in one pass backwards.

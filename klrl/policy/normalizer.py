@@ -82,8 +82,8 @@ class Normalizer:
     def __call__(self, x: Array) -> Array:
         """Normalise ``x [*B, *shape]``."""
         if isinstance(self.fixed_scale, float):
-            x = x if self.fixed_scale == 1.0 else _in_float32(x) * self.fixed_scale
-        elif self.moments.count > 0 or self.fixed_scale is not None:
+            return _scaled(x, self.fixed_scale)
+        if self.moments.count > 0 or self.fixed_scale is not None:
             mean, scale, limit = self._arrays if is_numpy(x) else self._tensors
             x = ((x - mean) * scale).clip(-limit, limit)
         return _in_float32(x)
@@ -121,6 +121,17 @@ class Normalizer:
 
 def _in_float32(x: Array) -> Array:
     return x.astype(np.float32, copy=False) if is_numpy(x) else x.to(torch.float32)
+
+
+def _scaled(x: Array, scale: float) -> Array:
+    """Return numbers times a scale in float32; pixels are copied once."""
+    found = _in_float32(x)
+    if scale == 1.0:
+        return found
+    if found is x:
+        return x * scale
+    found *= scale
+    return found
 
 
 @dataclass(frozen=True, eq=False)

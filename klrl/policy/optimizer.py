@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from klrl.policy.arrays import tensor
 from klrl.policy.paths import optimizes_in_numpy
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-5
+_PIECE = 2**15
+"""Numbers of an array that are moved at once: they and what is computed of them stay in a core's cache."""
 
 
 class Adam:
@@ -51,7 +54,7 @@ class Adam:
             raise FloatingPointError(f"gradient of norm {norm}; allowed: finite numbers")
         excess = (norm / self.max_grad_norm).clip(1.0)
         for network, g, rate in moving:
-            network.step(g / excess, rate)
+            network.step(g, excess, rate)
 
     def moments(self, i: int) -> dict[str, Tensor]:
         """Copy one network's moments and step count."""
@@ -90,23 +93,28 @@ class AdamState:
         """Return the same memory as what the optimiser computes with."""
         return x.numpy() if isinstance(x, Tensor) and optimizes_in_numpy(x) else x
 
-    def step(self, g: Any, rate: float) -> None:
-        """Move along the gradient ``g``, which is overwritten: memory costs more than arithmetic here."""
+    def step(self, gradient: Any, excess: Any, rate: float) -> None:
+        """Move along ``gradient / excess``, piece by piece: memory costs more than arithmetic here."""
         self.steps += 1
-        towards = g - self.mean
-        towards *= 1.0 - BETA1
-        self.mean += towards
-        g *= g
-        g -= self.square
-        g *= 1.0 - BETA2
-        self.square += g
         # The corrections of the moments' bias, m / (1 - beta1^t) and v / (1 - beta2^t), taken out of the arrays.
         correction = (1.0 - BETA2**self.steps) ** 0.5
-        root = self.square**0.5
-        root += EPS * correction
-        step = rate * correction / (1.0 - BETA1**self.steps) * self.mean
-        step /= root
-        self.theta -= step
+        factor = rate * correction / (1.0 - BETA1**self.steps)
+        size = _PIECE if isinstance(gradient, np.ndarray) else len(gradient)
+        for start in range(0, len(gradient), size):
+            piece = slice(start, start + size)
+            g, mean, square = gradient[piece] / excess, self.mean[piece], self.square[piece]
+            towards = g - mean
+            towards *= 1.0 - BETA1
+            mean += towards
+            g *= g
+            g -= square
+            g *= 1.0 - BETA2
+            square += g
+            root = square**0.5
+            root += EPS * correction
+            step = factor * mean
+            step /= root
+            self.theta[piece] -= step
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments (in their own memory) and the step count by the names that torch gives them."""

@@ -45,7 +45,7 @@ class Share:
         """Evaluate an array or a distribution at the share's rows ``x [n, ...]``, block by block.
 
         Args:
-            function: rows ``[block, ...]`` to an array or a distribution, row by row.
+            function: rows ``[block, ...]`` to an array, a distribution or a tuple of them, row by row.
             x: the share's rows; others of their blocks are filled with the first one.
         """
         size = min(BLOCK, self.total)
@@ -56,10 +56,18 @@ class Share:
         filled = x[index] if is_numpy(x) else x[torch.from_numpy(index)]
         parts = [function(filled[i * size : (i + 1) * size]) for i in range(blocks)]
         mine = slice(self.begin - first, self.end - first)
-        if not isinstance(parts[0], Distribution):
-            return joined(parts)[mine]
-        columns = zip(*(part.parameters for part in parts), strict=True)
-        return parts[0].with_parameters(*(joined(column)[mine] for column in columns))
+        return _joined_records(parts, mine)
+
+
+def _joined_records(parts: Sequence[Any], rows: slice) -> Any:
+    """Return these rows of all parts: arrays, distributions or tuples of them."""
+    first = parts[0]
+    if isinstance(first, tuple):
+        return tuple(_joined_records(column, rows) for column in zip(*parts, strict=True))
+    if not isinstance(first, Distribution):
+        return joined(parts)[rows]
+    columns = zip(*(part.parameters for part in parts), strict=True)
+    return first.with_parameters(*(joined(column)[rows] for column in columns))
 
 
 def joined(parts: Sequence[Array]) -> Array:

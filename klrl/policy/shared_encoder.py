@@ -19,7 +19,7 @@ from klrl.policy.actor import Actor
 from klrl.policy.arrays import Array, like, tensor
 from klrl.policy.distributions import Distribution
 from klrl.policy.encoder import Encoder
-from klrl.policy.linearization import Joint, Linearization
+from klrl.policy.linearization import InJoint, Joint, Linearization
 from klrl.policy.mlp import MLP, mlp
 from klrl.policy.networks import Critic, OnTrunk, evaluate, features, linearize
 from klrl.policy.observations import Encoding
@@ -96,7 +96,7 @@ class SharedCritic(Critic):
         """
         joint = vars(self).get("_together")
         if joint is not None and joint[0] is observation:
-            return joint[1].of_reader
+            return joint[1]
         return self.linearize_head(self.inputs(observation))
 
     def linearize_head(self, encoded: Array) -> Linearization[Array]:
@@ -120,10 +120,10 @@ def together(actor: Actor, critic: Critic, observation: Array) -> Iterator[Linea
         encoded = trunk.encode(x)
         policy = actor.policy(trunk.decode(encoded), actor.allowed(tensor(observation)))
         values = critic.trunk.eval()(encoded).squeeze(-1)
-    joint = Joint(actor, critic, observation, (policy, values))
-    vars(critic)["_together"] = observation, joint
+    joint = Joint(actor, critic, observation)
+    vars(critic)["_together"] = observation, InJoint[Array](joint, critic, observation, values)
     try:
-        yield joint.of_owner
+        yield InJoint[Any](joint, actor, observation, policy)
     finally:
         del vars(critic)["_together"]
 

@@ -120,5 +120,8 @@ class ImageTrunk(nn.Module, Encoder):
     def _features(self, x: Tensor) -> Tensor:
         features = [x[:, others] for others in self.others]
         for (columns, layout), convolutions in zip(self.images, self.convolutions, strict=True):
-            features.append(convolutions(layout(x[:, columns])).flatten(1))
+            images = layout(x[:, columns])
+            if torch.is_grad_enabled() and images.is_cpu:  # backward, a CPU is faster with channels last in memory
+                images = images.contiguous(memory_format=torch.channels_last)
+            features.append(convolutions(images).flatten(1))
         return torch.cat(features, -1)

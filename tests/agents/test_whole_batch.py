@@ -77,7 +77,7 @@ def test_the_encoder_is_asked_once_before_the_update_and_once_after_it(region):
     metrics = agent.update(batch)
     assert metrics["train/stop_reason"] == "all epochs done"
     after_the_batch = 2 + len(batch.final_observations)
-    assert sum(rows) == N + after_the_batch + N + 256  # and the probe of drift/kl_initial
+    assert sum(rows) == N + after_the_batch + N + 64  # and the probe of drift/kl_initial
 
 
 def test_minibatches_of_images_are_the_shuffled_samples_scaled():
