@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +99,8 @@ class AdamState:
         # The corrections of the moments' bias, m / (1 - beta1^t) and v / (1 - beta2^t), taken out of the arrays.
         correction = (1.0 - BETA2**self.steps) ** 0.5
         factor = rate * correction / (1.0 - BETA1**self.steps)
-        size = _PIECE if isinstance(gradient, np.ndarray) else len(gradient)
-        for start in range(0, len(gradient), size):
-            piece = slice(start, start + size)
-            g, mean, square = gradient[piece] / excess, self.mean[piece], self.square[piece]
+        for piece, mean, square, theta in self._pieces(gradient):
+            g = piece / excess
             towards = g - mean
             towards *= 1.0 - BETA1
             mean += towards
@@ -114,7 +112,17 @@ class AdamState:
             root += EPS * correction
             step = factor * mean
             step /= root
-            self.theta[piece] -= step
+            theta -= step
+
+    def _pieces(self, gradient: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Yield a gradient, the moments and the parameters, arrays piece by piece, tensors in one."""
+        whole = gradient, self.mean, self.square, self.theta
+        if not isinstance(gradient, np.ndarray):
+            yield whole
+            return
+        for start in range(0, len(gradient), _PIECE):
+            g, mean, square, theta = (x[start : start + _PIECE] for x in whole)
+            yield g, mean, square, theta
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments (in their own memory) and the step count by the names that torch gives them."""
