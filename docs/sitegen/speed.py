@@ -9,6 +9,7 @@ from klrl.scripts.benchmarks.accuracy_measurements import SHARE
 from klrl.scripts.benchmarks.measure import LIBRARIES
 from klrl.scripts.benchmarks.ranks import speedups
 from klrl.scripts.benchmarks.scaling_report import table as of_points
+from klrl.scripts.benchmarks.seeds import table as of_seeds
 from klrl.scripts.benchmarks.speed_report import profile_table
 from sitegen.markdown import command, listed, table
 from sitegen.results import Row, groups, read
@@ -152,6 +153,12 @@ def profile() -> str:
     return "\n\n".join([profile_table(rows), "What is not equal work:", "\n".join(notes)])
 
 
+def seeds() -> str:
+    """How long many seeds take."""
+    records = [read(f"{name}.json") for name in ("seeds", "seeds-processes")]
+    return "\n\n".join(part for record in records for part in (command(record["command"]), of_seeds(record["rows"])))
+
+
 def scaling() -> str:
     """Cost per step along the axes."""
     record = read("scaling.json")
@@ -198,6 +205,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "atari": of_games,
     "speed-images": of_images,
     "speed-profile": profile,
+    "seeds": seeds,
     "scaling": scaling,
     "ranks": ranks,
 }
