@@ -103,7 +103,7 @@ def pool(path, monkeypatch):
 
 
 def long(path, monkeypatch):
-    monkeypatch.setattr("klrl.experience.collector.MOST", 64)
+    monkeypatch.setattr("klrl.experience.tape.MOST", 64)
     small_agent(PPO, partial(Counting, length=1000)).learn(64)
 
 

@@ -17,7 +17,7 @@ from klrl.experience.environments import diverged, is_seeded, spawn_env_seeds
 from klrl.experience.infos import Infos, numbers
 from klrl.experience.rollout import NonFinite, Rollout, not_finite
 from klrl.experience.steps import BadStep
-from klrl.experience.tape import MOST, Tape, warn_of_length
+from klrl.experience.tape import Tape
 from klrl.experience.told import Told
 from klrl.experience.vector import Vector, as_numpy
 from klrl.policy.arrays import Array
@@ -81,7 +81,6 @@ class Collector:
         self._env_seeds, self._episodes, self._lengths = cursor.env_seeds, cursor.episodes.copy(), cursor.lengths.copy()
         self._returns = cursor.returns.copy()
         self._tape = Tape(np.concatenate(cursor.actions) if cursor.actions else None)
-        self._told = False
         self._resetting = self._nowhere = np.zeros(envs.num_envs, dtype=bool)
         self._seeded = is_seeded(envs)
         self.restarts = 0
@@ -229,16 +228,8 @@ class Collector:
 
     def _remember(self, executed: list[np.ndarray]) -> None:
         """Keep the actions of the current episodes, if they can be used to play them again."""
-        if not self._seeded:
-            return
-        actions, longest = np.array(executed), int(self._lengths.max())
-        if longest * actions[0].nbytes <= MOST:
-            self._tape.add(actions, longest)
-            return
-        self._tape = Tape()
-        if not self._told:
-            self._told = True
-            warn_of_length(self._lengths)
+        if self._seeded:
+            self._tape.follow(np.array(executed), self._lengths)
 
     def _ended(self, ended: np.ndarray, infos: Infos, info_keys: Sequence[str]) -> list[Episode]:
         """Return the episodes that ended in the step just counted, and begin to count the next ones."""

@@ -14,7 +14,7 @@ from klrl.experience.collector import Collector
 from klrl.experience.cursors import EnvCursor
 from klrl.experience.environments import is_seeded
 from klrl.experience.parts import Tensors, dismantled, joined
-from klrl.experience.tape import MOST, Tape, warn_of_length
+from klrl.experience.tape import Tape
 
 _COUNTERS = ("episodes", "lengths", "returns")
 
@@ -48,7 +48,7 @@ class Split:
         self.restarts = 0
         """Number of times a worker process was restarted, over all environments."""
         self._seeds = np.zeros(0, dtype=np.int64)
-        self._tape, self._told = Tape(), False
+        self._tape = Tape()
         self.cursor: EnvCursor | None = None
         """Cursor of all environments after the last batch; ``None`` if their episodes cannot be played again."""
 
@@ -59,7 +59,7 @@ class Split:
             cursor: the cursor.
             envs: this process's environments.
         """
-        self._seeds, self._told = cursor.env_seeds, False
+        self._seeds = cursor.env_seeds
         self._tape = Tape(np.concatenate(cursor.actions) if cursor.actions else None)
         self.cursor = cursor if is_seeded(envs) else None
         return cursor.rows(self._rows)
@@ -92,13 +92,6 @@ class Split:
         """Move the cursor to the end of a batch."""
         numbers = {name: np.concatenate([part[f"cursor.{name}"].numpy() for part in parts]) for name in _COUNTERS}
         executed = np.concatenate([part["cursor.executed"].numpy() for part in parts], 1)
-        longest = int(numbers["lengths"].max())
-        if longest * executed[0].nbytes <= MOST:
-            self._tape.add(executed, longest)
-        else:
-            self._tape = Tape()
-            if not self._told:
-                self._told = True
-                warn_of_length(numbers["lengths"])
+        self._tape.follow(executed, numbers["lengths"])
         actions = (self._tape.actions,) if len(self._tape.actions) else ()
         self.cursor = EnvCursor(env_seeds=self._seeds, **numbers, actions=actions, observation=whole.next_observations)

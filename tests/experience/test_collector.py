@@ -359,7 +359,7 @@ def test_multi_discrete_masks_in_info_may_be_a_tuple_of_one_per_component():
 
 def few_actions(monkeypatch, steps):
     """Let those of so many steps of two environments be the most that are kept."""
-    monkeypatch.setattr("klrl.experience.collector.MOST", steps * 2 * np.dtype(np.int64).itemsize)
+    monkeypatch.setattr("klrl.experience.tape.MOST", steps * 2 * np.dtype(np.int64).itemsize)
 
 
 def test_actions_of_very_long_episodes_are_given_up_and_a_resumption_begins_new_ones(tmp_path, monkeypatch):
