@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from klrl.kl.families.bregman import phi
-from klrl.kl.reliability import Doubt, pareto_k, skewness, student, tail_size
+from klrl.kl.reliability import Doubt, pareto_k, skewness, student, tail
 from klrl.policy.arrays import Array, tensor
 
 SampleEstimator = Literal["k1", "k2", "k3"]
@@ -158,7 +158,7 @@ def tail_index(x: Tensor) -> float:
     if x.min() == x.max():
         return -math.inf
     distances = (x - x.mean()).abs()
-    k = pareto_k(distances.topk(min(tail_size(len(x)) + 1, len(x))).values).item()
+    k = pareto_k(tail(distances, len(x))).item()
     return -math.inf if math.isnan(k) else k
 
 

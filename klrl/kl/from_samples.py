@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from klrl.kl.estimators import Estimate
-from klrl.kl.reliability import Doubt, DoubtfulEstimateWarning, pareto_k, skewness, tail_size
+from klrl.kl.reliability import Doubt, DoubtfulEstimateWarning, pareto_k, skewness, tail
 from klrl.policy.arrays import Array, tensor
 from klrl.text import warn_user
 
@@ -188,7 +188,7 @@ def _log_mean_exp(x: Tensor) -> Tensor:
 
 def _khat(x: Tensor) -> float:
     """Return the index of the upper tail; 0 without one."""
-    k = pareto_k(x.topk(min(tail_size(len(x)) + 1, len(x))).values).item()
+    k = pareto_k(tail(x, len(x))).item()
     return 0.0 if math.isnan(k) else k
 
 

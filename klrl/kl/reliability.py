@@ -80,6 +80,11 @@ def tail_size(n: int) -> int:
     return math.ceil(min(0.2 * n, 3.0 * n**0.5))
 
 
+def tail(x: Tensor, n: int) -> Tensor:
+    """Return what :func:`pareto_k` wants of samples ``[m, *B]``: the largest, as many as are the tail of n, and one."""
+    return x.topk(min(tail_size(n) + 1, len(x)), 0).values
+
+
 def pareto_k(largest: Tensor) -> Tensor:
     r"""Estimate the shape k of a tail, ``[*B]``: moments of order 1 / k and more do not exist. NaN without a tail.
 

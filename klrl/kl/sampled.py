@@ -13,7 +13,7 @@ from torch import Tensor
 from klrl.kl.families import AnyDistribution
 from klrl.kl.families.bregman import jensen_shannon_of
 from klrl.kl.families.roots import root
-from klrl.kl.reliability import Doubt, pareto_k, student, tail_size
+from klrl.kl.reliability import Doubt, pareto_k, student, tail
 from klrl.kl.samplers import Sampler, sampler, samplers
 from klrl.shown import array
 
@@ -150,7 +150,7 @@ def moments(of: Sampler, function: Callable[[Tensor], Tensor], n: int, generator
     size = max(1, CHUNK // max(1, math.prod(of.batch_shape) * of.width))
     center: Tensor | None = None
     total = squares = cubes = torch.zeros(())
-    largest: Tensor | None = None
+    far: Tensor | None = None
     with torch.no_grad():
         for start in range(0, n, size):
             values = function(of.sample(min(size, n - start), generator))
@@ -163,16 +163,16 @@ def moments(of: Sampler, function: Callable[[Tensor], Tensor], n: int, generator
                 squares + values.square().sum(0),
                 cubes + values.pow(3).sum(0),
             )
-            distances = values.abs() if largest is None else torch.cat([largest, values.abs()])
-            largest = distances.topk(min(tail_size(n) + 1, len(distances)), 0).values
+            distances = values.abs() if far is None else torch.cat([far, values.abs()])
+            far = tail(distances, n)
         mean = total / n
         variance = (squares / n - mean.square()).clamp_min(0.0)
         third = cubes / n - 3.0 * mean * squares / n + 2.0 * mean.pow(3)
         skewness = torch.where(variance > 0.0, third / variance.clamp_min(1e-300).pow(1.5), 0.0)
         value = mean if center is None else center + mean
-        assert largest is not None
+        assert far is not None
     variance = torch.where(value.isinf(), math.inf, variance / (n - 1))
-    return Moments(value, variance, skewness, pareto_k(largest))
+    return Moments(value, variance, skewness, pareto_k(far))
 
 
 def _estimate(value: Tensor, stderr: Tensor, n: int, dtype: torch.dtype, khat: Tensor) -> StateEstimate:
