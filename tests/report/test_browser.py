@@ -17,27 +17,15 @@ VISIBLE = "figure:not([hidden]) .plot"
 
 
 @pytest.fixture
-def opened(chromium, tmp_path):
+def opened(watched, tmp_path):
     """Opens a report of these paths; complaints on the console and requests end the test."""
-    said, asked, contexts = [], [], []
+    with watched(tmp_path / "report.html") as open_file:
 
-    def open_report(*paths, **context):
-        write(paths, tmp_path / "report.html")
-        contexts.append(chromium.new_context(**{"viewport": {"width": 1300, "height": 900}} | context))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(120_000.0)  # against a hang, on a machine that does other things, too
-        page.on("console", lambda message: said.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((tmp_path / "report.html").as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached")
-        return page
+        def open_report(*paths, **context):
+            write(paths, tmp_path / "report.html")
+            return open_file(**{"viewport": {"width": 1300, "height": 900}} | context)
 
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert asked == [(tmp_path / "report.html").as_uri()] * len(contexts)
+        yield open_report
 
 
 def plot(page, section, chart, env=0):

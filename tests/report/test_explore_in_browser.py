@@ -26,26 +26,10 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opened(chromium, path):
+def opened(watched, path):
     """Opens the page; complaints on the console, and requests, end the tests."""
-    said, asked, contexts = [], [], []
-
-    def open_page(**context):
-        contexts.append(chromium.new_context(**{"viewport": {"width": 1280, "height": 900}} | context))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(300_000.0)  # against a hang, on a machine that does other things, too
-        page.on("console", lambda message: said.append(message.text) if message.type != "log" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", state="attached")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert asked == [path.as_uri()] * len(contexts)
+    with watched(path) as open_file:
+        yield lambda **context: open_file(**{"viewport": {"width": 1280, "height": 900}} | context)
 
 
 @pytest.fixture(scope="module")
