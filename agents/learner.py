@@ -22,7 +22,7 @@ from klrl.agents.drift import step_zero, update_report
 from klrl.agents.predecessor import Predecessor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import UpdateBatch, overflow
-from klrl.agents.whole_batch import ROWS, in_pieces, joined
+from klrl.agents.whole_batch import in_pieces
 from klrl.experience import Batch, gae
 from klrl.kl.drift import PROBES, Drift, Probe, mean_kl, rows_evenly
 from klrl.policy.actor import Actor
@@ -381,12 +381,8 @@ class Learner(abc.ABC, Generic[C]):
 
     def _policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
         """Return the policy ``[T * N]`` and values ``[T, N]`` at all steps of a batch, in one pass over its images."""
-        found = [
-            evaluate_both(self.actor, self.critic, self.normalized(x))
-            for x in batch.observations.flatten(0, 1).split(ROWS)
-        ]
-        policies, values = zip(*found, strict=True)
-        return joined(policies), torch.cat(values).reshape(batch.valid.shape)
+        policy, values = in_pieces(self._both, batch.observations.flatten(0, 1))
+        return policy, values.reshape(batch.valid.shape)
 
     def _acted_policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
         """Return the same where acting has computed the policy, and the values of a critic that reads its encoder."""
@@ -398,8 +394,7 @@ class Learner(abc.ABC, Generic[C]):
 
     def inputs(self, observations: Array) -> Array:
         """Return what networks are given for the observations of an update's samples: images are scaled only here."""
-        pixels = observations.itemsize == 1 and 0 not in observations.shape  # empty where only the critic's head learns
-        return self.normalizer(observations) if pixels else observations
+        return self.normalizer(observations) if observations.itemsize == 1 else observations
 
     def _policy_at(self, observations: Tensor) -> Distribution:
         """Return the policy at the observations of samples, ``[n, *O]``; images are taken in pieces."""
@@ -477,7 +472,7 @@ class Learner(abc.ABC, Generic[C]):
         for rows in parts:
             minibatch = samples[rows].numpy() if arrays else samples[rows]
             x = minibatch.observations  # of no columns for a critic that is given what an encoder says
-            yield replace(minibatch, observations=self.inputs(x)) if x.shape[-1] else minibatch
+            yield minibatch if 0 in x.shape else replace(minibatch, observations=self.inputs(x))
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.distributions import DiagGaussian, Distribution
+from klrl.policy.distributions import DiagGaussian, Distribution, concatenate_records
 from klrl.policy.observations import Encoding
 from klrl.policy.units import Units
 from klrl.text import one_line
@@ -58,8 +58,7 @@ class AuditedPolicy:
         which one and the same map stretches to the box for every policy.
         """
         parts = [self.policy(rows).map(_wide) for rows in observations.split(_ROWS)]
-        columns = zip(*(part.parameters for part in parts), strict=True)
-        whole = parts[0].with_parameters(*map(torch.cat, columns))
+        whole = concatenate_records(parts)
         if self.units is None or self.units.are_environments or not isinstance(whole, DiagGaussian):
             return whole
         center, half_range = (torch.from_numpy(x) for x in (self.units.center, self.units.half_range))

@@ -22,6 +22,7 @@ from klrl.policy.distributions import (
     MultiCategorical,
     NoClosedForm,
     as_record,
+    concatenate_records,
 )
 
 ALLOWED = (
@@ -125,9 +126,7 @@ def join(readings: Sequence[Reading]) -> Reading:
     if len(readings) == 1:
         return readings[0]
     first = readings[0]
-    columns = zip(*(reading.record.parameters for reading in readings), strict=True)
-    record = first.record.with_parameters(*(torch.cat(column) for column in columns))
-    return Reading(record, first.maps, first.one_hot)
+    return Reading(concatenate_records([reading.record for reading in readings]), first.maps, first.one_hot)
 
 
 def _held(x: Tensor) -> Tensor:

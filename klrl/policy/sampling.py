@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from klrl.policy.arrays import Array
+from klrl.policy.arrays import Array, concatenate
 from klrl.policy.distributions import Distribution, OfNoise
-from klrl.policy.share import Share, joined
+from klrl.policy.share import Share
 
 _MOST = 2**20
 """Most random numbers that are drawn ahead."""
@@ -55,7 +55,7 @@ class Sampler:
             return policy.from_noise(whole.draw_noise(self._generator)[share.rows])
         seeds = torch.randint(2**62, (share.total,), generator=self._generator, device="cpu")[share.rows].tolist()
         each = (policy[i : i + 1].sample(torch.Generator().manual_seed(seed)) for i, seed in enumerate(seeds))
-        return joined([*each])
+        return concatenate([*each])
 
     def _draw(self, policy: OfNoise) -> Iterator[Array]:
         """Yield the noise of one step after the other."""

@@ -6,7 +6,7 @@ whole: a row is at the same place of a block of the same shape whichever process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from klrl.policy.arrays import Array, is_numpy
-from klrl.policy.distributions import Distribution
+from klrl.policy.pieces import joined
 
 BLOCK = 8
 """Rows of a block: at most the number of environments by default, so that these act in one call as without a share."""
@@ -55,23 +55,5 @@ class Share:
         index[self.begin - first : self.end - first] = np.arange(len(self))
         filled = x[index] if is_numpy(x) else x[torch.from_numpy(index)]
         parts = [function(filled[i * size : (i + 1) * size]) for i in range(blocks)]
-        mine = slice(self.begin - first, self.end - first)
-        return _joined_records(parts, mine)
-
-
-def _joined_records(parts: Sequence[Any], rows: slice) -> Any:
-    """Return these rows of all parts: arrays, distributions or tuples of them."""
-    first = parts[0]
-    if isinstance(first, tuple):
-        return tuple(_joined_records(column, rows) for column in zip(*parts, strict=True))
-    if not isinstance(first, Distribution):
-        return joined(parts)[rows]
-    columns = zip(*(part.parameters for part in parts), strict=True)
-    return first.with_parameters(*(joined(column)[rows] for column in columns))
-
-
-def joined(parts: Sequence[Array]) -> Array:
-    """Return the rows of all parts, in order."""
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts) if is_numpy(parts[0]) else torch.cat(tuple(parts))
+        whole, mine = joined(parts), slice(self.begin - first, self.end - first)
+        return tuple(x[mine] for x in whole) if isinstance(whole, tuple) else whole[mine]

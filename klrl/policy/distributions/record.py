@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from klrl.policy.arrays import A, Array, is_numpy, like, stack, tensor
+from klrl.policy.arrays import A, Array, concatenate, is_numpy, like, stack, tensor
 from klrl.shown import array
 
 D = TypeVar("D", bound="Distribution[Any]")
@@ -191,6 +191,14 @@ def stack_records(records: Sequence[D]) -> D:
     """Stack records of one family along a new first dimension, as tensors."""
     columns = zip(*(record.parameters for record in records), strict=True)
     return records[0].with_parameters(*(stack(column) for column in columns))
+
+
+def concatenate_records(records: Sequence[D]) -> D:
+    """Put records of one family one after the other, along the first dimension."""
+    if len(records) == 1:
+        return records[0]
+    columns = zip(*(record.parameters for record in records), strict=True)
+    return records[0].with_parameters(*(concatenate(column) for column in columns))
 
 
 def check_floating(name: str, x: object, ndim: int = 1) -> None:
