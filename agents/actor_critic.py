@@ -67,7 +67,6 @@ class ActorCritic:
     def _pack(self) -> None:
         if isinstance(self.critic, SharedCritic):
             self.critic.read(self.actor)
-            self.critic.check()
         check_separate(actor=self.actor, critic=self.critic)  # the critic's fit would move the policy, unmeasured
         self._packed = {network: pack(network) for network in self}
         self.actor_parameters = self._packed[self.actor]

@@ -61,6 +61,11 @@ MOST_PROCESSES = 1024
 """Largest number of worker processes; the limit of open files may allow fewer, which their start checks."""
 
 
+def shares_encoder(setting: bool | None, encoding: Encoding, *, own: bool) -> bool:
+    """Tell whether a critic reads the policy's encoder, given the setting: by default of images, in klrl's networks."""
+    return bool(encoding.images) and not own if setting is None else setting
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AgentConfig(RegionSettings):
     """Settings shared by all agents, the region's first, under Stable-Baselines3's names where those exist."""
@@ -215,13 +220,11 @@ class AgentConfig(RegionSettings):
         Raises:
             ValueError: it is asked for, and there is nothing to share.
         """
-        if self.shared_encoder is None:
-            return bool(encoding.images) and self.network is None
         if self.shared_encoder and not encoding.images and not self.actor_hidden_sizes:
             raise ValueError(
                 "shared_encoder = True with actor_hidden_sizes = () and no images; allowed: with layers to share"
             )
-        return self.shared_encoder
+        return shares_encoder(self.shared_encoder, encoding, own=self.network is not None)
 
     def _check_sizes(self) -> None:
         samples = self.n_envs * self.n_steps

@@ -11,7 +11,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from klrl.agents.config import OLDER
+from klrl.agents.config import OLDER, shares_encoder
 from klrl.agents.own_networks import Network, given_again, saved_name
 from klrl.agents.saved_tensors import MOST, check_finite, check_tensor
 from klrl.policy.actors import make_actor
@@ -107,8 +107,7 @@ def check_backed(
     for network in networks if saved_name(config) is None else ():
         hidden = config[f"{network}_hidden_sizes"]
         n_outputs = gym.spaces.flatdim(action_space) if network == "actor" else 1
-        shared = known["shared_encoder"]
-        if network == "critic" and (bool(encoding.images) if shared is None else shared):
+        if network == "critic" and shares_encoder(known["shared_encoder"], encoding, own=False):
             width = None if encoding.images else config["actor_hidden_sizes"][-1]
             least = least_of_head(encoding, hidden, n_outputs, known["image_network"], width)
         else:

@@ -43,13 +43,19 @@ class SharedCritic(Critic):
     def __init__(self, actor: Actor, encoding: Encoding, hidden: Sequence[int], **style: Any) -> None:
         nn.Module.__init__(self)
         self.encoding = encoding
-        self.read(actor)
+        self._of = (actor,)  # in a tuple, no module of this one: its parameters are the policy's
         self.trunk = mlp([self._encoder.n_encoded, *hidden, 1], output_gain=1.0, **style)
         self._head = (self.trunk,)
 
     def read(self, actor: Actor) -> None:
-        """Read this policy's encoder from now on."""
-        self._of = (actor,)  # in a tuple, no module of this one: its parameters are the policy's
+        """Read this policy's encoder from now on.
+
+        Raises:
+            ValueError: the policy's trunk was replaced by one without.
+        """
+        self._of = (actor,)
+        if self.shares:
+            _ = self._encoder
 
     @property
     def shares(self) -> bool:
@@ -66,15 +72,6 @@ class SharedCritic(Critic):
                 "critic.trunk of your own, too, or shared_encoder = False"
             )
         return actor.trunk
-
-    def check(self) -> None:
-        """Check that there is an encoder to read.
-
-        Raises:
-            ValueError: the policy's trunk was replaced by one without.
-        """
-        if self.shares:
-            _ = self._encoder
 
     def forward(self, observation: Array) -> Array:
         """Return values in units of the scaled return."""
