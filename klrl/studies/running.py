@@ -22,7 +22,7 @@ _GLANCE = 1.0
 
 
 class Running:
-    """Makes those of some runs that are not done and that nobody else has claimed.
+    """Makes those of some runs that are not done and that nobody else has claimed, seed by seed, the longest first.
 
     Args:
         trials: the runs.
@@ -48,7 +48,7 @@ class Running:
         self._engine, self._retries, self._say = engine, retries, say
         self._watch, self._tell = watch, tell
         self._began = time.time()
-        self._left = sorted(trials, key=lambda trial: -trial.total_timesteps)
+        self._left = sorted(trials, key=lambda trial: (trial.seed, -trial.total_timesteps))
         self._claims = {trial.name: Claim(self._directories[trial.name]) for trial in trials}
         self._made: dict[str, Trial] = {}
         """Runs that the engine makes now."""

@@ -163,8 +163,9 @@ class Study:
     ) -> list[Row]:
         """Train every run that is not done, from its newest checkpoint; write the table and return its rows.
 
-        Other processes, on any machine that shares the disk, may do the same at the same time: each run is one's. Runs
-        that failed before this call are tried again.
+        The smallest seed of everything comes first, so that a study on its way is a whole one of fewer seeds. Other
+        processes, on any machine that shares the disk, may do the same at the same time: each run is one's. Runs that
+        failed before this call are tried again.
 
         Args:
             engine: processes of this machine ("processes"), tasks of Ray ("ray": what is free of this machine), or an

@@ -379,6 +379,15 @@ def test_parts_of_an_array_are_all_runs_and_none_twice(tmp_path):
     assert {run.status for run in study.runs} == {"done"}
 
 
+def test_runs_are_made_seed_by_seed_and_the_longest_first(tmp_path):
+    environments = {"CartPole-v1": 64, "Acrobot-v1": 128}
+    lines = []
+    study = Study.of(tmp_path / "out", environments=environments, variants={"a": {}}, base=TINY, seeds=[1, 0])
+    study.run(processes=1, say=lines.append)
+    made = [line.partition("  ")[2].partition(":")[0] for line in lines]
+    assert made == [f"{env} a seed {seed}" for seed in (0, 1) for env in ("Acrobot-v1", "CartPole-v1")]
+
+
 SLEEPER = """
 import sys
 import klrl.studies.claims as claims

@@ -1,0 +1,35 @@
+"""The designs of the evidence: each is a study, and tuning keeps to seeds of its own."""
+
+from pathlib import Path
+
+import pytest
+
+from klrl.studies.design_file import read
+from klrl.studies.trials import trials_of
+
+FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks" / "studies"
+FILES = sorted(FOLDER.glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_file_is_a_design_whose_settings_fit(file):
+    design = read(file)
+    assert len(trials_of(design)) == len(design.environments) * len(design.variants) * len(design.seeds)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_recipes_are_tuned_on_other_seeds_than_are_reported(file):
+    assert all((seed >= 100) == file.stem.startswith("recipe") for seed in read(file).seeds)
+
+
+def test_an_agent_has_the_preset_of_its_own():
+    trials = trials_of(read(FOLDER / "mujoco-v4-trpo.toml"))
+    assert {trial.config.batch_size for trial in trials} == {128}
+    assert {trial.env for trial in trials if trial.config.gamma == 0.9999} == {"Swimmer-v4"}
+
+
+def test_a_bound_is_the_only_difference_of_the_variants_at_ten_times_the_learning_rate():
+    configs = {t.variant: t.config.to_json() for t in trials_of(read(FOLDER / "kl-bound.toml"))}
+    for name, config in configs.items():
+        if name.endswith(", 10 x learning rate"):
+            assert config == configs[name.partition(",")[0]] | {"learning_rate": 3e-3}
