@@ -18,6 +18,7 @@ WHAT = {
     "critic": "critics that keep their values, or do not, when the scale of rewards changes",
     "finetune": "a saved policy adapted to a changed task: how much KL to it preserves of the old one",
     "ranks": "one training on one and more ranks under torchrun: steps/s, the bound, the cost of gathering",
+    "gather": "runs of a study that have ended, from one directory or several, in one small file",
     "scaling": "klrl's cost per step against environments, network width and batch: figures (extra plots)",
 }
 
