@@ -15,11 +15,26 @@ DOCS = Path(__file__).resolve().parents[1]
 if str(DOCS) not in sys.path:  # when run as a program
     sys.path.insert(0, str(DOCS))
 
-from sitegen import asked_peers, cli, diagrams, lists, recipes, results, sb3_defaults, sequences, speed  # noqa: E402
+from sitegen import (  # noqa: E402
+    asked_peers,
+    bounds,
+    cli,
+    diagrams,
+    evidence,
+    lists,
+    published,
+    recipes,
+    results,
+    sb3_defaults,
+    sequences,
+    speed,
+)
 
 BLOCKS: dict[str, Callable[[], str]] = {
     **results.BLOCKS,
     **asked_peers.BLOCKS,
+    **evidence.BLOCKS,
+    **published.BLOCKS,
     **speed.BLOCKS,
     **lists.BLOCKS,
     **recipes.BLOCKS,
@@ -27,7 +42,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     **sequences.BLOCKS,
 }
 WHILE_BUILDING: dict[str, Callable[[], str]] = {"cli": cli.reference}
-DRAWN = {**diagrams.DIAGRAMS, **asked_peers.DIAGRAMS}
+DRAWN = {**diagrams.DIAGRAMS, **asked_peers.DIAGRAMS, **bounds.DIAGRAMS}
 FILES: dict[str, Callable[[], str]] = {f"_static/{name}.svg": draw for name, draw in DRAWN.items()}
 BLOCK = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
