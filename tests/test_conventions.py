@@ -219,11 +219,11 @@ def test_no_file_imports_in_a_circle():
     assert not arrows
 
 
-def test_peers_are_imported_in_two_files_and_only_when_they_are_measured():
+def test_peers_are_imported_in_few_files_and_only_when_they_are_measured():
     importing = {path for path in SOURCES if PEERS & {name.split(".")[0] for name in imports(path)}}
     importing = {path for path in importing if room_of(path) != "klrl.integrations"}
-    assert importing == {ROOT / f"scripts/benchmarks/{name}.py" for name in ("asked_peers", "peers")}
-    program = "from klrl.scripts.benchmarks import asked_peers, peers; import sys"
+    assert importing == {ROOT / f"scripts/benchmarks/{name}.py" for name in ("asked_peers", "learning_peers", "peers")}
+    program = "from klrl.scripts.benchmarks import asked_peers, learning_peers, peers; import sys"
     program += "; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not (PEERS | {"envpool", "torch"}) & set(loaded)

@@ -69,8 +69,8 @@ def _panel(x: int, y: int, title: str, of_regions: dict[str, list[Row]], levels:
         i = names.index(region)
         colour, shift = COLOURS[i % len(COLOURS)], 9 * (i - (len(names) - 1) / 2)
         points = []
-        for level, of_level in sorted(_by_bound(runs).items()):
-            place = x + WIDTH * (levels[region].index(level) + 0.5) / 3 + shift
+        for at, of_level in sorted(_by_bound(runs).items()):
+            place = x + WIDTH * (levels[region].index(at) + 0.5) / 3 + shift
             last = returns(of_level, "last_tenth_return")
             last = last[np.isfinite(last)]
             if not len(last):

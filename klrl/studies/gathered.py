@@ -63,7 +63,7 @@ def read(source: Path) -> list[Row]:
     """
     if source.is_dir():
         ended = [read_outcome(run.directory) for run in recorded_runs(source) if run.status in (DONE, FAILED)]
-        return [_compact(row) for row in ended if row is not None]
+        return [compact(row) for row in ended if row is not None]
     try:
         record = json.loads(read_regular_file(source, LARGEST))
         rows = (
@@ -71,7 +71,7 @@ def read(source: Path) -> list[Row]:
             if "variants" in record
             else [{"versions": record["versions"]} | r for r in record["rows"]]
         )
-        return [_compact(row) for row in rows if row["status"] in (DONE, FAILED)]
+        return [compact(row) for row in rows if row["status"] in (DONE, FAILED)]
     except FileNotFoundError:
         allowed = f"the directory of a study ({RECORD}), its {JSON}, or a file that klrl benchmark gather wrote"
         raise FileNotFoundError(f"{source}: no such file; allowed: {allowed}") from None
@@ -120,8 +120,8 @@ def _settings(row: Row) -> Row:
     return {name: row[name] for name in SETTINGS}
 
 
-def _compact(row: Row) -> Row:
-    """Return a row without traceback, numbers to six digits, those of its curve to four (steps whole)."""
+def compact(row: Row) -> Row:
+    """Return a row as records keep it: without traceback, numbers to six digits, those of its curve to four."""
     named = {name: _rounded(value, 6) for name, value in row.items() if name not in (*_LEFT_OUT, "curve")}
     if "curve" in row:
         named["curve"] = [[int(steps), *(_rounded(x, 4) for x in others)] for steps, *others in row["curve"]]

@@ -86,6 +86,9 @@ class Learning:
     """Runs at a time, one torch thread each."""
     output: Path = Path("learning.json")
     """File for the measurements (JSON)."""
+    peers: bool = False
+    """Train other libraries' agents on MuJoCo's tasks instead (klrl benchmark learning --peers --help lists the
+    options)."""
 
 
 def train(task: Task, seed: int) -> dict[str, Any]:
@@ -202,6 +205,11 @@ def benchmark(
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark learning``."""
     words = sys.argv[1:] if argv is None else argv
+    if "--peers" in words:
+        from klrl.scripts.benchmarks import learning_peers
+
+        learning_peers.main(words)
+        return
     args = parse(Learning, words, "klrl benchmark learning")
     benchmark("learning", words, LEARNING, "env", args.envs, args.seeds, args.processes, args.output)
 
