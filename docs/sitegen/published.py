@@ -16,6 +16,7 @@ SAME_IN_EVERY_VERSION = ("HalfCheetah", "Swimmer")
 """MuJoCo tasks whose rewards and dynamics did not change with v5 (Gymnasium's version history)."""
 MANY = 3
 """Seeds from which on a published number is set beside those of many seeds."""
+_VERSIONS = ("v1", "v2", "v3", "v4", "v5")
 Record = dict[str, Any]
 
 
@@ -55,10 +56,15 @@ def best(env: str, algorithm: str, metric: str, steps: int | None) -> Record | N
 
 
 def short(record: Record, env: str) -> str:
-    """Show a record's number for a task, and whose it is."""
-    seeds = record.get("seeds")
-    said = "" if seeds is None else f", {seeds} seed{'s' * (seeds > 1)}"
-    return f"{number(record['returns'][of_env(env)[0]][0])} ({record['source'].partition(',')[0]}{said})"
+    """Show a record's number for a task, whose it is, of how many seeds, and in which version of the environment."""
+    seeds, version, mujoco = (record.get(name) for name in ("seeds", "version", "mujoco"))
+    said = [
+        record["source"].partition(",")[0],
+        f"{seeds} seed{'s' * (seeds > 1)}" if seeds else "",
+        f"{version}" * (version in _VERSIONS),
+        f"MuJoCo {mujoco}" if mujoco else "",
+    ]
+    return f"{number(record['returns'][of_env(env)[0]][0])} ({', '.join(filter(None, said))})"
 
 
 def number(value: float) -> str:
