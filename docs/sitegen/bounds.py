@@ -12,7 +12,7 @@ from sitegen.diagrams import INK, svg
 from sitegen.evidence import fast, returns, rows_of
 from sitegen.results import Row, groups
 
-WIDTH, HEIGHT, LEFT, TOP, GAP = 250, 190, 64, 84, 46
+WIDTH, HEIGHT, LEFT, TOP, GAP = 250, 190, 64, 84, 62
 COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#b3261e", "#0e7490", "#a16207", "#475569")
 SETTINGS = ("clip_range", "target_kl", "state_kl", "next_kl")
 """What bounds the step, of which every run has one."""
@@ -33,14 +33,14 @@ def drawing() -> str:
     parts += [
         part
         for i, region in enumerate(regions)
-        for part in _key(LEFT + 250 * (i % 3), 42 + 18 * (i // 3), region, levels[region], COLOURS[i % len(COLOURS)])
+        for part in _key(LEFT + 300 * (i % 3), 42 + 18 * (i // 3), region, levels[region], COLOURS[i % len(COLOURS)])
     ]
     for i, quick in enumerate((False, True)):
         for j, env in enumerate(envs):
             x, y = LEFT + j * (WIDTH + GAP), TOP + i * (HEIGHT + GAP + 18)
-            parts += _panel(
-                x, y, f"{env}{', 10 x learning rate' if quick else ''}", groups_of(rows, env, quick), levels
-            )
+            ends = _ends([row for row in rows if row["env"] == env])
+            title = f"{env}{', 10 x learning rate' if quick else ''}"
+            parts += _panel(x, y, title, ends, groups_of(rows, env, quick), levels)
     width = LEFT + len(envs) * (WIDTH + GAP)
     return svg(width, TOP + 2 * (HEIGHT + GAP + 18), parts, "Returns of all seeds over the bound on a step")
 
@@ -51,9 +51,22 @@ def groups_of(rows: Sequence[Row], env: str, quick: bool) -> dict[str, list[Row]
     return {region: runs for (region,), runs in groups(here, "region").items()}
 
 
-def _panel(x: int, y: int, title: str, of_regions: dict[str, list[Row]], levels: dict[str, list[float]]) -> list[str]:
-    every = [value for runs in of_regions.values() for value in returns(runs, "last_tenth_return") if value == value]
-    low, high = min([0.0, *every]), max([1.0, *every])
+def _ends(runs: Sequence[Row]) -> tuple[float, float]:
+    """Return the ends of an axis, which both learning rates of an environment share."""
+    every = returns(runs, "last_tenth_return")
+    every = every[np.isfinite(every)]
+    return float(min([0.0, *every])), float(max([1.0, *every]))
+
+
+def _panel(
+    x: int,
+    y: int,
+    title: str,
+    ends: tuple[float, float],
+    of_regions: dict[str, list[Row]],
+    levels: dict[str, list[float]],
+) -> list[str]:
+    low, high = ends
 
     def height(value: float) -> float:
         return y + HEIGHT - (HEIGHT - 26) * (value - low) / (high - low)
@@ -76,8 +89,8 @@ def _panel(x: int, y: int, title: str, of_regions: dict[str, list[Row]], levels:
             if not len(last):
                 continue
             points.append((place, height(float(interquartile_mean(last)))))
-            ends = f"M{place:.1f} {height(last.min()):.1f} V{height(last.max()):.1f}"
-            parts.append(f'<path d="{ends}" stroke="{colour}" stroke-width="2" opacity="0.45"/>')
+            bar = f"M{place:.1f} {height(last.min()):.1f} V{height(last.max()):.1f}"
+            parts.append(f'<path d="{bar}" stroke="{colour}" stroke-width="2" opacity="0.45"/>')
         path = " L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         parts += [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>'] * bool(points)
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"/>' for a, b in points]
