@@ -9,12 +9,12 @@ import numpy as np
 
 from klrl.studies.statistics import interquartile_mean
 from sitegen.diagrams import INK, svg
-from sitegen.evidence import fast, returns, rows_of
+from sitegen.evidence import BOUNDS, fast, returns, rows_of
 from sitegen.results import Row, groups
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 250, 190, 64, 84, 62
 COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#b3261e", "#0e7490", "#a16207", "#475569")
-SETTINGS = ("clip_range", "target_kl", "state_kl", "next_kl")
+SETTINGS = ("clip_range", "target_kl", "state_kl", "state_distance", "next_kl")
 """What bounds the step, of which every run has one."""
 LEVELS = ("small", "middle", "large")
 
@@ -26,7 +26,7 @@ def bound(run: Row) -> float:
 
 def drawing() -> str:
     """Draw a panel per environment and learning rate; a line joins a region's means, bars are all seeds."""
-    rows = [row | {"fast": fast(row), "region": row["config"]["trust_region"]} for row in rows_of("kl-bound")]
+    rows = [row | {"fast": fast(row), "region": row["config"]["trust_region"]} for row in rows_of(*BOUNDS)]
     envs, regions = (list(dict.fromkeys(row[name] for row in rows)) for name in ("env", "region"))
     levels = {region: sorted({bound(row) for row in rows if row["region"] == region}) for region in regions}
     parts = [_text(LEFT, 22, "Return of the last tenth of the training over the bound, by trust region", weight=600)]
@@ -114,4 +114,4 @@ def _text(x: float, y: float, text: str, anchor: str = "start", weight: int = 40
     return f'<text {place} font-weight="{weight}" font-size="{size}" fill="{INK}">{escape(text)}</text>'
 
 
-DIAGRAMS = {"kl-bound": drawing} if rows_of("kl-bound") else {}
+DIAGRAMS = {"kl-bound": drawing} if rows_of(*BOUNDS) else {}

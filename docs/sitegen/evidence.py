@@ -279,6 +279,9 @@ def recipe(agent: str) -> str:
 # -- what a bound buys --------------------------------------------------------------------------------
 
 
+BOUNDS = ("kl-bound", "kl-bound-projections")
+
+
 def fast(run: Row) -> bool:
     """Tell whether a run has ten times the presets' learning rate."""
     return bool(run["config"]["learning_rate"] > 1e-3)
@@ -286,12 +289,12 @@ def fast(run: Row) -> bool:
 
 def bounds() -> str:
     """Return and stability under every region and bound, at two learning rates."""
-    rows = rows_of("kl-bound")
+    rows = rows_of(*BOUNDS)
     if not rows:
         return NOTHING
     head = ["", "seeds", "M2", "worst seed", "spread", "runs with a drop", "largest KL"]
     parts = ["![Returns of all seeds over the bound, by region and learning rate](_static/kl-bound.svg)"]
-    parts += [commands("kl-bound")]
+    parts += [commands(*BOUNDS)]
     for (env, quick), group in groups([row | {"fast": fast(row)} for row in rows], "env", "fast").items():
         lines = [_stability(variant.partition(",")[0], runs) for (variant,), runs in groups(group, "variant").items()]
         rate = "ten times the preset's learning rate" if quick else "the preset's learning rate"

@@ -28,8 +28,10 @@ def test_an_agent_has_the_preset_of_its_own():
     assert {trial.env for trial in trials if trial.config.gamma == 0.9999} == {"Swimmer-v4"}
 
 
-def test_a_bound_is_the_only_difference_of_the_variants_at_ten_times_the_learning_rate():
-    configs = {t.variant: t.config.to_json() for t in trials_of(read(FOLDER / "kl-bound.toml"))}
+@pytest.mark.parametrize("name", ["kl-bound", "kl-bound-projections"])
+def test_every_bound_is_tried_at_both_learning_rates_and_nothing_else_differs(name):
+    configs = {t.variant: t.config.to_json() for t in trials_of(read(FOLDER / f"{name}.toml"))}
+    assert sum(name.endswith(", 10 x learning rate") for name in configs) == len(configs) / 2
     for name, config in configs.items():
         if name.endswith(", 10 x learning rate"):
             assert config == configs[name.partition(",")[0]] | {"learning_rate": 3e-3}
