@@ -109,6 +109,7 @@ def test_the_table_of_mujoco_has_returns_kl_and_what_is_published(keep):
     assert "TRPO: the mean M2 reaches the best published one in 1 of 1 tasks." in block
     assert "for name in mujoco-v4-trpo mujoco-v4-ppo; do\n    klrl study scripts/benchmarks/studies/$name.toml" in block
     assert "Failed, and in no number below: Hopper-v4 PPO seed 3." in block
+    assert "With mujoco 4.0.0." in block
 
 
 def test_the_table_of_classic_control_counts_the_runs_at_their_goals(keep):

@@ -38,19 +38,24 @@ def _file(name: str) -> Path:
 
 
 def commands(*names: str) -> str:
-    """The commands that make these records, of those that exist, and which of their runs failed."""
+    """The commands that make these records, of those that exist, with what, and which of their runs failed."""
     there = [name for name in names if _file(name).exists()]
     studies = [name for name in there if name != PEERS]
     parts = ["\n".join(["```", f"for name in {' '.join(studies)}; do", *_STEPS, "done", "```"])] if studies else []
     if PEERS in there:
         parts.append(command(f"klrl benchmark learning --peers --output scripts/results/studies/{PEERS}.json"))
-    failed = [row for name in there for row in read(_file(name)) if row["status"] != DONE]
+    rows = [row for name in there for row in read(_file(name))]
+    with_versions = {package: dict.fromkeys(row["versions"].get(package) for row in rows) for package in PACKAGES}
+    known = [f"{package} {listed([*filter(None, found)])}" for package, found in with_versions.items() if any(found)]
+    parts.append(f"With {listed(known)}.")
+    failed = [row for row in rows if row["status"] != DONE]
     if failed:
         runs = listed([f"{row['env']} {row['variant']} seed {row['seed']}" for row in failed])
         parts.append(f"Failed, and in no number below: {runs}.")
     return "\n\n".join(parts)
 
 
+PACKAGES = ("mujoco", "gymnasium", "torch", "stable_baselines3", "sb3_contrib")
 PEERS = "mujoco-v4-peers"
 """The record of other libraries' runs, which no study makes."""
 _STEPS = (
