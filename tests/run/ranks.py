@@ -57,6 +57,9 @@ def case(word):
     if space == "beta":
         sizes["action_distribution"] = "beta"
     config = cls.config_class(n_envs=n, n_steps=24, vectorization_mode=mode, info_keys=("score",), **sizes)
+    if mode == "envpool":  # which has its own environments
+        config = cls.config_class(n_envs=n, n_steps=24, vectorization_mode=mode, **sizes)
+        return cls, {"discrete": "CartPole-v1", "box": "Pendulum-v1"}[space], config
     return cls, partial(ranked.Walk, **SPACES.get(space, SPACES["box"])), config
 
 
@@ -64,7 +67,8 @@ def outcome(agent):
     """Everything that must not depend on the number of ranks, as JSON."""
     numbers = b"".join(x.detach().contiguous().numpy().tobytes() for x in saving.essence(agent))
     rows = [{k: repr(v) for k, v in row.items() if k != "time/fps"} for row in agent.history]
-    cursor = {k: x.numpy().tobytes().hex() for k, x in agent.training_envs.cursor.tensors().items()}
+    where = agent.training_envs.cursor
+    cursor = None if where is None else {k: x.numpy().tobytes().hex() for k, x in where.tensors().items()}
     episodes = [[repr(x) for x in vars(e).values()] for e in agent.episodes]
     return {"numbers": numbers.hex()[-4000:], "rows": rows, "cursor": cursor, "episodes": episodes}
 

@@ -19,6 +19,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}{os.pa
 PAIR = [
     *("ppo-box-sync", "ppo-discrete-sync", "ppo-dict-sync-n5", "ppo-masks-sync", "ppo-images-sync", "ppo-box-async"),
     *("trpo-box-sync", "trpo-dict-sync", "npg-discrete-sync", "npg-masks-sync-n5"),
+    *("ppo-discrete-envpool-n5", "trpo-box-envpool"),
 ]
 """Trainings of which a training on two ranks is compared with one process."""
 
