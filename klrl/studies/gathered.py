@@ -21,7 +21,7 @@ from klrl.text import plain
 LARGEST = 2**26
 """Largest record that is read, in bytes."""
 SETTINGS = ("agent", "total_timesteps", "config")
-"""What all runs of a variant on an environment share."""
+"""Entries that all runs of a variant on an environment share."""
 _OF_THE_MACHINE = {"steps_per_second", "peak_memory_mib", "versions"}
 """Entries in which the same run may differ from machine to machine."""
 _LEFT_OUT = {"traceback", "versions", *SETTINGS}

@@ -35,3 +35,11 @@ def test_every_bound_is_tried_at_both_learning_rates_and_nothing_else_differs(na
     for name, config in configs.items():
         if name.endswith(", 10 x learning rate"):
             assert config == configs[name.partition(",")[0]] | {"learning_rate": 3e-3}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_part_of_as_many_as_there_are_seeds_is_one_seed_of_everything(file):
+    design = read(file)
+    n, trials = len(design.seeds), trials_of(design)
+    for i, seed in enumerate(design.seeds):
+        assert {trial.seed for trial in trials[i::n]} == {seed}
