@@ -22,6 +22,7 @@ import torch.distributed
 from torch import Tensor
 
 from klrl.run.answering import Answering
+from klrl.run.torchrun import RankFailed
 
 Tensors = dict[str, Tensor]
 dist: Any = torch.distributed  # whose names its type information leaves out
@@ -42,20 +43,6 @@ class _Silent(RuntimeError):
 
 _GONE = (dist.DistError, _Silent)
 """Errors of a store that is out of reach."""
-
-
-class RankFailed(RuntimeError):
-    """The training ended because of another process of it; the message says which, and of what."""
-
-    seen_here = False
-    """True if this process has found that out, and nobody else says so."""
-
-    @classmethod
-    def found(cls, line: str) -> RankFailed:
-        """Return the error of a process that has found it out."""
-        error = cls(line)
-        error.seen_here = True
-        return error
 
 
 class Link:

@@ -1,10 +1,24 @@
-"""Variables by which torchrun tells a process that it is one of several; read without torch."""
+"""Variables by which torchrun tells a process that it is one of several, and how these fail; read without torch."""
 
 from __future__ import annotations
 
 import os
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class RankFailed(RuntimeError):
+    """The training ended because of another process of it; the message says which, and of what."""
+
+    seen_here = False
+    """True if this process has found that out, and nobody else says so."""
+
+    @classmethod
+    def found(cls, line: str) -> RankFailed:
+        """Return the error of a process that has found it out."""
+        error = cls(line)
+        error.seen_here = True
+        return error
 
 
 def is_rank() -> bool:

@@ -128,7 +128,8 @@ def make_engine(
     *,
     processes: int = 2,
     retries: int = RETRIES,
-    cpus_per_run: float = 1.0,
+    ranks_per_run: int = 1,
+    cpus_per_run: float | None = None,
     gpus_per_run: float = 0.0,
     address: str | None = None,
 ) -> Engine:
@@ -138,7 +139,8 @@ def make_engine(
         name: processes of this machine, or tasks of Ray (extra ``ray``).
         processes: runs at a time, for "processes"; a single one is made in this process.
         retries: how often Ray itself begins a task again.
-        cpus_per_run: CPUs of each run, for Ray.
+        ranks_per_run: processes of each run, for Ray: ranks, which share its environments.
+        cpus_per_run: CPUs of each run, for Ray, by default one for each of its ranks.
         gpus_per_run: GPUs of each run, for Ray.
         address: Ray's cluster, "auto" or host:port; by default one on this machine, begun now.
 
@@ -147,11 +149,19 @@ def make_engine(
     """
     if name not in get_args(EngineName):
         raise ValueError(f"engine = {name!r}; allowed: {', '.join(get_args(EngineName))}")
-    for what, value, least in (("processes", processes, 1), ("retries", retries, 0)):
+    for what, value, least in (
+        ("processes", processes, 1),
+        ("retries", retries, 0),
+        ("ranks_per_run", ranks_per_run, 1),
+    ):
         if value < least:
             raise ValueError(f"{what} = {value}; allowed: an integer >= {least}")
     if name == "processes":
+        if ranks_per_run > 1:
+            raise ValueError(f"ranks_per_run = {ranks_per_run} with engine = 'processes'; allowed: with 'ray'")
         return InThisProcess() if processes == 1 else Processes(processes)
     from klrl.studies.on_ray import OnRay
 
-    return OnRay(address, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run, retries=retries)
+    return OnRay(
+        address, ranks_per_run=ranks_per_run, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run, retries=retries
+    )

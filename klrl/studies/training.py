@@ -11,9 +11,10 @@ import torch
 
 from klrl.agents import Agent
 from klrl.agents.names import agent_class
-from klrl.run import RunDirectory
+from klrl.run import RunDirectory, World, checkpoint
 from klrl.run.callback import Callback
 from klrl.run.directory import versions
+from klrl.run.torchrun import RankFailed
 from klrl.studies.claims import replaced
 from klrl.studies.opening import NOTES, difference, saved_or_new, why_finished
 from klrl.studies.outcomes import DONE, FAILED, outcome
@@ -29,46 +30,79 @@ PATIENCE = 5.0
 def run(trial: Trial, directory: Path, *callbacks: Callback, taken: bool = False) -> Row:
     """Train to the end, from the newest checkpoint if there is one, and return the row of the table.
 
-    A failed run is a result, too: a row with the error.
+    A failed run is a result, too: a row with the error. Of several ranks (:class:`klrl.run.World`) the first one has
+    the directory and the outcome.
 
     Args:
         trial: the run.
         directory: its run directory, as ``klrl train`` makes it.
         callbacks: more callbacks of the training.
         taken: whether a process whose claim has expired may still write to the directory, which a copy then replaces.
+
+    Raises:
+        RankFailed: another rank is lost; all of them can be begun again.
     """
     row = trial.identity() | {"versions": versions()}
     torch.set_num_threads(trial.options.torch_threads)
     try:
         return row | {"status": DONE, "error": None, "traceback": None, **_trained(trial, directory, callbacks, taken)}
     except Exception as error:
+        if isinstance(error, RankFailed) and error.seen_here:
+            raise
         said = one_line(f"{type(error).__name__}: {error}")
         return row | {"status": FAILED, "error": said, "traceback": traceback.format_exc()}
 
 
 def _trained(trial: Trial, directory: Path, callbacks: tuple[Callback, ...], taken: bool) -> Row:
     """Train and evaluate."""
-    cls, options = agent_class(trial.agent), trial.options
-    if taken:
-        replaced(directory)
-    keep = _claimed(trial, directory)
+    cls, options, world = agent_class(trial.agent), trial.options, World.current()
+    world.settle(rank_timeout=options.rank_timeout, on_divergence=options.on_divergence)
     agent: Agent[Any] | None = None
+    keep: RunDirectory | None = None
     try:
-        if (other := difference(directory, trial.config, trial.env, trial.seed, trial.total_timesteps)) is not None:
-            raise ValueError(f"run_dir = {directory} holds another run: {other}; allowed: the directory of this one")
+        if world.rank == 0:
+            keep = _opened(trial, directory, taken)
         region = trial.config.trust_region
         own = region if isinstance(region, TrustRegion) else None
         agent, learn = saved_or_new(
-            directory, lambda: _new(cls, trial), trial.total_timesteps, trial.env, own, trial.config.network
+            directory,
+            lambda: _new(cls, trial),
+            trial.total_timesteps,
+            trial.env,
+            own,
+            trial.config.network,
+            lambda path: world.saved_by_first(lambda: checkpoint.read(path)),
         )
         evaluation, budgets, goal = options.evaluation(trial.env), options.budgets(), options.goal()
-        if any(one.owes(agent) for one in evaluation) or why_finished(agent, budgets, goal) is None:
-            learn([*evaluation, keep, *callbacks, *budgets, *goal])
-        return outcome(agent, options.evaluated(agent, trial.env), directory)
+        owed = keep is not None and any(one.owes(agent) for one in evaluation)
+        finished = world.said_by_first(lambda: why_finished(agent, budgets, goal))
+        if world.any(owed) or finished is None:
+            learn([*evaluation, *([] if keep is None else [keep]), *callbacks, *budgets, *goal])
+        return {} if keep is None else outcome(agent, options.evaluated(agent, trial.env), directory)
+    except BaseException as error:
+        world.fail(error)
+        raise
     finally:
-        keep.release()
+        if keep is not None:
+            keep.release()
         if agent is not None:
             agent.close()
+
+
+def _opened(trial: Trial, directory: Path, taken: bool) -> RunDirectory:
+    """Open the run directory, in which nothing but this run may be.
+
+    Raises:
+        ValueError: there is another one.
+        BlockingIOError: another process is writing there.
+    """
+    if taken:
+        replaced(directory)
+    keep = _claimed(trial, directory)
+    if (other := difference(directory, trial.config, trial.env, trial.seed, trial.total_timesteps)) is not None:
+        keep.release()
+        raise ValueError(f"run_dir = {directory} holds another run: {other}; allowed: the directory of this one")
+    return keep
 
 
 def _claimed(trial: Trial, directory: Path) -> RunDirectory:

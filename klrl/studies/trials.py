@@ -50,6 +50,16 @@ class Trial:
         named = {name: getattr(self, name) for name in NAMED}
         return json.loads(json.dumps(named | {"config": self.config.to_json()}))
 
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse more ranks than there are environments.
+
+        Raises:
+            ValueError: names the run.
+        """
+        if self.config.n_envs < ranks:
+            few = f"ranks_per_run = {ranks}, and {self.name} has n_envs = {self.config.n_envs}"
+            raise ValueError(f"{few}; allowed: at least one environment on every rank")
+
     def difference(self, runs: Path) -> str | None:
         """Return in what the run that is in place of this one is another, or ``None``.
 

@@ -13,9 +13,9 @@ from klrl.agents import Agent
 from klrl.experience import BadStep
 from klrl.run import Callback
 from klrl.run.beside import CannotBegin
-from klrl.run.link import RankFailed
 from klrl.run.options import RunOptions
 from klrl.run.signals import Interrupted, Signals
+from klrl.run.torchrun import RankFailed
 from klrl.run.world import Diverged, World
 from klrl.scripts.cli.command_line import fail, failed_worker
 

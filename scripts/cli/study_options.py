@@ -25,8 +25,10 @@ class EngineOptions:
     """Times that a run whose process was killed goes on from its checkpoint, without a new one in between."""
     task: Annotated[str, Pattern(r"[1-9]\d*/[1-9]\d*", "I/N with 1 <= I <= N")] | None = None
     """Make only the I-th of N parts of the runs, as I/N, for an array of jobs that share the output's disk."""
-    cpus_per_run: CPUs = 1.0
-    """CPUs of each run, for ray."""
+    ranks_per_run: Annotated[int, Bounds(1, 1024)] = 1
+    """Processes of each run, for ray: ranks, which share its environments, CPUs and GPUs."""
+    cpus_per_run: CPUs | None = None
+    """CPUs of each run, for ray (by default one for each of its ranks)."""
     gpus_per_run: NonNegative = 0.0
     """GPUs of each run, for ray."""
     address: str | None = None
@@ -63,6 +65,7 @@ class EngineOptions:
             self.engine,
             processes=self.processes,
             retries=self.retries,
+            ranks_per_run=self.ranks_per_run,
             cpus_per_run=self.cpus_per_run,
             gpus_per_run=self.gpus_per_run,
             address=self.address,
@@ -71,7 +74,8 @@ class EngineOptions:
     def _of_ray(self) -> list[tuple[str, object]]:
         return [
             ("address", self.address),
-            ("cpus_per_run", None if self.cpus_per_run == 1.0 else self.cpus_per_run),
+            ("ranks_per_run", None if self.ranks_per_run == 1 else self.ranks_per_run),
+            ("cpus_per_run", self.cpus_per_run),
             ("gpus_per_run", self.gpus_per_run or None),
         ]
 

@@ -41,6 +41,8 @@ def run_study(prog: str, words: Sequence[str], options: EngineOptions, make: Cal
         with bad_input(prog):
             part = options.part()
             study = make(console.print)
+            for trial in study.trials:
+                trial.check_ranks(options.ranks_per_run)
             engine = options.make()
         with going_on(prog, study.output / RUNS, "runs"), Panel(console) as panel:
             rows = study.run(

@@ -20,10 +20,10 @@ from klrl.run import Callback, KLBudget, StopAtReturn
 from klrl.run.beside import CannotBegin
 from klrl.run.directory import RunDirectory
 from klrl.run.evaluation import CannotAct
-from klrl.run.link import RankFailed
 from klrl.run.options import RunOptions
 from klrl.run.progress import Progress
 from klrl.run.signals import Interrupted, Signals
+from klrl.run.torchrun import RankFailed
 from klrl.run.world import Diverged
 from klrl.scripts.cli.command_line import bad_input, fail, failed_worker
 from klrl.scripts.cli.terminal import PlainConsole

@@ -1,4 +1,4 @@
-"""Studies on a real local cluster of Ray, one of whose nodes is lost; clusters that cannot be had."""
+"""Studies on a real local cluster of Ray, whose nodes, workers and ranks are lost; clusters that cannot be had."""
 
 import contextlib
 import json
@@ -8,21 +8,31 @@ import socket
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
+from one_that_dies import FOLDER
 from small_studies import DESIGN, design_file, parts, rows
 
+from klrl.run import World
+from klrl.run.torchrun import RankFailed
 from klrl.studies import Study, make_engine
-from klrl.studies.on_ray import Keeper, OnRay, Sending
+from klrl.studies.keeper import Keeper, Sending
+from klrl.studies.on_ray import OnRay
+from klrl.studies.training import run
+
+HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def cluster():
-    """A cluster of two nodes, one CPU each; the driver is on the first."""
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A cluster of nodes with one CPU each; the driver is on the first."""
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(tmp_path_factory.mktemp("dies")))
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (HERE, HERE.parent))))  # for the processes of its nodes
         warnings.simplefilter("ignore")
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         yield made
@@ -70,6 +80,25 @@ def test_a_study_goes_on_when_a_node_and_a_worker_are_lost_and_needs_no_shared_d
     assert [run.status for run in alone.runs] == ["done"], said
     assert is_part_of(alone, whole)
     assert not [*alone.output.rglob("run.lock")]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_on_two_ranks_takes_the_bits_of_one_process_though_one_is_killed_and_no_disk_is_shared(cluster):
+    folder = Path(os.environ[FOLDER])
+    design = design_file(folder, part_of_the_design(4, 2).replace("CartPole-v1", "one_that_dies:OneThatDies-v0"))
+    two, one = (Study.read(design, folder / name) for name in ("two", "one"))
+    said = []
+    two.run(OnRay(cluster.address, ranks_per_run=2, cpus_per_run=1, shared_disk=False), say=said.append)
+    assert [run.status for run in two.runs] == ["done"], said
+    begun_again = [line for line in said if "it goes on from its checkpoint (" in line]
+    assert len(begun_again) == 1, said
+    assert "(none)" not in begun_again[0]
+    one.run(processes=1, say=said.append)
+    assert parts(two.output) == parts(one.output)
+    assert rows(two.output) == rows(one.output)
+    with pytest.raises(ValueError, match=r"^each of the 2 ranks of a run needs CPUs 1 \(of 1\); allowed: what the"):
+        OnRay(cluster.address, ranks_per_run=2)
 
 
 def test_the_keeper_brings_a_directory_to_the_state_of_another(tmp_path):
@@ -121,3 +150,18 @@ def test_without_ray_there_is_a_line_that_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"^engine = 'ray': .*; allowed: pip install 'klrl\[ray\]'"):
         make_engine("ray")
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_a_lost_rank_is_no_result_of_a_run_and_a_failed_one_is(is_lost, tmp_path, monkeypatch):
+    class Failing(World):
+        def any(self, flag):
+            raise (RankFailed.found if is_lost else RankFailed)("rank 1 is what this is about")
+
+    trial = Study.read(design_file(tmp_path, part_of_the_design(3, 0)), tmp_path / "out").trials[0]
+    monkeypatch.setattr(World, "current", staticmethod(Failing))
+    if is_lost:
+        with pytest.raises(RankFailed, match=r"^rank 1 is what this is about$"):
+            run(trial, tmp_path / "run")
+    else:
+        assert run(trial, tmp_path / "run")["error"] == "RankFailed: rank 1 is what this is about"

@@ -129,6 +129,12 @@ def test_a_bad_design_is_one_line_before_anything_is_written(words, message, tmp
         (["design.toml", "--task", "3/2"], "task = '3/2'; allowed: I/N with 1 <= I <= N"),
         (["design.toml", "--task", "0/2"], "task = '0/2'; allowed: I/N with 1 <= I <= N"),
         (["design.toml", "--gpus-per-run", "1"], "gpus_per_run = 1.0 with engine = 'processes'; allowed: with 'ray'"),
+        (["design.toml", "--ranks-per-run", "2"], "ranks_per_run = 2 with engine = 'processes'; allowed: with 'ray'"),
+        (["design.toml", "--engine", "ray", "--ranks-per-run", "0"], "ranks_per_run = 0; allowed: "),
+        (
+            ["design.toml", "--engine", "ray", "--ranks-per-run", "3"],
+            "ranks_per_run = 3, and CartPole-v1 base seed 3 has n_envs = 2; allowed: at least one environment on every",
+        ),
         (["design.toml", "--engine", "dask"], "engine = 'dask'; allowed: processes, ray"),
         (["--variants", "gamma=2", "--envs", "CartPole-v1:64"], "gamma = 2; allowed: a number in [0, 1]"),
         (["--variants", "lr=2", "--envs", "CartPole-v1:64"], "set = 'lr'; allowed: "),
