@@ -16,11 +16,11 @@ from gymnasium.vector import VectorEnv
 from klrl.agents import saving, shown
 from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
+from klrl.agents.learner import Learner
 from klrl.agents.making import make_envs, number_of_envs, split_of, try_env
 from klrl.agents.misuse import check_arguments, check_config, explain_attribute, explained
 from klrl.agents.own_networks import Network, shared_with
 from klrl.agents.paths import paths_of, reward_scale_of
-from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
 from klrl.agents.training import TrainingRun
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=AgentConfig)
 
 
-class Agent(Predictor[C], abc.ABC):
+class Agent(Learner[C], abc.ABC):
     """An algorithm with a policy, on the environments it learns from.
 
     Args:
