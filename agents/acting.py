@@ -40,7 +40,7 @@ def act(agent: Learner[Any], observations: Tensor) -> tuple[Array, np.ndarray, D
             x = agent.normalizer(observations.numpy())
             policy = agent.actor(x) if share is None else share.in_blocks(agent.actor, x)
         elif agent.image_passes is not None:
-            policy = agent.image_passes.policy_in_rollout(observations)
+            policy = agent.image_passes.policy_in_rollout(agent, observations)
         elif share is None:
             policy = agent.distribution(observations).cpu()
         else:

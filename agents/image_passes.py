@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,16 +37,12 @@ class _Evaluated:
 
 
 class ImagePasses:
-    """What acting, an update and its measurements ask of the networks where observations have images.
+    """What acting, an update and its measurements ask of an agent's networks where observations have images.
 
     A pass over a whole batch costs as much as an epoch, and takes many times the batch's bytes if it is made at once.
-
-    Args:
-        agent: its networks and statistics, as they are when a pass is made.
     """
 
-    def __init__(self, agent: Learner[Any]) -> None:
-        self._agent = agent
+    def __init__(self) -> None:
         self._acted: Acted | None = None
         """Results of acting in the rollout that is next to learn from."""
         self._taken_over: Distribution | None = None
@@ -55,23 +51,21 @@ class ImagePasses:
 
     # -- acting ---------------------------------------------------------------------------------
 
-    def begin_to_act(self) -> Acted | None:
+    def begin_to_act(self, agent: Learner[Any]) -> Acted | None:
         """Keep what acting in the next rollout computes, and return what keeps it.
 
         ``None`` where an update computes it anew, since acting or its networks are not klrl's own.
         """
-        agent, self._acted = self._agent, None
+        self._acted, last = None, agent.predecessor
         if _is_klrls(agent):
-            last = agent.predecessor
             known = last is not None and last.leads_to(agent.networks.actor_parameters)
             self._acted = Acted(agent.networks, agent.normalizer, last.successor if last and known else None)
         return self._acted
 
-    def policy_in_rollout(self, observations: Tensor) -> Distribution:
+    def policy_in_rollout(self, agent: Learner[Any], observations: Tensor) -> Distribution:
         """Return the policy at raw observations, in the CPU's memory; values that come by the same pass are kept."""
-        agent, share = self._agent, self._agent.sampler.share
-        acted = self._acted if agent.networks.share_encoder else None
-        evaluate = agent.distribution if acted is None else self._both
+        share, acted = agent.sampler.share, self._acted if agent.networks.share_encoder else None
+        evaluate = agent.distribution if acted is None else _both(agent)
         found: Any = evaluate(observations) if share is None else share.in_blocks(evaluate, observations)
         if acted is None:
             return found.cpu()
@@ -81,55 +75,36 @@ class ImagePasses:
 
     # -- a rollout ------------------------------------------------------------------------------
 
-    def policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
+    def policy_and_values(self, agent: Learner[Any], batch: Batch) -> tuple[Distribution, Tensor]:
         """Return the policy ``[n]`` at the valid steps of a batch, and the values ``[T, N]`` at all of its steps."""
-        agent = self._agent
         taken_over = self._acted is not None and self._acted.holds(batch, agent.networks, agent.normalizer)
-        policy, values = self.of_acting(batch) if taken_over else self.computed(batch)
+        policy, values = of_acting(agent, batch) if taken_over else computed(agent, batch)
         old = policy[batch.valid.flatten()]
         self._taken_over = old if taken_over else None
         self._last = _Evaluated(old, agent.networks.actor_parameters.clone(), old)
         return old, values
 
-    def computed(self, batch: Batch) -> tuple[Distribution, Tensor]:
-        """Return policy ``[T * N]`` and values ``[T, N]`` at all steps of a batch, in one pass over its images."""
-        policy, values = in_pieces(self._both, batch.observations.flatten(0, 1))
-        return policy, values.reshape(batch.valid.shape)
-
-    def of_acting(self, batch: Batch) -> tuple[Distribution, Tensor]:
-        """Return the same where acting has computed the policy, and the values of a critic that reads its encoder."""
-        agent = self._agent
-        policy = batch.behaviour.map(lambda x: agent.on_device(x.flatten(0, 1)))
-        if agent.networks.share_encoder and batch.values is not None:
-            return policy, agent.on_device(batch.values)
-        values = in_pieces(lambda x: agent.critic(agent.normalized(x)), batch.observations.flatten(0, 1))
-        return policy, values.reshape(batch.valid.shape)
-
-    def values(self, observations: Tensor) -> Tensor:
-        """Return the critic's values ``[*B]`` at raw observations ``[*B, *O]``, in the CPU's memory."""
-        agent, d = self._agent, len(self._agent.encoding.shape)
-        values = in_pieces(lambda x: agent.critic(agent.normalized(x)).cpu(), observations.flatten(0, -1 - d))
-        return values.reshape(observations.shape[:-d])
-
-    def where_compared(self, behaviour: Distribution, samples: UpdateBatch) -> tuple[Distribution, UpdateBatch]:
+    def where_compared(
+        self, agent: Learner[Any], behaviour: Distribution, samples: UpdateBatch
+    ) -> tuple[Distribution, UpdateBatch]:
         """Return what has acted and what is updated where they are compared: on few images if these are the same."""
         if self._taken_over is not samples.old:
             return behaviour, samples
         rows = rows_evenly(len(samples), _CHECKED)
         some = samples[rows]
-        old = self._policy_at(some.observations)
+        old = _policy(agent, some)
         return behaviour[rows], replace(some, old=old, log_prob=old.log_prob_inside(some.taken))
 
     # -- its update -----------------------------------------------------------------------------
 
-    def policy(self, samples: UpdateBatch) -> Distribution:
+    def policy(self, agent: Learner[Any], samples: UpdateBatch) -> Distribution:
         """Return the current policy at samples.
 
         It is kept until the policy moves, since what judges an update and what reports it ask for the same.
         """
-        theta, last = self._agent.networks.actor_parameters, self._last
+        theta, last = agent.networks.actor_parameters, self._last
         if last is None or last.old is not samples.old or not torch.equal(last.parameters, theta):
-            last = self._last = _Evaluated(samples.old, theta.clone(), self._policy_at(samples.observations))
+            last = self._last = _Evaluated(samples.old, theta.clone(), _policy(agent, samples))
         return last.policy
 
     def copy_of(self, theta: Tensor) -> Tensor:
@@ -137,32 +112,58 @@ class ImagePasses:
         last = self._last
         return last.parameters if last is not None and torch.equal(last.parameters, theta) else theta.clone()
 
-    def minibatches(self, samples: UpdateBatch, parts: Sequence[Tensor], *, arrays: bool) -> Iterator[UpdateBatch]:
-        """Yield minibatches of these rows, each copied and scaled when it is needed."""
-        for rows in parts:
-            minibatch = samples[rows].numpy() if arrays else samples[rows]
-            x = minibatch.observations  # of no columns for a critic that is given what an encoder says
-            yield minibatch if 0 in x.shape else replace(minibatch, observations=self._agent.inputs(x))
-
-    def encoded(self, samples: UpdateBatch, critic: SharedCritic) -> UpdateBatch:
-        """Return samples with what a shared encoder says of them, and without images if nothing asks for these."""
-        x = samples.observations
-        encoded = in_pieces(lambda piece: critic.inputs(self._agent.inputs(piece)), x)
-        return replace(samples, encoded=encoded, observations=x[:, :0] if self._agent.keeps("value_loss") else x)
-
     def forget(self) -> None:
         """Let go of what was kept for an update."""
         self._last = self._taken_over = self._acted = None
 
-    def _both(self, observations: Tensor) -> tuple[Distribution, Tensor]:
-        """Return policy and values at raw observations."""
-        agent = self._agent
-        return evaluate_both(agent.actor, agent.critic, agent.normalized(observations))
 
-    def _policy_at(self, observations: Tensor) -> Distribution:
-        """Return the policy at the observations of samples, ``[n, *O]``."""
-        agent = self._agent
-        return in_pieces(lambda x: agent.actor(agent.inputs(x)), observations)
+def computed(agent: Learner[Any], batch: Batch) -> tuple[Distribution, Tensor]:
+    """Return policy ``[T * N]`` and values ``[T, N]`` at all steps of a batch, in one pass over its images."""
+    policy, values = in_pieces(_both(agent), batch.observations.flatten(0, 1))
+    return policy, values.reshape(batch.valid.shape)
+
+
+def of_acting(agent: Learner[Any], batch: Batch) -> tuple[Distribution, Tensor]:
+    """Return the same where acting has computed the policy, and the values of a critic that reads its encoder."""
+    policy = batch.behaviour.map(lambda x: agent.on_device(x.flatten(0, 1)))
+    if agent.networks.share_encoder and batch.values is not None:
+        return policy, agent.on_device(batch.values)
+    values = in_pieces(lambda x: agent.critic(agent.normalized(x)), batch.observations.flatten(0, 1))
+    return policy, values.reshape(batch.valid.shape)
+
+
+def values_of_images(agent: Learner[Any], observations: Tensor) -> Tensor:
+    """Return the critic's values ``[*B]`` at raw observations ``[*B, *O]``, in the CPU's memory."""
+    d = len(agent.encoding.shape)
+    values = in_pieces(lambda x: agent.critic(agent.normalized(x)).cpu(), observations.flatten(0, -1 - d))
+    return values.reshape(observations.shape[:-d])
+
+
+def minibatches_of_images(
+    agent: Learner[Any], samples: UpdateBatch, parts: Sequence[Tensor], *, arrays: bool
+) -> Iterator[UpdateBatch]:
+    """Yield minibatches of these rows, each copied and scaled when it is needed."""
+    for rows in parts:
+        minibatch = samples[rows].numpy() if arrays else samples[rows]
+        x = minibatch.observations  # of no columns for a critic that is given what an encoder says
+        yield minibatch if 0 in x.shape else replace(minibatch, observations=agent.inputs(x))
+
+
+def encoded_images(agent: Learner[Any], samples: UpdateBatch, critic: SharedCritic) -> UpdateBatch:
+    """Return samples with what a shared encoder says of them, and without images if nothing asks for these."""
+    x = samples.observations
+    encoded = in_pieces(lambda piece: critic.inputs(agent.inputs(piece)), x)
+    return replace(samples, encoded=encoded, observations=x[:, :0] if agent.keeps("value_loss") else x)
+
+
+def _both(agent: Learner[Any]) -> Callable[[Tensor], tuple[Distribution, Tensor]]:
+    """Return what computes policy and values at raw observations."""
+    return lambda observations: evaluate_both(agent.actor, agent.critic, agent.normalized(observations))
+
+
+def _policy(agent: Learner[Any], samples: UpdateBatch) -> Distribution:
+    """Compute the policy at samples."""
+    return in_pieces(lambda x: agent.actor(agent.inputs(x)), samples.observations)
 
 
 def _is_klrls(agent: Learner[Any]) -> bool:

@@ -18,7 +18,7 @@ from klrl import schedules
 from klrl.agents.acting import act
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import first_probe, measured_rows, statistics_report, step_zero, update_report
-from klrl.agents.image_passes import ImagePasses
+from klrl.agents.image_passes import ImagePasses, encoded_images, minibatches_of_images, values_of_images
 from klrl.agents.improvement import Improvement
 from klrl.agents.predecessor import Predecessor
 from klrl.agents.predictor import Predictor
@@ -73,8 +73,8 @@ class Learner(Predictor[C], abc.ABC):
         self.drift = Drift()
         self.predecessor: Predecessor | None = None
         """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
-        self.image_passes = ImagePasses(self) if self.encoding.images else None
-        """Passes over whole batches, where these are of images."""
+        self.image_passes = ImagePasses() if self.encoding.images else None
+        """What is known of whole batches, where these are of images."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
@@ -144,7 +144,8 @@ class Learner(Predictor[C], abc.ABC):
             self.absorb_rewards(batch)
         samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self.on_device)
         images = self.image_passes
-        metrics = step_zero(*(behaviour, samples) if images is None else images.where_compared(behaviour, samples))
+        compared = (behaviour, samples) if images is None else images.where_compared(self, behaviour, samples)
+        metrics = step_zero(*compared)
         begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # an untrained policy starts with normalised inputs; later changes of statistics must not move it
             samples = self.prepare(batch)
@@ -192,7 +193,7 @@ class Learner(Predictor[C], abc.ABC):
         if self.image_passes is None:
             old, values, estimates = self.actor(observations), None, self.advantages(batch)
         else:
-            old, values = self.image_passes.policy_and_values(batch)
+            old, values = self.image_passes.policy_and_values(self, batch)
             estimates, values = self.advantages(batch, values.cpu()), batch.flatten_valid(values)
         log_prob = old.log_prob_inside(actions if before_tanh is None else remembering(actions, before_tanh))
         return UpdateBatch(observations, actions, old, log_prob, *estimates, reference, before_tanh, values=values)
@@ -229,14 +230,14 @@ class Learner(Predictor[C], abc.ABC):
     def _values(self, observations: Tensor) -> Tensor:
         """Return the critic's values ``[*B]`` at raw observations ``[*B, *O]``, in the CPU's memory."""
         if self.image_passes is not None:
-            return self.image_passes.values(observations)
+            return values_of_images(self, observations)
         return self.critic(self.normalized(observations)).cpu()
 
     @torch.no_grad()
     def change(self, samples: UpdateBatch) -> Change:
         """Return the change from the old policy to the current one on these samples."""
         images = self.image_passes
-        return samples.change(self.actor(samples.observations) if images is None else images.policy(samples))
+        return samples.change(self.actor(samples.observations) if images is None else images.policy(self, samples))
 
     def minibatches(
         self, samples: UpdateBatch, batch_size: int | None = None, order: Tensor | None = None
@@ -248,7 +249,7 @@ class Learner(Predictor[C], abc.ABC):
         order = self.on_device(order)
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
         if self.image_passes is not None:
-            return self.image_passes.minibatches(samples, order.split(batch_size), arrays=arrays)
+            return minibatches_of_images(self, samples, order.split(batch_size), arrays=arrays)
         shuffled = samples[order]
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
 
@@ -279,7 +280,7 @@ class Learner(Predictor[C], abc.ABC):
         if not isinstance(critic, SharedCritic) or not critic.shares:
             return samples
         if self.image_passes is not None:
-            return self.image_passes.encoded(samples, critic)
+            return encoded_images(self, samples, critic)
         return replace(samples, encoded=critic.inputs(samples.observations))
 
     def entropy(self, policy: Linearization[Distribution]) -> Objective:
