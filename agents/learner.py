@@ -19,7 +19,7 @@ from klrl.agents.acting import act
 from klrl.agents.config import AgentConfig
 from klrl.agents.drift import first_probe, measured_rows, statistics_report, step_zero, update_report
 from klrl.agents.image_passes import ImagePasses, encoded_images, minibatches_of_images, values_of_images
-from klrl.agents.improvement import Improvement
+from klrl.agents.improvement import Improvement as Improvement  # agents of one's own import it from here, too
 from klrl.agents.predecessor import Predecessor
 from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from klrl.agents.config import OLDER, shares_encoder
 from klrl.agents.new_networks import SETTINGS, new_actor
-from klrl.agents.own_networks import Network, given_again, saved_name
+from klrl.agents.own_networks import Network, given_again, saved_name, shared_with
 from klrl.agents.saved_tensors import MOST, check_finite, check_tensor
 from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
@@ -63,6 +63,22 @@ class SavedPolicy:
         saved = checkpoint.read(path)
         with checkpoint.as_damage(path):
             return cls(*saved, network)
+
+    @classmethod
+    def referred_to(cls, path: str | Path, network: Network | str | None) -> SavedPolicy:
+        """Read the policy that an agent is to measure from; networks of one's own are made by what made the agent's.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged, or networks that are made otherwise.
+        """
+        try:
+            tensors, state = checkpoint.read(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
+        shared = shared_with(f"reference = {path}", state.get("config"), network)
+        with checkpoint.as_damage(path):
+            return cls(tensors, state, shared)
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:
