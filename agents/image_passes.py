@@ -37,7 +37,7 @@ class _Evaluated:
 
 
 class ImagePasses:
-    """What acting, an update and its measurements ask of an agent's networks where observations have images.
+    """Passes that acting, an update and its measurements need of networks for images; what one has found is kept.
 
     A pass over a whole batch costs as much as an epoch, and takes many times the batch's bytes if it is made at once.
     """

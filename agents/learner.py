@@ -74,7 +74,7 @@ class Learner(Predictor[C], abc.ABC):
         self.predecessor: Predecessor | None = None
         """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
         self.image_passes = ImagePasses() if self.encoding.images else None
-        """What is known of whole batches, where these are of images."""
+        """Passes over whole batches, where these are of images."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
