@@ -1,28 +1,52 @@
-"""Acting in a rollout, with what stays the same in it looked up once; :mod:`klrl.policy.paths` has the table."""
+"""Acting: step by step, or in a rollout with what stays the same in it looked up once.
+
+:mod:`klrl.policy.paths` has the table of paths.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module
 
-from klrl.agents.learner import Learner
 from klrl.experience.collector import Act, Acted, OnArrays
 from klrl.native import Kernel
 from klrl.policy.actor import Actor
 from klrl.policy.actors import BernoulliActor, CategoricalActor, MultiCategoricalActor
+from klrl.policy.arrays import Array
 from klrl.policy.box_actors import GaussianActor
+from klrl.policy.distributions import Distribution
 from klrl.policy.mlp import MLP
 from klrl.policy.networks import features
 from klrl.policy.paths import acts_in_kernel, acts_in_numpy, is_laid_out
 
+if TYPE_CHECKING:
+    from klrl.agents.learner import Learner
+
 _ACTORS: tuple[type[Actor], ...] = (GaussianActor, CategoricalActor, MultiCategoricalActor, BernoulliActor)
 _DEFINITIONS = {"forward", "policy", "allowed", "to_environment"}
 """Methods by which an actor acts."""
+
+
+def act(agent: Learner[Any], observations: Tensor) -> tuple[Array, np.ndarray, Distribution]:
+    """Sample one action per raw observation: (policy's actions, environment's actions, distributions)."""
+    share, networks = agent.sampler.share, agent.networks
+    with np.errstate(all="ignore"):
+        if acts_in_numpy(len(observations) if share is None else share.total, networks.numpy_rows):
+            x = agent.normalizer(observations.numpy())
+            policy = agent.actor(x) if share is None else share.in_blocks(agent.actor, x)
+        elif agent.image_passes is not None:
+            policy = agent.image_passes.policy_in_rollout(agent, observations)
+        elif share is None:
+            policy = agent.distribution(observations).cpu()
+        else:
+            policy = share.in_blocks(agent.distribution, observations).cpu()
+        actions = agent.sampler(policy)
+    return actions, agent.actor.to_environment(actions), policy
 
 
 def acting(agent: Learner[Any]) -> Act | OnArrays:
@@ -70,8 +94,7 @@ def _is_klrls(agent: Learner[Any]) -> bool:
     """Tell whether nobody has redefined what acting is."""
     actor = agent.actor
     return (
-        type(agent).act is Learner.act
-        and "act" not in vars(agent)
+        agent.keeps("act")
         and type(actor) in _ACTORS
         and type(actor.trunk) is MLP
         and actor.trunk.explicit

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-import inspect
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -14,13 +13,14 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from klrl.agents import saving, shown
+from klrl.agents.classes import by_algorithm
 from klrl.agents.compatibility import check_comparable, check_same_spaces, copy_networks
 from klrl.agents.config import AgentConfig
-from klrl.agents.making import make_envs, number_of_envs, split_of, try_env
+from klrl.agents.learner import Learner
+from klrl.agents.making import envs_made, number_of_envs, split_of, try_env
 from klrl.agents.misuse import check_arguments, check_config, explain_attribute, explained
 from klrl.agents.own_networks import Network, shared_with
 from klrl.agents.paths import paths_of, reward_scale_of
-from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.saving import Training
 from klrl.agents.training import TrainingRun
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=AgentConfig)
 
 
-class Agent(Predictor[C], abc.ABC):
+class Agent(Learner[C], abc.ABC):
     """An algorithm with a policy, on the environments it learns from.
 
     Args:
@@ -81,18 +81,13 @@ class Agent(Predictor[C], abc.ABC):
             given = {"n_envs": n} if (n := number_of(env)) is not None else {}
             config = cast("C", self.config_class.for_env(env_id(env), **given))
         usable(config.device)
-        reference = None if config.reference is None else _read_reference(config.reference, config.network)
+        reference = None if config.reference is None else SavedPolicy.referred_to(config.reference, config.network)
         found = try_env(env, config) if trial else None
-        envs = make_envs(env, config)
-        try:
+        with envs_made(env, config) as envs:  # settings or a reference may not fit the spaces
             config = config.with_envs(number_of_envs(envs, config))
             super().__init__(envs.single_observation_space, envs.single_action_space, config, int(seed))
             if reference is not None:
                 self._refer_to(reference)
-        except ValueError:  # a setting or a reference that does not fit the spaces
-            if number_of(env) is None:  # a user's own environments stay open
-                envs.close()
-            raise
         training_envs = TrainingEnvs(env, envs, trial=found, split=split_of(config))
         self.begin(training_envs, env_id(env) if applied else None)
 
@@ -269,14 +264,9 @@ class Agent(Predictor[C], abc.ABC):
                 config = replace(config, rebuild_envs=True)
         else:
             cursor = None
-        envs = make_envs(env, config)
-        try:
+        with envs_made(env, config) as envs:
             check_same_spaces("the agent", self, "env", envs.single_observation_space, envs.single_action_space)
             self.config = config.with_envs(number_of_envs(envs, config))
-        except ValueError:
-            if number_of(env) is None:
-                envs.close()
-            raise
         self.training_envs = TrainingEnvs(env, envs, cursor, trial, split_of(self.config))
 
     def close(self) -> None:
@@ -300,7 +290,7 @@ class Agent(Predictor[C], abc.ABC):
             FileNotFoundError: nothing saved there.
             ValueError: damaged, or a policy that has no KL to this one.
         """
-        self._refer_to(_read_reference(path, self.config.network))
+        self._refer_to(SavedPolicy.referred_to(path, self.config.network))
 
     def _refer_to(self, other: SavedPolicy) -> None:
         check_comparable("agent", self, "reference", other)
@@ -446,34 +436,10 @@ def load_agent(
     """
     saved = saved or checkpoint.read(path)
     name = saved[1].get("agent")
-    known: dict[str, type[Agent[Any]]] = {}
-    for cls in _derived(Agent):
-        algorithm = getattr(getattr(cls, "config_class", None), "algorithm", None)
-        if algorithm is None or inspect.isabstract(cls):
-            continue
-        first = known.setdefault(algorithm, cls)
-        if (first.__module__, first.__qualname__) == (cls.__module__, cls.__qualname__):
-            known[algorithm] = cls  # a class that was defined again, as in a notebook
+    known: dict[str, type[Agent[Any]]] = by_algorithm(Agent)
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"path = {path} holds agent {plain(repr(name), 80)}; allowed: {', '.join(sorted(known))}")
     return known[name]._of(path, saved, env, trust_region, schedules=schedules, network=network)
-
-
-def _derived(cls: Any) -> Iterator[type[Agent[Any]]]:
-    """Yield the classes derived from one, each before its own, so that the first of an algorithm's name is its own."""
-    for derived in cls.__subclasses__():
-        yield derived
-        yield from _derived(derived)
-
-
-def _read_reference(path: str | Path, network: Network | str | None) -> SavedPolicy:
-    try:
-        tensors, state = checkpoint.read(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
-    shared = shared_with(f"reference = {path}", state.get("config"), network)
-    with checkpoint.as_damage(path):
-        return SavedPolicy(tensors, state, shared)
 
 
 def _is_count(x: object) -> bool:

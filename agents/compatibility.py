@@ -8,7 +8,8 @@ import gymnasium as gym
 import torch
 
 from klrl.agents.learner import Learner
-from klrl.agents.saved_policy import SETTINGS, SavedPolicy
+from klrl.agents.new_networks import SETTINGS
+from klrl.agents.saved_policy import SavedPolicy
 from klrl.text import one_line
 
 Policy = Learner[Any] | SavedPolicy

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
 from klrl.agents.update_batch import UpdateBatch
-from klrl.kl.drift import Drift, mean_kl
+from klrl.kl.drift import PROBES, Drift, Probe, mean_kl, rows_evenly
 from klrl.policy.arrays import average
 from klrl.policy.distributions import Distribution
 from klrl.run.callback import Metrics
@@ -11,6 +15,11 @@ from klrl.run.targets import asked_for, judged_by
 from klrl.text import warn_user
 from klrl.trust_region import DEFAULT_TARGET_KL, Change, TrustRegion
 
+if TYPE_CHECKING:
+    from klrl.agents.learner import Learner
+
+_IMAGES = 64
+"""Images that metrics with a pass of their own are measured on by default, at most."""
 _START_KL, _START_RATIO = 1e-6, 1e-2
 
 
@@ -45,3 +54,31 @@ def step_zero(behaviour: Distribution, samples: UpdateBatch, *, warn: bool = Tru
             f"|ratio - 1| up to {error:.3g} before the first step; allowed: {_START_KL:g} and {_START_RATIO:g}"
         )
     return {"drift/start_kl": kl, "drift/start_ratio_error": error}
+
+
+def statistics_report(change: Change, rows: Tensor | slice, after: Distribution) -> Metrics:
+    """Measure a change of the observation statistics, and the policy's way through the update and that change.
+
+    Args:
+        change: the update.
+        rows: its states that this is measured on.
+        after: the policy there with the new statistics.
+    """
+    own, total = mean_kl(change.new[rows], after), mean_kl(change.old[rows], after)
+    return {"drift/kl_normalizer": own, "drift/kl_total": total}
+
+
+def measured_rows(agent: Learner[Any], n: int) -> Tensor | slice:
+    """Return the rows of n states for metrics with a pass of their own: all, or some evenly over the batch."""
+    most = _most(agent, n)
+    return slice(None) if n <= most else rows_evenly(n, most)
+
+
+def first_probe(agent: Learner[Any], observations: Tensor, first: Distribution) -> Probe:
+    """Choose the states that ``drift/kl_initial`` is measured on, among those where the first policy is known."""
+    most = min(PROBES, _most(agent, PROBES)) if agent.encoding.images else PROBES
+    return Probe.choose(observations, first.cpu(), most)
+
+
+def _most(agent: Learner[Any], n: int) -> int:
+    return agent.config.drift_states or (_IMAGES if agent.encoding.images else n)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from operator import sub
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -15,35 +15,29 @@ import torch
 from torch import Tensor
 
 from klrl import schedules
-from klrl.agents.acted import Acted
-from klrl.agents.actor_critic import ActorCritic
+from klrl.agents.acting import act
 from klrl.agents.config import AgentConfig
-from klrl.agents.drift import step_zero, update_report
+from klrl.agents.drift import first_probe, measured_rows, statistics_report, step_zero, update_report
+from klrl.agents.image_passes import ImagePasses, encoded_images, minibatches_of_images, values_of_images
+from klrl.agents.improvement import Improvement as Improvement  # agents of one's own import it from here, too
 from klrl.agents.predecessor import Predecessor
+from klrl.agents.predictor import Predictor
 from klrl.agents.saved_policy import SavedPolicy
 from klrl.agents.update_batch import UpdateBatch, overflow
-from klrl.agents.whole_batch import in_pieces
 from klrl.experience import Batch, gae
-from klrl.kl.drift import PROBES, Drift, Probe, mean_kl, rows_evenly
-from klrl.policy.actor import Actor
-from klrl.policy.actors import make_actor
+from klrl.kl.drift import Drift, mean_kl
 from klrl.policy.arrays import Array, numpy_as_torch
-from klrl.policy.device import usable
 from klrl.policy.distributions import Distribution
 from klrl.policy.distributions.squashed import matching, remembering
 from klrl.policy.linearization import Linearization, Objective, expectation
-from klrl.policy.networks import Critic
 from klrl.policy.normalizer import ReturnScaler
 from klrl.policy.normalizer_folding import fold
-from klrl.policy.observations import Encoding
-from klrl.policy.paths import acts_in_numpy, learns_in_numpy
+from klrl.policy.paths import learns_in_numpy
 from klrl.policy.sampling import Sampler
-from klrl.policy.shared_encoder import SharedCritic, evaluate_both
-from klrl.policy.surroundings import ordinary, undisturbed
-from klrl.policy.trunks import ImageTrunk
+from klrl.policy.shared_encoder import SharedCritic
+from klrl.policy.surroundings import undisturbed
 from klrl.renamed import adopt, attribute, keep_old_names
 from klrl.run.callback import Callback, CallerContext, Metrics
-from klrl.run.seeding import Streams
 from klrl.text import warn_user
 from klrl.trust_region import Change
 from klrl.trust_region.all import redefines
@@ -52,50 +46,10 @@ from klrl.trust_region.scheduling import with_values
 C = TypeVar("C", bound=AgentConfig)
 RENAMED = {"surrogate": "objective", "judge": "penalized_surrogate", "samples": "prepare"}
 """Methods that had another name: old -> new."""
-_STATES = 64
-"""Images that metrics with a pass of their own are measured on by default, at most."""
-_CHECKED = 16
-"""Images where the policy that has acted is compared with the one to be updated."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Improvement:
-    """Outcome of an algorithm's update."""
-
-    value_loss: float
-    """Mean of the critic's loss over its steps (metric ``train/value_loss``)."""
-    stop_reason: str
-    """Reason why the policy stopped moving (``train/stop_reason``)."""
-    metrics: Mapping[str, float | str] = field(default_factory=dict)
-    """Further metrics, by ``group/name``."""
-
-    @classmethod
-    def of(cls, result: Improvement | Mapping[str, Any]) -> Improvement:
-        """Read what ``improve`` returned: for one version also a dict of metrics, as it was before."""
-        if isinstance(result, Improvement):
-            return result
-        metrics = dict(result)
-        value_loss, reason = float(metrics.pop("train/value_loss")), str(metrics.pop("train/stop_reason", ""))
-        warn_user("improve() returned a dict; allowed: an Improvement; dicts go with klrl 0.2", DeprecationWarning)
-        return cls(value_loss=value_loss, stop_reason=reason, metrics=metrics)
-
-    def checked(self, when: str) -> Metrics:
-        """Return everything as metrics.
-
-        Raises:
-            FloatingPointError: the value loss is infinite or NaN.
-        """
-        if not math.isfinite(self.value_loss):
-            raise FloatingPointError(f"train/value_loss = {self.value_loss} in {when}; allowed: finite numbers")
-        return {**self.metrics, "train/value_loss": self.value_loss, "train/stop_reason": self.stop_reason}
-
-
-class Learner(abc.ABC, Generic[C]):
-    """Policy, critic, their statistics, and the frame of an update; subclasses define :meth:`improve`."""
-
-    config_class: ClassVar[type[AgentConfig]]
-    optimized: ClassVar[tuple[str, ...]] = ("actor", "critic")
-    """Networks that Adam moves; the algorithm moves the others by a rule of its own."""
+class Learner(Predictor[C], abc.ABC):
+    """A policy that learns: acting in a rollout, and the frame of an update; subclasses define :meth:`improve`."""
 
     def __init_subclass__(cls) -> None:
         """Adopt methods that an agent of the user's own defines under old names."""
@@ -107,85 +61,25 @@ class Learner(abc.ABC, Generic[C]):
 
     @undisturbed
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-        self.encoding = Encoding(observation_space, action_space, config.action_mask, config.frame_stacks)
-        self.config, self.seed = config, seed
+        super().__init__(observation_space, action_space, config, seed)
+        self.sampler = Sampler(self.streams.actions)
+        """Draws the actions of :meth:`act`."""
         self.region = config.region
         self.values = config.values_at(1.0)
         """Numbers of the settings that may be scheduled, at the last update."""
-        self.streams = Streams.from_seed(seed)
-        self.sampler = Sampler(self.streams.actions)
-        """Draws the actions of :meth:`act`."""
-        style: dict[str, Any] = {
-            "activation": config.activation, "layer_norm": config.layer_norm, "network": config.network,
-            "image_network": config.image_network, "generator": self.streams.networks,
-        }  # fmt: skip
-        self.device = usable(config.device)
-        self.shares_encoder = config.shares_encoder(self.encoding)
-        """True if the critic was made to read the policy's encoder."""
-        actor = make_actor(
-            self.encoding,
-            action_space,
-            config.actor_hidden_sizes,
-            log_std_init=config.log_std_init,
-            action_distribution=config.action_distribution,
-            state_dependent_std=config.state_dependent_std,
-            scale_actions=config.scale_actions,
-            **style,
-        ).to(self.device)
-        anything = torch.ones(1, *self.encoding.shape, dtype=torch.float32, device=self.device)
-        self.region.check(actor(anything))
-        critic = self._make_critic(actor, style).to(self.device)
-        self.networks = ActorCritic(
-            actor,
-            critic,
-            optimized=self.optimized,
-            learning_rate=self.values["learning_rate"],
-            max_grad_norm=config.max_grad_norm,
-        )
-        self.normalizer = self.encoding.normalizer()
         self.return_scaler = ReturnScaler.for_environments(config.n_envs)
         self.reference: SavedPolicy | None = None
         """Reference policy, from which the region's reference terms and drift/kl_reference are measured."""
         self.drift = Drift()
-        self._last_change: tuple[Distribution, Tensor, Distribution] | None = None
-        """Old policy, parameters and new policy of what :meth:`change` measured last."""
-        self._taken_over: Distribution | None = None
-        """Old policy of an update that acting has computed."""
         self.predecessor: Predecessor | None = None
         """Policy before the last update, until :meth:`kl_on_next_states` has compared it."""
-        self.acted: Acted | None = None
-        """Results of acting on images, in the rollout that is next to learn from."""
+        self.image_passes = ImagePasses() if self.encoding.images else None
+        """Passes over whole batches, where these are of images."""
         self.num_timesteps = 0
         self.n_updates = 0
         self.progress_remaining = 1.0
         self.untrained = True
         """True until the agent learns, or takes over another's networks or statistics."""
-
-    def _make_critic(self, actor: Actor, style: dict[str, Any]) -> Critic:
-        hidden = self.config.critic_hidden_sizes
-        if not self.shares_encoder:
-            return Critic(self.encoding, hidden, **style)
-        del style["network"], style["image_network"]
-        return SharedCritic(actor, self.encoding, hidden, **style)
-
-    @property
-    def actor(self) -> Actor:
-        """Policy network; a network of your own goes into ``actor.trunk`` before training."""
-        return self.networks.actor
-
-    @actor.setter
-    def actor(self, actor: Actor) -> None:
-        self.networks.actor = actor
-
-    @property
-    def critic(self) -> Critic:
-        """Value network; a network of your own goes into ``critic.trunk`` before training."""
-        return self.networks.critic
-
-    @critic.setter
-    def critic(self, critic: Critic) -> None:
-        self.networks.critic = critic
 
     actor_parameters = attribute("agent", "actor_parameters", "networks.actor_parameters")
     kl_sum = attribute("agent", "kl_sum", "drift.kl_sum")
@@ -209,41 +103,6 @@ class Learner(abc.ABC, Generic[C]):
             callback: is told of minibatches and epochs.
         """
 
-    # -- acting ---------------------------------------------------------------------------------
-
-    @undisturbed
-    @torch.no_grad()
-    def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
-        """Return the policy's distribution at observations ``[*B]`` of the environment, normalisation included.
-
-        Actions are the policy's own: a squashed Gaussian's lie in (-1, 1), a Beta's in (0, 1), those of a Discrete
-        space start at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped;
-        ``actor.to_environment`` stretches, shifts and clips them for the environment, :meth:`from_environment` converts
-        the environment's.
-
-        Args:
-            observations: nested as the observation space is, or a tensor as in a batch.
-            action_masks: ``[*B, n]``, if masks come by ``info``; without them everything is allowed.
-        """
-        if not isinstance(observations, Tensor):
-            observations = torch.from_numpy(self.encoding(observations, action_masks))
-        return self.actor(self.normalized(observations))
-
-    def from_environment(self, action: Any) -> np.ndarray:
-        """Return the policy's actions ``[*B, *A]`` for the environment's, ``[*B]`` of the action space's shape.
-
-        The inverse of ``actor.to_environment``, but for what that clips: see :meth:`distribution` for the policy's
-        units. An action that the environment does not have becomes one that the policy cannot take, if there are any.
-
-        Raises:
-            ValueError: an array of another shape.
-        """
-        return self.actor.from_environment(np.asarray(action))
-
-    def normalized(self, observations: Tensor) -> Tensor:
-        """Normalise raw observations for the networks, on their device."""
-        return self._on_device(self.normalizer(observations))
-
     @undisturbed
     @torch.no_grad()
     def act(self, observations: Tensor) -> tuple[Array, np.ndarray, Distribution]:
@@ -251,38 +110,12 @@ class Learner(abc.ABC, Generic[C]):
 
         They are arrays where numpy is faster, else tensors in the CPU's memory.
         """
-        with np.errstate(all="ignore"):
-            share = self.sampler.share
-            if acts_in_numpy(len(observations) if share is None else share.total, self.networks.numpy_rows):
-                x = self.normalizer(observations.numpy())
-                policy = self.actor(x) if share is None else share.in_blocks(self.actor, x)
-            elif self.acted is not None and self.networks.share_encoder:
-                found = self._both(observations) if share is None else share.in_blocks(self._both, observations)
-                policy = found[0].cpu()
-                self.acted.add(found[1].cpu())
-            elif share is None:
-                policy = self.distribution(observations).cpu()
-            else:
-                policy = share.in_blocks(self.distribution, observations).cpu()
-            actions = self.sampler(policy)
-        return actions, self.actor.to_environment(actions), policy
+        return act(self, observations)
 
-    def _both(self, observations: Tensor) -> tuple[Distribution, Tensor]:
-        """Return policy and values at raw observations."""
-        return evaluate_both(self.actor, self.critic, self.normalized(observations))
-
-    def begin_to_act(self) -> Acted | None:
-        """Keep what acting in the next rollout computes, and return what keeps it.
-
-        ``None`` where an update computes it anew: where there are no images, and where acting or its networks are not
-        klrl's own.
-        """
-        self.acted, last = None, self.predecessor
-        if self.encoding.images and is_klrls(self):
-            known = last is not None and last.leads_to(self.networks.actor_parameters)
-            theta = last.successor if last is not None and known else None
-            self.acted = Acted(self.networks, self.normalizer, theta)
-        return self.acted
+    def keeps(self, *methods: str) -> bool:
+        """Tell whether neither the agent's class nor the agent itself has redefined these methods of ``Learner``."""
+        own = not vars(self).keys() & {*methods}
+        return own and all(getattr(type(self), name) is getattr(Learner, name) for name in methods)
 
     # -- updating -------------------------------------------------------------------------------
 
@@ -309,15 +142,18 @@ class Learner(abc.ABC, Generic[C]):
         self._schedule()
         if self.config.scale_rewards:
             self.absorb_rewards(batch)
-        samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self._on_device)
-        metrics = step_zero(*self._where_compared(behaviour, samples))
+        samples, behaviour = self.prepare(batch), batch.flatten_valid(batch.behaviour).map(self.on_device)
+        images = self.image_passes
+        compared = (behaviour, samples) if images is None else images.where_compared(self, behaviour, samples)
+        metrics = step_zero(*compared)
         begins = self.untrained and self._take_scale(batch.flatten_valid(batch.observations))
         if begins:  # an untrained policy starts with normalised inputs; later changes of statistics must not move it
             samples = self.prepare(batch)
             metrics = step_zero(behaviour, samples, warn=False)
         self.untrained = False
-        metrics["train/explained_variance"] = self._explained_variance(samples)
-        before = self._copy_of_parameters(), self.normalizer
+        metrics["train/explained_variance"] = samples.explained_variance(self.critic)
+        theta = self.networks.actor_parameters
+        before = theta.clone() if images is None else images.copy_of(theta), self.normalizer
         try:
             metrics["train/learning_rate"] = self.anneal()
             improvement = Improvement.of(self.improve(batch, samples, callback))
@@ -328,26 +164,13 @@ class Learner(abc.ABC, Generic[C]):
                 raise FloatingPointError(f"{error}: {why}") from error
             raise
         metrics |= self._measure(batch, samples, absorb=self._normalizes and not begins)
-        self._last_change = self._taken_over = self.acted = None
+        if images is not None:
+            images.forget()
         self.predecessor = Predecessor(*before, self.networks.actor_parameters.clone())
         self.num_timesteps += batch.n_samples
         self.n_updates += 1
         metrics.setdefault("train/n_updates", float(self.n_updates))
         return metrics
-
-    def _copy_of_parameters(self) -> Tensor:
-        """Return the policy's parameters, in the copy that :meth:`change` has if it is of these."""
-        theta, last = self.networks.actor_parameters, self._last_change
-        return last[1] if last is not None and torch.equal(last[1], theta) else theta.clone()
-
-    def _where_compared(self, behaviour: Distribution, samples: UpdateBatch) -> tuple[Distribution, UpdateBatch]:
-        """Return what has acted and what is updated where they are compared: on few images if these are the same."""
-        if self._taken_over is not samples.old:
-            return behaviour, samples
-        rows = rows_evenly(len(samples), _CHECKED)
-        some = samples[rows]
-        old = self._policy_at(some.observations)
-        return behaviour[rows], replace(some, old=old, log_prob=old.log_prob_inside(some.taken))
 
     def _schedule(self) -> None:
         """Settle the numbers of this update, here and nowhere else: all that computes sees plain numbers."""
@@ -362,48 +185,22 @@ class Learner(abc.ABC, Generic[C]):
     def prepare(self, batch: Batch) -> UpdateBatch:
         """Flatten the batch's valid steps and evaluate the current policy and critic on them, once."""
         raw = batch.flatten_valid(batch.observations)
-        observations = self._on_device(raw) if raw.dtype == torch.uint8 else self.normalized(raw)
-        reference = None if self.reference is None else self.reference.distribution(raw).map(self._on_device)
-        actions = self._on_device(batch.flatten_valid(batch.actions))
+        observations = self.on_device(raw) if raw.dtype == torch.uint8 else self.normalized(raw)
+        reference = None if self.reference is None else self.reference.distribution(raw).map(self.on_device)
+        actions = self.on_device(batch.flatten_valid(batch.actions))
         u = matching(batch.actions, batch.before_tanh)
-        before_tanh = None if u is None else self._on_device(batch.flatten_valid(u))
-        if not self.encoding.images:
+        before_tanh = None if u is None else self.on_device(batch.flatten_valid(u))
+        if self.image_passes is None:
             old, values, estimates = self.actor(observations), None, self.advantages(batch)
         else:
-            acted = self.acted is not None and self.acted.holds(batch, self.networks, self.normalizer)
-            old, values = self._acted_policy_and_values(batch) if acted else self._policy_and_values(batch)
-            estimates = self.advantages(batch, values.cpu())
-            old, values = old[batch.valid.flatten()], batch.flatten_valid(values)
-            self._taken_over = old if acted else None
-            self._last_change = old, self.networks.actor_parameters.clone(), old
+            old, values = self.image_passes.policy_and_values(self, batch)
+            estimates, values = self.advantages(batch, values.cpu()), batch.flatten_valid(values)
         log_prob = old.log_prob_inside(actions if before_tanh is None else remembering(actions, before_tanh))
         return UpdateBatch(observations, actions, old, log_prob, *estimates, reference, before_tanh, values=values)
-
-    def _policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
-        """Return the policy ``[T * N]`` and values ``[T, N]`` at all steps of a batch, in one pass over its images."""
-        policy, values = in_pieces(self._both, batch.observations.flatten(0, 1))
-        return policy, values.reshape(batch.valid.shape)
-
-    def _acted_policy_and_values(self, batch: Batch) -> tuple[Distribution, Tensor]:
-        """Return the same where acting has computed the policy, and the values of a critic that reads its encoder."""
-        policy = batch.behaviour.map(lambda x: self._on_device(x.flatten(0, 1)))
-        if self.networks.share_encoder and batch.values is not None:
-            return policy, self._on_device(batch.values)
-        values = in_pieces(lambda x: self.critic(self.normalized(x)), batch.observations.flatten(0, 1))
-        return policy, values.reshape(batch.valid.shape)
 
     def inputs(self, observations: Array) -> Array:
         """Return what networks are given for the observations of an update's samples: images are scaled only here."""
         return self.normalizer(observations) if observations.itemsize == 1 else observations
-
-    def _policy_at(self, observations: Tensor) -> Distribution:
-        """Return the policy at the observations of samples, ``[n, *O]``; images are taken in pieces."""
-        if not self.encoding.images:
-            return self.actor(observations)
-        return in_pieces(lambda x: self.actor(self.inputs(x)), observations)
-
-    def _on_device(self, x: Tensor) -> Tensor:
-        return ordinary(x).to(self.device)
 
     @torch.no_grad()
     def advantages(self, batch: Batch, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -413,16 +210,8 @@ class Learner(abc.ABC, Generic[C]):
             batch: the rollout.
             values: the critic's ``[T, N]``, if they are known, in the CPU's memory.
         """
-
-        def value(observations: Tensor) -> Tensor:
-            if not self.encoding.images:
-                return self.critic(self.normalized(observations)).cpu()
-            states = observations.flatten(0, -1 - len(self.encoding.shape))
-            values = in_pieces(lambda x: self.critic(self.normalized(x)).cpu(), states)
-            return values.reshape(observations.shape[: -len(self.encoding.shape)])
-
-        values = value(batch.observations) if values is None else values
-        next_values = batch.next_values(values, value)
+        values = self._values(batch.observations) if values is None else values
+        next_values = batch.next_values(values, self._values)
         rewards = self.return_scaler(batch.rewards) if self.config.scale_rewards else batch.rewards
         advantage = gae(
             rewards, values, next_values, batch.terminated, batch.ended, self.config.gamma, self.config.gae_lambda
@@ -436,20 +225,19 @@ class Learner(abc.ABC, Generic[C]):
             )
         if self.config.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
-        return self._on_device(advantage), self._on_device(returns)
+        return self.on_device(advantage), self.on_device(returns)
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """Return the critic's values ``[*B]`` at raw observations ``[*B, *O]``, in the CPU's memory."""
+        if self.image_passes is not None:
+            return values_of_images(self, observations)
+        return self.critic(self.normalized(observations)).cpu()
 
     @torch.no_grad()
     def change(self, samples: UpdateBatch) -> Change:
-        """Return the change from the old policy to the current one on these samples.
-
-        On images it is kept until the policy moves, since what judges an update and what reports it ask for the same.
-        """
-        if not self.encoding.images:
-            return samples.change(self.actor(samples.observations))
-        theta, last = self.networks.actor_parameters, self._last_change
-        if last is None or last[0] is not samples.old or not torch.equal(last[1], theta):
-            last = self._last_change = samples.old, theta.clone(), self._policy_at(samples.observations)
-        return samples.change(last[2])
+        """Return the change from the old policy to the current one on these samples."""
+        images = self.image_passes
+        return samples.change(self.actor(samples.observations) if images is None else images.policy(self, samples))
 
     def minibatches(
         self, samples: UpdateBatch, batch_size: int | None = None, order: Tensor | None = None
@@ -458,21 +246,12 @@ class Learner(abc.ABC, Generic[C]):
         batch_size = batch_size or self.config.batch_size
         if order is None:
             order = torch.randperm(len(samples), generator=self.streams.minibatches, device="cpu")
-        order = self._on_device(order)
+        order = self.on_device(order)
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
-        if self.encoding.images:
-            return self._minibatches_of_images(samples, order.split(batch_size), arrays=arrays)
+        if self.image_passes is not None:
+            return minibatches_of_images(self, samples, order.split(batch_size), arrays=arrays)
         shuffled = samples[order]
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
-
-    def _minibatches_of_images(
-        self, samples: UpdateBatch, parts: Sequence[Tensor], *, arrays: bool
-    ) -> Iterator[UpdateBatch]:
-        """Yield minibatches, each copied and scaled when it is needed."""
-        for rows in parts:
-            minibatch = samples[rows].numpy() if arrays else samples[rows]
-            x = minibatch.observations  # of no columns for a critic that is given what an encoder says
-            yield minibatch if 0 in x.shape else replace(minibatch, observations=self.inputs(x))
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""
@@ -497,14 +276,12 @@ class Learner(abc.ABC, Generic[C]):
     @torch.no_grad()
     def for_critic(self, samples: UpdateBatch) -> UpdateBatch:
         """Return samples for a critic that is fitted while the policy stands still: a shared encoder speaks once."""
-        critic, observations = self.critic, samples.observations
+        critic = self.critic
         if not isinstance(critic, SharedCritic) or not critic.shares:
             return samples
-        if not self.encoding.images:
-            return replace(samples, encoded=critic.inputs(observations))
-        encoded = in_pieces(lambda x: critic.inputs(self.inputs(x)), observations)
-        known = type(self).value_loss is Learner.value_loss and "value_loss" not in vars(self)
-        return replace(samples, encoded=encoded, observations=observations[:, :0] if known else observations)
+        if self.image_passes is not None:
+            return encoded_images(self, samples, critic)
+        return replace(samples, encoded=critic.inputs(samples.observations))
 
     def entropy(self, policy: Linearization[Distribution]) -> Objective:
         """Return E[H(pi(.|s))]."""
@@ -546,52 +323,29 @@ class Learner(abc.ABC, Generic[C]):
         if last is None or batch.n_samples == 0 or not last.leads_to(self.networks.actor_parameters):
             return math.nan
         every = redefines(self.region, "adapt_to_next")
-        rows = slice(None) if every else self._measured_rows(batch.n_samples)
+        rows = slice(None) if every else measured_rows(self, batch.n_samples)
         observations = batch.flatten_valid(batch.observations)[rows]
-        with numpy_as_torch(), self.networks.actor_at(last.parameters) as actor:
-
-            def policy(x: Tensor) -> Distribution:
-                return actor(self._on_device(last.normalizer(x)))
-
-            old = in_pieces(policy, observations) if self.encoding.images else policy(observations)
-        kl = mean_kl(old, batch.flatten_valid(batch.behaviour)[rows].map(self._on_device))
+        with numpy_as_torch():
+            old = last.distribution(self.networks, observations, pieces=self.image_passes is not None)
+        kl = mean_kl(old, batch.flatten_valid(batch.behaviour)[rows].map(self.on_device))
         self.region = self.region.adapt_to_next(kl)
         return kl
-
-    def _explained_variance(self, samples: UpdateBatch) -> float:
-        """Return 1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN if the target is constant."""
-        values = self.critic(samples.observations) if samples.values is None else samples.values
-        residual = samples.returns - values
-        total = samples.returns.var(correction=0)
-        return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
-
-    def _measured_rows(self, n: int) -> Tensor | slice:
-        """Return the rows of n states for metrics with a pass of their own: all, or some evenly over the batch."""
-        most = self._most(n)
-        return slice(None) if n <= most else rows_evenly(n, most)
-
-    def _most(self, n: int) -> int:
-        return self.config.drift_states or (_STATES if self.encoding.images else n)
 
     def _measure(self, batch: Batch, samples: UpdateBatch, *, absorb: bool) -> Metrics:
         """Return the drift report; then, and only then, adapt the region and update the observation statistics."""
         change = self.change(samples)
         if why := overflow(change.new, self.ent_coef):
             raise FloatingPointError(f"after {self._when} {why}")
-        metrics = update_report(self.drift, change, self.region)
         observations = batch.flatten_valid(batch.observations)
         if self.drift.probe is None:
-            most = min(PROBES, self._most(PROBES)) if self.encoding.images else PROBES
-            self.drift.probe = Probe.choose(observations, change.old.cpu(), most)
-        metrics |= self.drift.since_first(self.distribution)
+            self.drift.probe = first_probe(self, observations, change.old)
+        metrics = update_report(self.drift, change, self.region) | self.drift.since_first(self.distribution)
         metrics |= {"drift/kl_normalizer": 0.0, "drift/kl_total": metrics["drift/kl"]}
-        if isinstance(rows := self._measured_rows(len(observations)), Tensor):
+        if isinstance(rows := measured_rows(self, len(observations)), Tensor):
             metrics["drift/states"] = float(len(rows))
         if absorb:
             self.absorb(observations)
-            after = self.distribution(observations[rows])
-            metrics["drift/kl_normalizer"] = mean_kl(change.new[rows], after)
-            metrics["drift/kl_total"] = mean_kl(change.old[rows], after)
+            metrics |= statistics_report(change, rows, self.distribution(observations[rows]))
         self.region = self.region.adapt(change)
         return metrics
 
@@ -626,19 +380,6 @@ class Learner(abc.ABC, Generic[C]):
         if self.config.fold_reward_scale and old.moments.count > 0 and old.scale > 0.0 < self.return_scaler.scale:
             first = self.normalized(batch.flatten_valid(batch.observations)[:1])
             self.networks.rescale_values(self.return_scaler.scale / old.scale, first)
-
-
-def is_klrls(agent: Learner[Any]) -> bool:
-    """Tell whether acting does nothing but ask the policy, whose network for images is klrl's own."""
-    own = [agent.actor, agent.actor.trunk]
-    return (
-        (type(agent).act, type(agent).distribution) == (Learner.act, Learner.distribution)
-        and not vars(agent).keys() & {"act", "distribution"}
-        and type(agent.actor).forward is Actor.forward
-        and type(agent.actor).__module__.startswith("klrl.")
-        and type(agent.actor.trunk) is ImageTrunk
-        and not any("forward" in vars(network) for network in own)
-    )
 
 
 keep_old_names(Learner, RENAMED)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from gymnasium.vector import VectorEnv
 
 from klrl.agents.config import AgentConfig
@@ -11,6 +14,24 @@ from klrl.experience.environments import number_of
 from klrl.experience.reproducibility import EnvTrial
 from klrl.experience.split import Split
 from klrl.run.world import World
+
+
+@contextmanager
+def envs_made(env: EnvLike, config: AgentConfig) -> Iterator[VectorEnv]:
+    """Make the training environments, or this rank's share of them; close them if they turn out not to fit.
+
+    A user's own environments stay open.
+
+    Raises:
+        ValueError: see :func:`make_envs`, or raised inside.
+    """
+    envs = make_envs(env, config)
+    try:
+        yield envs
+    except ValueError:
+        if number_of(env) is None:
+            envs.close()
+        raise
 
 
 def make_envs(env: EnvLike, config: AgentConfig) -> VectorEnv:

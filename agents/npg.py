@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from klrl.agents.learner import Improvement
+from klrl.agents.improvement import Improvement
 from klrl.agents.natural_gradient import NaturalGradient
 from klrl.agents.settings import NPGConfig
 from klrl.agents.update_batch import UpdateBatch

@@ -12,7 +12,7 @@ import torch
 from klrl.agents.actor_critic import ActorState
 from klrl.agents.base import Agent
 from klrl.agents.epochs import Epochs, Terms
-from klrl.agents.learner import Improvement
+from klrl.agents.improvement import Improvement
 from klrl.agents.settings import PPOConfig
 from klrl.agents.update_batch import UpdateBatch, mean_of
 from klrl.experience import Batch

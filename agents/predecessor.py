@@ -7,7 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from klrl.agents.actor_critic import ActorCritic
+from klrl.agents.whole_batch import in_pieces
+from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Normalizer
+from klrl.policy.surroundings import ordinary
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,3 +28,18 @@ class Predecessor:
     def leads_to(self, parameters: Tensor) -> bool:
         """Tell whether the policy is still what the update made it: nothing else has moved or replaced it since."""
         return torch.equal(self.successor, parameters)
+
+    def distribution(self, networks: ActorCritic, observations: Tensor, *, pieces: bool) -> Distribution:
+        """Return this policy at raw observations ``[n, *O]``.
+
+        Args:
+            networks: those of the policy now, which are lent the parameters.
+            observations: the states.
+            pieces: take some after the other.
+        """
+        with networks.actor_at(self.parameters) as actor:
+
+            def policy(x: Tensor) -> Distribution:
+                return actor(ordinary(self.normalizer(x)).to(self.parameters.device))
+
+            return in_pieces(policy, observations) if pieces else policy(observations)

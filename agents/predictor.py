@@ -1,16 +1,25 @@
-"""Acting outside of training, after Stable-Baselines3's protocol."""
+"""Policies to be asked: distributions and actions at observations, after Stable-Baselines3's protocol."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import abc
+from typing import Any, ClassVar, Generic, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor
 
 from klrl.agents.config import AgentConfig
-from klrl.agents.learner import Learner
 from klrl.agents.misuse import explained
-from klrl.policy.surroundings import undisturbed
+from klrl.agents.new_networks import new_networks
+from klrl.policy.actor import Actor
+from klrl.policy.device import usable
+from klrl.policy.distributions import Distribution
+from klrl.policy.networks import Critic
+from klrl.policy.observations import Encoding
+from klrl.policy.surroundings import ordinary, undisturbed
+from klrl.run.seeding import Streams
 from klrl.text import warn_user
 
 C = TypeVar("C", bound=AgentConfig)
@@ -38,8 +47,79 @@ def one_or_many(actions: np.ndarray) -> np.ndarray:
     return x if x.ndim else x.view(Choice)
 
 
-class Predictor(Learner[C]):
-    """A learner whose ``predict`` takes an environment's observations and returns the environment's actions."""
+class Predictor(abc.ABC, Generic[C]):
+    """Networks with the statistics of their observations; ``predict`` takes and returns what the environment does."""
+
+    config_class: ClassVar[type[AgentConfig]]
+    optimized: ClassVar[tuple[str, ...]] = ("actor", "critic")
+    """Networks that Adam moves; the algorithm moves the others by a rule of its own."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+        self.encoding = Encoding(observation_space, action_space, config.action_mask, config.frame_stacks)
+        self.config, self.seed = config, seed
+        self.streams = Streams.from_seed(seed)
+        self.device = usable(config.device)
+        self.shares_encoder = config.shares_encoder(self.encoding)
+        """True if the critic was made to read the policy's encoder."""
+        made_by = config, self.encoding, action_space, self.streams.networks
+        self.networks = new_networks(*made_by, device=self.device, optimized=self.optimized)
+        self.normalizer = self.encoding.normalizer()
+
+    @property
+    def actor(self) -> Actor:
+        """Policy network; a network of your own goes into ``actor.trunk`` before training."""
+        return self.networks.actor
+
+    @actor.setter
+    def actor(self, actor: Actor) -> None:
+        self.networks.actor = actor
+
+    @property
+    def critic(self) -> Critic:
+        """Value network; a network of your own goes into ``critic.trunk`` before training."""
+        return self.networks.critic
+
+    @critic.setter
+    def critic(self, critic: Critic) -> None:
+        self.networks.critic = critic
+
+    @undisturbed
+    @torch.no_grad()
+    def distribution(self, observations: Any, action_masks: Any = None) -> Distribution:
+        """Return the policy's distribution at observations ``[*B]`` of the environment, normalisation included.
+
+        Actions are the policy's own: a squashed Gaussian's lie in (-1, 1), a Beta's in (0, 1), those of a Discrete
+        space start at 0, and a Gaussian's are in units of the box (``scale_actions``) and not clipped;
+        ``actor.to_environment`` stretches, shifts and clips them for the environment, :meth:`from_environment` converts
+        the environment's.
+
+        Args:
+            observations: nested as the observation space is, or a tensor as in a batch.
+            action_masks: ``[*B, n]``, if masks come by ``info``; without them everything is allowed.
+        """
+        if not isinstance(observations, Tensor):
+            observations = torch.from_numpy(self.encoding(observations, action_masks))
+        return self.actor(self.normalized(observations))
+
+    def from_environment(self, action: Any) -> np.ndarray:
+        """Return the policy's actions ``[*B, *A]`` for the environment's, ``[*B]`` of the action space's shape.
+
+        The inverse of ``actor.to_environment``, but for what that clips: see :meth:`distribution` for the policy's
+        units. An action that the environment does not have becomes one that the policy cannot take, if there are any.
+
+        Raises:
+            ValueError: an array of another shape.
+        """
+        return self.actor.from_environment(np.asarray(action))
+
+    def normalized(self, observations: Tensor) -> Tensor:
+        """Normalise raw observations for the networks, on their device."""
+        return self.on_device(self.normalizer(observations))
+
+    def on_device(self, x: Tensor) -> Tensor:
+        """Return a tensor on the networks' device."""
+        return ordinary(x).to(self.device)
 
     @explained
     @undisturbed

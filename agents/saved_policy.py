@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from klrl.agents.config import OLDER, shares_encoder
-from klrl.agents.own_networks import Network, given_again, saved_name
+from klrl.agents.new_networks import SETTINGS, new_actor
+from klrl.agents.own_networks import Network, given_again, saved_name, shared_with
 from klrl.agents.saved_tensors import MOST, check_finite, check_tensor
-from klrl.policy.actors import make_actor
 from klrl.policy.distributions import Distribution
 from klrl.policy.normalizer import Moments, Normalizer
 from klrl.policy.observations import Encoding
@@ -23,12 +23,6 @@ from klrl.policy.trunks import least_of_head, least_parameters
 from klrl.run import checkpoint
 
 Tensors = dict[str, Tensor]
-SETTINGS = (
-    "actor_hidden_sizes", "activation", "layer_norm", "image_network", "network", "log_std_init", "action_distribution",
-    "state_dependent_std", "scale_actions", "action_mask", "frame_stacks",
-)  # fmt: skip
-"""Settings that an agent's policy depends on."""
-_NOT_THE_ACTORS = ("actor_hidden_sizes", "action_mask", "frame_stacks")
 _TENSORS = ("actor.", "normalizer.", "observation_space.", "action_space.")
 _STATE = ("observation_space", "action_space", "normalizer_count")
 
@@ -51,12 +45,8 @@ class SavedPolicy:
         self.state: dict[str, Any] = {name: state[name] for name in _STATE} | {"config": config}
         self.observation_space, self.action_space = (load_space(name, tensors, state) for name in _STATE[:2])
         self.encoding = check_backed(self.observation_space, self.action_space, config, tensors, ("actor",))
-        kind = {name: config[name] for name in SETTINGS if name not in _NOT_THE_ACTORS}
-        kind["network"] = given_again(config, network)
-        generator = torch.Generator()
-        self.actor = make_actor(
-            self.encoding, self.action_space, config["actor_hidden_sizes"], **kind, generator=generator
-        )
+        network = given_again(config, network)
+        self.actor = new_actor(config | {"network": network}, self.encoding, self.action_space, torch.Generator())
         self.actor.load_state_dict(below("actor.", tensors))
         self.normalizer = normalizer(self.encoding, tensors, state["normalizer_count"])
 
@@ -73,6 +63,22 @@ class SavedPolicy:
         saved = checkpoint.read(path)
         with checkpoint.as_damage(path):
             return cls(*saved, network)
+
+    @classmethod
+    def referred_to(cls, path: str | Path, network: Network | str | None) -> SavedPolicy:
+        """Read the policy that an agent is to measure from; networks of one's own are made by what made the agent's.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged, or networks that are made otherwise.
+        """
+        try:
+            tensors, state = checkpoint.read(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"reference = {path}: {str(error).partition(': ')[2]}") from error
+        shared = shared_with(f"reference = {path}", state.get("config"), network)
+        with checkpoint.as_damage(path):
+            return cls(tensors, state, shared)
 
     @torch.no_grad()
     def distribution(self, observations: Tensor) -> Distribution:

@@ -136,7 +136,8 @@ class TrainingRun:
     def _collected(self, act: Act | OnArrays) -> Batch:
         agent = self._agent
         settings = agent.config.n_steps, agent.config.info_keys
-        if (acted := agent.begin_to_act()) is None:
+        acted = None if agent.image_passes is None else agent.image_passes.begin_to_act(agent)
+        if acted is None:
             return agent.training_envs.collect(act, *settings)
         batch = agent.training_envs.collect(act, *settings, acted.values)
         acted.collected(batch)

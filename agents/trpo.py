@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from klrl.agents.learner import Improvement
+from klrl.agents.improvement import Improvement
 from klrl.agents.natural_gradient import NaturalGradient
 from klrl.agents.settings import TRPOConfig
 from klrl.agents.update_batch import UpdateBatch

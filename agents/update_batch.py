@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from klrl.policy.arrays import Array, tensor
 from klrl.policy.distributions import DiagGaussian, Distribution, SquashedGaussian
 from klrl.policy.distributions.squashed import remembering
+from klrl.policy.networks import Critic
 from klrl.shown import of_arrays
 from klrl.trust_region import Change
 
@@ -83,6 +85,13 @@ class UpdateBatch:
     def change(self, new: Distribution) -> Change:
         """Return the change from the old policy to ``new`` at these observations."""
         return Change(self.old, new, self.taken, self.log_prob, self.advantage, self.reference)
+
+    def explained_variance(self, critic: Critic) -> float:
+        """Return 1 - Var(V_target - V) / Var(V_target) before the critic is fitted; NaN if the target is constant."""
+        values = critic(self.observations) if self.values is None else self.values
+        residual = self.returns - values
+        total = self.returns.var(correction=0)
+        return (1.0 - residual.var(correction=0) / total).item() if total > 0.0 else math.nan
 
 
 def overflow(policy: Distribution, ent_coef: float) -> str:

@@ -94,19 +94,16 @@ def estimate_divergence(
     def integrand(action: Tensor) -> Tensor:
         return _INTEGRANDS[divergence](b.log_prob(action) - a.log_prob(action))
 
-    of_p, of_q = (moments(x, integrand, n, generator) for x in (a, b))
-    value, stderr = 0.5 * (of_p.mean + of_q.mean), 0.5 * (of_p.variance + of_q.variance).sqrt()
+    found = _over_both(*(moments(x, integrand, n, generator) for x in (a, b)))
+    value, stderr = found.mean, found.variance.sqrt()
     if divergence == "hellinger":
         value = root(value)
         stderr = torch.where(value > 0.0, stderr / (2.0 * torch.where(value > 0.0, value, 1.0)), 0.0)
-    # The sum's skewness; where one of the samples does not vary, nothing need be wrong: p may be 0 where q is.
-    third = (of_p.skewness * of_p.variance.pow(1.5) + of_q.skewness * of_q.variance.pow(1.5)).nan_to_num(0.0)
-    spread = (of_p.variance + of_q.variance).clamp_min(1e-300)
-    khat, skewness = torch.fmax(of_p.khat, of_q.khat), third / spread.pow(1.5)
     if (most := _BOUNDS.get(divergence)) is not None:  # there is a mean, and a tail that was not seen weighs little
-        khat, skewness = torch.full_like(khat, math.nan), torch.where(stderr < 1e-3 * most, 0.0, skewness)
-    _warn("estimate_divergence", value, Moments(value, spread, skewness, khat), n)
-    return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype), khat)
+        skewness = torch.where(stderr < 1e-3 * most, 0.0, found.skewness)
+        found = found._replace(skewness=skewness, khat=torch.full_like(found.khat, math.nan))
+    _warn("estimate_divergence", value, found, n)
+    return _estimate(value, stderr, n, torch.promote_types(a.dtype, b.dtype), found.khat)
 
 
 def estimate_entropy(
@@ -129,6 +126,17 @@ class Moments(NamedTuple):
     variance: Tensor
     skewness: Tensor
     khat: Tensor
+
+
+def _over_both(of_p: Moments, of_q: Moments) -> Moments:
+    """Return the moments of a mean over both samples, and the skewness of their sum.
+
+    Where one of the samples does not vary, nothing need be wrong: p may be 0 where q is.
+    """
+    third = (of_p.skewness * of_p.variance.pow(1.5) + of_q.skewness * of_q.variance.pow(1.5)).nan_to_num(0.0)
+    spread = of_p.variance + of_q.variance
+    skewness = third / spread.clamp_min(1e-300).pow(1.5)
+    return Moments(0.5 * (of_p.mean + of_q.mean), 0.25 * spread, skewness, torch.fmax(of_p.khat, of_q.khat))
 
 
 def _warn(what: str, value: Tensor, found: Moments, n: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from klrl.agents import PPO, TRPO
-from klrl.agents.learner import Improvement
+from klrl.agents.improvement import Improvement
 from klrl.agents.update_batch import UpdateBatch
 from klrl.experience import Batch
 from klrl.run.callback import Callback

@@ -28,7 +28,7 @@ TIMED = (
     ("line search", "klrl.agents.natural_gradient", "line_search"),
     ("critic", "klrl.agents", "TRPO.fit_critic"),
     ("drift, logging", "klrl.agents.learner", "step_zero"),
-    ("drift, logging", "klrl.agents.learner", "Learner._explained_variance"),
+    ("drift, logging", "klrl.agents.update_batch", "UpdateBatch.explained_variance"),
     ("drift, logging", "klrl.agents.actor_critic", "ActorCritic.check_finite"),
     ("drift, logging", "klrl.agents.learner", "Learner._measure"),
     ("drift, logging", "klrl.agents.training", "TrainingRun._rollout_metrics"),

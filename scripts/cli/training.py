@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,26 +87,13 @@ def run_training(
     """
     console, aside = PlainConsole(), PlainConsole()  # a signal may come while the other one prints
     budgets, goal = options.budgets(), options.goal()
-
-    def said(path: Path | None) -> None:
-        what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
-        aside.print(f"SIGUSR1: {what}")
-
-    def save() -> None:
-        try:
-            keep.save(said)
-        except OSError as error:  # at any moment, so an error must not end what is going on
-            aside.print(f"SIGUSR1: not saved, {error}")
-
-    signals.save = save
+    signals.save = partial(_save, keep, aside)
     try:
         with bad_input(prog):
             keep.claim()
         with failed_worker(prog, lambda: _goes_on(agent, keep)):
-            evaluation, beside = (
-                options.evaluation(env),
-                [*options.videos(env, keep.path), *tracking(options, keep.path)],
-            )
+            evaluation = options.evaluation(env)
+            beside = [*options.videos(env, keep.path), *tracking(options, keep.path)]
             opening = Opening(console.print, env, preset)
             learn([*evaluation, keep, *beside, opening, Progress(console), signals, *budgets, *goal])
             _finish(console, agent, env, keep, options, _reasons(options, budgets, goal))
@@ -126,6 +114,19 @@ def run_training(
     finally:
         keep.release()
         agent.close()
+
+
+def _save(keep: RunDirectory, aside: PlainConsole) -> None:
+    """Write a checkpoint and print where, as a signal asks for it, at any moment."""
+
+    def said(path: Path | None) -> None:
+        what = f"checkpoint {path}" if path else "nothing to save before the first update ends"
+        aside.print(f"SIGUSR1: {what}")
+
+    try:
+        keep.save(said)
+    except OSError as error:  # which must not end what is going on
+        aside.print(f"SIGUSR1: not saved, {error}")
 
 
 def tracking(options: RunOptions, run_dir: Path) -> list[Tracker]:

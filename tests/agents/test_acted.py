@@ -10,8 +10,7 @@ from environments import Sampling, small_agent
 from gymnasium.spaces import Box, Dict, Discrete
 from support import parameters, same
 
-from klrl.agents import PPO
-from klrl.agents.learner import Learner
+from klrl.agents import PPO, image_passes
 from klrl.policy.share import Share
 from klrl.run import Callback
 
@@ -75,16 +74,16 @@ def test_rows_that_the_encoders_are_given(shared):
 @pytest.mark.parametrize("shared", [True, False])
 def test_policy_and_values_are_those_of_a_fresh_pass(shared, actions, monkeypatch):
     agent = small_agent(PPO, partial(Sampling, IMAGE, actions, length=10), shared_encoder=shared, **SETTINGS)
-    found, original = [], Learner._policy_and_values
+    found, original = [], image_passes.computed
 
-    def compared(self, batch):
+    def compared(agent, batch):
         pytest.fail("the policy was computed again")
 
-    monkeypatch.setattr(Learner, "_policy_and_values", compared)
+    monkeypatch.setattr(image_passes, "computed", compared)
 
     class Compare(Callback):
         def on_update_start(self, agent, batch):
-            taken, fresh = agent._acted_policy_and_values(batch), original(agent, batch)
+            taken, fresh = image_passes.of_acting(agent, batch), original(agent, batch)
             for x, y in zip(taken[0].parameters, fresh[0].parameters, strict=True):
                 torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(taken[1], fresh[1], rtol=1e-4, atol=1e-5)
@@ -140,7 +139,7 @@ def test_other_ways_to_act_and_batches_of_ones_own_are_computed():
     assert asked.rows["update"] == N + N_ENVS + 2 * N
     agent = agent_on()
     batch = agent.collector().collect(agent.act, N_STEPS)
-    assert agent.begin_to_act() is not None
+    assert agent.image_passes.begin_to_act(agent) is not None
     assert batch.values is None
     asked = Asked(agent)
     agent.update(batch)

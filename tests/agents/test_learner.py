@@ -12,7 +12,7 @@ from support import every_agent, every_space, exactly, parameters, same
 from torch import distributions as td
 from torch import nn
 
-import klrl.agents.learner
+import klrl.agents.new_networks
 import klrl.trust_region.names
 from klrl.agents import PPO
 from klrl.agents.actor_critic import worst_element
@@ -397,7 +397,7 @@ def test_the_networks_that_agents_begin_with_cannot_share_a_parameter_either(age
 
 @every_agent
 def test_an_agent_is_not_made_with_a_common_trunk(agent_class, monkeypatch):
-    made, make_actor = [], klrl.agents.learner.make_actor
+    made, make_actor = [], klrl.agents.new_networks.make_actor
 
     def remember(*args, **kwargs):
         made.append(make_actor(*args, **kwargs))
@@ -408,7 +408,7 @@ def test_an_agent_is_not_made_with_a_common_trunk(agent_class, monkeypatch):
         network.trunk = made[-1].trunk
         return network
 
-    monkeypatch.setattr(klrl.agents.learner, "make_actor", remember)
-    monkeypatch.setattr(klrl.agents.learner, "Critic", critic)
+    monkeypatch.setattr(klrl.agents.new_networks, "make_actor", remember)
+    monkeypatch.setattr(klrl.agents.new_networks, "Critic", critic)
     with pytest.raises(ValueError, match=r"^critic shares parameters with actor: critic\.trunk\."):
         small_agent(agent_class)

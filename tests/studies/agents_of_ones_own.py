@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from klrl.agents import Agent, AgentConfig
-from klrl.agents.learner import Improvement
+from klrl.agents.improvement import Improvement
 from klrl.trust_region import Clip
 
 
