@@ -109,6 +109,7 @@ class Learner(abc.ABC, Generic[C]):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self.encoding = Encoding(observation_space, action_space, config.action_mask, config.frame_stacks)
+        config.check_observations(self.encoding)
         self.config, self.seed = config, seed
         self.region = config.region
         self.values = config.values_at(1.0)
@@ -461,6 +462,7 @@ class Learner(abc.ABC, Generic[C]):
         order = self._on_device(order)
         arrays = learns_in_numpy(batch_size, self.networks.numpy_rows)
         if self.encoding.images:
+            arrays = arrays and self.config.minibatch_dtype == "float32"  # numpy has no bfloat16
             return self._minibatches_of_images(samples, order.split(batch_size), arrays=arrays)
         shuffled = samples[order]
         return (shuffled.numpy() if arrays else shuffled).split(batch_size)
@@ -468,11 +470,15 @@ class Learner(abc.ABC, Generic[C]):
     def _minibatches_of_images(
         self, samples: UpdateBatch, parts: Sequence[Tensor], *, arrays: bool
     ) -> Iterator[UpdateBatch]:
-        """Yield minibatches, each copied and scaled when it is needed."""
+        """Yield minibatches, each copied, scaled and put in its type when it is needed."""
+        half = self.config.minibatch_dtype == "bfloat16"
         for rows in parts:
             minibatch = samples[rows].numpy() if arrays else samples[rows]
             x = minibatch.observations  # of no columns for a critic that is given what an encoder says
-            yield minibatch if 0 in x.shape else replace(minibatch, observations=self.inputs(x))
+            if 0 not in x.shape:
+                x = self.inputs(x)
+                minibatch = replace(minibatch, observations=x.to(torch.bfloat16) if half else x)
+            yield minibatch
 
     def objective(self, policy: Linearization[Distribution], change: Change) -> Objective:
         """Return L(theta) = E[surrogate - penalty] (TRPO eq. 14 without penalty), given the change to the policy."""
