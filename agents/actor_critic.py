@@ -21,6 +21,7 @@ from klrl.policy.normalizer_folding import output_layer, rescale
 from klrl.policy.optimizer import Adam
 from klrl.policy.paths import rows_for_numpy
 from klrl.policy.shared_encoder import SharedCritic
+from klrl.policy.trunks import ImageTrunk
 from klrl.text import warn_user
 
 
@@ -75,7 +76,8 @@ class ActorCritic:
         self.kernel = find()
         self.optimized = tuple(self.named[name] for name in self._optimized)
         """Networks that Adam moves, in its order."""
-        self.optimizer = Adam([self._packed[network] for network in self.optimized], **self._settings)
+        of_images = [isinstance(network.trunk, ImageTrunk) for network in self.optimized]
+        self.optimizer = Adam([self._packed[n] for n in self.optimized], fused=of_images, **self._settings)
 
     @property
     def kernel(self) -> Kernel | None:
@@ -188,8 +190,8 @@ class ActorCritic:
         Raises:
             FloatingPointError: one is infinite or NaN.
         """
-        if self.is_packed and all(vector.isfinite().all() for vector in self._packed.values()):
-            return
+        if self.is_packed and all(vector.sum().isfinite() for vector in self._packed.values()):
+            return  # a sum of finite numbers may overflow, so any other is looked at below
         for name, network in self.named.items():
             for key, parameter in network.named_parameters():
                 if not parameter.isfinite().all():

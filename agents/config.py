@@ -13,7 +13,7 @@ from klrl import schedules
 from klrl.agents.own_networks import NetworkArgument, check_layers, network_of_word, refuse_word
 from klrl.experience.engines import VectorizationMode
 from klrl.experience.workers import OnFailure
-from klrl.policy.choices import ActionDistribution, Activation, FrameStacks, ImageNetwork, MaskSource
+from klrl.policy.choices import ActionDistribution, Activation, FrameStacks, ImageNetwork, MaskSource, MinibatchType
 from klrl.run.presets import preset
 from klrl.schedules import During, Value
 from klrl.shown import changed
@@ -55,6 +55,7 @@ OLDER: Mapping[str, Any] = {
     "frame_stacks": "numbers",
     "shared_encoder": False,
     "drift_states": None,
+    "minibatch_dtype": "float32",
 }
 """Values that hold in files saved before there was the setting."""
 MOST_PROCESSES = 1024
@@ -124,6 +125,9 @@ class AgentConfig(RegionSettings):
     """Keep a learning rate that is a number, or let it fall linearly to zero over the training."""
     max_grad_norm: Positive = 0.5
     """Gradients longer than this are scaled down to it."""
+    minibatch_dtype: MinibatchType = "float32"
+    """Type in which networks of images compute on minibatches, forwards and backwards; bfloat16 is faster where the
+    processor has it. Parameters, Adam, the fully connected heads, acting and every measurement stay float32."""
     normalize_advantage: bool = True
     """Give the batch's advantages mean 0 and standard deviation 1."""
     drift_states: PositiveInt | None = None
@@ -225,6 +229,16 @@ class AgentConfig(RegionSettings):
                 "shared_encoder = True with actor_hidden_sizes = () and no images; allowed: with layers to share"
             )
         return shares_encoder(self.shared_encoder, encoding, own=self.network is not None)
+
+    def check_observations(self, encoding: Encoding) -> None:
+        """Refuse settings that are for images alone.
+
+        Raises:
+            ValueError: bfloat16 without networks of images that are klrl's own.
+        """
+        if self.minibatch_dtype != "float32" and (not encoding.images or self.network is not None):
+            what = "a network of your own" if encoding.images else "observations without images"
+            raise ValueError(f"minibatch_dtype = {self.minibatch_dtype!r} with {what}; allowed: 'float32'")
 
     def _check_sizes(self) -> None:
         samples = self.n_envs * self.n_steps

@@ -142,11 +142,15 @@ def values_of_images(agent: Learner[Any], observations: Tensor) -> Tensor:
 def minibatches_of_images(
     agent: Learner[Any], samples: UpdateBatch, parts: Sequence[Tensor], *, arrays: bool
 ) -> Iterator[UpdateBatch]:
-    """Yield minibatches of these rows, each copied and scaled when it is needed."""
+    """Yield minibatches of these rows, each copied, scaled and put in its type when it is needed."""
+    half = agent.config.minibatch_dtype == "bfloat16"  # which numpy does not have
     for rows in parts:
-        minibatch = samples[rows].numpy() if arrays else samples[rows]
+        minibatch = samples[rows].numpy() if arrays and not half else samples[rows]
         x = minibatch.observations  # of no columns for a critic that is given what an encoder says
-        yield minibatch if 0 in x.shape else replace(minibatch, observations=agent.inputs(x))
+        if 0 not in x.shape:
+            x = agent.inputs(x)
+            minibatch = replace(minibatch, observations=x.to(torch.bfloat16) if half else x)
+        yield minibatch
 
 
 def encoded_images(agent: Learner[Any], samples: UpdateBatch, critic: SharedCritic) -> UpdateBatch:

@@ -40,7 +40,8 @@ def paths_of(agent: Learner[Any]) -> dict[str, str]:
     - kernel: its level, or why there is none.
     """
     config, device, networks = agent.config, agent.device, agent.networks
-    minibatches = learns_in_numpy(config.batch_size, networks.numpy_rows)
+    half = config.minibatch_dtype == "bfloat16"
+    minibatches = learns_in_numpy(config.batch_size, networks.numpy_rows) and not half
     by_autograd = _by_autograd(agent)
     paths = {
         "acting": outputs_in_words(acts_in_numpy(config.n_envs, networks.numpy_rows), agent.actor, device),

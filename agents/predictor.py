@@ -57,6 +57,7 @@ class Predictor(abc.ABC, Generic[C]):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, config: C, seed: int) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         self.encoding = Encoding(observation_space, action_space, config.action_mask, config.frame_stacks)
+        config.check_observations(self.encoding)
         self.config, self.seed = config, seed
         self.streams = Streams.from_seed(seed)
         self.device = usable(config.device)

@@ -27,7 +27,8 @@ class UpdateBatch:
     """Valid steps of a batch, prepared for an update; ``n`` rows."""
 
     observations: Tensor
-    """Normalised observations, ``[n, *O]``; of a whole batch of images the bytes, which minibatches have scaled."""
+    """Normalised observations, ``[n, *O]``; of a whole batch of images the bytes, which minibatches have scaled, in the
+    type of ``minibatch_dtype``."""
     actions: Tensor
     old: Distribution
     """Distributions of the policy before the update; never overwritten during it."""
@@ -53,7 +54,9 @@ class UpdateBatch:
         return len(self.actions)
 
     def __getitem__(self, rows: Tensor | slice) -> UpdateBatch:
-        return self.map(lambda x: x[rows])
+        if not isinstance(rows, Tensor):
+            return self.map(lambda x: x[rows])
+        return self.map(lambda x: x.index_select(0, rows))  # of images several times as fast as x[rows]
 
     def split(self, n: int) -> Iterator[UpdateBatch]:
         """Yield minibatches of ``n`` rows, one after the other, on the same memory."""

@@ -11,6 +11,7 @@ Activation = Literal[
 """Names of torch's activations of single numbers, as in ``torch.nn.functional``, that need no argument."""
 ImageNetwork = Literal["small", "nature", "impala"]
 IMAGE_NETWORKS: tuple[ImageNetwork, ...] = get_args(ImageNetwork)
+MinibatchType = Literal["float32", "bfloat16"]
 FrameStacks = Literal["channels", "numbers"]
 MaskSource = Literal["auto", "info", "none"]
 MASK = "action_mask"

@@ -122,7 +122,7 @@ class Residual(nn.Module):
 def _small(channels: int, generator: torch.Generator) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for n in _SMALL:
-        layers += [_convolution(channels, n, 3, generator, stride=2, padding=1), nn.ReLU()]
+        layers += [_convolution(channels, n, 3, generator, stride=2, padding=1), nn.ReLU(inplace=True)]
         channels = n
     return layers
 
@@ -130,7 +130,7 @@ def _small(channels: int, generator: torch.Generator) -> list[nn.Module]:
 def _nature(channels: int, generator: torch.Generator) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for n, width, stride in _NATURE:
-        layers += [_convolution(channels, n, width, generator, stride=stride), nn.ReLU()]
+        layers += [_convolution(channels, n, width, generator, stride=stride), nn.ReLU(inplace=True)]
         channels = n
     return layers
 

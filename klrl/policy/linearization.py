@@ -39,7 +39,8 @@ class Linearization(abc.ABC, Generic[T]):
 
     def pull_back(self, *cotangent: Array) -> Array:
         """Return J' u, ``[P]``, for ``u`` in the shapes of the output."""
-        return concatenate(self.pieces(*cotangent))
+        pieces = self.pieces(*cotangent)
+        return pieces[0] if len(pieces) == 1 else concatenate(pieces)
 
     @abc.abstractmethod
     def push_forward(self, tangent: Array) -> Arrays:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.adam import adam as adam_of_torch
 
 from klrl.policy.arrays import tensor
 from klrl.policy.paths import optimizes_in_numpy
@@ -29,14 +30,23 @@ class Adam:
         parameters: one vector ``[P]`` per network, moved in place.
         learning_rate: step size; set the attribute to change it.
         max_grad_norm: longer gradients, of all networks together, are scaled down to this Euclidean norm.
+        fused: whether torch's own step moves a network on the CPU, in one pass over its memory; for none by default.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], *, learning_rate: float, max_grad_norm: float) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Tensor],
+        *,
+        learning_rate: float,
+        max_grad_norm: float,
+        fused: Sequence[bool] | None = None,
+    ) -> None:
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         self.factors = [1.0] * len(parameters)
         """Factors of the learning rate by network; set it to change them."""
-        self.states = [AdamState.of(p.detach()) for p in parameters]
+        fused = [False] * len(parameters) if fused is None else fused
+        self.states = [AdamState.of(p.detach(), fused=f) for p, f in zip(parameters, fused, strict=True)]
         """Parameters and moments of each network, in the memory that is moved."""
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
@@ -82,11 +92,13 @@ class AdamState:
     mean: Any
     square: Any
     steps: int = 0
+    fused: bool = False
+    """True if torch's own step moves arrays."""
 
     @classmethod
-    def of(cls, theta: Tensor) -> AdamState:
+    def of(cls, theta: Tensor, *, fused: bool = False) -> AdamState:
         """Begin with moments of 0 and no steps."""
-        return cls(*(cls.array(x) for x in (theta, torch.zeros_like(theta), torch.zeros_like(theta))))
+        return cls(*(cls.array(x) for x in (theta, torch.zeros_like(theta), torch.zeros_like(theta))), fused=fused)
 
     @staticmethod
     def array(x: Tensor) -> Any:
@@ -95,6 +107,9 @@ class AdamState:
 
     def step(self, gradient: Any, excess: Any, rate: float) -> None:
         """Move along ``gradient / excess``, piece by piece: memory costs more than arithmetic here."""
+        if self.fused and isinstance(gradient, np.ndarray):
+            self._step_fused(gradient, excess, rate)
+            return
         self.steps += 1
         # The corrections of the moments' bias, m / (1 - beta1^t) and v / (1 - beta2^t), taken out of the arrays.
         correction = (1.0 - BETA2**self.steps) ** 0.5
@@ -113,6 +128,16 @@ class AdamState:
             step = factor * mean
             step /= root
             theta -= step
+
+    def _step_fused(self, gradient: np.ndarray, excess: float, rate: float) -> None:
+        """Take the same step by torch's fused kernel, which divides the gradient where it is."""
+        count = torch.tensor(float(self.steps), device="cpu")
+        adam_of_torch(
+            [tensor(self.theta)], [tensor(gradient)], [tensor(self.mean)], [tensor(self.square)], [], [count],
+            fused=True, grad_scale=torch.tensor(excess, dtype=torch.float32, device="cpu"), amsgrad=False,
+            beta1=BETA1, beta2=BETA2, lr=rate, weight_decay=0.0, eps=EPS, maximize=False,
+        )  # fmt: skip
+        self.steps += 1
 
     def _pieces(self, gradient: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Yield a gradient, the moments and the parameters, arrays piece by piece, tensors in one."""

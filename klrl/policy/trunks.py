@@ -100,7 +100,10 @@ class ImageTrunk(nn.Module, Encoder):
         self.layers = mlp([size, *hidden, n_outputs], generator=generator, layer_norm=layer_norm, **style)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1]."""
+        """Return the outputs ``[n, out]`` at features ``[n, in]``, images scaled to [0, 1].
+
+        Convolutions of bfloat16 features are computed in bfloat16; what is returned is float32.
+        """
         return self.layers(self._features(x))
 
     @property
@@ -118,10 +121,18 @@ class ImageTrunk(nn.Module, Encoder):
         return self.layers(encoded)
 
     def _features(self, x: Tensor) -> Tensor:
-        features = [x[:, others] for others in self.others]
+        features = [x[:, others].float() for others in self.others]
         for (columns, layout), convolutions in zip(self.images, self.convolutions, strict=True):
             images = layout(x[:, columns])
             if torch.is_grad_enabled() and images.is_cpu:  # backward, a CPU is faster with channels last in memory
                 images = images.contiguous(memory_format=torch.channels_last)
-            features.append(convolutions(images).flatten(1))
+            features.append(_in_its_type(convolutions, images).flatten(1))
         return torch.cat(features, -1)
+
+
+def _in_its_type(network: nn.Module, x: Tensor) -> Tensor:
+    """Return outputs in float32, of products in bfloat16 where the inputs are; parameters are float32 in any case."""
+    if x.dtype != torch.bfloat16:
+        return network(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return network(x).float()

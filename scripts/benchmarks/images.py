@@ -6,13 +6,14 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from klrl.scripts.benchmarks.random_images import PONG, RANDOM, SEPARATE, SHARED
+from klrl.scripts.benchmarks.random_images import HALF, PONG, RANDOM, SEPARATE, SHARED
 from klrl.scripts.benchmarks.speed_report import markdown
 from klrl.scripts.benchmarks.workload import Job, Workload
 
 ROWS = {
     (RANDOM, SEPARATE): "random images, two networks",
     (RANDOM, SHARED): "random images, one shared network",
+    (RANDOM, HALF): "the same, klrl's minibatch steps in bfloat16",
     (PONG, SHARED): "Pong, shared network: klrl on EnvPool, Stable-Baselines3 on Gymnasium",
 }
 """Comparisons, by environment and variant."""
@@ -32,10 +33,11 @@ def jobs(work: Workload, peers: bool, games: bool) -> list[Job]:
     for env, variant in (row for row in ROWS if games or row[0] == RANDOM):
         kind: dict[str, Any] = {"algorithm": "ppo", "env": env, "seed": 0, "workload": work, "variant": variant}
         engine = "envpool" if env == PONG else "sync"
-        settings: dict[str, Any] = _NETWORK | {"shared_encoder": variant == SHARED}
+        settings: dict[str, Any] = _NETWORK | {"shared_encoder": variant != SEPARATE}
+        settings |= {"minibatch_dtype": "bfloat16"} if variant == HALF else {}
         settings |= {"sign_of_rewards": True, "life_is_episode": True} if env == PONG else {}
         found.append(Job(library="klrl", engine=engine, settings=settings, **kind))
-        if peers:
+        if peers and variant != HALF:
             found.append(Job(library="stable-baselines3", engine="sync", **kind))
     return found
 
@@ -49,9 +51,10 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a row for each comparison: median steps per CPU second and peak memory of both, and their ratios."""
     found = []
     for (env, variant), name in ROWS.items():
+        variants = {"klrl": variant, "stable-baselines3": SHARED if variant == HALF else variant}
         of = {
-            library: [r for r in rows if (r["env"], r["variant"], r["library"]) == (env, variant, library)]
-            for library in ("klrl", "stable-baselines3")
+            library: [r for r in rows if (r["env"], r["variant"], r["library"]) == (env, its, library)]
+            for library, its in variants.items()
         }
         if not of["klrl"]:
             continue

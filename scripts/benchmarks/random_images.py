@@ -8,7 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 RANDOM, PONG = "klrl/RandomImages-v0", "ALE/Pong-v5"
-SEPARATE, SHARED = "separate", "shared"
+SEPARATE, SHARED, HALF = "separate", "shared", "bfloat16"
+"""Variants: two networks, one that policy and values share, and klrl's minibatch steps on it in bfloat16."""
 
 
 class RandomImages(gym.Env):

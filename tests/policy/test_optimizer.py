@@ -283,3 +283,17 @@ def test_a_gradient_that_is_not_finite_is_refused_and_moves_nothing(bad):
         optimizer.step(given)
     assert all(torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
     assert all(not x.any() for x in optimizer.state().values())
+
+
+@seeds
+def test_torchs_fused_step_is_the_same(seed):
+    ours = Adam(start(torch.float32), learning_rate=0.01, max_grad_norm=0.5, fused=[True, False])
+    its = Oracle(start(torch.float32))
+    for step in range(40):
+        g = gradients(step, seed, torch.float32, alone=True)
+        its.step(g)
+        ours.step([None if x is None else x.clone() for x in g])
+    for state, p in zip(ours.states, its.parameters, strict=True):
+        torch.testing.assert_close(torch.from_numpy(state.theta), p.detach(), rtol=1e-5, atol=1e-6)
+    for name, x in its.state().items():
+        torch.testing.assert_close(ours.state()[name], x, rtol=1e-4, atol=1e-7)

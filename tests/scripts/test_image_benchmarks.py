@@ -22,11 +22,13 @@ def test_every_job_has_the_same_work_and_its_own_sharing():
     assert {(job.library, job.env, job.variant, job.engine) for job in jobs} == {
         ("klrl", RANDOM, "separate", "sync"), ("stable-baselines3", RANDOM, "separate", "sync"),
         ("klrl", RANDOM, "shared", "sync"), ("stable-baselines3", RANDOM, "shared", "sync"),
+        ("klrl", RANDOM, "bfloat16", "sync"),
         ("klrl", PONG, "shared", "envpool"), ("stable-baselines3", PONG, "shared", "sync"),
     }  # fmt: skip
     assert {job.workload for job in jobs} == {TINY}
     ours = [job.settings for job in jobs if job.library == "klrl"]
-    assert [settings["shared_encoder"] for settings in ours] == [False, True, True]
+    assert [settings["shared_encoder"] for settings in ours] == [False, True, True, True]
+    assert [settings.get("minibatch_dtype") for settings in ours] == [None, None, "bfloat16", None]
     assert all(Job.from_json(json.loads(json.dumps(vars(job) | {"workload": vars(TINY)}))) for job in jobs)
     assert not [job for job in images.jobs(TINY, peers=False, games=False) if job.library != "klrl"]
 
@@ -69,6 +71,8 @@ def test_the_summary_by_hand():
     assert summary["memory_ratio"] == 60.0 / 80.0
     shown = report({"summary": [summary], "measurements": []})
     assert "| random images, one shared network | 200 | 160 | 1.25 | 60 | 80 | 0.75 |" in shown
+    (_, half) = images.summarise([*rows, row("klrl", "bfloat16", 480.0, 40.0)])
+    assert (half["speed_ratio"], half["memory_ratio"]) == (480.0 / 160.0, 40.0 / 80.0)
 
 
 def test_its_defaults_are_those_of_the_table_and_quick_is_another_thing(capsys):
