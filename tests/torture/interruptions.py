@@ -34,12 +34,18 @@ _IN_A_WRITE = 3
 _OF_A_WRITE = 7
 """Instructions of a checkpoint that reach the disk."""
 _QUICK = ("ppo CartPole-v1 sync 0", "trpo Pendulum-v1 sync 0", "ppo BipedalWalker-v3 sync")
+_SHORT = {"updates": 16, "every": 4}
+"""Of the quick cases of R1."""
 
 
 def cases(seed: int) -> list[Case]:
     """Every kill of R1 and every environment of R3 is a case."""
     whole = Uninterrupted()
-    kills = [(Run(agent, env, mode), i) for agent, env, mode, n in _KINDS for i in range(n)]
+    kills = [
+        (Run(agent, env, mode, **(_SHORT if f"{agent} {env} {mode} {i}" in _QUICK else {})), i)
+        for agent, env, mode, n in _KINDS
+        for i in range(n)
+    ]
     r1 = [
         Case(
             "R1", _name(run, f"kill {i}"), _killed(run, f"{seed} R1 {run} {i}", i, whole), _name(run, f"{i}") in _QUICK
