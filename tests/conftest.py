@@ -1,5 +1,5 @@
-"""What all tests share: one thread, so that bits do not depend on the machine's cores, signals that are heard, and
-no collection of garbage among what lives as long as the tests.
+"""What all tests share: one thread, so that bits do not depend on the machine's cores, signals that are heard, no
+collection of garbage among what lives as long as the tests, and long tests first.
 """
 
 import gc
@@ -17,6 +17,18 @@ def pytest_collectstart():
 
     torch.set_num_threads(1)
     gc.disable()  # while modules are imported and tests are collected, nothing much becomes garbage
+
+
+LONG = {
+    "test_accuracy.py", "test_explore_kl.py", "test_export.py", "test_face.py", "test_learning.py", "test_notebook.py",
+    "test_on_ray.py", "test_torture.py", "test_world.py",
+}  # fmt: skip
+"""Files with tests that take many seconds each."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put long tests first: processes that share the tests end with short ones, and so none waits for another."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 def pytest_collection_finish():

@@ -14,7 +14,7 @@ from torture.case import Case, Outcome, run_all, table
 from torture.forgery import Victim
 from torture.known import MODULES
 from torture.main import POINTS
-from torture.processes import SOCKET, Ended, Fork, Forks, Process, Unexpected, haste, start_child
+from torture.processes import SOCKET, Ended, Fork, Forks, Process, Unexpected, haste, patient, start_child
 from torture.runs import Run, finish, succeed
 
 from klrl.agents import PPO
@@ -239,6 +239,12 @@ def test_a_resume_that_fails_is_a_problem_whatever_numbers_may_differ(tmp_path):
     with haste(True):
         (problem,) = finish(Run("ppo", "CartPole-v1"), tmp_path / "nothing", None, tmp_path)
     assert problem.startswith("klrl resume ended with 2: klrl resume: ")
+
+
+def test_what_is_too_late_beside_other_tests_is_fifty_times_as_late():
+    with haste(True):
+        quick = patient(2.0)
+    assert (quick, patient(2.0)) == (100.0, 2.0)
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from environments import Probe, Sampling, box, small_agent
-from support import both, exactly, parameters, same
+from support import exactly, parameters, same
 from torch import distributions as td
 from torch import nn
 
@@ -152,8 +152,7 @@ def cartpole_teacher():
     return PPO("CartPole-v1", config, seed=100).learn(4096)
 
 
-@both
-@directions
+@pytest.mark.parametrize(("agent_class", "direction"), [(PPO, "forward"), (TRPO, "reverse")])
 def test_a_cartpole_teacher_is_learned_and_the_student_learns_on(agent_class, direction, cartpole_teacher, tmp_path):
     teacher = cartpole_teacher
     before = parameters(teacher)

@@ -103,10 +103,11 @@ def train(agent_class, case, seed, target_kl, n_updates=4):
 ASKED = [(PPO, 0.01), (TRPO, 0.002), (TRPO, 0.02)]
 
 
-# Episodes end one way with one seed and the other way with the other: in every space, and for both agents.
+# Both agents in every space, TRPO with one of its two bounds; episodes end one way with one seed and the other way with
+# the other, and every agent and every bound meets both.
 @pytest.mark.parametrize(("agent_class", "target_kl", "name", "seed"), [
-    (agent_class, target_kl, name, 100 + (i + j) % 2)
-    for i, name in enumerate(CASES) for j, (agent_class, target_kl) in enumerate(ASKED)
+    (agent_class, target_kl, name, 100 + (i // 2 + j) % 2)
+    for i, name in enumerate(CASES) for j, (agent_class, target_kl) in enumerate([ASKED[0], ASKED[1 + i % 2]])
 ])  # fmt: skip
 def test_the_kl_asked_for_is_the_kl_got(agent_class, target_kl, name, seed):
     agent, judge = train(agent_class, CASES[name], seed, target_kl)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from environments import SMALL, Noise, box
-from support import both, every_agent, parameters, same, slots, without_time
+from support import both, parameters, same, slots, without_time
 from torch import nn
 from torch.nn.modules import activation as of_torch
 
-from klrl.agents import PPO, TRPO, PPOConfig, load_agent
+from klrl.agents import AGENTS, PPO, TRPO, PPOConfig, load_agent
 from klrl.policy.choices import Activation
 from klrl.policy.mlp import mlp
 from klrl.policy.normalizer_folding import first_layer
@@ -100,9 +100,11 @@ def test_layer_norm_learns_inside_the_trust_region_by_autograd(agent_class, tmp_
     assert same(parameters(loaded.learn(64)), parameters(agent.learn(64)))
 
 
-@every_agent
-@pytest.mark.parametrize("network", [deep, Residual])
-@pytest.mark.parametrize("env", ["CartPole-v1", partial(Noise, box(2))], ids=["Discrete", "Box"])
+# Each of two tasks with every agent and with every network.
+@pytest.mark.parametrize(("agent_class", "network", "env"), [
+    pytest.param(cls, network, ["CartPole-v1", partial(Noise, box(2))][(i + j) % 2], id=f"{cls.__name__}-{j}")
+    for i, cls in enumerate(AGENTS.values()) for j, network in enumerate([deep, Residual])
+])  # fmt: skip
 def test_an_own_network_learns_inside_the_trust_region(agent_class, network, env):
     agent = small_agent(agent_class, env, network=network, trust_region="constraint", target_kl=0.01).learn(320)
     sure = 1.5 if agent_class.__name__ == "NPG" else 1.0  # its target is an aim

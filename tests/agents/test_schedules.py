@@ -24,30 +24,36 @@ def half(progress_remaining):
     return 0.5 * progress_remaining
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (0.25, [0.25] * N),
-        ("constant:0.3", [0.3] * N),
-        ("linear:0.4:0.2", [0.4, 0.35, 0.3, 0.25]),
-        ("cosine:0.4:0.2", [0.3 + 0.1 * math.cos(math.pi * done) for done in (0.0, 0.25, 0.5, 0.75)]),
-        ("piecewise:0.4:0.5:0.1", [0.4, 0.4, 0.1, 0.1]),
-        ("piecewise:0.4:0.25:0.3:0.6:0.2", [0.4, 0.3, 0.3, 0.2]),
-        (half, [0.5, 0.375, 0.25, 0.125]),
-    ],
-)
-def test_every_setting_has_its_value_in_every_update_and_is_logged(value, expected):
+VALUES = [
+    (0.25, [0.25] * N),
+    ("constant:0.3", [0.3] * N),
+    ("linear:0.4:0.2", [0.4, 0.35, 0.3, 0.25]),
+    ("cosine:0.4:0.2", [0.3 + 0.1 * math.cos(math.pi * done) for done in (0.0, 0.25, 0.5, 0.75)]),
+    ("piecewise:0.4:0.5:0.1", [0.4, 0.4, 0.1, 0.1]),
+    ("piecewise:0.4:0.25:0.3:0.6:0.2", [0.4, 0.3, 0.3, 0.2]),
+    (half, [0.5, 0.375, 0.25, 0.125]),
+]
+SCHEDULED = [
+    ("clip_range", "train/clip_range", {}),
+    ("ent_coef", "train/ent_coef", {}),
+    ("target_kl", "drift/kl_target", {"trust_region": "early-stop"}),
+    ("kl_coef", "train/kl_penalty", {"trust_region": "fixed-penalty"}),
+    ("learning_rate", "train/learning_rate", {"learning_rate_schedule": "constant"}),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), VALUES)
+def test_every_schedule_has_its_value_in_every_update(value, expected):
     assert [during(value, p) for p in LEFT] == pytest.approx(expected)
-    logged = {
-        "train/clip_range": {"clip_range": value},
-        "train/ent_coef": {"ent_coef": value},
-        "drift/kl_target": {"target_kl": value, "trust_region": "early-stop"},
-        "train/kl_penalty": {"kl_coef": value, "trust_region": "fixed-penalty"},
-        "train/learning_rate": {"learning_rate": value, "learning_rate_schedule": "constant"},
-    }
-    for metric, settings in logged.items():
-        agent = small_agent(PPO, n_epochs=1, **settings).learn(TOTAL)
-        assert [row[metric] for row in agent.history] == pytest.approx(expected), metric
+    agent = small_agent(PPO, n_epochs=1, clip_range=value).learn(TOTAL)
+    assert [row["train/clip_range"] for row in agent.history] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "metric", "settings"), SCHEDULED)
+def test_every_setting_has_its_value_in_every_update_and_is_logged(name, metric, settings):
+    for value, expected in (VALUES[2], VALUES[-1]):  # in words, and a function
+        agent = small_agent(PPO, n_epochs=1, **{name: value}, **settings).learn(TOTAL)
+        assert [row[metric] for row in agent.history] == pytest.approx(expected)
 
 
 @every_agent

@@ -34,6 +34,7 @@ TARGET = 0.01
 def agent_on(kind, agent_class=PPO, seed=0, **settings):
     """An agent that shares an encoder, as it is told to or by default."""
     shared = {"shared_encoder": True} if kind == "vector" else {}
+    shared |= {"n_epochs" if issubclass(agent_class, PPO) else "n_critic_updates": 3}  # convolutions are slow
     return small_agent(agent_class, partial(Sampling, SPACES[kind]), seed, **(shared | settings))
 
 
@@ -148,14 +149,11 @@ def measured(agent_class, region, kind, seed, **settings):
 @every_case
 @every_kind
 def test_the_measured_kl_is_at_most_the_target_after_every_update(agent_class, region, kind):
-    taken = []
-    for seed in range(2):
-        agent, kls = measured(agent_class, region, kind, seed)
-        assert max(kls) <= TARGET
-        assert max(row["drift/kl"] for row in agent.history) <= TARGET
-        taken += [row.get("train/backtrack_scale", 0.0) for row in agent.history]
-        assert max(kls) > 1e-4
-    assert min(taken) < 1.0  # the region had to hold something
+    agent, kls = measured(agent_class, region, kind, 0)
+    assert max(kls) <= TARGET
+    assert max(row["drift/kl"] for row in agent.history) <= TARGET
+    assert max(kls) > 1e-4
+    assert min(row.get("train/backtrack_scale", 0.0) for row in agent.history) < 1.0  # it had to hold something
 
 
 @every_case

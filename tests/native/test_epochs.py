@@ -3,7 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial, wraps
-from itertools import pairwise
+from itertools import pairwise, product
 
 import gymnasium as gym
 import numpy as np
@@ -47,7 +47,6 @@ POLICIES = {
     "categorical": (CHOICES, None, {}),
     "masked": (CHOICES, "observation", {}),
 }
-policies = pytest.mark.parametrize("policy", POLICIES)
 REGIONS = {
     "none": TrustRegion(),
     "clip": Clip(0.2),
@@ -56,6 +55,21 @@ REGIONS = {
     "penalty": KLPenalty(Fixed(3.0)),
     "clip and penalties": All(Clip(0.2), KLPenalty(Fixed(1.0)), KLPenalty(Adaptive(beta=2.0))),
 }
+
+
+def with_levels(names, *values):
+    """Parametrise by all combinations at the highest level of the kernel, and by every second one at the others.
+
+    All levels are one source, compiled for vectors of other lengths; each meets each two of the values.
+    """
+    last = len(available()) - 1
+    combinations = [
+        (level, *(value for _, value in combination))
+        for i, level in enumerate(available())
+        for combination in product(*map(enumerate, values))
+        if i == last or (i + sum(j for j, _ in combination)) % 2
+    ]
+    return pytest.mark.parametrize(("level", *names), combinations)
 
 
 def agent_of(policy, level, agent_class=PPO, n_features=7, seed=0, **settings):
@@ -152,12 +166,9 @@ def step(agent, samples):
 
 # A sum of n float32 products is off by at most n 6e-8 of the sum of their sizes, on average by sqrt(n) 6e-8; some
 # hundred rows and weights make that 1e-6 of the norm.
-@levels
-@policies
-@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
-@pytest.mark.parametrize("ent_coef", [0.0, 0.03])
+@with_levels(("policy", "region", "ent_coef"), POLICIES, REGIONS, [0.0, 0.03])
 def test_a_step_is_that_of_the_gradient_by_autograd(level, policy, region, ent_coef):
-    settings = {"trust_region": region, "ent_coef": ent_coef, "vf_coef": 0.7, "max_grad_norm": 1e6}
+    settings = {"trust_region": REGIONS[region], "ent_coef": ent_coef, "vf_coef": 0.7, "max_grad_norm": 1e6}
     agent = agent_of(policy, level, batch_size=64, **settings)
     samples = samples_of(agent, 64)
     expected, gradients = by_autograd(agent, samples)
@@ -177,11 +188,9 @@ SHAPES = [  # actor, critic, rows in a minibatch, features
 ]
 
 
-@levels
-@policies
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
-@pytest.mark.parametrize(("actor", "critic", "rows", "features"), SHAPES)
-def test_steps_are_those_of_autograd_in_every_shape(level, policy, activation, actor, critic, rows, features):
+@with_levels(("policy", "activation", "sizes"), POLICIES, ["tanh", "relu"], SHAPES)
+def test_steps_are_those_of_autograd_in_every_shape(level, policy, activation, sizes):
+    actor, critic, rows, features = sizes
     shape = {"actor_hidden_sizes": actor, "critic_hidden_sizes": critic, "activation": activation}
     settings = {"trust_region": All(Clip(0.1), KLPenalty()), "ent_coef": 0.01, "max_grad_norm": 1e6}
     agent = agent_of(policy, level, n_features=features, batch_size=64, **shape, **settings)
@@ -234,9 +243,7 @@ def updated(policy, update, level):
 in_numpy = cache(partial(updated, level=None))
 
 
-@levels
-@policies
-@pytest.mark.parametrize("update", UPDATES)
+@with_levels(("policy", "update"), POLICIES, UPDATES)
 def test_updates_are_those_of_numpy(level, policy, update):
     (agent, first, metrics), (other, _, expected) = updated(policy, update, level), in_numpy(policy, update)
     assert agent.streams.minibatches.get_state().equal(other.streams.minibatches.get_state())

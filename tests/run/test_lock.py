@@ -19,7 +19,7 @@ HOLDER = "import sys, time; from pathlib import Path; from klrl.run.lock import 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that has the lock."""
-    command = [sys.executable, "-c", f"{HOLDER}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    command = [sys.executable, "-c", f"{HOLDER}; print('held', flush=True); time.sleep(600)", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         yield process
@@ -94,8 +94,8 @@ lock = Lock(Path(sys.argv[1]))
 if os.fork() == 0:  # a simulator's helper
     lock.release()  # is not its own
     print(os.getpid(), flush=True)
-    time.sleep(60)
-time.sleep(60)
+    time.sleep(600)
+time.sleep(600)
 """
 
 

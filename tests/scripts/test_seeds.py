@@ -21,7 +21,7 @@ def made(monkeypatch):
             running.add(job.place)
             jobs.append(job)
             most.append(len(running))
-        together.wait(60)
+        together.wait(600)
         with lock:
             running.remove(job.place)
         w = job.workload

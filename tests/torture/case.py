@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from klrl.text import cell, one_line
-from torture.processes import Unexpected, Watched, owned
+from torture.processes import Unexpected, Watched, owned, patient
 
 Row = dict[str, Any]
 
@@ -85,9 +85,9 @@ def _run(case: Case, scratch: Path, running: list[list[Watched]]) -> Row:
     began = time.monotonic()
     thread = threading.Thread(target=_attempt, args=(case, scratch, outcomes, started), daemon=True)
     thread.start()
-    thread.join(case.timeout)
+    thread.join(limit := patient(case.timeout))
     seconds = time.monotonic() - began
-    outcome = outcomes[0] if outcomes else Outcome([f"not done after {case.timeout:g} s"])
+    outcome = outcomes[0] if outcomes else Outcome([f"not done after {limit:g} s"])
     _end(started)
     return {
         "protocol": case.protocol,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torture.case import Case, Outcome
 from torture.failing import FAILED, FAILING, MENDED, MODULE, WAYS
-from torture.processes import Ended, Watched, start_klrl
+from torture.processes import Ended, Watched, patient, start_klrl
 from torture.runs import STEPS, Run, resumption, saved, written
 
 _WORDS = {
@@ -56,7 +56,7 @@ def _case(way: str, policy: str) -> Callable[[Path], Outcome]:
 
 def orphans(process: Watched) -> list[str]:
     """Who is still there five seconds after the end of a process, in words."""
-    end = time.monotonic() + _SECONDS
+    end = time.monotonic() + patient(_SECONDS)
     while (alive := process.survivors()) and time.monotonic() < end:
         time.sleep(0.05)
     return [f"{len(alive)} orphans"] if alive else []
@@ -64,7 +64,7 @@ def orphans(process: Watched) -> list[str]:
 
 def _stopped(ended: Ended, way: str, took: float, run_dir: Path) -> list[str]:
     """What is wrong with the end of a run by a failure."""
-    limit = _SECONDS + _TIMEOUT * (way == "Hang")
+    limit = patient(_SECONDS) + _TIMEOUT * (way == "Hang")
     last = (ended.err.splitlines() or [""])[-1]
     wrong = {
         f"status {ended.code}": ended.code != 1,

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from torture.case import Case, Outcome
@@ -39,7 +40,7 @@ _QUICK = ("ppo CartPole-v1 sync 0", "trpo Pendulum-v1 sync 0", "ppo BipedalWalke
 def cases(seed: int) -> list[Case]:
     """Every kill of R1 and every environment of R3 is a case."""
     whole = Uninterrupted()
-    kills = [(Run(agent, env, mode), i) for agent, env, mode, n in _KINDS for i in range(n)]
+    kills = [(_run(agent, env, mode, i), i) for agent, env, mode, n in _KINDS for i in range(n)]
     r1 = [
         Case(
             "R1", _name(run, f"kill {i}"), _killed(run, f"{seed} R1 {run} {i}", i, whole), _name(run, f"{i}") in _QUICK
@@ -54,6 +55,12 @@ def cases(seed: int) -> list[Case]:
     ]
     r3 = [Case("R3", _name(run), _of_many(run, f"{seed} R3 {run}"), _name(run) in _QUICK, 300.0) for run in runs]
     return [*r1, *r3]
+
+
+def _run(agent: str, env: str, mode: str, i: int) -> Run:
+    """Return what the i-th kill interrupts: in a quick case a shorter run, with four checkpoints."""
+    run = Run(agent, env, mode)
+    return replace(run, updates=16, every=4) if _name(run, f"{i}") in _QUICK else run
 
 
 def _name(run: Run, *more: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torture.case import Case, Outcome
 from torture.failures import orphans
-from torture.processes import Ended, Forks, Watched
+from torture.processes import Ended, Forks, Watched, patient
 from torture.runs import STEPS, Run, Uninterrupted, at_row, moment, resumption, saved, written
 from torture.states import difference, run_parts
 
@@ -119,7 +119,7 @@ def _attempt(trial: Trial, run_dir: Path, g: random.Random, forks: Forks) -> tup
         ended = process.wait()
         seconds = time.monotonic() - sent
         wrong = _ending(trial, ended, len(before))
-    late = [f"{seconds:.1f} s"] if seconds > _SECONDS else []
+    late = [f"{seconds:.1f} s"] if seconds > patient(_SECONDS) else []
     return seconds, [*wrong, *late, *orphans(process)]
 
 

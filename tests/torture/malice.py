@@ -15,7 +15,7 @@ from klrl.run.options import RunOptions
 from torture import malicious_files, malicious_runs, malicious_settings
 from torture.case import Case, Outcome
 from torture.forgery import WRONG, Victim, paths_of, put
-from torture.processes import Ended, Forks
+from torture.processes import Ended, Forks, patient
 
 _MEBIBYTE = 2**20
 _SPARE = 64 * _MEBIBYTE
@@ -197,7 +197,7 @@ def _is_plain(text: str) -> bool:
 
 
 def _excess(ended: Ended, most: float) -> str | None:
-    if ended.seconds > _SECONDS:
+    if ended.seconds > patient(_SECONDS):
         return f"it took {ended.seconds:.0f} s"
     if ended.peak > most:
         return f"{ended.peak / _MEBIBYTE:.0f} MiB of memory, more than {most / _MEBIBYTE:.0f}"

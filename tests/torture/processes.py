@@ -219,6 +219,14 @@ def haste(quick: bool) -> Iterator[None]:
         _hasty = before
 
 
+def patient(seconds: float) -> float:
+    """Return when something is too late: after so many seconds, and after 50 times as many inside :func:`haste`.
+
+    The quick subset runs beside other tests, on machines that do other things.
+    """
+    return 50.0 * seconds if _hasty else seconds
+
+
 class Forks:
     """Jobs of :mod:`torture.child` in processes that need no time to start.
 
@@ -238,7 +246,7 @@ class Forks:
         """Do a job and wait for its end; killed after the timeout, it ended by -9."""
         fork = self.start(words)
         try:
-            return fork.wait(timeout)
+            return fork.wait(patient(timeout))
         except Unexpected:
             return fork.wait()
 

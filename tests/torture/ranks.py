@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torture.case import Case, Outcome
-from torture.processes import Ended, Fork, Forks
+from torture.processes import Ended, Fork, Forks, patient
 from torture.runs import SMALL, STEPS
 from torture.states import difference, run_parts
 
@@ -50,7 +50,7 @@ class Failure:
         """The command."""
         kwargs = ["--env-kwargs", f"how={self.how}", f"rank={self.rank}", f"at={self.at}"]
         env = ["--env", "torture.ranked:Failing-v0", *kwargs, f"marker={scratch / 'marker'}"]
-        steps = ["--total-timesteps", f"{2 * _UPDATES * STEPS}", "--rank-timeout", f"{_TIMEOUT:g}"]
+        steps = ["--total-timesteps", f"{2 * _UPDATES * STEPS}", "--rank-timeout", f"{patient(_TIMEOUT):g}"]
         more = ["--n-envs", "4", "--no-try-envs", "--eval-episodes", "0"]
         return ["train", "ppo", *env, *SMALL, *more, *steps, "--run-dir", scratch / name]
 
@@ -71,7 +71,7 @@ def _trials(seed: str, how: str, trials: int) -> Callable[[Path], Outcome]:
             failure = Failure.random(how, randomly)
             problem, seconds = try_once(failure, folder)
             slowest = max(slowest, seconds)
-            if problem is None and seconds > _SECONDS[how]:
+            if problem is None and seconds > patient(_SECONDS[how]):
                 problem = f"the end took {seconds:.1f} s"
             if problem is not None:
                 problems.append(f"{failure}: {problem}")
