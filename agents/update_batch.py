@@ -54,7 +54,7 @@ class UpdateBatch:
         return len(self.actions)
 
     def __getitem__(self, rows: Tensor | slice) -> UpdateBatch:
-        if not isinstance(rows, Tensor):
+        if not isinstance(rows, Tensor) or rows.dtype == torch.bool:
             return self.map(lambda x: x[rows])
         return self.map(lambda x: x.index_select(0, rows))  # of images several times as fast as x[rows]
 

@@ -98,7 +98,8 @@ class AdamState:
     @classmethod
     def of(cls, theta: Tensor, *, fused: bool = False) -> AdamState:
         """Begin with moments of 0 and no steps."""
-        return cls(*(cls.array(x) for x in (theta, torch.zeros_like(theta), torch.zeros_like(theta))), fused=fused)
+        mean, square = torch.zeros_like(theta), torch.zeros_like(theta)
+        return cls(cls.array(theta), cls.array(mean), cls.array(square), fused=fused)
 
     @staticmethod
     def array(x: Tensor) -> Any:
