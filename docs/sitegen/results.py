@@ -131,7 +131,7 @@ def _last_tenth(rows: Sequence[Row]) -> str:
 
 def regions() -> str:
     """Every trust region, a table for each environment."""
-    record = read("regions/compare.json")
+    record = read("regions/results.json")
     rows = record["rows"]
     parts = [command(record["command"])]
     head = ["", "return", "mean KL", "largest KL", "over"]
@@ -146,21 +146,25 @@ def regions() -> str:
 def _region_line(variant: str, runs: Sequence[Row]) -> list[str]:
     name = variant.upper() if variant == runs[0]["agent"] else f"`{variant}`"
     mean, largest = np.mean([r["kl_mean"] for r in runs]), max(r["kl_largest"] for r in runs)
-    mark = "*" if has_no_target(runs[0]) else ""
-    return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", f"{over(runs)}{mark}"]
+    return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", _over_bounds(runs)]
+
+
+def _over_bounds(runs: Sequence[Row]) -> str:
+    """Count the updates over the bounds that they are counted against, each named once."""
+    return f"{over(runs)} over {', '.join(dict.fromkeys(counted_against(r) for r in runs))}"
 
 
 def _regions_said(rows: Sequence[Row]) -> str:
     aims = {variant: group for (variant,), group in groups(rows, "variant").items()}
     held = [name for name, group in aims.items() if not any(r["updates_over_target"] for r in group)]
-    bounded = [name for name in held if aims[name][0]["target_kl"] is not None]
+    bounded = [name for name in held if not has_no_target(aims[name][0])]
     free = max(rows, key=lambda r: r["kl_largest"])
-    judged = listed(sorted({f"{r['judged_by']:g}" for r in rows}))
     return (
         f"Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
-        f"interval over the n seeds; KL: over all updates; over: updates that moved farther than "
-        f"their target, {judged} nats (*: the region has none, and is counted against the same number).\n\n"
-        f"Of the regions with a target, {listed([f'`{name}`' for name in bounded])} never exceeded it "
+        f"interval over the n seeds; KL: over all updates; over: updates over the target or the bound that the region "
+        f"has, nats unless it says otherwise (*: it has none, and is counted against the others' target; "
+        f"`next-state-constraint` moves its own: the last one of every seed).\n\n"
+        f"Of the regions that have one, {listed([f'`{name}`' for name in bounded])} never exceeded it "
         f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "
         f"was one of `{free['variant']}` on {free['env']}."
     )
@@ -203,9 +207,8 @@ def _movement_line(variant: str, runs: Sequence[Row]) -> list[str]:
     names = ("kl_mean", "kl_p95_mean", "next_kl_mean")
     mean, quantile, following = (f"{np.mean([r[name] for r in runs]):.4f}" for name in names)
     largest = f"{max(r['kl_state_largest'] for r in runs):.3f}"
-    bounds = ", ".join(dict.fromkeys(counted_against(r) for r in runs))
     return [
-        f"`{variant}`", _last_tenth(runs), mean, quantile, largest, f"{over(runs)} over {bounds}", following,
+        f"`{variant}`", _last_tenth(runs), mean, quantile, largest, _over_bounds(runs), following,
         _share(runs) if variant in _BOUNDS_ON_A_MEAN else "",
     ]  # fmt: skip
 
@@ -315,7 +318,7 @@ def finetune() -> str:
 
 def versions() -> str:
     """What each file of results was measured with."""
-    files = ["learning.json", "spaces.json", "asked.json", "regions/compare.json", "movement-trpo/results.json"]
+    files = ["learning.json", "spaces.json", "asked.json", "regions/results.json", "movement-trpo/results.json"]
     files += ["movement-ppo/results.json", "klip/compare.json"]
     files += ["penalties-0.01/compare.json", "fold/compare.json", "critic.json", "finetune.json", "accuracy.json"]
     files += ["speed.json", "scaling.json", "asked-peers.json"]
