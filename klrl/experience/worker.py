@@ -198,6 +198,7 @@ def _prepare(last_words: connection.Connection) -> None:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else lambda *_: None)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF)
     os.set_blocking(last_words.fileno(), False)
+    faulthandler.disable()  # what is enabled sets no handlers, and another library, as Ray, may have taken them away
     faulthandler.enable(last_words.fileno(), all_threads=False)
     faulthandler.register(signal.SIGUSR2, last_words.fileno(), all_threads=False)
     keep_steady()

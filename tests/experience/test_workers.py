@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import ctypes
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from klrl.experience.cursors import EnvCursor
 from klrl.experience.episodes import EpisodeCursor, SeededEpisodes
 from klrl.experience.infos import WorkerEnvs
 from klrl.experience.processes import FILES
-from klrl.experience.worker import pickled
+from klrl.experience.worker import _prepare, pickled
 from klrl.experience.workers import WorkerFailed, WorkerVectorEnv
 from klrl.policy.distributions import Categorical
 
@@ -353,6 +354,25 @@ def failing(fail, timeout=600.0, on_failure="stop", **when):
 
 def steps(envs, n):
     return [envs.step(np.full(envs.num_envs, 2)) for _ in range(n)]
+
+
+def crash_without_handlers(last_words):
+    """Crash where another library, as Ray when it shuts down, has taken the handlers of faulthandler away."""
+    faulthandler.enable()
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    _prepare(last_words)
+    segfault()
+
+
+def test_a_crash_is_told_by_processes_forked_without_handlers():
+    context = multiprocessing.get_context("fork")
+    last_words, say = context.Pipe(duplex=False)
+    process = context.Process(target=crash_without_handlers, args=(say,))
+    process.start()
+    say.close()
+    process.join()
+    assert process.exitcode == -signal.SIGSEGV
+    assert "in segfault" in os.read(last_words.fileno(), 1 << 16).decode()
 
 
 @every_failure
