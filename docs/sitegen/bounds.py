@@ -26,9 +26,12 @@ def bound(run: Row) -> float:
 
 def drawing() -> str:
     """Draw a panel per environment and learning rate; a line joins a region's means, bars are all seeds."""
-    rows = [row | {"fast": fast(row), "region": row["config"]["trust_region"]} for row in rows_of(*BOUNDS)]
+    rows = [
+        row | {"fast": fast(row), "region": row["config"]["trust_region"], "bound": bound(row)}
+        for row in rows_of(*BOUNDS)
+    ]
     envs, regions = (list(dict.fromkeys(row[name] for row in rows)) for name in ("env", "region"))
-    levels = {region: sorted({bound(row) for row in rows if row["region"] == region}) for region in regions}
+    levels = {region: sorted({row["bound"] for row in rows if row["region"] == region}) for region in regions}
     parts = [_text(LEFT, 22, "Return of the last tenth of the training over the bound, by trust region", weight=600)]
     parts += [
         part
@@ -53,9 +56,14 @@ def groups_of(rows: Sequence[Row], env: str, quick: bool) -> dict[str, list[Row]
 
 def _ends(runs: Sequence[Row]) -> tuple[float, float]:
     """Return the ends of an axis, which both learning rates of an environment share."""
-    every = returns(runs, "last_tenth_return")
-    every = every[np.isfinite(every)]
+    every = _finite(runs)
     return float(min([0.0, *every])), float(max([1.0, *every]))
+
+
+def _finite(runs: Sequence[Row]) -> np.ndarray:
+    """Return the returns of the last tenth of the runs that have one."""
+    found = returns(runs, "last_tenth_return")
+    return found[np.isfinite(found)]
 
 
 def _panel(
@@ -82,10 +90,9 @@ def _panel(
         i = names.index(region)
         colour, shift = COLOURS[i % len(COLOURS)], 9 * (i - (len(names) - 1) / 2)
         points = []
-        for at, of_level in sorted(_by_bound(runs).items()):
+        for (at,), of_level in sorted(groups(runs, "bound").items()):
             place = x + WIDTH * (levels[region].index(at) + 0.5) / 3 + shift
-            last = returns(of_level, "last_tenth_return")
-            last = last[np.isfinite(last)]
+            last = _finite(of_level)
             if not len(last):
                 continue
             points.append((place, height(float(interquartile_mean(last)))))
@@ -95,13 +102,6 @@ def _panel(
         parts += [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>'] * bool(points)
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{colour}"/>' for a, b in points]
     return parts
-
-
-def _by_bound(runs: Sequence[Row]) -> dict[float, list[Row]]:
-    found: dict[float, list[Row]] = {}
-    for run in runs:
-        found.setdefault(bound(run), []).append(run)
-    return found
 
 
 def _key(x: int, y: int, region: str, levels: Sequence[float], colour: str) -> list[str]:

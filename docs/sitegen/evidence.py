@@ -11,11 +11,10 @@ import numpy as np
 
 from klrl.studies.gathered import read
 from klrl.studies.outcomes import DONE
-from klrl.studies.report import counted_against
 from klrl.studies.statistics import Interval, interquartile_mean, interval_of, kl_per_return, mean
 from sitegen.markdown import command, listed, table
 from sitegen.published import best, digits, number, of_env, short, threshold
-from sitegen.results import RESULTS, Row, groups, over
+from sitegen.results import RESULTS, Row, groups, over_bounds
 
 STUDIES = RESULTS / "studies"
 RESAMPLES = 1999
@@ -216,9 +215,8 @@ def _kl(rows: Sequence[Row]) -> str:
 
 
 def _moved(runs: Sequence[Row]) -> list[str]:
-    against = ", ".join(dict.fromkeys(counted_against(run) for run in runs))
     largest = max(run["kl_largest"] for run in runs)
-    return [f"{np.mean([run['kl_mean'] for run in runs]):.4f}", f"{largest:.4f}", f"{over(runs)} over {against}"]
+    return [f"{np.mean([run['kl_mean'] for run in runs]):.4f}", f"{largest:.4f}", over_bounds(runs)]
 
 
 # -- classic control and Box2D ----------------------------------------------------------------------

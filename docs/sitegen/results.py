@@ -146,10 +146,10 @@ def regions() -> str:
 def _region_line(variant: str, runs: Sequence[Row]) -> list[str]:
     name = variant.upper() if variant == runs[0]["agent"] else f"`{variant}`"
     mean, largest = np.mean([r["kl_mean"] for r in runs]), max(r["kl_largest"] for r in runs)
-    return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", _over_bounds(runs)]
+    return [name, _last_tenth(runs), f"{mean:.4f}", f"{largest:.3f}", over_bounds(runs)]
 
 
-def _over_bounds(runs: Sequence[Row]) -> str:
+def over_bounds(runs: Sequence[Row]) -> str:
     """Count the updates over the bounds that they are counted against, each named once."""
     return f"{over(runs)} over {', '.join(dict.fromkeys(counted_against(r) for r in runs))}"
 
@@ -208,7 +208,7 @@ def _movement_line(variant: str, runs: Sequence[Row]) -> list[str]:
     mean, quantile, following = (f"{np.mean([r[name] for r in runs]):.4f}" for name in names)
     largest = f"{max(r['kl_state_largest'] for r in runs):.3f}"
     return [
-        f"`{variant}`", _last_tenth(runs), mean, quantile, largest, _over_bounds(runs), following,
+        f"`{variant}`", _last_tenth(runs), mean, quantile, largest, over_bounds(runs), following,
         _share(runs) if variant in _BOUNDS_ON_A_MEAN else "",
     ]  # fmt: skip
 

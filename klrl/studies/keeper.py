@@ -19,8 +19,7 @@ class Keeper:
 
     def get(self, directory: Path) -> dict[str, bytes]:
         """Return all files of a run directory by their names within it."""
-        paths = (path for path in directory.rglob("*") if path.is_file() and path.name != LOCK)
-        return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
+        return {name: path.read_bytes() for name, path in _files(directory).items()}
 
     def put(self, directory: Path, files: dict[str, bytes], names: list[str]) -> None:
         """Bring a run directory to the state of a task's own: changed files, manifests last, then what it has not.
@@ -33,16 +32,18 @@ class Keeper:
         for name in sorted(files, key=lambda name: (name.endswith(MANIFEST), name)):
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             replace(directory / name, files[name])
-        gone = {*self.get_names(directory)} - {*names}
+        gone = {*_files(directory)} - {*names}
         for name in sorted(gone, key=lambda name: not name.endswith(MANIFEST)):
             (directory / name).unlink(missing_ok=True)
         for folder in directory.glob("checkpoints/*"):
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
-    def get_names(self, directory: Path) -> list[str]:
-        """Return the names of all files of a run directory."""
-        return [str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file() and p.name != LOCK]
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Return the files of a run directory, which its lock is not one of, by their names within it."""
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != LOCK)
+    return {str(path.relative_to(directory)): path for path in paths}
 
 
 class Sending(Callback):
@@ -73,9 +74,9 @@ class Sending(Callback):
 
         if self._on_its_way is not None:
             ray.get(self._on_its_way)  # in order, and an error of its disk ends the training
-        paths = [p for p in self._here.rglob("*") if p.is_file() and p.name != LOCK]
-        now = {str(path.relative_to(self._here)): (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
-        changed = {name: (self._here / name).read_bytes() for name in now if now[name] != self._sent.get(name)}
+        files = _files(self._here)
+        now = {name: ((at := path.stat()).st_mtime_ns, at.st_size) for name, path in files.items()}
+        changed = {name: files[name].read_bytes() for name in now if now[name] != self._sent.get(name)}
         self._on_its_way = self._keeper.put.remote(self._there, changed, [*now])
         self._sent = now
         if wait:

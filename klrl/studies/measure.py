@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from klrl.agents import Agent
-from klrl.run import Callback, Evaluation, evaluate
+from klrl.run import Callback, evaluate
 from klrl.run.callback import NEXT_KL, Metrics
 from klrl.run.targets import beyond
 
@@ -25,18 +25,21 @@ def measure(
     seconds = time.perf_counter() - started
     with make() as env:
         result = evaluate(agent, env, 20, seed=agent.seed)
-    return measured(agent, result) | {"steps_per_second": agent.num_timesteps / seconds}
-
-
-def measured(agent: Agent[Any], result: Evaluation) -> dict[str, Any]:
-    """Return what an evaluation and the history of a training say about it."""
-    kl = np.array([row["drift/kl"] for row in agent.history])
-    over = [outside for row in agent.history if (outside := beyond(row)) is not None]
     return {
         "mean_return": result.mean,
         "std_return": result.std,
-        "updates": len(kl),
         "target_kl": agent.region.target_kl,
+        **moved(agent.history),
+        "steps_per_second": agent.num_timesteps / seconds,
+    }
+
+
+def moved(history: Sequence[Metrics]) -> dict[str, Any]:
+    """Return how far a policy moved, by the metrics of its updates."""
+    kl = np.array([row["drift/kl"] for row in history])
+    over = [outside for row in history if (outside := beyond(row)) is not None]
+    return {
+        "updates": len(kl),
         "kl_mean": float(kl.mean()),
         "kl_largest": float(kl.max()),
         "updates_over_target": sum(over) if over else None,

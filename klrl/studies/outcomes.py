@@ -17,7 +17,7 @@ from klrl.run.callback import Metrics
 from klrl.run.csv_log import last_tenth
 from klrl.run.targets import asked_for, in_words, judged_by
 from klrl.studies.kept import check, keep, kept
-from klrl.studies.measure import measured, on_next_states
+from klrl.studies.measure import moved, on_next_states
 from klrl.studies.results import Row
 from klrl.trust_region import DEFAULT_TARGET_KL
 from klrl.validation import NonNegativeInt, PositiveInt
@@ -72,29 +72,43 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         result: its evaluation.
         directory: its run directory.
     """
-    history, kl = agent.history, np.array([row["drift/kl"] for row in agent.history])
-    of_training, bounds = measured(agent, result), asked_for(history[-1])
-    limit = judged_by(bounds, DEFAULT_TARGET_KL)
-    over = of_training["updates_over_target"]
+    history, movement = agent.history, movement_of(agent.history)
     last = last_tenth(directory / "episodes.csv", agent.num_timesteps)
     return {
-        **of_training,
+        **movement,
+        "mean_return": result.mean,
+        "std_return": result.std,
+        "target_kl": agent.region.target_kl,
         "steps_per_second": float(history[-1]["time/fps"]),
         "last_tenth_return": float(np.mean(last)) if last else None,
         "last_tenth_episodes": len(last),
         "num_timesteps": agent.num_timesteps,
+        **on_next_states(history, agent.region.next_kl or movement["judged_by"]),
+        "last_beta": history[-1].get("train/kl_penalty"),
+        "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),
+        "peak_memory_mib": peak_memory(),
+    }
+
+
+def movement_of(history: Sequence[Metrics]) -> Row:
+    """Return how far a policy moved against what it was asked for, klrl's or another library's, and its curve.
+
+    Args:
+        history: metrics of the updates.
+    """
+    kl, bounds, found = np.array([row["drift/kl"] for row in history]), asked_for(history[-1]), moved(history)
+    limit, over = judged_by(bounds, DEFAULT_TARGET_KL), found["updates_over_target"]
+    return {
+        **found,
+        "target_kl": bounds.get("drift/kl"),
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
         "judged_by": limit,
         "counted_against": in_words(bounds) or None,
         "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
         "kl_state_largest": max(row["drift/kl_max"] for row in history),
         "updates_over_target": int((kl > limit).sum()) if over is None else over,
-        **on_next_states(history, agent.region.next_kl or limit),
         "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
-        "last_beta": history[-1].get("train/kl_penalty"),
-        "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),
         "curve": curve(history),
-        "peak_memory_mib": peak_memory(),
     }
 
 

@@ -119,6 +119,7 @@ def run(job: Job) -> dict[str, Any]:
     from klrl.integrations.sb3 import DriftCallback
     from klrl.run.directory import versions
     from klrl.studies.gathered import compact
+    from klrl.studies.outcomes import movement_of, peak_memory
 
     torch.set_num_threads(1)
     envs, model = _made(job)
@@ -128,12 +129,13 @@ def run(job: Job) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     last = [x for steps, x in episodes.returns if steps > 0.9 * model.num_timesteps]
     found = {
-        **_moved([{"rollout/ep_rew_mean": float("nan"), **row} for row in drift.history]),
+        **movement_of([{"rollout/ep_rew_mean": float("nan"), **row} for row in drift.history]),
         **_evaluated(job, model, envs),
         "last_tenth_return": float(np.mean(last)) if last else None,
         "last_tenth_episodes": len(last),
         "num_timesteps": model.num_timesteps,
         "steps_per_second": model.num_timesteps / seconds,
+        "peak_memory_mib": peak_memory(),
     }
     envs.close()
     return compact(job.identity() | {"versions": versions(_PACKAGES), "status": "done", "error": None, **found})
@@ -172,32 +174,6 @@ def _episodes() -> Any:
             return True
 
     return Episodes()
-
-
-def _moved(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return how far the policy moved, as :func:`klrl.studies.outcomes.outcome` does, and the learning curve."""
-    from klrl.run.targets import asked_for, beyond, in_words, judged_by
-    from klrl.studies.outcomes import curve, peak_memory
-    from klrl.trust_region import DEFAULT_TARGET_KL
-
-    kl, bounds = np.array([row["drift/kl"] for row in history]), asked_for(history[-1])
-    limit = judged_by(bounds, DEFAULT_TARGET_KL)
-    over = [outside for row in history if (outside := beyond(row)) is not None] or (kl > limit)
-    return {
-        "updates": len(kl),
-        "target_kl": bounds.get("drift/kl"),
-        "judged_by": limit,
-        "counted_against": in_words(bounds) or None,
-        "kl_mean": float(kl.mean()),
-        "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
-        "kl_largest": float(kl.max()),
-        "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
-        "kl_state_largest": max(row["drift/kl_max"] for row in history),
-        "updates_over_target": int(sum(over)),
-        "states_over_target": float(np.mean([row["drift/states_over_target"] for row in history])),
-        "curve": curve(history),
-        "peak_memory_mib": peak_memory(),
-    }
 
 
 def _evaluated(job: Job, model: Any, envs: Any) -> dict[str, float]:
