@@ -258,24 +258,28 @@ def recipe(agent: str) -> str:
     if not rows:
         return NOTHING
     envs = list(dict.fromkeys(row["env"] for row in rows))
-    scores = {
-        key: float(np.nanmean(returns(runs, "last_tenth_return")))
+    scores: dict[tuple[str, str], dict[int, float]] = {
+        key: {run["seed"]: run["last_tenth_return"] for run in runs if run["last_tenth_return"] is not None}
         for key, runs in groups(rows, "variant", "env").items()
     }
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        pairs = [
-            (scores[variant, env], scores["preset", env])
-            for env in envs
-            if {(variant, env), ("preset", env)} <= {*scores}
-        ]
-        change = np.mean([(x - y) / abs(y) for x, y in pairs]) if pairs else math.nan
-        cells = [number(scores[variant, env]) if (variant, env) in scores else "" for env in envs]
+        changes = []
+        for env in envs:
+            here, there = scores.get((variant, env), {}), scores.get(("preset", env), {})
+            if shared := sorted(here.keys() & there.keys()):
+                x, y = (float(np.mean([of[seed] for seed in shared])) for of in (here, there))
+                changes.append((x - y) / abs(y))
+        cells = [number(float(np.mean([*of.values()]))) if (of := scores.get((variant, env))) else "" for env in envs]
+        change = float(np.mean(changes)) if changes else math.nan
         lines.append((change, [variant, *cells, "" if math.isnan(change) else f"{change:+.0%}"]))
     lines.sort(key=lambda line: -math.inf if math.isnan(line[0]) else line[0], reverse=True)
     seeds = listed([f"{seed}" for seed in sorted({row["seed"] for row in rows})])
     steps = f"{rows[0]['total_timesteps']:,}"
-    said = f"M2 after {steps} steps, mean over seeds {seeds}; change: mean over tasks of that from the preset."
+    said = (
+        f"M2 after {steps} steps, mean over those of the seeds {seeds} that have ended; change from "
+        "the preset on the same seeds: mean over tasks."
+    )
     return "\n\n".join([commands(f"recipe-{agent}"), said, table(["", *envs, "change"], [cells for _, cells in lines])])
 
 

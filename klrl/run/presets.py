@@ -21,8 +21,10 @@ _MUJOCO_PPO: Settings = {
     "recompute_advantages": True, "log_std_init": -0.5,
 }  # fmt: skip
 _MUJOCO_NATURAL_GRADIENT: Settings = {
-    "n_envs": 2, "n_steps": 1024, "batch_size": 128, "n_critic_updates": 20, "log_std_init": -0.5,
+    "n_envs": 16, "n_steps": 128, "batch_size": 128, "target_kl": 0.04, "n_critic_updates": 20,
+    "critic_hidden_sizes": (256, 256), "log_std_init": -0.5,
 }  # fmt: skip
+_SHRINKING: Settings = {"line_search_shrinking_factor": 0.95}  # most whole steps end just outside
 
 _ATARI: Settings = {
     "image_network": "nature", "actor_hidden_sizes": (), "critic_hidden_sizes": (), "sign_of_rewards": True,
@@ -76,9 +78,11 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     "MiniGrid": {**_MINIGRID, "n_envs": 8, "n_steps": 128, "n_critic_updates": 10},
 }  # fmt: skip
 
+_TRPO = _NATURAL_GRADIENT | {task: {**_NATURAL_GRADIENT[task], **_SHRINKING} for task in _MUJOCO_TASKS}
+
 FAMILIES = ("ALE", "MiniGrid")
 """Names among the presets that are not of single environments."""
-PRESETS: dict[str, dict[str, Settings]] = {"ppo": _PPO, "trpo": _NATURAL_GRADIENT, "npg": _NATURAL_GRADIENT}
+PRESETS: dict[str, dict[str, Settings]] = {"ppo": _PPO, "trpo": _TRPO, "npg": _NATURAL_GRADIENT}
 
 
 def preset(algorithm: str, env_id: str | None) -> Settings:
