@@ -37,11 +37,21 @@ def judged_by(asked: Mapping[str, float], otherwise: float) -> float:
     return asked.get("drift/kl") or min(kls, default=otherwise)
 
 
-def in_words(asked: Mapping[str, float]) -> str:
+def in_words(first: Mapping[str, float], last: Mapping[str, float]) -> str:
     """Return what updates are counted against: numbers, each with what it limits if that is not the mean KL.
 
-    >>> in_words({"drift/kl": 0.01, "drift/kl_quantile": 0.03})
-    '0.01, 0.03 (quantile)'
+    Args:
+        first: what :func:`asked_for` found in the first update.
+        last: the same in the last one.
+
+    >>> in_words({"drift/kl": 0.01, "drift/kl_quantile": 0.04}, {"drift/kl": 0.01, "drift/kl_quantile": 0.03})
+    '0.01, 0.04 to 0.03 (quantile)'
     """
-    words = {name: name.removeprefix("drift/").removeprefix("kl_").replace("_", " ") for name in asked}
-    return ", ".join(f"{x:g}" if name == "drift/kl" else f"{x:g} ({words[name]})" for name, x in asked.items())
+    words = {name: name.removeprefix("drift/").removeprefix("kl_").replace("_", " ") for name in last}
+    ways = {name: from_to(first.get(name, x), x) for name, x in last.items()}
+    return ", ".join(way if name == "drift/kl" else f"{way} ({words[name]})" for name, way in ways.items())
+
+
+def from_to(first: float, last: float) -> str:
+    """Return a bound in words, with where it began if it moved."""
+    return f"{last:g}" if first == last else f"{first:g} to {last:g}"

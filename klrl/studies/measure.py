@@ -13,7 +13,8 @@ import numpy as np
 from klrl.agents import Agent
 from klrl.run import Callback, evaluate
 from klrl.run.callback import NEXT_KL, Metrics
-from klrl.run.targets import beyond
+from klrl.run.targets import asked_for, beyond, from_to, judged_by
+from klrl.trust_region import DEFAULT_TARGET_KL
 
 
 def measure(
@@ -46,18 +47,21 @@ def moved(history: Sequence[Metrics]) -> dict[str, Any]:
     }
 
 
-def on_next_states(history: Sequence[Metrics], judged_by: float) -> dict[str, Any]:
+def on_next_states(history: Sequence[Metrics], next_kl: float | None) -> dict[str, Any]:
     """Return how far the updates moved on the states that their policies visited, as far as a rollout has told.
 
     Args:
         history: metrics of the updates.
-        judged_by: KL that they are counted against, nats.
+        next_kl: the region's bound for that, nats; without one, updates are counted against the target of each.
     """
-    kl = np.array([x for row in history if (x := float(row.get(NEXT_KL, math.nan))) == x])
+    limits = np.array([next_kl or judged_by(asked_for(row), DEFAULT_TARGET_KL) for row in history])
+    kl = np.array([float(row.get(NEXT_KL, math.nan)) for row in history])
+    over, kl = int((kl > limits).sum()), kl[~np.isnan(kl)]
     return {
         "next_kl_mean": float(kl.mean()) if len(kl) else None,
         "next_kl_largest": float(kl.max()) if len(kl) else None,
-        "next_judged_by": judged_by,
+        "next_judged_by": float(limits[-1]),
+        "next_counted_against": from_to(limits[0], limits[-1]),
         "next_judged": len(kl),
-        "next_over": int((kl > judged_by).sum()),
+        "next_over": over,
     }

@@ -32,7 +32,9 @@ _OUTCOME = dict.fromkeys(("mean_return", "std_return", "kl_mean", "kl_median_sec
     "curve": list,
 }
 """Results of :func:`outcome`, by type."""
-_LATER = {"counted_against": str | None, "kl_p95_mean": float, "kl_state_largest": float}
+_LATER = {
+    "counted_against": str | None, "next_counted_against": str, "kl_p95_mean": float, "kl_state_largest": float,
+}  # fmt: skip
 """Results that outcomes of earlier studies lack."""
 
 
@@ -83,7 +85,7 @@ def outcome(agent: Agent[Any], result: Evaluation, directory: Path) -> Row:
         "last_tenth_return": float(np.mean(last)) if last else None,
         "last_tenth_episodes": len(last),
         "num_timesteps": agent.num_timesteps,
-        **on_next_states(history, agent.region.next_kl or movement["judged_by"]),
+        **on_next_states(history, agent.region.next_kl),
         "last_beta": history[-1].get("train/kl_penalty"),
         "last_actor_learning_rate": history[-1].get("train/actor_learning_rate"),
         "peak_memory_mib": peak_memory(),
@@ -103,7 +105,7 @@ def movement_of(history: Sequence[Metrics]) -> Row:
         "target_kl": bounds.get("drift/kl"),
         "kl_median_second_half": float(np.median(kl[len(kl) // 2 :])),
         "judged_by": limit,
-        "counted_against": in_words(bounds) or None,
+        "counted_against": in_words(asked_for(history[0]), bounds) or None,
         "kl_p95_mean": float(np.mean([row["drift/kl_p95"] for row in history])),
         "kl_state_largest": max(row["drift/kl_max"] for row in history),
         "updates_over_target": int((kl > limit).sum()) if over is None else over,

@@ -21,7 +21,8 @@ COLUMNS = (
     "kl_mean", "kl_median_second_half", "kl_largest", "kl_p95_mean", "kl_state_largest",
     "target_kl", "judged_by", "counted_against", "updates", "updates_over_target",
     "share_of_updates_over_target", "states_over_target", "steps_per_second", "peak_memory_mib", "last_beta",
-    "last_actor_learning_rate", "next_kl_mean", "next_kl_largest", "next_judged_by", "next_judged", "next_over",
+    "last_actor_learning_rate", "next_kl_mean", "next_kl_largest", "next_judged_by", "next_counted_against",
+    "next_judged", "next_over",
 )  # fmt: skip
 """Columns of the CSV, one line per run; ``judged_by`` is the last KL that states are counted against."""
 
@@ -87,7 +88,7 @@ def counted_against(row: Row) -> str:
 def _on_next_states(group: Sequence[Row], mark: str) -> str:
     """Count the updates over their bound on the next states; empty if these were not looked at."""
     judged, over = (sum(r.get(key, 0) for r in group) for key in ("next_judged", "next_over"))
-    bounds = {f"{r['next_judged_by']:g}": None for r in group if "next_judged_by" in r}
+    bounds = {r.get("next_counted_against", f"{r['next_judged_by']:g}"): None for r in group if "next_judged_by" in r}
     return f"{over} of {judged} over {', '.join(bounds)}{mark}" if judged else ""
 
 

@@ -324,6 +324,28 @@ def test_updates_are_counted_against_the_regions_own_bound(tmp_path):
     assert "0 of 2 over 0.002* |" in table([old])  # an outcome of before
 
 
+def test_updates_are_counted_against_the_target_of_each_where_it_follows_a_schedule(tmp_path):
+    falling = "target_kl=linear:0.02:1e-6"
+    (row,) = compare(
+        tmp_path / "falling", "--vary", "trust-region", "constraint", settings=[*TINY, falling],
+        envs=("CartPole-v1:320",), seeds=(0,),
+    )  # fmt: skip
+    with (tmp_path / "falling/runs/CartPole-v1/constraint/seed-0/metrics.csv").open() as file:
+        updates = [
+            {name: float(x or "nan") for name, x in line.items() if name.startswith("drift/")}
+            for line in csv.DictReader(file)
+        ]
+    targets = [x["drift/kl_target"] for x in updates]
+    assert targets[0] > 2 * targets[-1]
+    assert row["counted_against"] == row["next_counted_against"] == f"{targets[0]:g} to {targets[-1]:g}"
+    assert row["updates_over_target"] == 0
+    over = [x["drift/kl_next"] > x["drift/kl_target"] for x in updates]
+    assert row["next_over"] == sum(over) < sum(x["drift/kl_next"] > targets[-1] for x in updates)
+    line = table([row]).splitlines()[2]
+    assert f"0 of {len(updates)} over {targets[0]:g} to {targets[-1]:g} |" in line
+    assert f"{sum(over)} of {row['next_judged']} over {targets[0]:g} to {targets[-1]:g} |" in line
+
+
 def test_three_seeds_have_students_interval_in_the_table_with_their_number_beside_it(rows):
     clip = [r for r in rows if r["variant"] == "clip"]
     returns = [10.0, 20.5, 33.0]
