@@ -21,7 +21,7 @@ _MUJOCO_PPO: Settings = {
     "recompute_advantages": True, "log_std_init": -0.5,
 }  # fmt: skip
 _MUJOCO_NATURAL_GRADIENT: Settings = {
-    "n_envs": 16, "n_steps": 128, "batch_size": 128, "target_kl": 0.04, "n_critic_updates": 20,
+    "n_envs": 16, "n_steps": 128, "batch_size": 128, "cg_damping": 1.0, "n_critic_updates": 20,
     "critic_hidden_sizes": (256, 256), "log_std_init": -0.5,
 }  # fmt: skip
 _SHRINKING: Settings = {"line_search_shrinking_factor": 0.95}  # most whole steps end just outside
