@@ -15,6 +15,7 @@ from environments import box
 from torch import distributions as td
 
 from klrl.agents import AGENTS, PPO, TRPO
+from klrl.kl import kl_divergence
 from klrl.policy.distributions import Categorical
 from klrl.run import Callback
 from klrl.trust_region import REGIONS, TrustRegion
@@ -48,6 +49,20 @@ def wait_for(condition, seconds=600.0):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
+
+
+class MeasuredKL(Callback):
+    """KL(old||new) of every update, measured anew on the whole batch in float32."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_update_start(self, agent, batch):
+        self.states = agent.normalized(batch.flatten_valid(batch.observations))
+        self.old = agent.actor(self.states)
+
+    def on_update_end(self, agent, batch, metrics):
+        self.found.append(kl_divergence(self.old, agent.actor(self.states)).double().mean().item())
 
 
 def same(tensors, others):

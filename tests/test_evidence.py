@@ -80,7 +80,7 @@ def test_nats_per_unit_of_return_are_those_of_all_updates_over_what_was_gained()
 
 
 def test_without_runs_every_block_says_so(keep):
-    for name in ("mujoco-v4", "mujoco-v5", "classic", "kl-bound", "recipe-ppo", "recipe-trpo"):
+    for name in ("mujoco-v4", "mujoco-v5", "classic", "kl-bound", *evidence.RECIPES):
         assert evidence.BLOCKS[name]() == "No run has ended yet."
 
 

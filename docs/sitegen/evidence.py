@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,12 @@ def classic() -> str:
 # -- recipes ----------------------------------------------------------------------------------------
 
 
-def recipe(agent: str) -> str:
+RECIPES = ("recipe-ppo", "recipe-trpo", "recipe-trpo-finalists")
+
+
+def recipe(study: str) -> str:
     """What each change of a recipe does to the returns of the last tenth."""
-    rows = rows_of(f"recipe-{agent}")
+    rows = rows_of(study)
     if not rows:
         return NOTHING
     envs = list(dict.fromkeys(row["env"] for row in rows))
@@ -280,7 +284,7 @@ def recipe(agent: str) -> str:
         f"M2 after {steps} steps, mean over those of the seeds {seeds} that have ended; change from "
         "the preset on the same seeds: mean over tasks."
     )
-    return "\n\n".join([commands(f"recipe-{agent}"), said, table(["", *envs, "change"], [cells for _, cells in lines])])
+    return "\n\n".join([commands(study), said, table(["", *envs, "change"], [cells for _, cells in lines])])
 
 
 # -- what a bound buys --------------------------------------------------------------------------------
@@ -329,7 +333,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "mujoco-v4": lambda: mujoco("v4"),
     "mujoco-v5": lambda: mujoco("v5"),
     "classic": classic,
-    "recipe-ppo": lambda: recipe("ppo"),
-    "recipe-trpo": lambda: recipe("trpo"),
+    **{study: partial(recipe, study) for study in RECIPES},
     "kl-bound": bounds,
 }

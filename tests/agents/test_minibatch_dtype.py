@@ -7,11 +7,10 @@ import pytest
 import torch
 from environments import Sampling, small_agent
 from gymnasium.spaces import Box, Dict
-from support import parameters, same, slots
+from support import MeasuredKL, parameters, same, slots
 from torch import nn
 
 from klrl.agents import PPO, TRPO, PPOConfig
-from klrl.kl import kl_divergence
 from klrl.run import Callback
 
 IMAGE = Box(0, 255, (6, 7, 3), np.uint8)
@@ -77,22 +76,11 @@ def test_the_gradient_is_that_of_float32_but_for_the_rounding_of_bfloat16(shared
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_measured_kl_is_at_most_the_target_and_measured_in_float32(seed):
-    measured = []
-
-    class Measure(Callback):
-        def on_update_start(self, agent, batch):
-            self.states = agent.normalized(batch.flatten_valid(batch.observations))
-            self.old = agent.actor(self.states)
-
-        def on_update_end(self, agent, batch, metrics):
-            kl = kl_divergence(self.old, agent.actor(self.states)).double().mean().item()
-            measured.append(kl)
-            assert metrics["drift/kl"] == pytest.approx(kl, rel=1e-3, abs=1e-9)
-
-    settings = {"trust_region": "constraint", "target_kl": TARGET, "learning_rate": 3e-2, "n_epochs": 4}
-    agent_on(seed=seed, **settings).learn(128, Measure())
-    assert len(measured) == 2
-    assert max(measured) <= TARGET
+    measured, settings = MeasuredKL(), {"trust_region": "constraint", "target_kl": TARGET}
+    agent = agent_on(seed=seed, learning_rate=3e-2, n_epochs=4, **settings).learn(128, measured)
+    assert [row["drift/kl"] for row in agent.history] == pytest.approx(measured.found, rel=1e-3, abs=1e-9)
+    assert len(measured.found) == 2
+    assert max(measured.found) <= TARGET
 
 
 def test_a_resumed_training_is_the_uninterrupted_one_to_the_bit(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from environments import Noise, Sampling, box, small_agent
 from gymnasium.spaces import Box, Dict, Discrete
-from support import every_agent, parameters, policy, same, slots, without_time
+from support import MeasuredKL, every_agent, parameters, policy, same, slots, without_time
 from torch import nn
 
 from klrl.agents import NPG, PPO, TRPO, PPOConfig
@@ -127,23 +127,14 @@ every_case = pytest.mark.parametrize(("agent_class", "region"), CASES, ids=["PPO
 
 def measured(agent_class, region, kind, seed, **settings):
     """KL after every update, measured by the test itself on the batch, and the agent."""
-    found = []
-
-    class Measure(Callback):
-        def on_update_start(self, agent, batch):
-            self.states = agent.normalized(batch.flatten_valid(batch.observations))
-            self.old = agent.actor(self.states)
-
-        def on_update_end(self, agent, batch, metrics):
-            found.append(kl_divergence(self.old, agent.actor(self.states)).double().mean().item())
-
     bound = {} if region == "none" else {"target_kl": TARGET}
     fast = {"learning_rate": 3e-2} | ({"n_epochs": 4} if issubclass(agent_class, PPO) else {})
     settings = fast | bound | {"normalize_observations": False} | settings
     agent = agent_on(kind, agent_class, seed, trust_region=region, **settings)
     with torch.no_grad():  # a policy that has decided something, so that its encoder counts
         [*agent.actor.trunk.modules()][-1].weight.mul_(100.0)
-    return agent.learn(64 * 3, Measure()), found
+    measured = MeasuredKL()
+    return agent.learn(64 * 3, measured), measured.found
 
 
 @every_case
