@@ -70,7 +70,8 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_NATURAL_GRADIENT),
-    "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, "gamma": 0.9999},
+    # Such a discount looks a whole episode ahead, and so must its pieces of one.
+    "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, "gamma": 0.9999, "n_envs": 2, "n_steps": 1024},
     "ALE": {
         **_ATARI, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_critic_updates": 4, "learning_rate": 2.5e-4,
         "cg_max_steps": 10, "fisher_batch_size": 256,
