@@ -13,7 +13,7 @@ ENV ?= CartPole-v1
 STEPS ?= 50000
 SEED ?= 0
 
-.PHONY: help train test tests lint style types docs recipes clean
+.PHONY: help train test tests slow lint style types docs recipes clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,12 +22,17 @@ train: $(VENV)/klrl  ## train PPO on CartPole-v1 and watch its policy drift (ENV
 	$(BIN)/klrl train ppo --env $(ENV) --total-timesteps $(STEPS) --seed $(SEED)
 
 # The types take one processor for a minute; the tests begin beside them.
-test: style  ## every check: style, types, tests, doctests
+test: style  ## style, types, doctests, tests but for the slow ones
 	@$(MAKE) --no-print-directory --jobs 2 types tests
 
 # Tests start many processes; each would compile klrl's files anew where Python keeps no bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+
 tests: $(VENV)/dev
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+slow: $(VENV)/dev  ## the slow tests: trainings until something is learned, more ranks, hosts and engines
+	$(PYTEST) -m slow
 
 lint: style types
 

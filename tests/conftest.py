@@ -1,5 +1,5 @@
 """What all tests share: one thread, so that bits do not depend on the machine's cores, signals that are heard, no
-collection of garbage among what lives as long as the tests, and long tests first.
+collection of garbage among what lives as long as the tests, and slow tests first.
 """
 
 import gc
@@ -19,16 +19,9 @@ def pytest_collectstart():
     gc.disable()  # while modules are imported and tests are collected, nothing much becomes garbage
 
 
-LONG = {
-    "test_accuracy.py", "test_explore_kl.py", "test_export.py", "test_face.py", "test_learning.py", "test_notebook.py",
-    "test_on_ray.py", "test_torture.py", "test_world.py",
-}  # fmt: skip
-"""Files with tests that take many seconds each."""
-
-
 def pytest_collection_modifyitems(items):
-    """Put long tests first: processes that share the tests end with short ones, and so none waits for another."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    """Put slow tests first: processes that share the tests end with short ones, and so none waits for another."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 def pytest_collection_finish():
