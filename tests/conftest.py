@@ -1,9 +1,11 @@
 """What all tests share: one thread, so that bits do not depend on the machine's cores, signals that are heard, no
-collection of garbage among what lives as long as the tests, and slow tests first.
+collection of garbage among what lives as long as the tests, slow tests first, and random numbers that are a test's own.
 """
 
 import gc
 import signal
+
+import pytest
 
 # Processes inherit what is ignored (by nohup, or in the background of a shell), and tests send these to theirs.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -29,3 +31,11 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(5_000)  # seven times as rarely as by default: most of what is young is soon gone by itself
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Give every test the same random numbers, whatever ran before it in its process."""
+    import torch
+
+    torch.manual_seed(0)
