@@ -133,8 +133,8 @@ def measured(agent_class, region, kind, seed, **settings):
     agent = agent_on(kind, agent_class, seed, trust_region=region, **settings)
     with torch.no_grad():  # a policy that has decided something, so that its encoder counts
         [*agent.actor.trunk.modules()][-1].weight.mul_(100.0)
-    measured = MeasuredKL()
-    return agent.learn(64 * 3, measured), measured.found
+    kl = MeasuredKL()
+    return agent.learn(64 * 3, kl), kl.found
 
 
 @every_case
