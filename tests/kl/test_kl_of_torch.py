@@ -144,6 +144,21 @@ def test_between_two_families_the_kl_is_the_integral(first):
         assert kl_divergence(made(cls, a), made(other, b)).item() == pytest.approx(expected, rel=1e-9), second
 
 
+@pytest.mark.parametrize("a", [(0.0, 0.25), (0.25, 1.0), (0.25, 0.25 + 2.0**-20)], ids=str)
+def test_a_uniform_anywhere_in_the_support_has_the_kl_of_the_integral(a):
+    log_p = ROWS["Uniform"][3]
+    for cls, _, b, log_q, _ in (BETA, ROWS["Gamma"]):
+        numbers = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (*a, *b)]
+        kl = kl_divergence(td.Uniform(*numbers[:2]), cls(*numbers[2:]))
+        assert kl.item() == pytest.approx(integral(log_p, a, b, list(a), log_q), rel=1e-12), cls
+        gradient = torch.autograd.grad(kl, numbers[2:])
+        for i, slope in enumerate(gradient):
+            ends = [
+                integral(log_p, a, [x + h * (i == j) for j, x in enumerate(b)], list(a), log_q) for h in (1e-4, -1e-4)
+            ]
+            assert slope.item() == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-6, abs=1e-8), cls
+
+
 def T(*values, dtype=torch.float64):
     return torch.tensor(values, dtype=dtype)
 
@@ -152,6 +167,9 @@ INFINITE = [
     (td.Uniform(0.0, 1.0), td.Uniform(0.1, 2.0)),
     (td.Uniform(0.0, 1.0), td.Pareto(1.0, 0.5)),
     (td.Uniform(-0.5, 1.0), td.ContinuousBernoulli(0.5)),
+    (td.Uniform(-0.5, 1.0), td.Beta(1.5, 2.0)),
+    (td.Uniform(0.5, 1.5), td.Beta(1.5, 2.0)),
+    (td.Uniform(-0.5, 1.0), td.Gamma(1.5, 2.0)),
     (td.Pareto(1.0, 2.0), td.Pareto(1.5, 2.0)),
     (td.Pareto(1.0, 1.5), td.Normal(0.0, 1.0)),  # without a variance
     (td.Poisson(1.0), td.Poisson(0.0)),

@@ -1,7 +1,8 @@
 r"""Closed forms for families that ``torch.distributions`` has and no policy, in float64.
 
 All are sums of terms >= 0 where torch's formulas subtract nearly equal numbers: phi(x) = e^x - 1 - x, and Bregman
-divergences B_f(a, b) = f(a) - f(b) - (a - b) f'(b) of convex f. Between different families torch's formulas are used.
+divergences B_f(a, b) = f(a) - f(b) - (a - b) f'(b) of convex f. Between different families torch's formulas are used,
+but for those in :mod:`klrl.kl.families.between`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributions as td
-from torch.nn.functional import softplus
 
+from klrl.kl.families.between import BETWEEN, Numbers
 from klrl.kl.families.bregman import RULE, phi
 from klrl.kl.families.categorical import categorical_kl
 from klrl.kl.families.gaussian import FullGaussianFamily
+from klrl.kl.families.log_sinh import curvature_of_log_sinh, log_sinh, slope_of_log_sinh
 from klrl.kl.precision import in_float64
 from klrl.policy.distributions import Categorical, FullGaussian, NoClosedForm
 from klrl.policy.distributions.from_torch import log_odds, logits_of
-
-Numbers = tuple[Tensor, ...]
 
 _NEAR = 1.2
 """Largest ratio of two arguments at which a Bregman divergence is integrated (error below 1e-12 of the value)."""
@@ -77,7 +77,7 @@ def _between(first: type, second: type, p: td.Distribution, q: td.Distribution) 
         first = second = td.Gamma
     if first is second:
         return _KL[first](a, b)
-    if (own := _BETWEEN.get((first, second))) is not None:
+    if (own := BETWEEN.get((first, second))) is not None:
         return own(a, b)
     shape = torch.broadcast_shapes(p.batch_shape, q.batch_shape)  # which torch does not do for all of its pairs
     try:
@@ -265,19 +265,6 @@ def _success(p: Tensor, q: Tensor) -> Tensor:
     return categorical_kl(*(Categorical(torch.stack([x, torch.zeros_like(x)], -1)) for x in (p, q)))
 
 
-def _bernoulli_to_poisson(p: Numbers, q: Numbers) -> Tensor:
-    """l - s log l - H(s) with the probability s of success; infinite where l = 0 < s."""
-    s, t, rate = p[0].sigmoid(), (-p[0]).sigmoid(), q[0]
-    return rate - torch.xlogy(s, rate) + torch.xlogy(s, s) + torch.xlogy(t, t)
-
-
-def _poisson_to_trials(p: Numbers, q: Numbers) -> Tensor:
-    """Infinite; -n log(1 - s) of no success in n trials where l = 0, which torch forgets."""
-    n = q[0] if len(q) == 2 else torch.ones_like(q[0])
-    none = torch.where(n > 0.0, n * softplus(q[-1]), 0.0)
-    return torch.where(p[0] > 0.0, math.inf, none)
-
-
 def _geometric(p: Numbers, q: Numbers) -> Tensor:
     """KL of one trial times the expected number of trials, 1 / (probability of success)."""
     return _success(p[0], q[0]) / p[0].sigmoid()
@@ -317,45 +304,9 @@ def _continuous_bernoulli(p: Numbers, q: Numbers) -> Tensor:
     h, k = torch.broadcast_tensors(0.5 * p[0], 0.5 * q[0])
     near = (h - k).abs() < 0.2
     u = torch.where(near, k - h, 0.0)
-    remainder = sum(w * (1.0 - t) * u.square() * _curvature_of_sinh(h + t * u) for t, w in RULE)
+    remainder = sum(w * (1.0 - t) * u.square() * curvature_of_log_sinh(h + t * u) for t, w in RULE)
     far = torch.where(near, h, k)
-    return torch.where(near, remainder, _log_sinh(far) - _log_sinh(h) - (far - h) * _slope_of_sinh(h))
-
-
-def _uniform_to_continuous_bernoulli(p: Numbers, q: Numbers) -> Tensor:
-    """S(h) - 2 h (mean - 1/2) - log(length) in [0, 1], else infinite; torch's is infinite on [0, 1] itself."""
-    (a, b), h = p, 0.5 * q[0]
-    inside = (a >= 0.0) & (b <= 1.0)
-    return (_log_sinh(h) - h * (a + b - 1.0) - (b - a).log()).masked_fill(~inside, math.inf)
-
-
-def _log_sinh(h: Tensor) -> Tensor:
-    """log(sinh(h) / h)."""
-    small = h.abs() < _SMALL
-    x, y = torch.where(small, h, 0.0).square(), torch.where(small, 1.0, h).abs()
-    series = x * (1 / 6 - x * (1 / 180 - x * (1 / 2835 - x / 37800)))
-    return torch.where(small, series, y - (2.0 * y).log() + torch.log1p(-(-2.0 * y).exp()))
-
-
-def _slope_of_sinh(h: Tensor) -> Tensor:
-    """coth(h) - 1 / h."""
-    small = h.abs() < _SMALL
-    x, y = torch.where(small, h, 0.0), torch.where(small, 1.0, h)
-    square = x.square()
-    series = x * (1 / 3 - square * (1 / 45 - square * (2 / 945 - square / 4725)))
-    return torch.where(small, series, 1.0 / y.tanh() - 1.0 / y)
-
-
-def _curvature_of_sinh(h: Tensor) -> Tensor:
-    """1 / h^2 - 1 / sinh(h)^2."""
-    small = h.abs() < _SMALL
-    x, y = torch.where(small, h, 0.0).square(), torch.where(small, 1.0, h).clamp(-300.0, 300.0)
-    series = 1 / 3 - x * (1 / 15 - x * (2 / 189 - x / 675))
-    return torch.where(small, series, y.square().reciprocal() - y.sinh().square().reciprocal())
-
-
-_SMALL = 0.05
-"""Bound below which these functions are computed from their series (rest below 1e-11 of the value)."""
+    return torch.where(near, remainder, log_sinh(far) - log_sinh(h) - (far - h) * slope_of_log_sinh(h))
 
 
 def _wishart(p: Numbers, q: Numbers) -> Tensor:
@@ -399,10 +350,3 @@ _KL: dict[type, Callable[[Numbers, Numbers], Tensor]] = {
     td.Weibull: _weibull,
     td.Wishart: _wishart,
 }
-_BETWEEN: dict[tuple[type, type], Callable[[Numbers, Numbers], Tensor]] = {
-    (td.Bernoulli, td.Poisson): _bernoulli_to_poisson,
-    (td.Poisson, td.Bernoulli): _poisson_to_trials,
-    (td.Poisson, td.Binomial): _poisson_to_trials,
-    (td.Uniform, td.ContinuousBernoulli): _uniform_to_continuous_bernoulli,
-}
-"""Formulas between two classes where torch's are wrong at a border, or need numbers that it clamps."""
