@@ -132,7 +132,7 @@ class AdamState:
 
     def _step_fused(self, gradient: np.ndarray, excess: float, rate: float) -> None:
         """Take the same step by torch's fused kernel, which divides the gradient where it is."""
-        count = torch.tensor(float(self.steps), device="cpu")
+        count = torch.tensor(self.steps, dtype=torch.float32, device="cpu")
         adam_of_torch(
             [tensor(self.theta)], [tensor(gradient)], [tensor(self.mean)], [tensor(self.square)], [], [count],
             fused=True, grad_scale=torch.tensor(excess, dtype=torch.float32, device="cpu"), amsgrad=False,
