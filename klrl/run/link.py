@@ -59,10 +59,10 @@ class Link:
         self.timeout = 120.0
         """Seconds without a sign of life after which a process counts as dead."""
         try:
-            store, self.rank, self.size = next(iter(dist.rendezvous("env://", timeout=_JOINING)))
-            all_attempts = dist.PrefixStore("klrl", store)
-            self._own = dist.PrefixStore(_attempt(all_attempts, self.rank, self.size), all_attempts)
-            self._beats = self._own.clone()
+            # Signs of life have a connection of their own; torch 2.6 cannot clone one.
+            (store, self.rank, self.size), (another, *_) = (_join() for _ in range(2))
+            attempt = _attempt(store, self.rank, self.size)
+            self._own, self._beats = (dist.PrefixStore(attempt, x) for x in (store, another))
             self._beat(0)
         except _GONE as error:
             raise RankFailed(f"the store at MASTER_ADDR:MASTER_PORT cannot be reached: {error}") from error
@@ -261,6 +261,12 @@ class Link:
         self._watch.join(5.0)
         if self._is_own and self._failure is None:
             dist.destroy_process_group()
+
+
+def _join() -> tuple[Any, int, int]:
+    """Return a connection to the store, the rank of this process, and how many there are."""
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=_JOINING)))
+    return dist.PrefixStore("klrl", store), rank, size
 
 
 def _attempt(store: Any, rank: int, size: int) -> str:
