@@ -30,7 +30,8 @@ from klrl.text import one_line, plain
 Format = Literal["onnx", "torch"]
 _TRIES = 16
 """Proposals for each gamma variable; all of them are rejected with a probability below 0.05^16."""
-
+_MOST_ROWS = 2**31 - 1
+"""Most observations at once: torch 2.6 exports only what has a bound."""
 _TRACED = "networks of torch's operations, without decisions that depend on numbers"
 
 
@@ -243,10 +244,10 @@ def exported(policy: Any, format: Format) -> Any:
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"format = 'onnx' needs {package}: pip install 'klrl[export]'; allowed without: torch")
     inputs = policy.examples(3)
-    free = {"inputs": tuple({0: torch.export.Dim("n", min=1)} for _ in inputs)}
+    free = {"inputs": tuple({0: torch.export.Dim("n", min=1, max=_MOST_ROWS)} for _ in inputs)}
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(policy.eval(), inputs, dynamic_shapes=free)
+            program = torch.export.export(policy.eval(), inputs, dynamic_shapes=free, strict=False)
             if format == "torch":
                 return program
             names = {"input_names": policy.names, "output_names": policy.outputs}
