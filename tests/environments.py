@@ -19,6 +19,12 @@ def encoding_of(envs, action_mask="auto"):
     return Encoding(envs.single_observation_space, envs.single_action_space, action_mask)
 
 
+def newest(name: str) -> str:
+    """The id of the latest version of one of Gymnasium's own environments: releases differ in which they have."""
+    specs = [spec for spec in gym.registry.values() if (spec.namespace, spec.name) == (None, name)]
+    return max(specs, key=lambda spec: spec.version).id
+
+
 Ending = Literal["terminated", "truncated", "both"]
 
 

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
-from environments import Sampling, small_agent
+from environments import Sampling, newest, small_agent
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
@@ -103,7 +103,7 @@ def test_they_are_what_those_of_stable_baselines3_are(env):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Taxi-v4", "CliffWalking-v1", "Blackjack-v1"])
+@pytest.mark.parametrize("env", [newest(x) for x in ("CartPole", "FrozenLake", "Taxi", "CliffWalking", "Blackjack")])
 def test_one_prediction_can_be_given_to_an_environment_and_looked_up_in_tables(env):
     agent = small_agent(PPO, env)
     with gym.make(env) as one:

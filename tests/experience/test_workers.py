@@ -206,7 +206,7 @@ def test_a_reset_mask_is_validated(mask, error, what):
         allowed = r"allowed: an array of bool and shape \(2,\), True somewhere"
         with pytest.raises(error, match=rf"^options\['reset_mask'\] is {what}; {allowed}$"):
             envs.reset(options={"reset_mask": mask})
-        with pytest.raises(error):
+        with pytest.raises((error, AssertionError)):  # which releases before 1.2 raise
             one.reset(options={"reset_mask": mask})  # so does Gymnasium
         options = {"reset_mask": partly}
         assert envs.reset(options=options)[0][:, 1].tolist() == [1, 0]

@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from environments import newest
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.envs import InvalidActionEnvDiscrete, InvalidActionEnvMultiBinary, InvalidActionEnvMultiDiscrete
 from stable_baselines3 import A2C, DQN, PPO
@@ -65,7 +66,7 @@ CASES = {
     "PPO, MultiDiscrete": lambda: PPO("MlpPolicy", vec(actions=many), **FEW),
     "PPO, MultiBinary": lambda: PPO("MlpPolicy", vec(actions=bits), **FEW),
     "PPO, Dict": lambda: PPO("MultiInputPolicy", vec(normalize=True, parts=True), **FEW),
-    "PPO, Taxi": lambda: PPO("MlpPolicy", "Taxi-v4", **FEW),
+    "PPO, Taxi": lambda: PPO("MlpPolicy", newest("Taxi"), **FEW),
     "PPO, gSDE": lambda: PPO("MlpPolicy", vec(), use_sde=True, **FEW),
     "PPO, squashed gSDE": lambda: PPO("MlpPolicy", vec(), use_sde=True, policy_kwargs={"squash_output": True}, **FEW),
     "PPO, VecNormalize": lambda: PPO("MlpPolicy", vec(normalize=True), **FEW),

@@ -138,7 +138,7 @@ def test_multi_discrete_actions_by_hand():
     assert executed.dtype == np.int32
 
 
-EXTREME = st.sampled_from([np.inf, -np.inf, 1e30, -1e30, 0.0, -0.0, 1.0, -1.0, 1e-40])
+EXTREME = st.sampled_from(np.float32([np.inf, -np.inf, 1e30, -1e30, 0.0, -0.0, 1.0, -1.0, 1e-40]).tolist())
 NUMBERS = EXTREME | st.floats(width=32, allow_nan=False)
 
 

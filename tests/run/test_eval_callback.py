@@ -7,7 +7,7 @@ import time
 import gymnasium as gym
 import numpy as np
 import pytest
-from environments import Counting, Noise, small_agent
+from environments import Counting, Noise, newest, small_agent
 from support import every_agent, parameters, same, slots
 from test_resume import rows, state
 from test_tensorboard_writer import shown
@@ -170,7 +170,7 @@ def test_beside_worker_processes_it_has_one_too_so_that_it_may_hang_and_crash(tm
 @pytest.mark.filterwarnings("ignore:evaluation:RuntimeWarning")
 @pytest.mark.parametrize("masks", [False, True])
 def test_an_environment_in_a_process_answers_as_it_does_here(masks):
-    env_id = "Taxi-v4" if masks else "CartPole-v1"
+    env_id = newest("Taxi") if masks else "CartPole-v1"
     settings = {"action_mask": "info"} if masks else {}
     rows = []
     for mode in ("sync", "async"):

@@ -81,7 +81,9 @@ def test_help_lists_every_verb_and_imports_neither_torch_nor_gymnasium():
 def test_every_config_field_is_a_flag_with_a_help_line(agent):
     text = klrl("train", agent, "--help").stdout
     lines = [line[2:-2] for line in text.splitlines() if line.startswith("│")]
-    flags, words = (" ".join(" ".join(line[side] for line in lines).split()) for side in (slice(32), slice(32, None)))
+    column = next(line.index("Activation function") for line in lines if "Activation function" in line)
+    sides = slice(column), slice(column, None)
+    flags, words = (" ".join(" ".join(line[side] for line in lines).split()) for side in sides)
     config = AGENTS[agent].config_class
     classes = [cls for cls in reversed(config.__mro__) if issubclass(cls, RegionSettings)]
     helps = {name: text for cls in classes for name, text in field_docstrings(cls).items()}
