@@ -16,14 +16,15 @@ _MUJOCO_TASKS = (
     "Pusher", "Reacher", "Swimmer", "Walker2d",
 )  # fmt: skip
 
+_MUJOCO: Settings = {
+    "n_envs": 16, "n_steps": 128, "gae_lambda": 0.9, "critic_hidden_sizes": (256, 256), "log_std_init": -0.5,
+}  # fmt: skip
 _MUJOCO_PPO: Settings = {
-    "n_envs": 8, "n_steps": 256, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4, "vf_coef": 0.25,
-    "recompute_advantages": True, "log_std_init": -0.5,
+    **_MUJOCO, "batch_size": 64, "n_epochs": 10, "learning_rate": 3e-4, "vf_coef": 0.25, "recompute_advantages": True,
 }  # fmt: skip
-_MUJOCO_NATURAL_GRADIENT: Settings = {
-    "n_envs": 16, "n_steps": 128, "batch_size": 128, "cg_damping": 1.0, "n_critic_updates": 20,
-    "critic_hidden_sizes": (256, 256), "log_std_init": -0.5,
-}  # fmt: skip
+_MUJOCO_NATURAL_GRADIENT: Settings = {**_MUJOCO, "batch_size": 128, "cg_damping": 1.0, "n_critic_updates": 20}
+# Such a discount looks a whole episode ahead; so must lambda, and the pieces of an episode that an update is given.
+_SWIMMER: Settings = {"gamma": 0.9999, "gae_lambda": 0.98, "n_envs": 2, "n_steps": 1024}
 
 _ATARI: Settings = {
     "image_network": "nature", "actor_hidden_sizes": (), "critic_hidden_sizes": (), "sign_of_rewards": True,
@@ -48,7 +49,7 @@ _PPO: dict[str, Settings] = {
     },
     "BipedalWalker": {"n_envs": 32, "n_steps": 2048, "gamma": 0.999, "clip_range": 0.18},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_PPO),
-    "Swimmer": {**_MUJOCO_PPO, "gamma": 0.9999},
+    "Swimmer": {**_MUJOCO_PPO, **_SWIMMER},
     "ALE": {
         **_ATARI, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4,
         "clip_range": 0.1, "ent_coef": 0.01,
@@ -69,8 +70,7 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_NATURAL_GRADIENT),
-    # Such a discount looks a whole episode ahead, and so must its pieces of one.
-    "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, "gamma": 0.9999, "n_envs": 2, "n_steps": 1024},
+    "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, **_SWIMMER},
     "ALE": {
         **_ATARI, "n_envs": 8, "n_steps": 128, "batch_size": 256, "n_critic_updates": 4, "learning_rate": 2.5e-4,
         "cg_max_steps": 10, "fisher_batch_size": 256,
