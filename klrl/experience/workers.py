@@ -89,6 +89,9 @@ class WorkerVectorEnv(VectorEnv):
         WorkerFailed: a worker failed in another way; all workers have ended.
     """
 
+    closed = True
+    """True before there is something to close, and once it has been."""
+
     def __init__(
         self,
         makes: Sequence[Callable[[], gym.Env]],
@@ -123,6 +126,7 @@ class WorkerVectorEnv(VectorEnv):
         self._workers: list[WorkerProcess] = []
         # Before anything that multiprocessing does at exit: it would wait for processes that do not listen to it.
         self._finalize = multiprocessing.util.Finalize(self, end, (self._workers,), exitpriority=100)
+        self.closed = False
         self._busy, self._playing = True, False
         try:
             self._seeded: tuple[bool | None, ...] = self._ask("seeded")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def runner(file: Path, policy: ExportedPolicy) -> Run:
         ValueError: onnxruntime is not installed.
     """
     if file.suffix != ".onnx":
-        module = torch.export.load(file).module()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*get_attr")  # torch 2.6, of what it loads
+            module = torch.export.load(file).module()
         return lambda inputs: module(*(torch.from_numpy(inputs[name]) for name in policy.names)).numpy()
     try:
         import onnxruntime

@@ -28,6 +28,9 @@ def run(tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*get_attr")  # torch 2.6, of what it loads
+
+
 def actions(file, states):
     return torch.export.load(file).module()(torch.from_numpy(states)).numpy()
 

@@ -32,7 +32,8 @@ agent = "trpo"
 
 def design_file(folder, words=DESIGN):
     path = folder / "design.toml"
-    path.write_text(words)
+    if not path.exists() or path.read_text() != words:  # a process that was started before may be reading it
+        path.write_text(words)
     return path
 
 

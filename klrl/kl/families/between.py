@@ -17,7 +17,7 @@ from klrl.kl.families.log_sinh import log_sinh
 from klrl.policy.distributions.beta import log_beta
 
 Numbers = tuple[Tensor, ...]
-"""What a formula is made of: a distribution's parameters in float64."""
+"""Parameters of a distribution, in float64."""
 
 
 def _bernoulli_to_poisson(p: Numbers, q: Numbers) -> Tensor:

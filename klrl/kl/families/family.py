@@ -98,4 +98,4 @@ class Family(abc.ABC, Generic[D]):
             slope: Any = torch.autograd.grad(self.kl(fixed, leaves).sum(), leaves.parameters, create_graph=True)
             along = sum((g * tensor(v)).sum() for g, v in zip(slope, tangent, strict=True))
         product = torch.autograd.grad(along, leaves.parameters, materialize_grads=True, allow_unused=True)
-        return tuple(like(x, p.parameters[0]) for x in product)
+        return tuple(like(x.detach(), p.parameters[0]) for x in product)

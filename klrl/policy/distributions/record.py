@@ -173,7 +173,7 @@ def derivative(function: Callable[[D], Tensor], at: D) -> Gradient:
     if not total.requires_grad:
         return at.map(lambda x: like(torch.zeros_like(tensor(x)), x)).parameters
     gradient = torch.autograd.grad(total, leaves.parameters, materialize_grads=True, allow_unused=True)
-    return tuple(like(x, at.parameters[0]) for x in gradient)
+    return tuple(like(x.detach(), at.parameters[0]) for x in gradient)  # torch 2.6 makes zeros that are leaves
 
 
 def noise(shape_of: Array, fill: Callable[[Tensor], Tensor], steps: Sequence[int] = ()) -> Array:
