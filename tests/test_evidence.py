@@ -123,11 +123,11 @@ def test_the_table_of_classic_control_counts_the_runs_at_their_goals(keep):
 
 def test_recipes_are_ordered_by_the_change_from_the_preset(keep):
     rows = [run(100, env, variant, last=last) for env in ("Ant-v4", "Hopper-v4") for variant, last in
-            (("preset", -9_000.0), ("worse", -9_500.0), ("better", -8_500.0))]  # fmt: skip
-    rows.append(run(101, "Ant-v4", "preset", last=5_000.0))  # no other variant has this seed
+            (("base", -9_000.0), ("worse", -9_500.0), ("better", -8_500.0))]  # fmt: skip
+    rows.append(run(101, "Ant-v4", "base", last=5_000.0))  # no other variant has this seed
     keep("recipe-ppo", rows)
     lines = [line for line in evidence.BLOCKS["recipe-ppo"]().splitlines() if line.startswith("|")][2:]
-    assert [line.strip("|").split("|")[0].strip() for line in lines] == ["better", "preset", "worse"]
+    assert [line.strip("|").split("|")[0].strip() for line in lines] == ["better", "base", "worse"]
     assert [line.strip("|").split("|")[-1].strip() for line in lines] == ["+50%", "+0%", "-50%"]
 
 

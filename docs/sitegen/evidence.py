@@ -253,7 +253,9 @@ def classic() -> str:
 # -- recipes ----------------------------------------------------------------------------------------
 
 
-RECIPES = ("recipe-ppo", "recipe-trpo", "recipe-trpo-finalists")
+RECIPES = ("recipe-ppo", "recipe-ppo-finalists", "recipe-trpo", "recipe-trpo-finalists")
+BASE = "base"
+"""The variant from which the others of a recipe differ in what they name."""
 
 
 def recipe(study: str) -> str:
@@ -270,7 +272,7 @@ def recipe(study: str) -> str:
     for variant in dict.fromkeys(row["variant"] for row in rows):
         changes = []
         for env in envs:
-            here, there = scores.get((variant, env), {}), scores.get(("preset", env), {})
+            here, there = scores.get((variant, env), {}), scores.get((BASE, env), {})
             if shared := sorted(here.keys() & there.keys()):
                 x, y = (float(np.mean([of[seed] for seed in shared])) for of in (here, there))
                 changes.append((x - y) / abs(y))
@@ -278,12 +280,10 @@ def recipe(study: str) -> str:
         change = float(np.mean(changes)) if changes else math.nan
         lines.append((change, [variant, *cells, "" if math.isnan(change) else f"{change:+.0%}"]))
     lines.sort(key=lambda line: -math.inf if math.isnan(line[0]) else line[0], reverse=True)
-    seeds = listed([f"{seed}" for seed in sorted({row["seed"] for row in rows})])
+    seeds = sorted({row["seed"] for row in rows})
+    those = f"those of the seeds {listed([*map(str, seeds)])} that have ended" if len(seeds) > 1 else f"seed {seeds[0]}"
     steps = f"{rows[0]['total_timesteps']:,}"
-    said = (
-        f"M2 after {steps} steps, mean over those of the seeds {seeds} that have ended; change from "
-        "the preset on the same seeds: mean over tasks."
-    )
+    said = f"M2 after {steps} steps, mean over {those}; change from the base on the same seeds: mean over tasks."
     return "\n\n".join([commands(study), said, table(["", *envs, "change"], [cells for _, cells in lines])])
 
 
