@@ -72,7 +72,7 @@ class ByAutograd(Linearization[T]):
         moved: Any = [torch.zeros_like(x) for x in u]
         if product.requires_grad:
             moved = torch.autograd.grad(product, u, materialize_grads=True, allow_unused=True)
-        return tuple(like(x, self._x) for x in moved)
+        return tuple(like(x.detach(), self._x) for x in moved)
 
     def _backward(self, u: Any, **options: bool) -> Tensor:
         return flatten(_backward(self._graph, u, self._parameters, **options))

@@ -132,9 +132,8 @@ class AdamState:
 
     def _step_fused(self, gradient: np.ndarray, excess: float, rate: float) -> None:
         """Take the same step by torch's fused kernel, which divides the gradient where it is."""
-        count = torch.tensor(self.steps, dtype=torch.float32, device="cpu")
         adam_of_torch(
-            [tensor(self.theta)], [tensor(gradient)], [tensor(self.mean)], [tensor(self.square)], [], [count],
+            [tensor(self.theta)], [tensor(gradient)], [tensor(self.mean)], [tensor(self.square)], [], [self._count()],
             fused=True, grad_scale=torch.tensor(excess, dtype=torch.float32, device="cpu"), amsgrad=False,
             beta1=BETA1, beta2=BETA2, lr=rate, weight_decay=0.0, eps=EPS, maximize=False,
         )  # fmt: skip
@@ -152,8 +151,11 @@ class AdamState:
 
     def state(self) -> dict[str, Tensor]:
         """Return the moments (in their own memory) and the step count by the names that torch gives them."""
-        steps = torch.tensor(self.steps, dtype=torch.float32, device="cpu")
-        return {"exp_avg": tensor(self.mean), "exp_avg_sq": tensor(self.square), "step": steps}
+        return {"exp_avg": tensor(self.mean), "exp_avg_sq": tensor(self.square), "step": self._count()}
+
+    def _count(self) -> Tensor:
+        """Return the step count as torch's Adam keeps it, whatever the default type and device are."""
+        return torch.tensor(self.steps, dtype=torch.float32, device="cpu")
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` returned."""
