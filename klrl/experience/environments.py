@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from klrl.experience.cursors import EnvCursor
 from klrl.experience.engines import EnvPoolVectorEnv, VectorizationMode, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
+from klrl.experience.keywords import is_plain, of_json, to_json
 from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.unknown import why_unknown
@@ -216,8 +216,8 @@ def number_of(env: EnvLike | None) -> int | None:
 def describe(env: EnvLike | None) -> dict[str, Any] | None:
     """Return an id, ``EnvSpec`` or ``Env`` as JSON; ``None`` if names and plain settings cannot describe it."""
     if isinstance(env, Wrapped):
-        inner, wrappers = describe(env.spec), [{"name": one.name, "kwargs": one.kwargs} for one in env.wrappers]
-        return None if inner is None or not _is_plain(wrappers) else inner | {"wrappers": wrappers}
+        inner, wrappers = describe(env.spec), [one.to_json() for one in env.wrappers]
+        return None if inner is None or None in wrappers else inner | {"wrappers": wrappers}
     spec = spec_of(env) if isinstance(env, str) else env
     limit = spec.max_episode_steps if isinstance(spec, EnvSpec) else None
     if isinstance(env, gym.Env):
@@ -228,16 +228,8 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
         return None
     if spec.entry_point != gym.registry.get(spec.id, spec).entry_point:
         return None
-    data = {"id": spec.id, "kwargs": spec.kwargs, "max_episode_steps": limit}
-    return data if _is_plain(data) else None
-
-
-def _is_plain(data: Any) -> bool:
-    """Tell whether JSON gives back the same data."""
-    try:
-        return json.loads(json.dumps(data)) == data
-    except TypeError:
-        return False
+    data = {"id": spec.id, "kwargs": to_json(spec.kwargs), "max_episode_steps": limit}
+    return data if is_plain([spec.kwargs, limit]) else None
 
 
 _IN_A_SPEC = {TimeLimit, OrderEnforcing, PassiveEnvChecker}
@@ -273,7 +265,7 @@ def described(data: dict[str, Any] | None) -> EnvSpec | None:
     if data["id"] not in gym.registry or data.get("wrappers"):
         return None
     spec = copy.deepcopy(gym.spec(data["id"]))
-    spec.kwargs, spec.max_episode_steps = data["kwargs"], data["max_episode_steps"]
+    spec.kwargs, spec.max_episode_steps = of_json(data["kwargs"]), data["max_episode_steps"]
     return spec
 
 

@@ -10,6 +10,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.experience.atari import is_preprocessed, preprocessed, spec_of, without_preprocessing
+from klrl.experience.keywords import is_plain, of_json, to_json
 from klrl.experience.unknown import why_not_installed
 from klrl.own import named
 from klrl.text import plain
@@ -66,7 +67,12 @@ class Wrapping:
         known = isinstance(data, dict) and isinstance(data.get("name"), str) and isinstance(data.get("kwargs"), dict)
         if not known:
             raise ValueError(f"wrapper = {plain(repr(data), 80)}; allowed: a name and keyword arguments")
-        return cls(data["name"], data["kwargs"])
+        return cls(data["name"], of_json(data["kwargs"]))
+
+    def to_json(self) -> dict[str, Any] | None:
+        """Return what :meth:`of` reads; ``None`` if JSON cannot keep an argument."""
+        kwargs = dict(self.kwargs)
+        return {"name": self.name, "kwargs": to_json(kwargs)} if is_plain(kwargs) else None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from klrl.experience.keywords import of_json, to_word
 from klrl.report.intervals import FEWEST, Interval, over_seeds
 from klrl.report.payload import distinct
 from klrl.report.reading import ENDING, LoggedRun
@@ -204,7 +205,7 @@ def command(config: Mapping[str, Any]) -> str:
 
 
 def _keywords(given: Any) -> list[str]:
-    return [f"{name}={shown(value)}" for name, value in given.items()] if isinstance(given, dict) else []
+    return [f"{name}={to_word(of_json(value))}" for name, value in given.items()] if isinstance(given, dict) else []
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -9,10 +9,12 @@ from made_runs import described, rows, write_run
 
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.settings import CONFIGS
+from klrl.experience.keywords import to_json
 from klrl.report import read_runs
 from klrl.report import summary as of
 from klrl.report.intervals import over_seeds
 from klrl.scripts.cli.command_line import parse
+from klrl.scripts.cli.env_words import keywords
 from klrl.scripts.train import Training, _algorithm, _defaults
 from klrl.trust_region import Clip
 
@@ -114,6 +116,14 @@ def test_the_command_says_wrappers_and_what_ends_the_training():
     assert words[-5:] == ["--env-kwargs", "g=5.0", "--wrapper", "mine:Calm", "wind=0.5"]
     assert "--kl-budget 2.0 --over-budget warn" in " ".join(words)
     assert "--stop-at-return" not in words
+
+
+def test_the_command_has_the_arguments_that_the_run_had():
+    given = {"shape": (64, 64), "limits": [1, 2.5], "camera": {"shape": (3,), "gray": True}, "level": None, "id": "8"}
+    config = described()
+    config["env"] |= {"kwargs": to_json(given)}
+    words = shlex.split(of.command(json.loads(json.dumps(config))))
+    assert keywords(words[words.index("--env-kwargs") + 1 :]) == given
 
 
 @pytest.mark.parametrize("setting", [{"learning_rate": lambda progress: 0.1}, {"trust_region": Clip(0.1)}])

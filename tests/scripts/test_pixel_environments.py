@@ -8,20 +8,10 @@ from klrl.scripts.main import main
 
 pytest.importorskip("minigrid", reason="pip install 'klrl[pixels]'")
 SMALL = ["--total-timesteps", "256", "--n-envs", "2", "--n-steps", "64", "--batch-size", "64", "--eval-episodes", "0"]
-ROADS = """
-import gymnasium as gym
-import highway_env
-
-CAMERA = {"type": "GrayscaleObservation", "observation_shape": (64, 64), "stack_size": 4, "scaling": 1.75}
-CAMERA |= {"weights": [0.3, 0.59, 0.11]}
-
-
-def camera(**kwargs):
-    return gym.make("highway-fast-v0", config={"observation": CAMERA}, **kwargs)
-
-
-gym.register("roads/Camera-v0", camera)
-"""
+CAMERA = """config={"observation": {
+    "type": "GrayscaleObservation", "observation_shape": (64, 64), "stack_size": 4, "scaling": 1.75,
+    "weights": [0.3, 0.59, 0.11]
+}}"""
 
 
 def trained(words, folder):
@@ -62,7 +52,7 @@ def test_a_text_among_observations_is_refused_with_what_leaves_it_out(capsys):
     ("words", "shape"),
     [
         (["--env", "CarRacing-v3", "--env-kwargs", "continuous=true"], (96, 96, 3)),
-        (["--env", "roads:roads/Camera-v0"], (4, 64, 64)),
+        (["--env", "highway_env:highway-fast-v0", "--env-kwargs", CAMERA], (4, 64, 64)),
     ],
     ids=["CarRacing", "highway-env"],
 )
@@ -70,8 +60,6 @@ def test_cameras_train(words, shape, tmp_path, monkeypatch):
     pytest.importorskip("Box2D")
     pytest.importorskip("highway_env")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    (tmp_path / "roads.py").write_text(ROADS)
-    monkeypatch.syspath_prepend(tmp_path)
     agent = trained(["ppo", *words, "--image-network", "nature", "--no-try-envs"], tmp_path)
     assert agent.observation_space.shape == shape
     assert agent.encoding.dtype == np.uint8

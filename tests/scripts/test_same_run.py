@@ -10,9 +10,10 @@ from test_command_line import klrl, refused  # noqa: F401
 from test_resume import rows, state
 
 from klrl.agents import PPO, PPOConfig, TRPOConfig
+from klrl.experience.environments import describe
 from klrl.experience.wrapped import Wrapped, Wrapping
 from klrl.run.options import RunOptions
-from klrl.scripts.cli.environments import in_words
+from klrl.scripts.cli.environments import environment, in_words
 from klrl.scripts.cli.flags import with_whole_numbers
 from klrl.scripts.main import main
 
@@ -77,6 +78,18 @@ def test_wrappers_are_made_in_order_with_their_arguments(folder):
         assert (heavier, env.unwrapped.m, env.unwrapped.g) == (3.0, 3.0, 2)
         assert env.observation_space.shape == (4,)  # with the time
     assert in_words("Pendulum-v1", [], []) == "Pendulum-v1"
+
+
+def test_a_wrapper_that_takes_tuples_alone_gets_them_again_from_what_is_saved():
+    """Gymnasium's ResizeObservation refuses the list that JSON makes of a shape."""
+    wrappers = [["gymnasium.wrappers:AddRenderObservation"], ["gymnasium.wrappers:ResizeObservation", "shape=(36, 40)"]]
+    made = in_words("CartPole-v1", ["render_mode=rgb_array"], wrappers)
+    saved = json.loads(json.dumps(describe(made)))
+    assert saved["wrappers"][1]["kwargs"] == {"shape": {"tuple": [36, 40]}}
+    again = environment(saved, None, [words[:1] for words in wrappers])
+    for env in (made(), again()):
+        with env:
+            assert env.observation_space.shape == (36, 40, 3)
 
 
 @pytest.mark.parametrize(
