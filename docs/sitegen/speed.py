@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from klrl.scripts.benchmarks import atari, images
+from klrl.scripts.benchmarks import atari, images, pixels
 from klrl.scripts.benchmarks.accuracy_measurements import SHARE
 from klrl.scripts.benchmarks.measure import LIBRARIES
 from klrl.scripts.benchmarks.ranks import speedups
@@ -144,6 +144,13 @@ def of_games() -> str:
     return f"{command(record['command'])}\n\n{atari.table(record['rows'])}"
 
 
+def of_pixels() -> str:
+    """Trainings from images, and the command of each."""
+    record = read("pixels.json")
+    trained = dict.fromkeys(row["command"] for row in record["rows"])
+    return "\n\n".join([*map(command, trained), "All of it:", command(record["command"]), pixels.table(record["rows"])])
+
+
 def profile() -> str:
     """Where klrl's own time goes."""
     record = read("speed.json")
@@ -203,6 +210,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy-cost": accuracy_cost,
     "speed": speed,
     "atari": of_games,
+    "pixels": of_pixels,
     "speed-images": of_images,
     "speed-profile": profile,
     "seeds": seeds,
