@@ -11,7 +11,7 @@ WHAT = {
     "learning": "train every task with its preset: returns, measured KL, steps/s",
     "speed": "steps/s and peak memory at equal work, next to other libraries; where klrl's time goes",
     "seeds": "how long many seeds take, some at a time, beside one run of Stable-Baselines3",
-    "pixels": "DoorKey of MiniGrid and Pong, trained until they are solved (extras pixels, atari, envpool)",
+    "pixels": "DoorKey of MiniGrid and Pong: when they are solved, KL (extras pixels, atari, envpool)",
     "atari": "games on the same actions by Gymnasium, ale-py's vector and EnvPool (extras atari, envpool)",
     "accuracy": "float32 errors of every family's KL next to torch's formulas, and the cost of a KL",
     "spaces": "PPO and TRPO in every action space: returns, KL asked for and measured",

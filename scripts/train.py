@@ -125,13 +125,14 @@ def _is_begun(prog: str, training: Training, make_env: Callable[[], Named]) -> b
 def _other_flags(training: Training, run: Mapping[str, Any], make_env: Callable[[], Named]) -> str | None:
     """Return in what flags that are no settings of the agent differ from a run's, or ``None``."""
     from klrl.experience.environments import check_id, describe
+    from klrl.experience.keywords import decoded
 
     check_id(training.env)
     start = None if training.start_from is None else str(training.start_from.resolve())
     mine, theirs = asdict(training.run) | {"start_from": start}, dict(run)
     for flags, env in ((mine, describe(make_env())), (theirs, run["env"])):
         if env is not None:
-            flags |= {"env_kwargs": env.get("kwargs"), "wrapper": env.get("wrappers", [])}
+            flags |= {"env_kwargs": decoded(env.get("kwargs")), "wrapper": decoded(env.get("wrappers", []))}
     changed = [name for name in mine if name in theirs and mine[name] != theirs[name]]
     return ", ".join(f"{name} = {plain(theirs[name], 80)}, not {plain(mine[name], 80)}" for name in changed) or None
 

@@ -112,7 +112,7 @@ def test_generated_blocks_and_files_are_current():
 
 
 def test_every_result_is_in_a_table():
-    shown = " ".join(path.read_text(encoding="utf-8") for path in PAGES)
+    shown = " ".join(path.read_text(encoding="utf-8") for path in TEXTS)
     assert [name for name in blocks.BLOCKS if f"<!-- generated: {name} -->" not in shown] == []
 
 

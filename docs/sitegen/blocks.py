@@ -1,4 +1,4 @@
-"""Fills the generated blocks of the site's pages: ``python docs/sitegen/blocks.py`` rewrites what is stale.
+"""Fills the generated blocks of README and pages: ``python docs/sitegen/blocks.py`` rewrites what is stale.
 
 A block stands between ``<!-- generated: NAME -->`` and ``<!-- end generated -->``. Tables are kept in the pages, so
 that they are read on a forge, too; the command line's reference is written only while the site is built.
@@ -64,7 +64,7 @@ def current() -> dict[Path, str]:
         ValueError: a page asks for a block that nothing generates.
     """
     found = {DOCS / name: draw() for name, draw in FILES.items()}
-    for page in sorted(DOCS.rglob("*.md")):
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]:
         text = page.read_text(encoding="utf-8")
         for _, name, _ in BLOCK.findall(text):
             if name not in BLOCKS | WHILE_BUILDING:

@@ -12,7 +12,7 @@ from sitegen.diagrams import INK, svg
 from sitegen.evidence import BOUNDS, fast, returns, rows_of
 from sitegen.results import Row, groups
 
-WIDTH, HEIGHT, LEFT, TOP, GAP = 250, 190, 64, 84, 62
+WIDTH, HEIGHT, LEFT, GAP, KEY = 250, 190, 64, 62, 300
 COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#b3261e", "#0e7490", "#a16207", "#475569")
 SETTINGS = ("clip_range", "target_kl", "state_kl", "state_distance", "next_kl")
 """What bounds the step, of which every run has one."""
@@ -33,19 +33,19 @@ def drawing() -> str:
     envs, regions = (list(dict.fromkeys(row[name] for row in rows)) for name in ("env", "region"))
     levels = {region: sorted({row["bound"] for row in rows if row["region"] == region}) for region in regions}
     parts = [_text(LEFT, 22, "Return of the last tenth of the training over the bound, by trust region", weight=600)]
-    parts += [
-        part
-        for i, region in enumerate(regions)
-        for part in _key(LEFT + 300 * (i % 3), 42 + 18 * (i // 3), region, levels[region], COLOURS[i % len(COLOURS)])
-    ]
+    of_panels = max(2, len(envs)) * (WIDTH + GAP)
+    abreast = max(1, of_panels // KEY)
+    for i, region in enumerate(regions):
+        at = LEFT + KEY * (i % abreast), 42 + 18 * (i // abreast)
+        parts += _key(*at, region, levels[region], COLOURS[i % len(COLOURS)])
+    top = 48 + 18 * -(-len(regions) // abreast)
     for i, quick in enumerate((False, True)):
         for j, env in enumerate(envs):
-            x, y = LEFT + j * (WIDTH + GAP), TOP + i * (HEIGHT + GAP + 18)
+            x, y = LEFT + j * (WIDTH + GAP), top + i * (HEIGHT + GAP + 18)
             ends = _ends([row for row in rows if row["env"] == env])
             title = f"{env}{', 10 x learning rate' if quick else ''}"
             parts += _panel(x, y, title, ends, groups_of(rows, env, quick), levels)
-    width = LEFT + len(envs) * (WIDTH + GAP)
-    return svg(width, TOP + 2 * (HEIGHT + GAP + 18), parts, "Returns of all seeds over the bound on a step")
+    return svg(LEFT + of_panels, top + 2 * (HEIGHT + GAP + 18), parts, "Returns of all seeds over the bound on a step")
 
 
 def groups_of(rows: Sequence[Row], env: str, quick: bool) -> dict[str, list[Row]]:

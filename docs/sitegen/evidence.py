@@ -220,6 +220,25 @@ def _moved(runs: Sequence[Row]) -> list[str]:
     return [f"{np.mean([run['kl_mean'] for run in runs]):.4f}", f"{largest:.4f}", over_bounds(runs)]
 
 
+def headline() -> str:
+    """Mean M2 of PPO and TRPO in few lines, beside the best published one, and TRPO's updates over its bound."""
+    rows = rows_of("mujoco-v4-ppo", "mujoco-v4-trpo")
+    if not rows:
+        return NOTHING
+    envs, lines = list(dict.fromkeys(row["env"] for row in rows)), []
+    for variant in ("PPO", "TRPO"):
+        ours: dict[str, str] = {}
+        theirs: dict[str, str] = {}
+        for env, runs in ((env, runs) for env, name, runs in lines_of(rows) if name == variant):
+            ours[env] = f"{number(float(np.nanmean(returns(runs, 'last_tenth_return'))))} ({len(runs)})"
+            if (record := best(env, variant, "M2", runs[0]["total_timesteps"])) is not None:
+                theirs[env] = number(record["returns"][of_env(env)[0]][0])
+        lines += [[f"{variant} (seeds)", *(ours.get(env, "") for env in envs)]]
+        lines += [[f"published {variant}", *(theirs.get(env, "") for env in envs)]]
+    bounded = {env: over_bounds(runs) for env, name, runs in lines_of(rows) if name == "TRPO"}
+    return table(["", *envs], [*lines, ["updates of TRPO", *(bounded.get(env, "") for env in envs)]])
+
+
 # -- classic control and Box2D ----------------------------------------------------------------------
 
 
@@ -330,6 +349,7 @@ def _stability(variant: str, runs: Sequence[Row]) -> list[str]:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "headline": headline,
     "mujoco-v4": lambda: mujoco("v4"),
     "mujoco-v5": lambda: mujoco("v5"),
     "classic": classic,

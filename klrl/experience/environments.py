@@ -228,8 +228,9 @@ def describe(env: EnvLike | None) -> dict[str, Any] | None:
         return None
     if spec.entry_point != gym.registry.get(spec.id, spec).entry_point:
         return None
-    data = {"id": spec.id, "kwargs": to_json(spec.kwargs), "max_episode_steps": limit}
-    return data if is_plain([spec.kwargs, limit]) else None
+    kwargs = to_json(spec.kwargs)
+    plain = kwargs is not None and is_plain(limit)
+    return {"id": spec.id, "kwargs": kwargs, "max_episode_steps": limit} if plain else None
 
 
 _IN_A_SPEC = {TimeLimit, OrderEnforcing, PassiveEnvChecker}

@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.experience.atari import is_preprocessed, preprocessed, spec_of, without_preprocessing
-from klrl.experience.keywords import is_plain, of_json, to_json
+from klrl.experience.keywords import of_json, to_json
 from klrl.experience.unknown import why_not_installed
 from klrl.own import named
 from klrl.text import plain
@@ -71,8 +71,8 @@ class Wrapping:
 
     def to_json(self) -> dict[str, Any] | None:
         """Return what :meth:`of` reads; ``None`` if JSON cannot keep an argument."""
-        kwargs = dict(self.kwargs)
-        return {"name": self.name, "kwargs": to_json(kwargs)} if is_plain(kwargs) else None
+        kwargs = to_json(self.kwargs)
+        return None if kwargs is None else {"name": self.name, "kwargs": kwargs}
 
 
 @dataclass(frozen=True)

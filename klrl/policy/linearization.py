@@ -86,6 +86,8 @@ def _backward(
     moving = [(y, g) for y, g in zip(graph, u, strict=True) if y.requires_grad]  # a constant has no graph
     found: Any = []
     if moving:
+        for y, g in (pair for pair in moving if pair[0].shape != pair[1].shape):
+            raise ValueError(f"cotangent of shape {[*g.shape]}; allowed: {[*y.shape]}, that of the output")
         # <y, u> and not y with the cotangent u, for which torch loads sympy: a third of a second, 34 MiB.
         with torch.enable_grad():
             product = torch.stack([(y * g).sum() for y, g in moving]).sum()

@@ -205,7 +205,7 @@ def command(config: Mapping[str, Any]) -> str:
 
 
 def _keywords(given: Any) -> list[str]:
-    return [f"{name}={to_word(of_json(value))}" for name, value in given.items()] if isinstance(given, dict) else []
+    return [f"{name}={to_word(value)}" for name, value in of_json(given).items()] if isinstance(given, dict) else []
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from klrl.experience.keywords import decoded, to_word
+
 _OF_ITSELF = {"trust_region", "agent"}
 """Settings whose values need no name beside them."""
 _NO_DIFFERENCE = {"seed", "device"}
@@ -19,7 +21,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     flat: dict[str, Any] = {"agent": config["agent"]} if "agent" in config else {}
     flat |= own if isinstance(own, dict) else {}
     env = config.get("env")
-    flat |= {f"env {name}": x for name, x in env.items() if name != "id"} if isinstance(env, dict) else {}
+    made = {name: x for name, x in env.items() if name != "id"} if isinstance(env, dict) else {}
+    flat |= {f"env {name}": to_word(decoded(x)) for name, x in made.items()}
     region = config.get("region")
     if isinstance(region, dict) and not isinstance(flat.get("trust_region"), str):
         flat["trust_region"] = region.get("class", region)

@@ -221,7 +221,8 @@ class RunDirectory(Recorder):
             data |= {k: v for k, v in data["config"].items() if k != "device"}
         known = [name for name in now["config"] if name in then["config"]]  # others were added after the run
         for name in (*known, "agent", "env", "seed", "total_timesteps"):
-            if name in now and then.get(name) != now[name]:
+            unknown = name == "env" and then.get(name) is None  # names and plain settings did not describe it
+            if name in now and then.get(name) != now[name] and not unknown:
                 said = plain(f"config.json says {name} = {then.get(name)}, the saved agent {now[name]}")
                 raise ValueError(f"run_dir = {self.path}: {said}; allowed: the directory of the agent's own run")
 

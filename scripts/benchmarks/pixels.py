@@ -1,4 +1,4 @@
-"""Training from images until the task is solved, by commands as users type them: ``klrl benchmark pixels``."""
+"""Training from images to a goal, by commands as users type them: ``klrl benchmark pixels``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from klrl.output import as_program
-from klrl.scripts.cli.command_line import bad_input, going_on, parse
+from klrl.scripts.cli.command_line import bad_input, fail, going_on, parse
 from klrl.scripts.cli.terminal import PlainConsole
+from klrl.studies.parallel import ending_by_sigterm
 from klrl.text import cell, file_name
 from klrl.validation import NonNegativeInt, PositiveInt
 
@@ -80,14 +82,22 @@ class Pixels:
     output: Path = Path("pixels.json")
     """File for the measurements (JSON)."""
 
+    @property
+    def packages(self) -> list[str]:
+        """Modules that the tasks need."""
+        games = ["ale_py", "envpool"] if "Pong" in self.tasks else []
+        return [*games, *(["minigrid"] if "DoorKey-5x5" in self.tasks else [])]
+
 
 def train(task: Task, seed: int, runs: Path) -> Row:
     """Train one task with one seed, or go on with it, evaluate it and measure what its run directory has.
 
     Raises:
         RuntimeError: a command failed; its last line.
+        ValueError: the run was made with other versions.
     """
     directory = runs / file_name(f"{task.env} {task.variant} {seed}")
+    _check_versions(directory)
     words = [*shlex.split(task.command)[1:], "--seed", str(seed), "--torch-threads", "1"]
     _klrl([*words, "--run-dir", str(directory), "--resume"])
     evaluation = directory.with_name(f"{directory.name}.json")
@@ -121,14 +131,29 @@ def measured(directory: Path, goal: float) -> Row:
     }
 
 
+def _check_versions(directory: Path) -> None:
+    """Refuse a run of an earlier call with other versions: it would pass for one of these.
+
+    Raises:
+        ValueError: names them.
+    """
+    from klrl.run.directory import versions
+
+    file = directory / "config.json"
+    then, now = json.loads(file.read_text(encoding="utf-8"))["versions"] if file.exists() else {}, versions()
+    if other := [f"{name} {then[name]}, not {now[name]}" for name in now if name in then and then[name] != now[name]]:
+        raise ValueError(f"runs: {directory} was made with {', '.join(other)}; allowed: another --runs")
+
+
 def _klrl(words: Sequence[str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "klrl", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-    )
+    with ending_by_sigterm():  # which then ends the command, too
+        ended = subprocess.run(
+            [sys.executable, "-m", "klrl", *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
     if ended.returncode:
         raise RuntimeError((ended.stderr.strip().splitlines() or [f"klrl {words[0]} failed"])[-1])
 
@@ -167,26 +192,31 @@ def main(argv: list[str] | None = None) -> None:
     from klrl.studies.work import Work
 
     console = PlainConsole()
-    work = Work(args.output, shlex.join([*PROG.split(), *words]), versions(), console.print)
+    work = Work(args.output, shlex.join([*PROG.split(), *words]), versions(PACKAGES), console.print)
     known = dict.fromkeys(task.env for task in TASKS)
     with bad_input(PROG):
         for unknown in (name for name in args.tasks if name not in known):
             raise ValueError(f"tasks = {unknown!r}; allowed: {', '.join(known)}")
+        for package in (name for name in args.packages if find_spec(name) is None):
+            raise ValueError(f"{package} is not installed; allowed: pip install 'klrl[pixels,atari,envpool]'")
         work.claim()
     jobs = [
         (f"{task.env} {task.variant} seed {seed}", {"command": task.command, "seed": seed}, (task, seed, args.runs))
         for task in TASKS
         if task.env in args.tasks
-        for seed in (args.seeds[:1] if task.one_seed else args.seeds)
+        for seed in (args.seeds[:1] if task.one_seed else dict.fromkeys(args.seeds))
     ]
     with going_on(PROG, work.folder):
         if (record := work.finished()) is None:
             order = {name: i for i, (name, _, _) in enumerate(jobs)}
             rows = []
-            for row in work.all(train, jobs, args.processes):
-                rows.append(row)
-                name = f"{row['env']} {row['variant']} seed {row['seed']}"
-                console.print(f"{len(rows)}/{len(jobs)}  {name}: return {row['mean_return']:.3g}")
+            try:
+                for row in work.all(train, jobs, args.processes):
+                    rows.append(row)
+                    name = f"{row['env']} {row['variant']} seed {row['seed']}"
+                    console.print(f"{len(rows)}/{len(jobs)}  {name}: return {row['mean_return']:.3g}")
+            except (RuntimeError, ValueError) as error:
+                fail(PROG, f"{error}; what is finished is in {args.runs}, and the same command continues", status=1)
             rows.sort(key=lambda row: order[f"{row['env']} {row['variant']} seed {row['seed']}"])
             record = work.save(text(work.command, rows, PACKAGES))
     console.print(table(record["rows"]))

@@ -623,6 +623,13 @@ def test_networks_that_share_a_parameter_or_its_memory_are_refused(share, packed
         check_separate(a=a, b=b)
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2,), (5, 4, 2), ()])
+def test_a_gradient_of_another_shape_than_the_output_is_refused(shape):
+    at = ByAutograd(nn.Linear(3, 2), torch.ones(4, 3))
+    with pytest.raises(ValueError, match=r"cotangent of shape \[.*\]; allowed: \[4, 2\], that of the output"):
+        at.pull_back(torch.ones(shape))
+
+
 def test_derivatives_by_autograd_load_no_sympy():
     """torch imports it for cotangents that it is given: a third of a second and 34 MiB, for every training."""
     script = """

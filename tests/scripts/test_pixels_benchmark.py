@@ -56,3 +56,30 @@ def test_a_task_that_is_not_there_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         pixels.main(["--tasks", "Breakout", "--output", str(tmp_path / "x.json")])
     assert "tasks = 'Breakout'; allowed: DoorKey-5x5, Pong" in capsys.readouterr().err
+
+
+def test_a_finished_record_is_not_made_again(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def train(task, seed, runs):
+        made.append((task.variant, seed))
+        numbers = dict.fromkeys(("training_return", "mean_return", "kl_mean", "kl_largest"), 0.5)
+        row = {"env": task.env, "variant": task.variant, "goal": 0.1, "seed": seed, "steps_to_goal": None}
+        return row | numbers | {"target_kl": None, "updates": 1, "updates_over_target": 0}
+
+    monkeypatch.setattr(pixels, "TASKS", (task(),))
+    monkeypatch.setattr(pixels, "train", train)
+    words = ["--tasks", "Empty", "--seeds", "1", "0", "1", "--processes", "1", "--output", str(tmp_path / "x.json")]
+    pixels.main(words)
+    assert sorted(made) == [("PPO, small", 0), ("PPO, small", 1)]
+    pixels.main(words)
+    assert len(made) == 2
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_a_run_of_other_versions_does_not_pass_for_one_of_these(tmp_path):
+    directory = tmp_path / "Empty_PPO,_small_0"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"versions": {"torch": "1.0"}}')
+    with pytest.raises(ValueError, match=r"was made with torch 1\.0, not .*; allowed: another --runs"):
+        pixels.train(task(), 0, tmp_path)

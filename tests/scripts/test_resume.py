@@ -288,6 +288,15 @@ def test_a_run_that_spent_its_budget_is_finished(tmp_path, capsys):
     assert "finished, drift/kl_sum = " in capsys.readouterr().out
 
 
+def test_a_run_whose_environment_was_not_described_goes_on_in_the_one_that_is_given(run):
+    """As those of environments that are registered with tuples, before files had these."""
+    path, whole = run
+    main(["resume", str(path)])
+    edit(path, env=None)
+    main(["resume", str(path), "--env", "CartPole-v1"])
+    assert state(path) == whole
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
