@@ -272,7 +272,10 @@ def classic() -> str:
 # -- recipes ----------------------------------------------------------------------------------------
 
 
-RECIPES = ("recipe-ppo", "recipe-ppo-finalists", "recipe-trpo", "recipe-trpo-finalists")
+RECIPES = (
+    "recipe-ppo", "recipe-ppo-finalists", "recipe-trpo", "recipe-trpo-finalists", "recipe-pendulum",
+    "recipe-mountaincar",
+)  # fmt: skip
 BASE = "base"
 """The variant from which the others of a recipe differ in what they name."""
 

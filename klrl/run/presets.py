@@ -64,8 +64,10 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     },
     "Acrobot": {"n_envs": 2, "n_steps": 1024},
     "MountainCar": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
-    "MountainCarContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
-    "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "n_critic_updates": 15},
+    "MountainCarContinuous": {
+        "n_envs": 2, "n_steps": 1024, "n_critic_updates": 20, "gamma": 0.9999, "gae_lambda": 0.98,
+    },
+    "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "gae_lambda": 0.9, "n_critic_updates": 15},
     "LunarLander": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
