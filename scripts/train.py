@@ -125,7 +125,7 @@ def _is_begun(prog: str, training: Training, make_env: Callable[[], Named]) -> b
 def _other_flags(training: Training, run: Mapping[str, Any], make_env: Callable[[], Named]) -> str | None:
     """Return in what flags that are no settings of the agent differ from a run's, or ``None``."""
     from klrl.experience.environments import check_id, describe
-    from klrl.experience.keywords import decoded
+    from klrl.keywords import decoded
 
     check_id(training.env)
     start = None if training.start_from is None else str(training.start_from.resolve())

@@ -38,6 +38,7 @@ ALLOWED = {
     },
     "klrl.__main__": {"klrl.scripts"},
     "klrl.text": set(),
+    "klrl.keywords": set(),
     "klrl.lazy": set(),
     "klrl.own": {"klrl.text"},
     "klrl.renamed": {"klrl.text"},
@@ -62,6 +63,7 @@ ALLOWED = {
     },
     "klrl.experience": {
         "klrl.interrupts",
+        "klrl.keywords",
         "klrl.output",
         "klrl.own",
         "klrl.policy",
@@ -104,9 +106,9 @@ ALLOWED["klrl.monitor"] = {
 ALLOWED["klrl.integrations"] = ALLOWED["klrl.monitor"] | {"klrl.experience", "klrl.monitor"}
 ALLOWED["klrl.audit"] = {"klrl.kl", "klrl.lazy", "klrl.policy", "klrl.run", "klrl.text"}
 ALLOWED["klrl.studies"] = ALLOWED["klrl.agents"] | {"klrl.agents", "klrl.output"}
-ALLOWED["klrl.report"] = {"klrl", "klrl.lazy", "klrl.run", "klrl.studies", "klrl.text"}
+ALLOWED["klrl.report"] = {"klrl", "klrl.keywords", "klrl.lazy", "klrl.run", "klrl.studies", "klrl.text"}
 ALLOWED["klrl.scripts"] = ALLOWED["klrl.studies"] | {
-    "klrl.audit", "klrl.integrations", "klrl.monitor", "klrl.report", "klrl.studies",
+    "klrl.audit", "klrl.integrations", "klrl.keywords", "klrl.monitor", "klrl.report", "klrl.studies",
 }  # fmt: skip
 # Heavy packages stay in the rooms that are about them.
 ONLY_IN = {

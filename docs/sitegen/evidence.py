@@ -274,7 +274,7 @@ def classic() -> str:
 
 RECIPES = (
     "recipe-ppo", "recipe-ppo-finalists", "recipe-trpo", "recipe-trpo-finalists", "recipe-pendulum",
-    "recipe-mountaincar",
+    "recipe-mountaincar", "recipe-lunar",
 )  # fmt: skip
 BASE = "base"
 """The variant from which the others of a recipe differ in what they name."""

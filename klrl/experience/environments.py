@@ -21,12 +21,12 @@ from klrl.experience.cursors import EnvCursor
 from klrl.experience.engines import EnvPoolVectorEnv, VectorizationMode, from_entry_point, plain_spec
 from klrl.experience.episodes import SeededEpisodes
 from klrl.experience.infos import SyncEnvs, WorkerEnvs
-from klrl.experience.keywords import is_plain, of_json, to_json
 from klrl.experience.processes import check_open_files
 from klrl.experience.steps import CheckedSteps
 from klrl.experience.unknown import why_unknown
 from klrl.experience.workers import OnFailure, WorkerVectorEnv
 from klrl.experience.wrapped import Wrapped, made
+from klrl.keywords import is_plain, of_json, to_json
 from klrl.policy.spaces import check_spaces
 from klrl.text import warn_user
 

@@ -10,8 +10,8 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from klrl.experience.atari import is_preprocessed, preprocessed, spec_of, without_preprocessing
-from klrl.experience.keywords import of_json, to_json
 from klrl.experience.unknown import why_not_installed
+from klrl.keywords import of_json, to_json
 from klrl.own import named
 from klrl.text import plain
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from klrl.experience.keywords import of_json, to_word
+from klrl.keywords import of_json, to_word
 from klrl.report.intervals import FEWEST, Interval, over_seeds
 from klrl.report.payload import distinct
 from klrl.report.reading import ENDING, LoggedRun

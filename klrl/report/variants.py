@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from klrl.experience.keywords import decoded, to_word
+from klrl.keywords import decoded, to_word
 
 _OF_ITSELF = {"trust_region", "agent"}
 """Settings whose values need no name beside them."""

@@ -25,6 +25,8 @@ _MUJOCO_PPO: Settings = {
 _MUJOCO_NATURAL_GRADIENT: Settings = {**_MUJOCO, "batch_size": 128, "cg_damping": 1.0, "n_critic_updates": 20}
 # Such a discount looks a whole episode ahead; so must lambda, and the pieces of an episode that an update is given.
 _SWIMMER: Settings = {"gamma": 0.9999, "gae_lambda": 0.98, "n_envs": 2, "n_steps": 1024}
+# The only reward comes at the end of an episode of hundreds of steps.
+_FAR_REWARD: Settings = {"n_envs": 1, "n_steps": 512, "gamma": 0.9999, "gae_lambda": 0.9}
 
 _ATARI: Settings = {
     "image_network": "nature", "actor_hidden_sizes": (), "critic_hidden_sizes": (), "sign_of_rewards": True,
@@ -39,7 +41,7 @@ _PPO: dict[str, Settings] = {
     },
     "Acrobot": {"n_envs": 16, "n_steps": 256, "n_epochs": 4, "gae_lambda": 0.94},
     "MountainCar": {"n_envs": 16, "n_steps": 16, "n_epochs": 4, "gae_lambda": 0.98},
-    "MountainCarContinuous": {"n_envs": 1, "n_steps": 512, "batch_size": 256, "gamma": 0.9999, "gae_lambda": 0.9},
+    "MountainCarContinuous": {**_FAR_REWARD, "batch_size": 256},
     "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "learning_rate": 1e-3},
     "LunarLander": {
         "n_envs": 16, "n_steps": 1024, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01,
@@ -64,10 +66,8 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     },
     "Acrobot": {"n_envs": 2, "n_steps": 1024},
     "MountainCar": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
-    "MountainCarContinuous": {
-        "n_envs": 2, "n_steps": 1024, "n_critic_updates": 20, "gamma": 0.9999, "gae_lambda": 0.98,
-    },
-    "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "gae_lambda": 0.9, "n_critic_updates": 15},
+    "MountainCarContinuous": {**_FAR_REWARD, "n_critic_updates": 20},
+    "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "n_critic_updates": 15},
     "LunarLander": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},

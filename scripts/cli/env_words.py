@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from klrl.experience.keywords import of_word
+from klrl.keywords import of_word
 from klrl.validation import Pattern
 
 KeyValue = Annotated[str, Pattern(r"(?s)[^\W\d]\w*=.*", "key=value")]
@@ -17,7 +17,7 @@ Wrappers = tyro.conf.UseAppendAction[tuple[tuple[WrapperWord, ...], ...]]
 
 
 def keywords(words: Sequence[str]) -> dict[str, Any]:
-    """Return keyword arguments, with values as :func:`~klrl.experience.keywords.of_word` reads them.
+    """Return keyword arguments, with values as :func:`~klrl.keywords.of_word` reads them.
 
     >>> keywords(["g=5.0", "map_name=8x8", "shape=(64, 64)"])
     {'g': 5.0, 'map_name': '8x8', 'shape': (64, 64)}

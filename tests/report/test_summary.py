@@ -9,7 +9,7 @@ from made_runs import described, rows, write_run
 
 from klrl.agents import PPO, TRPO, PPOConfig
 from klrl.agents.settings import CONFIGS
-from klrl.experience.keywords import to_json
+from klrl.keywords import to_json
 from klrl.report import read_runs
 from klrl.report import summary as of
 from klrl.report.intervals import over_seeds

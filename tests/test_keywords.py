@@ -9,8 +9,8 @@ import gymnasium as gym
 import pytest
 
 from klrl.experience.environments import describe, described
-from klrl.experience.keywords import is_plain, of_json, of_word, to_json, to_word
 from klrl.experience.wrapped import Wrapping
+from klrl.keywords import is_plain, of_json, of_word, to_json, to_word
 
 Named = namedtuple("Named", "n")
 VALUES = [
@@ -52,7 +52,11 @@ def test_constants_of_json_stand_beside_tuples():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), {1: 2}, {"tuple": [1, 2]}, math.nan, [len], Named(1)], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, object(), {1: 2}, {"tuple": [1, 2]}, math.nan, [len], Named(1)],
+    ids=["set", "object", "keys", "tuple", "nan", "function", "names"],
+)
 def test_what_a_file_would_give_back_as_something_else_is_not_plain(value):
     assert not is_plain(value)
     assert to_json({"x": value}) is None
