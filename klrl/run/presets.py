@@ -27,6 +27,8 @@ _MUJOCO_NATURAL_GRADIENT: Settings = {**_MUJOCO, "batch_size": 128, "cg_damping"
 _SWIMMER: Settings = {"gamma": 0.9999, "gae_lambda": 0.98, "n_envs": 2, "n_steps": 1024}
 # The only reward comes at the end of an episode of hundreds of steps.
 _FAR_REWARD: Settings = {"n_envs": 1, "n_steps": 512, "gamma": 0.9999, "gae_lambda": 0.9}
+# The landing, hundreds of steps ahead, must be worth more than hovering.
+_LANDING: Settings = {"n_envs": 16, "gamma": 0.999, "gae_lambda": 0.98}
 
 _ATARI: Settings = {
     "image_network": "nature", "actor_hidden_sizes": (), "critic_hidden_sizes": (), "sign_of_rewards": True,
@@ -43,12 +45,8 @@ _PPO: dict[str, Settings] = {
     "MountainCar": {"n_envs": 16, "n_steps": 16, "n_epochs": 4, "gae_lambda": 0.98},
     "MountainCarContinuous": {**_FAR_REWARD, "batch_size": 256},
     "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "learning_rate": 1e-3},
-    "LunarLander": {
-        "n_envs": 16, "n_steps": 1024, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01,
-    },
-    "LunarLanderContinuous": {
-        "n_envs": 16, "n_steps": 1024, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.01,
-    },
+    "LunarLander": {**_LANDING, "n_steps": 1024, "n_epochs": 4, "ent_coef": 0.01},
+    "LunarLanderContinuous": {**_LANDING, "n_steps": 1024, "n_epochs": 4, "ent_coef": 0.01},
     "BipedalWalker": {"n_envs": 32, "n_steps": 2048, "gamma": 0.999, "clip_range": 0.18},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_PPO),
     "Swimmer": {**_MUJOCO_PPO, **_SWIMMER},
@@ -68,8 +66,8 @@ _NATURAL_GRADIENT: dict[str, Settings] = {
     "MountainCar": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     "MountainCarContinuous": {**_FAR_REWARD, "n_critic_updates": 20},
     "Pendulum": {"n_envs": 4, "n_steps": 256, "gamma": 0.95, "n_critic_updates": 15},
-    "LunarLander": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
-    "LunarLanderContinuous": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
+    "LunarLander": {**_LANDING, "n_steps": 128, "n_critic_updates": 20},
+    "LunarLanderContinuous": {**_LANDING, "n_steps": 128, "n_critic_updates": 20},
     "BipedalWalker": {"n_envs": 2, "n_steps": 1024, "n_critic_updates": 20},
     **dict.fromkeys(_MUJOCO_TASKS, _MUJOCO_NATURAL_GRADIENT),
     "Swimmer": {**_MUJOCO_NATURAL_GRADIENT, **_SWIMMER},
