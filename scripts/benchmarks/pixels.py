@@ -18,7 +18,6 @@ import numpy as np
 from klrl.output import as_program
 from klrl.scripts.cli.command_line import bad_input, fail, going_on, parse
 from klrl.scripts.cli.terminal import PlainConsole
-from klrl.studies.parallel import ending_by_sigterm
 from klrl.text import cell, file_name
 from klrl.validation import NonNegativeInt, PositiveInt
 
@@ -146,6 +145,8 @@ def _check_versions(directory: Path) -> None:
 
 
 def _klrl(words: Sequence[str]) -> None:
+    from klrl.studies.parallel import ending_by_sigterm
+
     with ending_by_sigterm():  # which then ends the command, too
         ended = subprocess.run(
             [sys.executable, "-m", "klrl", *words],
