@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     flat |= own if isinstance(own, dict) else {}
     env = config.get("env")
     made = {name: x for name, x in env.items() if name != "id"} if isinstance(env, dict) else {}
-    flat |= {f"env {name}": to_word(decoded(x)) for name, x in made.items()}
+    flat |= {f"env {name}": decoded(x) for name, x in made.items()}
     region = config.get("region")
     if isinstance(region, dict) and not isinstance(flat.get("trust_region"), str):
         flat["trust_region"] = region.get("class", region)
@@ -32,8 +31,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shown(x: Any) -> str:
-    """Return a value as one reads it: text without quotation marks, other values as JSON."""
-    return x if isinstance(x, str) else "-" if x is None else json.dumps(x)
+    """Return a value as one reads it: text without quotation marks, other values as JSON, or with their tuples."""
+    return x if isinstance(x, str) else "-" if x is None else to_word(x)
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:

@@ -41,6 +41,8 @@ class Task:
     env_words: tuple[str, ...]
     """Flags that name the environment and its wrappers, for the evaluation, too."""
     others: tuple[str, ...]
+    modules: tuple[str, ...] = ()
+    """Modules that must be installed."""
     one_seed: bool = False
 
     @property
@@ -56,10 +58,19 @@ _PONG = ("--env-kwargs", "repeat_action_probability=0.0", "--vectorization-mode"
 _PONG_STEPS = ("--minibatch-dtype", "bfloat16", "--total-timesteps", "3_000_000", "--stop-at-return", "18")
 
 TASKS = (
-    Task("DoorKey-5x5", "PPO", 0.9, "ppo", _DOOR, _DOOR_STEPS),
-    Task("DoorKey-5x5", "PPO with a bound", 0.9, "ppo", _DOOR, (*_DOOR_STEPS, *_BOUND)),
-    Task("DoorKey-5x5", "TRPO", 0.9, "trpo", _DOOR, _DOOR_STEPS),
-    Task("Pong", "PPO", 15.0, "ppo", ("--env", "ALE/Pong-v5"), (*_PONG, *_PONG_STEPS), one_seed=True),
+    Task("DoorKey-5x5", "PPO", 0.9, "ppo", _DOOR, _DOOR_STEPS, ("minigrid",)),
+    Task("DoorKey-5x5", "PPO with a bound", 0.9, "ppo", _DOOR, (*_DOOR_STEPS, *_BOUND), ("minigrid",)),
+    Task("DoorKey-5x5", "TRPO", 0.9, "trpo", _DOOR, _DOOR_STEPS, ("minigrid",)),
+    Task(
+        "Pong",
+        "PPO",
+        15.0,
+        "ppo",
+        ("--env", "ALE/Pong-v5"),
+        (*_PONG, *_PONG_STEPS),
+        ("ale_py", "envpool"),
+        one_seed=True,
+    ),
 )
 
 
@@ -80,12 +91,6 @@ class Pixels:
     """Folder of the run directories."""
     output: Path = Path("pixels.json")
     """File for the measurements (JSON)."""
-
-    @property
-    def packages(self) -> list[str]:
-        """Modules that the tasks need."""
-        games = ["ale_py", "envpool"] if "Pong" in self.tasks else []
-        return [*games, *(["minigrid"] if "DoorKey-5x5" in self.tasks else [])]
 
 
 def train(task: Task, seed: int, runs: Path) -> Row:
@@ -137,9 +142,9 @@ def _check_versions(directory: Path) -> None:
         ValueError: names them.
     """
     from klrl.run.directory import versions
+    from klrl.scripts.cli.saved_agents import versions_of
 
-    file = directory / "config.json"
-    then, now = json.loads(file.read_text(encoding="utf-8"))["versions"] if file.exists() else {}, versions()
+    then, now = versions_of(directory), versions()
     if other := [f"{name} {then[name]}, not {now[name]}" for name in now if name in then and then[name] != now[name]]:
         raise ValueError(f"runs: {directory} was made with {', '.join(other)}; allowed: another --runs")
 
@@ -184,6 +189,10 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _name(env: str, variant: str, seed: int) -> str:
+    return f"{env} {variant} seed {seed}"
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run ``klrl benchmark pixels``."""
     words = sys.argv[1:] if argv is None else argv
@@ -195,31 +204,29 @@ def main(argv: list[str] | None = None) -> None:
     console = PlainConsole()
     work = Work(args.output, shlex.join([*PROG.split(), *words]), versions(PACKAGES), console.print)
     known = dict.fromkeys(task.env for task in TASKS)
+    chosen = [task for task in TASKS if task.env in args.tasks]
     with bad_input(PROG):
         for unknown in (name for name in args.tasks if name not in known):
             raise ValueError(f"tasks = {unknown!r}; allowed: {', '.join(known)}")
-        for package in (name for name in args.packages if find_spec(name) is None):
-            raise ValueError(f"{package} is not installed; allowed: pip install 'klrl[pixels,atari,envpool]'")
+        for module in (name for task in chosen for name in task.modules if find_spec(name) is None):
+            raise ValueError(f"{module} is not installed; allowed: pip install 'klrl[pixels,atari,envpool]'")
         work.claim()
-    jobs = [
-        (f"{task.env} {task.variant} seed {seed}", {"command": task.command, "seed": seed}, (task, seed, args.runs))
-        for task in TASKS
-        if task.env in args.tasks
-        for seed in (args.seeds[:1] if task.one_seed else dict.fromkeys(args.seeds))
-    ]
+    jobs = {
+        _name(task.env, task.variant, seed): ({"command": task.command, "seed": seed}, (task, seed, args.runs))
+        for task in chosen
+        for seed in (args.seeds[:1] if task.one_seed else args.seeds)
+    }
     with going_on(PROG, work.folder):
         if (record := work.finished()) is None:
-            order = {name: i for i, (name, _, _) in enumerate(jobs)}
-            rows = []
+            rows: dict[str, Row] = {}
             try:
-                for row in work.all(train, jobs, args.processes):
-                    rows.append(row)
-                    name = f"{row['env']} {row['variant']} seed {row['seed']}"
+                for row in work.all(train, [(name, *job) for name, job in jobs.items()], args.processes):
+                    name = _name(row["env"], row["variant"], row["seed"])
+                    rows[name] = row
                     console.print(f"{len(rows)}/{len(jobs)}  {name}: return {row['mean_return']:.3g}")
             except (RuntimeError, ValueError) as error:
                 fail(PROG, f"{error}; what is finished is in {args.runs}, and the same command continues", status=1)
-            rows.sort(key=lambda row: order[f"{row['env']} {row['variant']} seed {row['seed']}"])
-            record = work.save(text(work.command, rows, PACKAGES))
+            record = work.save(text(work.command, [rows[name] for name in jobs], PACKAGES))
     console.print(table(record["rows"]))
 
 

@@ -13,6 +13,7 @@ from klrl.keywords import to_json
 from klrl.report import read_runs
 from klrl.report import summary as of
 from klrl.report.intervals import over_seeds
+from klrl.report.variants import settings_of
 from klrl.scripts.cli.command_line import parse
 from klrl.scripts.cli.env_words import keywords
 from klrl.scripts.train import Training, _algorithm, _defaults
@@ -124,6 +125,11 @@ def test_the_command_has_the_arguments_that_the_run_had():
     config["env"] |= {"kwargs": to_json(given)}
     words = shlex.split(of.command(json.loads(json.dumps(config))))
     assert keywords(words[words.index("--env-kwargs") + 1 :]) == given
+
+
+def test_settings_of_environments_are_shown_as_they_are_written():
+    env = {"id": "A-v0", "kwargs": {"shape": {"tuple": [64, 64]}, "on": True}, "max_episode_steps": None}
+    assert settings_of({"env": env}) == {"env kwargs": "{'shape': (64, 64), 'on': True}", "env max_episode_steps": "-"}
 
 
 @pytest.mark.parametrize("setting", [{"learning_rate": lambda progress: 0.1}, {"trust_region": Clip(0.1)}])

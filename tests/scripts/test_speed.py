@@ -347,7 +347,7 @@ def test_an_unknown_benchmark_is_refused(capsys):
         main(["benchmark", "memory"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(
-        "klrl benchmark: what = 'memory'; allowed: learning, speed, seeds, atari, pixels, accuracy,"
+        "klrl benchmark: what = 'memory'; allowed: learning, speed, seeds, atari, accuracy,"
     )
 
 
