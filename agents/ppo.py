@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -21,12 +20,12 @@ from klrl.policy.shared_encoder import together
 from klrl.run.callback import Callback
 from klrl.trust_region import Change, Clip
 from klrl.trust_region.all import redefines
-from klrl.trust_region.line_search import line_search
+from klrl.trust_region.line_search import back_inside, line_search
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """State of the policy after an epoch: still moving, or stopped at a fraction of the epoch's step."""
+    """State of the policy after an epoch: still moving or stopped, at a share of the way from the old policy."""
 
     moving: bool = True
     scale: float = 1.0
@@ -49,32 +48,35 @@ class PPO(Agent[PPOConfig]):
         return self.values["ent_coef"]
 
     def improve(self, batch: Batch, samples: UpdateBatch, callback: Callback) -> Improvement:
-        """Take epochs of minibatch steps; once outside a bounded region the policy stops and the critic goes on."""
+        """Take epochs of minibatch steps, after each of which the policy stays inside a bounded region.
+
+        A policy that left a constraint goes back towards the old one until it is inside, and on from there: projected
+        gradient ascent, with a search along the line between them in place of the projection. Where the region stops
+        the policy, the critic goes on alone.
+        """
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, policy_epochs = _Outcome(), 0
-        goes_back = self.region.on_exit == "backtrack" or redefines(self.region, "project")
-        start = first = self.networks.actor_state() if goes_back else None
+        projects = redefines(self.region, "project")
+        old = self.networks.actor_state() if projects or self.region.on_exit == "backtrack" else None
         epochs, rate = Epochs(self, samples, callback), self.networks.optimizer.learning_rate * self.region.lr_scale
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
                 advantage, returns = self.advantages(batch)
                 samples = replace(samples, advantage=advantage, returns=returns)
                 epochs = Epochs(self, samples if outcome.moving else self.for_critic(samples), callback)
-            if epoch > 0 and self.region.on_exit == "backtrack":
-                start = self.networks.actor_state()
             terms = Terms(self.config.vf_coef, outcome.moving, self.ent_coef if outcome.moving else 0.0)
             for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
                 losses[name] += values
             if outcome.moving:
-                outcome, policy_epochs = self._stay_inside(samples, start), policy_epochs + 1
+                outcome, policy_epochs = self._stay_inside(samples, old), policy_epochs + 1
                 if not outcome.moving and self.networks.share_encoder:
                     epochs = Epochs(self, self.for_critic(samples), callback)
             if outcome.moving and epoch + 1 < self.config.n_epochs:
                 self._adapt(samples, (epoch + 1) / self.config.n_epochs)
             callback.on_epoch_end(self, epoch)
         fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
-        if first is not None and redefines(self.region, "project"):
-            settled = self._settle(samples, first, outcome)
+        if old is not None and projects:
+            settled = self._settle(samples, old, outcome)
             outcome, fitted = settled, fitted and settled is outcome
         if self.networks.share_encoder and not fitted:  # the encoder went back after the critic's last pass
             epochs, terms = Epochs(self, self.for_critic(samples), callback), Terms(self.config.vf_coef)
@@ -121,25 +123,38 @@ class PPO(Agent[PPOConfig]):
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _stay_inside(self, samples: UpdateBatch, start: ActorState | None) -> _Outcome:
-        """Check the policy on the whole batch after an epoch that began at ``start``; stop or backtrack if outside."""
-        if self.region.on_exit is None or self._inside(samples):
+    def _stay_inside(self, samples: UpdateBatch, old: ActorState | None) -> _Outcome:
+        """Check the policy on the whole batch after an epoch; outside, stop it or take it back towards the old one."""
+        if self.region.on_exit is None or (violation := self._violation(samples)) <= 0.0:
             return _Outcome()
-        if self.region.on_exit == "stop" or start is None:
+        if self.region.on_exit == "stop" or old is None:
             return _Outcome(moving=False, reason="stopped: outside the trust region")
-        scale = self._go_back(start, lambda: self._inside(samples), shrinking_factor=0.5, max_iter=10)
-        # Adam's moments belong to steps that were taken back; the next update must not go on with them.
-        self.networks.put_back_moments(start)
-        reason = "stopped: back inside the trust region" if scale > 0.0 else "stopped: no step stays inside"
-        return _Outcome(moving=False, scale=scale, reason=reason)
+        found = back_inside(
+            self.networks.actor_parameters,
+            old.parameters,
+            lambda: self._violation(samples),
+            violation=violation,
+            at_start=self.region.violation(samples.change(samples.old)),
+        )
+        if found.accepted:  # most of the way is kept, and so are Adam's moments
+            return _Outcome(scale=found.scale, reason="all epochs done, back inside the trust region")
+        self.networks.put_back_moments(old)
+        return _Outcome(moving=False, scale=0.0, reason="stopped: no step stays inside")
 
-    def _settle(self, samples: UpdateBatch, first: ActorState, outcome: _Outcome) -> _Outcome:
+    def _settle(self, samples: UpdateBatch, old: ActorState, outcome: _Outcome) -> _Outcome:
         """Go back towards the policy before the update until the policy is its own projection."""
         if self._is_projection(samples):
             return outcome
-        scale = self._go_back(first, lambda: self._is_projection(samples), shrinking_factor=0.9, max_iter=40)
-        if scale == 0.0:  # otherwise most of the way is kept, and so are Adam's moments
-            self.networks.put_back_moments(first)
+        scale = line_search(
+            self.networks.actor_parameters,
+            self.networks.actor_parameters - old.parameters,
+            lambda: None if self._is_projection(samples) else "not its own projection",
+            start=old.parameters,
+            shrinking_factor=0.9,
+            max_iter=40,
+        ).scale
+        if scale == 0.0:
+            self.networks.put_back_moments(old)
         reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
         return _Outcome(moving=False, scale=scale, reason=reason)
 
@@ -149,21 +164,8 @@ class PPO(Agent[PPOConfig]):
             self.region = self.region.adapt_within(self.change(samples), share)
             self.anneal()
 
-    def _go_back(
-        self, start: ActorState, inside: Callable[[], bool], *, shrinking_factor: float, max_iter: int
-    ) -> float:
-        """Shorten the way from ``start`` to the policy until the policy is inside; return the remaining share."""
-        return line_search(
-            self.networks.actor_parameters,
-            self.networks.actor_parameters - start.parameters,
-            lambda: None if inside() else "outside the trust region",
-            start=start.parameters,
-            shrinking_factor=shrinking_factor,
-            max_iter=max_iter,
-        ).scale
-
-    def _inside(self, samples: UpdateBatch) -> bool:
-        return self.region.violation(self.change(samples)) <= 0.0
+    def _violation(self, samples: UpdateBatch) -> float:
+        return self.region.violation(self.change(samples))
 
     def _is_projection(self, samples: UpdateBatch) -> bool:
         """Tell whether the region's projection changes nothing, and a constraint beside it holds."""

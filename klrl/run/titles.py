@@ -30,7 +30,7 @@ TITLES: Mapping[str, tuple[str, str]] = {
     "train/clip_fraction": ("Clipped samples", "share of samples"),
     "train/line_search_scale": ("Line search", "share of the full step"),
     "train/cg_residual": ("Residual of conjugate gradient", "‖g − F x‖ / ‖g‖"),
-    "train/backtrack_scale": ("Backtracking", "share of the last step"),
+    "train/backtrack_scale": ("Backtracking", "share of the way"),
     "train/kl_penalty": ("Penalty coefficient", "β"),
     "train/actor_learning_rate": ("Learning rate of the actor", "step size"),
     "train/policy_epochs": ("Epochs of the policy", "epochs"),

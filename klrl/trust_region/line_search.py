@@ -1,7 +1,8 @@
-"""Backtracking line search: shortens a step until there is no objection, or takes it back to the bit."""
+"""Searches along a line: they shorten a step until there is no objection, or take it back to the bit."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -59,3 +60,42 @@ def line_search(
         raise
     theta.copy_(start)
     return LineSearch(0.0, max_iter, str(reason))
+
+
+def back_inside(
+    theta: Tensor,
+    start: Tensor,
+    measure: Callable[[], float],
+    *,
+    violation: float,
+    at_start: float,
+    max_iter: int = 20,
+) -> LineSearch:
+    """Shorten the way from start to theta, where a bound is violated, until it holds.
+
+    A divergence grows with the square of a short way. So each try is where the parabola through the violations at start
+    and at the last try meets the bound, less 2 %, or half of the last one if that is more. Mostly the first is inside.
+
+    Args:
+        theta: the parameters ``[P]``, moved in place.
+        start: where the bound holds ``[P]``.
+        measure: returns the violation at theta, at most 0 inside; NaN is outside.
+        violation: what it is before the search.
+        at_start: what it is at start.
+        max_iter: maximum number of tries; if all fail, theta is ``start``, bit for bit.
+    """
+    theta = theta.detach()
+    step, scale = theta - start, 1.0
+    try:
+        for tries in range(1, max_iter + 1):
+            known = at_start < 0.0 and math.isfinite(at_start - violation)
+            scale *= 0.98 * max(math.sqrt(at_start / (at_start - violation)) if known else 0.0, 0.5)
+            theta.copy_(start + scale * step)
+            violation = measure()
+            if violation <= 0.0:
+                return LineSearch(scale, tries, "accepted")
+    except BaseException:
+        theta.copy_(start)
+        raise
+    theta.copy_(start)
+    return LineSearch(0.0, max_iter, "outside the trust region")

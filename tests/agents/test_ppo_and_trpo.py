@@ -150,27 +150,28 @@ def test_ppo_stops_the_policy_outside_the_region_and_the_critic_goes_on(region):
     assert metrics["drift/kl"] > 1e-6
 
 
-class States(Callback):
-    """The optimiser's state after every epoch, when the region has been asked."""
+def test_on_the_way_back_adam_keeps_the_moments_of_the_steps_that_led_outside():
+    def moments(region):
+        agent = small_agent(PPO, trust_region=region, n_epochs=1, learning_rate=3e-2)
+        metrics = agent.update(random_batch(agent))
+        return metrics["train/backtrack_scale"], agent.networks.optimizer.state()
 
-    def __init__(self):
-        self.after = []
-
-    def on_epoch_end(self, agent, epoch):
-        self.after.append({name: x.clone() for name, x in agent.networks.optimizer.state().items()})
+    (scale, kept), (_, unbounded) = moments(KLConstraint(1e-3)), moments(TrustRegion())
+    assert 0.0 < scale < 1.0
+    assert all(torch.equal(kept[name], unbounded[name]) for name in unbounded)
 
 
-@pytest.mark.parametrize(("target", "partly"), [(1e-3, True), (1e-30, False)])
-def test_after_a_backtrack_adam_has_the_actors_moments_of_the_epochs_start_and_the_critics_of_its_end(target, partly):
+def test_where_no_step_stays_inside_adam_has_the_actors_moments_of_before_and_the_critic_goes_on():
     agent = small_agent(PPO, trust_region="none", n_epochs=4, learning_rate=1e-2)
     agent.update(random_batch(agent))
     before = {name: x.clone() for name, x in agent.networks.optimizer.state().items()}
-    agent.region = KLConstraint(target)
-    metrics = agent.update(random_batch(agent, seed=1), states := States())
-    assert (0.0 < metrics["train/backtrack_scale"] < 1.0) == partly
-    start = [before, *states.after][int(metrics["train/policy_epochs"]) - 1]
+    agent.region = Nowhere()
+    metrics = agent.update(random_batch(agent, seed=1), epochs := AfterEpoch())
+    assert (metrics["train/backtrack_scale"], metrics["train/policy_epochs"]) == (0.0, 1.0)
+    assert metrics["train/stop_reason"] == "stopped: no step stays inside"
     for name, x in agent.networks.optimizer.state().items():
-        assert torch.equal(x, start[name]) == name.startswith("0."), name
+        assert torch.equal(x, before[name]) == name.startswith("0."), name
+    assert not any(same(a, b) for a, b in pairwise(epochs.critics))
 
 
 def test_after_a_stop_adam_keeps_the_moments_of_the_steps_that_were_kept():
@@ -261,12 +262,27 @@ def test_ppo_goes_through_all_epochs_inside_the_region():
     assert (metrics["train/policy_epochs"], metrics["train/stop_reason"]) == (4.0, "all epochs done")
 
 
-def test_ppo_that_backtracked_kept_a_part_of_the_epochs_step():
-    agent = small_agent(PPO, trust_region="constraint", target_kl=1e-3, n_epochs=4, learning_rate=1e-2)
-    metrics = agent.update(random_batch(agent))
-    assert 0.0 < metrics["drift/kl"] <= 1e-3
-    assert metrics["train/backtrack_scale"] in {0.5**k for k in range(1, 11)}
-    assert metrics["train/stop_reason"] == "stopped: back inside the trust region"
+def test_ppo_outside_a_constraint_goes_back_along_the_line_to_the_old_policy():
+    def moved(region):
+        agent = small_agent(PPO, trust_region=region, n_epochs=1, learning_rate=3e-2)
+        old, metrics = agent.networks.actor_parameters.clone(), agent.update(random_batch(agent))
+        return agent.networks.actor_parameters - old, metrics
+
+    (whole, _), (part, metrics) = moved(TrustRegion()), moved(KLConstraint(1e-3))
+    assert 0.9 * 1e-3 < metrics["drift/kl"] <= 1e-3
+    assert 0.0 < metrics["train/backtrack_scale"] < 1.0
+    torch.testing.assert_close(part, metrics["train/backtrack_scale"] * whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("region", ["constraint", "clip+constraint"])
+def test_ppo_that_went_back_inside_a_constraint_takes_its_other_epochs_from_there(region):
+    agent = small_agent(PPO, trust_region=region, target_kl=1e-3, n_epochs=4, learning_rate=1e-2)
+    metrics = agent.update(random_batch(agent), epochs := AfterEpoch())
+    assert not any(same(a, b) for a, b in pairwise(epochs.policies))
+    assert metrics["train/policy_epochs"] == 4.0
+    assert 0.9 * 1e-3 < metrics["drift/kl"] <= 1e-3
+    assert metrics["train/backtrack_scale"] < 1.0
+    assert metrics["train/stop_reason"] == "all epochs done, back inside the trust region"
 
 
 @pytest.mark.parametrize(

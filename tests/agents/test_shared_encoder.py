@@ -9,7 +9,7 @@ import pytest
 import torch
 from environments import Noise, Sampling, box, small_agent
 from gymnasium.spaces import Box, Dict, Discrete
-from support import MeasuredKL, every_agent, parameters, policy, same, slots, without_time
+from support import MeasuredKL, Nowhere, every_agent, parameters, policy, same, slots, without_time
 from torch import nn
 
 from klrl.agents import NPG, PPO, TRPO, PPOConfig
@@ -22,6 +22,7 @@ from klrl.policy.linearization import Objective
 from klrl.policy.shared_encoder import SharedCritic, together
 from klrl.run import Callback, checkpoint
 from klrl.studies.opening import difference
+from klrl.trust_region import KLConstraint, TrustRegion
 
 IMAGE = Box(0, 255, (6, 7, 3), np.uint8)
 MIXED = Dict(image=IMAGE, x=Box(-1.0, 1.0, (2,)))
@@ -173,9 +174,10 @@ class Steps(Callback):
 
 
 @every_kind
-@pytest.mark.parametrize("on_exit", ["constraint", "early-stop"])
-def test_after_a_stop_encoder_and_policy_head_stand_still_to_the_bit_and_the_critics_head_goes_on(kind, on_exit):
-    agent, steps = agent_on(kind, **(RESTLESS | {"trust_region": on_exit, "learning_rate": 0.3})), Steps()
+@pytest.mark.parametrize("region", [KLConstraint(TARGET, on_exit="stop"), Nowhere()], ids=["early-stop", "nowhere"])
+def test_after_a_stop_encoder_and_policy_head_stand_still_to_the_bit_and_the_critics_head_goes_on(kind, region):
+    settings = RESTLESS | {"trust_region": region, "learning_rate": 0.3, "target_kl": None}
+    agent, steps = agent_on(kind, **settings), Steps()
     metrics = agent.update(batch_of(agent), steps)
     stopped = int(metrics["train/policy_epochs"]) - 1
     assert stopped < 2
@@ -188,18 +190,20 @@ def test_after_a_stop_encoder_and_policy_head_stand_still_to_the_bit_and_the_cri
         assert same([slots_now[i] for i in of_policy], [at_stop[2][i] for i in of_policy])
 
 
-def test_what_is_taken_back_is_encoder_and_head_with_their_moments():
-    agent = agent_on("image", **(RESTLESS | {"learning_rate": 0.3, "n_epochs": 1}))
-    start, moments = policy(agent), agent.networks.actor_state().moments
-    encoder = [p.detach().clone() for p in agent.actor.trunk.convolutions.parameters()]
-    metrics = agent.update(batch_of(agent))
-    scale = metrics["train/backtrack_scale"]
-    assert scale < 1.0
-    after = agent.networks.actor_state().moments
-    assert same([after[k] for k in sorted(after)], [moments[k] for k in sorted(moments)])
-    moved = [(a - b).abs().max() for a, b in zip(agent.actor.trunk.convolutions.parameters(), encoder, strict=True)]
-    assert (max(moved) > 0.0) == (scale > 0.0)
-    assert same(policy(agent), start) == (scale == 0.0)
+@every_kind
+def test_what_goes_back_is_encoder_and_head_by_the_same_share_of_their_way(kind):
+    def moved(region):
+        settings = RESTLESS | {"trust_region": region, "target_kl": None, "learning_rate": 0.3, "n_epochs": 1}
+        agent = agent_on(kind, **settings)
+        (old,) = policy(agent)
+        metrics = agent.update(batch_of(agent))
+        return metrics["train/backtrack_scale"], policy(agent)[0] - old
+
+    (_, whole), (scale, part) = moved(TrustRegion()), moved(KLConstraint(TARGET))
+    assert 0.0 < scale < 1.0
+    assert whole[0] != 0.0  # of the encoder
+    assert whole[-1] != 0.0  # of the head
+    torch.testing.assert_close(part, scale * whole, rtol=1e-3, atol=1e-6)
 
 
 def test_a_head_is_fitted_to_an_encoder_that_went_back_after_the_last_epoch():

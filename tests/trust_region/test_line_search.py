@@ -1,4 +1,4 @@
-"""Line search: which step it takes, why, and that a rejected one leaves no bit changed."""
+"""Searches along a line: which step they take, why, and that a rejected one leaves no bit changed."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from klrl.trust_region import LineSearch, line_search
+from klrl.trust_region.line_search import back_inside
 
 
 def parameters(seed=0):
@@ -93,3 +94,77 @@ def test_the_parameters_are_moved_where_they_are():
     assert theta.data_ptr() == where
     assert theta.is_leaf
     assert theta.requires_grad
+
+
+def search_back(theta, start, kl, bound, **limits):
+    """Take theta back towards start, where the KL is 0, until it is at most the bound; with the places looked at."""
+    seen = []
+
+    def measure():
+        seen.append(theta.detach().clone())
+        return kl(theta.detach()) - bound
+
+    violation = kl(theta.detach()) - bound
+    return back_inside(theta, start, measure, violation=violation, at_start=kl(start) - bound, **limits), seen
+
+
+@pytest.mark.parametrize("excess", [1.0001, 1.5, 3.9])
+def test_where_kl_is_the_square_of_the_way_one_try_meets_the_bound_less_two_percent_of_the_way(excess):
+    theta, start = parameters(0), parameters(1).detach()
+    step, where = theta.detach() - start, theta.data_ptr()
+
+    def kl(at):
+        return 0.5 * (at - start).double().square().sum().item()
+
+    bound = kl(theta.detach()) / excess
+    search, _ = search_back(theta, start, kl, bound)
+    assert (search.tries, search.reason, search.scale) == (1, "accepted", pytest.approx(0.98 / math.sqrt(excess)))
+    assert kl(theta.detach()) == pytest.approx(0.98**2 * bound, rel=1e-5)
+    torch.testing.assert_close(theta.detach(), start + search.scale * step)
+    assert (theta.data_ptr(), theta.is_leaf) == (where, True)
+
+
+@pytest.mark.parametrize("far", [0.5, 3.0, 30.0, 1e4])
+@pytest.mark.parametrize(
+    "kl",
+    [
+        lambda a: math.exp(-2.0 * a) / 2.0 + a - 0.5,  # a Gaussian whose log std moves up by a: linear in the end
+        lambda a: math.expm1(min(2.0 * a, 700.0)) / 2.0 - a,  # down: exponential
+        lambda a: a + math.log1p(math.exp(-2.0 * a)) - math.log(2.0),  # log cosh a, a coin whose logit goes from 0 to 2 a
+    ],
+    ids=["wider", "narrower", "coin"],
+)
+def test_other_kls_are_met_in_a_few_tries_and_most_of_the_bound_is_used(kl, far):
+    theta, start = torch.nn.Parameter(torch.full((1,), far, dtype=torch.float64)), torch.zeros(1, dtype=torch.float64)
+    search, seen = search_back(theta, start, lambda at: kl(at.item()), 0.01)
+    assert 0.7 * 0.01 < kl(theta.item()) <= 0.01
+    assert len(seen) == search.tries <= 20
+    assert [x.item() for x in seen] == sorted((x.item() for x in seen), reverse=True)
+    assert search.scale == pytest.approx(theta.item() / far)
+
+
+@pytest.mark.parametrize("violation", [math.nan, math.inf, 1.0])
+@pytest.mark.parametrize("at_start", [-0.01, 0.0, 1.0])
+def test_where_no_try_is_inside_not_a_bit_of_the_start_is_changed(violation, at_start):
+    theta, start = parameters(0), parameters(1).detach()
+    search = back_inside(theta, start, lambda: violation, violation=violation, at_start=at_start, max_iter=6)
+    assert search == LineSearch(0.0, 6, "outside the trust region")
+    assert torch.equal(theta.detach(), start)
+
+
+def test_a_kl_that_is_no_number_far_away_is_left_behind():
+    theta, start = torch.nn.Parameter(torch.full((3,), 1e3)), torch.zeros(3)
+    search, _ = search_back(theta, start, lambda at: math.nan if at[0] > 5.0 else at[0].item() ** 2, 0.01)
+    assert search.accepted
+    assert 0.09 < theta[0].item() <= 0.1
+
+
+def test_an_exception_on_the_way_back_leaves_no_bit_of_the_start_changed():
+    theta, start = parameters(0), parameters(1).detach()
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back_inside(theta, start, interrupted, violation=1.0, at_start=-1.0)
+    assert torch.equal(theta.detach(), start)
