@@ -1,6 +1,7 @@
 """The tables of docs/benchmarks.md: statistics by hand from made-up runs, published numbers as they are meant."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -146,6 +147,7 @@ def test_bounds_have_a_table_for_each_learning_rate_and_a_picture(keep):
     drawn = bounds.drawing()
     assert drawn.count("10 x learning rate") == 1
     assert drawn.count('r="3.5"') == 3
+    assert [float(x) for x in re.findall(r"([\d.]+)</text>", drawn) if x.startswith("0.")][-2:] == [0.01, 0.1]
 
 
 # -- published numbers ------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""A picture of what a bound on the KL buys: every seed's return over the bound, by region and learning rate."""
+"""A picture of what a bound on the KL buys: returns over the KL that updates had, by region and learning rate."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -16,7 +17,6 @@ WIDTH, HEIGHT, LEFT, GAP, KEY = 250, 190, 64, 62, 300
 COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#b3261e", "#0e7490", "#a16207", "#475569")
 SETTINGS = ("clip_range", "target_kl", "state_kl", "state_distance", "next_kl")
 """What bounds the step, of which every run has one."""
-LEVELS = ("small", "middle", "large")
 
 
 def bound(run: Row) -> float:
@@ -25,14 +25,17 @@ def bound(run: Row) -> float:
 
 
 def drawing() -> str:
-    """Draw a panel per environment and learning rate; a line joins a region's means, bars are all seeds."""
+    """Draw a panel per environment and learning rate: a line joins a region's means, bars are all seeds."""
     rows = [
         row | {"fast": fast(row), "region": row["config"]["trust_region"], "bound": bound(row)}
         for row in rows_of(*BOUNDS)
     ]
     envs, regions = (list(dict.fromkeys(row[name] for row in rows)) for name in ("env", "region"))
     levels = {region: sorted({row["bound"] for row in rows if row["region"] == region}) for region in regions}
-    parts = [_text(LEFT, 22, "Return of the last tenth of the training over the bound, by trust region", weight=600)]
+    title = "Return of the last tenth of the training over the mean KL of an update, nats"
+    parts = [_text(LEFT, 22, title, weight=600)]
+    moved = np.log10([row["kl_mean"] for row in rows])
+    decades = range(math.floor(moved.min()), math.floor(moved.max()) + 2)
     of_panels = max(2, len(envs)) * (WIDTH + GAP)
     abreast = max(1, of_panels // KEY)
     for i, region in enumerate(regions):
@@ -44,8 +47,8 @@ def drawing() -> str:
             x, y = LEFT + j * (WIDTH + GAP), top + i * (HEIGHT + GAP + 18)
             ends = _ends([row for row in rows if row["env"] == env])
             title = f"{env}{', 10 x learning rate' if quick else ''}"
-            parts += _panel(x, y, title, ends, groups_of(rows, env, quick), levels)
-    return svg(LEFT + of_panels, top + 2 * (HEIGHT + GAP + 18), parts, "Returns of all seeds over the bound on a step")
+            parts += _panel(x, y, title, ends, decades, groups_of(rows, env, quick), regions)
+    return svg(LEFT + of_panels, top + 2 * (HEIGHT + GAP + 18), parts, "Returns of all seeds over the KL of an update")
 
 
 def groups_of(rows: Sequence[Row], env: str, quick: bool) -> dict[str, list[Row]]:
@@ -71,32 +74,35 @@ def _panel(
     y: int,
     title: str,
     ends: tuple[float, float],
+    decades: range,
     of_regions: dict[str, list[Row]],
-    levels: dict[str, list[float]],
+    names: Sequence[str],
 ) -> list[str]:
     low, high = ends
 
     def height(value: float) -> float:
         return y + HEIGHT - (HEIGHT - 26) * (value - low) / (high - low)
 
+    def place(kl: float) -> float:
+        return x + WIDTH * (math.log10(kl) - decades[0]) / (decades[-1] - decades[0])
+
     parts = [_text(x, y + 12, title, weight=600)]
     for value in (low, (low + high) / 2, high):
         parts.append(f'<path d="M{x} {height(value):.1f} h{WIDTH}" stroke="#d5dbe1"/>')
         parts.append(_text(x - 6, height(value) + 4, f"{value:,.0f}", anchor="end", size=11))
-    for k, level in enumerate(LEVELS):
-        parts.append(_text(x + WIDTH * (k + 0.5) / 3, y + HEIGHT + 18, level, anchor="middle", size=11))
-    names = list(levels)
+    for decade in decades:
+        parts.append(f'<path d="M{place(10.0**decade):.1f} {y + HEIGHT} v4" stroke="#94a3b8"/>')
+        parts.append(_text(place(10.0**decade), y + HEIGHT + 18, f"{10.0**decade:g}", anchor="middle", size=11))
     for region, runs in of_regions.items():
-        i = names.index(region)
-        colour, shift = COLOURS[i % len(COLOURS)], 9 * (i - (len(names) - 1) / 2)
+        colour = COLOURS[names.index(region) % len(COLOURS)]
         points = []
-        for (at,), of_level in sorted(groups(runs, "bound").items()):
-            place = x + WIDTH * (levels[region].index(at) + 0.5) / 3 + shift
-            last = _finite(of_level)
+        for _, of_bound in sorted(groups(runs, "bound").items()):
+            last = _finite(of_bound)
             if not len(last):
                 continue
-            points.append((place, height(float(interquartile_mean(last)))))
-            bar = f"M{place:.1f} {height(last.min()):.1f} V{height(last.max()):.1f}"
+            at = place(float(np.exp(np.mean(np.log([run["kl_mean"] for run in of_bound])))))
+            points.append((at, height(float(interquartile_mean(last)))))
+            bar = f"M{at:.1f} {height(last.min()):.1f} V{height(last.max()):.1f}"
             parts.append(f'<path d="{bar}" stroke="{colour}" stroke-width="2" opacity="0.45"/>')
         path = " L".join(f"{a:.1f} {b:.1f}" for a, b in points)
         parts += [f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>'] * bool(points)

@@ -273,8 +273,8 @@ def classic() -> str:
 
 
 RECIPES = (
-    "recipe-ppo", "recipe-ppo-finalists", "recipe-trpo", "recipe-trpo-finalists", "recipe-pendulum",
-    "recipe-mountaincar", "recipe-lunar",
+    "recipe-ppo", "recipe-ppo-finalists", "recipe-constraint", "recipe-trpo", "recipe-trpo-finalists",
+    "recipe-pendulum", "recipe-mountaincar", "recipe-lunar",
 )  # fmt: skip
 BASE = "base"
 """The variant from which the others of a recipe differ in what they name."""

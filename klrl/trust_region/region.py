@@ -49,7 +49,7 @@ class TrustRegion:
 
     # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
     on_exit = cast("OnExit | None", None)
-    """Action to take if ``violation`` > 0: keep the last step and stop, or go back inside and on; ``None``: no bound."""
+    """Action to take if ``violation`` > 0: stop where the policy is, or go back inside and on; ``None``: no bound."""
     target_kl = cast("float | None", None)
     """Bound or aim in force for the mean KL(old||new), nats, if the region has one."""
     next_kl = cast("float | None", None)

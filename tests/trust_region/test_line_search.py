@@ -130,7 +130,7 @@ def test_where_kl_is_the_square_of_the_way_one_try_meets_the_bound_less_two_perc
     [
         lambda a: math.exp(-2.0 * a) / 2.0 + a - 0.5,  # a Gaussian whose log std moves up by a: linear in the end
         lambda a: math.expm1(min(2.0 * a, 700.0)) / 2.0 - a,  # down: exponential
-        lambda a: a + math.log1p(math.exp(-2.0 * a)) - math.log(2.0),  # log cosh a, a coin whose logit goes from 0 to 2 a
+        lambda a: a + math.log1p(math.exp(-2.0 * a)) - math.log(2.0),  # log cosh a: a coin, logit 0 to 2 a
     ],
     ids=["wider", "narrower", "coin"],
 )
