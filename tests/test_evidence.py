@@ -141,7 +141,9 @@ def test_bounds_have_a_table_for_each_learning_rate_and_a_picture(keep):
     }.items():
         rows += [run(seed, variant=name, steps=300_000, config=settings) for seed in range(3)]
     keep("kl-bound", rows)
-    first, second = evidence.BLOCKS["kl-bound"]().split("ten times the preset's learning rate")
+    block = evidence.BLOCKS["kl-bound"]()
+    assert "Under constraints 18 of 2,400 updates end over their bound." in block
+    first, second = block.split("ten times the preset's learning rate")
     assert cells(first, "`clip 0.2`")[3:] == ["2,000", "100", "2", "0.022"]
     assert cells(second, "`constraint 0.01`")[3] == "2,000"
     drawn = bounds.drawing()

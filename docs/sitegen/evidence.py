@@ -326,8 +326,11 @@ def bounds() -> str:
     if not rows:
         return NOTHING
     head = ["", "seeds", "M2", "worst seed", "spread", "runs with a drop", "largest KL"]
-    parts = ["![Returns of all seeds over the bound, by region and learning rate](_static/kl-bound.svg)"]
+    parts = ["![Returns over the mean KL of an update, by region and learning rate](_static/kl-bound.svg)"]
     parts += [commands(*BOUNDS)]
+    held = [row for row in rows if "constraint" in row["config"]["trust_region"]]
+    over = sum(row["updates_over_target"] for row in held)
+    parts += [f"Under constraints {over:,} of {sum(row['updates'] for row in held):,} updates end over their bound."]
     for (env, quick), group in groups([row | {"fast": fast(row)} for row in rows], "env", "fast").items():
         lines = [_stability(variant.partition(",")[0], runs) for (variant,), runs in groups(group, "variant").items()]
         rate = "ten times the preset's learning rate" if quick else "the preset's learning rate"
