@@ -56,8 +56,7 @@ class PPO(Agent[PPOConfig]):
         """
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, policy_epochs = _Outcome(), 0
-        projects = redefines(self.region, "project")
-        old = self.networks.actor_state() if projects or self.region.on_exit == "backtrack" else None
+        old = inside = self.networks.actor_state()
         epochs, rate = Epochs(self, samples, callback), self.networks.optimizer.learning_rate * self.region.lr_scale
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
@@ -68,14 +67,15 @@ class PPO(Agent[PPOConfig]):
             for name, values in epochs.steps(self._step if outcome.moving else self._critic_step, terms).items():
                 losses[name] += values
             if outcome.moving:
-                outcome, policy_epochs = self._stay_inside(samples, old), policy_epochs + 1
+                outcome, policy_epochs = self._stay_inside(samples, old, inside), policy_epochs + 1
+                inside = self.networks.actor_state() if self.region.on_exit == "backtrack" else old
                 if not outcome.moving and self.networks.share_encoder:
                     epochs = Epochs(self, self.for_critic(samples), callback)
             if outcome.moving and epoch + 1 < self.config.n_epochs:
                 self._adapt(samples, (epoch + 1) / self.config.n_epochs)
             callback.on_epoch_end(self, epoch)
         fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
-        if old is not None and projects:
+        if redefines(self.region, "project"):
             settled = self._settle(samples, old, outcome)
             outcome, fitted = settled, fitted and settled is outcome
         if self.networks.share_encoder and not fitted:  # the encoder went back after the critic's last pass
@@ -123,11 +123,14 @@ class PPO(Agent[PPOConfig]):
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _stay_inside(self, samples: UpdateBatch, old: ActorState | None) -> _Outcome:
-        """Check the policy on the whole batch after an epoch; outside, stop it or take it back towards the old one."""
+    def _stay_inside(self, samples: UpdateBatch, old: ActorState, inside: ActorState) -> _Outcome:
+        """Check the policy on the whole batch after an epoch; outside, stop it or take it back towards the old one.
+
+        Where nothing on the way to the old policy is inside, it is what it was before the epoch, and stops.
+        """
         if self.region.on_exit is None or (violation := self._violation(samples)) <= 0.0:
             return _Outcome()
-        if self.region.on_exit == "stop" or old is None:
+        if self.region.on_exit == "stop":
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         found = back_inside(
             self.networks.actor_parameters,
@@ -138,7 +141,8 @@ class PPO(Agent[PPOConfig]):
         )
         if found.accepted:  # most of the way is kept, and so are Adam's moments
             return _Outcome(scale=found.scale, reason="all epochs done, back inside the trust region")
-        self.networks.put_back_moments(old)
+        self.networks.actor_parameters.copy_(inside.parameters)
+        self.networks.put_back_moments(inside)
         return _Outcome(moving=False, scale=0.0, reason="stopped: no step stays inside")
 
     def _settle(self, samples: UpdateBatch, old: ActorState, outcome: _Outcome) -> _Outcome:
@@ -156,7 +160,7 @@ class PPO(Agent[PPOConfig]):
         if scale == 0.0:
             self.networks.put_back_moments(old)
         reason = "projected: back inside in every state" if scale > 0.0 else "stopped: no step stays inside"
-        return _Outcome(moving=False, scale=scale, reason=reason)
+        return _Outcome(moving=False, scale=scale * outcome.scale, reason=reason)
 
     def _adapt(self, samples: UpdateBatch, share: float) -> None:
         """Let the region adapt to the share of the update that is done."""

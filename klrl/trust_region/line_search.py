@@ -74,7 +74,8 @@ def back_inside(
     """Shorten the way from start to theta, where a bound is violated, until it holds.
 
     A divergence grows with the square of a short way. So each try is where the parabola through the violations at start
-    and at the last try meets the bound, less 2 %, or half of the last one if that is more. Mostly the first is inside.
+    and at the last try meets the bound, or half of the last one if that is more, in either case less 2 %. Mostly the
+    first is inside; from the middle of the tries on they are halves, whatever the violation says.
 
     Args:
         theta: the parameters ``[P]``, moved in place.
@@ -88,8 +89,8 @@ def back_inside(
     step, scale = theta - start, 1.0
     try:
         for tries in range(1, max_iter + 1):
-            known = at_start < 0.0 and math.isfinite(at_start - violation)
-            scale *= 0.98 * max(math.sqrt(at_start / (at_start - violation)) if known else 0.0, 0.5)
+            parabola = at_start < 0.0 and math.isfinite(at_start - violation) and tries <= max_iter // 2
+            scale *= 0.98 * max(math.sqrt(at_start / (at_start - violation)) if parabola else 0.0, 0.5)
             theta.copy_(start + scale * step)
             violation = measure()
             if violation <= 0.0:

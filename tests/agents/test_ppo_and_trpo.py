@@ -262,16 +262,49 @@ def test_ppo_goes_through_all_epochs_inside_the_region():
     assert (metrics["train/policy_epochs"], metrics["train/stop_reason"]) == (4.0, "all epochs done")
 
 
-def test_ppo_outside_a_constraint_goes_back_along_the_line_to_the_old_policy():
-    def moved(region):
-        agent = small_agent(PPO, trust_region=region, n_epochs=1, learning_rate=3e-2)
-        old, metrics = agent.networks.actor_parameters.clone(), agent.update(random_batch(agent))
-        return agent.networks.actor_parameters - old, metrics
+class Places(Callback):
+    """The policy's parameters where the last minibatch of every epoch has led, and where the region has left them."""
 
-    (whole, _), (part, metrics) = moved(TrustRegion()), moved(KLConstraint(1e-3))
+    def __init__(self):
+        self.led, self.left = [], []
+
+    def on_minibatch_end(self, agent, metrics):
+        self.last = agent.networks.actor_parameters.clone()
+
+    def on_epoch_end(self, agent, epoch):
+        self.led.append(self.last)
+        self.left.append(agent.networks.actor_parameters.clone())
+
+
+def test_ppo_outside_a_constraint_goes_back_along_the_line_to_the_policy_before_the_update():
+    agent = small_agent(PPO, trust_region="constraint", target_kl=1e-3, n_epochs=3, learning_rate=3e-2)
+    old, metrics = agent.networks.actor_parameters.clone(), agent.update(random_batch(agent), places := Places())
+    for led, left in zip(places.led, places.left, strict=True):
+        scale = ((left - old) @ (led - old) / (led - old).square().sum()).item()
+        assert 0.0 < scale < 1.0
+        torch.testing.assert_close(left, old + scale * (led - old), rtol=1e-4, atol=1e-6)
+    assert metrics["train/backtrack_scale"] == pytest.approx(scale, rel=1e-4)
     assert 0.9 * 1e-3 < metrics["drift/kl"] <= 1e-3
-    assert 0.0 < metrics["train/backtrack_scale"] < 1.0
-    torch.testing.assert_close(part, metrics["train/backtrack_scale"] * whole, rtol=1e-4, atol=1e-6)
+
+
+class Answers(TrustRegion):
+    """A region that answers what it is told to, and the last answer from then on."""
+
+    on_exit = "backtrack"
+
+    def violation(self, change):
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def test_where_nothing_on_the_way_back_is_inside_the_policy_is_what_the_last_epoch_that_was_inside_made_of_it():
+    agent = small_agent(PPO, trust_region=Answers(), n_epochs=4, learning_rate=1e-2)
+    Answers.answers = [-1.0, -1.0, 1.0]
+    metrics = agent.update(random_batch(agent), places := Places())
+    assert (metrics["train/policy_epochs"], metrics["train/backtrack_scale"]) == (3.0, 0.0)
+    assert metrics["train/stop_reason"] == "stopped: no step stays inside"
+    assert not torch.equal(places.left[0], places.left[1])
+    assert not torch.equal(places.led[2], places.left[1])
+    assert all(torch.equal(left, places.left[1]) for left in places.left[2:])
 
 
 @pytest.mark.parametrize("region", ["constraint", "clip+constraint"])
