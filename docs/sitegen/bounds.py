@@ -29,6 +29,7 @@ def drawing() -> str:
     rows = [
         row | {"fast": fast(row), "region": row["config"]["trust_region"], "bound": bound(row)}
         for row in rows_of(*BOUNDS)
+        if row["kl_mean"] > 0.0  # a policy that stood still or has none is nowhere on the axis
     ]
     envs, regions = (list(dict.fromkeys(row[name] for row in rows)) for name in ("env", "region"))
     levels = {region: sorted({row["bound"] for row in rows if row["region"] == region}) for region in regions}

@@ -86,8 +86,8 @@ _ABOUT = {
         "train/line_search_scale": "Share of the natural-gradient step that was taken; 0: rejected, the policy did not "
         "move.",
         "train/cg_residual": "What conjugate gradient left of the gradient, damping included.",
-        "train/backtrack_scale": "Share of the way from the old policy that was kept after the last epoch; 1: the "
-        "policy was inside the region.",
+        "train/backtrack_scale": "Share of the update's way that was kept where the policy went back after its last "
+        "epoch; 1: after that it did not go back.",
         "train/kl_penalty": "Weight of the KL penalty during the update.",
         "train/actor_learning_rate": "Adam's step size for the policy.",
         "train/policy_epochs": "Epochs in which the policy still moved.",

@@ -27,7 +27,7 @@ Level = Annotated[float, Bounds(0.0, 0.9999, open_below=True)]
 class KLConstraint(TrustRegion):
     """Mean KL(old||new) <= target_kl: Schulman et al. 2015 (TRPO), eq. 14.
 
-    ``on_exit="backtrack"`` is a constraint: a policy that left the region goes back inside, and on from there.
+    ``on_exit="backtrack"`` is a constraint: a policy that left the region goes back inside and continues from there.
     ``on_exit="stop"`` is early stopping: the update ends, and the step that left the region is kept.
     """
 

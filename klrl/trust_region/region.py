@@ -49,7 +49,7 @@ class TrustRegion:
 
     # Neutral values, no fields of the dataclass: a region overrides one with a field or a property.
     on_exit = cast("OnExit | None", None)
-    """Action to take if ``violation`` > 0: stop where the policy is, or go back inside and on; ``None``: no bound."""
+    """Action to take if ``violation`` > 0: stop there, or go back inside and continue; ``None``: no bound."""
     target_kl = cast("float | None", None)
     """Bound or aim in force for the mean KL(old||new), nats, if the region has one."""
     next_kl = cast("float | None", None)
@@ -97,7 +97,10 @@ class TrustRegion:
         _warn_of_lookalikes(cls)
 
     def violation(self, change: Change) -> float:
-        """Return by how much the change, on the whole batch, violates the region's bound; <= 0 inside."""
+        """Return by how much the change, on the whole batch, violates the region's bound; <= 0 inside.
+
+        PPO asks it of no change at all, too.
+        """
         del change
         return -math.inf
 
