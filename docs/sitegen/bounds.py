@@ -14,7 +14,7 @@ from sitegen.evidence import BOUNDS, fast, returns, rows_of
 from sitegen.results import Row, groups
 
 WIDTH, HEIGHT, LEFT, GAP, KEY = 250, 190, 64, 62, 300
-COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#b3261e", "#0e7490", "#a16207", "#475569")
+COLOURS = ("#1f5fa8", "#c2410c", "#15803d", "#7c3aed", "#111827", "#0e9fb8", "#db2777", "#8a6d00")
 SETTINGS = ("clip_range", "target_kl", "state_kl", "state_distance", "next_kl")
 """What bounds the step, of which every run has one."""
 
