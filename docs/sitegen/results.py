@@ -297,15 +297,16 @@ def finetune() -> str:
     from klrl.scripts.benchmarks.finetune_runs import table as of_variants
 
     record = read("finetune.json")
-    rows = [r for r in record["rows"] if r.get("updates_over_reference_kl") is not None]
     said = []
-    for (variant,), group in groups(rows, "variant").items():
-        bound = group[0]["settings"]["reference_kl"]
-        outside, updates = sum(r["updates_over_reference_kl"] for r in group), sum(r["updates"] for r in group)
-        largest = max(r["kl_reference_largest"] for r in group) / bound
-        said.append(
-            f"- `{variant}`: {outside} of {updates} updates end outside, at up to {largest:.1f} times the bound"
-        )
+    for (variant,), group in groups(record["rows"], "variant").items():
+        for setting in ("reference_kl", "reference_forward_kl"):
+            if (bound := group[0]["settings"].get(setting)) is None:
+                continue
+            outside, updates = sum(r[f"updates_over_{setting}"] for r in group), sum(r["updates"] for r in group)
+            largest = max(r[f"kl_{setting.removesuffix('_kl')}_largest"] for r in group) / bound
+            said.append(
+                f"- `{variant}`: {outside} of {updates} updates end outside, at up to {largest:.1f} times the bound"
+            )
     return "\n\n".join(
         [
             command(record["command"]),
