@@ -163,7 +163,7 @@ def _regions_said(rows: Sequence[Row]) -> str:
         f"Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
         f"interval over the n seeds; KL: over all updates; over: updates over the target or the bound that the region "
         f"has, nats unless it says otherwise (*: it has none, and is counted against the others' target; "
-        f"`next-state-constraint` moves its own: the last one of every seed).\n\n"
+        f"`next-state-constraint` moves its own: by seed, the last one, or the first to the last).\n\n"
         f"Of the regions that have one, {listed([f'`{name}`' for name in bounded])} never exceeded it "
         f"({over(aims[bounded[0]])} updates each). The largest single update of all, {free['kl_largest']:.1f} nats, "
         f"was one of `{free['variant']}` on {free['env']}."
@@ -192,7 +192,7 @@ def movement() -> str:
         "Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
         "interval over the n seeds; mean and quantile of the states' KL: means over all updates; largest: of all "
         "states of all updates; over: updates over the bound in force on the batch, nats (`next-state-constraint` "
-        "moves its own: the last one of every seed); mean on the next states: `drift/kl_next`, the mean over the "
+        "moves its own: by seed, the last one, or the first to the last); mean on the next states: `drift/kl_next`, the mean over the "
         "updates; over there: updates over the bound on the mean, of those that a rollout judged."
     )
     next_over = {name: _share(runs) for (name,), runs in groups(rows, "variant").items() if name in _BOUNDS_ON_A_MEAN}
