@@ -192,8 +192,8 @@ def movement() -> str:
         "Return: of the episodes that ended in the last tenth of the training, mean and half of Student's 95 % "
         "interval over the n seeds; mean and quantile of the states' KL: means over all updates; largest: of all "
         "states of all updates; over: updates over the bound in force on the batch, nats (`next-state-constraint` "
-        "moves its own: by seed, the last one, or the first to the last); mean on the next states: `drift/kl_next`, the mean over the "
-        "updates; over there: updates over the bound on the mean, of those that a rollout judged."
+        "moves its own: by seed, the last one, or the first to the last); mean on the next states: `drift/kl_next`, "
+        "the mean over the updates; over there: updates over the bound on the mean, of those that a rollout judged."
     )
     next_over = {name: _share(runs) for (name,), runs in groups(rows, "variant").items() if name in _BOUNDS_ON_A_MEAN}
     both = " and ".join(f"{share} under `{name}`" for name, share in next_over.items())
