@@ -35,7 +35,7 @@ class All(TrustRegion):
 
     @property
     def on_exit(self) -> OnExit | None:  # type: ignore[override]
-        """ "backtrack" where a member asks for it, which then holds all bounds and stops no epochs; else "stop"."""
+        """The members' wish: "backtrack" if one has it, which holds all bounds and stops no epochs; else "stop"."""
         wishes = {r.on_exit for r in self.regions}
         return "backtrack" if "backtrack" in wishes else "stop" if "stop" in wishes else None
 
