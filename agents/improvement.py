@@ -18,7 +18,7 @@ class Improvement:
     value_loss: float
     """Mean of the critic's loss over its steps (metric ``train/value_loss``)."""
     stop_reason: str
-    """Why the policy's update ended where it did (``train/stop_reason``)."""
+    """Reason why the policy's update ended where it did (``train/stop_reason``)."""
     metrics: Mapping[str, float | str] = field(default_factory=dict)
     """Further metrics, by ``group/name``."""
 
