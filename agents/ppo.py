@@ -56,7 +56,9 @@ class PPO(Agent[PPOConfig]):
         """
         losses: dict[str, list[Array]] = defaultdict(list)
         outcome, policy_epochs = _Outcome(), 0
-        old = inside = self.networks.actor_state()
+        goes_back = self.region.on_exit == "backtrack" or redefines(self.region, "project")
+        old = self.networks.actor_state() if goes_back or redefines(self.region, "adapt_within") else None
+        inside = old
         epochs, rate = Epochs(self, samples, callback), self.networks.optimizer.learning_rate * self.region.lr_scale
         for epoch in range(self.config.n_epochs):
             if epoch > 0 and self.config.recompute_advantages:
@@ -68,14 +70,14 @@ class PPO(Agent[PPOConfig]):
                 losses[name] += values
             if outcome.moving:
                 outcome, policy_epochs = self._stay_inside(samples, old, inside), policy_epochs + 1
-                inside = self.networks.actor_state() if self.region.on_exit == "backtrack" else old
                 if not outcome.moving and self.networks.share_encoder:
                     epochs = Epochs(self, self.for_critic(samples), callback)
             if outcome.moving and epoch + 1 < self.config.n_epochs:
                 self._adapt(samples, (epoch + 1) / self.config.n_epochs)
+                inside = self.networks.actor_state() if self.region.on_exit == "backtrack" else None
             callback.on_epoch_end(self, epoch)
         fitted = outcome.scale == 1.0 or policy_epochs < self.config.n_epochs
-        if redefines(self.region, "project"):
+        if old is not None and redefines(self.region, "project"):
             settled = self._settle(samples, old, outcome)
             outcome, fitted = settled, fitted and settled is outcome
         if self.networks.share_encoder and not fitted:  # the encoder went back after the critic's last pass
@@ -123,14 +125,14 @@ class PPO(Agent[PPOConfig]):
         self.descend(self.config.vf_coef * value_loss)
         return {"train/value_loss": value_loss.value}
 
-    def _stay_inside(self, samples: UpdateBatch, old: ActorState, inside: ActorState) -> _Outcome:
+    def _stay_inside(self, samples: UpdateBatch, old: ActorState | None, inside: ActorState | None) -> _Outcome:
         """Check the policy on the whole batch after an epoch; outside, stop it or take it back towards the old one.
 
         Where nothing on the way to the old policy is inside, it is what it was before the epoch, and stops.
         """
         if self.region.on_exit is None or (violation := self._violation(samples)) <= 0.0:
             return _Outcome()
-        if self.region.on_exit == "stop":
+        if self.region.on_exit == "stop" or old is None or inside is None:
             return _Outcome(moving=False, reason="stopped: outside the trust region")
         found = back_inside(
             self.networks.actor_parameters,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,21 +45,8 @@ def line_search(
         shrinking_factor: c in (0, 1).
         max_iter: maximum number of tries; if all fail, theta is ``start`` again, bit for bit.
     """
-    theta = theta.detach()
-    start = theta.clone() if start is None else start
-    reason: str | None = "no tries"
-    try:
-        for tries in range(max_iter):
-            scale = shrinking_factor**tries
-            theta.copy_(start + scale * step)
-            reason = objection()
-            if reason is None:
-                return LineSearch(scale, tries + 1, "accepted")
-    except BaseException:
-        theta.copy_(start)
-        raise
-    theta.copy_(start)
-    return LineSearch(0.0, max_iter, str(reason))
+    start = theta.detach().clone() if start is None else start
+    return _first_accepted(theta, start, step, (shrinking_factor**n for n in range(max_iter)), objection)
 
 
 def back_inside(
@@ -85,18 +72,36 @@ def back_inside(
         at_start: what it is at start.
         max_iter: maximum number of tries; if all fail, theta is ``start``, bit for bit.
     """
-    theta = theta.detach()
-    step, scale = theta - start, 1.0
-    try:
+
+    def scales() -> Iterator[float]:
+        scale = 1.0
         for tries in range(1, max_iter + 1):
             parabola = at_start < 0.0 and math.isfinite(at_start - violation) and tries <= max_iter // 2
             scale *= 0.98 * max(math.sqrt(at_start / (at_start - violation)) if parabola else 0.0, 0.5)
+            yield scale
+
+    def objection() -> str | None:
+        nonlocal violation
+        violation = measure()
+        return None if violation <= 0.0 else "outside the trust region"
+
+    return _first_accepted(theta, start, theta.detach() - start, scales(), objection)
+
+
+def _first_accepted(
+    theta: Tensor, start: Tensor, step: Tensor, scales: Iterable[float], objection: Callable[[], str | None]
+) -> LineSearch:
+    """Set theta to start + s * step for one scale after the other until there is no objection, else to start."""
+    theta, tries, reason = theta.detach(), 0, "no tries"
+    try:
+        for scale in scales:
             theta.copy_(start + scale * step)
-            violation = measure()
-            if violation <= 0.0:
+            tries, said = tries + 1, objection()
+            if said is None:
                 return LineSearch(scale, tries, "accepted")
+            reason = said
     except BaseException:
         theta.copy_(start)
         raise
     theta.copy_(start)
-    return LineSearch(0.0, max_iter, "outside the trust region")
+    return LineSearch(0.0, tries, reason)

@@ -96,7 +96,7 @@ def test_the_parameters_are_moved_where_they_are():
     assert theta.requires_grad
 
 
-def search_back(theta, start, kl, bound, **limits):
+def search_back(theta, start, kl, bound):
     """Take theta back towards start, where the KL is 0, until it is at most the bound; with the places looked at."""
     seen = []
 
@@ -105,7 +105,7 @@ def search_back(theta, start, kl, bound, **limits):
         return kl(theta.detach()) - bound
 
     violation = kl(theta.detach()) - bound
-    return back_inside(theta, start, measure, violation=violation, at_start=kl(start) - bound, **limits), seen
+    return back_inside(theta, start, measure, violation=violation, at_start=kl(start) - bound), seen
 
 
 @pytest.mark.parametrize(
